@@ -1,0 +1,31 @@
+"""Sgfr: subspace-guided feature reconstruction, an anomaly-detection model for anomalib.
+
+This package is imported at every start of the interpreter (see :mod:`anomalib_sgfr.plugin`), so its names are looked up
+only when used (PEP 562).
+"""
+
+_HOME = {
+    "Sgfr": "lightning_model",
+    "SgfrModel": "torch_model",
+    "SubspaceSampler": "sampling",
+    "SubspaceSampling": "callbacks",
+}
+
+__all__ = ["Sgfr", "SgfrModel", "SubspaceSampler", "SubspaceSampling", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("anomalib-sgfr")
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

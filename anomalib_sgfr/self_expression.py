@@ -1,0 +1,268 @@
+"""Self-expressive reconstruction: rebuild target vectors from a bank of nominal ones.
+
+Pure functions, tensors in and tensors out. A target ``x`` (d) is written as a combination ``B_S' c`` of a few rows (the
+support ``S``) of the bank ``B`` (M x d); what is left, ``r = x - B_S' c``, is the residual, and its length the anomaly
+score of the patch. Each solver is built of matmul, top-k, gather and elementwise steps, unrolled over the small
+support, so that it exports to ONNX and OpenVINO, and calls no dense linear-algebra routine at inference.
+
+Degenerate input has its mathematical limit: duplicate or linearly dependent atoms add nothing to the span (their
+coefficient is zero), an all-zero atom is never a direction, and a support larger than the bank is the whole bank.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Expression", "affine", "omp", "ridge", "ridge_operator"]
+
+
+class Expression(NamedTuple):
+    """How each target was rebuilt.
+
+    Attributes:
+        residual (Tensor): What could not be rebuilt, shape ``(N, d)``.
+        support (Tensor): Rows of the bank that were used, shape ``(N, k)``, ``int64``.
+        code (Tensor): Their coefficients, shape ``(N, k)``; ``target = code @ bank[support] + residual``.
+    """
+
+    residual: Tensor
+    support: Tensor
+    code: Tensor
+
+
+def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float = 0.0) -> Expression:
+    r"""Rebuild each target in the affine hull of its nearest atoms.
+
+    Locality-constrained linear coding (Wang et al., CVPR 2010, eq. 4): over the ``k`` nearest atoms,
+
+    .. math:: \min_c \|x - B_S^\top c\|^2 + \lambda s \|c\|^2 \quad\text{s.t.}\quad 1^\top c = 1,
+
+    with ``s`` the mean squared distance from the target to its support, so that ``regularisation`` has no unit. With
+    ``num_atoms=1`` the residual is the vector to the Euclidean nearest neighbour. The problem is solved in the
+    coordinates of the nearest atom by semi-normal equations with one step of refinement (Bjorck 1987), which keeps
+    float32 close to the least-squares optimum without a QR factorisation.
+
+    Args:
+        target (Tensor): Vectors to rebuild, shape ``(N, d)``, floating point.
+        bank (Tensor): Nominal vectors, shape ``(M, d)``, same dtype.
+        num_atoms (int): Size ``k`` of the support; the whole bank if larger than ``M``.
+        regularisation (float): ``lambda`` above, at least zero. Defaults to ``0.0``.
+
+    Returns:
+        Expression: Residuals ``(N, d)``, support ``(N, k)`` from nearest to farthest, and coefficients that sum to one.
+
+    Raises:
+        ValueError: If shapes or dtypes disagree, the bank is empty, a value is not finite or an argument out of range.
+    """
+    _check(target, bank, num_atoms=num_atoms, regularisation=regularisation)
+    target_, bank_ = _working(target), _working(bank)
+    k = min(num_atoms, bank.shape[0])
+    support = nearest(target_, bank_, k)
+    atoms = bank_[support]  # (N, k, d)
+    offset = target_ - atoms[:, 0]  # (N, d), from the nearest atom
+    if k == 1:
+        return Expression(offset.to(target.dtype), support, torch.ones_like(offset[:, :1]).to(target.dtype))
+
+    directions = atoms[:, 1:] - atoms[:, :1]  # (N, k-1, d) span the hull
+    spread = (target_.unsqueeze(1) - atoms).square().sum((1, 2)) / k
+    penalty = (regularisation * spread)[:, None]  # lambda * s of every target, (N, 1)
+
+    # In these coordinates c = (1 - sum(z), z): the penalty on c becomes penalty * (I + 1 1') on z.
+    gram = directions @ directions.transpose(1, 2)
+    eye = torch.eye(k - 1, dtype=gram.dtype, device=gram.device)
+    inverse = _spd_inverse(gram + penalty[:, :, None] * (eye + 1.0))
+
+    code = torch.zeros_like(inverse[:, 0])
+    residual = offset
+    for _ in range(2):  # the solution, then its refinement against what it left over
+        first = 1.0 - code.sum(1, keepdim=True)
+        gradient = (directions @ residual.unsqueeze(2)).squeeze(2) + penalty * (first - code)
+        code = code + (inverse @ gradient.unsqueeze(2)).squeeze(2)
+        residual = offset - (code.unsqueeze(1) @ directions).squeeze(1)
+    code = torch.cat((1.0 - code.sum(1, keepdim=True), code), 1)
+    return Expression(residual.to(target.dtype), support, code.to(target.dtype))
+
+
+def omp(target: Tensor, bank: Tensor, num_atoms: int) -> Expression:
+    """Rebuild each target by orthogonal matching pursuit.
+
+    Greedy support, largest correlation between unit-length atoms and the residual, least squares on the support by
+    progressive orthogonalisation (Rubinstein et al. 2008; Lubonja et al., arXiv 2407.06434), so no system is solved. An
+    atom is taken at most once. Costs ``k`` products of ``N x d`` with ``d x M``.
+
+    Args:
+        target (Tensor): Vectors to rebuild, shape ``(N, d)``, floating point.
+        bank (Tensor): Nominal vectors of any length, shape ``(M, d)``, same dtype.
+        num_atoms (int): Size ``k`` of the support; the whole bank if larger than ``M``.
+
+    Returns:
+        Expression: Residuals ``(N, d)``, support ``(N, k)`` in the order chosen, and coefficients ``(N, k)``. An atom
+        that adds nothing to the span (duplicate, zero, or past the dimension) has coefficient zero.
+
+    Raises:
+        ValueError: If shapes or dtypes disagree, the bank is empty, a value is not finite or an argument out of range.
+    """
+    _check(target, bank, num_atoms=num_atoms)
+    target_, bank_ = _working(target), _working(bank)
+    k = min(num_atoms, bank.shape[0])
+    tolerance = _tolerance(bank_)
+    length = bank_.norm(dim=1)  # (M,)
+    unit = bank_ * _reciprocal(length, torch.zeros_like(length))[:, None]
+    order = torch.arange(bank.shape[0], device=bank.device)
+
+    residual = target_
+    barred = torch.zeros_like(target_[:, :1] * length)  # (N, M): -1 where an atom was taken
+    support: list[Tensor] = []
+    basis: list[Tensor] = []
+    combinations: list[Tensor] = []  # q_j as a combination of the first j+1 chosen unit atoms, each (N, k)
+    eye = torch.eye(k, dtype=target_.dtype, device=target_.device)
+    code = torch.zeros_like(target_[:, :1]).repeat(1, k)
+    for step in range(k):
+        # correlations are >= 0, so a barred atom can never win
+        chosen = torch.where(barred < 0, barred, (residual @ unit.T).abs()).argmax(1)
+        barred = barred - (order == chosen[:, None]).to(barred.dtype)
+        support.append(chosen)
+
+        direction = unit[chosen]
+        combination = eye[step].expand_as(code)
+        for _ in range(2):  # Gram-Schmidt twice is enough
+            for previous, its_combination in zip(basis, combinations, strict=True):
+                share = (direction * previous).sum(1, keepdim=True)
+                direction = direction - share * previous
+                combination = combination - share * its_combination
+        norm = direction.norm(dim=1, keepdim=True)
+        scale = _reciprocal(norm, torch.full_like(norm, tolerance))
+        basis.append(direction * scale)
+        combinations.append(combination * scale)
+        share = (residual * basis[-1]).sum(1, keepdim=True)
+        residual = residual - share * basis[-1]
+        code = code + share * combinations[-1]
+    index = torch.stack(support, 1)
+    code = code * _reciprocal(length, torch.zeros_like(length))[index]  # back from unit atoms to the bank's own
+    return Expression(residual.to(target.dtype), index, code.to(target.dtype))
+
+
+def ridge_operator(bank: Tensor, regularisation: float) -> Tensor:
+    r"""Residual operator of collaborative (ridge) reconstruction over the whole bank.
+
+    With :math:`c = \arg\min \|x - B^\top c\|^2 + \alpha\|c\|^2`, the residual is :math:`R x` with
+    :math:`R = \alpha (B^\top B + \alpha I)^{-1}`, one symmetric ``d x d`` matrix that replaces the bank at inference
+    (Han & Yan, arXiv 2401.09443). ``alpha = regularisation * ||B||_F^2 / d``, so that ``regularisation`` has no unit.
+
+    Args:
+        bank (Tensor): Nominal vectors, shape ``(M, d)``, floating point.
+        regularisation (float): At least zero. At zero the limit is the projector on what the bank does not span.
+
+    Returns:
+        Tensor: ``R``, shape ``(d, d)``, dtype of the bank. Computed in float64.
+
+    Raises:
+        ValueError: If the bank is empty or not finite, or ``regularisation`` is negative.
+    """
+    _check(bank, bank, regularisation=regularisation)
+    _, singular, axes = torch.linalg.svd(bank.double(), full_matrices=False)
+    energy = singular.square()
+    alpha = regularisation * energy.sum() / bank.shape[1]
+    cutoff = energy.amax() * torch.finfo(torch.float64).eps * max(bank.shape)
+    # R = I - V diag(s^2 / (s^2 + alpha)) V'; null directions of the bank are left wholly to the residual
+    kept = torch.where(energy > cutoff, energy / (energy + alpha).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    operator = torch.eye(bank.shape[1], dtype=torch.float64, device=bank.device) - (axes.T * kept) @ axes
+    return operator.to(bank.dtype)
+
+
+def ridge(target: Tensor, operator: Tensor) -> Tensor:
+    """Residual of each target under a precomputed :func:`ridge_operator`.
+
+    Args:
+        target (Tensor): Vectors to rebuild, shape ``(N, d)``.
+        operator (Tensor): Symmetric matrix of shape ``(d, d)``, same dtype.
+
+    Returns:
+        Tensor: Residuals, shape ``(N, d)``.
+
+    Raises:
+        ValueError: If shapes or dtypes disagree or a value is not finite.
+    """
+    _check(target, operator)
+    return (_working(target) @ _working(operator)).to(target.dtype)
+
+
+def nearest(target: Tensor, bank: Tensor, k: int) -> Tensor:
+    """Rows of the bank nearest to each target, shape ``(N, k)``, from nearest to farthest.
+
+    Both are centred on the bank first: the expansion ``|b|^2 - 2 x.b`` (without ``|x|^2``, which orders nothing) loses
+    digits to a common offset, and post-activation features have a large one.
+    """
+    centre = bank.mean(0)
+    bank = bank - centre
+    order = bank.square().sum(1) - 2.0 * ((target - centre) @ bank.T)
+    return order.topk(k, dim=1, largest=False).indices
+
+
+def _spd_inverse(matrix: Tensor) -> Tensor:
+    """Invert small symmetric positive semi-definite matrices ``(N, k, k)``, dropping dependent rows.
+
+    Gauss-Jordan with diagonal pivoting, unrolled over ``k``, on the matrix scaled to a unit diagonal. A pivot that
+    rounding alone explains marks a row that depends on those before it; its row and column in the result are zero (a
+    generalised inverse).
+    """
+    k = matrix.shape[-1]
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    scale = _reciprocal(diagonal.clamp_min(0.0).sqrt(), torch.zeros_like(diagonal))
+    eye = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
+    work = torch.cat((matrix * scale[:, :, None] * scale[:, None, :], eye.expand_as(matrix)), 2)  # (N, k, 2k)
+    waiting = torch.ones_like(diagonal)
+    keep = torch.zeros_like(diagonal)
+    for _ in range(k):
+        remaining = torch.where(waiting > 0, work[:, :, :k].diagonal(dim1=1, dim2=2), -1.0)
+        pivot, index = remaining.max(1, keepdim=True)  # (N, 1)
+        chosen = eye[index.squeeze(1)]  # (N, k), one-hot
+        row = (chosen.unsqueeze(1) @ work).squeeze(1) * _reciprocal(pivot, torch.full_like(pivot, _tolerance(matrix)))
+        column = (work[:, :, :k] @ chosen.unsqueeze(2)).squeeze(2)
+        work = work - (column - chosen).unsqueeze(2) * row.unsqueeze(1)  # unchanged where the row was dropped
+        waiting = waiting - chosen
+        keep = keep + chosen * (pivot > _tolerance(matrix))
+    keep = keep * scale
+    return work[:, :, k:] * keep[:, :, None] * keep[:, None, :]
+
+
+def _reciprocal(value: Tensor, floor: Tensor) -> Tensor:
+    """``1 / value`` where it exceeds ``floor``, zero elsewhere, without a division by zero on either branch."""
+    usable = value > floor
+    return torch.where(usable, 1.0 / torch.where(usable, value, torch.ones_like(value)), torch.zeros_like(value))
+
+
+def _tolerance(tensor: Tensor) -> float:
+    """Relative size below which a pivot is rounding error."""
+    return 32.0 * torch.finfo(tensor.dtype).eps
+
+
+def _working(tensor: Tensor) -> Tensor:
+    """Half precisions are computed in float32."""
+    return tensor if tensor.dtype in {torch.float32, torch.float64} else tensor.float()
+
+
+def _check(target: Tensor, bank: Tensor, num_atoms: int = 1, regularisation: float = 0.0) -> None:
+    """Validate arguments; ``target`` and ``bank`` must be finite matrices of one dtype and width."""
+    if num_atoms < 1:
+        msg = f"num_atoms must be at least 1, got {num_atoms}."
+        raise ValueError(msg)
+    if not 0.0 <= regularisation < float("inf"):
+        msg = f"regularisation must be a finite number of at least 0, got {regularisation}."
+        raise ValueError(msg)
+    if target.ndim != 2 or bank.ndim != 2 or target.shape[1] != bank.shape[1]:  # noqa: PLR2004
+        msg = f"target and bank must be matrices of one width, got {tuple(target.shape)} and {tuple(bank.shape)}."
+        raise ValueError(msg)
+    if bank.shape[0] == 0 or bank.shape[1] == 0:
+        msg = f"bank must hold at least one atom of at least one dimension, got shape {tuple(bank.shape)}."
+        raise ValueError(msg)
+    if target.dtype != bank.dtype or not target.is_floating_point():
+        msg = f"target and bank must share a floating-point dtype, got {target.dtype} and {bank.dtype}."
+        raise ValueError(msg)
+    if torch.compiler.is_compiling():  # a data-dependent check cannot be traced
+        return
+    for name, tensor in (("target", target), ("bank", bank)):
+        if not torch.isfinite(tensor).all():
+            msg = f"{name} holds NaN or infinite values; check the images and the backbone's weights."
+            raise ValueError(msg)

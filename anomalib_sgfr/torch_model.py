@@ -1,0 +1,140 @@
+"""The Sgfr torch model: image -> patch embeddings -> self-expressive residual -> anomaly map and score."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.data.utils.tiler import Tiler
+from anomalib.models.components import DynamicBufferMixin, GaussianBlur2d
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_sgfr import self_expression
+from anomalib_sgfr.arguments import Solver
+from anomalib_sgfr.embedding import PatchEmbedder
+
+__all__ = ["SgfrModel"]
+
+# Largest number of values one chunk of patches may hold in temporary tensors: 64 MiB of float32.
+_CHUNK_VALUES = 2**24
+
+
+class SgfrModel(DynamicBufferMixin, nn.Module):
+    """Score images by how badly a bank of nominal patch embeddings rebuilds their patches.
+
+    In training mode the forward pass returns patch embeddings; in evaluation it returns an anomaly map and a score.
+    Knows nothing of Lightning and exports to ONNX and OpenVINO.
+
+    Args:
+        backbone (str): Name of a timm model. Defaults to ``"tf_efficientnet_lite0"``.
+        layers (Sequence[str] | None): Layers to take features from; ``None`` for the stages of stride 8 and 16.
+        solver (str): ``"affine"``, ``"omp"`` or ``"ridge"``. Defaults to ``"affine"``.
+        num_atoms (int): Size ``k`` of the support; ``"ridge"`` uses the whole bank. Defaults to ``5``.
+        regularisation (float): Strength of the ridge penalty relative to the data's own scale; ``"omp"`` has none. See
+            :func:`~anomalib_sgfr.self_expression.affine` and :func:`~anomalib_sgfr.self_expression.ridge_operator`.
+        blur (float): Standard deviation of the Gaussian that smooths the map, in pixels of the model's input; ``0`` for
+            none. Defaults to ``4.0``.
+
+    Attributes:
+        bank (Tensor): Nominal atoms, shape ``(M, d)``; empty until the model is fitted.
+        operator (Tensor): Residual operator of the ridge solver, shape ``(d, d)``; empty for the other solvers.
+
+    Raises:
+        ValueError: If an argument is out of range or the backbone or a layer is unknown.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tf_efficientnet_lite0",
+        layers: Sequence[str] | None = None,
+        solver: str = "affine",
+        num_atoms: int = 5,
+        regularisation: float = 1e-3,
+        blur: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if solver not in get_args(Solver):
+            msg = f"solver must be one of {', '.join(get_args(Solver))}, got '{solver}'."
+            raise ValueError(msg)
+        if num_atoms < 1:
+            msg = f"num_atoms must be at least 1, got {num_atoms}."
+            raise ValueError(msg)
+        if not 0.0 <= regularisation < float("inf"):
+            msg = f"regularisation must be a finite number of at least 0, got {regularisation}."
+            raise ValueError(msg)
+        if not 0.0 <= blur < float("inf"):
+            msg = f"blur must be a finite number of pixels, at least 0, got {blur}."
+            raise ValueError(msg)
+        self.solver = solver
+        self.num_atoms = num_atoms
+        self.regularisation = regularisation
+        self.tiler: Tiler | None = None
+        self.embedder = PatchEmbedder(backbone, layers)
+        self.blur: nn.Module = GaussianBlur2d(sigma=blur) if blur > 0 else nn.Identity()
+        self.bank: Tensor
+        self.operator: Tensor
+        self.register_buffer("bank", torch.empty(0))
+        self.register_buffer("operator", torch.empty(0))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a bank to rebuild patches from."""
+        return self.bank.numel() > 0
+
+    def set_bank(self, bank: Tensor) -> None:
+        """Take a learnt bank into use, replacing any earlier one.
+
+        Args:
+            bank (Tensor): Atoms, shape ``(M, d)``.
+        """
+        operator = (
+            self_expression.ridge_operator(bank, self.regularisation) if self.solver == "ridge" else torch.empty(0)
+        )
+        self.bank, self.operator = bank.detach().clone(), operator.to(bank.device)
+
+    def forward(self, images: Tensor) -> Tensor | InferenceBatch:
+        """Embed images (training mode) or score them (evaluation mode).
+
+        Args:
+            images (Tensor): Normalised images, shape ``(B, 3, H, W)``.
+
+        Returns:
+            Tensor | InferenceBatch: In training mode patch embeddings, shape ``(B * h * w, d)``. In evaluation mode
+            ``anomaly_map`` of shape ``(B, 1, H, W)``, in units of the embedding's Euclidean length, and ``pred_score``
+            of shape ``(B,)``, the map's maximum.
+
+        Raises:
+            RuntimeError: In evaluation mode, if the model is not fitted.
+            ValueError: If an embedding is not finite.
+        """
+        size = images.shape[-2:]
+        embedding = self.embedder(self.tiler.tile(images) if self.tiler else images)
+        if self.tiler:
+            embedding = self.tiler.untile(embedding)
+        batch, width, rows, columns = embedding.shape
+        patches = embedding.permute(0, 2, 3, 1).reshape(-1, width).float()
+        if self.training:
+            return patches
+        if not self.is_fitted:
+            msg = "the model has no bank: fit it first, or load a checkpoint that was saved after its fit ended."
+            raise RuntimeError(msg)
+        distance = self._residual(patches).norm(dim=1).reshape(batch, 1, rows, columns)
+        anomaly_map = self.blur(functional.interpolate(distance, size=size, mode="bilinear", align_corners=False))
+        return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(1, 2, 3)))
+
+    def _residual(self, patches: Tensor) -> Tensor:
+        """Residual of each patch, shape ``(N, d)``, in chunks of bounded memory outside an export."""
+        if torch.compiler.is_compiling():  # a loop over a batch-derived size would bake the batch into the graph
+            return self._solve(patches)
+        values_per_patch = self.bank.shape[0] + 4 * self.num_atoms * self.bank.shape[1]
+        chunks = patches.split(max(1, _CHUNK_VALUES // values_per_patch))
+        with torch.autocast(patches.device.type, enabled=False):  # half precision would blur small residuals
+            return torch.cat([self._solve(chunk) for chunk in chunks])
+
+    def _solve(self, patches: Tensor) -> Tensor:
+        if self.solver == "ridge":
+            return self_expression.ridge(patches, self.operator)
+        if self.solver == "omp":
+            return self_expression.omp(patches, self.bank, self.num_atoms).residual
+        return self_expression.affine(patches, self.bank, self.num_atoms, self.regularisation).residual
