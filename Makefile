@@ -30,7 +30,7 @@ demo: $(INSTALLED)-demo
 	@echo "  $(BIN)/anomalib export --model Sgfr --ckpt_path $(RESULT)/weights/lightning/model.ckpt --export_type openvino"
 
 test: $(INSTALLED)-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .

@@ -57,6 +57,9 @@ def register() -> None:
 def _register_or_warn() -> None:
     """Whatever goes wrong here must not break an anomalib that works without us."""
     try:
+        from importlib import import_module
+
+        import_module("anomalib_sgfr.lightning_model")  # which registers at its end, unless it is being imported now
         register()
     except Exception as error:  # see above
         import warnings

@@ -1,0 +1,70 @@
+"""Small synthetic data: textured good parts, and the same with a blob that their masks mark."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; fail at once instead of retrying
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (96, 96), *, defect: bool = False) -> None:
+    """Write a noisy grid, and if ``defect`` a bright blob in it with a mask of the same name under ``masks``."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    image = 110 + 40 * np.sin(rows / 5) * np.cos(columns / 5) + rng.normal(0, 6, size)
+    if defect:
+        row, column = rng.integers(height // 4, 3 * height // 4), rng.integers(width // 4, 3 * width // 4)
+        blob = (rows - row) ** 2 + (columns - column) ** 2 < (min(size) // 6) ** 2
+        image[blob] = 250
+        mask = path.parent.parent / "masks" / path.name
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((blob * 255).astype(np.uint8)).save(mask)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).convert("RGB").save(path)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with ``good`` (12), ``good_test`` (6), ``bad`` (6) and ``masks``."""
+    root = tmp_path_factory.mktemp("parts")
+    for index in range(12):
+        write_image(root / "good" / f"{index:02}.png", index)
+    for index in range(6):
+        write_image(root / "good_test" / f"{index:02}.png", 100 + index)
+        write_image(root / "bad" / f"{index:02}.png", 200 + index, defect=True)
+    return root
+
+
+@pytest.fixture
+def datamodule(parts: Path) -> Folder:
+    """The synthetic parts as a datamodule, without worker processes."""
+    return folder_datamodule(parts)
+
+
+def folder_datamodule(root: Path, **overrides: object) -> Folder:
+    """Build anomalib's Folder datamodule over the layout of ``parts``."""
+    arguments: dict[str, object] = {
+        "name": "parts",
+        "root": root,
+        "normal_dir": "good",
+        "abnormal_dir": "bad",
+        "normal_test_dir": "good_test",
+        "mask_dir": "masks",
+        "train_batch_size": 4,
+        "eval_batch_size": 4,
+        "num_workers": 0,
+        "val_split_mode": "same_as_test",
+        "seed": 0,
+    }
+    return Folder(**{**arguments, **overrides})  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

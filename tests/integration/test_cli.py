@@ -1,0 +1,187 @@
+"""anomalib's own command line, in a subprocess, on small images: what a user types."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+OUTPUT = "weights/lightning/model.ckpt"
+
+
+def anomalib(*arguments: object, cwd: Path, module: str = "anomalib", **environment: str) -> str:
+    """Run a command to its end and return what it printed; fail with that if it failed."""
+    command = (
+        [str(Path(sys.executable).parent / "anomalib")] if module == "anomalib" else [sys.executable, "-m", module]
+    )
+    result = subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "TERM": "dumb", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def data_config(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "data.yaml"
+    arguments = {
+        "name": "parts",
+        "root": str(parts),
+        "normal_dir": "good",
+        "abnormal_dir": "bad",
+        "normal_test_dir": "good_test",
+        "mask_dir": "masks",
+        "num_workers": 0,
+        "val_split_mode": "same_as_test",
+    }
+    path.write_text(yaml.safe_dump({"class_path": "anomalib.data.Folder", "init_args": arguments}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(data_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of ``anomalib train``, by the short name and nothing imported."""
+    cwd = tmp_path_factory.mktemp("run")
+    output = anomalib(
+        "train", "--model", "Sgfr", "--model.bank_size", 300, "--data", data_config, "--seed_everything", 0, cwd=cwd
+    )
+    assert "image_AUROC" in output
+    assert "pixel_AUROC" in output
+    return cwd / "results" / "Sgfr" / "parts" / "latest"
+
+
+def test_train_leaves_a_checkpoint_and_pictures(trained: Path) -> None:
+    assert (trained / OUTPUT).is_file()
+    pictures = sorted((trained / "images").rglob("*.png"))
+    assert len(pictures) == 12
+    assert Image.open(pictures[0]).width == 4 * Image.open(pictures[0]).height  # image, truth, heatmap, outline
+
+
+@pytest.mark.parametrize("subcommand", ["test", "validate"])
+def test_evaluate_from_the_checkpoint(subcommand: str, trained: Path, data_config: Path, tmp_path: Path) -> None:
+    output = anomalib(
+        subcommand, "--model", "Sgfr", "--ckpt_path", trained / OUTPUT, "--data", data_config, cwd=tmp_path
+    )
+    assert subcommand != "test" or "image_AUROC" in output
+
+
+def test_predict_a_folder_by_the_dotted_name(trained: Path, parts: Path, tmp_path: Path) -> None:
+    anomalib(
+        "predict",
+        "--model",
+        "anomalib_sgfr.Sgfr",
+        "--ckpt_path",
+        trained / OUTPUT,
+        "--data",
+        parts / "bad",
+        cwd=tmp_path,
+    )
+    assert len(list(tmp_path.rglob("*.png"))) == 6
+
+
+def test_fit_through_the_module_without_the_plugin(data_config: Path, tmp_path: Path) -> None:
+    arguments = ("--model", "anomalib_sgfr.Sgfr", "--model.solver", "omp", "--model.layers", "[blocks.4]")
+    anomalib(
+        "fit",
+        *arguments,
+        "--data",
+        data_config,
+        cwd=tmp_path,
+        module="anomalib_sgfr",
+        ANOMALIB_SGFR_PLUGIN="0",
+    )
+    assert len(list(tmp_path.rglob("model.ckpt"))) == 1
+
+
+def test_export_to_openvino_runs(trained: Path, parts: Path, tmp_path: Path) -> None:
+    anomalib(
+        "export",
+        "--model",
+        "Sgfr",
+        "--ckpt_path",
+        trained / OUTPUT,
+        "--export_type",
+        "openvino",
+        "--export_root",
+        tmp_path,
+        cwd=tmp_path,
+    )
+    (model,) = tmp_path.rglob("model.xml")
+    from anomalib.deploy import OpenVINOInferencer
+
+    prediction = OpenVINOInferencer(model).predict(parts / "bad" / "00.png")
+    assert prediction.anomaly_map.shape[-2:] == (256, 256)
+
+
+def test_help_documents_every_argument(tmp_path: Path) -> None:
+    output = anomalib("train", "--model.help", "Sgfr", cwd=tmp_path)
+    flat = " ".join(output.split())
+    for argument in ("backbone", "layers", "pre_trained", "bank_size", "solver", "num_atoms", "regularisation", "blur"):
+        assert f"--model.init_args.{argument}" in flat or f"--model.{argument}" in flat, output
+    assert "Largest number of nominal embeddings" in flat
+    assert "affine,omp,ridge" in flat
+
+
+def test_anomalibs_benchmark_pipeline(parts: Path, tmp_path: Path) -> None:
+    arguments = yaml.safe_load((CONFIGS / "elpv_edge.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    config = {
+        "accelerator": "cpu",
+        "benchmark": {
+            "seed": 0,
+            "model": {
+                "class_path": "Sgfr",
+                "init_args": {**arguments, "bank_size": 100, "solver": {"grid": ["affine", "omp"]}},
+            },
+            "data": {
+                "class_path": "Folder",
+                "init_args": {
+                    "name": "parts",
+                    "root": str(parts),
+                    "normal_dir": "good",
+                    "abnormal_dir": "bad",
+                    "normal_test_dir": "good_test",
+                    "num_workers": 0,
+                    "val_split_mode": "same_as_test",
+                },
+            },
+        },
+    }
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    output = anomalib("benchmark", "--config", path, cwd=tmp_path)
+    tables = list(tmp_path.rglob("results.csv"))
+    assert len(tables) == 1, output  # the exit code does not tell
+    table = pd.read_csv(tables[0])
+    assert sorted(table["model.init_args.solver"]) == ["affine", "omp"]
+    assert table["image_AUROC"].notna().all()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_parsed_by_the_real_command_line(path: Path, tmp_path: Path) -> None:
+    output = anomalib("train", "--model", "Sgfr", "--config", path, "--print_config", cwd=tmp_path)
+    parsed = yaml.safe_load(output[output.index("seed_everything") :])
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert parsed["model"]["class_path"].endswith("Sgfr")
+    for part in ("model", "data"):
+        for name, value in given[part].get("init_args", {}).items():
+            assert json.dumps(parsed[part]["init_args"][name]) == json.dumps(value)
+
+
+def test_the_datamodules_are_known_by_short_name(tmp_path: Path) -> None:
+    for name in ("MTD", "ELPV", "anomalib_sgfr.data.MTD"):
+        extra = ["--data.root", "somewhere"] if name.endswith("MTD") else ["--data.cell_type", "poly"]
+        output = anomalib("train", "--model", "Sgfr", "--data", name, *extra, "--print_config", cwd=tmp_path)
+        parsed = yaml.safe_load(output[output.index("seed_everything") :])
+        assert parsed["data"]["class_path"].split(".")[-1] == name.split(".")[-1]

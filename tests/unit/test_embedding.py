@@ -1,0 +1,96 @@
+"""Layers by default and by name, and the alignment of feature maps."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch.nn import functional
+
+from anomalib_sgfr.embedding import PatchEmbedder, assemble, backbone_stages, resolve_layers
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layers"),
+    [
+        ("tf_efficientnet_lite0", ["blocks.2", "blocks.4"]),
+        ("resnet18", ["layer2", "layer3"]),
+        ("wide_resnet50_2", ["layer2", "layer3"]),
+        ("convnext_atto", ["stages.1", "stages.2"]),
+        ("vit_tiny_patch16_224", ["blocks.5", "blocks.8"]),
+    ],
+)
+def test_default_layers_are_strides_8_and_16(backbone: str, layers: list[str]) -> None:
+    assert resolve_layers(backbone) == layers
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "shape"),
+    [
+        ("tf_efficientnet_lite0", 256, (2, 152, 32, 32)),
+        ("resnet18", 96, (2, 384, 12, 12)),
+        ("vit_tiny_patch16_224", 96, (2, 384, 6, 6)),
+        ("deit_tiny_patch16_224", 256, (2, 384, 16, 16)),  # a plain transformer without "vit" in its name
+        ("mobilevit_xxs", 256, (2, 112, 32, 32)),  # a pyramid with "vit" in its name
+        ("swin_tiny_patch4_window7_224", 224, (2, 576, 28, 28)),  # channels last
+        ("mixer_s16_224", 224, (2, 1024, 14, 14)),  # a plain token mixer of fixed size
+    ],
+)
+def test_embedding_shape(backbone: str, size: int, shape: tuple[int, ...]) -> None:
+    embedder = PatchEmbedder(backbone)
+    assert embedder(torch.randn(2, 3, size, size)).shape == shape
+    assert sum(embedder.channels) == shape[1]
+
+
+def test_embedding_is_of_the_layers_named_in_any_order() -> None:
+    torch.manual_seed(0)
+    embedder = PatchEmbedder("resnet18", ["layer3", "layer1"])
+    assert embedder.layers == ["layer1", "layer3"]
+    images = torch.randn(1, 3, 64, 64)
+    network = timm.create_model("resnet18", features_only=True, out_indices=(1, 3)).eval()
+    network.load_state_dict(embedder.extractor.feature_extractor.state_dict())
+    with torch.no_grad():
+        expected = assemble(network(images))
+    torch.testing.assert_close(embedder(images), expected)
+
+
+def test_assemble_averages_aligns_and_concatenates() -> None:
+    fine, coarse = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4)
+    result = assemble([coarse, fine])
+    assert result.shape == (2, 8, 8, 8)
+    expected = fine[:, :, 2:5, 3:6].mean((2, 3))  # the 3 x 3 neighbourhood of row 3, column 4
+    torch.testing.assert_close(result[:, 5:, 3, 4], expected)
+    averaged = functional.avg_pool2d(coarse, 3, 1, 1)
+    weights = torch.tensor([9.0, 3.0, 3.0, 1.0]) / 16  # bilinear, a quarter of the way to the next
+    torch.testing.assert_close(result[:, :5, 1, 1], averaged[:, :, :2, :2].flatten(2) @ weights)
+
+
+def test_backbone_stays_in_evaluation_mode_and_frozen() -> None:
+    embedder = PatchEmbedder("resnet18").train()
+    assert not embedder.extractor.training
+    assert not any(parameter.requires_grad for parameter in embedder.parameters())
+    before = {key: value.clone() for key, value in embedder.state_dict().items()}
+    embedder(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(value, before[key]) for key, value in embedder.state_dict().items())
+
+
+def test_unknown_layers_are_listed_with_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match=r"\['layer9'\] are not in backbone 'resnet18'.*layer1 \(stride 4\).*layer4"):
+        PatchEmbedder("resnet18", ["layer2", "layer9"])
+
+
+@pytest.mark.parametrize("layers", [[], "layer2", ["layer2", "layer2"]])
+def test_malformed_layers_are_refused(layers: list[str]) -> None:
+    with pytest.raises(ValueError, match="one or more different names"):
+        PatchEmbedder("resnet18", layers)
+
+
+def test_unknown_backbone_gets_suggestions() -> None:
+    with pytest.raises(ValueError, match=r"'resnet1' is not a timm model\. Similar names: .*resnet18"):
+        backbone_stages("resnet1")
+
+
+def test_stages_are_timms() -> None:
+    stages = backbone_stages("tf_efficientnet_lite0")
+    assert [stage.stride for stage in stages] == [2, 4, 8, 16, 32]
+    assert [stage.channels for stage in stages] == [16, 24, 40, 112, 320]
+    np.testing.assert_equal([stage.layer for stage in stages], [f"blocks.{index}" for index in (0, 1, 2, 4, 6)])

@@ -1,0 +1,148 @@
+"""The streaming sampler: bounded, deterministic, covering."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anomalib_sgfr.sampling import SubspaceSampler, farthest_first
+
+
+def clusters(per_cluster: int = 400, number: int = 8, width: int = 6, seed: int = 0) -> Tensor:
+    """Tight clusters, far apart, in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 10 * torch.randn(number, width, generator=generator)
+    points = (centres[:, None] + 0.01 * torch.randn(number, per_cluster, width, generator=generator)).flatten(0, 1)
+    return points[torch.randperm(len(points), generator=generator)]
+
+
+def coverage(points: Tensor, bank: Tensor) -> float:
+    return float(torch.cdist(points.double(), bank.double()).amin(1).max())
+
+
+def greedy_oracle(points: np.ndarray, size: int) -> list[int]:
+    """Farthest-first traversal, written out."""
+    taken = [0]
+    while len(taken) < size:
+        distance = np.min([np.linalg.norm(points - points[index], axis=1) for index in taken], axis=0)
+        taken.append(int(distance.argmax()))
+    return taken
+
+
+def test_farthest_first_is_the_greedy_traversal() -> None:
+    points = torch.randn(200, 5, dtype=torch.float64) + 3
+    taken, radius = farthest_first(points, 25)
+    assert taken.tolist() == greedy_oracle(points.numpy(), 25)
+    assert radius == pytest.approx(coverage(points, points[taken]))
+
+
+def test_farthest_first_stops_when_no_distinct_point_is_left() -> None:
+    points = torch.randn(5, 4).repeat(6, 1)
+    taken, radius = farthest_first(points, 20)
+    assert len(taken) == 5
+    assert radius == pytest.approx(0.0, abs=1e-2)
+    assert len({tuple(row) for row in points[taken].tolist()}) == 5
+
+
+def test_a_short_stream_is_kept_whole() -> None:
+    points = torch.randn(30, 4)
+    sampler = SubspaceSampler(bank_size=50)
+    for batch in points.split(7):
+        sampler.observe(batch)
+    bank = sampler.bank()
+    assert sampler.patches_seen_ == 30
+    assert sorted(bank.tolist()) == sorted(points.tolist())
+
+
+def test_every_cluster_of_the_stream_is_covered() -> None:
+    points = clusters()
+    sampler = SubspaceSampler(bank_size=16)
+    for batch in points.split(100):
+        sampler.observe(batch)
+    assert coverage(points, sampler.bank()) < 0.2  # clusters are tens apart, and 0.1 wide
+
+
+def test_coverage_is_close_to_that_of_the_whole_data() -> None:
+    """One pass loses little against farthest-first over all data at once."""
+    points = torch.randn(6000, 4)
+    sampler = SubspaceSampler(bank_size=100)
+    for batch in points.split(500):
+        sampler.observe(batch)
+    whole = coverage(points, points[farthest_first(points, 100)[0]])
+    assert coverage(points, sampler.bank()) < 1.5 * whole
+
+
+@pytest.mark.parametrize("batch", [1, 37, 1000, 5000])
+def test_memory_is_bounded_by_the_bank_not_the_stream(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = SubspaceSampler(bank_size=50)
+    largest = 0
+    observe_block = SubspaceSampler._observe_block
+
+    def watch(self: SubspaceSampler, block: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, self.atoms_held + len(block))  # what is held at once, before the thinning
+        observe_block(self, block)
+
+    monkeypatch.setattr(SubspaceSampler, "_observe_block", watch)
+    for part in torch.randn(5000, 3).split(batch):
+        sampler.observe(part)
+        assert sampler.atoms_held <= 100
+    assert largest <= 150
+    assert len(sampler.bank()) == 50
+
+
+def test_the_same_stream_gives_the_same_bank() -> None:
+    banks = []
+    for _ in range(2):
+        sampler = SubspaceSampler(bank_size=64)
+        for batch in clusters(seed=3).split(128):
+            sampler.observe(batch)
+        banks.append(sampler.bank())
+    assert torch.equal(*banks)
+
+
+def test_threshold_never_falls() -> None:
+    sampler = SubspaceSampler(bank_size=20)
+    thresholds = []
+    for batch in torch.randn(3000, 3).split(100):
+        sampler.observe(batch)
+        thresholds.append(sampler.threshold_)
+    assert thresholds == sorted(thresholds)
+    assert thresholds[-1] > 0
+
+
+def test_duplicates_take_no_place() -> None:
+    sampler = SubspaceSampler(bank_size=10)
+    for _ in range(20):
+        sampler.observe(torch.arange(12.0).reshape(4, 3))
+    assert len(sampler.bank()) == 4
+
+
+def test_reading_the_bank_does_not_hand_out_the_store() -> None:
+    sampler = SubspaceSampler(bank_size=5)
+    sampler.observe(torch.randn(5, 2))
+    sampler.bank().zero_()
+    assert sampler.bank().abs().sum() > 0
+
+
+def test_a_bad_batch_is_refused_and_changes_nothing() -> None:
+    sampler = SubspaceSampler(bank_size=5)
+    sampler.observe(torch.randn(5, 2))
+    before = sampler.bank()
+    bad = torch.randn(3, 2)
+    bad[1, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        sampler.observe(bad)
+    with pytest.raises(ValueError, match=r"shape \(n, 2\)"):
+        sampler.observe(torch.randn(3, 4))
+    assert torch.equal(sampler.bank(), before)
+    assert sampler.patches_seen_ == 5
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="bank_size must be at least 1, got 0"):
+        SubspaceSampler(bank_size=0)
+    with pytest.raises(ValueError, match="training set is empty"):
+        SubspaceSampler(bank_size=3).bank()
+    with pytest.raises(ValueError, match="non-empty"):
+        farthest_first(torch.zeros(0, 3), 2)

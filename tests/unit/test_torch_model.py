@@ -1,0 +1,156 @@
+"""The torch model: from images to map and score."""
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data.utils.tiler import Tiler
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_sgfr import torch_model
+from anomalib_sgfr.self_expression import affine, omp, ridge, ridge_operator
+from anomalib_sgfr.torch_model import SgfrModel
+
+
+class Coordinates(nn.Module):
+    """Stands for an embedder: the image, one value in eight."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, ::8, ::8]
+
+
+def coordinate_images(batch: int, height: int, width: int) -> Tensor:
+    """Channels: image number, row, column."""
+    grid = torch.meshgrid(torch.arange(batch), torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack(grid, 1).float()
+
+
+def fitted(solver: str = "affine", blur: float = 0.0, **arguments: object) -> SgfrModel:
+    model = SgfrModel("resnet18", ["layer2"], solver=solver, blur=blur, **arguments).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        bank = model.train()(torch.randn(2, 3, 64, 64))
+    model.set_bank(bank[::3])
+    return model.eval()
+
+
+def test_embeddings_are_in_reading_order() -> None:
+    model = SgfrModel("resnet18")
+    model.embedder = Coordinates()
+    expected = coordinate_images(2, 64, 32)[:, :, ::8, ::8].permute(0, 2, 3, 1).reshape(-1, 3)
+    assert torch.equal(model.train()(coordinate_images(2, 64, 32)), expected)
+
+
+def test_tiles_are_stitched_where_they_came_from() -> None:
+    model = SgfrModel("resnet18").train()
+    model.embedder = Coordinates()
+    images = coordinate_images(2, 128, 192)
+    plain = model(images)
+    model.tiler = Tiler(tile_size=64, stride=64)
+    assert torch.equal(model(images), plain)
+
+
+@pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
+def test_map_and_score_are_the_solvers_residual(solver: str) -> None:
+    model = fitted(solver, num_atoms=4, regularisation=0.01)
+    images = torch.randn(3, 3, 64, 96)
+    result = model(images)
+    patches = model.embedder(images).permute(0, 2, 3, 1).reshape(-1, 128)
+    residual = {
+        "affine": lambda: affine(patches, model.bank, 4, 0.01).residual,
+        "omp": lambda: omp(patches, model.bank, 4).residual,
+        "ridge": lambda: ridge(patches, ridge_operator(model.bank, 0.01)),
+    }[solver]()
+    coarse = residual.norm(dim=1).reshape(3, 1, 8, 12)
+    expected = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(result.anomaly_map, expected)
+    torch.testing.assert_close(result.pred_score, result.anomaly_map.amax((1, 2, 3)))
+    assert result.anomaly_map.shape == (3, 1, 64, 96)
+
+
+def test_nominal_patches_of_the_bank_score_zero_and_others_do_not() -> None:
+    model = SgfrModel("resnet18", blur=0.0, regularisation=0.0).eval()
+    images = torch.randn(1, 3, 64, 64)
+    model.set_bank(model.train()(images))
+    model.eval()
+    assert model(images).pred_score < 1e-3
+    assert model(torch.randn(1, 3, 64, 64)).pred_score > 0.1
+
+
+def test_blur_smooths_the_map() -> None:
+    torch.manual_seed(0)
+    rough = fitted()
+    torch.manual_seed(0)
+    smooth = fitted(blur=4.0)
+    images = torch.randn(1, 3, 64, 64)
+    assert smooth(images).anomaly_map.std() < rough(images).anomaly_map.std()
+    assert smooth(images).anomaly_map.shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
+def test_chunks_do_not_change_the_result(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted(solver)
+    images = torch.randn(2, 3, 64, 64)
+    whole = model(images)
+    monkeypatch.setattr(torch_model, "_CHUNK_VALUES", 7 * (len(model.bank) + 4 * 5 * 128))  # 7 patches a chunk
+    torch.testing.assert_close(model(images).anomaly_map, whole.anomaly_map)
+
+
+def test_mixed_precision_does_not_blur_the_residual() -> None:
+    model = fitted()
+    images = torch.randn(2, 3, 64, 64)
+    patches = model.train()(images)
+    model.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model._residual(patches), model._residual(patches.clone()))
+        in_autocast = model._residual(patches)
+    assert torch.equal(in_autocast, model._residual(patches))
+
+
+@pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
+def test_state_dict_restores_scores_bit_for_bit(solver: str) -> None:
+    model = fitted(solver)
+    restored = SgfrModel("resnet18", ["layer2"], solver=solver, blur=0.0).eval()
+    restored.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model(images).anomaly_map, restored(images).anomaly_map)
+    smaller = fitted(solver)
+    smaller.set_bank(model.bank[:3])
+    restored.load_state_dict(smaller.state_dict())  # and over a bank of another size
+    assert restored.bank.shape == (3, 128)
+
+
+def test_scoring_without_a_bank_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="has no bank: fit it first"):
+        SgfrModel("resnet18").eval()(torch.zeros(1, 3, 64, 64))
+
+
+def test_an_image_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        fitted()(torch.full((1, 3, 64, 64), torch.nan))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"solver": "lasso"}, "solver must be one of affine, omp, ridge, got 'lasso'"),
+        ({"num_atoms": 0}, "num_atoms must be at least 1"),
+        ({"regularisation": -0.1}, "regularisation must be"),
+        ({"blur": -1.0}, "blur must be"),
+        ({"backbone": "resnet18", "layers": ["stem"]}, "layers .* not in backbone"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SgfrModel(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_large_batch_needs_no_more_memory_than_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted()
+    monkeypatch.setattr(torch_model, "_CHUNK_VALUES", 50_000)
+    rows = []
+    solve = SgfrModel._solve
+    monkeypatch.setattr(SgfrModel, "_solve", lambda self, patches: (rows.append(len(patches)), solve(self, patches))[1])
+    model(torch.randn(4, 3, 128, 128))
+    assert sum(rows) == 4 * 16 * 16
+    assert max(rows) * (len(model.bank) + 4 * 5 * 128) <= 50_000
+    np.testing.assert_array_less(1, len(rows))
