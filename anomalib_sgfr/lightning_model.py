@@ -53,6 +53,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ``"omp"``. Defaults to ``0.001``.
         blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the model's input;
             ``0`` for none. Defaults to ``4.0``.
+        seed (int | None): Seeds PyTorch's generator when a fit starts, and with it the order in which training images
+            are seen, on which the bank depends. ``None`` leaves the generator as it is. Defaults to ``None``.
         pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to 256 x 256
             and normalises as the backbone was trained. Defaults to ``True``.
         post_processor (nn.Module | bool): Post-processor, or whether to use anomalib's default. Defaults to ``True``.
@@ -73,6 +75,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         num_atoms: int = 5,
         regularisation: float = 1e-3,
         blur: float = 4.0,
+        seed: int | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -94,6 +97,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         )
         self.pre_trained = pre_trained
         self.bank_size = bank_size
+        self.seed = seed
         self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur)
         self._sampling = SubspaceSampling()
         self._was_fitted = False
@@ -147,6 +151,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         if self.trainer.ckpt_path is not None:
             self._require_fitted("resume from")
             return
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
         if self.pre_trained:
             self.model.embedder.load_pretrained()
         # An earlier bank stays in use until this fit has a new one, so that a failed fit loses nothing.

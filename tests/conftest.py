@@ -1,6 +1,11 @@
 """Small synthetic data: textured good parts, and the same with a blob that their masks mark."""
 
+# threads are counted when torch is imported
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the parallel workers, and for what they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import numpy as np

@@ -55,7 +55,7 @@ def trained(data_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Results of ``anomalib train``, by the short name and nothing imported."""
     cwd = tmp_path_factory.mktemp("run")
     output = anomalib(
-        "train", "--model", "Sgfr", "--model.bank_size", 300, "--data", data_config, "--seed_everything", 0, cwd=cwd
+        "train", "--model", "Sgfr", "--model.bank_size", 300, "--model.seed", 0, "--data", data_config, cwd=cwd
     )
     assert "image_AUROC" in output
     assert "pixel_AUROC" in output

@@ -44,12 +44,24 @@ def test_fit_learns_a_bank_of_at_most_bank_size(datamodule: Folder, tmp_path: Pa
 
 def test_fit_is_deterministic_for_a_seed(parts: Path, tmp_path: Path) -> None:
     banks = []
-    for name in ("first", "second"):
-        torch.manual_seed(7)
-        model = small()
-        fit(model, folder_datamodule(parts), tmp_path / name)
+    for start, seed in ((1, 7), (2, 7), (3, 8)):
+        torch.manual_seed(start)  # whatever was random before
+        model = small(seed=seed)
+        fit(model, folder_datamodule(parts), tmp_path)
         banks.append(model.model.bank)
-    assert torch.equal(*banks)
+    assert torch.equal(banks[0], banks[1])
+    assert not torch.equal(banks[0], banks[2])
+
+
+def test_without_a_seed_the_callers_generator_decides(parts: Path, tmp_path: Path) -> None:
+    banks = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        model = small()
+        fit(model, folder_datamodule(parts), tmp_path)
+        banks.append(model.model.bank)
+    assert torch.equal(banks[0], banks[1])
+    assert not torch.equal(banks[0], banks[2])
 
 
 def test_fit_works_without_validation(datamodule: Folder, tmp_path: Path) -> None:
