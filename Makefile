@@ -3,12 +3,14 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint bench bench-mtd clean help
 
 help:
 	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 and pip)"
 	@echo "make test   run the tests"
 	@echo "make lint   run the linters"
+	@echo "make bench  compare with Patchcore and Padim on solar cells"
+	@echo "make bench-mtd ROOT=...  the full comparison on magnetic tiles, hours"
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -36,6 +38,17 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+BENCH := $(BIN)/python -m benchmarks.compare
+
+bench: $(INSTALLED)-demo
+	$(BENCH) --dataset elpv-mono --models sgfr,patchcore,padim --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench
+
+bench-mtd: $(INSTALLED)-demo
+	@test -n "$(ROOT)" || { echo 'Say where the images are: make bench-mtd ROOT=DIR, after'; \
+	  echo '  git clone https://github.com/abin24/Magnetic-tile-defect-datasets. DIR'; exit 2; }
+	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --seeds 0,1,2 --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench-mtd
+	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --models patchcore --limit-train 200 --out runs/bench-mtd
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

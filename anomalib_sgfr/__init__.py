@@ -4,6 +4,15 @@ This package is imported at every start of the interpreter (see :mod:`anomalib_s
 only when used (PEP 562).
 """
 
+TYPE_CHECKING = False  # what type checkers take for true; importing it from typing would cost more than all the rest
+if TYPE_CHECKING:
+    from anomalib_sgfr.callbacks import SubspaceSampling
+    from anomalib_sgfr.lightning_model import Sgfr
+    from anomalib_sgfr.sampling import SubspaceSampler
+    from anomalib_sgfr.torch_model import SgfrModel
+
+    __version__: str
+
 _HOME = {
     "Sgfr": "lightning_model",
     "SgfrModel": "torch_model",

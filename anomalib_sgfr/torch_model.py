@@ -108,17 +108,32 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             RuntimeError: In evaluation mode, if the model is not fitted.
             ValueError: If an embedding is not finite.
         """
-        size = images.shape[-2:]
         embedding = self.embedder(self.tiler.tile(images) if self.tiler else images)
         if self.tiler:
             embedding = self.tiler.untile(embedding)
-        batch, width, rows, columns = embedding.shape
-        patches = embedding.permute(0, 2, 3, 1).reshape(-1, width).float()
         if self.training:
-            return patches
+            return embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1]).float()
+        return self.score(embedding, images.shape[-2:])
+
+    def score(self, embedding: Tensor, size: Sequence[int]) -> InferenceBatch:
+        """Score embeddings: rebuild each from the bank, and turn what is left into a map.
+
+        Args:
+            embedding (Tensor): Patch embeddings, shape ``(B, d, h, w)``.
+            size (Sequence[int]): Height and width ``(H, W)`` of the map.
+
+        Returns:
+            InferenceBatch: As :meth:`forward` in evaluation mode.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+            ValueError: If an embedding is not finite.
+        """
         if not self.is_fitted:
             msg = "the model has no bank: fit it first, or load a checkpoint that was saved after its fit ended."
             raise RuntimeError(msg)
+        batch, width, rows, columns = embedding.shape
+        patches = embedding.permute(0, 2, 3, 1).reshape(-1, width).float()
         distance = self._residual(patches).norm(dim=1).reshape(batch, 1, rows, columns)
         anomaly_map = self.blur(functional.interpolate(distance, size=size, mode="bilinear", align_corners=False))
         return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(1, 2, 3)))

@@ -9,7 +9,6 @@ command, given again, goes on where it stopped. In the output folder: ``results.
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -41,22 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _remember_command(options.out / "commands.txt", arguments if arguments is not None else sys.argv[1:])
     if len(pending) < len(specs):
         _say(f"{len(specs) - len(pending)} of {len(specs)} runs are in {results} already.")
-    failed = 0
     try:
         for number, spec in enumerate(pending, 1):
             _say(f"[{number}/{len(pending)}] {report.title(spec)}, seed {spec.seed}")
             record = _run(spec, options)
             merge(results, [record])
-            failed += record.error is not None
             _say(f"    {_summary(record)}")
     except KeyboardInterrupt:
         _say("\nInterrupted. What finished is saved; the same command goes on from here.")
         return 130
     wanted = {spec.key for spec in specs}
     report.write(options.out)
-    _say(report.table([record for record in read(results) if record.key in wanted]))
+    records = [record for record in read(results) if record.key in wanted]
+    _say(report.table(records))
     _say(f"Tables and plots: {options.out / 'README.md'}")
-    return int(failed > 0)
+    return int(any(record.error is not None for record in records))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -129,7 +127,7 @@ def _plan(options: argparse.Namespace) -> list[Spec]:
 def _run(spec: Spec, options: argparse.Namespace) -> Record:
     from benchmarks.zoo import MODELS
 
-    folder = options.out / "work" / run_name(spec)
+    folder = options.out / "work" / spec.name
     folder.mkdir(parents=True, exist_ok=True)
     record_file = folder / "record.json"
     record_file.unlink(missing_ok=True)
@@ -165,12 +163,6 @@ def _failure(spec: Spec, reason: str) -> Record:
     from benchmarks.run import versions
 
     return Record(**dataclasses.asdict(spec), versions=versions(), error=reason)
-
-
-def run_name(spec: Spec) -> str:
-    """Folder name of a run: readable, and different for different runs."""
-    digest = hashlib.sha256(spec.key.encode()).hexdigest()[:8]
-    return "-".join(part for part in (spec.dataset, spec.split, spec.model, f"seed{spec.seed}", digest) if part)
 
 
 def _remember_command(path: Path, arguments: Sequence[str]) -> None:

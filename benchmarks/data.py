@@ -1,13 +1,17 @@
 """The benchmark's data sets, by name."""
 
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
+import pandas as pd
 from anomalib.data import AnomalibDataModule, Folder
 from anomalib.data.utils import ValSplitMode
+from numpy.typing import NDArray
 
 from anomalib_sgfr.data import ELPV, MTD
 
-__all__ = ["DATASETS", "build"]
+__all__ = ["DATASETS", "build", "kinds"]
 
 DATASETS = ("mtd", "elpv-mono", "elpv-poly", "elpv-both", "folder")
 
@@ -73,6 +77,12 @@ def build(
     return module
 
 
+def kinds(samples: pd.DataFrame) -> NDArray[np.str_]:
+    """Kind of defect of each sample, ``"good"`` for none."""
+    names = ("good" if not row.label_index else getattr(row.label, "value", row.label) for row in samples.itertuples())
+    return np.array([str(name) for name in names])
+
+
 def _limit(module: AnomalibDataModule, number: int, seed: int) -> None:
     """Keep ``number`` training images whenever the module is set up: a trainer sets it up once more."""
     set_up = module._setup  # noqa: SLF001
@@ -87,4 +97,4 @@ def _limit(module: AnomalibDataModule, number: int, seed: int) -> None:
         chosen.attrs.update(samples.attrs)
         module.train_data.samples = chosen
 
-    module._setup = set_up_and_limit  # noqa: SLF001
+    cast("Any", module)._setup = set_up_and_limit  # noqa: SLF001

@@ -5,6 +5,7 @@ Files are written whole or not at all.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -48,6 +49,12 @@ class Spec:
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(Spec)}
         return json.dumps(fields, sort_keys=True)
 
+    @property
+    def name(self) -> str:
+        """Name of the run's folder: readable, and different for different runs."""
+        digest = hashlib.sha256(self.key.encode()).hexdigest()[:8]
+        return "-".join(part for part in (self.dataset, self.split, self.model, f"seed{self.seed}", digest) if part)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record(Spec):
@@ -58,8 +65,8 @@ class Record(Spec):
         n_train (int | None): Number of training images.
         n_test (int | None): Number of test images.
         metrics (dict[str, float | None]): The values of :data:`METRICS`, fractions of one, from raw scores.
-            ``pixel_AP`` is average precision over pixels, ``AUPRO`` has a false-positive limit of 0.3. Pixel metrics are ``None``
-            where there are no masks.
+            ``pixel_AP`` is average precision over pixels, ``AUPRO`` has a false-positive limit of 0.3. Pixel metrics
+            are ``None`` where there are no masks.
         per_defect (dict[str, float]): Image AUROC of each kind of defect against all good test images.
         extract_s (float | None): Seconds of a bare pass that loads the training images and embeds them.
         fit_s (float | None): Seconds of a fit, from the start of its first pass to the end of its last.
@@ -68,7 +75,7 @@ class Record(Spec):
         fit_peak_rss_mb (float | None): Largest resident memory during the fit, in MiB.
         predict_ms (float | None): Median milliseconds for one pre-processed image through the PyTorch model.
         bank_atoms (int | None): Embeddings stored; ``None`` for a model that stores something else.
-        bank_bytes (int | None): Bytes of what the model stores beside its backbone.
+        bank_bytes (int | None): Bytes of what the model learnt, to be stored beside its backbone.
         error (str | None): Why the run failed; ``None`` if it did not.
     """
 

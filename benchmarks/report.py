@@ -76,14 +76,22 @@ def _rows(records: Iterable[Record]) -> dict[str, list[_Row]]:
     return rows
 
 
+def _metric(name: str) -> Callable[[Record], float | None]:
+    return lambda record: record.metrics[name]
+
+
+def _fit_ratio(record: Record) -> float | None:
+    return record.fit_s / record.extract_s if record.fit_s and record.extract_s else None
+
+
 _COLUMNS: tuple[tuple[str, Callable[[Record], float | None], str, int], ...] = (
     # heading, value, format, +1 if more is better, -1 if less is
-    *((name, (lambda record, name=name: record.metrics[name]), "percent", 1) for name in METRICS),
+    *((name, _metric(name), "percent", 1) for name in METRICS),
     ("atoms", lambda record: record.bank_atoms, ",.0f", 0),
     ("stored MiB", lambda record: None if record.bank_bytes is None else record.bank_bytes / _MIB, ".1f", -1),
     ("fit s", lambda record: record.fit_s, ".0f", -1),
     ("sampling s", lambda record: record.sampling_s, ".1f", -1),
-    ("fit / bare pass", lambda record: record.fit_s / record.extract_s if record.extract_s else None, ".2f", -1),
+    ("fit / bare pass", _fit_ratio, ".2f", -1),
     ("fit peak MiB", lambda record: record.fit_peak_rss_mb, ",.0f", -1),
     ("bare peak MiB", lambda record: record.extract_peak_rss_mb, ",.0f", 0),
     ("ms / image", lambda record: record.predict_ms, ".1f", -1),
@@ -109,7 +117,7 @@ def table(records: Iterable[Record]) -> str:
                     text = f"**{text}**" if text == _format(max(best) if better > 0 else min(best), style) else text
                 cells.append(text)
             errors = sorted({record.error for record in row.records if record.error is not None})
-            failures = f" — failed: {'; '.join(errors)}" if errors else ""
+            failures = f" - failed: {'; '.join(errors)}" if errors else ""
             lines.append(f"| {_model(row.spec)}{failures} | {len(row.finished)} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -129,13 +137,17 @@ def _losses(records: Iterable[Record]) -> str:
         if not ours:
             continue
         for name in METRICS:
-            mine = ours[0].median(lambda record, name=name: record.metrics[name])
+            mine = ours[0].median(_metric(name))
             for row in rows:
-                theirs = row.median(lambda record, name=name: record.metrics[name])
+                theirs = row.median(_metric(name))
                 if row.spec.model == "sgfr" or mine is None or theirs is None or round(theirs - mine, 4) <= 0:
                     continue
                 lines.append(f"- {data}, {name}: {100 * mine:.1f} against {100 * theirs:.1f} of {_model(row.spec)}.")
     return "\n".join(lines) if lines else "Nowhere among these runs."
+
+
+def _of_kind(kind: str) -> Callable[[Record], float | None]:
+    return lambda record: record.per_defect.get(kind)
 
 
 def _per_defect(records: Iterable[Record]) -> str:
@@ -147,10 +159,7 @@ def _per_defect(records: Iterable[Record]) -> str:
         lines = [f"### {data}", "", "| model | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
         for row in rows:
             if row.finished:
-                cells = [
-                    _format(row.median(lambda record, kind=kind: record.per_defect.get(kind)), "percent")
-                    for kind in kinds
-                ]
+                cells = [_format(row.median(_of_kind(kind)), "percent") for kind in kinds]
                 lines.append(f"| {_model(row.spec)} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -224,11 +233,9 @@ def _plot_trade(path: Path, rows: Sequence[_Row], heading: str) -> None:
 
 def _plot_curves(folder: Path, name: str, rows: Sequence[_Row]) -> None:
     """ROC and per-region-overlap curves of the first seed."""
-    from benchmarks.compare import run_name
-
     found = []
     for row in rows:
-        path = folder / "work" / run_name(row.finished[0]) / "curves.json"
+        path = folder / "work" / row.finished[0].name / "curves.json"
         if path.exists():
             found.append((row, json.loads(path.read_text(encoding="utf-8"))))
     if len(found) < len(rows):
@@ -252,11 +259,9 @@ def _plot_curves(folder: Path, name: str, rows: Sequence[_Row]) -> None:
 
 def _plot_examples(folder: Path, name: str, rows: Sequence[_Row]) -> None:
     """Image, truth and maps of Sgfr's best, median and worst defect: by pixel AP, or by score without masks."""
-    from benchmarks.compare import run_name
-
     loaded = {}
     for row in rows:
-        path = folder / "work" / run_name(row.finished[0]) / "maps.npz"
+        path = folder / "work" / row.finished[0].name / "maps.npz"
         if path.exists() and row.spec.model not in loaded:
             loaded[row.spec.model] = np.load(path, allow_pickle=False)
     models = [model for model in ("sgfr", "patchcore", "padim") if model in loaded]
@@ -265,7 +270,9 @@ def _plot_examples(folder: Path, name: str, rows: Sequence[_Row]) -> None:
     ours = loaded["sgfr"] = dict(loaded["sgfr"])  # read the arrays once
     defective = np.flatnonzero(ours["kinds"] != "good")
     masks = ours.get("masks")
-    merit = np.array([_merit(ours, case) for case in defective])
+    if masks is not None:  # some defects are known but not marked
+        defective = defective[masks[defective].any((1, 2))]
+    merit = np.array([_merit(ours, int(case)) for case in defective])
     cases = defective[np.argsort(merit)][[-1, len(defective) // 2, 0]]
     columns = 2 + len(models)
     figure, axes = plt.subplots(3, columns, figsize=(2.1 * columns, 6.6), layout="constrained")
@@ -294,7 +301,7 @@ def _plot_examples(folder: Path, name: str, rows: Sequence[_Row]) -> None:
 
 def _merit(runs: Any, case: int) -> float:  # noqa: ANN401
     """How well a defect is found: average precision over its pixels, or the image's score where there is no mask."""
-    if "masks" not in runs or not runs["masks"][case].any():
+    if "masks" not in runs:
         return float(runs["scores"][case])
     return float(average_precision_score(runs["masks"][case].ravel(), runs["maps"][case].ravel()))
 

@@ -15,7 +15,7 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -161,7 +161,7 @@ def _test(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -
         engine.test(model=model, datamodule=datamodule, verbose=False)
 
     scores, maps = np.concatenate(collector.scores), np.concatenate(collector.maps)
-    kind_of = dict(zip(samples["image_path"], _kinds(samples), strict=True))
+    kind_of = dict(zip(samples["image_path"], data.kinds(samples), strict=True))
     kinds = np.array([kind_of[path] for path in collector.paths])
     fpr, tpr, _ = roc_curve(kinds != "good", scores)
     curves: dict[str, Any] = {"roc": [fpr.round(5).tolist(), tpr.round(5).tolist()], "pro": None}
@@ -170,7 +170,12 @@ def _test(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -
         pixels = pixel_scores(maps, label_regions(np.concatenate(collector.masks)))
         metrics |= {"pixel_AUROC": pixels.auroc, "pixel_AP": pixels.average_precision, "AUPRO": pixels.aupro}
         curves["pro"] = list(pixels.pro)
-    arrays = {"paths": collector.paths, "scores": scores, "kinds": kinds, "maps": maps.astype(np.float16)}
+    arrays: dict[str, Any] = {
+        "paths": collector.paths,
+        "scores": scores,
+        "kinds": kinds,
+        "maps": maps.astype(np.float16),
+    }
     if collector.masks:
         arrays["masks"] = np.concatenate(collector.masks)
     np.savez(folder / "maps.npz", **arrays)
@@ -181,14 +186,10 @@ def _test(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -
     }
 
 
-def _kinds(samples: Any) -> list[str]:  # noqa: ANN401
-    """Kind of defect of each sample, ``"good"`` for none."""
-    names = samples["label"].astype(str)
-    return ["good" if not index else name for name, index in zip(names, samples["label_index"], strict=True)]
-
-
 def _predict_ms(model: AnomalibModule, datamodule: AnomalibDataModule, height: int, width: int) -> float:
-    image = model.pre_processor.transform(datamodule.test_data[0].image[None])
+    item: Any = datamodule.test_data[0]
+    transform: Any = cast("Any", model.pre_processor).transform
+    image = transform(item.image[None])
     if image.shape[-2:] != (height, width):
         msg = f"expected an image of {height} x {width}, got {tuple(image.shape)}."
         raise ValueError(msg)

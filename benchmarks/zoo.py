@@ -23,9 +23,9 @@ from anomalib_sgfr.backbones import OFFLINE_SUFFIX
 from anomalib_sgfr.embedding import backbone_stages, resolve_layers
 from anomalib_sgfr.sampling import SubspaceSampler
 
-__all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "timed"]
+__all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "strided_layers", "timed"]
 
-_COMPONENTS = {"self", "backbone", "layers", "pre_trained", "seed"}
+_COMPONENTS = {"backbone", "layers", "pre_trained", "seed"}
 _COMPONENTS |= {"pre_processor", "post_processor", "evaluator", "visualizer"}
 
 
@@ -34,21 +34,20 @@ class Entry:
     """A model under comparison.
 
     Attributes:
-        model (type[AnomalibModule]): Its class.
+        model (Callable[..., AnomalibModule]): Its class.
         sampling (Callable): From a model to the (owner, method name) pairs that do its own work during a fit.
         strides (tuple[int, ...]): Strides of the backbone stages it uses.
         environment (tuple[tuple[str, str], ...]): Environment variables its process needs.
     """
 
-    model: type[AnomalibModule]
+    model: Callable[..., AnomalibModule]
     sampling: Callable[[Any], list[tuple[Any, str]]]
     strides: tuple[int, ...] = (8, 16)
     environment: tuple[tuple[str, str], ...] = ()
 
     def layers(self, backbone: str) -> list[str]:
         """Backbone layers this model takes: its own choice of strides."""
-        chosen = [stage.layer for stage in backbone_stages(backbone) if stage.stride in self.strides]
-        return chosen or resolve_layers(backbone)
+        return strided_layers(backbone, self.strides)
 
     def build(self, backbone: str, image_size: tuple[int, int], seed: int, arguments: dict[str, Any]) -> AnomalibModule:
         """Build the model, to give raw scores."""
@@ -64,6 +63,12 @@ class Entry:
         offline = backbone + OFFLINE_SUFFIX
         name = offline if timm.is_model(offline) else backbone
         return self.model(backbone=name, **common, **arguments)
+
+
+def strided_layers(backbone: str, strides: tuple[int, ...]) -> list[str]:
+    """Layers of a backbone by their stride; Sgfr's default where it has none of these (a vision transformer)."""
+    chosen = [stage.layer for stage in backbone_stages(backbone) if stage.stride in strides]
+    return chosen or resolve_layers(backbone)
 
 
 # Without it, anomalib's coreset selection can fragment the C library's heap to many times what it needs.
@@ -90,7 +95,7 @@ def resolve_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If the model has no such argument; the message lists those it has.
     """
-    parameters = inspect.signature(MODELS[model].model.__init__).parameters
+    parameters = inspect.signature(MODELS[model].model).parameters
     defaults = {name: item.default for name, item in parameters.items() if name not in _COMPONENTS}
     unknown = set(overrides) - set(defaults)
     if unknown:
@@ -119,11 +124,15 @@ class BareExtraction(Sgfr):
 
 
 def stored(model: AnomalibModule) -> tuple[int | None, int]:
-    """Number of embeddings a fitted model stores, and the bytes of all it stores beside its backbone."""
+    """Number of embeddings a fitted model stores, and the bytes of all it learnt."""
     inner: Any = model.model
     extractor: nn.Module = inner.embedder.extractor if isinstance(model, Sgfr) else inner.feature_extractor
     backbone = {id(tensor) for tensor in (*extractor.parameters(), *extractor.buffers())}
-    state = [tensor for tensor in (*inner.parameters(), *inner.buffers()) if id(tensor) not in backbone]
+    learnt = [
+        tensor
+        for name, tensor in (*inner.named_parameters(), *inner.named_buffers())
+        if id(tensor) not in backbone and "blur" not in name  # a Gaussian, not learnt
+    ]
     atoms = None
     if isinstance(model, Sgfr):
         atoms = len(inner.bank)
@@ -131,7 +140,7 @@ def stored(model: AnomalibModule) -> tuple[int | None, int]:
         atoms = len(inner.memory_bank)
     elif isinstance(model, MHPatchcore):
         atoms = len(inner.memory_bank.bank)
-    return atoms, sum(tensor.numel() * tensor.element_size() for tensor in state)
+    return atoms, sum(tensor.numel() * tensor.element_size() for tensor in learnt)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from anomalib.cli import AnomalibCLI
+from anomalib.pipelines.benchmark.generator import BenchmarkJobGenerator
 from PIL import Image
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -134,28 +136,21 @@ def test_help_documents_every_argument(tmp_path: Path) -> None:
     assert "affine,omp,ridge" in flat
 
 
-def test_anomalibs_benchmark_pipeline(parts: Path, tmp_path: Path) -> None:
-    arguments = yaml.safe_load((CONFIGS / "elpv_edge.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
-    config = {
-        "accelerator": "cpu",
-        "benchmark": {
-            "seed": 0,
-            "model": {
-                "class_path": "Sgfr",
-                "init_args": {**arguments, "bank_size": 100, "solver": {"grid": ["affine", "omp"]}},
-            },
-            "data": {
-                "class_path": "Folder",
-                "init_args": {
-                    "name": "parts",
-                    "root": str(parts),
-                    "normal_dir": "good",
-                    "abnormal_dir": "bad",
-                    "normal_test_dir": "good_test",
-                    "num_workers": 0,
-                    "val_split_mode": "same_as_test",
-                },
-            },
+@pytest.mark.parametrize("model", ["sgfr", "patchcore", "padim"])
+def test_anomalibs_benchmark_pipeline(model: str, parts: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((CONFIGS / f"benchmark_{model}.yaml").read_text(encoding="utf-8"))
+    assert config["benchmark"]["data"]["class_path"] == "ELPV"
+    config["benchmark"]["data"] = {
+        "class_path": "Folder",
+        "init_args": {
+            "name": "parts",
+            "root": str(parts),
+            "normal_dir": "good",
+            "abnormal_dir": "bad",
+            "normal_test_dir": "good_test",
+            "num_workers": 0,
+            "val_split_mode": "same_as_test",
+            "eval_batch_size": {"grid": [4, 6]},
         },
     }
     path = tmp_path / "benchmark.yaml"
@@ -164,19 +159,43 @@ def test_anomalibs_benchmark_pipeline(parts: Path, tmp_path: Path) -> None:
     tables = list(tmp_path.rglob("results.csv"))
     assert len(tables) == 1, output  # the exit code does not tell
     table = pd.read_csv(tables[0])
-    assert sorted(table["model.init_args.solver"]) == ["affine", "omp"]
-    assert table["image_AUROC"].notna().all()
+    assert sorted(table["data.init_args.eval_batch_size"]) == [4, 6]
+    assert {name.lower() for name in table["model.class_path"]} == {model}
+    assert table["image_AUROC"].between(0, 1).all()
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_configuration_is_parsed_by_the_real_command_line(path: Path, tmp_path: Path) -> None:
-    output = anomalib("train", "--model", "Sgfr", "--config", path, "--print_config", cwd=tmp_path)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("benchmark_*.yaml")), ids=lambda path: path.stem)
+def test_every_benchmark_configuration_names_models_and_data_that_exist(path: Path) -> None:
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    jobs = list(BenchmarkJobGenerator(config["accelerator"]).generate_jobs(config["benchmark"], None))
+    assert [job.datamodule.category for job in jobs] == ["mono", "poly"]
+    assert {type(job.model).__name__ for job in jobs} == {config["benchmark"]["model"]["class_path"]}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.name.startswith("benchmark_")],
+    ids=lambda path: path.stem,
+)
+def test_every_configuration_is_parsed_by_the_real_command_line(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        AnomalibCLI(args=["train", "--model", "Sgfr", "--config", str(path), "--print_config"])
+    output = capsys.readouterr().out
+    assert not stopped.value.code, output
     parsed = yaml.safe_load(output[output.index("seed_everything") :])
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert parsed["model"]["class_path"].endswith("Sgfr")
+    assert parsed["data"]["class_path"].split(".")[-1] == given["data"]["class_path"]
     for part in ("model", "data"):
         for name, value in given[part].get("init_args", {}).items():
             assert json.dumps(parsed[part]["init_args"][name]) == json.dumps(value)
+
+
+def test_there_is_an_edge_and_a_paper_style_run_for_each_data_set() -> None:
+    for data in ("mvtecad", "btech", "mtd", "visa", "kolektor", "elpv"):
+        for kind, backbone in (("edge", "tf_efficientnet_lite0"), ("paper", "wide_resnet50_2")):
+            config = yaml.safe_load((CONFIGS / f"{data}_{kind}.yaml").read_text(encoding="utf-8"))
+            assert config["model"]["init_args"]["backbone"] == backbone
 
 
 def test_the_datamodules_are_known_by_short_name(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""The comparison: what it plans, how it resumes, and one real run of it on small images."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compare, report
+from benchmarks.records import METRICS, Record, Spec, read
+from benchmarks.zoo import resolve_arguments
+
+ROOT = Path(__file__).parents[2]
+
+
+def fake(spec: Spec, **changes: object) -> Record:
+    values = {"metrics": dict.fromkeys(METRICS, 0.5), "fit_s": 2.0, "extract_s": 1.0, "sampling_s": 1.0}
+    return Record(**{**vars(spec), "versions": {"torch": "2"}, **values, "predict_ms": 3.0, **changes})
+
+
+def command(parts: Path, out: Path, *extra: str) -> list[str]:
+    return ["--dataset", "folder", "--root", str(parts), "--out", str(out), *extra]
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(parts, tmp_path / "out", "--models", "sgfr,padim", "--seeds", "0,1")
+    ran: list[tuple[str, int]] = []
+
+    def run(spec: Spec, _: object) -> Record:
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append((spec.model, spec.seed))
+        return fake(spec)
+
+    monkeypatch.setattr(compare, "_run", run)
+    assert compare.main(arguments) == 130
+    assert "goes on" in capsys.readouterr().out
+    assert len(read(tmp_path / "out" / "results.json")) == 2
+
+    monkeypatch.setattr(compare, "_run", lambda spec, _: (ran.append((spec.model, spec.seed)), fake(spec))[1])
+    assert compare.main(arguments) == 0
+    assert ran == [("sgfr", 0), ("padim", 0), ("sgfr", 1), ("padim", 1)]
+    written = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "--seeds 0,1" in written
+    assert str(parts) not in written  # no folder of this machine
+    assert (tmp_path / "out" / "folder-trade.png").stat().st_size > 1000
+
+
+def test_a_failed_run_is_a_row_that_says_why_and_is_tried_again_on_request(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(parts, tmp_path, "--models", "sgfr,padim")
+    failing = {"padim"}
+
+    def run(spec: Spec, _: object) -> Record:
+        if spec.model in failing:
+            return Record(**vars(spec), versions={"torch": "2"}, error="exit code 1: out of memory")
+        return fake(spec)
+
+    monkeypatch.setattr(compare, "_run", run)
+    assert compare.main(arguments) == 1
+    assert "Padim - failed: exit code 1: out of memory" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    failing.clear()
+    assert compare.main(arguments) == 1
+    assert "failed:" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert compare.main([*arguments, "--retry-failed"]) == 0
+    assert "failed:" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "mtd"], "git clone"),
+        (["--dataset", "mtd", "--root", "nowhere"], "git clone"),
+        (["--dataset", "elpv-mono", "--models", "efficientad"], "efficientad"),
+        (["--dataset", "elpv-mono", "--split", "tile"], "only mtd"),
+        (["--dataset", "elpv-mono", "--limit-train", "100000"], "limit_train"),
+        (["--dataset", "elpv-mono", "--set", "sgfr.colour=1"], "colour"),
+        (["--dataset", "elpv-mono", "--set", "bank_size=1"], "MODEL.ARGUMENT=VALUE"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        compare.main([*arguments, "--out", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err + str(stopped.value.code)
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_are_recorded_in_full_and_as_json() -> None:
+    for model in ("sgfr", "patchcore", "padim", "mhpatchcore"):
+        resolved = resolve_arguments(model, {})
+        assert json.loads(json.dumps(resolved)) == resolved
+    assert resolve_arguments("sgfr", {"num_atoms": 3})["num_atoms"] == 3
+    assert {"bank_size", "solver", "num_atoms", "regularisation", "blur"} <= set(resolve_arguments("sgfr", {}))
+
+
+def test_a_row_is_the_median_over_seeds_and_the_best_is_bold() -> None:
+    base = {"dataset": "elpv-mono", "split": None, "backbone": "b", "image_size": [256, 256], "limit_train": None}
+    scores = {"sgfr": (0.9, 0.8, 0.85), "padim": (0.7, 0.7, 0.9)}
+    records = [
+        fake(
+            Spec(**base, model=model, arguments=resolve_arguments(model, {}), seed=seed),
+            metrics={**dict.fromkeys(METRICS), "image_AUROC": score},
+        )
+        for model, values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+    sgfr, padim = report.table(records).splitlines()[-2:]
+    assert sgfr.startswith("| Sgfr | 3 | **85.0** |")
+    assert padim.startswith("| Padim | 3 | 70.0 |")
+
+
+def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path) -> None:
+    arguments = command(parts, tmp_path, "--models", "sgfr,padim", "--image-size", "64", "--limit-train", "6")
+    arguments += ["--set", "sgfr.bank_size=50", "--set", "padim.n_features=100000"]
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.compare", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1, run.stderr
+    sgfr, padim = sorted(read(tmp_path / "results.json"), key=lambda item: item.model != "sgfr")
+    assert "n_features" in (padim.error or "")
+    assert sgfr.error is None
+    assert (sgfr.n_train, sgfr.n_test, sgfr.bank_atoms, sgfr.bank_bytes) == (6, 12, 50, 50 * 152 * 4)
+    assert all(value is not None and 0 <= value <= 1 for value in sgfr.metrics.values())
+    assert 0 < (sgfr.sampling_s or 0) < (sgfr.fit_s or 0)
+    assert (sgfr.fit_peak_rss_mb or 0) > 100
+    for picture in ("trade", "curves", "examples"):
+        assert (tmp_path / f"folder-6-training-images-{picture}.png").stat().st_size > 1000

@@ -1,0 +1,66 @@
+"""A study's default is the product: the same figures as through anomalib's Engine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import run as benchmark_run
+from benchmarks import study
+from benchmarks.features import load
+from benchmarks.records import Spec
+from benchmarks.zoo import resolve_arguments
+
+
+def test_the_default_variant_is_what_the_engine_gives(parts: Path, tmp_path: Path) -> None:
+    # a bank of every patch does not depend on the order in which the images were seen
+    changes = {"bank_size": 2000}
+    variant = study.Variant("default", changes, image_size=64)
+    spec = study._spec(variant, "folder", None, 0)
+    (from_study,) = study._evaluate([spec], parts, tmp_path / "cache")
+
+    engine_spec = Spec(**{**vars(spec), "arguments": resolve_arguments("sgfr", changes)})
+    benchmark_run.main(json.dumps({**vars(engine_spec), "root": str(parts)}), str(tmp_path))
+    from_engine = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    assert from_study.bank_atoms == from_engine["bank_atoms"]
+    assert from_study.metrics == pytest.approx(from_engine["metrics"], abs=2e-4)
+    assert from_study.per_defect == pytest.approx(from_engine["per_defect"], abs=2e-4)
+
+
+def test_embeddings_are_read_again_and_not_made_again(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("folder", parts, None, 0, None, "tf_efficientnet_lite0", (8, 16), (64, 64), tmp_path)
+    first = load(*arguments)
+    monkeypatch.setattr("benchmarks.features.PatchEmbedder", None)
+    second = load(*arguments)
+    assert (first.test == second.test).all()
+    assert first.regions is not None
+    assert first.regions.shape == (12, 64, 64)
+    assert sorted(set(first.kinds.tolist())) == ["abnormal", "good"]
+
+
+def test_every_variant_is_told_apart_and_every_study_holds_the_default() -> None:
+    for name, variants in study.STUDIES.items():
+        keys = {study._spec(variant, "mtd", "tile", 0).key for variant in variants}
+        assert len(keys) == len(variants), name
+        default = study._spec(study.Variant("default"), "mtd", "tile", 0).key
+        assert default in keys or name == "few-shot", name
+
+
+def test_a_study_goes_on_where_it_stopped(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(
+        study.STUDIES,
+        "k",
+        [study.Variant(str(k), {"num_atoms": k, "bank_size": 60}, image_size=64) for k in (1, 3)],
+    )
+    monkeypatch.setattr(study, "_places", lambda _: [("folder", None)])
+    arguments = ["k", "--root", str(parts), "--seeds", "0", "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    assert study.main(arguments) == 0
+    table = (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
+    assert table.count("\n| ") == 3
+    monkeypatch.setattr(study, "_evaluate", None)
+    assert study.main(arguments) == 0
+    capsys.readouterr()
