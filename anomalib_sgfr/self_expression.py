@@ -197,7 +197,7 @@ def nearest(target: Tensor, bank: Tensor, k: int) -> Tensor:
     """
     centre = bank.mean(0)
     bank = bank - centre
-    order = bank.square().sum(1) - 2.0 * ((target - centre) @ bank.T)
+    order = torch.addmm(bank.square().sum(1), target - centre, bank.T, alpha=-2.0)
     return order.topk(k, dim=1, largest=False).indices
 
 
