@@ -1,55 +1,158 @@
 """Subspace sampling: a small bank that covers a stream of nominal embeddings, in one pass and bounded memory.
 
 A farthest-first (k-center) selection kept up to date over a stream, in the spirit of the incremental k-center of
-Charikar et al. (STOC 1997): an embedding is a candidate only if it lies farther from every atom than the threshold;
-when the store is full it is thinned, farthest first, to ``bank_size`` atoms, and the distance at which the thinning
+Charikar et al. (STOC 1997): an embedding becomes an atom only if it lies farther from every atom than the threshold;
+when there are too many, they are thinned, farthest first, to ``bank_size``, and the distance at which the thinning
 stopped becomes the new threshold. The threshold never falls.
+
+Each atom keeps account of the embeddings it stands for, through every thinning, so that the bank comes with a
+certificate: how far from it no embedding that was seen can lie.
 """
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["SubspaceSampler", "farthest_first"]
+from anomalib_sgfr.selection import PRODUCT_VALUES, farthest_first, separated
+
+__all__ = ["Cover", "Coverage", "SubspaceSampler", "absorb", "merge", "thin"]
+
+_GROWTH = 1.05  # of the distance between atoms, from one try to the next
+_ROUNDING = 1.0 + 1e-5  # of float32 distances and of their sums, with room
 
 
-def farthest_first(points: Tensor, size: int) -> tuple[Tensor, float]:
-    """Greedy k-center: starting from the first point, repeatedly take the point farthest from those taken.
+class Cover(NamedTuple):
+    """Atoms, and what is known of the embeddings each of them stands for.
 
-    A 2-approximation of the smallest covering radius (Gonzalez 1985). Costs ``size`` matrix-vector products.
+    Attributes:
+        atoms (Tensor): Shape ``(n, d)``.
+        radius (Tensor): No embedding an atom stands for lies farther from it than this, shape ``(n,)``.
+        count (Tensor): Number of embeddings each atom stands for, itself included, shape ``(n,)``, ``int64``.
+        total (Tensor): Their distances from the atom sum to no more than this, shape ``(n,)``, ``float64``.
+    """
+
+    atoms: Tensor
+    radius: Tensor
+    count: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, points: Tensor) -> "Cover":
+        """Cover of embeddings ``(n, d)`` by themselves."""
+        zeros = torch.zeros_like(points[:, 0])
+        return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double())
+
+    def rows(self, index: Tensor) -> "Cover":
+        """Some of the atoms, by index or mask."""
+        return Cover(*(part[index] for part in self))
+
+    def joined(self, other: "Cover") -> "Cover":
+        """Both covers, one after the other."""
+        return Cover(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
+
+    def account(self, index: Tensor, distance: Tensor, other: "Cover") -> "Cover":
+        """Let atoms ``index`` stand for what ``other``'s atoms stood for, which lie at ``distance`` from them."""
+        total = other.total + distance.double() * other.count
+        return Cover(
+            self.atoms,
+            self.radius.scatter_reduce(0, index, other.radius + distance, "amax"),
+            self.count.index_add(0, index, other.count),
+            self.total.index_add(0, index, total),
+        )
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Certificate of a bank: bounds on the distance of every embedding seen from its nearest atom.
+
+    Attributes:
+        patches (int): Number of embeddings seen.
+        largest (float): No embedding lies farther from the bank than this, in units of the embedding.
+        mean (float): Their distances average to no more than this.
+        bounds (Tensor): For each atom, the bound on the distance of the embeddings it stands for, shape ``(M,)``.
+        counts (Tensor): For each atom, their number, shape ``(M,)``; a histogram of ``bounds`` weighted by it bounds
+            the distribution of distances.
+    """
+
+    patches: int
+    largest: float
+    mean: float
+    bounds: Tensor
+    counts: Tensor
+
+
+def absorb(cover: Cover, points: Tensor, threshold: float) -> Cover:
+    """Take embeddings into a cover: those within ``threshold`` of an atom are accounted to it, the others become atoms.
 
     Args:
-        points (Tensor): Candidates, shape ``(n, d)``, floating point.
-        size (int): Number of points to take, at least one. Exact duplicates of taken points are never taken, so fewer
-            come back if fewer are distinct.
+        cover (Cover): Atoms so far.
+        points (Tensor): Embeddings, shape ``(n, d)``.
+        threshold (float): Euclidean distance.
 
     Returns:
-        tuple[Tensor, float]: Indices of the taken points in the order taken (``int64``, at most ``size``), and the
-        covering radius: the Euclidean distance to its nearest taken point of the point least well covered.
-
-    Raises:
-        ValueError: If ``points`` is empty or ``size`` is below one.
+        Cover: The atoms so far, with what they stand for now, and the new ones after them.
     """
-    if size < 1 or points.ndim != 2 or points.shape[0] == 0:  # noqa: PLR2004
-        msg = f"farthest_first needs a non-empty (n, d) matrix and size >= 1, got {tuple(points.shape)} and {size}."
-        raise ValueError(msg)
-    centred = points - points.mean(0)
+    index, distance = _nearest_atom(points, cover.atoms)
+    near = distance <= threshold
+    arrived = Cover.of(points)
+    return cover.account(index[near], distance[near], arrived.rows(near)).joined(arrived.rows(~near))
+
+
+def thin(cover: Cover, size: int, threshold: float = 0.0, tolerance: float = 0.0) -> tuple[Cover, float]:
+    """Reduce a cover to ``size`` atoms; what the others stood for is accounted to their nearest.
+
+    Atoms of large radius go first and stay unless they lie too close together; the rest are taken farthest first. An
+    embedding's bound grows each time its atom is dropped: this order keeps the certificate tight.
+
+    Args:
+        cover (Cover): Atoms.
+        size (int): Number of atoms to keep; fewer if fewer are distinct.
+        threshold (float): Distance that separates atoms at least, if one is known; where to begin looking for the
+            distance that ``size`` atoms can be apart.
+        tolerance (float): Distance within which an atom needs no other: fewer than ``size`` are kept if that is enough.
+
+    Returns:
+        tuple[Cover, float]: The cover, and the largest distance of a dropped atom from those kept.
+    """
+    cover = cover.rows(cover.radius.argsort(descending=True, stable=True))
+    start = None
+    while threshold > 0 and start is None:
+        start = separated(cover.atoms, threshold, size)
+        threshold *= _GROWTH
+    taken, radius = farthest_first(cover.atoms, size, start, tolerance)
+    kept = cover.rows(taken)
+    dropped = torch.ones_like(cover.count, dtype=torch.bool)
+    dropped[taken] = False
+    rest = cover.rows(dropped)
+    if len(rest.atoms) == 0:
+        return kept, radius
+    return kept.account(*_nearest_atom(rest.atoms, kept.atoms), rest), radius
+
+
+def merge(covers: list[Cover], size: int, threshold: float = 0.0, tolerance: float = 0.0) -> tuple[Cover, float]:
+    """Join covers of parts of the data into one of at most ``size`` atoms; arguments as for :func:`thin`.
+
+    Returns:
+        tuple[Cover, float]: The cover, and the largest distance of a dropped atom from those kept.
+    """
+    joined = covers[0]
+    for other in covers[1:]:
+        joined = joined.joined(other)
+    return thin(joined, size, threshold, tolerance)
+
+
+def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+    """Row of the nearest atom and the Euclidean distance from it, each of shape ``(n,)``."""
+    centre = atoms.mean(0)
+    centred = atoms - centre
     length = centred.square().sum(1)
-    # rounding of the expansion below; closer than this is the same point
-    same = 8.0 * torch.finfo(points.dtype).eps * length.amax()
-    distance = torch.full_like(length, torch.inf)
-    taken: list[int] = []
-    index = 0
-    while True:
-        taken.append(index)
-        to_index = torch.addmv(length + length[index], centred, centred[index], alpha=-2.0)
-        torch.minimum(distance, to_index, out=distance)
-        distance[index] = 0.0
-        farthest = distance.argmax()
-        if len(taken) == size or distance[farthest] <= same:
-            break
-        index = int(farthest)
-    radius = float(distance[farthest].clamp_min(0.0).sqrt())
-    return torch.tensor(taken, device=points.device), radius
+    rows = max(1, PRODUCT_VALUES // len(atoms))
+    index = torch.cat(
+        [torch.addmm(length, part - centre, centred.T, alpha=-2.0).min(1).indices for part in points.split(rows)]
+    )
+    return index, (points - atoms[index]).norm(dim=1)  # from the difference: exact where it is small
 
 
 class SubspaceSampler:
@@ -60,28 +163,34 @@ class SubspaceSampler:
 
     Args:
         bank_size (int): Largest number of atoms in the bank.
+        tolerance (float): Distance (Euclidean, embedding units) within which an embedding needs no atom of its own: the
+            bank stays smaller than ``bank_size`` when all that was seen lies within it. Defaults to ``0.0``.
 
     Attributes:
         patches_seen_ (int): Embeddings observed so far.
-        threshold_ (float): Distance (Euclidean, embedding units) above which an embedding is a candidate atom.
+        threshold_ (float): Distance above which an embedding becomes an atom now.
 
     Raises:
-        ValueError: If ``bank_size`` is below one.
+        ValueError: If ``bank_size`` is below one or ``tolerance`` is negative or not finite.
     """
 
-    def __init__(self, bank_size: int) -> None:
+    def __init__(self, bank_size: int, tolerance: float = 0.0) -> None:
         if bank_size < 1:
             msg = f"bank_size must be at least 1, got {bank_size}."
             raise ValueError(msg)
+        if not 0.0 <= tolerance < float("inf"):
+            msg = f"tolerance must be a finite distance of at least 0, got {tolerance}."
+            raise ValueError(msg)
         self.bank_size = bank_size
+        self.tolerance = tolerance
         self.patches_seen_ = 0
-        self.threshold_ = 0.0
-        self._store: Tensor | None = None
+        self.threshold_ = tolerance
+        self._cover: Cover | None = None
 
     @property
     def atoms_held(self) -> int:
         """Embeddings in store now, candidates included."""
-        return 0 if self._store is None else self._store.shape[0]
+        return 0 if self._cover is None else len(self._cover.atoms)
 
     @torch.no_grad()
     def observe(self, embeddings: Tensor) -> None:
@@ -93,9 +202,9 @@ class SubspaceSampler:
         Raises:
             ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state is unchanged then.
         """
-        if embeddings.ndim != 2 or (self._store is not None and embeddings.shape[1] != self._store.shape[1]):  # noqa: PLR2004
-            width = "d" if self._store is None else self._store.shape[1]
-            msg = f"embeddings must have shape (n, {width}), got {tuple(embeddings.shape)}."
+        width = None if self._cover is None else self._cover.atoms.shape[1]
+        if embeddings.ndim != 2 or (width is not None and embeddings.shape[1] != width):  # noqa: PLR2004
+            msg = f"embeddings must have shape (n, {width or 'd'}), got {tuple(embeddings.shape)}."
             raise ValueError(msg)
         if not torch.isfinite(embeddings).all():
             msg = "embeddings hold NaN or infinite values; check the images and the backbone's weights."
@@ -105,20 +214,16 @@ class SubspaceSampler:
         self.patches_seen_ += embeddings.shape[0]
 
     def _observe_block(self, block: Tensor) -> None:
-        if self._store is None:
-            self._store = block.clone()
-        else:
-            novel = block[_distance(block, self._store) > self.threshold_]
-            self._store = torch.cat((self._store, novel))
-        # store <= 2 * bank_size before a block and a block <= bank_size: at most 3 * bank_size at once
-        if self._store.shape[0] > 2 * self.bank_size:
-            self._thin()
+        if self._cover is None:
+            self._cover = Cover.of(block[:1].clone())
+            block = block[1:]
+        self._cover = absorb(self._cover, block, self.threshold_)
+        # at most 2 * bank_size before a block and a block of bank_size: at most 3 * bank_size at once
+        if len(self._cover.atoms) > 2 * self.bank_size:
+            self._thin(self._cover)
 
-    def _thin(self) -> None:
-        if self._store is None:
-            return
-        taken, radius = farthest_first(self._store, self.bank_size)
-        self._store = self._store[taken]
+    def _thin(self, cover: Cover) -> None:
+        self._cover, radius = thin(cover, self.bank_size, self.threshold_, self.tolerance)
         self.threshold_ = max(self.threshold_, radius)
 
     def bank(self) -> Tensor:
@@ -130,16 +235,26 @@ class SubspaceSampler:
         Raises:
             ValueError: If no embedding was observed.
         """
-        if self._store is None or self._store.shape[0] == 0:
+        return self.cover().atoms.clone()
+
+    @torch.no_grad()
+    def cover(self) -> Cover:
+        """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`."""
+        if self._cover is None:
             msg = "no nominal embedding was observed: the training set is empty."
             raise ValueError(msg)
-        self._thin()
-        return self._store.clone()
+        self._thin(self._cover)
+        return self._cover
 
-
-def _distance(points: Tensor, atoms: Tensor) -> Tensor:
-    """Euclidean distance from each point to its nearest atom, shape ``(n,)``."""
-    centre = atoms.mean(0)
-    points, atoms = points - centre, atoms - centre
-    nearest = torch.addmm(atoms.square().sum(1), points, atoms.T, alpha=-2.0).amin(1)
-    return (nearest + points.square().sum(1)).clamp_min(0.0).sqrt()
+    def coverage(self) -> Coverage:
+        """Certificate of the bank learnt so far; raises as :meth:`bank`."""
+        cover = self.cover()
+        patches = int(cover.count.sum())
+        bounds = cover.radius * _ROUNDING
+        return Coverage(
+            patches=patches,
+            largest=float(bounds.amax()),
+            mean=float(cover.total.sum() / patches * _ROUNDING),
+            bounds=bounds,
+            counts=cover.count,
+        )

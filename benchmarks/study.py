@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from anomalib_sgfr import Sgfr, self_expression
-from anomalib_sgfr.sampling import SubspaceSampler, farthest_first
+from anomalib_sgfr.sampling import SubspaceSampler
+from anomalib_sgfr.selection import farthest_first
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import features
 from benchmarks.features import Features

@@ -1,11 +1,11 @@
 """The streaming sampler: bounded, deterministic, covering."""
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.sampling import SubspaceSampler, farthest_first
+from anomalib_sgfr.sampling import Cover, SubspaceSampler, merge
+from anomalib_sgfr.selection import farthest_first
 
 
 def clusters(per_cluster: int = 400, number: int = 8, width: int = 6, seed: int = 0) -> Tensor:
@@ -18,30 +18,6 @@ def clusters(per_cluster: int = 400, number: int = 8, width: int = 6, seed: int 
 
 def coverage(points: Tensor, bank: Tensor) -> float:
     return float(torch.cdist(points.double(), bank.double()).amin(1).max())
-
-
-def greedy_oracle(points: np.ndarray, size: int) -> list[int]:
-    """Farthest-first traversal, written out."""
-    taken = [0]
-    while len(taken) < size:
-        distance = np.min([np.linalg.norm(points - points[index], axis=1) for index in taken], axis=0)
-        taken.append(int(distance.argmax()))
-    return taken
-
-
-def test_farthest_first_is_the_greedy_traversal() -> None:
-    points = torch.randn(200, 5, dtype=torch.float64) + 3
-    taken, radius = farthest_first(points, 25)
-    assert taken.tolist() == greedy_oracle(points.numpy(), 25)
-    assert radius == pytest.approx(coverage(points, points[taken]))
-
-
-def test_farthest_first_stops_when_no_distinct_point_is_left() -> None:
-    points = torch.randn(5, 4).repeat(6, 1)
-    taken, radius = farthest_first(points, 20)
-    assert len(taken) == 5
-    assert radius == pytest.approx(0.0, abs=1e-2)
-    assert len({tuple(row) for row in points[taken].tolist()}) == 5
 
 
 def test_a_short_stream_is_kept_whole() -> None:
@@ -144,5 +120,63 @@ def test_bad_arguments_are_named() -> None:
         SubspaceSampler(bank_size=0)
     with pytest.raises(ValueError, match="training set is empty"):
         SubspaceSampler(bank_size=3).bank()
-    with pytest.raises(ValueError, match="non-empty"):
-        farthest_first(torch.zeros(0, 3), 2)
+    with pytest.raises(ValueError, match="tolerance must be"):
+        SubspaceSampler(bank_size=3, tolerance=-1.0)
+
+
+def distances(points: Tensor, bank: Tensor) -> Tensor:
+    return torch.cdist(points.double(), bank.double()).amin(1)
+
+
+@pytest.mark.parametrize("size", [1, 7, 60, 400])
+@pytest.mark.parametrize("width", [2, 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_certificate_bounds_a_brute_force_recomputation(size: int, width: int, dtype: torch.dtype) -> None:
+    points = torch.randn(3000, width, dtype=dtype) * torch.rand(3000, 1, dtype=dtype) + 2
+    sampler = SubspaceSampler(bank_size=size)
+    for batch in points.split(130):
+        sampler.observe(batch)
+    certificate, found = sampler.coverage(), distances(points, sampler.bank())
+    assert certificate.patches == 3000 == int(certificate.counts.sum())
+    assert float(found.max()) <= certificate.largest < 12 * float(found.max()) + 1e-6
+    assert float(found.mean()) <= certificate.mean < 4 * float(found.mean()) + 1e-6
+    # the distribution is bounded too: no fewer distances lie below a value than bounds do
+    bounds = certificate.bounds.repeat_interleave(certificate.counts).double()
+    for quantile in (0.25, 0.5, 0.9):
+        assert float(found.quantile(quantile)) <= float(bounds.quantile(quantile)) + 1e-9
+
+
+def test_a_stream_that_fits_has_a_certificate_of_zero() -> None:
+    sampler = SubspaceSampler(bank_size=50)
+    sampler.observe(torch.randn(50, 3))
+    assert sampler.coverage().largest == 0.0
+
+
+def test_within_the_tolerance_no_more_atoms_are_taken() -> None:
+    points = torch.rand(4000, 2)
+    sampler = SubspaceSampler(bank_size=500, tolerance=0.25)
+    for batch in points.split(100):
+        sampler.observe(batch)
+    bank = sampler.bank()
+    assert 4 <= len(bank) < 40
+    assert coverage(points, bank) <= sampler.coverage().largest
+    within = distances(points, bank) <= 0.25 + 1e-6
+    assert within.float().mean() > 0.9  # the others lie within it of an atom that gave way to a nearby one
+    assert sampler.coverage().largest <= 0.5 + 1e-4
+
+
+def test_merged_covers_keep_the_certificate_in_any_order() -> None:
+    points = torch.randn(4000, 5)
+    covers: list[Cover] = []
+    for part in points.split(1000):
+        sampler = SubspaceSampler(bank_size=80)
+        for batch in part.split(200):
+            sampler.observe(batch)
+        covers.append(sampler.cover())
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        merged, _ = merge([covers[index] for index in order], 80)
+        found = distances(points, merged.atoms)
+        assert len(merged.atoms) == 80
+        assert int(merged.count.sum()) == 4000
+        assert float(found.max()) <= float(merged.radius.max()) * (1 + 1e-5)
+        assert float(found.sum()) <= float(merged.total.sum()) * (1 + 1e-5)

@@ -1,0 +1,114 @@
+"""Selection of points that are far apart: the greedy steps behind subspace sampling, as blocked matrix products."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["PRODUCT_VALUES", "farthest_first", "separated"]
+
+PRODUCT_VALUES = 2**23  # distances computed at once, 32 MiB of float32
+_CANDIDATES = 512  # the next points are looked for among so many
+
+
+def farthest_first(
+    points: Tensor, size: int, start: Tensor | None = None, tolerance: float = 0.0
+) -> tuple[Tensor, float]:
+    """Greedy k-center: repeatedly take the point farthest from those taken.
+
+    A 2-approximation of the smallest covering radius (Gonzalez 1985). The next points are looked for among the
+    farthest few hundred for as long as no other point can be farther, so that distances to all points are computed for
+    many taken points at once, as one matrix product.
+
+    Args:
+        points (Tensor): Candidates, shape ``(n, d)``, floating point.
+        size (int): Number of points to take, at least one. Exact duplicates of taken points are never taken, so fewer
+            come back if fewer are distinct.
+        start (Tensor | None): Indices of points that are taken to begin with, at least one and at most ``size``;
+            ``None`` for the first point.
+        tolerance (float): Stop before ``size`` once every point lies within this distance of those taken.
+
+    Returns:
+        tuple[Tensor, float]: Indices of the taken points in the order taken (``int64``, at most ``size``), and the
+        covering radius: the Euclidean distance to its nearest taken point of the point least well covered.
+
+    Raises:
+        ValueError: If ``points`` is empty or ``size`` is below one.
+    """
+    if size < 1 or points.ndim != 2 or points.shape[0] == 0:  # noqa: PLR2004
+        msg = f"farthest_first needs a non-empty (n, d) matrix and size >= 1, got {tuple(points.shape)} and {size}."
+        raise ValueError(msg)
+    centred = points - points.mean(0)
+    length = centred.square().sum(1)
+    # rounding of the expansion of squared distances; closer than this is the same point
+    same = max(8.0 * torch.finfo(points.dtype).eps * float(length.amax()), tolerance**2)
+    distance = torch.full_like(length, torch.inf)  # squared, from each point to the nearest one taken
+    taken: list[int] = []
+    fresh = [0] if start is None else start.tolist()
+    while True:
+        taken += fresh
+        block = torch.tensor(fresh, device=points.device)
+        _lower(distance, centred, length, block)
+        distance[block] = 0.0
+        if len(taken) == size or float(distance.amax()) <= same:
+            return torch.tensor(taken, device=points.device), float(distance.amax().clamp_min(0.0).sqrt())
+        fresh = _next_farthest(distance, centred, length, min(size - len(taken), _CANDIDATES), same)
+
+
+def _lower(distance: Tensor, points: Tensor, length: Tensor, taken: Tensor) -> None:
+    """Update squared distances, in place, for newly taken points."""
+    rows = max(1, PRODUCT_VALUES // len(taken))
+    for start in range(0, len(points), rows):
+        part = slice(start, start + rows)
+        to_taken = torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0).amin(1) + length[part]
+        distance[part] = torch.minimum(distance[part], to_taken)
+
+
+def _next_farthest(distance: Tensor, points: Tensor, length: Tensor, most: int, same: float) -> list[int]:
+    """The next points of the traversal, one or more: as many as can be told from the farthest candidates alone."""
+    values, candidates = distance.topk(min(_CANDIDATES + 1, len(distance)))
+    # no point that is not a candidate is farther than the last of them, now or later
+    outside = float(values[-1]) if len(candidates) < len(distance) else -np.inf
+    candidates = candidates[:_CANDIDATES]
+    near = points[candidates]
+    mutual = torch.addmm(length[candidates], near, near.T, alpha=-2.0) + length[candidates][:, None]
+    left, between = values[:_CANDIDATES].cpu().numpy().copy(), mutual.cpu().numpy()
+    picks: list[int] = []
+    while len(picks) < most:
+        pick = int(left.argmax())
+        if picks and (left[pick] < outside or left[pick] <= same):
+            break
+        picks.append(pick)
+        np.minimum(left, between[pick], out=left)
+        left[pick] = -np.inf
+    return candidates[picks].tolist()
+
+
+def separated(points: Tensor, distance: float, most: int) -> Tensor | None:
+    """Indices of points farther than ``distance`` from one another: each, in order, that no earlier one precludes.
+
+    Args:
+        points (Tensor): Shape ``(n, d)``.
+        distance (float): Euclidean.
+        most (int): Give up beyond so many.
+
+    Returns:
+        Tensor | None: Indices in rising order, ``int64``; ``None`` if there would be more than ``most``.
+    """
+    centred = points - points.mean(0)
+    length = centred.square().sum(1)
+    kept = torch.empty(0, dtype=torch.int64, device=points.device)
+    for block in torch.arange(len(points), device=points.device).split(_CANDIDATES):
+        fresh = block
+        if len(kept):
+            to_kept = torch.addmm(length[kept], centred[block], centred[kept].T, alpha=-2.0).amin(1) + length[block]
+            fresh = block[to_kept > distance**2]
+        mutual = torch.addmm(length[fresh], centred[fresh], centred[fresh].T, alpha=-2.0) + length[fresh][:, None]
+        close = np.triu((mutual <= distance**2).cpu().numpy(), 1)  # each with those after it
+        alive = np.ones(len(close), bool)
+        for row in range(len(close)):
+            if alive[row]:
+                alive &= ~close[row]
+        kept = torch.cat((kept, fresh[torch.from_numpy(alive).to(fresh.device)]))
+        if len(kept) > most:
+            return None
+    return kept
