@@ -21,6 +21,7 @@ from anomalib_sgfr import plugin
 from anomalib_sgfr.arguments import Solver
 from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.callbacks import SubspaceSampling
+from anomalib_sgfr.certificate import Certificate
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
@@ -188,9 +189,25 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         if sampler is None or sampler.patches_seen_ == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        self.model.set_bank(sampler.bank())
+        self.model.set_bank(sampler.cover())
         self._was_fitted = False
-        logger.info("Learnt a bank of %d atoms x %d from %d patches.", *self.model.bank.shape, sampler.patches_seen_)
+        found = self.certificate()
+        logger.info("Learnt a bank of %d atoms x %d from %d patches.", *self.model.bank.shape, found.patches)
+        logger.info("Certified: each rebuilt to within %.4g, on average within %.4g.", found.largest, found.mean)
+        measured = {"certified_residual": found.largest, "certified_mean_residual": found.mean}
+        for destination in self.trainer.loggers:
+            destination.log_metrics(measured, self.trainer.global_step)
+
+    def certificate(self) -> Certificate:
+        """Bound the residual of every nominal patch seen in the fit, in the units of the raw anomaly map.
+
+        Returns:
+            Certificate: Largest, mean and histogram.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+        """
+        return self.model.certificate()
 
     def abandon_fit(self) -> None:
         """Return to the bank of an earlier fit, if there is one, after a later fit failed."""

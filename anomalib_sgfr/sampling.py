@@ -5,11 +5,10 @@ Charikar et al. (STOC 1997): an embedding becomes an atom only if it lies farthe
 when there are too many, they are thinned, farthest first, to ``bank_size``, and the distance at which the thinning
 stopped becomes the new threshold. The threshold never falls.
 
-Each atom keeps account of the embeddings it stands for, through every thinning, so that the bank comes with a
-certificate: how far from it no embedding that was seen can lie.
+Each atom keeps account of the embeddings it stands for, through every thinning: how far from it they can lie at most.
+See :mod:`anomalib_sgfr.certificate` for what follows.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,10 +16,9 @@ from torch import Tensor
 
 from anomalib_sgfr.selection import PRODUCT_VALUES, farthest_first, separated
 
-__all__ = ["Cover", "Coverage", "SubspaceSampler", "absorb", "merge", "thin"]
+__all__ = ["Cover", "SubspaceSampler", "absorb", "merge", "thin"]
 
 _GROWTH = 1.05  # of the distance between atoms, from one try to the next
-_ROUNDING = 1.0 + 1e-5  # of float32 distances and of their sums, with room
 
 
 class Cover(NamedTuple):
@@ -35,7 +33,7 @@ class Cover(NamedTuple):
 
     atoms: Tensor
     radius: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     total: Tensor
 
     @classmethod
@@ -61,26 +59,6 @@ class Cover(NamedTuple):
             self.count.index_add(0, index, other.count),
             self.total.index_add(0, index, total),
         )
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Certificate of a bank: bounds on the distance of every embedding seen from its nearest atom.
-
-    Attributes:
-        patches (int): Number of embeddings seen.
-        largest (float): No embedding lies farther from the bank than this, in units of the embedding.
-        mean (float): Their distances average to no more than this.
-        bounds (Tensor): For each atom, the bound on the distance of the embeddings it stands for, shape ``(M,)``.
-        counts (Tensor): For each atom, their number, shape ``(M,)``; a histogram of ``bounds`` weighted by it bounds
-            the distribution of distances.
-    """
-
-    patches: int
-    largest: float
-    mean: float
-    bounds: Tensor
-    counts: Tensor
 
 
 def absorb(cover: Cover, points: Tensor, threshold: float) -> Cover:
@@ -245,16 +223,3 @@ class SubspaceSampler:
             raise ValueError(msg)
         self._thin(self._cover)
         return self._cover
-
-    def coverage(self) -> Coverage:
-        """Certificate of the bank learnt so far; raises as :meth:`bank`."""
-        cover = self.cover()
-        patches = int(cover.count.sum())
-        bounds = cover.radius * _ROUNDING
-        return Coverage(
-            patches=patches,
-            largest=float(bounds.amax()),
-            mean=float(cover.total.sum() / patches * _ROUNDING),
-            bounds=bounds,
-            counts=cover.count,
-        )

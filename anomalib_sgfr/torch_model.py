@@ -12,7 +12,9 @@ from torch.nn import functional
 
 from anomalib_sgfr import self_expression
 from anomalib_sgfr.arguments import Solver
+from anomalib_sgfr.certificate import Certificate, certify
 from anomalib_sgfr.embedding import PatchEmbedder
+from anomalib_sgfr.sampling import Cover
 
 __all__ = ["SgfrModel"]
 
@@ -38,6 +40,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     Attributes:
         bank (Tensor): Nominal atoms, shape ``(M, d)``; empty until the model is fitted.
+        bank_radius, bank_count, bank_total (Tensor): What each atom stands for, shape ``(M,)``; see
+            :class:`~anomalib_sgfr.sampling.Cover`.
         operator (Tensor): Residual operator of the ridge solver, shape ``(d, d)``; empty for the other solvers.
 
     Raises:
@@ -76,22 +80,48 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.operator: Tensor
         self.register_buffer("bank", torch.empty(0))
         self.register_buffer("operator", torch.empty(0))
+        self.bank_radius: Tensor
+        self.bank_count: Tensor
+        self.bank_total: Tensor
+        self.register_buffer("bank_radius", torch.empty(0))
+        self.register_buffer("bank_count", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("bank_total", torch.empty(0, dtype=torch.float64))
 
     @property
     def is_fitted(self) -> bool:
         """Whether there is a bank to rebuild patches from."""
         return self.bank.numel() > 0
 
-    def set_bank(self, bank: Tensor) -> None:
+    def set_bank(self, bank: Tensor | Cover) -> None:
         """Take a learnt bank into use, replacing any earlier one.
 
         Args:
-            bank (Tensor): Atoms, shape ``(M, d)``.
+            bank (Tensor | Cover): Atoms, shape ``(M, d)``, or atoms with what they stand for.
         """
+        cover = bank if isinstance(bank, Cover) else Cover.of(bank)
+        bank = cover.atoms
         operator = (
             self_expression.ridge_operator(bank, self.regularisation) if self.solver == "ridge" else torch.empty(0)
         )
         self.bank, self.operator = bank.detach().clone(), operator.to(bank.device)
+        self.bank_radius, self.bank_count, self.bank_total = cover.radius, cover.count, cover.total
+
+    @property
+    def cover(self) -> Cover:
+        """The bank with what its atoms stand for."""
+        return Cover(self.bank, self.bank_radius, self.bank_count, self.bank_total)
+
+    def certificate(self) -> Certificate:
+        """Bound the residual of every nominal patch the bank was learnt from.
+
+        Returns:
+            Certificate: The bounds, in the units of the anomaly map.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+        """
+        self._require_bank()
+        return certify(self.cover, self.solver, self.num_atoms, self.regularisation)
 
     def forward(self, images: Tensor) -> Tensor | InferenceBatch:
         """Embed images (training mode) or score them (evaluation mode).
@@ -129,14 +159,17 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             RuntimeError: If the model is not fitted.
             ValueError: If an embedding is not finite.
         """
-        if not self.is_fitted:
-            msg = "the model has no bank: fit it first, or load a checkpoint that was saved after its fit ended."
-            raise RuntimeError(msg)
+        self._require_bank()
         batch, width, rows, columns = embedding.shape
         patches = embedding.permute(0, 2, 3, 1).reshape(-1, width).float()
         distance = self._residual(patches).norm(dim=1).reshape(batch, 1, rows, columns)
         anomaly_map = self.blur(functional.interpolate(distance, size=size, mode="bilinear", align_corners=False))
         return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(1, 2, 3)))
+
+    def _require_bank(self) -> None:
+        if not self.is_fitted:
+            msg = "the model has no bank: fit it first, or load a checkpoint that was saved after its fit ended."
+            raise RuntimeError(msg)
 
     def _residual(self, patches: Tensor) -> Tensor:
         """Residual of each patch, shape ``(N, d)``, in chunks of bounded memory outside an export."""

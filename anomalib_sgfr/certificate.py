@@ -1,0 +1,115 @@
+"""The certificate of a bank: how badly any nominal patch that was seen can be rebuilt, without seeing it again."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anomalib_sgfr.sampling import Cover
+from anomalib_sgfr.self_expression import nearest
+
+__all__ = ["Certificate", "certify"]
+
+_ROUNDING = 1.0 + 1e-4  # of float32 distances, sums and solutions, with room
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Bounds on the residual of every nominal patch seen in a fit, in the units of a patch's score.
+
+    The anomaly map averages patch scores with weights that sum to one, so ``largest`` bounds the maps of the training
+    images too.
+
+    Attributes:
+        patches (int): Number of patches.
+        largest (float): No patch has a larger residual.
+        mean (float): The residuals average to no more.
+        bounds (Tensor): For each atom, the largest residual of the patches it stands for, shape ``(M,)``.
+        counts (Tensor): For each atom, the number of those patches, shape ``(M,)``, ``int64``.
+    """
+
+    patches: int
+    largest: float
+    mean: float
+    bounds: Tensor
+    counts: Tensor
+
+    def histogram(self, bins: int = 20) -> tuple[Tensor, Tensor]:
+        """Histogram that bounds the distribution of residuals: each patch at the bound of its atom.
+
+        Args:
+            bins (int): Number of bins of equal width from zero to ``largest``.
+
+        Returns:
+            tuple[Tensor, Tensor]: Numbers of patches, shape ``(bins,)``, ``int64``, and edges, shape ``(bins + 1,)``.
+
+        Raises:
+            ValueError: If ``bins`` is below one.
+        """
+        if bins < 1:
+            msg = f"bins must be at least 1, got {bins}."
+            raise ValueError(msg)
+        edges = torch.linspace(0.0, max(self.largest, torch.finfo(torch.float32).tiny), bins + 1)
+        place = torch.bucketize(self.bounds.detach().cpu(), edges[1:-1])
+        return torch.zeros(bins, dtype=torch.int64).index_add(0, place, self.counts.cpu()), edges
+
+
+@torch.no_grad()
+def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float = 0.0) -> Certificate:
+    r"""Bound the residuals of all patches a cover stands for.
+
+    A patch at distance at most :math:`\beta` from an atom has a residual of at most :math:`\beta` by ``"omp"``, and by
+    ``"affine"`` without regularisation, because the atom alone would do as well. With regularisation
+    :math:`\lambda`, comparing the optimum with that code, of length one where the optimal has at least
+    :math:`1/\sqrt k`, gives
+
+    .. math:: \|r\|^2 \le \beta^2 + \lambda (1 - 1/k) \, \tfrac1k \sum_{j \le k} (\beta + D_j)^2,
+
+    with :math:`D_j` the distance of the atom from its ``j``-th nearest; for ``"ridge"``,
+    :math:`\|r\|^2 \le \beta^2 + \alpha` with the :math:`\alpha` of
+    :func:`~anomalib_sgfr.self_expression.ridge_operator`. These are convex in :math:`\beta`, so that the chord over
+    an atom's range bounds the mean over its patches.
+
+    Args:
+        cover (Cover): Atoms and what they stand for.
+        solver (str): ``"affine"``, ``"omp"`` or ``"ridge"``.
+        num_atoms (int): Size ``k`` of the support.
+        regularisation (float): As the solver takes it.
+
+    Returns:
+        Certificate: The bounds.
+    """
+    radius = cover.radius.double()
+    zero = torch.zeros_like(radius)
+    if solver == "affine" and num_atoms > 1 and regularisation > 0:
+        spread = _neighbour_distances(cover.atoms, min(num_atoms, len(cover.atoms)))
+        share = regularisation * (1.0 - 1.0 / spread.shape[1])
+
+        def bound(distance: Tensor) -> Tensor:
+            return (distance.square() + share * (distance[:, None] + spread).square().mean(1)).sqrt()
+
+    else:
+        energy = cover.atoms.double().square().sum() / cover.atoms.shape[1]
+        alpha = regularisation * energy if solver == "ridge" else zero.sum()
+
+        def bound(distance: Tensor) -> Tensor:
+            return (distance.square() + alpha).sqrt()
+
+    low, high = bound(zero), bound(radius)
+    patches = int(cover.count.sum())
+    slope = (high - low) / radius.clamp_min(torch.finfo(torch.float64).tiny)
+    total = (low * cover.count + slope * cover.total).sum()
+    return Certificate(
+        patches=patches,
+        largest=float(high.amax() * _ROUNDING),
+        mean=float(total / patches * _ROUNDING),
+        bounds=(high * _ROUNDING).to(cover.atoms.dtype),
+        counts=cover.count,
+    )
+
+
+def _neighbour_distances(atoms: Tensor, k: int) -> Tensor:
+    """Distances of each atom from its ``k`` nearest, itself first, shape ``(M, k)``, ``float64``."""
+    rows = [(part[:, None] - atoms[nearest(part, atoms, k)]).norm(dim=2) for part in atoms.split(_ROWS)]
+    return torch.cat(rows).double().sort(1).values
