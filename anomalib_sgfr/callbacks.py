@@ -1,5 +1,6 @@
 """Lightning callback that learns the bank while the training images stream past."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -15,7 +16,8 @@ class SubspaceSampling(Callback):
     """Feed each training batch's embeddings to a :class:`~anomalib_sgfr.sampling.SubspaceSampler`.
 
     Sgfr attaches one by itself. To configure it, add your own under ``trainer.callbacks``; Sgfr then uses that one.
-    Shows the number of atoms held, and the sampler's threshold, in the progress bar and to the configured loggers.
+    Shows the number of atoms held, the sampler's threshold and the patches seen a second, in the progress bar and to
+    the configured loggers.
 
     Args:
         log_every_n_steps (int): How often to report, in batches; ``0`` never. Defaults to ``1``.
@@ -34,11 +36,15 @@ class SubspaceSampling(Callback):
             raise ValueError(msg)
         self.log_every_n_steps = log_every_n_steps
         self.sampler: SubspaceSampler | None = None
+        self._already_seen = 0
+        self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a fresh sampler."""
         del trainer
-        self.sampler = SubspaceSampler(bank_size=cast("int", pl_module.bank_size))
+        self.sampler = cast("Callable[[], SubspaceSampler]", pl_module.new_sampler)()
+        self._already_seen = self.sampler.patches_seen_
+        self._started = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -66,7 +72,12 @@ class SubspaceSampling(Callback):
             raise ValueError(msg)
         self.sampler.observe(embedding)
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
-            report = {"atoms": float(self.sampler.atoms_held), "threshold": self.sampler.threshold_}
+            seconds = max(time.perf_counter() - self._started, 1e-9)
+            report = {
+                "atoms": float(self.sampler.atoms_held),
+                "threshold": self.sampler.threshold_,
+                "patches_per_s": (self.sampler.patches_seen_ - self._already_seen) / seconds,
+            }
             pl_module.log_dict(report, prog_bar=True, batch_size=images)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -22,6 +22,8 @@ from anomalib_sgfr.arguments import Solver
 from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
+from anomalib_sgfr.distributed import gather, largest
+from anomalib_sgfr.sampling import SubspaceSampler, merge
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
@@ -52,6 +54,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by ``"ridge"``. Defaults to ``5``.
         regularisation (float): Ridge penalty on the coefficients, relative to the data's own scale; not used by
             ``"omp"``. Defaults to ``0.001``.
+        tolerance (float): Distance, in the units of the raw anomaly map, within which a nominal patch needs no atom of
+            its own: the bank stays smaller than ``bank_size`` if that suffices. Defaults to ``0.0``.
+        update (bool): Whether a fit adds to the bank of an earlier one, from a checkpoint or of this object, without
+            the images of that one, instead of starting afresh. Defaults to ``False``.
         blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the model's input;
             ``0`` for none. Defaults to ``4.0``.
         seed (int | None): Seeds PyTorch's generator when a fit starts, and with it the order in which training images
@@ -75,6 +81,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         solver: Solver = "affine",
         num_atoms: int = 5,
         regularisation: float = 1e-3,
+        tolerance: float = 0.0,
+        update: bool = False,
         blur: float = 4.0,
         seed: int | None = None,
         pre_processor: nn.Module | bool = True,
@@ -82,12 +90,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        if bank_size < 1:
-            msg = f"bank_size must be at least 1, got {bank_size}."
-            raise ValueError(msg)
         if solver != "ridge" and num_atoms > bank_size:
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({bank_size})."
             raise ValueError(msg)
+        SubspaceSampler(bank_size, tolerance)  # refuses what is out of range
         if pre_processor is True:  # the default normalisation depends on the backbone
             pre_processor = self.configure_pre_processor(backbone=backbone)
         super().__init__(
@@ -98,10 +104,14 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         )
         self.pre_trained = pre_trained
         self.bank_size = bank_size
+        self.tolerance = tolerance
+        self.update = update
         self.seed = seed
         self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur)
         self._sampling = SubspaceSampling()
         self._was_fitted = False
+        self._anchor: nn.Parameter | None
+        self.register_parameter("_anchor", None)
 
     @staticmethod
     def configure_pre_processor(
@@ -147,18 +157,55 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         """Read the pretrained weights and start afresh; a fit that resumes a finished one keeps what it restored.
 
         Raises:
-            RuntimeError: If the fit resumes from a checkpoint saved before its fit ended, or weights are missing.
+            RuntimeError: If the fit resumes from a checkpoint saved before its fit ended, if ``update`` is set and
+                there is nothing to add to, or if weights are missing.
         """
-        if self.trainer.ckpt_path is not None:
+        if self.update:
+            self._require_fitted("add to")
+        elif self.trainer.ckpt_path is not None:
             self._require_fitted("resume from")
             return
         if self.seed is not None:
             torch.manual_seed(self.seed)
-        if self.pre_trained:
+        if self.pre_trained and not self.update:
             self.model.embedder.load_pretrained()
         # An earlier bank stays in use until this fit has a new one, so that a failed fit loses nothing.
         self._was_fitted = bool(self._is_fitted)
         self._is_fitted = torch.tensor([False], device=self.device)
+
+    def new_sampler(self) -> SubspaceSampler:
+        """Sampler for a fit that starts now, with the bank it adds to, if any."""
+        sampler = SubspaceSampler(self.bank_size, self.tolerance)
+        if self.update:
+            cover = self.model.cover
+            if self.trainer.global_rank > 0:  # what was seen before counts once among all processes
+                cover = cover._replace(count=torch.zeros_like(cover.count), total=torch.zeros_like(cover.total))
+            sampler.resume(cover, float(self.model.bank_threshold))
+        return sampler
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning."""
+        super().on_load_checkpoint(checkpoint)
+        if self.update:
+            checkpoint.pop("loops", None)
+        if self._anchor is not None:
+            checkpoint["state_dict"]["_anchor"] = self._anchor.detach()
+
+    def setup(self, stage: str) -> None:
+        """Give several processes the trainable parameter that PyTorch's data-parallel wrapper insists on."""
+        super().setup(stage)
+        if stage == "fit" and self.trainer.world_size > 1:
+            self._anchor = nn.Parameter(torch.zeros((), device=self.device))
+
+    def teardown(self, stage: str) -> None:
+        """Drop that parameter: it is no part of the model."""
+        super().teardown(stage)
+        self._anchor = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save as anomalib does, less that parameter."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["state_dict"].pop("_anchor", None)
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ANN401
         """Embed a batch for the sampling callback.
@@ -173,8 +220,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             automatic optimisation, and with it checkpointing, run.
         """
         del args, kwargs
+        loss = torch.zeros((), device=self.device, requires_grad=True)
         return {
-            "loss": torch.zeros((), device=self.device, requires_grad=True),
+            "loss": loss if self._anchor is None else 0 * self._anchor,
             "embedding": self.model(batch.image),
         }
 
@@ -189,7 +237,11 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         if sampler is None or sampler.patches_seen_ == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        self.model.set_bank(sampler.cover())
+        covers, threshold = gather(sampler.cover()), largest(sampler.threshold_, self.device)
+        cover, radius = covers[0], 0.0
+        if len(covers) > 1:
+            cover, radius = merge(covers, self.bank_size, threshold, self.tolerance)
+        self.model.set_bank(cover, max(threshold, radius))
         self._was_fitted = False
         found = self.certificate()
         logger.info("Learnt a bank of %d atoms x %d from %d patches.", *self.model.bank.shape, found.patches)
@@ -269,7 +321,6 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             "gradient_clip_val": 0,
             "val_check_interval": 1.0,
             "check_val_every_n_epoch": 1,
-            "devices": 1,
         }
 
     @property

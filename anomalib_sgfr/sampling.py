@@ -62,7 +62,7 @@ class Cover(NamedTuple):
 
 
 def absorb(cover: Cover, points: Tensor, threshold: float) -> Cover:
-    """Take embeddings into a cover: those within ``threshold`` of an atom are accounted to it, the others become atoms.
+    """Take embeddings into a cover: those within ``threshold`` of an atom are accounted to it, others become atoms.
 
     Args:
         cover (Cover): Atoms so far.
@@ -75,7 +75,10 @@ def absorb(cover: Cover, points: Tensor, threshold: float) -> Cover:
     index, distance = _nearest_atom(points, cover.atoms)
     near = distance <= threshold
     arrived = Cover.of(points)
-    return cover.account(index[near], distance[near], arrived.rows(near)).joined(arrived.rows(~near))
+    cover = cover.account(index[near], distance[near], arrived.rows(near))
+    novel = arrived.rows(~near)
+    chosen = separated(novel.atoms, threshold, len(novel.atoms))
+    return cover if chosen is None else cover.joined(_reduced(novel, chosen))
 
 
 def thin(cover: Cover, size: int, threshold: float = 0.0, tolerance: float = 0.0) -> tuple[Cover, float]:
@@ -100,13 +103,7 @@ def thin(cover: Cover, size: int, threshold: float = 0.0, tolerance: float = 0.0
         start = separated(cover.atoms, threshold, size)
         threshold *= _GROWTH
     taken, radius = farthest_first(cover.atoms, size, start, tolerance)
-    kept = cover.rows(taken)
-    dropped = torch.ones_like(cover.count, dtype=torch.bool)
-    dropped[taken] = False
-    rest = cover.rows(dropped)
-    if len(rest.atoms) == 0:
-        return kept, radius
-    return kept.account(*_nearest_atom(rest.atoms, kept.atoms), rest), radius
+    return _reduced(cover, taken), radius
 
 
 def merge(covers: list[Cover], size: int, threshold: float = 0.0, tolerance: float = 0.0) -> tuple[Cover, float]:
@@ -119,6 +116,15 @@ def merge(covers: list[Cover], size: int, threshold: float = 0.0, tolerance: flo
     for other in covers[1:]:
         joined = joined.joined(other)
     return thin(joined, size, threshold, tolerance)
+
+
+def _reduced(cover: Cover, taken: Tensor) -> Cover:
+    """Keep some atoms; account what the others stood for to the nearest of them."""
+    kept = cover.rows(taken)
+    dropped = torch.ones_like(cover.count, dtype=torch.bool)
+    dropped[taken] = False
+    rest = cover.rows(dropped)
+    return kept.account(*_nearest_atom(rest.atoms, kept.atoms), rest) if len(rest.atoms) else kept
 
 
 def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +154,12 @@ class SubspaceSampler:
         patches_seen_ (int): Embeddings observed so far.
         threshold_ (float): Distance above which an embedding becomes an atom now.
 
+    Example:
+        >>> sampler = SubspaceSampler(bank_size=2)
+        >>> sampler.observe(torch.tensor([[0.0], [1.0], [9.0], [10.0], [0.5]]))
+        >>> sampler.bank().flatten().tolist()
+        [0.0, 10.0]
+
     Raises:
         ValueError: If ``bank_size`` is below one or ``tolerance`` is negative or not finite.
     """
@@ -164,6 +176,17 @@ class SubspaceSampler:
         self.patches_seen_ = 0
         self.threshold_ = tolerance
         self._cover: Cover | None = None
+
+    def resume(self, cover: Cover, threshold: float) -> None:
+        """Go on from a bank learnt before, instead of from nothing.
+
+        Args:
+            cover (Cover): The bank, with what its atoms stand for.
+            threshold (float): ``threshold_`` of the sampler that learnt it.
+        """
+        self._cover = Cover(*(part.clone() for part in cover))
+        self.threshold_ = max(threshold, self.tolerance)
+        self.patches_seen_ = int(cover.count.sum())
 
     @property
     def atoms_held(self) -> int:

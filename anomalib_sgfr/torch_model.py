@@ -86,17 +86,21 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.register_buffer("bank_radius", torch.empty(0))
         self.register_buffer("bank_count", torch.empty(0, dtype=torch.int64))
         self.register_buffer("bank_total", torch.empty(0, dtype=torch.float64))
+        self.bank_threshold: Tensor
+        self.register_buffer("bank_threshold", torch.zeros((), dtype=torch.float64))
 
     @property
     def is_fitted(self) -> bool:
         """Whether there is a bank to rebuild patches from."""
         return self.bank.numel() > 0
 
-    def set_bank(self, bank: Tensor | Cover) -> None:
+    def set_bank(self, bank: Tensor | Cover, threshold: float = 0.0) -> None:
         """Take a learnt bank into use, replacing any earlier one.
 
         Args:
             bank (Tensor | Cover): Atoms, shape ``(M, d)``, or atoms with what they stand for.
+            threshold (float): Distance above which the sampler would have taken another atom; where a later fit that
+                adds to this bank goes on.
         """
         cover = bank if isinstance(bank, Cover) else Cover.of(bank)
         bank = cover.atoms
@@ -105,6 +109,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         )
         self.bank, self.operator = bank.detach().clone(), operator.to(bank.device)
         self.bank_radius, self.bank_count, self.bank_total = cover.radius, cover.count, cover.total
+        self.bank_threshold = torch.tensor(threshold, dtype=torch.float64, device=bank.device)
 
     @property
     def cover(self) -> Cover:

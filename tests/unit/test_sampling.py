@@ -165,10 +165,7 @@ def test_within_the_tolerance_no_more_atoms_are_taken() -> None:
         sampler.observe(batch)
     bank = sampler.bank()
     assert 4 <= len(bank) < 40
-    assert coverage(points, bank) <= nearest_certificate(sampler).largest
-    within = distances(points, bank) <= 0.25 + 1e-6
-    assert within.float().mean() > 0.9  # the others lie within it of an atom that gave way to a nearby one
-    assert nearest_certificate(sampler).largest <= 0.5 + 1e-4
+    assert coverage(points, bank) <= nearest_certificate(sampler).largest <= 0.25 * (1 + 1e-3)
 
 
 def test_merged_covers_keep_the_certificate_in_any_order() -> None:

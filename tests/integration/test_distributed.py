@@ -1,0 +1,77 @@
+"""Two real processes under Lightning's own data-parallel strategy, against one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.engine import Engine
+
+from anomalib_sgfr import Sgfr
+from tests.conftest import folder_datamodule
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(parts: Path, out: Path, devices: int) -> list[dict[str, Any]]:
+    out.mkdir()
+    command = [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(parts), str(out), str(devices)]
+    finished = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return [torch.load(path, weights_only=True) for path in sorted(out.glob("rank*.pt"))]
+
+
+@pytest.fixture(scope="module")
+def both(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("processes")
+    (one,) = run(parts, folder / "one", 1)
+    return one, run(parts, folder / "two", 2)
+
+
+def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    one, two = both
+    assert len(two) == 2
+    assert torch.equal(two[0]["bank"], two[1]["bank"])
+    assert len(two[0]["bank"]) == len(one["bank"]) == 150
+    assert not torch.equal(two[0]["bank"], one["bank"])  # it did see the images in another order
+    assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 12 * 8 * 8
+    assert two[0]["image_AUROC"] == two[1]["image_AUROC"]
+
+
+def test_the_certificate_holds_and_the_bank_is_as_good(
+    both: tuple[dict[str, Any], list[dict[str, Any]]], parts: Path, tmp_path: Path
+) -> None:
+    one, (two, _) = both
+    datamodule = folder_datamodule(parts)
+    datamodule.setup()
+    worst = {}
+    for name, ended in (("one", one), ("two", two)):
+        model = Sgfr.load_from_checkpoint(ended["checkpoint"], visualizer=False)
+        assert torch.equal(model.model.bank, ended["bank"])
+        engine = Engine(accelerator="cpu", default_root_dir=tmp_path, logger=False)
+        batches = engine.predict(model, dataset=datamodule.train_data, return_predictions=True)
+        assert batches
+        patches = torch.cat([model.model.train()(batch.image) for batch in batches])
+        length = model.model._residual(patches).norm(dim=1)
+        assert float(length.max()) <= ended["largest"]
+        assert float(length.mean()) <= ended["mean"]
+        worst[name] = float(length.max())
+    assert worst["two"] < 1.5 * worst["one"]
+
+
+def test_a_checkpoint_of_two_processes_is_an_ordinary_one(
+    both: tuple[dict[str, Any], list[dict[str, Any]]],
+) -> None:
+    one, (two, _) = both
+    keys = [set(torch.load(ended["checkpoint"], weights_only=True)["state_dict"]) for ended in (one, two)]
+    assert keys[0] == keys[1]

@@ -1,0 +1,35 @@
+"""Fit and test on small images in one or two processes: ``python two_processes.py PARTS OUT DEVICES``."""
+
+import sys
+from pathlib import Path
+
+import torch
+from anomalib.engine import Engine
+
+from anomalib_sgfr import Sgfr
+from tests.conftest import folder_datamodule
+
+
+def main(parts: Path, out: Path, devices: int) -> None:
+    """Leave what each process ended with in ``out``."""
+    datamodule = folder_datamodule(parts, train_batch_size=2)
+    model = Sgfr(bank_size=150, seed=0, visualizer=False, pre_processor=Sgfr.configure_pre_processor((64, 64)))
+    engine = Engine(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", default_root_dir=out)
+    engine.fit(model, datamodule=datamodule)
+    (metrics,) = engine.test(model, datamodule=datamodule)
+    certificate = model.certificate()
+    torch.save(
+        {
+            "bank": model.model.bank,
+            "patches": certificate.patches,
+            "largest": certificate.largest,
+            "mean": certificate.mean,
+            "image_AUROC": float(metrics["image_AUROC"]),
+            "checkpoint": str(engine.best_model_path),
+        },
+        out / f"rank{engine.trainer.global_rank}.pt",
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
