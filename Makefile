@@ -42,7 +42,7 @@ lint: $(INSTALLED)-dev
 BENCH := $(BIN)/python -m benchmarks.compare
 
 bench: $(INSTALLED)-demo
-	$(BENCH) --dataset elpv-mono --models sgfr,patchcore,padim --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench
+	$(BENCH) --dataset elpv-mono --models sgfr,patchcore,padim --limit-train 100 --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench
 
 bench-mtd: $(INSTALLED)-demo
 	@test -n "$(ROOT)" || { echo 'Say where the images are: make bench-mtd ROOT=DIR, after'; \
