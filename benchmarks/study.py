@@ -90,7 +90,7 @@ STUDIES: dict[str, list[Variant]] = {
         Variant("spread and local", {"residual_scaling": "spread", "local_normalisation": True}),
     ],
     "blur": _over("blur", (0.0, 2.0, 4.0, 6.0, 8.0, 12.0)),
-    "image-score": _over("image_score", ("max", "top 0.1%", "top 0.5%", "top 1%", "top 5%")),
+    "image-score": _over("image_score", ("max", "top 0.1%", "top 1%", "top 5%", "patch max", "patch top 1%")),
     "image-size": [Variant("256"), Variant("320", image_size=320)],
     "few-shot": [
         Variant(f"{images} images, k {k}", {"num_atoms": k}, limit_train=images)
@@ -156,8 +156,10 @@ class Prototype(SgfrModel):
         return self.blur(upsampled)[:, 0]
 
 
-def _image_scores(maps: NDArray[np.float32], rule: str) -> NDArray[np.float64]:
-    flat = maps.reshape(len(maps), -1)
+def _image_scores(maps: NDArray[np.float32], distance: NDArray[np.float32], rule: str) -> NDArray[np.float64]:
+    """Image scores by a rule over the map, or, if it begins with ``patch``, over the patch scores before smoothing."""
+    flat = (distance if rule.startswith("patch ") else maps).reshape(len(maps), -1)
+    rule = rule.removeprefix("patch ")
     if rule == "max":
         return flat.max(1).astype(np.float64)
     number = max(1, round(flat.shape[1] * float(rule.removeprefix("top ").removesuffix("%")) / 100))
@@ -247,7 +249,7 @@ def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Rec
                     maps = torch.cat(parts).numpy()
                     pixel = None if found.regions is None else pixel_scores(maps, found.regions)
                     for spec in of_maps:
-                        scores = _image_scores(maps, spec.arguments["image_score"])
+                        scores = _image_scores(maps, distance.numpy(), spec.arguments["image_score"])
                         metrics: dict[str, float | None] = dict.fromkeys(METRICS)
                         image = image_metrics(scores, found.kinds != "good")
                         metrics.update({name: round(image[name], 5) for name in METRICS if name in image})
