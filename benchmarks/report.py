@@ -18,7 +18,7 @@ from benchmarks.records import METRICS, Record, Spec, read, write_text
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["table", "title", "write"]
+__all__ = ["plt", "save_figure", "table", "title", "write"]
 
 _COLOURS = {"sgfr": "tab:red", "patchcore": "tab:blue", "padim": "tab:green", "mhpatchcore": "tab:orange"}
 _NAMES = {"sgfr": "Sgfr", "patchcore": "Patchcore", "padim": "Padim", "mhpatchcore": "MHPatchcore"}
@@ -197,7 +197,8 @@ def write(folder: Path) -> None:
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
-def _save(figure: Any, path: Path) -> None:  # noqa: ANN401
+def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401
+    """Write a figure whole or not at all, and close it."""
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
     plt.close(figure)
@@ -228,7 +229,7 @@ def _plot_trade(path: Path, rows: Sequence[_Row], heading: str) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     figure.suptitle(heading)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_curves(folder: Path, name: str, rows: Sequence[_Row]) -> None:
@@ -254,7 +255,7 @@ def _plot_curves(folder: Path, name: str, rows: Sequence[_Row]) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize="x-small")
     figure.suptitle(f"{_data(rows[0].spec)}, seed {rows[0].finished[0].seed}")
-    _save(figure, folder / name)
+    save_figure(figure, folder / name)
 
 
 def _plot_examples(folder: Path, name: str, rows: Sequence[_Row]) -> None:
@@ -296,7 +297,7 @@ def _plot_examples(folder: Path, name: str, rows: Sequence[_Row]) -> None:
         axis.set_title(label, fontsize="small")
     by = "score" if masks is None else "pixel AP"
     figure.suptitle(f"{_data(rows[0].spec)}: by Sgfr's {by}; one colour scale for each model", fontsize="small")
-    _save(figure, folder / name)
+    save_figure(figure, folder / name)
 
 
 def _merit(runs: Any, case: int) -> float:  # noqa: ANN401

@@ -2,14 +2,13 @@
 
     python -m benchmarks.study k --root DIR
 
-Embeddings are computed once and kept; everything after them is the product's own code, but for the few ideas under
-study that the product does not have, which are here (:class:`Prototype`). Results are records as in
+Embeddings are computed once and kept; everything after them is the product's own code, but for the few ideas that the
+product does not have (:mod:`benchmarks.prototype`). Results are records as in
 :mod:`benchmarks.records`, with what was varied in ``arguments``; an interrupted study goes on where it stopped.
 """
 
 import argparse
 import dataclasses
-import inspect
 import itertools
 import json
 import statistics
@@ -17,184 +16,23 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
-from anomalib_sgfr import Sgfr, self_expression
-from anomalib_sgfr.sampling import SubspaceSampler
-from anomalib_sgfr.selection import farthest_first
-from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import features
-from benchmarks.features import Features
+from benchmarks.prototype import Prototype, channel_scaling, image_scores, learn_bank
 from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
+from benchmarks.report import plt, save_figure
 from benchmarks.run import versions
 from benchmarks.scores import image_metrics, per_defect, pixel_scores
+from benchmarks.variants import STUDIES, spec_of
 
-__all__ = ["STUDIES", "main"]
+__all__ = ["main", "report"]
 
-_PRODUCT = {"bank_size", "solver", "num_atoms", "regularisation", "blur"}
-DEFAULTS: dict[str, Any] = {
-    **{name: item.default for name, item in inspect.signature(Sgfr).parameters.items() if name in _PRODUCT},
-    # not arguments of Sgfr: ideas under study, and what it does
-    "strides": [8, 16],
-    "channel_scaling": "none",
-    "residual_scaling": "none",
-    "local_normalisation": False,
-    "image_score": "max",
-    "sampler": "stream",
-}
-
-
-class Variant(NamedTuple):
-    """A point of a study: what differs from the defaults."""
-
-    label: str
-    changes: dict[str, Any] | None = None
-    image_size: int = 256
-    limit_train: int | None = None
-
-
-def _over(name: str, values: Sequence[Any], **fixed: Any) -> list[Variant]:  # noqa: ANN401
-    return [Variant(str(value), {**fixed, name: value}) for value in values]
-
-
-STUDIES: dict[str, list[Variant]] = {
-    "k": _over("num_atoms", (1, 2, 3, 5, 8, 12, 20, 50)),
-    "bank": [
-        Variant(f"{size}, k {k}", {"bank_size": size, "num_atoms": k})
-        for size in (100, 250, 1000, 4000, 16000)
-        for k in (1, 5)
-    ],
-    "solver": [
-        *_over("solver", ("affine", "omp")),
-        *(Variant(f"ridge {strength}", {"solver": "ridge", "regularisation": strength}) for strength in (1e-4, 1e-2)),
-    ],
-    "regularisation": _over("regularisation", (0.0, 1e-3, 1e-2, 1e-1)),
-    "layers": [
-        Variant("8, 16"),
-        Variant("4, 8, 16", {"strides": [4, 8, 16]}),
-        Variant("8", {"strides": [8]}),
-        Variant("16", {"strides": [16]}),
-        Variant("8, 16, 32", {"strides": [8, 16, 32]}),
-    ],
-    "channels": _over("channel_scaling", ("none", "spread", "layer")),
-    "residual": [
-        Variant("plain"),
-        Variant("spread", {"residual_scaling": "spread"}),
-        Variant("local", {"local_normalisation": True}),
-        Variant("spread and local", {"residual_scaling": "spread", "local_normalisation": True}),
-    ],
-    "blur": _over("blur", (0.0, 2.0, 4.0, 6.0, 8.0, 12.0)),
-    "image-score": _over("image_score", ("max", "top 0.1%", "top 1%", "top 5%", "patch max", "patch top 1%")),
-    "image-size": [Variant("256"), Variant("320", image_size=320)],
-    "few-shot": [
-        Variant(f"{images} images, k {k}", {"num_atoms": k}, limit_train=images)
-        for images in (4, 16, 64)
-        for k in (1, 5)
-    ],
-}
 _DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly")
 _NOMINAL_SAMPLE = 20_000
 _CHUNK_IMAGES = 8
-
-
-class Prototype(SgfrModel):
-    """The product's model, with ideas under study that it does not have.
-
-    Args:
-        arguments (dict[str, Any]): As in :data:`DEFAULTS`.
-    """
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        super().__init__(**{name: arguments[name] for name in _PRODUCT if name != "bank_size"})
-        self.arguments = arguments
-        self.weight: Tensor | None = None  # (d,), scales residuals
-        self.nominal: Tensor | None = None  # (M,), mean nominal residual length around each atom
-
-    @torch.no_grad()
-    def learn(self, nominal: Tensor) -> None:
-        """Learn what the ideas need from nominal patches ``(n, d)``."""
-        if self.arguments["residual_scaling"] == "spread":
-            spread = self._residual(nominal).std(0)
-            self.weight = spread.mean() / spread.clamp_min(1e-6 * spread.mean())
-        if self.arguments["local_normalisation"]:
-            expression = self_expression.affine(nominal, self.bank, self.num_atoms, self.regularisation)
-            length = self._length(expression.residual)
-            prior, weight = length.mean(), 5.0  # atoms that few patches use take the overall mean
-            total = torch.full((len(self.bank),), float(prior) * weight)
-            count = torch.full((len(self.bank),), weight)
-            flat = expression.support.reshape(-1)
-            total.index_add_(0, flat, length.repeat_interleave(expression.support.shape[1]))
-            count.index_add_(0, flat, torch.ones(len(flat)))
-            self.nominal = total / count / prior
-
-    def _length(self, residual: Tensor) -> Tensor:
-        return (residual if self.weight is None else residual * self.weight).norm(dim=1)
-
-    @torch.no_grad()
-    def distance(self, embedding: Tensor) -> Tensor:
-        """Patch scores ``(B, 1, h, w)`` of embeddings ``(B, d, h, w)``."""
-        batch, width, rows, columns = embedding.shape
-        patches = embedding.permute(0, 2, 3, 1).reshape(-1, width)
-        if self.nominal is None:
-            return self._length(self._residual(patches)).reshape(batch, 1, rows, columns)
-        scores = []
-        for chunk in patches.split(1024):
-            expression = self_expression.affine(chunk, self.bank, self.num_atoms, self.regularisation)
-            scores.append(self._length(expression.residual) / self.nominal[expression.support].mean(1))
-        return torch.cat(scores).reshape(batch, 1, rows, columns)
-
-    @torch.no_grad()
-    def maps(self, distance: Tensor, size: tuple[int, int]) -> Tensor:
-        """Anomaly maps ``(B, H, W)`` of patch scores."""
-        upsampled = functional.interpolate(distance, size=size, mode="bilinear", align_corners=False)
-        return self.blur(upsampled)[:, 0]
-
-
-def _image_scores(maps: NDArray[np.float32], distance: NDArray[np.float32], rule: str) -> NDArray[np.float64]:
-    """Image scores by a rule over the map, or, if it begins with ``patch``, over the patch scores before smoothing."""
-    flat = (distance if rule.startswith("patch ") else maps).reshape(len(maps), -1)
-    rule = rule.removeprefix("patch ")
-    if rule == "max":
-        return flat.max(1).astype(np.float64)
-    number = max(1, round(flat.shape[1] * float(rule.removeprefix("top ").removesuffix("%")) / 100))
-    return np.partition(flat, -number, 1)[:, -number:].mean(1, dtype=np.float64)
-
-
-def _scaling(found: Features, rule: str, strides: Sequence[int]) -> NDArray[np.float32]:
-    """Factor for each channel, from the training patches."""
-    width = found.train.shape[1]
-    if rule == "none":
-        return np.ones(width, np.float32)
-    sample = found.train[:: max(1, len(found.train) // 64)]
-    spread = sample.std((0, 2, 3))
-    if rule == "spread":
-        return (1.0 / np.maximum(spread, 1e-6 * spread.mean())).astype(np.float32)
-    from anomalib_sgfr.embedding import backbone_stages
-
-    levels = [stage.channels for stage in backbone_stages("tf_efficientnet_lite0") if stage.stride in strides]
-    energy = [np.sqrt(np.square(part).sum()) for part in np.split(spread, np.cumsum(levels)[:-1])]
-    return np.concatenate([np.full(size, 1.0 / total) for size, total in zip(levels, energy, strict=True)]).astype(
-        np.float32
-    )
-
-
-def _bank(batches: list[Tensor], sampler: str, size: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if sampler == "stream":
-        stream = SubspaceSampler(size)
-        for batch in batches:
-            stream.observe(batch)
-        return stream.bank()
-    every = torch.cat(batches)
-    if sampler == "random":
-        return every[torch.randperm(len(every), generator=generator)[:size]]
-    return every[farthest_first(every, size)[0]]  # "whole": k-center of all patches
 
 
 def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Record]:
@@ -223,9 +61,9 @@ def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Rec
         )
         for _, of_bank in _groups(of_features, shared("channel_scaling", "sampler", "bank_size")):
             arguments = of_bank[0].arguments
-            factor = _scaling(found, arguments["channel_scaling"], arguments["strides"])
+            factor = channel_scaling(found, arguments["channel_scaling"], arguments["strides"])
             batches = [batch * torch.from_numpy(factor) for batch in found.batches(first.seed)]
-            bank = _bank(batches, arguments["sampler"], arguments["bank_size"], first.seed)
+            bank = learn_bank(batches, arguments["sampler"], arguments["bank_size"], first.seed)
             every = sum(map(len, batches))
             step = max(1, every // _NOMINAL_SAMPLE)
             nominal = torch.cat([batch[::step] for batch in batches])
@@ -249,7 +87,7 @@ def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Rec
                     maps = torch.cat(parts).numpy()
                     pixel = None if found.regions is None else pixel_scores(maps, found.regions)
                     for spec in of_maps:
-                        scores = _image_scores(maps, distance.numpy(), spec.arguments["image_score"])
+                        scores = image_scores(maps, distance.numpy(), spec.arguments["image_score"])
                         metrics: dict[str, float | None] = dict.fromkeys(METRICS)
                         image = image_metrics(scores, found.kinds != "good")
                         metrics.update({name: round(image[name], 5) for name in METRICS if name in image})
@@ -276,19 +114,6 @@ def _groups(specs: Sequence[Spec], key: Any) -> Iterator[tuple[str, list[Spec]]]
         yield name, list(group)
 
 
-def _spec(variant: Variant, dataset: str, split: str | None, seed: int) -> Spec:
-    return Spec(
-        dataset=dataset,
-        split=split,
-        model="sgfr",
-        arguments={**DEFAULTS, **(variant.changes or {})},
-        backbone="tf_efficientnet_lite0",
-        image_size=[variant.image_size] * 2,
-        seed=seed,
-        limit_train=variant.limit_train,
-    )
-
-
 def _places(text: str) -> list[tuple[str, str | None]]:
     """Data sets and their splits, from ``mtd:tile,elpv-mono``."""
     return [(dataset, split or None) for dataset, _, split in (item.partition(":") for item in text.split(","))]
@@ -312,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = options.out / name / "results.json"
         for seed, (dataset, split) in itertools.product(options.seeds, places):
             done = {record.key for record in read(results)}
-            specs = [_spec(variant, dataset, split, seed) for variant in STUDIES[name]]
+            specs = [spec_of(variant, dataset, split, seed) for variant in STUDIES[name]]
             specs = [spec for spec in specs if spec.key not in done]
             if not specs:
                 continue
@@ -338,20 +163,45 @@ def report(name: str, folder: Path) -> None:
     ]
     heading = [f"{dataset} {split} {metric}".replace("  ", " ") for dataset, split, metric in columns]
     lines = [f"| {name} | " + " | ".join(heading) + " | mean |", "|---|" + "---|" * (len(columns) + 1)]
+    lines_of: list[list[float | None]] = []
     for variant in STUDIES[name]:
         cells: list[float | None] = []
         for dataset, split, metric in columns:
-            found = [records.get(_spec(variant, dataset, split or None, seed).key) for seed in seeds]
+            found = [records.get(spec_of(variant, dataset, split or None, seed).key) for seed in seeds]
             values = [record.metrics[metric] for record in found if record is not None]
             cells.append(statistics.median(value for value in values if value is not None) if values else None)
+        lines_of.append(cells)
         mean = statistics.mean(cell for cell in cells if cell is not None) if None not in cells else None
         text = ["-" if cell is None else f"{100 * cell:.1f}" for cell in (*cells, mean)]
         lines.append(f"| {variant.label} | " + " | ".join(text) + " |")
+    _plot(name, folder, columns, lines_of)
     write_text(
         folder / "README.md",
         f"# Study: {name}\n\n`python -m benchmarks.study {name} --root DIR`\n\nMedians of seeds "
-        f"{', '.join(map(str, seeds))}, in percent; all else as by default.\n\n" + "\n".join(lines) + "\n",
+        f"{', '.join(map(str, seeds))}, in percent; all else as by default.\n\n"
+        + "\n".join(lines)
+        + f"\n\n![{name}]({name}.png)\n",
     )
+
+
+def _plot(
+    name: str, folder: Path, columns: list[tuple[str, str, str]], values: Sequence[Sequence[float | None]]
+) -> None:
+    """A panel for each metric, a line for each data set, over the variants."""
+    labels = [variant.label for variant in STUDIES[name]]
+    metrics = list(dict.fromkeys(metric for *_, metric in columns))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4 * len(metrics), 3.4), squeeze=False, layout="constrained")
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for place, (dataset, split, of) in enumerate(columns):
+            line = [row[place] for row in values]
+            if of == metric and None not in line:
+                percent = [100 * (value or 0.0) for value in line]
+                axis.plot(labels, percent, "o-", label=f"{dataset} {split}".strip(), lw=1.2, ms=4)
+        axis.set(title=f"{metric}, %", xlabel=name)
+        axis.tick_params("x", rotation=45 if max(map(len, labels)) > 4 else 0)  # noqa: PLR2004
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="x-small")
+    save_figure(figure, folder / f"{name}.png")
 
 
 if __name__ == "__main__":

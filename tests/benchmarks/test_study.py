@@ -9,14 +9,15 @@ from benchmarks import run as benchmark_run
 from benchmarks import study
 from benchmarks.features import load
 from benchmarks.records import Spec
+from benchmarks.variants import STUDIES, Variant, spec_of
 from benchmarks.zoo import resolve_arguments
 
 
 def test_the_default_variant_is_what_the_engine_gives(parts: Path, tmp_path: Path) -> None:
     # a bank of every patch does not depend on the order in which the images were seen
     changes = {"bank_size": 2000}
-    variant = study.Variant("default", changes, image_size=64)
-    spec = study._spec(variant, "folder", None, 0)
+    variant = Variant("default", changes, image_size=64)
+    spec = spec_of(variant, "folder", None, 0)
     (from_study,) = study._evaluate([spec], parts, tmp_path / "cache")
 
     engine_spec = Spec(**{**vars(spec), "arguments": resolve_arguments("sgfr", changes)})
@@ -41,10 +42,10 @@ def test_embeddings_are_read_again_and_not_made_again(
 
 
 def test_every_variant_is_told_apart_and_every_study_holds_the_default() -> None:
-    for name, variants in study.STUDIES.items():
-        keys = {study._spec(variant, "mtd", "tile", 0).key for variant in variants}
+    for name, variants in STUDIES.items():
+        keys = {spec_of(variant, "mtd", "tile", 0).key for variant in variants}
         assert len(keys) == len(variants), name
-        default = study._spec(study.Variant("default"), "mtd", "tile", 0).key
+        default = spec_of(Variant("default"), "mtd", "tile", 0).key
         assert default in keys or name == "few-shot", name
 
 
@@ -52,15 +53,16 @@ def test_a_study_goes_on_where_it_stopped(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(
-        study.STUDIES,
+        STUDIES,
         "k",
-        [study.Variant(str(k), {"num_atoms": k, "bank_size": 60}, image_size=64) for k in (1, 3)],
+        [Variant(str(k), {"num_atoms": k, "bank_size": 60}, image_size=64) for k in (1, 3)],
     )
     monkeypatch.setattr(study, "_places", lambda _: [("folder", None)])
     arguments = ["k", "--root", str(parts), "--seeds", "0", "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
     assert study.main(arguments) == 0
     table = (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
     assert table.count("\n| ") == 3
+    assert (tmp_path / "k" / "k.png").stat().st_size > 1000
     monkeypatch.setattr(study, "_evaluate", None)
     assert study.main(arguments) == 0
     capsys.readouterr()

@@ -1,0 +1,113 @@
+"""Sgfr's model with ideas under study that the product does not have, or not yet."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from anomalib_sgfr import self_expression
+from anomalib_sgfr.embedding import backbone_stages
+from anomalib_sgfr.sampling import SubspaceSampler
+from anomalib_sgfr.selection import farthest_first
+from anomalib_sgfr.torch_model import SgfrModel
+from benchmarks.features import Features
+from benchmarks.variants import PRODUCT
+
+__all__ = ["Prototype", "channel_scaling", "image_scores", "learn_bank"]
+
+
+class Prototype(SgfrModel):
+    """The product's model, with ideas under study that it does not have.
+
+    Args:
+        arguments (dict[str, Any]): As in :data:`benchmarks.variants.DEFAULTS`.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        super().__init__(**{name: arguments[name] for name in PRODUCT if name != "bank_size"})
+        self.arguments = arguments
+        self.weight: Tensor | None = None  # (d,), scales residuals
+        self.nominal: Tensor | None = None  # (M,), mean nominal residual length around each atom
+
+    @torch.no_grad()
+    def learn(self, nominal: Tensor) -> None:
+        """Learn what the ideas need from nominal patches ``(n, d)``."""
+        if self.arguments["residual_scaling"] == "spread":
+            spread = self._residual(nominal).std(0)
+            self.weight = spread.mean() / spread.clamp_min(1e-6 * spread.mean())
+        if self.arguments["local_normalisation"]:
+            expression = self_expression.affine(nominal, self.bank, self.num_atoms, self.regularisation)
+            length = self._length(expression.residual)
+            prior, weight = length.mean(), 5.0  # atoms that few patches use take the overall mean
+            total = torch.full((len(self.bank),), float(prior) * weight)
+            count = torch.full((len(self.bank),), weight)
+            flat = expression.support.reshape(-1)
+            total.index_add_(0, flat, length.repeat_interleave(expression.support.shape[1]))
+            count.index_add_(0, flat, torch.ones(len(flat)))
+            self.nominal = total / count / prior
+
+    def _length(self, residual: Tensor) -> Tensor:
+        return (residual if self.weight is None else residual * self.weight).norm(dim=1)
+
+    @torch.no_grad()
+    def distance(self, embedding: Tensor) -> Tensor:
+        """Patch scores ``(B, 1, h, w)`` of embeddings ``(B, d, h, w)``."""
+        batch, width, rows, columns = embedding.shape
+        patches = embedding.permute(0, 2, 3, 1).reshape(-1, width)
+        if self.nominal is None:
+            return self._length(self._residual(patches)).reshape(batch, 1, rows, columns)
+        scores = []
+        for chunk in patches.split(1024):
+            expression = self_expression.affine(chunk, self.bank, self.num_atoms, self.regularisation)
+            scores.append(self._length(expression.residual) / self.nominal[expression.support].mean(1))
+        return torch.cat(scores).reshape(batch, 1, rows, columns)
+
+    @torch.no_grad()
+    def maps(self, distance: Tensor, size: tuple[int, int]) -> Tensor:
+        """Anomaly maps ``(B, H, W)`` of patch scores."""
+        upsampled = functional.interpolate(distance, size=size, mode="bilinear", align_corners=False)
+        return self.blur(upsampled)[:, 0]
+
+
+def image_scores(maps: NDArray[np.float32], distance: NDArray[np.float32], rule: str) -> NDArray[np.float64]:
+    """Image scores by a rule over the map, or, if it begins with ``patch``, over the patch scores before smoothing."""
+    flat = (distance if rule.startswith("patch ") else maps).reshape(len(maps), -1)
+    rule = rule.removeprefix("patch ")
+    if rule == "max":
+        return flat.max(1).astype(np.float64)
+    number = max(1, round(flat.shape[1] * float(rule.removeprefix("top ").removesuffix("%")) / 100))
+    return np.partition(flat, -number, 1)[:, -number:].mean(1, dtype=np.float64)
+
+
+def channel_scaling(found: Features, rule: str, strides: Sequence[int]) -> NDArray[np.float32]:
+    """Factor for each channel, from the training patches."""
+    width = found.train.shape[1]
+    if rule == "none":
+        return np.ones(width, np.float32)
+    sample = found.train[:: max(1, len(found.train) // 64)]
+    spread = sample.std((0, 2, 3))
+    if rule == "spread":
+        return (1.0 / np.maximum(spread, 1e-6 * spread.mean())).astype(np.float32)
+    levels = [stage.channels for stage in backbone_stages("tf_efficientnet_lite0") if stage.stride in strides]
+    energy = [np.sqrt(np.square(part).sum()) for part in np.split(spread, np.cumsum(levels)[:-1])]
+    return np.concatenate([np.full(size, 1.0 / total) for size, total in zip(levels, energy, strict=True)]).astype(
+        np.float32
+    )
+
+
+def learn_bank(batches: list[Tensor], sampler: str, size: int, seed: int) -> Tensor:
+    """A bank from the training patches: ``stream`` is the product's sampler, ``whole`` k-center of all patches."""
+    generator = torch.Generator().manual_seed(seed)
+    if sampler == "stream":
+        stream = SubspaceSampler(size)
+        for batch in batches:
+            stream.observe(batch)
+        return stream.bank()
+    every = torch.cat(batches)
+    if sampler == "random":
+        return every[torch.randperm(len(every), generator=generator)[:size]]
+    return every[farthest_first(every, size)[0]]
