@@ -169,8 +169,8 @@ def _remember_command(path: Path, arguments: Sequence[str]) -> None:
     """Add this command to those that made the results, with ``DIR`` for the folders of this machine."""
     words = list(arguments)
     for position, word in enumerate(words[:-1]):
-        if word in {"--root", "--out"}:
-            words[position + 1] = "DIR" if word == "--root" else Path(words[position + 1]).name
+        if word == "--root" or (word == "--out" and Path(words[position + 1]).is_absolute()):
+            words[position + 1] = "DIR"
     line = "python -m benchmarks.compare " + shlex.join(words)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if line not in lines:
