@@ -105,7 +105,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_committed_results_are_valid_records() -> None:
-    for path in (Path(__file__).parents[2] / "benchmarks" / "results").rglob("results.json"):
+    files = list((Path(__file__).parents[2] / "benchmarks" / "results").rglob("results.json"))
+    assert files
+    for path in files:
         found = read(path)
         assert found
         assert all(dataclasses.asdict(item)["versions"] for item in found)
