@@ -90,10 +90,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        SubspaceSampler(bank_size, tolerance)  # refuses what is out of range
         if solver != "ridge" and num_atoms > bank_size:
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({bank_size})."
             raise ValueError(msg)
-        SubspaceSampler(bank_size, tolerance)  # refuses what is out of range
         if pre_processor is True:  # the default normalisation depends on the backbone
             pre_processor = self.configure_pre_processor(backbone=backbone)
         super().__init__(
