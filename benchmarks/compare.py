@@ -34,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     specs = _plan(options)
     results = options.out / "results.json"
     done = {record.key: record for record in read(results)}
-    pending = [
-        spec for spec in specs if spec.key not in done or (options.retry_failed and done[spec.key].error is not None)
-    ]
+    pending = [spec for spec in specs if spec.key not in done or _again(done[spec.key], options)]
     _remember_command(options.out / "commands.txt", arguments if arguments is not None else sys.argv[1:])
     if len(pending) < len(specs):
         _say(f"{len(specs) - len(pending)} of {len(specs)} runs are in {results} already.")
@@ -44,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, spec in enumerate(pending, 1):
             _say(f"[{number}/{len(pending)}] {report.title(spec)}, seed {spec.seed}")
             record = _run(spec, options)
+            if options.untimed:
+                record = dataclasses.replace(record, extract_s=None, fit_s=None, sampling_s=None, predict_ms=None)
             merge(results, [record])
             _say(f"    {_summary(record)}")
     except KeyboardInterrupt:
@@ -70,6 +70,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="MODEL.ARGUMENT=VALUE", help="may be repeated")
     parser.add_argument("--out", type=Path, help="output folder; default runs/compare/DATASET")
     parser.add_argument("--timeout", type=float, help="seconds after which a run counts as failed")
+    parser.add_argument("--untimed", action="store_true", help="record no times: for runs beside other work")
     parser.add_argument("--retry-failed", action="store_true", help="run again what failed before")
     options = parser.parse_args(arguments)
     unknown = [model for model in options.models if model not in _MODEL_NAMES]
@@ -86,6 +87,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     return options
+
+
+def _again(record: Record, options: argparse.Namespace) -> bool:
+    """Whether what is recorded does not answer the command: it failed, or its times are wanted and missing."""
+    if record.error is not None:
+        return bool(options.retry_failed)
+    return record.fit_s is None and not options.untimed
 
 
 def _names(text: str) -> list[str]:
@@ -181,7 +189,10 @@ def _summary(record: Record) -> str:
     if record.error is not None:
         return f"FAILED: {record.error}"
     scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in record.metrics.items() if value is not None)
-    return f"{scores}; fit {record.fit_s:.0f} s, sampling {record.sampling_s:.0f} s, {record.predict_ms:.0f} ms/image"
+    times = [getattr(record, name) for name in ("fit_s", "sampling_s", "predict_ms")]
+    if None in times:
+        return f"{scores}; not timed"
+    return f"{scores}; fit {times[0]:.0f} s, sampling {times[1]:.0f} s, {times[2]:.0f} ms/image"
 
 
 def _say(text: str) -> None:

@@ -68,7 +68,8 @@ class Record(Spec):
             ``pixel_AP`` is average precision over pixels, ``AUPRO`` has a false-positive limit of 0.3. Pixel metrics
             are ``None`` where there are no masks.
         per_defect (dict[str, float]): Image AUROC of each kind of defect against all good test images.
-        extract_s (float | None): Seconds of a bare pass that loads the training images and embeds them.
+        extract_s (float | None): Seconds of a bare pass that loads the training images and embeds them. This and the
+            other times are ``None`` where the machine was not the run's alone.
         fit_s (float | None): Seconds of a fit, from the start of its first pass to the end of its last.
         sampling_s (float | None): Seconds of the fit in the model's own steps: whatever comes after the embedding.
         extract_peak_rss_mb (float | None): Largest resident memory during the bare pass, in MiB.

@@ -71,6 +71,25 @@ def test_a_failed_run_is_a_row_that_says_why_and_is_tried_again_on_request(
     capsys.readouterr()
 
 
+def test_an_untimed_run_records_no_times_and_is_run_again_for_them(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(parts, tmp_path, "--models", "sgfr")
+    ran: list[Spec] = []
+    monkeypatch.setattr(compare, "_run", lambda spec, _: (ran.append(spec), fake(spec))[1])
+    for _ in range(2):
+        assert compare.main([*arguments, "--untimed"]) == 0
+    (record,) = read(tmp_path / "results.json")
+    assert record.extract_s is record.fit_s is record.sampling_s is record.predict_ms is None
+    assert record.metrics == fake(record).metrics
+    assert len(ran) == 1
+    assert compare.main(arguments) == 0
+    (record,) = read(tmp_path / "results.json")
+    assert record.fit_s == 2.0
+    assert len(ran) == 2
+    assert "not timed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
