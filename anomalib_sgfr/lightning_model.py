@@ -48,7 +48,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             16 (``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
         bank_size (int): Largest number of nominal embeddings (atoms) kept, whatever the size of the data set.
-            Defaults to ``4000``.
+            Defaults to ``3500``.
         solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from atoms picked
             greedily, ``"ridge"`` from all. Defaults to ``"affine"``.
         num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by ``"ridge"``. Defaults to ``5``.
@@ -77,7 +77,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         backbone: str = "tf_efficientnet_lite0",
         layers: Sequence[str] | None = None,
         pre_trained: bool = True,
-        bank_size: int = 4000,
+        bank_size: int = 3500,
         solver: Solver = "affine",
         num_atoms: int = 5,
         regularisation: float = 1e-3,
@@ -240,7 +240,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         covers, threshold = gather(sampler.cover()), largest(sampler.threshold_, self.device)
         cover, radius = covers[0], 0.0
         if len(covers) > 1:
-            cover, radius = merge(covers, self.bank_size, threshold, self.tolerance)
+            cover, radius = merge(covers, self.bank_size, self.tolerance)
         self.model.set_bank(cover, max(threshold, radius))
         self._was_fitted = False
         found = self.certificate()

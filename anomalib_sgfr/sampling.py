@@ -1,12 +1,13 @@
 """Subspace sampling: a small bank that covers a stream of nominal embeddings, in one pass and bounded memory.
 
 A farthest-first (k-center) selection kept up to date over a stream, in the spirit of the incremental k-center of
-Charikar et al. (STOC 1997): an embedding becomes an atom only if it lies farther from every atom than the threshold;
-when there are too many, they are thinned, farthest first, to ``bank_size``, and the distance at which the thinning
-stopped becomes the new threshold. The threshold never falls.
+Charikar et al. (STOC 1997): an embedding becomes an atom only if it lies farther from every atom than the threshold,
+the farthest of a batch first; when there are too many atoms, they are thinned, again farthest first, to ``bank_size``,
+and the distance at which the thinning stopped becomes the new threshold. The threshold never falls.
 
-Each atom keeps account of the embeddings it stands for, through every thinning: how far from it they can lie at most.
-See :mod:`anomalib_sgfr.certificate` for what follows.
+Each atom keeps account of the embeddings it stands for: how far from it they can lie at most. What is thinned out
+retires with its account, which goes to the nearest atom of the bank in the end: in one step, because every step adds
+its length to the bound. See :mod:`anomalib_sgfr.certificate` for what follows.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from anomalib_sgfr.selection import PRODUCT_VALUES, farthest_first, separated
 
 __all__ = ["Cover", "SubspaceSampler", "absorb", "merge", "thin"]
 
-_GROWTH = 1.05  # of the distance between atoms, from one try to the next
+_LOOKED_AT_FIRST = 512  # atoms that stand for the most embeddings: most of those to come lie near them
+_RETIRED = 4  # times bank_size, before their accounts go to atoms in use after all
 
 
 class Cover(NamedTuple):
@@ -42,8 +44,8 @@ class Cover(NamedTuple):
         zeros = torch.zeros_like(points[:, 0])
         return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double())
 
-    def rows(self, index: Tensor) -> "Cover":
-        """Some of the atoms, by index or mask."""
+    def rows(self, index: Tensor | slice) -> "Cover":
+        """Some of the atoms, by index, mask or slice."""
         return Cover(*(part[index] for part in self))
 
     def joined(self, other: "Cover") -> "Cover":
@@ -72,41 +74,47 @@ def absorb(cover: Cover, points: Tensor, threshold: float) -> Cover:
     Returns:
         Cover: The atoms so far, with what they stand for now, and the new ones after them.
     """
-    index, distance = _nearest_atom(points, cover.atoms)
-    near = distance <= threshold
     arrived = Cover.of(points)
+    if len(cover.atoms) > 2 * _LOOKED_AT_FIRST:
+        common = cover.count.topk(_LOOKED_AT_FIRST).indices
+        index, distance = _nearest_atom(points, cover.atoms[common])
+        near = distance <= threshold
+        cover = cover.account(common[index[near]], distance[near], arrived.rows(near))
+        arrived = arrived.rows(~near)
+    index, distance = _nearest_atom(arrived.atoms, cover.atoms)
+    near = distance <= threshold
     cover = cover.account(index[near], distance[near], arrived.rows(near))
-    novel = arrived.rows(~near)
-    chosen = separated(novel.atoms, threshold, len(novel.atoms))
-    return cover if chosen is None else cover.joined(_reduced(novel, chosen))
+    novel = arrived.rows(~near).rows(distance[~near].argsort(descending=True, stable=True))
+    chosen = separated(novel.atoms, threshold)
+    close = torch.ones_like(novel.count, dtype=torch.bool)
+    close[chosen] = False
+    return cover.joined(settle(novel.rows(chosen), novel.rows(close)))
 
 
-def thin(cover: Cover, size: int, threshold: float = 0.0, tolerance: float = 0.0) -> tuple[Cover, float]:
-    """Reduce a cover to ``size`` atoms; what the others stood for is accounted to their nearest.
-
-    Atoms of large radius go first and stay unless they lie too close together; the rest are taken farthest first. An
-    embedding's bound grows each time its atom is dropped: this order keeps the certificate tight.
+def thin(cover: Cover, size: int, tolerance: float = 0.0) -> tuple[Cover, Cover, float]:
+    """Choose atoms of a cover, farthest first.
 
     Args:
         cover (Cover): Atoms.
         size (int): Number of atoms to keep; fewer if fewer are distinct.
-        threshold (float): Distance that separates atoms at least, if one is known; where to begin looking for the
-            distance that ``size`` atoms can be apart.
         tolerance (float): Distance within which an atom needs no other: fewer than ``size`` are kept if that is enough.
 
     Returns:
-        tuple[Cover, float]: The cover, and the largest distance of a dropped atom from those kept.
+        tuple[Cover, Cover, float]: What is kept, what is dropped, each with its own account, and the largest distance
+        of a dropped atom from those kept.
     """
-    cover = cover.rows(cover.radius.argsort(descending=True, stable=True))
-    start = None
-    while threshold > 0 and start is None:
-        start = separated(cover.atoms, threshold, size)
-        threshold *= _GROWTH
-    taken, radius = farthest_first(cover.atoms, size, start, tolerance)
-    return _reduced(cover, taken), radius
+    taken, radius = farthest_first(cover.atoms, size, tolerance=tolerance)
+    dropped = torch.ones_like(cover.count, dtype=torch.bool)
+    dropped[taken] = False
+    return cover.rows(taken), cover.rows(dropped), radius
 
 
-def merge(covers: list[Cover], size: int, threshold: float = 0.0, tolerance: float = 0.0) -> tuple[Cover, float]:
+def settle(cover: Cover, others: Cover) -> Cover:
+    """Account what ``others``' atoms stand for to the nearest atom of a cover each."""
+    return cover.account(*_nearest_atom(others.atoms, cover.atoms), others) if len(others.atoms) else cover
+
+
+def merge(covers: list[Cover], size: int, tolerance: float = 0.0) -> tuple[Cover, float]:
     """Join covers of parts of the data into one of at most ``size`` atoms; arguments as for :func:`thin`.
 
     Returns:
@@ -115,16 +123,8 @@ def merge(covers: list[Cover], size: int, threshold: float = 0.0, tolerance: flo
     joined = covers[0]
     for other in covers[1:]:
         joined = joined.joined(other)
-    return thin(joined, size, threshold, tolerance)
-
-
-def _reduced(cover: Cover, taken: Tensor) -> Cover:
-    """Keep some atoms; account what the others stood for to the nearest of them."""
-    kept = cover.rows(taken)
-    dropped = torch.ones_like(cover.count, dtype=torch.bool)
-    dropped[taken] = False
-    rest = cover.rows(dropped)
-    return kept.account(*_nearest_atom(rest.atoms, kept.atoms), rest) if len(rest.atoms) else kept
+    kept, dropped, radius = thin(joined, size, tolerance)
+    return settle(kept, dropped), radius
 
 
 def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,17 +133,16 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
     centred = atoms - centre
     length = centred.square().sum(1)
     rows = max(1, PRODUCT_VALUES // len(atoms))
-    index = torch.cat(
-        [torch.addmm(length, part - centre, centred.T, alpha=-2.0).min(1).indices for part in points.split(rows)]
-    )
+    parts = [torch.addmm(length, part - centre, centred.T, alpha=-2.0).argmin(1) for part in points.split(rows)]
+    index = torch.cat(parts)
     return index, (points - atoms[index]).norm(dim=1)  # from the difference: exact where it is small
 
 
 class SubspaceSampler:
     """Streaming learner of a bank: ``observe`` batches, then read ``bank``.
 
-    Holds at most ``2 * bank_size`` embeddings between calls, whatever the length of the stream, and is deterministic
-    for a given order of the stream.
+    Holds at most ``6 * bank_size`` embeddings between calls, whatever the length of the stream: up to twice as many
+    atoms as the bank will have, and those that retired. Deterministic for a given order of the stream.
 
     Args:
         bank_size (int): Largest number of atoms in the bank.
@@ -176,6 +175,7 @@ class SubspaceSampler:
         self.patches_seen_ = 0
         self.threshold_ = tolerance
         self._cover: Cover | None = None
+        self._retired: Cover | None = None
 
     def resume(self, cover: Cover, threshold: float) -> None:
         """Go on from a bank learnt before, instead of from nothing.
@@ -190,7 +190,7 @@ class SubspaceSampler:
 
     @property
     def atoms_held(self) -> int:
-        """Embeddings in store now, candidates included."""
+        """Atoms now: up to twice ``bank_size``, before the last thinning."""
         return 0 if self._cover is None else len(self._cover.atoms)
 
     @torch.no_grad()
@@ -210,22 +210,23 @@ class SubspaceSampler:
         if not torch.isfinite(embeddings).all():
             msg = "embeddings hold NaN or infinite values; check the images and the backbone's weights."
             raise ValueError(msg)
-        for block in embeddings.split(self.bank_size):
-            self._observe_block(block)
+        if len(embeddings) == 0:
+            return
+        if self._cover is None:
+            self._thin(Cover.of(embeddings.clone()), 2 * self.bank_size)
+        else:
+            self._cover = absorb(self._cover, embeddings, self.threshold_)
+            if len(self._cover.atoms) > 2 * self.bank_size:
+                self._thin(self._cover, self.bank_size)
         self.patches_seen_ += embeddings.shape[0]
 
-    def _observe_block(self, block: Tensor) -> None:
-        if self._cover is None:
-            self._cover = Cover.of(block[:1].clone())
-            block = block[1:]
-        self._cover = absorb(self._cover, block, self.threshold_)
-        # at most 2 * bank_size before a block and a block of bank_size: at most 3 * bank_size at once
-        if len(self._cover.atoms) > 2 * self.bank_size:
-            self._thin(self._cover)
-
-    def _thin(self, cover: Cover) -> None:
-        self._cover, radius = thin(cover, self.bank_size, self.threshold_, self.tolerance)
+    def _thin(self, cover: Cover, size: int) -> None:
+        self._cover, dropped, radius = thin(cover, size, self.tolerance)
         self.threshold_ = max(self.threshold_, radius)
+        retired = dropped if self._retired is None else self._retired.joined(dropped)
+        if len(retired.atoms) > _RETIRED * self.bank_size:
+            self._cover, retired = settle(self._cover, retired), retired.rows(slice(0))
+        self._retired = retired
 
     def bank(self) -> Tensor:
         """The bank learnt so far.
@@ -244,5 +245,5 @@ class SubspaceSampler:
         if self._cover is None:
             msg = "no nominal embedding was observed: the training set is empty."
             raise ValueError(msg)
-        self._thin(self._cover)
-        return self._cover
+        self._thin(self._cover, self.bank_size)
+        return self._cover if self._retired is None else settle(self._cover, self._retired)

@@ -83,16 +83,15 @@ def _next_farthest(distance: Tensor, points: Tensor, length: Tensor, most: int, 
     return candidates[picks].tolist()
 
 
-def separated(points: Tensor, distance: float, most: int) -> Tensor | None:
+def separated(points: Tensor, distance: float) -> Tensor:
     """Indices of points farther than ``distance`` from one another: each, in order, that no earlier one precludes.
 
     Args:
         points (Tensor): Shape ``(n, d)``.
         distance (float): Euclidean.
-        most (int): Give up beyond so many.
 
     Returns:
-        Tensor | None: Indices in rising order, ``int64``; ``None`` if there would be more than ``most``.
+        Tensor: Indices in rising order, ``int64``.
     """
     centred = points - points.mean(0)
     length = centred.square().sum(1)
@@ -109,6 +108,4 @@ def separated(points: Tensor, distance: float, most: int) -> Tensor | None:
             if alive[row]:
                 alive &= ~close[row]
         kept = torch.cat((kept, fresh[torch.from_numpy(alive).to(fresh.device)]))
-        if len(kept) > most:
-            return None
     return kept

@@ -39,7 +39,7 @@ STUDIES: dict[str, list[Variant]] = {
     "k": _over("num_atoms", (1, 2, 3, 5, 8, 12, 20, 50)),
     "bank": [
         Variant(f"{size}, k {k}", {"bank_size": size, "num_atoms": k})
-        for size in (100, 250, 1000, 4000, 16000)
+        for size in (100, 250, 1000, 3500, 16000)
         for k in (1, 5)
     ],
     "solver": [
