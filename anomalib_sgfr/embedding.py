@@ -10,6 +10,7 @@ from anomalib.models.components import TimmFeatureExtractor
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_sgfr import plugin
 from anomalib_sgfr.backbones import load_pretrained, require_known
 
 __all__ = ["PatchEmbedder", "Stage", "assemble", "backbone_stages", "resolve_layers"]
@@ -200,3 +201,6 @@ class _StageExtractor(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             return dict(zip(self.layers, self.pyramid(images), strict=True))
+
+
+plugin.register()

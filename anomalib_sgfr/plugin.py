@@ -12,11 +12,13 @@ __all__ = ["install", "register"]
 
 _SWITCH = "ANOMALIB_SGFR_PLUGIN"
 _TRIGGER = "anomalib.models"
+# Modules of ours that import anomalib.models, and what each defines: whichever is imported first waits for the others.
+_BUILT_ON_IT = {"embedding": "PatchEmbedder", "torch_model": "SgfrModel", "lightning_model": "Sgfr"}
 
 
 def install() -> None:
     """Leave the finder, once, unless switched off."""
-    if os.environ.get(_SWITCH, "1").lower() in {"0", "false", "no", "off"}:
+    if _is_off():
         return
     if _TRIGGER in sys.modules:
         _register_or_warn()
@@ -27,23 +29,15 @@ def install() -> None:
 def register() -> None:
     """Make Sgfr and the datamodules known to anomalib by their short names. Does nothing the second time.
 
-    Every anomalib model imports ``anomalib.models``, which may therefore ask for this while ``Sgfr`` is still being
-    defined; that call returns without effect, and the one at the end of its module registers.
+    Importing ``anomalib.models`` asks for this, also when a module of this package does so that is not yet complete:
+    that call returns without effect, and the one at the end of the module registers.
     """
-    if os.environ.get(_SWITCH, "1").lower() in {"0", "false", "no", "off"}:
-        return
     models = sys.modules.get(_TRIGGER)
-    lightning_model = sys.modules.get("anomalib_sgfr.lightning_model")
-    if (
-        models is None
-        or not hasattr(models, "ALLOWED_MODULES")
-        or lightning_model is None
-        or not hasattr(lightning_model, "Sgfr")
-    ):
+    if _is_off() or models is None or not hasattr(models, "ALLOWED_MODULES") or _is_incomplete():
         return
     import anomalib.data as anomalib_data
 
-    from anomalib_sgfr import data
+    from anomalib_sgfr import data, lightning_model
 
     models.ALLOWED_MODULES.update({"anomalib_sgfr", "anomalib_sgfr.lightning_model"})
     exports = [(models, "Sgfr", lightning_model.Sgfr)]
@@ -54,13 +48,24 @@ def register() -> None:
             module.__all__.append(name)
 
 
+def _is_off() -> bool:
+    return os.environ.get(_SWITCH, "1").lower() in {"0", "false", "no", "off"}
+
+
+def _is_incomplete() -> bool:
+    """Whether a module that registers at its end is being imported."""
+    loaded = [(sys.modules.get(f"anomalib_sgfr.{module}"), name) for module, name in _BUILT_ON_IT.items()]
+    return any(module is not None and not hasattr(module, name) for module, name in loaded)
+
+
 def _register_or_warn() -> None:
     """Whatever goes wrong here must not break an anomalib that works without us."""
     try:
-        from importlib import import_module
+        if not _is_incomplete():
+            from importlib import import_module
 
-        import_module("anomalib_sgfr.lightning_model")  # which registers at its end, unless it is being imported now
-        register()
+            import_module("anomalib_sgfr.lightning_model")
+            register()
     except Exception as error:  # see above
         import warnings
 

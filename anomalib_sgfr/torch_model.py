@@ -10,7 +10,7 @@ from anomalib.models.components import DynamicBufferMixin, GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_sgfr import self_expression
+from anomalib_sgfr import plugin, self_expression
 from anomalib_sgfr.arguments import Solver
 from anomalib_sgfr.certificate import Certificate, certify
 from anomalib_sgfr.embedding import PatchEmbedder
@@ -191,3 +191,6 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         if self.solver == "omp":
             return self_expression.omp(patches, self.bank, self.num_atoms).residual
         return self_expression.affine(patches, self.bank, self.num_atoms, self.regularisation).residual
+
+
+plugin.register()

@@ -19,6 +19,9 @@ from benchmarks.variants import PRODUCT
 
 __all__ = ["Prototype", "channel_scaling", "image_scores", "learn_bank"]
 
+_ROUNDS = 4  # of adding or dropping atoms
+_RESIDUAL_SAMPLE = 131_072  # patches among which the worst rebuilt are looked for
+
 
 class Prototype(SgfrModel):
     """The product's model, with ideas under study that it does not have.
@@ -99,15 +102,61 @@ def channel_scaling(found: Features, rule: str, strides: Sequence[int]) -> NDArr
     )
 
 
-def learn_bank(batches: list[Tensor], sampler: str, size: int, seed: int) -> Tensor:
-    """A bank from the training patches: ``stream`` is the product's sampler, ``whole`` k-center of all patches."""
-    generator = torch.Generator().manual_seed(seed)
-    if sampler == "stream":
+def learn_bank(batches: list[Tensor], arguments: dict[str, Any], seed: int) -> Tensor:
+    """A bank from the training patches, by the ``sampler`` of ``arguments``.
+
+    ``stream`` is the product's. The others hold all patches at once: ``random``; ``whole``, k-center; ``residual``,
+    k-center for the first half, then rounds that add what is rebuilt worst; ``pruned``, k-center of twice as many, of
+    which rounds drop those that others rebuild best.
+    """
+    size = arguments["bank_size"]
+    if arguments["sampler"] == "stream":
         stream = SubspaceSampler(size)
         for batch in batches:
             stream.observe(batch)
         return stream.bank()
+    generator = torch.Generator().manual_seed(seed)
     every = torch.cat(batches)
-    if sampler == "random":
+    if arguments["sampler"] == "random":
         return every[torch.randperm(len(every), generator=generator)[:size]]
-    return every[farthest_first(every, size)[0]]
+    if arguments["sampler"] == "whole":
+        return every[farthest_first(every, size)[0]]
+    if arguments["sampler"] == "pruned":
+        return _prune(every[farthest_first(every, 2 * size)[0]], size, arguments)
+    bank = every[farthest_first(every, -(-size // 2))[0]]
+    sample = every[torch.randperm(len(every), generator=generator)[:_RESIDUAL_SAMPLE]]
+    for left in range(_ROUNDS, 0, -1):
+        length = _residual_length(sample, bank, arguments)
+        wanted = (size - len(bank)) // left
+        worst = sample[length.topk(min(len(sample), 4 * wanted)).indices]
+        bank = torch.cat((bank, worst[farthest_first(worst, wanted)[0]])) if wanted else bank
+    return bank
+
+
+def _residual_length(patches: Tensor, bank: Tensor, arguments: dict[str, Any]) -> Tensor:
+    parts = [
+        self_expression.affine(chunk, bank, arguments["num_atoms"], arguments["regularisation"]).residual.norm(dim=1)
+        for chunk in patches.split(4096)
+    ]
+    return torch.cat(parts)
+
+
+def _prune(bank: Tensor, size: int, arguments: dict[str, Any]) -> Tensor:
+    """Drop atoms down to ``size``, in each round those that the nearest others rebuild best."""
+    k = arguments["num_atoms"]
+    for left in range(2 * _ROUNDS, 0, -1):
+        drop = (len(bank) - size) // left
+        if drop <= 0:
+            continue
+        near = self_expression.nearest(bank, bank, k + 1)
+        own = near == torch.arange(len(bank))[:, None]
+        own[:, -1] |= ~own.any(1)  # a twin may hide an atom from its own list
+        others = near[~own].reshape(len(bank), k)
+        offsets = bank[others] - bank[:, None]
+        gram = offsets @ offsets.mT
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(gram.dtype).tiny)
+        gram = gram / scale[:, None, None] + max(arguments["regularisation"], 1e-6) * torch.eye(k)
+        weights = torch.linalg.solve(gram, torch.ones(len(bank), k, 1))
+        length = (weights / weights.sum(1, keepdim=True) * offsets).sum(1).norm(dim=1)
+        bank = bank[length.topk(len(bank) - drop).indices.sort().values]
+    return bank

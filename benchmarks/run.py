@@ -41,13 +41,13 @@ class _FitClock(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del trainer, pl_module
-        _reset_peak()
+        reset_peak()
         self.seconds = -perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del trainer, pl_module
         self.seconds += perf_counter()
-        self.peak_mb = _peak_mb()
+        self.peak_mb = peak_mb()
 
 
 class _Collector(Callback):
@@ -207,7 +207,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(float(value), 5)
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Start a new peak of resident memory, where the kernel offers it (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -215,7 +215,8 @@ def _reset_peak() -> None:
         print(f"resident memory cannot be measured here: {error}", file=sys.stderr)
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """Largest resident memory since the last :func:`reset_peak`, in MiB (Linux)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

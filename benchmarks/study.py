@@ -63,7 +63,7 @@ def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Rec
             arguments = of_bank[0].arguments
             factor = channel_scaling(found, arguments["channel_scaling"], arguments["strides"])
             batches = [batch * torch.from_numpy(factor) for batch in found.batches(first.seed)]
-            bank = learn_bank(batches, arguments["sampler"], arguments["bank_size"], first.seed)
+            bank = learn_bank(batches, arguments, first.seed)
             every = sum(map(len, batches))
             step = max(1, every // _NOMINAL_SAMPLE)
             nominal = torch.cat([batch[::step] for batch in batches])

@@ -36,11 +36,19 @@ def _over(name: str, values: Sequence[Any], **fixed: Any) -> list[Variant]:  # n
 
 
 STUDIES: dict[str, list[Variant]] = {
-    "k": _over("num_atoms", (1, 2, 3, 5, 8, 12, 20, 50)),
+    "k": _over("num_atoms", (1, 2, 3, 5, 10, 20, 50)),
     "bank": [
         Variant(f"{size}, k {k}", {"bank_size": size, "num_atoms": k})
-        for size in (100, 250, 1000, 3500, 16000)
+        for size in (100, 250, 1000, 3500, 7000, 16000)
         for k in (1, 5)
+    ],
+    "sampler": [
+        Variant("stream"),
+        *(
+            Variant(f"{sampler}, {size}", {"sampler": sampler, "bank_size": size})
+            for size in (250, 1000, 4000)
+            for sampler in ("random", "stream", "whole", "residual", "pruned")
+        ),
     ],
     "solver": [
         *_over("solver", ("affine", "omp")),

@@ -57,6 +57,8 @@ def test_short_names_are_known_once_anomalib_is_imported() -> None:
         "import anomalib.models; from anomalib_sgfr import Sgfr",
         "import anomalib_sgfr.data; from anomalib_sgfr import Sgfr; import anomalib.models",
         "import anomalib.data; import anomalib.models; from anomalib.models import Sgfr",
+        "from anomalib_sgfr import SgfrModel; import anomalib.models; from anomalib_sgfr import Sgfr",
+        "import anomalib_sgfr.embedding; import anomalib.models; from anomalib.models import Sgfr",
         "import anomalib.models.components; from anomalib_sgfr.lightning_model import Sgfr; import anomalib.models",
     ],
 )
@@ -69,8 +71,9 @@ def test_any_order_of_imports_registers_once(order: str) -> None:
     assert "RuntimeWarning" not in result.stderr
 
 
-def test_without_the_start_up_file_importing_sgfr_registers_too() -> None:
-    result = python("from anomalib_sgfr import Sgfr; from anomalib.models import get_model; get_model('Sgfr')")
+@pytest.mark.parametrize("name", ["Sgfr", "SgfrModel"])
+def test_without_the_start_up_file_importing_sgfr_registers_too(name: str) -> None:
+    result = python(f"from anomalib_sgfr import {name}; from anomalib.models import get_model; get_model('Sgfr')")
     assert result.returncode == 0, result.stderr
 
 
