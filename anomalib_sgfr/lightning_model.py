@@ -244,8 +244,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self.model.set_bank(cover, max(threshold, radius))
         self._was_fitted = False
         found = self.certificate()
-        logger.info("Learnt a bank of %d atoms x %d from %d patches.", *self.model.bank.shape, found.patches)
-        logger.info("Certified: each rebuilt to within %.4g, on average within %.4g.", found.largest, found.mean)
+        if self.trainer.is_global_zero:
+            logger.info("Learnt a bank of %d atoms x %d from %d patches.", *self.model.bank.shape, found.patches)
+            logger.info("Certified: each rebuilt to within %.4g, on average within %.4g.", found.largest, found.mean)
         measured = {"certified_residual": found.largest, "certified_mean_residual": found.mean}
         for destination in self.trainer.loggers:
             destination.log_metrics(measured, self.trainer.global_step)
