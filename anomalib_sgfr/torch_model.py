@@ -86,6 +86,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.register_buffer("bank_radius", torch.empty(0))
         self.register_buffer("bank_count", torch.empty(0, dtype=torch.int64))
         self.register_buffer("bank_total", torch.empty(0, dtype=torch.float64))
+        self._smoothing: dict[tuple[int, int, torch.device], Tensor] = {}
         self.bank_threshold: Tensor
         self.register_buffer("bank_threshold", torch.zeros((), dtype=torch.float64))
 
@@ -167,30 +168,71 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self._require_bank()
         batch, width, rows, columns = embedding.shape
         patches = embedding.permute(0, 2, 3, 1).reshape(-1, width).float()
-        distance = self._residual(patches).norm(dim=1).reshape(batch, 1, rows, columns)
-        anomaly_map = self.blur(functional.interpolate(distance, size=size, mode="bilinear", align_corners=False))
+        anomaly_map = self.smooth(self.patch_scores(patches).reshape(batch, 1, rows, columns), size)
         return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(1, 2, 3)))
+
+    def smooth(self, scores: Tensor, size: Sequence[int]) -> Tensor:
+        """Turn patch scores into a map: bilinear interpolation and the Gaussian, as one linear step along each axis.
+
+        Args:
+            scores (Tensor): Shape ``(B, 1, h, w)``, ``float32``.
+            size (Sequence[int]): Height and width ``(H, W)`` of the map.
+
+        Returns:
+            Tensor: Shape ``(B, 1, H, W)``.
+        """
+        if not all(isinstance(length, int) for length in (*scores.shape[-2:], *size)):  # unknown while exporting
+            return self._spread(scores, size)
+        vertical, horizontal = (
+            self._axis_smoothing(before, after, scores.device)
+            for before, after in zip(scores.shape[-2:], size, strict=True)
+        )
+        with torch.autocast(scores.device.type, enabled=False):
+            return vertical @ scores @ horizontal.T
+
+    def _spread(self, scores: Tensor, size: Sequence[int]) -> Tensor:
+        blurred: Tensor = self.blur(functional.interpolate(scores, size=size, mode="bilinear", align_corners=False))
+        return blurred
+
+    def _axis_smoothing(self, before: int, after: int, device: torch.device) -> Tensor:
+        """What :meth:`_spread` does along one axis, shape ``(after, before)``."""
+        key = (before, after, device)
+        if key not in self._smoothing:
+            unit = torch.eye(before, device=device)[:, None, :, None]  # a one in each place, alike in all columns
+            columns = self.blur.width if isinstance(self.blur, GaussianBlur2d) else 1
+            self._smoothing[key] = self._spread(unit, (after, columns))[:, 0, :, columns // 2].T.contiguous()
+        return self._smoothing[key]
 
     def _require_bank(self) -> None:
         if not self.is_fitted:
             msg = "the model has no bank: fit it first, or load a checkpoint that was saved after its fit ended."
             raise RuntimeError(msg)
 
-    def _residual(self, patches: Tensor) -> Tensor:
-        """Residual of each patch, shape ``(N, d)``, in chunks of bounded memory outside an export."""
+    def patch_scores(self, patches: Tensor) -> Tensor:
+        """Length of what cannot be rebuilt of each patch, in chunks of bounded memory outside an export.
+
+        Args:
+            patches (Tensor): Embeddings, shape ``(N, d)``.
+
+        Returns:
+            Tensor: Shape ``(N,)``.
+
+        Raises:
+            ValueError: If an embedding is not finite.
+        """
         if torch.compiler.is_compiling():  # a loop over a batch-derived size would bake the batch into the graph
-            return self._solve(patches)
+            return self._length(patches)
         values_per_patch = self.bank.shape[0] + 4 * self.num_atoms * self.bank.shape[1]
         chunks = patches.split(max(1, _CHUNK_VALUES // values_per_patch))
         with torch.autocast(patches.device.type, enabled=False):  # half precision would blur small residuals
-            return torch.cat([self._solve(chunk) for chunk in chunks])
+            return torch.cat([self._length(chunk) for chunk in chunks])
 
-    def _solve(self, patches: Tensor) -> Tensor:
+    def _length(self, patches: Tensor) -> Tensor:
         if self.solver == "ridge":
-            return self_expression.ridge(patches, self.operator)
+            return self_expression.ridge(patches, self.operator).norm(dim=1)
         if self.solver == "omp":
-            return self_expression.omp(patches, self.bank, self.num_atoms).residual
-        return self_expression.affine(patches, self.bank, self.num_atoms, self.regularisation).residual
+            return self_expression.omp(patches, self.bank, self.num_atoms).residual.norm(dim=1)
+        return self_expression.affine_distance(patches, self.bank, self.num_atoms, self.regularisation)
 
 
 plugin.register()

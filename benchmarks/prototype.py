@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from anomalib_sgfr import self_expression
 from anomalib_sgfr.embedding import backbone_stages
@@ -40,11 +39,11 @@ class Prototype(SgfrModel):
     def learn(self, nominal: Tensor) -> None:
         """Learn what the ideas need from nominal patches ``(n, d)``."""
         if self.arguments["residual_scaling"] == "spread":
-            spread = self._residual(nominal).std(0)
+            spread = self._express(nominal).residual.std(0)
             self.weight = spread.mean() / spread.clamp_min(1e-6 * spread.mean())
         if self.arguments["local_normalisation"]:
-            expression = self_expression.affine(nominal, self.bank, self.num_atoms, self.regularisation)
-            length = self._length(expression.residual)
+            expression = self._express(nominal)
+            length = self._weighted_length(expression.residual)
             prior, weight = length.mean(), 5.0  # atoms that few patches use take the overall mean
             total = torch.full((len(self.bank),), float(prior) * weight)
             count = torch.full((len(self.bank),), weight)
@@ -53,7 +52,10 @@ class Prototype(SgfrModel):
             count.index_add_(0, flat, torch.ones(len(flat)))
             self.nominal = total / count / prior
 
-    def _length(self, residual: Tensor) -> Tensor:
+    def _express(self, patches: Tensor) -> self_expression.Expression:
+        return self_expression.affine(patches, self.bank, self.num_atoms, self.regularisation)
+
+    def _weighted_length(self, residual: Tensor) -> Tensor:
         return (residual if self.weight is None else residual * self.weight).norm(dim=1)
 
     @torch.no_grad()
@@ -61,19 +63,19 @@ class Prototype(SgfrModel):
         """Patch scores ``(B, 1, h, w)`` of embeddings ``(B, d, h, w)``."""
         batch, width, rows, columns = embedding.shape
         patches = embedding.permute(0, 2, 3, 1).reshape(-1, width)
-        if self.nominal is None:
-            return self._length(self._residual(patches)).reshape(batch, 1, rows, columns)
+        if self.nominal is None and self.weight is None:
+            return self.patch_scores(patches).reshape(batch, 1, rows, columns)
         scores = []
         for chunk in patches.split(1024):
-            expression = self_expression.affine(chunk, self.bank, self.num_atoms, self.regularisation)
-            scores.append(self._length(expression.residual) / self.nominal[expression.support].mean(1))
+            expression = self._express(chunk)
+            length = self._weighted_length(expression.residual)
+            scores.append(length if self.nominal is None else length / self.nominal[expression.support].mean(1))
         return torch.cat(scores).reshape(batch, 1, rows, columns)
 
     @torch.no_grad()
     def maps(self, distance: Tensor, size: tuple[int, int]) -> Tensor:
         """Anomaly maps ``(B, H, W)`` of patch scores."""
-        upsampled = functional.interpolate(distance, size=size, mode="bilinear", align_corners=False)
-        return self.blur(upsampled)[:, 0]
+        return self.smooth(distance, size)[:, 0]
 
 
 def image_scores(maps: NDArray[np.float32], distance: NDArray[np.float32], rule: str) -> NDArray[np.float64]:
@@ -134,11 +136,8 @@ def learn_bank(batches: list[Tensor], arguments: dict[str, Any], seed: int) -> T
 
 
 def _residual_length(patches: Tensor, bank: Tensor, arguments: dict[str, Any]) -> Tensor:
-    parts = [
-        self_expression.affine(chunk, bank, arguments["num_atoms"], arguments["regularisation"]).residual.norm(dim=1)
-        for chunk in patches.split(4096)
-    ]
-    return torch.cat(parts)
+    steps = (arguments["num_atoms"], arguments["regularisation"])
+    return torch.cat([self_expression.affine_distance(chunk, bank, *steps) for chunk in patches.split(4096)])
 
 
 def _prune(bank: Tensor, size: int, arguments: dict[str, Any]) -> Tensor:

@@ -83,7 +83,7 @@ def _scoring(point: dict[str, int]) -> float:
     seconds = []
     for _ in range(15):
         start = time.perf_counter()
-        self_expression.affine(image, bank, point["support"], 1e-3)
+        self_expression.affine_distance(image, bank, point["support"], 1e-3)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 

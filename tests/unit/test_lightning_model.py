@@ -335,7 +335,7 @@ def test_the_certificate_is_in_the_log_the_loggers_and_the_checkpoint(
     assert found.patches == 12 * 8 * 8
     assert f"within {found.largest:.4g}" in caplog.text
     assert "certified_residual" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text(encoding="utf-8")
-    residual = model.model._residual(patches_of(model, datamodule)).norm(dim=1)
+    residual = model.model.patch_scores(patches_of(model, datamodule))
     assert 0 < float(residual.max()) <= found.largest
     assert float(residual.mean()) <= found.mean
     restored = Sgfr.load_from_checkpoint(engine.best_model_path).certificate()
@@ -362,7 +362,7 @@ def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_pat
     assert found.patches == len(old_patches) + 6 * 8 * 8
     assert not torch.equal(model.model.bank, old_bank)
     for patches in (old_patches, patches_of(model, new)):  # the old images were not needed, and are not forgotten
-        assert float(model.model._residual(patches).norm(dim=1).max()) <= found.largest
+        assert float(model.model.patch_scores(patches).max()) <= found.largest
 
 
 def test_an_update_takes_no_atom_for_what_is_rebuilt_already(datamodule: Folder, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge, orthogonal_mp
 from torch import Tensor
 
-from anomalib_sgfr.self_expression import Expression, affine, omp, ridge, ridge_operator
+from anomalib_sgfr.self_expression import Expression, affine, affine_distance, nearest, omp, ridge, ridge_operator
 
 SHAPES = [(40, 60, 12, 1), (40, 60, 12, 5), (25, 300, 64, 10), (30, 500, 152, 5), (1, 20, 8, 3), (16, 100, 32, 20)]
 
@@ -31,11 +31,14 @@ def exact_neighbours(target: Tensor, bank: Tensor, k: int) -> Tensor:
 def affine_oracle(target: Tensor, bank: Tensor, k: int, regularisation: float) -> tuple[NDArray, NDArray]:
     """Equality-constrained least squares by elimination, numpy's lstsq on the augmented system."""
     residuals, codes = [], []
-    for x, rows in zip(target.numpy(), exact_neighbours(target, bank, k), strict=True):
-        atoms = bank[rows].numpy()
+    for x, rows in zip(target.numpy(), exact_neighbours(target, bank, k + 1), strict=True):
+        squared = np.sum((x - bank[rows].numpy()) ** 2, 1)
+        atoms, inner = bank[rows[:k]].numpy(), squared[:k]
         size = len(atoms)
-        weight = np.sqrt(regularisation * np.mean(np.sum((x - atoms) ** 2, 1)))
-        augmented = np.hstack([atoms, weight * np.eye(size)])
+        outer = squared[k] if len(squared) > k else np.inf
+        with np.errstate(invalid="ignore"):
+            weight = (outer - inner[0]) / (outer - inner) if np.isfinite(outer) else np.ones(size)
+        augmented = np.hstack([atoms, np.diag(np.sqrt(regularisation * inner.mean() * weight))])
         padded = np.concatenate([x, np.zeros(size)])
         tail = np.linalg.lstsq((augmented[1:] - augmented[0]).T, padded - augmented[0], rcond=None)[0]
         code = np.concatenate([[1 - tail.sum()], tail])
@@ -59,6 +62,31 @@ def test_affine_is_constrained_least_squares(
 
     single = affine(target.float(), bank.float(), k, regularisation)
     np.testing.assert_allclose(score(single), np.linalg.norm(residual, axis=1), rtol=1e-4)
+    length = affine_distance(target, bank, k, regularisation)
+    np.testing.assert_allclose(length.numpy(), np.linalg.norm(residual, axis=1), atol=1e-9)
+    length = affine_distance(target.float(), bank.float(), k, regularisation)
+    np.testing.assert_allclose(length.double().numpy(), np.linalg.norm(residual, axis=1), rtol=1e-4, atol=3e-4)
+
+
+@pytest.mark.parametrize(("atoms", "k"), [(1, 1), (5, 5), (31, 7), (32, 1), (33, 32), (33, 33), (500, 6), (500, 40)])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_the_nearest_are_the_nearest(atoms: int, k: int, offset: float) -> None:
+    target, bank = data(70, atoms, 9, offset=offset)
+    assert torch.equal(nearest(target, bank, k), exact_neighbours(target, bank, k))
+
+
+def test_the_residual_does_not_jump_where_atoms_change_places() -> None:
+    """On the way from one point to another the support changes several times."""
+    ends, bank = data(2, 30, 6)
+    path = ends[0] + torch.linspace(0, 1, 100_001, dtype=torch.float64)[:, None] * (ends[1] - ends[0])
+    assert len(affine(path, bank, 3, 0.01).support.sort(1).values.unique(dim=0)) > 1
+    jump = {}
+    for regularisation in (0.0, 0.01):
+        length = affine(path, bank, 3, regularisation).residual.norm(dim=1)
+        jump[regularisation] = float(length.diff().abs().max())
+        torch.testing.assert_close(affine_distance(path, bank, 3, regularisation), length, atol=1e-7, rtol=0)
+    assert jump[0.0] > 0.05
+    assert jump[0.01] < 0.05 * jump[0.0]
 
 
 @pytest.mark.parametrize(("targets", "atoms", "width", "k"), SHAPES)
@@ -133,6 +161,8 @@ class TestDegenerate:
         distance = (target - bank).double().norm(dim=1).numpy()
         for regularisation in (0.0, 0.1):
             np.testing.assert_allclose(score(affine(target, bank.repeat(7, 1), 5, regularisation)), distance, rtol=1e-5)
+            length = affine_distance(target, bank.repeat(7, 1), 5, regularisation)
+            np.testing.assert_allclose(length.double().numpy(), distance, rtol=1e-5)
 
     def test_zero_targets_and_zero_atoms(self, dtype: torch.dtype) -> None:
         target, bank = (tensor.to(dtype) for tensor in data(5, 9, 6))
@@ -141,6 +171,8 @@ class TestDegenerate:
         for result in (affine(target, zeros, 4), affine(target, zeros, 4, 0.1), omp(target, zeros, 4)):
             np.testing.assert_allclose(score(result), length, rtol=1e-6)
             assert torch.isfinite(result.code).all()
+        np.testing.assert_allclose(affine_distance(target, zeros, 4, 0.1).double().numpy(), length, rtol=1e-6)
+        assert affine_distance(zeros, zeros, 4, 0.1).tolist() == [0.0] * len(zeros)
         np.testing.assert_allclose(ridge(target, ridge_operator(zeros, 0.1)).numpy(), target.numpy(), atol=1e-6)
         assert score(omp(torch.zeros_like(target), bank, 4)).max() == 0
         mixed = torch.cat((bank, zeros))
@@ -174,6 +206,7 @@ class TestDegenerate:
     def test_no_patch_at_all(self, dtype: torch.dtype) -> None:
         target, bank = (tensor.to(dtype) for tensor in data(0, 6, 5))
         assert affine(target, bank, 3).residual.shape == (0, 5)
+        assert affine_distance(target, bank, 3, 0.1).shape == (0,)
         assert omp(target, bank, 3).residual.shape == (0, 5)
 
     def test_scale_does_not_matter(self, dtype: torch.dtype) -> None:
@@ -181,6 +214,8 @@ class TestDegenerate:
         for factor in (1e-6, 1e6):
             scaled = affine(target * factor, bank * factor, 5, 1e-3)
             np.testing.assert_allclose(score(scaled), factor * score(affine(target, bank, 5, 1e-3)), rtol=1e-4)
+            length = affine_distance(target * factor, bank * factor, 5, 1e-3) / factor
+            torch.testing.assert_close(length, affine_distance(target, bank, 5, 1e-3), rtol=1e-4, atol=0)
 
 
 def test_nearly_dependent_atoms_in_float32() -> None:
@@ -206,7 +241,7 @@ def test_ridge_without_penalty_is_the_projector_on_what_the_bank_does_not_span()
 def test_what_is_not_finite_is_refused(position: str, value: float) -> None:
     tensors = dict(zip(("target", "bank"), data(4, 6, 3), strict=True))
     tensors[position][1, 1] = value
-    for solve in (affine, omp):
+    for solve in (affine, omp, lambda *tensors: affine_distance(*tensors, 0.1)):
         with pytest.raises(ValueError, match=f"{position} holds NaN"):
             solve(tensors["target"], tensors["bank"], 2)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data.utils.tiler import Tiler
+from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -86,6 +87,21 @@ def test_blur_smooths_the_map() -> None:
     assert smooth(images).anomaly_map.shape == (1, 1, 64, 64)
 
 
+@pytest.mark.parametrize("blur", [0.0, 2.5])
+@pytest.mark.parametrize(("before", "after"), [((8, 12), (64, 96)), ((5, 5), (33, 40)), ((16, 16), (16, 16))])
+def test_smoothing_is_interpolation_and_anomalibs_blur(
+    before: tuple[int, int], after: tuple[int, int], blur: float
+) -> None:
+    scores = torch.rand(3, 1, *before)
+    expected = functional.interpolate(scores, size=after, mode="bilinear", align_corners=False)
+    if blur:
+        expected = GaussianBlur2d(sigma=blur)(expected)
+    model = SgfrModel("resnet18", blur=blur)
+    for _ in range(2):
+        torch.testing.assert_close(model.smooth(scores, after), expected)
+    assert not any("smoothing" in name for name in model.state_dict())
+
+
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
 def test_chunks_do_not_change_the_result(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = fitted(solver)
@@ -101,9 +117,9 @@ def test_mixed_precision_does_not_blur_the_residual() -> None:
     patches = model.train()(images)
     model.eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(model._residual(patches), model._residual(patches.clone()))
-        in_autocast = model._residual(patches)
-    assert torch.equal(in_autocast, model._residual(patches))
+        assert torch.equal(model.patch_scores(patches), model.patch_scores(patches.clone()))
+        in_autocast = model.patch_scores(patches)
+    assert torch.equal(in_autocast, model.patch_scores(patches))
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
@@ -148,8 +164,10 @@ def test_a_large_batch_needs_no_more_memory_than_its_chunks(monkeypatch: pytest.
     model = fitted()
     monkeypatch.setattr(torch_model, "_CHUNK_VALUES", 50_000)
     rows = []
-    solve = SgfrModel._solve
-    monkeypatch.setattr(SgfrModel, "_solve", lambda self, patches: (rows.append(len(patches)), solve(self, patches))[1])
+    solve = SgfrModel._length
+    monkeypatch.setattr(
+        SgfrModel, "_length", lambda self, patches: (rows.append(len(patches)), solve(self, patches))[1]
+    )
     model(torch.randn(4, 3, 128, 128))
     assert sum(rows) == 4 * 16 * 16
     assert max(rows) * (len(model.bank) + 4 * 5 * 128) <= 50_000
