@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.sampling import Cover
-from anomalib_sgfr.self_expression import nearest
+from anomalib_sgfr.self_expression import nearest, search_index
 
 __all__ = ["Certificate", "certify"]
 
@@ -111,5 +111,6 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
 
 def _neighbour_distances(atoms: Tensor, k: int) -> Tensor:
     """Distances of each atom from its ``k`` nearest, itself first, shape ``(M, k)``, ``float64``."""
-    rows = [(part[:, None] - atoms[nearest(part, atoms, k)]).norm(dim=2) for part in atoms.split(_ROWS)]
+    index = search_index(atoms)
+    rows = [(part[:, None] - atoms[nearest(part, index, k)]).norm(dim=2) for part in atoms.split(_ROWS)]
     return torch.cat(rows).double().sort(1).values

@@ -15,9 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Expression", "affine", "affine_distance", "nearest", "omp", "ridge", "ridge_operator"]
+__all__ = [
+    "Expression",
+    "Index",
+    "affine",
+    "affine_distance",
+    "nearest",
+    "omp",
+    "ridge",
+    "ridge_operator",
+    "search_index",
+]
 
-_GROUP = 32  # atoms whose least distance stands for them all while the nearest are looked for
+_GROUP = 8  # atoms whose least distance stands for them all while the nearest are looked for
 _FAR = 1e30  # squared distance of what only fills a group
 _TIE = 1e-6  # relative difference of squared distances that rounding may turn round
 _WELL_CONDITIONED = 1e-4  # regularisation from which float32 solves the normal equations as they are
@@ -72,7 +82,7 @@ def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float =
     _check(target, bank, num_atoms=num_atoms, regularisation=regularisation)
     target_, bank_ = _working(target), _working(bank)
     k = min(num_atoms, bank.shape[0])
-    found = nearest(target_, bank_, min(k + 1, bank.shape[0]))
+    found = nearest(target_, search_index(bank_), min(k + 1, bank.shape[0]))
     support = found[:, :k]
     atoms = bank_[support]  # (N, k, d)
     offset = target_ - atoms[:, 0]  # (N, d), from the nearest atom
@@ -98,7 +108,9 @@ def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float =
     return Expression(residual.to(target.dtype), support, code.to(target.dtype))
 
 
-def affine_distance(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float = 0.0) -> Tensor:
+def affine_distance(
+    target: Tensor, bank: Tensor, num_atoms: int, regularisation: float = 0.0, index: "Index | None" = None
+) -> Tensor:
     """Length of the residual that :func:`affine` leaves, for less: without the residual itself.
 
     With ``G`` the products of the offsets from target to atoms and ``p`` the penalties, the code is ``c = y / sum(y)``,
@@ -111,6 +123,7 @@ def affine_distance(target: Tensor, bank: Tensor, num_atoms: int, regularisation
         num_atoms (int): Size of the support.
         regularisation (float): Strength of the penalty. Below 1e-4 the equations may be singular, and the length of
             :func:`affine`'s residual is returned.
+        index (Index | None): Of the bank, if it is at hand.
 
     Returns:
         Tensor: Lengths, shape ``(N,)``.
@@ -123,7 +136,9 @@ def affine_distance(target: Tensor, bank: Tensor, num_atoms: int, regularisation
     _check(target, bank, num_atoms=num_atoms, regularisation=regularisation)
     target_, bank_ = _working(target), _working(bank)
     k = min(num_atoms, bank.shape[0])
-    offsets = bank_[nearest(target_, bank_, min(k + 1, bank.shape[0]))] - target_.unsqueeze(1)  # (N, k+1, d)
+    index = search_index(bank_) if index is None else index
+    support = nearest(target_, index, min(k + 1, bank.shape[0]))
+    offsets = index.atoms[support, :-1] - (target_ - index.centre).unsqueeze(1)  # (N, k+1, d)
     gram = (offsets @ offsets.transpose(1, 2)).permute(1, 2, 0)  # (k+1, k+1, N): steps along N are long
     squared = torch.stack([gram[row, row] for row in range(len(gram))])
     scale = squared[:k].mean(0).clamp_min(torch.finfo(gram.dtype).tiny)
@@ -253,32 +268,55 @@ def ridge(target: Tensor, operator: Tensor) -> Tensor:
     return (_working(target) @ _working(operator)).to(target.dtype)
 
 
-def nearest(target: Tensor, bank: Tensor, k: int) -> Tensor:
+class Index(NamedTuple):
+    """A bank made ready for the search of nearest atoms, by :func:`search_index`.
+
+    Attributes:
+        atoms (Tensor): Rows ``(b - centre, |b - centre|^2)``, in whole groups of eight, shape ``(8 g, d + 1)``.
+        centre (Tensor): Mean of the bank, shape ``(d,)``.
+    """
+
+    atoms: Tensor
+    centre: Tensor
+
+
+def search_index(bank: Tensor) -> Index:
+    """Make a bank ready for :func:`nearest`.
+
+    Args:
+        bank (Tensor): Shape ``(M, d)``, floating point.
+
+    Returns:
+        Index: Of the same dtype.
+    """
+    centre = bank.mean(0)
+    atoms = bank - centre
+    missing = -len(bank) % _GROUP
+    length = functional.pad(atoms.square().sum(1, keepdim=True), (0, 0, 0, missing), value=_FAR)
+    return Index(torch.cat((functional.pad(atoms, (0, 0, 0, missing)), length), 1), centre)
+
+
+def nearest(target: Tensor, index: Index, k: int) -> Tensor:
     """Rows of the bank nearest to each target.
 
-    Both are centred on the bank first: the expansion ``|b|^2 - 2 x.b`` (without ``|x|^2``, which orders nothing) loses
-    digits to a common offset, and post-activation features have a large one. The ``k`` nearest lie in the ``k``
-    groups of atoms that come nearest, so that one pass of minima leaves few distances to sort.
+    Both are centred on the bank: the expansion ``|b|^2 - 2 x.b`` (without ``|x|^2``, which orders nothing) loses digits
+    to a common offset, and post-activation features have a large one. The squared length of an atom is one more
+    coordinate, which saves a pass over all distances. The ``k`` nearest lie in the ``k`` groups of atoms that come
+    nearest, so that one pass of minima leaves few distances to sort.
 
     Args:
         target (Tensor): Shape ``(N, d)``, floating point.
-        bank (Tensor): Shape ``(M, d)``, same dtype.
+        index (Index): Of a bank ``(M, d)`` of the same dtype.
         k (int): Between one and ``M``.
 
     Returns:
         Tensor: Shape ``(N, k)``, ``int64``, from nearest to farthest.
     """
-    centre = bank.mean(0)
-    atoms, points = bank - centre, target - centre
-    groups = -(-len(bank) // _GROUP)
-    missing = groups * _GROUP - len(bank)
-    # the squared length of an atom as one more coordinate saves a pass over all distances
-    length = functional.pad(atoms.square().sum(1, keepdim=True), (0, 0, 0, missing), value=_FAR)
-    atoms = torch.cat((functional.pad(-2.0 * atoms, (0, 0, 0, missing)), length), 1)
-    points = functional.pad(points, (0, 1), value=1.0)
-    distance = (atoms @ points.T).unflatten(0, (groups, _GROUP))  # (groups, 32, N)
+    points = functional.pad(-2.0 * (target - index.centre), (0, 1), value=1.0)
+    groups = index.atoms.shape[0] // _GROUP
+    distance = (index.atoms @ points.T).unflatten(0, (groups, _GROUP))  # (g, 8, N)
     closest = distance.amin(1).topk(min(k, groups), dim=0, largest=False).indices  # (k, N)
-    within = distance.gather(0, closest.unsqueeze(1).expand(-1, _GROUP, -1)).flatten(0, 1)  # (k * 32, N)
+    within = distance.gather(0, closest.unsqueeze(1).expand(-1, _GROUP, -1)).flatten(0, 1)  # (8 k, N)
     place = within.topk(k, dim=0, largest=False).indices
     return (closest.gather(0, place // _GROUP) * _GROUP + place % _GROUP).T
 

@@ -1,13 +1,14 @@
 """The Sgfr torch model: image -> patch embeddings -> self-expressive residual -> anomaly map and score."""
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from anomalib.data import InferenceBatch
 from anomalib.data.utils.tiler import Tiler
 from anomalib.models.components import DynamicBufferMixin, GaussianBlur2d
 from torch import Tensor, nn
+from torch._higher_order_ops import scan  # not yet exported under a public name
 from torch.nn import functional
 
 from anomalib_sgfr import plugin, self_expression
@@ -20,6 +21,7 @@ __all__ = ["SgfrModel"]
 
 # Largest number of values one chunk of patches may hold in temporary tensors: 64 MiB of float32.
 _CHUNK_VALUES = 2**24
+_EXPORTED_PATCHES = 2048  # rebuilt at once in an exported graph
 
 
 class SgfrModel(DynamicBufferMixin, nn.Module):
@@ -87,6 +89,12 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.register_buffer("bank_count", torch.empty(0, dtype=torch.int64))
         self.register_buffer("bank_total", torch.empty(0, dtype=torch.float64))
         self._smoothing: dict[tuple[int, int, torch.device], Tensor] = {}
+        # The bank as the search wants it: what an exported graph holds. Made from the bank, never stored with it.
+        self.index_atoms: Tensor
+        self.index_centre: Tensor
+        self.register_buffer("index_atoms", torch.empty(0), persistent=False)
+        self.register_buffer("index_centre", torch.empty(0), persistent=False)
+        self.register_load_state_dict_post_hook(SgfrModel._make_index)
         self.bank_threshold: Tensor
         self.register_buffer("bank_threshold", torch.zeros((), dtype=torch.float64))
 
@@ -109,8 +117,25 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             self_expression.ridge_operator(bank, self.regularisation) if self.solver == "ridge" else torch.empty(0)
         )
         self.bank, self.operator = bank.detach().clone(), operator.to(bank.device)
+        self._make_index()
         self.bank_radius, self.bank_count, self.bank_total = cover.radius, cover.count, cover.total
         self.bank_threshold = torch.tensor(threshold, dtype=torch.float64, device=bank.device)
+
+    def _make_index(self, *_: object) -> None:
+        if self.solver == "affine" and self.is_fitted:
+            self.index_atoms, self.index_centre = self_expression.search_index(self.bank)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without what follows from the bank."""
+        state = self.__dict__.copy()
+        state["_buffers"] = {**self._buffers, "index_atoms": torch.empty(0), "index_centre": torch.empty(0)}
+        state["_smoothing"] = {}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make again what was left out."""
+        super().__setstate__(state)
+        self._make_index()
 
     @property
     def cover(self) -> Cover:
@@ -167,8 +192,12 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         """
         self._require_bank()
         batch, width, rows, columns = embedding.shape
-        patches = embedding.permute(0, 2, 3, 1).reshape(-1, width).float()
-        anomaly_map = self.smooth(self.patch_scores(patches).reshape(batch, 1, rows, columns), size)
+        patches = embedding.flatten(2).transpose(1, 2).float()  # (B, h * w, d)
+        if torch.compiler.is_compiling():
+            scores = self._exported_scores(patches, columns)
+        else:
+            scores = self.patch_scores(patches.reshape(-1, width))
+        anomaly_map = self.smooth(scores.reshape(batch, 1, rows, columns), size)
         return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(1, 2, 3)))
 
     def smooth(self, scores: Tensor, size: Sequence[int]) -> Tensor:
@@ -209,7 +238,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             raise RuntimeError(msg)
 
     def patch_scores(self, patches: Tensor) -> Tensor:
-        """Length of what cannot be rebuilt of each patch, in chunks of bounded memory outside an export.
+        """Length of what cannot be rebuilt of each patch, in chunks of bounded memory.
 
         Args:
             patches (Tensor): Embeddings, shape ``(N, d)``.
@@ -220,19 +249,37 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         Raises:
             ValueError: If an embedding is not finite.
         """
-        if torch.compiler.is_compiling():  # a loop over a batch-derived size would bake the batch into the graph
-            return self._length(patches)
         values_per_patch = self.bank.shape[0] + 4 * self.num_atoms * self.bank.shape[1]
         chunks = patches.split(max(1, _CHUNK_VALUES // values_per_patch))
         with torch.autocast(patches.device.type, enabled=False):  # half precision would blur small residuals
             return torch.cat([self._length(chunk) for chunk in chunks])
+
+    def _exported_scores(self, patches: Tensor, columns: int) -> Tensor:
+        """The same inside an exported graph, image by image, or by parts of a large image: a loop of the graph.
+
+        A loop of Python's over a batch-derived size would bake the batch into the graph, and none at all would let
+        memory grow with the batch.
+        """
+        batch, number, width = patches.shape
+        if isinstance(number, int):
+            rows = number // columns
+            fitting = (size for size in range(rows, 1, -1) if rows % size == 0 and size * columns <= _EXPORTED_PATCHES)
+            part = next(fitting, 1)
+            patches = patches.reshape(-1, part * columns, width)
+
+        def step(carry: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
+            return carry.clone(), self._length(chunk)
+
+        _, scores = scan(step, torch.zeros(1, device=patches.device), patches, dim=0)
+        return scores.reshape(batch, number)
 
     def _length(self, patches: Tensor) -> Tensor:
         if self.solver == "ridge":
             return self_expression.ridge(patches, self.operator).norm(dim=1)
         if self.solver == "omp":
             return self_expression.omp(patches, self.bank, self.num_atoms).residual.norm(dim=1)
-        return self_expression.affine_distance(patches, self.bank, self.num_atoms, self.regularisation)
+        index = self_expression.Index(self.index_atoms, self.index_centre)
+        return self_expression.affine_distance(patches, self.bank, self.num_atoms, self.regularisation, index)
 
 
 plugin.register()

@@ -147,7 +147,7 @@ def _prune(bank: Tensor, size: int, arguments: dict[str, Any]) -> Tensor:
         drop = (len(bank) - size) // left
         if drop <= 0:
             continue
-        near = self_expression.nearest(bank, bank, k + 1)
+        near = self_expression.nearest(bank, self_expression.search_index(bank), k + 1)
         own = near == torch.arange(len(bank))[:, None]
         own[:, -1] |= ~own.any(1)  # a twin may hide an atom from its own list
         others = near[~own].reshape(len(bank), k)

@@ -1,5 +1,8 @@
 """The torch model: from images to map and score."""
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +136,18 @@ def test_state_dict_restores_scores_bit_for_bit(solver: str) -> None:
     smaller.set_bank(model.bank[:3])
     restored.load_state_dict(smaller.state_dict())  # and over a bank of another size
     assert restored.bank.shape == (3, 128)
+
+
+def test_a_pickle_holds_the_bank_once_and_scores_alike(tmp_path: Path) -> None:
+    model = fitted()
+    model.set_bank(torch.randn(4000, 128))
+    images = torch.randn(1, 3, 64, 64)
+    expected = model(images).anomaly_map
+    torch.save(model, tmp_path / "model.pt")
+    state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    assert (tmp_path / "model.pt").stat().st_size < state + 500_000
+    for restored in (torch.load(tmp_path / "model.pt", weights_only=False), copy.deepcopy(model)):
+        assert torch.equal(restored(images).anomaly_map, expected)
 
 
 def test_scoring_without_a_bank_is_refused() -> None:
