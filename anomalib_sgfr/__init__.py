@@ -6,21 +6,36 @@ only when used (PEP 562).
 
 TYPE_CHECKING = False  # what type checkers take for true; importing it from typing would cost more than all the rest
 if TYPE_CHECKING:
+    from anomalib_sgfr.calibration import NominalPostProcessor
     from anomalib_sgfr.callbacks import SubspaceSampling
+    from anomalib_sgfr.explanation import explain
     from anomalib_sgfr.lightning_model import Sgfr
+    from anomalib_sgfr.mimic_view import MimicView
     from anomalib_sgfr.sampling import SubspaceSampler
     from anomalib_sgfr.torch_model import SgfrModel
 
     __version__: str
 
 _HOME = {
+    "MimicView": "mimic_view",
+    "NominalPostProcessor": "calibration",
     "Sgfr": "lightning_model",
     "SgfrModel": "torch_model",
     "SubspaceSampler": "sampling",
     "SubspaceSampling": "callbacks",
+    "explain": "explanation",
 }
 
-__all__ = ["Sgfr", "SgfrModel", "SubspaceSampler", "SubspaceSampling", "__version__"]
+__all__ = [
+    "MimicView",
+    "NominalPostProcessor",
+    "Sgfr",
+    "SgfrModel",
+    "SubspaceSampler",
+    "SubspaceSampling",
+    "__version__",
+    "explain",
+]
 
 
 def __getattr__(name: str) -> object:

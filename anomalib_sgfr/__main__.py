@@ -1,4 +1,9 @@
-"""``python -m anomalib_sgfr ...``: anomalib's command line with Sgfr loaded, wherever the plugin is not."""
+"""``python -m anomalib_sgfr ...``: anomalib's command line with Sgfr loaded, wherever the plugin is not.
+
+``python -m anomalib_sgfr explain --help`` is Sgfr's own: the mimic view of a folder of images.
+"""
+
+import sys
 
 from anomalib.cli.cli import main
 
@@ -6,4 +11,8 @@ import anomalib_sgfr.data
 import anomalib_sgfr.lightning_model  # noqa: F401
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["explain"]:
+        from anomalib_sgfr.explain_command import main as explain
+
+        sys.exit(explain(sys.argv[2:]))
     main()

@@ -6,10 +6,13 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from anomalib_sgfr.sampling import SubspaceSampler
 
 __all__ = ["SubspaceSampling"]
+
+_PATHS = 10_000  # of images whose patches are no atoms any more, before they are forgotten
 
 
 class SubspaceSampling(Callback):
@@ -24,6 +27,7 @@ class SubspaceSampling(Callback):
 
     Attributes:
         sampler (SubspaceSampler | None): The sampler of the running fit; ``None`` outside one.
+        images (dict[int, str]): Paths of the images that atoms held come from, by the numbers in the atoms' origins.
 
     Raises:
         ValueError: If ``log_every_n_steps`` is negative.
@@ -36,6 +40,9 @@ class SubspaceSampling(Callback):
             raise ValueError(msg)
         self.log_every_n_steps = log_every_n_steps
         self.sampler: SubspaceSampler | None = None
+        self.images: dict[int, str] = {}
+        self._next_image = 0
+        self._room = _PATHS
         self._already_seen = 0
         self._started = 0.0
 
@@ -43,6 +50,9 @@ class SubspaceSampling(Callback):
         """Start a fresh sampler."""
         del trainer
         self.sampler = cast("Callable[[], SubspaceSampler]", pl_module.new_sampler)()
+        self.images = dict(enumerate(cast("Callable[[], list[str]]", pl_module.images_known)()))
+        self._next_image = len(self.images)
+        self._room = self._next_image + _PATHS
         self._already_seen = self.sampler.patches_seen_
         self._started = time.perf_counter()
 
@@ -70,7 +80,7 @@ class SubspaceSampling(Callback):
             named = ", ".join(str(path) for path, fine in zip(paths, finite.tolist(), strict=True) if not fine)
             msg = f"embeddings hold NaN or infinite values for: {named}. Check the images and the backbone's weights."
             raise ValueError(msg)
-        self.sampler.observe(embedding)
+        self.sampler.observe(embedding, self._origin(outputs["grid"], batch.image_path, images, embedding.device))
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
             seconds = max(time.perf_counter() - self._started, 1e-9)
             report = {
@@ -79,6 +89,19 @@ class SubspaceSampling(Callback):
                 "patches_per_s": (self.sampler.patches_seen_ - self._already_seen) / seconds,
             }
             pl_module.log_dict(report, prog_bar=True, batch_size=images)
+
+    def _origin(self, grid: tuple[int, int], paths: Any, images: int, device: torch.device) -> Tensor:  # noqa: ANN401
+        """Number the images of a batch; image, row and column of each of its patches."""
+        numbers = torch.full((images,), -1, device=device)
+        if paths is not None and self.sampler is not None:
+            numbers = self._next_image + torch.arange(images, device=device)
+            self.images |= {self._next_image + index: str(path) for index, path in enumerate(paths)}
+            self._next_image += images
+            if len(self.images) > self._room:  # bounded, however long the stream
+                held = self.sampler.images()
+                self.images = {number: path for number, path in self.images.items() if number in held}
+                self._room = len(self.images) + _PATHS
+        return torch.cartesian_prod(numbers, *(torch.arange(length, device=device) for length in grid))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free the sampler's store."""

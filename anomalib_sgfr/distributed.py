@@ -1,11 +1,15 @@
 """Exchange of covers between the processes of a distributed fit."""
 
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, distributed
 
 from anomalib_sgfr.sampling import Cover
 
-__all__ = ["gather", "largest"]
+_T = TypeVar("_T")
+
+__all__ = ["gather", "gather_objects", "largest"]
 
 
 def gather(cover: Cover) -> list[Cover]:
@@ -28,6 +32,22 @@ def gather(cover: Cover) -> list[Cover]:
         Cover(*(part[rank][: int(size)] for part in parts))  # without the padding
         for rank, size in enumerate(sizes)
     ]
+
+
+def gather_objects(value: _T) -> list[_T]:
+    """Give every process the values of all, in the order of their ranks; for what tensors cannot hold.
+
+    Args:
+        value (_T): This process's.
+
+    Returns:
+        list[_T]: One for each process.
+    """
+    if _alone():
+        return [value]
+    received: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(received, value)
+    return received
 
 
 def largest(value: float, device: torch.device) -> float:

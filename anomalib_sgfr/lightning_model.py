@@ -1,5 +1,6 @@
 """Sgfr as an anomalib model: the Lightning wrapper around :class:`~anomalib_sgfr.torch_model.SgfrModel`."""
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,19 +11,21 @@ from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
-from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
+from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import plugin
 from anomalib_sgfr.arguments import Solver
 from anomalib_sgfr.backbones import normalisation
+from anomalib_sgfr.calibration import NominalPostProcessor
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
-from anomalib_sgfr.distributed import gather, largest
+from anomalib_sgfr.distributed import gather, gather_objects, largest
+from anomalib_sgfr.pre_processing import SgfrPreProcessor
+from anomalib_sgfr.provenance import renumbered, shifted
 from anomalib_sgfr.sampling import SubspaceSampler, merge
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -117,7 +120,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     def configure_pre_processor(
         image_size: tuple[int, int] | None = None,
         backbone: str = "tf_efficientnet_lite0",
-    ) -> PreProcessor:
+    ) -> SgfrPreProcessor:
         """Build the default pre-processor: resize, then normalise as the backbone was trained.
 
         Args:
@@ -125,13 +128,13 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             backbone (str): Name of the timm model whose normalisation to use.
 
         Returns:
-            PreProcessor: The pre-processor.
+            SgfrPreProcessor: The pre-processor.
 
         Raises:
             ValueError: If the backbone is unknown.
         """
         mean, std = normalisation(backbone)
-        return PreProcessor(
+        return SgfrPreProcessor(
             transform=Compose(
                 [
                     Resize(image_size or (256, 256), antialias=True),
@@ -183,6 +186,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             sampler.resume(cover, float(self.model.bank_threshold))
         return sampler
 
+    def images_known(self) -> list[str]:
+        """Paths of the images that atoms of the bank which a fit adds to come from."""
+        return self.model.images if self.update else []
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning."""
         super().on_load_checkpoint(checkpoint)
@@ -207,7 +214,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"].pop("_anchor", None)
 
-    def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ANN401
+    def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
         """Embed a batch for the sampling callback.
 
         Args:
@@ -216,14 +223,17 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             **kwargs: Unused.
 
         Returns:
-            dict[str, Tensor]: ``embedding`` of shape ``(B * h * w, d)``, and a dummy ``loss`` that lets Lightning's
-            automatic optimisation, and with it checkpointing, run.
+            dict[str, Any]: ``embedding`` of shape ``(B * h * w, d)``, the ``grid`` ``(h, w)``, and a dummy ``loss``
+            that lets Lightning's automatic optimisation, and with it checkpointing, run.
         """
         del args, kwargs
         loss = torch.zeros((), device=self.device, requires_grad=True)
+        images: Any = batch.image
+        embedding = self.model.embed(images)
         return {
             "loss": loss if self._anchor is None else 0 * self._anchor,
-            "embedding": self.model(batch.image),
+            "embedding": embedding.flatten(2).transpose(1, 2).flatten(0, 1).float(),
+            "grid": tuple(embedding.shape[2:]),
         }
 
     @torch.no_grad()
@@ -237,12 +247,18 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         if sampler is None or sampler.patches_seen_ == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        covers, threshold = gather(sampler.cover()), largest(sampler.threshold_, self.device)
+        own, images = renumbered(sampler.cover(), self._sampling.images)
+        covers, threshold = gather(own), largest(sampler.threshold_, self.device)
         cover, radius = covers[0], 0.0
         if len(covers) > 1:
+            known = gather_objects(images)
+            covers = [shifted(part, sum(map(len, known[:rank]))) for rank, part in enumerate(covers)]
             cover, radius = merge(covers, self.bank_size, self.tolerance)
-        self.model.set_bank(cover, max(threshold, radius))
+            cover, images = renumbered(cover, dict(enumerate(itertools.chain.from_iterable(known))))
+        self.model.set_bank(cover, max(threshold, radius), images)
         self._was_fitted = False
+        if isinstance(self.post_processor, NominalPostProcessor):
+            self.post_processor.calibrate_for(self.model, self.pre_processor, self._training_images())
         found = self.certificate()
         if self.trainer.is_global_zero:
             logger.info("Learnt a bank of %d atoms x %d from %d patches.", *self.model.bank.shape, found.patches)
@@ -250,6 +266,11 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         measured = {"certified_residual": found.largest, "certified_mean_residual": found.mean}
         for destination in self.trainer.loggers:
             destination.log_metrics(measured, self.trainer.global_step)
+
+    def _training_images(self) -> list[str]:
+        """Paths of the training images; of those that atoms come from, if the data set does not tell."""
+        samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
+        return self.model.images if samples is None else [str(path) for path in samples["image_path"]]
 
     def certificate(self) -> Certificate:
         """Bound the residual of every nominal patch seen in the fit, in the units of the raw anomaly map.

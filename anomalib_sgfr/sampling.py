@@ -31,18 +31,23 @@ class Cover(NamedTuple):
         radius (Tensor): No embedding an atom stands for lies farther from it than this, shape ``(n,)``.
         count (Tensor): Number of embeddings each atom stands for, itself included, shape ``(n,)``, ``int64``.
         total (Tensor): Their distances from the atom sum to no more than this, shape ``(n,)``, ``float64``.
+        origin (Tensor): Where each atom was seen: number of the image, row and column of the patch, shape ``(n, 3)``,
+            ``int64``; -1 where that is not known.
     """
 
     atoms: Tensor
     radius: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     total: Tensor
+    origin: Tensor
 
     @classmethod
-    def of(cls, points: Tensor) -> "Cover":
+    def of(cls, points: Tensor, origin: Tensor | None = None) -> "Cover":
         """Cover of embeddings ``(n, d)`` by themselves."""
         zeros = torch.zeros_like(points[:, 0])
-        return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double())
+        if origin is None:
+            origin = torch.full((len(points), 3), -1, device=points.device)
+        return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double(), origin)
 
     def rows(self, index: Tensor | slice) -> "Cover":
         """Some of the atoms, by index, mask or slice."""
@@ -55,26 +60,26 @@ class Cover(NamedTuple):
     def account(self, index: Tensor, distance: Tensor, other: "Cover") -> "Cover":
         """Let atoms ``index`` stand for what ``other``'s atoms stood for, which lie at ``distance`` from them."""
         total = other.total + distance.double() * other.count
-        return Cover(
-            self.atoms,
-            self.radius.scatter_reduce(0, index, other.radius + distance, "amax"),
-            self.count.index_add(0, index, other.count),
-            self.total.index_add(0, index, total),
+        return self._replace(
+            radius=self.radius.scatter_reduce(0, index, other.radius + distance, "amax"),
+            count=self.count.index_add(0, index, other.count),
+            total=self.total.index_add(0, index, total),
         )
 
 
-def absorb(cover: Cover, points: Tensor, threshold: float) -> Cover:
+def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None = None) -> Cover:
     """Take embeddings into a cover: those within ``threshold`` of an atom are accounted to it, others become atoms.
 
     Args:
         cover (Cover): Atoms so far.
         points (Tensor): Embeddings, shape ``(n, d)``.
         threshold (float): Euclidean distance.
+        origin (Tensor | None): Where the embeddings were seen, shape ``(n, 3)``, as in :class:`Cover`.
 
     Returns:
         Cover: The atoms so far, with what they stand for now, and the new ones after them.
     """
-    arrived = Cover.of(points)
+    arrived = Cover.of(points, origin)
     if len(cover.atoms) > 2 * _LOOKED_AT_FIRST:
         common = cover.count.topk(_LOOKED_AT_FIRST).indices
         index, distance = _nearest_atom(points, cover.atoms[common])
@@ -194,11 +199,12 @@ class SubspaceSampler:
         return 0 if self._cover is None else len(self._cover.atoms)
 
     @torch.no_grad()
-    def observe(self, embeddings: Tensor) -> None:
+    def observe(self, embeddings: Tensor, origin: Tensor | None = None) -> None:
         """Take a batch of nominal embeddings into account.
 
         Args:
             embeddings (Tensor): Shape ``(n, d)``, floating point, of one width, dtype and device over the stream.
+            origin (Tensor | None): Image, row and column of each, for :class:`Cover`; shape ``(n, 3)``, ``int64``.
 
         Raises:
             ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state is unchanged then.
@@ -207,15 +213,18 @@ class SubspaceSampler:
         if embeddings.ndim != 2 or (width is not None and embeddings.shape[1] != width):  # noqa: PLR2004
             msg = f"embeddings must have shape (n, {width or 'd'}), got {tuple(embeddings.shape)}."
             raise ValueError(msg)
+        if origin is not None and origin.shape != (len(embeddings), 3):
+            msg = f"origin must have shape ({len(embeddings)}, 3), got {tuple(origin.shape)}."
+            raise ValueError(msg)
         if not torch.isfinite(embeddings).all():
             msg = "embeddings hold NaN or infinite values; check the images and the backbone's weights."
             raise ValueError(msg)
         if len(embeddings) == 0:
             return
         if self._cover is None:
-            self._thin(Cover.of(embeddings.clone()), 2 * self.bank_size)
+            self._thin(Cover.of(embeddings.clone(), origin), 2 * self.bank_size)
         else:
-            self._cover = absorb(self._cover, embeddings, self.threshold_)
+            self._cover = absorb(self._cover, embeddings, self.threshold_, origin)
             if len(self._cover.atoms) > 2 * self.bank_size:
                 self._thin(self._cover, self.bank_size)
         self.patches_seen_ += embeddings.shape[0]
@@ -238,6 +247,11 @@ class SubspaceSampler:
             ValueError: If no embedding was observed.
         """
         return self.cover().atoms.clone()
+
+    def images(self) -> set[int]:
+        """Numbers of the images that atoms held now come from."""
+        held = [part.origin[:, 0] for part in (self._cover, self._retired) if part is not None]
+        return set(torch.cat(held).unique().tolist()) if held else set()
 
     @torch.no_grad()
     def cover(self) -> Cover:

@@ -23,6 +23,7 @@ __all__ = [
     "nearest",
     "omp",
     "ridge",
+    "ridge_code",
     "ridge_operator",
     "search_index",
 ]
@@ -266,6 +267,29 @@ def ridge(target: Tensor, operator: Tensor) -> Tensor:
     """
     _check(target, operator)
     return (_working(target) @ _working(operator)).to(target.dtype)
+
+
+def ridge_code(target: Tensor, bank: Tensor, regularisation: float) -> Tensor:
+    """Coefficients of collaborative (ridge) reconstruction, whose residual :func:`ridge` gives without them.
+
+    Args:
+        target (Tensor): Vectors to rebuild, shape ``(N, d)``.
+        bank (Tensor): Nominal vectors, shape ``(M, d)``, same dtype.
+        regularisation (float): As :func:`ridge_operator` takes it; at zero the coefficients of least length.
+
+    Returns:
+        Tensor: Shape ``(N, M)``. Computed in float64.
+
+    Raises:
+        ValueError: As :func:`ridge_operator`, or if shapes or dtypes disagree.
+    """
+    _check(target, bank, regularisation=regularisation)
+    left, singular, axes = torch.linalg.svd(bank.double(), full_matrices=False)
+    energy = singular.square()
+    alpha = regularisation * energy.sum() / bank.shape[1]
+    cutoff = energy.amax() * torch.finfo(torch.float64).eps * max(bank.shape)
+    gain = torch.where(energy > cutoff, singular / (energy + alpha).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return ((target.double() @ axes.T * gain) @ left.T).to(target.dtype)
 
 
 class Index(NamedTuple):

@@ -1,6 +1,7 @@
 """The Sgfr torch model: image -> patch embeddings -> self-expressive residual -> anomaly map and score."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -88,6 +89,10 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.register_buffer("bank_radius", torch.empty(0))
         self.register_buffer("bank_count", torch.empty(0, dtype=torch.int64))
         self.register_buffer("bank_total", torch.empty(0, dtype=torch.float64))
+        self.bank_origin: Tensor
+        self.bank_images: Tensor
+        self.register_buffer("bank_origin", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("bank_images", torch.empty(0, dtype=torch.uint8))
         self._smoothing: dict[tuple[int, int, torch.device], Tensor] = {}
         # The bank as the search wants it: what an exported graph holds. Made from the bank, never stored with it.
         self.index_atoms: Tensor
@@ -103,13 +108,14 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         """Whether there is a bank to rebuild patches from."""
         return self.bank.numel() > 0
 
-    def set_bank(self, bank: Tensor | Cover, threshold: float = 0.0) -> None:
+    def set_bank(self, bank: Tensor | Cover, threshold: float = 0.0, images: Sequence[str] = ()) -> None:
         """Take a learnt bank into use, replacing any earlier one.
 
         Args:
             bank (Tensor | Cover): Atoms, shape ``(M, d)``, or atoms with what they stand for.
             threshold (float): Distance above which the sampler would have taken another atom; where a later fit that
                 adds to this bank goes on.
+            images (Sequence[str]): Paths of the images that the atoms' origins number.
         """
         cover = bank if isinstance(bank, Cover) else Cover.of(bank)
         bank = cover.atoms
@@ -119,6 +125,9 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.bank, self.operator = bank.detach().clone(), operator.to(bank.device)
         self._make_index()
         self.bank_radius, self.bank_count, self.bank_total = cover.radius, cover.count, cover.total
+        self.bank_origin = cover.origin
+        encoded = "\0".join(images).encode("utf-8", "surrogateescape")
+        self.bank_images = torch.tensor(list(encoded), dtype=torch.uint8, device=bank.device)
         self.bank_threshold = torch.tensor(threshold, dtype=torch.float64, device=bank.device)
 
     def _make_index(self, *_: object) -> None:
@@ -140,7 +149,31 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     @property
     def cover(self) -> Cover:
         """The bank with what its atoms stand for."""
-        return Cover(self.bank, self.bank_radius, self.bank_count, self.bank_total)
+        return Cover(self.bank, self.bank_radius, self.bank_count, self.bank_total, self.bank_origin)
+
+    @property
+    def images(self) -> list[str]:
+        """Paths of the training images that atoms come from, as ``cover.origin`` numbers them."""
+        encoded = bytes(self.bank_images.tolist()).decode("utf-8", "surrogateescape")
+        return encoded.split("\0") if encoded else []
+
+    @contextmanager
+    def only(self, atoms: Tensor) -> Iterator[None]:
+        """Score with some of the atoms while the context lasts; with all of them if none are chosen.
+
+        Args:
+            atoms (Tensor): Which, a mask of shape ``(M,)``.
+        """
+        whole = self.bank, self.operator, self.index_atoms, self.index_centre
+        try:
+            if bool(atoms.any()) and not bool(atoms.all()):
+                self.bank = self.bank[atoms]
+                if self.solver == "ridge":
+                    self.operator = self_expression.ridge_operator(self.bank, self.regularisation)
+                self._make_index()
+            yield
+        finally:
+            self.bank, self.operator, self.index_atoms, self.index_centre = whole
 
     def certificate(self) -> Certificate:
         """Bound the residual of every nominal patch the bank was learnt from.
@@ -169,12 +202,22 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             RuntimeError: In evaluation mode, if the model is not fitted.
             ValueError: If an embedding is not finite.
         """
-        embedding = self.embedder(self.tiler.tile(images) if self.tiler else images)
-        if self.tiler:
-            embedding = self.tiler.untile(embedding)
+        embedding = self.embed(images)
         if self.training:
             return embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1]).float()
         return self.score(embedding, images.shape[-2:])
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed images, tile by tile if there is a tiler.
+
+        Args:
+            images (Tensor): Normalised images, shape ``(B, 3, H, W)``.
+
+        Returns:
+            Tensor: Patch embeddings, shape ``(B, d, h, w)``.
+        """
+        embedding: Tensor = self.embedder(self.tiler.tile(images) if self.tiler else images)
+        return self.tiler.untile(embedding) if self.tiler else embedding
 
     def score(self, embedding: Tensor, size: Sequence[int]) -> InferenceBatch:
         """Score embeddings: rebuild each from the bank, and turn what is left into a map.

@@ -152,8 +152,8 @@ def _steps_report(found: list[dict[str, Any]], folder: Path) -> str:
         "| step | quantity | values | seconds | relative | exponent | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
-    figure, axes = plt.subplots(1, len(_SWEEPS), figsize=(4.2 * len(_SWEEPS), 3.6), layout="constrained")
-    for axis, (step, sweeps) in zip(axes, _SWEEPS.items(), strict=True):
+    figure, axes = plt.subplots(1, len(_SWEEPS), figsize=(4.2 * len(_SWEEPS), 3.6), squeeze=False, layout="constrained")
+    for axis, (step, sweeps) in zip(axes[0], _SWEEPS.items(), strict=True):
         for name, values in sweeps.items():
             rows = [[row for row in found if row["step"] == step and _is(row, name, value)] for value in values]
             seconds = [statistics.median(row["seconds"] for row in group) for group in rows]

@@ -226,14 +226,14 @@ def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> 
 def test_features_that_are_not_finite_name_the_images(
     datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = type(small().model).forward
+    embed = type(small().model).embed
 
     def poisoned(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-        embedding = forward(self, images)
-        embedding[5] = torch.nan  # in the first image of the batch
+        embedding = embed(self, images)
+        embedding[0, :, 0, 5] = torch.nan  # in the first image of the batch
         return embedding
 
-    monkeypatch.setattr("anomalib_sgfr.torch_model.SgfrModel.forward", poisoned)
+    monkeypatch.setattr("anomalib_sgfr.torch_model.SgfrModel.embed", poisoned)
     with pytest.raises(ValueError, match=r"NaN or infinite values for: [^,]*good/\d\d\.png\. Check the images"):
         fit(small(), datamodule, tmp_path)
 

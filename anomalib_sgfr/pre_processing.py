@@ -1,0 +1,93 @@
+"""Pre-processing that an exported graph does exactly as the Engine does."""
+
+from typing import Any
+
+import torch
+from anomalib.pre_processing import PreProcessor
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, Resize, Transform
+
+__all__ = ["ExactResize", "SgfrPreProcessor", "resizing"]
+
+
+def resizing(before: int, after: int, device: torch.device | None = None) -> Tensor:
+    """Bilinear interpolation with antialiasing along one axis, as a matrix.
+
+    A triangle as wide as a step of the coarser of the two grids, around each pixel to be, its weights summing to one:
+    what ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` computes.
+
+    Args:
+        before (int): Pixels there are; may be unknown while exporting.
+        after (int): Pixels to be.
+        device (torch.device | None): Device of the matrix.
+
+    Returns:
+        Tensor: Shape ``(after, before)``, ``float32``.
+    """
+    places = torch.arange(before, device=device).float()
+    step = (places[-1] + 1.0) / after
+    centres = (torch.arange(after, device=device) + 0.5) * step
+    weights = (1.0 - (places + 0.5 - centres[:, None]).abs() / step.clamp_min(1.0)).clamp_min(0.0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+class ExactResize(nn.Module):
+    """Antialiased bilinear resizing by two matrix products, which every runtime computes alike.
+
+    Args:
+        size (tuple[int, int]): Height and width to be.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Resize images of shape ``(..., H, W)``."""
+        for axis, after in zip((-2, -1), self.size, strict=True):
+            before = images.shape[axis]
+            if isinstance(before, int) and before == after:
+                continue
+            matrix = resizing(before, after, images.device).to(images.dtype)
+            images = matrix @ images if axis == -2 else images @ matrix.T  # noqa: PLR2004
+        return images
+
+
+class SgfrPreProcessor(PreProcessor):
+    """anomalib's pre-processor, but that an exported model resizes with antialiasing as well.
+
+    anomalib turns antialiasing off in what it exports, so that images larger than the model's input score differently
+    after an export. Bilinear resizing to a given height and width is kept exact here; all else is as in anomalib.
+
+    Args:
+        transform (Transform | None): As anomalib's pre-processor takes it.
+    """
+
+    def __init__(self, transform: Transform | None = None) -> None:
+        super().__init__(transform)
+        self._make_exact()
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore as anomalib does."""
+        super().load_checkpoint_config(config)
+        self._make_exact()
+
+    def _make_exact(self) -> None:
+        if isinstance(self.transform, Compose) and isinstance(self.export_transform, Compose):
+            exported = self.export_transform.transforms
+            exact = [
+                _exact(original, other) for original, other in zip(self.transform.transforms, exported, strict=True)
+            ]
+            self.export_transform = Compose(exact)
+        else:
+            self.export_transform = _exact(self.transform, self.export_transform)
+
+
+def _exact(original: Any, exported: Any) -> Any:  # noqa: ANN401
+    """What to export for a transform: exact resizing where that is known to be the same."""
+    if not isinstance(original, Resize) or not original.antialias:
+        return exported
+    size = original.size
+    # an enumeration, its value or PIL's number, by version and by what the caller gave
+    bilinear = getattr(original.interpolation, "value", original.interpolation) in {"bilinear", 2}
+    return ExactResize((size[0], size[1])) if bilinear and size is not None and len(size) == 2 else exported  # noqa: PLR2004

@@ -1,0 +1,34 @@
+"""Where the atoms of a bank come from: numbers of images, and the images' paths."""
+
+from collections.abc import Mapping
+
+import torch
+
+from anomalib_sgfr.sampling import Cover
+
+__all__ = ["renumbered", "shifted"]
+
+
+def renumbered(cover: Cover, images: Mapping[int, str]) -> tuple[Cover, list[str]]:
+    """Number anew the images that atoms come from, from zero, without gaps.
+
+    Args:
+        cover (Cover): Atoms.
+        images (Mapping[int, str]): Paths by the numbers in ``cover.origin``.
+
+    Returns:
+        tuple[Cover, list[str]]: The cover with the new numbers, and the paths they number. An image without a path
+        gets the number -1.
+    """
+    numbers, place = cover.origin[:, 0].unique(return_inverse=True)
+    known = [number for number in numbers.tolist() if number in images]
+    new = {number: index for index, number in enumerate(known)}
+    table = torch.tensor([new.get(number, -1) for number in numbers.tolist()], device=numbers.device)
+    origin = torch.cat((table[place][:, None], cover.origin[:, 1:]), 1)
+    return cover._replace(origin=origin), [images[number] for number in known]
+
+
+def shifted(cover: Cover, by: int) -> Cover:
+    """Add to the numbers of the images that atoms come from, where they are known."""
+    image = cover.origin[:, :1]
+    return cover._replace(origin=torch.cat((torch.where(image < 0, image, image + by), cover.origin[:, 1:]), 1))

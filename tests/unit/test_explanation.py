@@ -1,0 +1,110 @@
+"""Explanations: regions, contributions and where these come from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.engine import Engine
+from matplotlib.figure import Figure
+
+from anomalib_sgfr import Sgfr
+from anomalib_sgfr.explain_command import main
+from anomalib_sgfr.explanation import explain
+from anomalib_sgfr.mimic_view import MimicView, draw, save
+from anomalib_sgfr.self_expression import ridge, ridge_code, ridge_operator
+from tests.conftest import folder_datamodule
+
+
+@pytest.fixture(scope="module", params=["affine", "omp", "ridge"])
+def fitted(request: pytest.FixtureRequest, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Sgfr:
+    model = Sgfr(solver=request.param, bank_size=200, visualizer=False, evaluator=False)
+    Engine(default_root_dir=tmp_path_factory.mktemp("fit"), logger=False, accelerator="cpu", devices=1).fit(
+        model, datamodule=folder_datamodule(parts)
+    )
+    return model
+
+
+def image_of(model: Sgfr, path: Path) -> torch.Tensor:
+    from anomalib.data.utils import read_image
+
+    return model.pre_processor.transform(read_image(path, as_tensor=True))
+
+
+def test_every_atom_names_a_training_image_and_a_place_in_it(fitted: Sgfr) -> None:
+    images = fitted.model.images
+    assert {Path(path).parent.name for path in images} == {"good"}
+    origin = fitted.model.bank_origin
+    assert origin.shape == (len(fitted.model.bank), 3)
+    for atom in range(0, len(origin), 37):
+        number, row, column = origin[atom].tolist()
+        with torch.no_grad():
+            embedding = fitted.model.eval().embed(image_of(fitted, Path(images[number]))[None])
+        torch.testing.assert_close(embedding[0, :, row, column], fitted.model.bank[atom], atol=1e-3, rtol=1e-3)
+
+
+def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
+    image = image_of(fitted, parts / "bad" / "00.png")
+    found = explain(fitted.model, image, regions=4)
+    assert len(found.regions) == 4
+    assert found.regions[0].score == pytest.approx(float(found.anomaly_map.max()), rel=1e-6)
+    scores = [region.score for region in found.regions]
+    assert scores == sorted(scores, reverse=True)
+    with torch.no_grad():
+        embedding = fitted.model.eval().embed(image[None])[0]
+    for region in found.regions:
+        assert region.residual == pytest.approx(float(found.patch_scores[region.row, region.column]), rel=1e-5)
+        assert region.residual > 0
+        if fitted.model.solver == "ridge":
+            continue  # shows the largest only
+        mixture = sum(part.coefficient * fitted.model.bank[part.atom] for part in region.contributions)
+        left = (embedding[:, region.row, region.column] - mixture).norm()
+        assert float(left) == pytest.approx(region.residual, rel=1e-3)
+    places = [(region.row, region.column) for region in found.regions]
+    for number, (row, column) in enumerate(places):
+        assert all(max(abs(row - other), abs(column - another)) >= 3 for other, another in places[:number])
+
+
+def test_ridge_coefficients_leave_the_residual() -> None:
+    target, bank = torch.randn(6, 12, dtype=torch.float64), torch.randn(30, 12, dtype=torch.float64)
+    for strength in (0.0, 1e-3, 0.5):
+        left = target - ridge_code(target, bank, strength) @ bank
+        torch.testing.assert_close(left, ridge(target, ridge_operator(bank, strength)), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_figure_is_drawn_with_and_without_the_training_images(
+    fitted: Sgfr, parts: Path, tmp_path: Path, gone: bool
+) -> None:
+    if gone:
+        encoded = "\0".join(str(tmp_path / "gone" / Path(path).name) for path in fitted.model.images).encode()
+        images, fitted.model.bank_images = fitted.model.bank_images, torch.tensor(list(encoded), dtype=torch.uint8)
+    try:
+        figure = draw(fitted, image_of(fitted, parts / "bad" / "01.png"), title="a part")
+    finally:
+        if gone:
+            fitted.model.bank_images = images
+    assert isinstance(figure, Figure)
+    texts = [text.get_text() for part in figure.subfigs for axis in part.axes for text in axis.texts]
+    assert ("image\nis gone" in texts) == gone
+    save(figure, tmp_path / "figure.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path) -> None:
+    engine = Engine(default_root_dir=tmp_path / "fit", logger=False, accelerator="cpu", devices=1)
+    engine.fit(Sgfr(bank_size=100, visualizer=False), datamodule=folder_datamodule(parts))
+    checkpoint = engine.best_model_path
+    assert main([str(parts / "bad"), "--ckpt_path", checkpoint, "--out", str(tmp_path / "figures")]) == 0
+    assert len(list((tmp_path / "figures" / "bad").glob("*.png"))) == 6
+    with pytest.raises(ValueError, match="regions must be at least 1"):
+        MimicView(regions=0)
+
+
+def test_what_cannot_be_explained_is_refused() -> None:
+    model = Sgfr()
+    with pytest.raises(RuntimeError, match="has no bank"):
+        explain(model.model, torch.zeros(3, 64, 64))
+    with pytest.raises(ValueError, match=r"image must have shape \(3, H, W\)"):
+        explain(model.model, torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="regions must be at least 1"):
+        explain(model.model, torch.zeros(3, 64, 64), regions=0)
