@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["NominalPostProcessor", "alarm_threshold"]
+__all__ = ["NominalPostProcessor", "alarm_threshold", "nominal_scores"]
 
 logger = logging.getLogger(__name__)
 

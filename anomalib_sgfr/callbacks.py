@@ -28,6 +28,7 @@ class SubspaceSampling(Callback):
     Attributes:
         sampler (SubspaceSampler | None): The sampler of the running fit; ``None`` outside one.
         images (dict[int, str]): Paths of the images that atoms held come from, by the numbers in the atoms' origins.
+        grid (tuple[int, int]): Rows and columns of the latest images' patches.
 
     Raises:
         ValueError: If ``log_every_n_steps`` is negative.
@@ -41,6 +42,7 @@ class SubspaceSampling(Callback):
         self.log_every_n_steps = log_every_n_steps
         self.sampler: SubspaceSampler | None = None
         self.images: dict[int, str] = {}
+        self.grid = (0, 0)
         self._next_image = 0
         self._room = _PATHS
         self._already_seen = 0
@@ -92,6 +94,7 @@ class SubspaceSampling(Callback):
 
     def _origin(self, grid: tuple[int, int], paths: Any, images: int, device: torch.device) -> Tensor:  # noqa: ANN401
         """Number the images of a batch; image, row and column of each of its patches."""
+        self.grid = grid
         numbers = torch.full((images,), -1, device=device)
         if paths is not None and self.sampler is not None:
             numbers = self._next_image + torch.arange(images, device=device)

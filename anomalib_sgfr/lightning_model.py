@@ -1,14 +1,17 @@
 """Sgfr as an anomalib model: the Lightning wrapper around :class:`~anomalib_sgfr.torch_model.SgfrModel`."""
 
+import csv
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.visualization import Visualizer
@@ -20,13 +23,15 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_sgfr import plugin
 from anomalib_sgfr.arguments import Solver
 from anomalib_sgfr.backbones import normalisation
-from anomalib_sgfr.calibration import NominalPostProcessor
+from anomalib_sgfr.calibration import NominalPostProcessor, nominal_scores
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
 from anomalib_sgfr.distributed import gather, gather_objects, largest
+from anomalib_sgfr.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.provenance import renumbered, shifted
-from anomalib_sgfr.sampling import SubspaceSampler, merge
+from anomalib_sgfr.quantisation import keeping_in_float, resized_to_fit
+from anomalib_sgfr.sampling import SubspaceSampler, merge, settle
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
@@ -65,6 +70,11 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ``0`` for none. Defaults to ``4.0``.
         seed (int | None): Seeds PyTorch's generator when a fit starts, and with it the order in which training images
             are seen, on which the bank depends. ``None`` leaves the generator as it is. Defaults to ``None``.
+        trim (float): Share of the training images, at most one half, to suspect of being defective: the atoms of those
+            that the atoms of the others rebuild worst are dropped. They are listed in ``suspects``, in the log and in
+            ``suspects.csv`` in the run's folder. Scores every training image once more. Defaults to ``0.0``.
+        thumbnails (bool): Whether to keep a small picture of where each atom was seen, 1,728 bytes an atom, for
+            explanations after the training images are gone. Defaults to ``False``.
         pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to 256 x 256
             and normalises as the backbone was trained. Defaults to ``True``.
         post_processor (nn.Module | bool): Post-processor, or whether to use anomalib's default. Defaults to ``True``.
@@ -88,6 +98,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         update: bool = False,
         blur: float = 4.0,
         seed: int | None = None,
+        trim: float = 0.0,
+        thumbnails: bool = False,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -96,6 +108,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         SubspaceSampler(bank_size, tolerance)  # refuses what is out of range
         if solver != "ridge" and num_atoms > bank_size:
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({bank_size})."
+            raise ValueError(msg)
+        if not 0.0 <= trim <= 0.5:  # noqa: PLR2004
+            msg = f"trim must lie between 0 and 0.5, got {trim}."
             raise ValueError(msg)
         if pre_processor is True:  # the default normalisation depends on the backbone
             pre_processor = self.configure_pre_processor(backbone=backbone)
@@ -110,6 +125,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self.tolerance = tolerance
         self.update = update
         self.seed = seed
+        self.trim = trim
+        self.thumbnails = thumbnails
+        self.suspects: list[tuple[str, float]] = []
         self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur)
         self._sampling = SubspaceSampling()
         self._was_fitted = False
@@ -257,6 +275,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             cover, images = renumbered(cover, dict(enumerate(itertools.chain.from_iterable(known))))
         self.model.set_bank(cover, max(threshold, radius), images)
         self._was_fitted = False
+        if self.trim:
+            self._drop_suspects()
+        if self.thumbnails:
+            self.model.bank_thumbnails = make_thumbnails(self.model, self.pre_processor, self._sampling.grid)
         if isinstance(self.post_processor, NominalPostProcessor):
             self.post_processor.calibrate_for(self.model, self.pre_processor, self._training_images())
         found = self.certificate()
@@ -266,6 +288,33 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         measured = {"certified_residual": found.largest, "certified_mean_residual": found.mean}
         for destination in self.trainer.loggers:
             destination.log_metrics(measured, self.trainer.global_step)
+
+    def _drop_suspects(self) -> None:
+        """Take from the bank the atoms of the training images that the others' atoms rebuild worst."""
+        paths = self._training_images()
+        scores = nominal_scores(self.model, self.pre_processor, paths, leave_out=True)
+        worst = sorted(zip(paths, scores, strict=True), key=lambda item: -item[1])
+        self.suspects = worst[: math.ceil(self.trim * len(paths))]
+        images = self.model.images
+        numbers = [images.index(path) for path, _ in self.suspects if path in images]
+        cover = self.model.cover
+        dropped = torch.isin(cover.origin[:, 0], torch.tensor(numbers, device=cover.origin.device))
+        if bool(dropped.all()):
+            logger.warning("trim=%g would leave no atom: the bank is kept as it is.", self.trim)
+            return
+        kept = settle(cover.rows(~dropped), cover.rows(dropped))
+        kept, images = renumbered(kept, dict(enumerate(images)))
+        self.model.set_bank(kept, float(self.model.bank_threshold), images)
+        if self.trainer.is_global_zero:
+            logger.info("Suspected of being defective, the worst first:")
+            for path, score in self.suspects:
+                logger.info("  %.4g  %s", score, path)
+            table = Path(self.trainer.default_root_dir) / "suspects.csv"
+            table.parent.mkdir(parents=True, exist_ok=True)
+            whole = table.with_suffix(".part")
+            with whole.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("image", "score"), *self.suspects])
+            whole.replace(table)
 
     def _training_images(self) -> list[str]:
         """Paths of the training images; of those that atoms come from, if the data set does not tell."""
@@ -325,6 +374,18 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         """Export as anomalib does, once fitted, at an operator set that the exporter reaches without a conversion."""
         self._require_fitted("export")
         return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": _ONNX_OPSET, **kwargs})
+
+    def _compress_ov_model(
+        self,
+        model: Any,  # noqa: ANN401
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Compress as anomalib does, but for what eight bits would ruin, with images of the size the model takes."""
+        with keeping_in_float(model), resized_to_fit(datamodule, model):
+            return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
 
     def _require_fitted(self, action: str) -> None:
         if not self._is_fitted or not self.model.is_fitted:

@@ -2,19 +2,16 @@
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from anomalib.data.utils import read_image
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import Compose, Normalize
 
-from anomalib_sgfr.explanation import Contribution, Explanation, explain
+from anomalib_sgfr.explanation import Explanation, explain
+from anomalib_sgfr.gallery import CONTEXT, Gallery, crop, displayed
 from anomalib_sgfr.lightning_model import Sgfr
 
 if TYPE_CHECKING:
@@ -24,57 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["MimicView", "draw"]
 
 logger = logging.getLogger(__name__)
-
-_CONTEXT = 5  # patches across a crop: a patch pools its neighbours, and its network sees more
-_KEPT_IMAGES = 64  # training images read lately
-
-
-class Gallery:
-    """Crops of training images, as the model saw them.
-
-    Args:
-        model (Sgfr): A fitted model.
-    """
-
-    def __init__(self, model: Sgfr) -> None:
-        self._model = model
-        self._read = lru_cache(_KEPT_IMAGES)(self._load)
-
-    def _load(self, path: str) -> NDArray[np.float32] | None:
-        try:
-            image: Any = read_image(path, as_tensor=True)
-        except (OSError, ValueError, SyntaxError):
-            return None
-        pre_processor: Any = self._model.pre_processor
-        if pre_processor and pre_processor.transform:
-            image = pre_processor.transform(image)
-        return displayed(self._model, image)
-
-    def crop(self, contribution: Contribution, grid: tuple[int, int]) -> NDArray[np.float32] | None:
-        """What an atom was seen in, or ``None`` if its image is gone."""
-        image = None if contribution.image is None else self._read(contribution.image)
-        return None if image is None else _crop(image, contribution.row, contribution.column, grid)
-
-
-def displayed(model: Sgfr, image: Tensor) -> NDArray[np.float32]:
-    """A pre-processed image ``(3, H, W)`` as it looks, ``(H, W, 3)``, between 0 and 1."""
-    transform = getattr(model.pre_processor, "transform", None)
-    steps = list(transform.transforms) if isinstance(transform, Compose) else [transform]
-    for step in reversed(steps):
-        if isinstance(step, Normalize):
-            mean, std = (torch.tensor(values, device=image.device)[:, None, None] for values in (step.mean, step.std))
-            image = image * std + mean
-    shown: NDArray[np.float32] = image.detach().float().cpu().clamp(0.0, 1.0).permute(1, 2, 0).numpy()
-    return shown
-
-
-def _crop(image: NDArray[np.float32], row: int, column: int, grid: tuple[int, int]) -> NDArray[np.float32]:
-    """The surroundings of a patch; grey beyond the image."""
-    steps = [length / number for length, number in zip(image.shape, grid, strict=False)]
-    reach = [round(_CONTEXT / 2 * step) for step in steps]
-    padded = np.pad(image, (*((width, width) for width in reach), (0, 0)), constant_values=0.5)
-    top, left = (round((place + 0.5) * step) for place, step in zip((row, column), steps, strict=True))
-    return padded[top : top + 2 * reach[0], left : left + 2 * reach[1]]
 
 
 def draw(
@@ -102,8 +48,8 @@ def draw(
     from matplotlib.patches import Rectangle
 
     found = explain(model.model, image) if explanation is None else explanation
-    gallery = gallery or Gallery(model)
-    shown = displayed(model, image)
+    gallery = gallery or Gallery(model.model, model.pre_processor)
+    shown = displayed(model.pre_processor, image)
     grid = (found.patch_scores.shape[0], found.patch_scores.shape[1])
     across = max(3, 1 + max(len(region.contributions) for region in found.regions))
     figure = Figure(figsize=(1.5 * across, 3.2 + 1.9 * len(found.regions)), layout="constrained", dpi=110)
@@ -123,8 +69,8 @@ def draw(
     steps = [length / number for length, number in zip(shown.shape, grid, strict=False)]
     for number, region in enumerate(found.regions, 1):
         for axis in views[:2]:
-            corner = ((region.column + 0.5 - _CONTEXT / 2) * steps[1], (region.row + 0.5 - _CONTEXT / 2) * steps[0])
-            size = (_CONTEXT * steps[1], _CONTEXT * steps[0])
+            corner = ((region.column + 0.5 - CONTEXT / 2) * steps[1], (region.row + 0.5 - CONTEXT / 2) * steps[0])
+            size = (CONTEXT * steps[1], CONTEXT * steps[0])
             axis.add_patch(Rectangle(corner, *size, fill=False, color="cyan", lw=1.2))
             axis.text(*corner, str(number), color="cyan", fontsize="small", va="bottom")
     for axis in views:
@@ -136,16 +82,16 @@ def draw(
             f"{number}: residual {region.residual:.3g}; nominal patches of its kind leave {region.nominal:.3g} at most",
             fontsize="small",
         )
-        axes[0].imshow(_crop(shown, region.row, region.column, grid))
+        axes[0].imshow(crop(shown, region.row, region.column, grid))
         axes[0].set_title("here", fontsize="x-small")
         for axis, contribution in zip(axes[1:], region.contributions, strict=False):
-            crop = gallery.crop(contribution, grid)
-            if crop is None:
+            seen = gallery.crop(contribution.atom, grid)
+            if seen is None:
                 axis.text(
                     0.5, 0.5, "image\nis gone", ha="center", va="center", transform=axis.transAxes, fontsize="x-small"
                 )
             else:
-                axis.imshow(crop, vmin=0, vmax=1)
+                axis.imshow(seen, vmin=0, vmax=1)
             name = "" if contribution.image is None else Path(contribution.image).name
             axis.set_title(f"{contribution.coefficient:+.2f}\n{name[-18:]}", fontsize="x-small")
         for axis in axes:
@@ -182,7 +128,7 @@ class MimicView(Callback):
         if not isinstance(pl_module, Sgfr):
             msg = f"MimicView explains Sgfr, not {type(pl_module).__name__}."
             raise TypeError(msg)
-        self._gallery = Gallery(pl_module)
+        self._gallery = Gallery(pl_module.model, pl_module.pre_processor)
         self._drawn = set()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

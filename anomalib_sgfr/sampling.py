@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anomalib_sgfr.selection import PRODUCT_VALUES, farthest_first, separated
 
-__all__ = ["Cover", "SubspaceSampler", "absorb", "merge", "thin"]
+__all__ = ["Cover", "SubspaceSampler", "absorb", "merge", "settle", "thin"]
 
 _LOOKED_AT_FIRST = 512  # atoms that stand for the most embeddings: most of those to come lie near them
 _RETIRED = 4  # times bank_size, before their accounts go to atoms in use after all

@@ -139,7 +139,10 @@ def affine_distance(
     k = min(num_atoms, bank.shape[0])
     index = search_index(bank_) if index is None else index
     support = nearest(target_, index, min(k + 1, bank.shape[0]))
-    offsets = index.atoms[support, :-1] - (target_ - index.centre).unsqueeze(1)  # (N, k+1, d)
+    negative = functional.pad(index.centre - target_, (0, 1))
+    # the squared length beside each atom is masked, not cut off, which would make an exported graph hold the bank twice
+    mask = functional.pad(torch.ones_like(index.centre), (0, 1))
+    offsets = (index.atoms[support] + negative.unsqueeze(1)) * mask  # (N, k+1, d+1)
     gram = (offsets @ offsets.transpose(1, 2)).permute(1, 2, 0)  # (k+1, k+1, N): steps along N are long
     squared = torch.stack([gram[row, row] for row in range(len(gram))])
     scale = squared[:k].mean(0).clamp_min(torch.finfo(gram.dtype).tiny)

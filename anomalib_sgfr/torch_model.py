@@ -93,6 +93,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.bank_images: Tensor
         self.register_buffer("bank_origin", torch.empty(0, dtype=torch.int64))
         self.register_buffer("bank_images", torch.empty(0, dtype=torch.uint8))
+        self.bank_thumbnails: Tensor
+        self.register_buffer("bank_thumbnails", torch.empty(0, dtype=torch.uint8))
         self._smoothing: dict[tuple[int, int, torch.device], Tensor] = {}
         # The bank as the search wants it: what an exported graph holds. Made from the bank, never stored with it.
         self.index_atoms: Tensor
@@ -126,6 +128,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self._make_index()
         self.bank_radius, self.bank_count, self.bank_total = cover.radius, cover.count, cover.total
         self.bank_origin = cover.origin
+        self.bank_thumbnails = torch.empty(0, dtype=torch.uint8, device=bank.device)
         encoded = "\0".join(images).encode("utf-8", "surrogateescape")
         self.bank_images = torch.tensor(list(encoded), dtype=torch.uint8, device=bank.device)
         self.bank_threshold = torch.tensor(threshold, dtype=torch.float64, device=bank.device)

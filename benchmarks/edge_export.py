@@ -17,11 +17,10 @@ from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
-from anomalib_sgfr import Sgfr
+from anomalib_sgfr import NominalPostProcessor, Sgfr
 from benchmarks import data
 from benchmarks.edge import CASES, Case
 from benchmarks.zoo import MODELS, resolve_arguments
@@ -78,7 +77,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
     datamodule = data.build(dataset, place, limit_train=_TRAIN_IMAGES)
     model = _model(case)
     with tempfile.TemporaryDirectory() as scratch:
-        engine = _engine(scratch, limit_val_batches=1.0 if case.compared else 0)
+        engine = _engine(scratch, limit_val_batches=0)
         engine.fit(model, datamodule=datamodule)
         if case.model == "patchcore":
             _fill(model, case.atoms)
@@ -109,7 +108,7 @@ def _model(case: Case) -> AnomalibModule:
         bank_size=case.atoms,
         pre_trained=case.pre_trained,
         seed=0,
-        post_processor=PostProcessor(enable_normalization=False),
+        post_processor=NominalPostProcessor(0.05),
         evaluator=False,
         visualizer=False,
         **case.arguments,

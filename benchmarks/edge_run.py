@@ -112,7 +112,7 @@ def _predictor(path: Path, config: dict[str, str]) -> Callable[[NDArray[np.float
         outputs = [output.name for output in session.get_outputs()]
         return lambda image: dict(zip(outputs, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
     model = openvino.Core().compile_model(path, "CPU", config)
-    return lambda image: {output.any_name: value for output, value in model(image).items()}
+    return lambda image: {name: value for output, value in model(image).items() for name in output.get_names()}
 
 
 def _peak_mib() -> float:

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{options.folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
 
     model = ov.Core().compile_model(options.model, options.device, {"PERFORMANCE_HINT": "THROUGHPUT"})
-    names = {output.any_name: number for number, output in enumerate(model.outputs)}
+    names = {name: number for number, output in enumerate(model.outputs) for name in output.get_names()}
     height, width = model.input(0).partial_shape[2], model.input(0).partial_shape[3]
     size = (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Explanations: regions, contributions and where these come from."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.explain_command import main
 from anomalib_sgfr.explanation import explain
+from anomalib_sgfr.gallery import Gallery
 from anomalib_sgfr.mimic_view import MimicView, draw, save
 from anomalib_sgfr.self_expression import ridge, ridge_code, ridge_operator
 from tests.conftest import folder_datamodule
@@ -75,7 +77,7 @@ def test_ridge_coefficients_leave_the_residual() -> None:
 def test_the_figure_is_drawn_with_and_without_the_training_images(
     fitted: Sgfr, parts: Path, tmp_path: Path, gone: bool
 ) -> None:
-    if gone:
+    if gone:  # as if the folder had been moved
         encoded = "\0".join(str(tmp_path / "gone" / Path(path).name) for path in fitted.model.images).encode()
         images, fitted.model.bank_images = fitted.model.bank_images, torch.tensor(list(encoded), dtype=torch.uint8)
     try:
@@ -108,3 +110,38 @@ def test_what_cannot_be_explained_is_refused() -> None:
         explain(model.model, torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="regions must be at least 1"):
         explain(model.model, torch.zeros(3, 64, 64), regions=0)
+
+
+def test_thumbnails_stand_in_for_training_images_that_are_gone(parts: Path, tmp_path: Path) -> None:
+    images = tmp_path / "moved"
+    shutil.copytree(parts, images)
+    model = Sgfr(bank_size=60, thumbnails=True, visualizer=False, evaluator=False)
+    engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", devices=1)
+    engine.fit(model, datamodule=folder_datamodule(images))
+    model = Sgfr.load_from_checkpoint(engine.best_model_path, map_location="cpu")
+    assert model.model.bank_thumbnails.shape == (60, 24, 24, 3)
+    originals = Gallery(model.model, model.pre_processor)
+    before = [originals.crop(atom, (32, 32)) for atom in range(60)]
+    shutil.rmtree(images)
+    left = Gallery(model.model, model.pre_processor)
+    for atom in range(60):
+        assert left.original(atom, (32, 32)) is None
+        assert left.crop(atom, (32, 32)).mean() == pytest.approx(before[atom].mean(), abs=0.01)
+
+
+def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_path: Path) -> None:
+    images = tmp_path / "mixed"
+    shutil.copytree(parts, images)
+    for number in (0, 1):
+        shutil.move(images / "bad" / f"{number:02}.png", images / "good" / f"defective{number}.png")
+        (images / "masks" / f"{number:02}.png").unlink()
+    model = Sgfr(bank_size=300, trim=0.14, visualizer=False, evaluator=False)
+    engine = Engine(default_root_dir=tmp_path / "run", logger=False, accelerator="cpu", devices=1)
+    engine.fit(model, datamodule=folder_datamodule(images))
+    assert {Path(path).stem for path, _ in model.suspects} == {"defective0", "defective1"}
+    assert not any("defective" in path for path in model.model.images)
+    (table,) = (tmp_path / "run").rglob("suspects.csv")
+    assert "defective0.png" in table.read_text(encoding="utf-8")
+    assert model.certificate().patches == 14 * 1024
+    with pytest.raises(ValueError, match=r"trim must lie between 0 and 0\.5"):
+        Sgfr(trim=0.7)

@@ -1,0 +1,100 @@
+"""Crops of images as the model saw them: of a training image while it is there, a thumbnail when it is gone."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.data.utils import read_image
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms.v2 import Compose, Normalize
+
+from anomalib_sgfr.torch_model import SgfrModel
+
+__all__ = ["THUMBNAIL", "Gallery", "crop", "displayed", "thumbnails"]
+
+CONTEXT = 5  # patches across a crop: a patch pools its neighbours, and its network sees more
+THUMBNAIL = 24  # pixels across a thumbnail
+_KEPT_IMAGES = 64  # training images read lately
+
+
+def displayed(pre_processor: Any, image: Tensor) -> NDArray[np.float32]:  # noqa: ANN401
+    """A pre-processed image ``(3, H, W)`` as it looks, ``(H, W, 3)``, between 0 and 1."""
+    transform = getattr(pre_processor, "transform", None)
+    steps = list(transform.transforms) if isinstance(transform, Compose) else [transform]
+    for step in reversed(steps):
+        if isinstance(step, Normalize):
+            mean, std = (torch.tensor(values, device=image.device)[:, None, None] for values in (step.mean, step.std))
+            image = image * std + mean
+    shown: NDArray[np.float32] = image.detach().float().cpu().clamp(0.0, 1.0).permute(1, 2, 0).numpy()
+    return shown
+
+
+def crop(image: NDArray[np.float32], row: int, column: int, grid: tuple[int, int]) -> NDArray[np.float32]:
+    """The surroundings of a patch of an image ``(H, W, 3)``; grey beyond the image."""
+    steps = [length / number for length, number in zip(image.shape, grid, strict=False)]
+    reach = [round(CONTEXT / 2 * step) for step in steps]
+    padded = np.pad(image, (*((width, width) for width in reach), (0, 0)), constant_values=0.5)
+    top, left = (round((place + 0.5) * step) for place, step in zip((row, column), steps, strict=True))
+    return padded[top : top + 2 * reach[0], left : left + 2 * reach[1]]
+
+
+class Gallery:
+    """Crops of the training images that atoms come from.
+
+    Args:
+        model (SgfrModel): A fitted model.
+        pre_processor (Any): Its pre-processor.
+    """
+
+    def __init__(self, model: SgfrModel, pre_processor: Any) -> None:  # noqa: ANN401
+        self._pre_processor = pre_processor
+        self._images = model.images
+        self._origin = model.bank_origin
+        self._thumbnails = model.bank_thumbnails
+        self._read = lru_cache(_KEPT_IMAGES)(self._load)
+
+    def _load(self, path: str) -> NDArray[np.float32] | None:
+        try:
+            image: Any = read_image(path, as_tensor=True)
+        except (OSError, ValueError, SyntaxError):
+            return None
+        transform = getattr(self._pre_processor, "transform", None)
+        return displayed(self._pre_processor, image if transform is None else transform(image))
+
+    def original(self, atom: int, grid: tuple[int, int]) -> NDArray[np.float32] | None:
+        """What an atom was seen in, or ``None`` if its image is gone or was never known."""
+        number, row, column = self._origin[atom].tolist()
+        image = self._read(self._images[number]) if 0 <= number < len(self._images) else None
+        return None if image is None else crop(image, row, column, grid)
+
+    def crop(self, atom: int, grid: tuple[int, int]) -> NDArray[np.float32] | None:
+        """The same, or the atom's thumbnail, if there is one."""
+        found = self.original(atom, grid)
+        if found is None and len(self._thumbnails):
+            found = self._thumbnails[atom].float().div(255.0).cpu().numpy()
+        return found
+
+
+def thumbnails(model: SgfrModel, pre_processor: Any, grid: tuple[int, int]) -> Tensor:  # noqa: ANN401
+    """Thumbnails of all atoms.
+
+    Args:
+        model (SgfrModel): A fitted model.
+        pre_processor (Any): Its pre-processor.
+        grid (tuple[int, int]): Rows and columns of an image's patches.
+
+    Returns:
+        Tensor: Shape ``(M, 24, 24, 3)``, ``uint8``: 1,728 bytes an atom; grey where an image cannot be read.
+    """
+    gallery = Gallery(model, pre_processor)
+    made = torch.full((len(model.bank), THUMBNAIL, THUMBNAIL, 3), 128, dtype=torch.uint8)
+    for atom in model.bank_origin[:, 0].argsort().tolist():  # image by image
+        found = gallery.original(atom, grid)
+        if found is not None:
+            pixels = torch.from_numpy(np.ascontiguousarray(found)).permute(2, 0, 1)[None]
+            small = functional.interpolate(pixels, (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
+            made[atom] = small[0].permute(1, 2, 0).mul(255.0).round().to(torch.uint8)
+    return made.to(model.bank.device)

@@ -1,0 +1,167 @@
+"""Exported models: the same answers, on any backbone, at any batch and image size, compressed or not."""
+
+import csv
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+import torch
+from anomalib.data import PredictDataset
+from anomalib.data.utils import read_image
+from anomalib.deploy import CompressionType, ExportType
+from anomalib.engine import Engine
+from PIL import Image
+
+from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr.quantisation import float_operations, keeping_in_float
+from tests.conftest import folder_datamodule, write_image
+
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
+
+
+def engine_in(folder: Path) -> Engine:
+    return Engine(default_root_dir=folder, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+
+
+@pytest.fixture(scope="module")
+def exported(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr, Path]:
+    """A fitted model, and its export for any image size."""
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
+    model = Sgfr(bank_size=300, post_processor=NominalPostProcessor(0.1), visualizer=False, evaluator=False)
+    engine = engine_in(folder)
+    engine.fit(model, datamodule=folder_datamodule(parts))
+    path = engine.export(model, ExportType.OPENVINO, export_root=folder)
+    assert path is not None
+    return model, path
+
+
+def test_images_of_any_size_score_as_through_the_engine(exported: tuple[Sgfr, Path], tmp_path: Path) -> None:
+    model, path = exported
+    compiled = openvino.Core().compile_model(path, "CPU", F32)
+    for number, size in enumerate([(256, 256), (300, 300), (640, 411), (97, 800)]):
+        write_image(tmp_path / f"{number}.png", number, size, defect=True)
+        image: np.ndarray = read_image(tmp_path / f"{number}.png")
+        (batch,) = engine_in(tmp_path).predict(model, dataset=PredictDataset(tmp_path / f"{number}.png"))
+        found = compiled(image.transpose(2, 0, 1)[None])
+        reference = batch.anomaly_map.numpy()
+        assert np.abs(found["anomaly_map"] - reference).max() <= 1e-3 * np.ptp(reference)
+        np.testing.assert_allclose(found["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3)
+        assert bool(found["pred_label"].ravel()[0]) == bool(batch.pred_label)
+
+
+def test_the_file_holds_backbone_and_bank_once(exported: tuple[Sgfr, Path]) -> None:
+    model, path = exported
+    backbone = sum(4 * tensor.numel() for tensor in model.model.embedder.extractor.parameters())
+    bank = 4 * model.model.index_atoms.numel()
+    assert path.with_suffix(".bin").stat().st_size < 1.05 * (backbone + bank) + 200_000
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "wide_resnet50_2", "vit_tiny_patch16_224"])
+def test_every_backbone_exports_with_a_free_batch(
+    backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = (224, 224) if "vit" in backbone else (96, 96)
+    processor = Sgfr.configure_pre_processor(size, backbone)
+    model = Sgfr(backbone, pre_trained=False, pre_processor=processor, post_processor=NominalPostProcessor())
+    model.eval()
+    with torch.no_grad():
+        embedding = model.model.embed(torch.randn(4, 3, *size))
+    atoms = embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1])
+    model.model.set_bank(atoms[::3][:200])
+    model.post_processor.calibrate([1.0, 2.0])
+    model._is_fitted = torch.tensor([True])
+    with caplog.at_level(logging.WARNING):
+        path = model.to_openvino(tmp_path, input_size=size)
+    assert "Traceback" not in caplog.text
+    compiled = openvino.Core().compile_model(path, "CPU", F32)
+    for batch in (1, 3):
+        images = torch.rand(batch, 3, *size)
+        with torch.no_grad():
+            expected = model(images).anomaly_map.numpy()
+        assert np.abs(compiled(images.numpy())["anomaly_map"] - expected).max() <= 1e-3 * np.ptp(expected)
+
+
+@pytest.mark.parametrize("compression", [CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ])
+def test_compressed_files_still_tell_good_from_bad(
+    compression: CompressionType, exported: tuple[Sgfr, Path], parts: Path, tmp_path: Path
+) -> None:
+    model, path = exported
+    small = engine_in(tmp_path).export(
+        model,
+        ExportType.OPENVINO,
+        export_root=tmp_path,
+        input_size=(256, 256),
+        compression_type=compression,
+        datamodule=folder_datamodule(parts),
+    )
+    assert small is not None
+    assert small.with_suffix(".bin").stat().st_size < 0.75 * path.with_suffix(".bin").stat().st_size
+    whole, compressed = (openvino.Core().compile_model(file, "CPU", F32) for file in (path, small))
+    scores = []
+    for image_path in [*sorted((parts / "good_test").iterdir()), *sorted((parts / "bad").iterdir())]:
+        image = np.asarray(Image.open(image_path).convert("RGB").resize((256, 256)), np.float32) / 255.0
+        image = image.transpose(2, 0, 1)[None]
+        scores.append([float(run(image)["pred_score"].ravel()[0]) for run in (whole, compressed)])
+    table = np.array(scores)
+    assert table[:6].max(0)[1] < table[6:].min(0)[1]
+    np.testing.assert_allclose(table[:, 1], table[:, 0], atol=0.05)
+
+
+def test_what_follows_the_backbone_is_not_quantised(exported: tuple[Sgfr, Path]) -> None:
+    import nncf
+
+    network = openvino.Core().read_model(exported[1])
+    kept = set(float_operations(network))
+    kinds = {operation.get_friendly_name(): operation.get_type_name() for operation in network.get_ops()}
+    assert sum(kinds[name] in {"Convolution", "GroupConvolution"} for name in kept) == 3
+    assert {"AvgPool", "Concat"} <= {kinds[name] for name in kept}
+    original = nncf.quantize
+    with keeping_in_float(network):
+        assert nncf.quantize is not original
+    assert nncf.quantize is original
+
+
+@pytest.mark.parametrize("fixed_size", [False, True])
+def test_the_example_runs_without_pytorch(
+    exported: tuple[Sgfr, Path], parts: Path, tmp_path: Path, fixed_size: bool
+) -> None:
+    path = exported[1]
+    if fixed_size:
+        network = openvino.Core().read_model(path)
+        network.reshape([1, 3, 256, 256])
+        path = tmp_path / "fixed.xml"
+        openvino.save_model(network, path)
+    folder = tmp_path / "images"
+    for source in [*(parts / "bad").iterdir(), *(parts / "good_test").iterdir()]:
+        target = folder / source.parent.name / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    (folder / "broken.png").write_bytes(b"no image")
+    code = (
+        "import runpy, sys\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as stop:\n    status = stop.code\n"
+        "assert not {'torch', 'anomalib'} & set(sys.modules)\n"
+        "sys.exit(status)"
+    )
+    command = (
+        f"import sys; sys.argv = {[str(EXAMPLE), str(path), str(folder), '--out', str(tmp_path / 'out')]!r}\n{code}"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr  # for the file that cannot be read
+    assert "broken.png: cannot be read" in done.stderr
+    assert "12 images in" in done.stdout
+    with (tmp_path / "out" / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert len(list((tmp_path / "out").rglob("*.png.png"))) == 12
+    scores = {"bad": [], "good_test": []}  # type: ignore[var-annotated]
+    for row in rows:
+        scores[Path(row["file"]).parent.name].append(float(row["score"]))
+    assert min(scores["bad"]) > max(scores["good_test"])
