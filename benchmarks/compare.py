@@ -67,6 +67,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=256, help="height and width in pixels")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
     parser.add_argument("--limit-train", type=int, help="use only so many training images, chosen by the seed")
+    parser.add_argument(
+        "--contamination", type=float, help="share of training images to be defective, from the test set"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="MODEL.ARGUMENT=VALUE", help="may be repeated")
     parser.add_argument("--out", type=Path, help="output folder; default runs/compare/DATASET")
     parser.add_argument("--timeout", type=float, help="seconds after which a run counts as failed")
@@ -83,7 +86,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.out = options.out or Path("runs/compare") / options.dataset
     try:
         for split in options.split or [None]:  # say what is wrong with the data before the first long run
-            data.build(options.dataset, options.root, split, limit_train=options.limit_train)
+            data.build(options.dataset, options.root, split, 0, options.limit_train, options.contamination)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     return options
@@ -127,6 +130,7 @@ def _plan(options: argparse.Namespace) -> list[Spec]:
             image_size=[options.image_size] * 2,
             seed=seed,
             limit_train=options.limit_train,
+            contamination=options.contamination,
         )
         for split, seed, model in product(options.split or [None], options.seeds, options.models)
     ]

@@ -1,5 +1,6 @@
 """The benchmark's data sets, by name."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ def build(
     split: str | None = None,
     seed: int = 0,
     limit_train: int | None = None,
+    contamination: float | None = None,
     num_workers: int = 2,
 ) -> AnomalibDataModule:
     """Build a data set, set up and ready to use.
@@ -33,13 +35,16 @@ def build(
         split (str | None): Split of ``mtd``. Defaults to ``canonical``.
         seed (int): Split of ``elpv-*`` and of ``folder``, and choice of the ``limit_train`` images.
         limit_train (int | None): Number of training images to use; ``None`` for all.
+        contamination (float | None): Share of the training images to be defective: so many of the defective test
+            images, chosen by the seed, are trained on as if they were good, and not tested.
         num_workers (int): Worker processes that load images.
 
     Returns:
         AnomalibDataModule: After ``setup``.
 
     Raises:
-        ValueError: If the name is unknown, ``root`` is missing, or there are fewer than ``limit_train`` images.
+        ValueError: If the name is unknown, ``root`` is missing, or there are fewer than ``limit_train`` images or fewer
+            defective ones than ``contamination`` asks for.
         FileNotFoundError: If the data is not there; the message says where it comes from.
     """
     module: AnomalibDataModule
@@ -72,7 +77,9 @@ def build(
         msg = f"dataset must be one of {', '.join(DATASETS)}, got '{dataset}'."
         raise ValueError(msg)
     if limit_train is not None:
-        _limit(module, limit_train, seed)
+        _alter(module, lambda: _limit(module, limit_train, seed))
+    if contamination:
+        _alter(module, lambda: _contaminate(module, contamination, seed))
     module.setup()
     return module
 
@@ -83,18 +90,39 @@ def kinds(samples: pd.DataFrame) -> NDArray[np.str_]:
     return np.array([str(name) for name in names])
 
 
-def _limit(module: AnomalibDataModule, number: int, seed: int) -> None:
-    """Keep ``number`` training images whenever the module is set up: a trainer sets it up once more."""
+def _alter(module: AnomalibDataModule, change: Callable[[], None]) -> None:
+    """Change the data whenever the module is set up: a trainer sets it up once more."""
     set_up = module._setup  # noqa: SLF001
 
-    def set_up_and_limit(stage: str | None = None) -> None:
+    def set_up_and_change(stage: str | None = None) -> None:
         set_up(stage)
-        samples = module.train_data.samples
-        if not 1 <= number <= len(samples):
-            msg = f"limit_train must lie between 1 and the {len(samples)} training images, got {number}."
-            raise ValueError(msg)
-        chosen = samples.sample(n=number, random_state=seed).sort_index().reset_index(drop=True)
-        chosen.attrs.update(samples.attrs)
-        module.train_data.samples = chosen
+        change()
 
-    cast("Any", module)._setup = set_up_and_limit  # noqa: SLF001
+    cast("Any", module)._setup = set_up_and_change  # noqa: SLF001
+
+
+def _limit(module: AnomalibDataModule, number: int, seed: int) -> None:
+    """Keep ``number`` training images."""
+    samples = module.train_data.samples
+    if not 1 <= number <= len(samples):
+        msg = f"limit_train must lie between 1 and the {len(samples)} training images, got {number}."
+        raise ValueError(msg)
+    chosen = samples.sample(n=number, random_state=seed).sort_index().reset_index(drop=True)
+    chosen.attrs.update(samples.attrs)
+    module.train_data.samples = chosen
+
+
+def _contaminate(module: AnomalibDataModule, share: float, seed: int) -> None:
+    """Train on defective test images as if they were good."""
+    train, test = module.train_data.samples, module.test_data.samples
+    defective = test[test.label_index == 1]
+    number = round(len(train) * share / (1.0 - share)) if 0.0 < share < 1.0 else -1
+    if not 1 <= number < len(defective):
+        msg = f"contamination must leave some of the {len(defective)} defective test images to test, got {share}."
+        raise ValueError(msg)
+    moved = defective.sample(n=number, random_state=seed)
+    left = test.drop(moved.index).reset_index(drop=True)
+    mixed = pd.concat([train, moved.assign(label_index=0, split="train")], ignore_index=True)
+    for samples, original in ((left, test), (mixed, train)):
+        samples.attrs.update(original.attrs)
+    module.train_data.samples, module.test_data.samples = mixed, left

@@ -32,6 +32,7 @@ class Spec:
         image_size (list[int]): Height and width in pixels.
         seed (int): Seeds PyTorch, the choice of ``limit_train`` images, and the split of ``elpv-*``.
         limit_train (int | None): Number of training images, chosen at random; ``None`` for all.
+        contamination (float | None): Share of the training images that are defective, taken from the test images.
     """
 
     dataset: str
@@ -42,6 +43,7 @@ class Spec:
     image_size: list[int]
     seed: int
     limit_train: int | None
+    contamination: float | None = None
 
     @property
     def key(self) -> str:

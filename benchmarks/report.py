@@ -42,7 +42,8 @@ def title(spec: Spec) -> str:
 
 def _data(spec: Spec) -> str:
     images = f", {spec.limit_train} training images" if spec.limit_train else ""
-    return spec.dataset + (f" {spec.split}" if spec.split else "") + images
+    defective = f", {100 * spec.contamination:g}% of them defective" if spec.contamination else ""
+    return spec.dataset + (f" {spec.split}" if spec.split else "") + images + defective
 
 
 def _model(spec: Spec) -> str:

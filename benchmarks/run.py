@@ -90,7 +90,7 @@ def _run(spec: Spec, root: Path | None, folder: Path) -> dict[str, Any]:
     seed_everything(spec.seed, verbose=False)
     entry = MODELS[spec.model]
     height, width = spec.image_size
-    datamodule = data.build(spec.dataset, root, spec.split, spec.seed, spec.limit_train)
+    datamodule = data.build(spec.dataset, root, spec.split, spec.seed, spec.limit_train, spec.contamination)
     measured: dict[str, Any] = {
         "versions": versions(),
         "n_train": len(datamodule.train_data),

@@ -1,0 +1,67 @@
+"""The commands of docs/howto.md, run one after the other as a reader would."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_image
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
+SECTIONS = {
+    part.splitlines()[0]: re.findall(r"^```(sh|python)\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
+    for part in TEXT.split("\n## ")[1:]
+}
+LEAVES = {
+    "Train on my own folder": "results/Sgfr/parts/latest/images/**/*.png",
+    "Choose a threshold without a defect": "results/Sgfr/calibrated/latest/**/model.ckpt",
+    "See why": "figures/**/*.png",
+    "Run at the edge": "heatmaps/**/*.png",
+    "Few images": "results/Sgfr/few/latest/**/model.ckpt",
+    "Large images, by tiling": "results/Sgfr/tiled/latest/**/*.png",
+    "Two processes": "results/Sgfr/two/latest/**/model.ckpt",
+    "New good parts later": "results/Sgfr/updated/latest/**/model.ckpt",
+    "Training images I do not trust": "results/Sgfr/trimmed/latest/suspects.csv",
+    "Compare with Patchcore": "runs/parts/README.md",
+    "The offline weights in another model": "results/Patchcore/weights/latest/**/model.ckpt",
+}
+
+
+def run(kind: str, code: str, folder: Path) -> None:
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = ["bash", "-euc", code] if kind == "sh" else [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.fixture(scope="module")
+def workplace(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("howto")
+    shutil.copytree(parts, folder / "parts")
+    for index in range(4):
+        write_image(folder / "parts" / "more" / f"{index:02}.png", 300 + index)
+        write_image(folder / "parts" / "few" / f"{index:02}.png", 400 + index)
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    first = "Train on my own folder"
+    for kind, code in SECTIONS[first]:
+        run(kind, code, folder)
+    return folder
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_commands_of(section: str, workplace: Path) -> None:
+    if section != "Train on my own folder":
+        for kind, code in SECTIONS[section]:
+            run(kind, code, workplace)
+    assert list(workplace.glob(LEAVES[section]))
+
+
+def test_every_section_has_commands() -> None:
+    assert set(SECTIONS) == set(LEAVES)
+    assert all(SECTIONS.values())
