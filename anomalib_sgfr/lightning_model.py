@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import plugin
 from anomalib_sgfr.arguments import Solver
+from anomalib_sgfr.artefacts import check, damage, whole
 from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.calibration import NominalPostProcessor, nominal_scores
 from anomalib_sgfr.callbacks import SubspaceSampling
@@ -208,8 +209,26 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         """Paths of the images that atoms of the bank which a fit adds to come from."""
         return self.model.images if self.update else []
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "Sgfr":  # noqa: ANN401
+        """Restore as anomalib does; a file that is cut short is refused by name.
+
+        Raises:
+            ValueError: If the file is not a whole checkpoint, or not one that Sgfr can use.
+        """
+        wrong = damage(checkpoint_path) if isinstance(checkpoint_path, str | Path) else None
+        if wrong:
+            raise ValueError(wrong)
+        restored: Any = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        return restored
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning."""
+        """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.
+
+        Raises:
+            ValueError: If the checkpoint is another model's, of another backbone, or its bank is not finite.
+        """
+        check(checkpoint, self)
         super().on_load_checkpoint(checkpoint)
         if self.update:
             checkpoint.pop("loops", None)
@@ -360,9 +379,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._require_fitted("predict with")
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Export as anomalib does, once fitted."""
+        """Export as anomalib does, once fitted; the file is replaced when the new one is whole."""
         self._require_fitted("export")
-        return super().to_torch(export_root, model_file_name)
+        with whole(export_root) as part:
+            return part.done(super().to_torch(part.folder, model_file_name))
 
     def to_onnx(  # type: ignore[override]  # the signature is anomalib's
         self,
@@ -371,9 +391,20 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         input_size: tuple[int, int] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Path:
-        """Export as anomalib does, once fitted, at an operator set that the exporter reaches without a conversion."""
+        """Export as anomalib does, once fitted, at an operator set that the exporter reaches without a conversion.
+
+        The files are replaced when the new ones are whole.
+        """
         self._require_fitted("export")
-        return super().to_onnx(export_root, model_file_name, input_size, **{"opset_version": _ONNX_OPSET, **kwargs})
+        options = {"opset_version": _ONNX_OPSET, **kwargs}
+        with whole(export_root) as part:
+            return part.done(super().to_onnx(part.folder, model_file_name, input_size, **options))
+
+    def to_openvino(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
+        """Export as anomalib does, once fitted; the files are replaced when the new ones are whole."""
+        self._require_fitted("export")
+        with whole(export_root) as part:
+            return part.done(super().to_openvino(part.folder, *args, **kwargs))
 
     def _compress_ov_model(
         self,

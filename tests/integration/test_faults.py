@@ -1,0 +1,176 @@
+"""What a plant throws at a model: damaged files, killed processes, folders that cannot be written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import PredictDataset
+from anomalib.deploy import ExportType
+from anomalib.engine import Engine
+
+from anomalib_sgfr import Sgfr
+from tests.conftest import folder_datamodule, write_image
+
+ROOT = Path(__file__).parents[2]
+
+
+def engine_in(folder: Path) -> Engine:
+    return Engine(default_root_dir=folder, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+
+
+def small(**arguments: object) -> Sgfr:
+    return Sgfr(**{"bank_size": 50, "visualizer": False, "evaluator": False, **arguments})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    engine = engine_in(tmp_path_factory.mktemp("fitted"))
+    engine.fit(small(), datamodule=folder_datamodule(parts))
+    return Path(engine.best_model_path)
+
+
+def changed(checkpoint: Path, folder: Path, **entries: object) -> Path:
+    """A copy of a checkpoint with other entries in its state."""
+    content = torch.load(checkpoint, weights_only=True)
+    for key, value in entries.items():
+        name = "model." + key
+        if value is None:
+            content["state_dict"].pop(name)
+        else:
+            content["state_dict"][name] = value
+    torch.save(content, folder / "changed.ckpt")
+    return folder / "changed.ckpt"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_checkpoint_cut_short_is_named(share: float, checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(checkpoint.read_bytes()[: int(share * checkpoint.stat().st_size)])
+    with pytest.raises(ValueError, match=r"cut\.ckpt' is not a whole checkpoint"):
+        Sgfr.load_from_checkpoint(cut)
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # torch's, of several types
+        engine_in(tmp_path).predict(small(), dataset=PredictDataset(parts / "bad"), ckpt_path=str(cut))
+    assert any("cut.ckpt' is not a whole checkpoint" in note for note in caught.value.__notes__)
+
+
+def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    foreign = changed(checkpoint, tmp_path, bank=None)
+    with pytest.raises(ValueError, match="is not Sgfr's: it holds no bank"):
+        Sgfr.load_from_checkpoint(foreign, map_location="cpu")
+
+
+def test_a_bank_that_is_not_finite_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    bank = torch.load(checkpoint, weights_only=True)["state_dict"]["model.bank"]
+    bank[3, 7] = torch.nan
+    with pytest.raises(ValueError, match="holds NaN or infinite values"):
+        Sgfr.load_from_checkpoint(changed(checkpoint, tmp_path, bank=bank), map_location="cpu")
+
+
+def test_another_backbone_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="was fitted with backbone 'tf_efficientnet_lite0', the model has 'resnet18'"):
+        engine_in(tmp_path).predict(
+            small(backbone="resnet18", pre_trained=False),
+            dataset=PredictDataset(parts / "bad"),
+            ckpt_path=str(checkpoint),
+        )
+
+
+def test_a_checkpoint_from_before_origins_still_scores(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    old = changed(checkpoint, tmp_path, bank_origin=None, bank_images=None, bank_thumbnails=None)
+    model = Sgfr.load_from_checkpoint(old, map_location="cpu", visualizer=False)
+    assert model.model.images == []
+    assert (model.model.bank_origin == -1).all()
+    assert len(engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))) == 6
+
+
+def test_another_image_size_is_scored(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    processor = Sgfr.configure_pre_processor((128, 192))
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False, evaluator=False)
+    model.pre_processor.transform = processor.transform
+    (batch, *_) = engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
+    assert batch.anomaly_map.shape[-2:] == (128, 192)
+
+
+def test_an_image_that_cannot_be_read_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for index in range(3):
+        write_image(folder / f"{index}.png", index)
+    whole = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(whole[: len(whole) // 2])
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # the reader's, of several types
+        engine_in(tmp_path).predict(model, dataset=PredictDataset(folder))
+    assert any("1.png cannot be read" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("export_type", [ExportType.TORCH, ExportType.OPENVINO])
+def test_a_failed_export_leaves_the_earlier_one(
+    export_type: ExportType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    path = engine_in(tmp_path).export(model, export_type, export_root=tmp_path)
+    assert path is not None
+    files = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+
+    def full(*args: object, **kwargs: object) -> None:
+        target = Path(str(kwargs.get("f") or args[1]))
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    monkeypatch.setattr("openvino.save_model", full)
+    with pytest.raises(OSError, match="No space left"):
+        engine_in(tmp_path).export(model, export_type, export_root=tmp_path)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == files
+    assert not list(tmp_path.glob(".export-*"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind the administrator")
+def test_a_folder_that_cannot_be_written_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match="locked"):
+        engine_in(tmp_path).export(model, ExportType.TORCH, export_root=locked)
+
+
+_KILLED = """
+import os, sys, torch
+from anomalib.deploy import ExportType
+from anomalib.engine import Engine
+from anomalib_sgfr import Sgfr
+save = torch.save
+def slow(obj, f, *args, **kwargs):
+    open(f, "wb").write(b"half") if not hasattr(f, "write") else None
+    print("writing", flush=True)
+    import time; time.sleep(60)
+torch.save = slow
+model = Sgfr.load_from_checkpoint(sys.argv[1], map_location="cpu", visualizer=False)
+Engine(default_root_dir=sys.argv[2], logger=False).export(model, ExportType.TORCH, export_root=sys.argv[2])
+"""
+
+
+def test_a_killed_export_leaves_the_earlier_one(checkpoint: Path, tmp_path: Path) -> None:
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    path = engine_in(tmp_path).export(model, ExportType.TORCH, export_root=tmp_path)
+    assert path is not None
+    before = path.read_bytes()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, str(checkpoint), str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "writing" in line:
+            break
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert path.read_bytes() == before
+    again = engine_in(tmp_path).export(model, ExportType.TORCH, export_root=tmp_path)  # the next run works
+    assert again == path
