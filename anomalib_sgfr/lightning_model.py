@@ -14,6 +14,7 @@ from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.post_processing import PostProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -229,11 +230,22 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If the checkpoint is another model's, of another backbone, or its bank is not finite.
         """
         check(checkpoint, self)
+        self._adopt_post_processor(checkpoint)
         super().on_load_checkpoint(checkpoint)
         if self.update:
             checkpoint.pop("loops", None)
         if self._anchor is not None:
             checkpoint["state_dict"]["_anchor"] = self._anchor.detach()
+
+    def _adopt_post_processor(self, checkpoint: dict[str, Any]) -> None:
+        """Have the kind of post-processor whose thresholds the checkpoint holds: anomalib restores its default kind."""
+        stored = next((checkpoint[key] for key in checkpoint if "post_processor" in key), None)
+        ours = self.post_processor
+        if not isinstance(stored, dict) or "false_alarm_rate" not in stored or type(ours) is not PostProcessor:
+            return
+        self.post_processor = NominalPostProcessor()
+        callbacks = getattr(self._trainer, "callbacks", [])
+        callbacks[:] = [self.post_processor if callback is ours else callback for callback in callbacks]
 
     def setup(self, stage: str) -> None:
         """Give several processes the trainable parameter that PyTorch's data-parallel wrapper insists on."""

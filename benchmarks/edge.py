@@ -36,7 +36,8 @@ class Case:
         backbone (str): A timm name.
         atoms (int): Atoms of the bank.
         arguments (dict[str, Any]): Arguments of the model that differ from its defaults.
-        compared (bool): Whether its answers are compared, in all precisions.
+        compared (bool): Whether its answers are compared.
+        compressed (bool): Whether those of its compressed files are.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Case:
     atoms: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
     compared: bool = False
+    compressed: bool = False
 
     @property
     def pre_trained(self) -> bool:
@@ -53,7 +55,7 @@ class Case:
 
 CASES: dict[str, Case] = {
     "bare": Case("bare"),
-    "sgfr-1000": Case("sgfr", atoms=1000, compared=True),
+    "sgfr-1000": Case("sgfr", atoms=1000, compared=True, compressed=True),
     "sgfr-4000": Case("sgfr", atoms=4000),
     "sgfr-omp-1000": Case("sgfr", atoms=1000, arguments={"solver": "omp"}, compared=True),
     "sgfr-ridge": Case("sgfr", atoms=1000, arguments={"solver": "ridge"}, compared=True),
@@ -138,6 +140,8 @@ def _steps(options: argparse.Namespace, work: Path) -> list[tuple[str, ...]]:
         job = {"model": str(folder / "any_size.xml"), "config": _F32, "shape": [8, 3, 1024, 1024]}
         steps.append((f"memory {name} batch 8, 1024 px", runner, "memory", json.dumps(job)))
         for label, (file, config, size) in _ANSWERS.items():
+            if file.startswith(("fp16", "int8")) and not CASES[name].compressed:
+                continue
             job = {
                 "model": str(folder / file),
                 "reference": str(folder / "reference.npz"),

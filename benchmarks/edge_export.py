@@ -88,7 +88,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
         _reference(model, datamodule, out)
         _move(engine.export(model, ExportType.ONNX, scratch), out / "model.onnx")
         _move(engine.export(model, ExportType.OPENVINO, scratch), out / "any_size.xml")
-        for suffix, compression in _COMPRESSIONS.items():
+        for suffix, compression in _COMPRESSIONS.items() if case.compressed else ():
             path = engine.export(
                 model,
                 ExportType.OPENVINO,

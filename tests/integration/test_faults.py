@@ -13,7 +13,7 @@ from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
 from anomalib.engine import Engine
 
-from anomalib_sgfr import Sgfr
+from anomalib_sgfr import NominalPostProcessor, Sgfr
 from tests.conftest import folder_datamodule, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -174,3 +174,21 @@ def test_a_killed_export_leaves_the_earlier_one(checkpoint: Path, tmp_path: Path
     assert path.read_bytes() == before
     again = engine_in(tmp_path).export(model, ExportType.TORCH, export_root=tmp_path)  # the next run works
     assert again == path
+
+
+def test_a_calibrated_threshold_survives_every_way_back(parts: Path, tmp_path: Path) -> None:
+    model = small(post_processor=NominalPostProcessor(0.2))
+    engine = engine_in(tmp_path)
+    engine.fit(model, datamodule=folder_datamodule(parts))
+    threshold = float(model.post_processor.image_threshold)
+    restored = Sgfr.load_from_checkpoint(engine.best_model_path, map_location="cpu")
+    assert isinstance(restored.post_processor, NominalPostProcessor)
+    assert float(restored.post_processor.image_threshold) == threshold
+    assert restored.post_processor.false_alarm_rate == 0.2
+    fresh = small()  # as the command line makes it, without naming the post-processor again
+    (batch, *_) = engine_in(tmp_path).predict(
+        fresh, dataset=PredictDataset(parts / "bad"), ckpt_path=engine.best_model_path
+    )
+    (expected, *_) = engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
+    torch.testing.assert_close(batch.pred_score, expected.pred_score)
+    assert 0.5 < float(batch.pred_score) < 1.0

@@ -1,0 +1,187 @@
+"""How far to smooth the map, for defects of a known size: drawn into good test images, from a few pixels up.
+
+    python -m benchmarks.defect_size --root DIR --out DIR
+
+The data sets with pixel masks at hand have large defects, by which alone a map would be smoothed too far. Here spots,
+scratches and smudges of a given width are drawn into images the model has not seen. Writes ``results.json``,
+``README.md`` and a plot; an interrupted command, given again, goes on where it stopped.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomalib_sgfr import Sgfr, SubspaceSampler
+from anomalib_sgfr.torch_model import SgfrModel
+from benchmarks import data
+from benchmarks.records import write_text
+from benchmarks.report import plt, save_figure
+from benchmarks.scores import image_metrics, label_regions, pixel_scores
+
+__all__ = ["draw_defect", "main", "report"]
+
+_DATA = ("mtd:canonical", "elpv-mono", "elpv-poly")
+_SIZES = (4, 8, 16, 32, 64)  # pixels across, of 256
+_BLURS = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0)
+_TEST_IMAGES = 96
+_METRICS = ("image_AUROC", "pixel_AP", "AUPRO")
+_CONTRAST = (0.15, 0.35)
+_BATCH = 8
+
+
+def draw_defect(image: Tensor, size: int, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Draw a spot, a scratch or a smudge into an image.
+
+    Args:
+        image (Tensor): Shape ``(3, H, W)``, between 0 and 1.
+        size (int): Width in pixels of a spot or smudge; length of a scratch, an eighth as wide, at least 2.
+        rng (np.random.Generator): Chooses kind, place, direction and contrast.
+
+    Returns:
+        tuple[Tensor, NDArray[np.bool_]]: The image and the mask of the defect, shape ``(H, W)``.
+    """
+    height, width = image.shape[1:]
+    rows, columns = np.mgrid[:height, :width].astype(float)
+    margin = min(size // 2 + 2, height // 2 - 1, width // 2 - 1)
+    row, column = rng.integers(margin, height - margin), rng.integers(margin, width - margin)
+    angle = rng.uniform(0, np.pi)
+    along = (columns - column) * np.cos(angle) + (rows - row) * np.sin(angle)
+    across = (rows - row) * np.cos(angle) - (columns - column) * np.sin(angle)
+    kind = rng.integers(3)
+    if kind == 0:  # spot
+        strength = (np.hypot(along, across) <= size / 2).astype(float)
+    elif kind == 1:  # scratch
+        strength = ((np.abs(along) <= size / 2) & (np.abs(across) <= max(1.0, size / 16))).astype(float)
+    else:  # smudge
+        strength = np.exp(-2.0 * (along**2 + (1.5 * across) ** 2) / (size / 2) ** 2)
+    amount = rng.uniform(*_CONTRAST) * rng.choice([-1.0, 1.0])
+    changed = (image + amount * torch.from_numpy(strength).float()).clamp(0.0, 1.0)
+    return changed, strength > 0.3  # noqa: PLR2004
+
+
+@torch.no_grad()
+def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> list[dict[str, Any]]:
+    torch.manual_seed(seed)
+    module = data.build(dataset, root, split, seed, num_workers=0)
+    defaults = Sgfr(seed=seed, visualizer=False, evaluator=False)
+    model, transform = defaults.model.eval(), cast("Any", defaults.pre_processor).transform
+    resize, normalise = transform.transforms
+    model.embedder.load_pretrained()
+    sampler = SubspaceSampler(defaults.bank_size)
+    order = torch.randperm(len(module.train_data)).tolist()
+    for start in range(0, len(order), 32):
+        images = [transform(cast("Any", module.train_data[index]).image[None]) for index in order[start : start + 32]]
+        embedding = model.embed(torch.cat(images))
+        sampler.observe(embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1]))
+    model.set_bank(sampler.cover())
+
+    rng = np.random.default_rng(seed)
+    samples = module.test_data.samples
+    good = np.flatnonzero(samples["label_index"].to_numpy() == 0)
+    chosen = rng.permutation(good)[: 2 * _TEST_IMAGES]
+    images = [resize(cast("Any", module.test_data[int(index)]).image[None])[0] for index in chosen]
+    untouched, to_spoil = images[: len(images) // 2], images[len(images) // 2 :]
+    clean = _scores(model, [normalise(image) for image in untouched])
+    found = []
+    for size in _SIZES:
+        spoilt = [draw_defect(image, size, rng) for image in to_spoil]
+        scores = torch.cat((clean, _scores(model, [normalise(image) for image, _ in spoilt])))
+        masks = np.stack([np.zeros_like(spoilt[0][1])] * len(untouched) + [mask for _, mask in spoilt])
+        regions = label_regions(masks)
+        for blur in _BLURS:
+            smoothing = SgfrModel(blur=blur)
+            maps = smoothing.smooth(scores, masks.shape[1:])[:, 0].numpy()
+            pixels = pixel_scores(maps, regions)
+            metrics = {
+                "image_AUROC": image_metrics(maps.max((1, 2)), np.asarray(masks.any((1, 2))))["image_AUROC"],
+                "pixel_AP": pixels.average_precision,
+                "AUPRO": pixels.aupro,
+            }
+            found.append(
+                {"dataset": dataset, "split": split, "seed": seed, "size": size, "blur": blur}
+                | {name: round(float(value), 5) for name, value in metrics.items()}
+            )
+    return found
+
+
+def _scores(model: SgfrModel, images: list[Tensor]) -> Tensor:
+    """Patch scores ``(B, 1, h, w)`` of normalised images."""
+    parts = []
+    for start in range(0, len(images), _BATCH):
+        embedding = model.embed(torch.stack(images[start : start + _BATCH]))
+        batch, width, rows, columns = embedding.shape
+        patches = embedding.permute(0, 2, 3, 1).reshape(-1, width)
+        parts.append(model.patch_scores(patches).reshape(batch, 1, rows, columns))
+    return torch.cat(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.defect_size", description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, help="folder of the MTD images")
+    parser.add_argument("--data", default=",".join(_DATA))
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/defect-size"))
+    options = parser.parse_args(arguments)
+    places = [
+        (dataset, split or None) for dataset, _, split in (item.partition(":") for item in options.data.split(","))
+    ]
+    if options.root is None and any(dataset == "mtd" for dataset, _ in places):
+        parser.error("--root is needed for mtd; or leave it out with --data elpv-mono,elpv-poly")
+    results = options.out / "results.json"
+    found: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    for seed in options.seeds:
+        for dataset, split in places:
+            if any((row["dataset"], row["split"], row["seed"]) == (dataset, split, seed) for row in found):
+                continue
+            print(f"{dataset} {split or ''} seed {seed}", flush=True)
+            found += _evaluate(dataset, split, seed, None if dataset.startswith("elpv") else options.root)
+            write_text(results, "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
+    report(options.out)
+    print((options.out / "README.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def report(folder: Path) -> None:
+    """Write ``README.md`` and the plot from ``results.json``: medians over data sets and seeds."""
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    lines = [
+        "# Smoothing, by the size of the defect",
+        "",
+        "`python -m benchmarks.defect_size --root DIR`: spots, scratches and smudges drawn into good test images of",
+        "MTD and ELPV. Medians over data sets and seeds, in percent; `blur`: sigma of the Gaussian in pixels; the",
+        "size of the defects is in pixels of 256.",
+        "",
+    ]
+    figure, axes = plt.subplots(1, len(_METRICS), figsize=(4 * len(_METRICS), 3.4), layout="constrained")
+    for axis, metric in zip(axes, _METRICS, strict=True):
+        lines += [f"| {metric}, blur | " + " | ".join(map(str, _SIZES)) + " | mean |", "|---" * (len(_SIZES) + 2) + "|"]
+        for blur in _BLURS:
+            cells = [
+                100 * statistics.median(row[metric] for row in found if (row["size"], row["blur"]) == (size, blur))
+                for size in _SIZES
+            ]
+            lines.append(
+                f"| {blur:g} | " + " | ".join(f"{cell:.1f}" for cell in cells) + f" | {statistics.mean(cells):.1f} |"
+            )
+            axis.plot(_SIZES, cells, "o-", label=f"blur {blur:g}", lw=1.2, ms=4)
+        lines.append("")
+        axis.set(title=f"{metric}, %", xlabel="size of the defect, pixels", xscale="log", xticks=_SIZES)
+        axis.set_xticklabels(_SIZES)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="x-small")
+    save_figure(figure, folder / "defect-size.png")
+    write_text(folder / "README.md", "\n".join([*lines, "![by the size of the defect](defect-size.png)"]) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
