@@ -3,13 +3,14 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench bench-mtd clean help
+.PHONY: demo test lint bench bench-mtd bench-edge clean help
 
 help:
 	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 and pip)"
 	@echo "make test   run the tests"
 	@echo "make lint   run the linters"
 	@echo "make bench  compare with Patchcore and Padim on solar cells"
+	@echo "make bench-edge  exported models: answers, size and latency"
 	@echo "make bench-mtd ROOT=...  the full comparison on magnetic tiles, hours"
 
 $(BIN)/python:
@@ -43,6 +44,9 @@ BENCH := $(BIN)/python -m benchmarks.compare
 
 bench: $(INSTALLED)-demo
 	$(BENCH) --dataset elpv-mono --models sgfr,patchcore,padim --limit-train 100 --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench
+
+bench-edge: $(INSTALLED)-dev
+	$(BIN)/python -m benchmarks.edge --cases bare,sgfr-1000,sgfr-4000,padim --out runs/bench-edge
 
 bench-mtd: $(INSTALLED)-demo
 	@test -n "$(ROOT)" || { echo 'Say where the images are: make bench-mtd ROOT=DIR, after'; \

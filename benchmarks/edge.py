@@ -67,6 +67,7 @@ CASES: dict[str, Case] = {
     "sgfr-wide-1000": Case("sgfr", backbone=_WIDE, atoms=1000),
 }
 _BACKBONES = {_LITE: "bare", _WIDE: "bare-wide"}
+_SEARCHED = {_LITE: (153, 1024), _WIDE: (1537, 1024)}  # width of what is searched, and patches of an image
 _ANSWERS: dict[str, tuple[str, dict[str, str], list[int] | None]] = {
     "ONNX Runtime": ("model.onnx", {}, None),
     "OpenVINO f32": ("any_size.xml", _F32, None),
@@ -116,40 +117,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _steps(options: argparse.Namespace, work: Path) -> list[tuple[str, ...]]:
     """Key, module and arguments of each step."""
-    runner = "benchmarks.edge_run"
     root = [str(options.root.resolve())] if options.root else []
     folders = {name: (work / name).resolve() for name in options.cases}
     steps: list[tuple[str, ...]] = [
         (f"export {name}", "benchmarks.edge_export", name, str(folder), *root) for name, folder in folders.items()
     ]
-    for backbone in _BACKBONES:
+    jobs = _time_jobs(folders, options.runs)
+    for name, folder in folders.items():
+        jobs += _memory_jobs(name, folder)
+        jobs += _answers_jobs(name, folder)
+    return steps + [(key, "benchmarks.edge_run", step, json.dumps(job)) for key, step, job in jobs]
+
+
+def _time_jobs(folders: dict[str, Path], runs: int) -> list[tuple[str, str, dict[str, Any]]]:
+    jobs: list[tuple[str, str, dict[str, Any]]] = []
+    for backbone, bare in _BACKBONES.items():
         models = {
             name: str(folder / "model.xml") for name, folder in folders.items() if CASES[name].backbone == backbone
         }
         for precision, config in _PRECISIONS.items():
-            job = {"models": models, "config": config, "runs": options.runs, "size": _SIZE}
+            job: dict[str, Any] = {"models": models, "config": config, "runs": runs, "size": _SIZE}
             if models:
-                steps.append((f"latency {backbone} {precision}", runner, "latency", json.dumps(job)))
-    for name, folder in folders.items():
-        for shape in ([1, 3, 256, 256], [8, 3, 256, 256]):
+                jobs.append((f"latency {backbone} {precision}", "latency", job))
+        if bare in models:
+            width, patches = _SEARCHED[backbone]
+            job = {"bare": models[bare], "atoms": [1000, 4000], "width": width, "patches": patches}
+            jobs.append((f"products {backbone}", "products", {**job, "config": _F32, "runs": runs, "size": _SIZE}))
+    return jobs
+
+
+def _memory_jobs(name: str, folder: Path) -> list[tuple[str, str, dict[str, Any]]]:
+    jobs: list[tuple[str, str, dict[str, Any]]] = []
+    for shape in ([1, 3, 256, 256], [8, 3, 256, 256]):
+        if shape[0] == 1 or CASES[name].model in {"sgfr", "bare"}:  # the others' files take one image
             job = {"model": str(folder / "model.xml"), "config": _F32, "shape": shape}
-            if shape[0] == 1 or CASES[name].model in {"sgfr", "bare"}:  # the others' files take one image
-                steps.append((f"memory {name} batch {shape[0]}", runner, "memory", json.dumps(job)))
-        if not CASES[name].compared:
-            continue
+            jobs.append((f"memory {name} batch {shape[0]}", "memory", job))
+    if CASES[name].compared:
         job = {"model": str(folder / "any_size.xml"), "config": _F32, "shape": [8, 3, 1024, 1024]}
-        steps.append((f"memory {name} batch 8, 1024 px", runner, "memory", json.dumps(job)))
-        for label, (file, config, size) in _ANSWERS.items():
-            if file.startswith(("fp16", "int8")) and not CASES[name].compressed:
-                continue
-            job = {
-                "model": str(folder / file),
-                "reference": str(folder / "reference.npz"),
-                "config": config,
-                "size": size,
-            }
-            steps.append((f"answers {name} {label}", runner, "answers", json.dumps(job)))
-    return steps
+        jobs.append((f"memory {name} batch 8, 1024 px", "memory", job))
+    return jobs
+
+
+def _answers_jobs(name: str, folder: Path) -> list[tuple[str, str, dict[str, Any]]]:
+    jobs: list[tuple[str, str, dict[str, Any]]] = []
+    for label, (file, config, size) in _ANSWERS.items() if CASES[name].compared else ():
+        if CASES[name].compressed or not file.startswith(("fp16", "int8")):
+            paths = {"model": str(folder / file), "reference": str(folder / "reference.npz")}
+            jobs.append((f"answers {name} {label}", "answers", {**paths, "config": config, "size": size}))
+    return jobs
 
 
 def _measured(module: str, output: str, folder: Path) -> dict[str, Any]:
@@ -203,12 +218,34 @@ def _latency_table(found: dict[str, Any], folder: Path) -> str:
         lines.append(f"| {name} | {case.backbone} | " + " | ".join(cells) + " |")
         names.append(name)
         bars.append(shown)
+    lines += ["", *_bounds(found)]
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
     axis.barh(names[::-1], bars[::-1], color=["tab:red" if "sgfr" in name else "tab:grey" for name in names[::-1]])
     axis.set(xlabel="latency, times that of the bare backbone (f32, medians)", xscale="log")
     axis.axvline(1.0, color="black", lw=0.8)
     save_figure(figure, folder / "latency.png")
     return "\n".join([*lines, "", "![latency](latency.png)"])
+
+
+def _bounds(found: dict[str, Any]) -> list[str]:
+    """What an exact search in f32 costs at least."""
+    lines = [
+        "The product of all atoms with all patches of an image, and the least of each group of eight, alone: a model",
+        "whose search is exact and in f32 takes no less than that and the backbone. Medians of one process.",
+        "",
+        "| backbone | atoms | GFLOP | product, ms | GFLOP/s | backbone, ms | no model below, x bare |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for backbone, (width, patches) in _SEARCHED.items():
+        times = found.get(f"products {backbone}", {})
+        for name in times:
+            if name == "bare":
+                continue
+            atoms = int(name.rsplit(" ", 1)[1])
+            work, product, bare = 2e-9 * atoms * width * patches, times[name]["median_ms"], times["bare"]["median_ms"]
+            cells = [f"{atoms:,}", f"{work:.2f}", f"{product:.2f}", f"{1e3 * work / product:.0f}", f"{bare:.2f}"]
+            lines.append(f"| {backbone} | " + " | ".join(cells) + f" | {1 + product / bare:.2f} |")
+    return lines
 
 
 def _size_table(found: dict[str, Any]) -> str:

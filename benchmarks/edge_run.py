@@ -1,7 +1,7 @@
 """Run exported models without PyTorch, for the edge benchmark; each call in a process of its own.
 
-``python -m benchmarks.edge_run latency JOB``, ``... memory JOB`` or ``... answers JOB``, with a job as JSON; prints
-what it measured as JSON.
+``python -m benchmarks.edge_run latency JOB``, ``... products JOB``, ``... memory JOB`` or ``... answers JOB``, with a
+job as JSON; prints what it measured as JSON.
 """
 
 import json
@@ -29,12 +29,39 @@ def latency(job: dict[str, Any]) -> dict[str, Any]:
         for name, path in job["models"].items()
     }
     image = np.random.default_rng(0).random((1, 3, *job["size"]), np.float32)
-    found: dict[str, list[float]] = {name: [] for name in compiled}
-    for _ in range(job["runs"] // _BLOCK):
-        for name, request in compiled.items():
+    return _in_turns(compiled, dict.fromkeys(compiled, image), job["runs"])
+
+
+def products(job: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of the backbone, and of nothing but the product of all atoms with all patches of an image.
+
+    An exact search cannot take less, so these bound what a whole model can take.
+    """
+    core, rng = openvino.Core(), np.random.default_rng(0)
+    requests = {"bare": core.compile_model(job["bare"], "CPU", job["config"]).create_infer_request()}
+    inputs = {"bare": rng.random((1, 3, *job["size"]), np.float32)}
+    for atoms in job["atoms"]:
+        patches = openvino.opset8.parameter([job["width"], job["patches"]], np.float32)
+        bank = openvino.opset8.constant(rng.random((atoms, job["width"]), np.float32))
+        # the least of each group, so that the product is made but need not be handed over
+        product = openvino.opset8.matmul(bank, patches, transpose_a=False, transpose_b=False)
+        least = openvino.opset8.reduce_min(
+            openvino.opset8.reshape(product, [atoms // 8, 8, job["patches"]], special_zero=False), 1
+        )
+        name = f"product with {atoms}"
+        model = openvino.Model([least], [patches])
+        requests[name] = core.compile_model(model, "CPU", job["config"]).create_infer_request()
+        inputs[name] = rng.random((job["width"], job["patches"]), np.float32)
+    return _in_turns(requests, inputs, job["runs"])
+
+
+def _in_turns(requests: dict[str, Any], inputs: dict[str, NDArray[np.float32]], runs: int) -> dict[str, Any]:
+    found: dict[str, list[float]] = {name: [] for name in requests}
+    for _ in range(runs // _BLOCK):
+        for name, request in requests.items():
             for run in range(-3, _BLOCK):
                 start = perf_counter()
-                request.infer({0: image}, share_inputs=True, share_outputs=True)
+                request.infer({0: inputs[name]}, share_inputs=True, share_outputs=True)
                 if run >= 0:
                     found[name].append(1e3 * (perf_counter() - start))
     return {name: {"median_ms": statistics.median(times), "least_ms": min(times)} for name, times in found.items()}
@@ -121,7 +148,7 @@ def _peak_mib() -> float:
 
 
 if __name__ == "__main__":
-    step = {"latency": latency, "memory": memory, "answers": answers}[sys.argv[1]]
+    step = {"latency": latency, "products": products, "memory": memory, "answers": answers}[sys.argv[1]]
     found = step(json.loads(sys.argv[2]))
     if "torch" in sys.modules:
         sys.exit("PyTorch was imported: the measurement is not what it says.")
