@@ -10,7 +10,7 @@ from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Contribution", "Explanation", "Region", "explain"]
 
-_APART = 3  # patches between the centres of two regions, at least
+_APART = 6  # patches between the centres of two regions, at least: what is drawn around them does not overlap
 _SHOWN = 5  # contributions of a solver that uses all atoms
 
 
@@ -83,7 +83,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     Args:
         model (SgfrModel): A fitted model.
         image (Tensor): Pre-processed, shape ``(3, H, W)``.
-        regions (int): Most regions to explain; they are at least three patches apart.
+        regions (int): Most regions to explain; they are at least six patches apart.
 
     Returns:
         Explanation: The map and its worst regions.

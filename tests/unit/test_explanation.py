@@ -63,7 +63,7 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
         assert float(left) == pytest.approx(region.residual, rel=1e-3)
     places = [(region.row, region.column) for region in found.regions]
     for number, (row, column) in enumerate(places):
-        assert all(max(abs(row - other), abs(column - another)) >= 3 for other, another in places[:number])
+        assert all(max(abs(row - other), abs(column - another)) >= 6 for other, another in places[:number])
 
 
 def test_ridge_coefficients_leave_the_residual() -> None:
