@@ -128,10 +128,11 @@ def stored(model: AnomalibModule) -> tuple[int | None, int]:
     inner: Any = model.model
     extractor: nn.Module = inner.embedder.extractor if isinstance(model, Sgfr) else inner.feature_extractor
     backbone = {id(tensor) for tensor in (*extractor.parameters(), *extractor.buffers())}
+    kept = inner.state_dict().keys()
     learnt = [
         tensor
         for name, tensor in (*inner.named_parameters(), *inner.named_buffers())
-        if id(tensor) not in backbone and "blur" not in name  # a Gaussian, not learnt
+        if name in kept and id(tensor) not in backbone and "blur" not in name  # a Gaussian, not learnt
     ]
     atoms = None
     if isinstance(model, Sgfr):
