@@ -177,6 +177,7 @@ def report(folder: Path) -> None:
         lines.append("")
         axis.set(title=f"{metric}, %", xlabel="size of the defect, pixels", xscale="log", xticks=_SIZES)
         axis.set_xticklabels(_SIZES)
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="x-small")
     save_figure(figure, folder / "defect-size.png")
