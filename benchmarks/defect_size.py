@@ -3,7 +3,7 @@
     python -m benchmarks.defect_size --root DIR --out DIR
 
 The data sets with pixel masks at hand have large defects, by which alone a map would be smoothed too far. Here spots,
-scratches and smudges of a given width are drawn into images the model has not seen. Writes ``results.json``,
+scratches and smudges of a given width are drawn into images the model has not seen. Writes ``defect-size.json``,
 ``README.md`` and a plot; an interrupted command, given again, goes on where it stopped.
 """
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_sgfr import Sgfr, SubspaceSampler
+from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import data
 from benchmarks.records import write_text
@@ -81,7 +82,7 @@ def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> 
     for start in range(0, len(order), 32):
         images = [transform(cast("Any", module.train_data[index]).image[None]) for index in order[start : start + 32]]
         embedding = model.embed(torch.cat(images))
-        sampler.observe(embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1]))
+        sampler.observe(to_patches(embedding))
     model.set_bank(sampler.cover())
 
     rng = np.random.default_rng(seed)
@@ -118,9 +119,8 @@ def _scores(model: SgfrModel, images: list[Tensor]) -> Tensor:
     parts = []
     for start in range(0, len(images), _BATCH):
         embedding = model.embed(torch.stack(images[start : start + _BATCH]))
-        batch, width, rows, columns = embedding.shape
-        patches = embedding.permute(0, 2, 3, 1).reshape(-1, width)
-        parts.append(model.patch_scores(patches).reshape(batch, 1, rows, columns))
+        batch, _, rows, columns = embedding.shape
+        parts.append(model.patch_scores(to_patches(embedding)).reshape(batch, 1, rows, columns))
     return torch.cat(parts)
 
 
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if options.root is None and any(dataset == "mtd" for dataset, _ in places):
         parser.error("--root is needed for mtd; or leave it out with --data elpv-mono,elpv-poly")
-    results = options.out / "results.json"
+    results = options.out / "defect-size.json"
     found: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
     for seed in options.seeds:
         for dataset, split in places:
@@ -152,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(folder: Path) -> None:
-    """Write ``README.md`` and the plot from ``results.json``: medians over data sets and seeds."""
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    """Write ``README.md`` and the plot from ``defect-size.json``: medians over data sets and seeds."""
+    found = json.loads((folder / "defect-size.json").read_text(encoding="utf-8"))
     lines = [
         "# Smoothing, by the size of the defect",
         "",

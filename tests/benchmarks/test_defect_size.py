@@ -31,7 +31,7 @@ def test_studies_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch: 
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| image_AUROC, blur | 16 | 32 | mean |" in text
     assert (tmp_path / "defect-size.png").stat().st_size > 0
-    before = (tmp_path / "results.json").read_bytes()
+    before = (tmp_path / "defect-size.json").read_bytes()
     monkeypatch.setattr("benchmarks.defect_size._evaluate", None)  # nothing is done twice
     assert main(arguments) == 0
-    assert (tmp_path / "results.json").read_bytes() == before
+    assert (tmp_path / "defect-size.json").read_bytes() == before
