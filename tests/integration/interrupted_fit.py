@@ -39,6 +39,8 @@ def main(parts: Path, out: Path, checkpoint: Path, how: str) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
     else:
+        # A shell starts its background jobs with SIGINT ignored, and children inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         callbacks.append(Interrupt(getattr(signal, how)))
     model = Sgfr(bank_size=150, update=True, visualizer=False, pre_processor=Sgfr.configure_pre_processor((64, 64)))
     engine = Engine(accelerator="cpu", default_root_dir=out, callbacks=callbacks)
