@@ -1,18 +1,21 @@
-"""Files that a run leaves: checkpoints checked before they are used, exports written whole or not at all."""
+"""Files that a run is given: checkpoints checked before they are used, and what cannot be read named."""
 
+import time
+import traceback
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from anomalib.data.utils import read_image
+from lightning.pytorch import Trainer
 
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
 
-__all__ = ["check", "damage", "whole"]
+__all__ = ["check", "damage", "unreadable"]
+
+_LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
 
 
 def damage(path: Path | str | None) -> str | None:
@@ -60,37 +63,37 @@ def check(checkpoint: dict[str, Any], model: "Sgfr") -> None:
         state.setdefault(missing, torch.empty(0, dtype=torch.uint8))
 
 
-class _Part:
-    """Folder beside the final one that an export is made in."""
-
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.folder = folder
-        self._root = root
-
-    def done(self, made: Path) -> Path:
-        """Move what was made, and what lies beside it, to where it belongs.
-
-        Args:
-            made (Path): The file that names the others: moved last.
-
-        Returns:
-            Path: Where it is now.
-        """
-        target = self._root / made.relative_to(self.folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for file in sorted(made.parent.iterdir(), key=lambda file: file == made):
-            file.replace(target.parent / file.name)
-        return target
-
-
-@contextmanager
-def whole(export_root: Path | str) -> Iterator[_Part]:
-    """Export into a folder of its own, so that a failed or killed export leaves an earlier one as it was.
+def unreadable(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:
+    """First image that cannot be read in each data set in use, and why: what readers raise seldom names the file.
 
     Args:
-        export_root (Path | str): Folder that the export belongs in.
+        trainer (Trainer): Of the run that failed.
+        exception (Exception): How it failed; unless it came from reading an image, nothing is looked for.
+
+    Returns:
+        list[tuple[str, str]]: Paths and reasons; looks for half a minute at most.
     """
-    root = Path(export_root)
-    root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=root, prefix=".export-") as folder:
-        yield _Part(Path(folder), root)
+    # the only trace that an exception from another process has is text
+    if read_image.__name__ not in "".join(traceback.format_exception(exception)):
+        return []
+    loaders = [
+        loader
+        for name in ("train_dataloader", "val_dataloaders", "test_dataloaders", "predict_dataloaders")
+        if (found := getattr(trainer, name, None)) is not None
+        for loader in (found if isinstance(found, list | tuple) else [found])
+    ]
+    until = time.perf_counter() + _LOOKED_FOR_S
+    failed = []
+    for loader in loaders:
+        dataset = getattr(loader, "dataset", None)
+        samples = getattr(dataset, "samples", None)
+        paths = getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
+        for path in () if paths is None else paths:
+            if time.perf_counter() > until:
+                break
+            try:
+                read_image(path)
+            except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
+                failed.append((str(path), f"{type(error).__name__}: {error}"))
+                break
+    return failed

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from anomalib.data.utils import get_image_filenames, read_image
+from anomalib.data.utils import get_image_filenames
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from anomalib_sgfr.pre_processing import read_prepared
+
 if TYPE_CHECKING:
     from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["NominalPostProcessor", "alarm_threshold", "nominal_scores"]
+__all__ = ["NominalPostProcessor", "adopted", "alarm_threshold", "nominal_scores"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +108,23 @@ class NominalPostProcessor(PostProcessor):
             FileNotFoundError: If there is no image in ``held_out``.
         """
         if self.held_out is not None:
-            paths = [str(path) for path in get_image_filenames(self.held_out)]
+            paths = self._held_out_images()
         step = max(1.0, len(paths) / self.images)
         chosen = [paths[int(place)] for place in np.arange(0, len(paths), step)]
         self.calibrate(nominal_scores(model, pre_processor, chosen, leave_out=self.held_out is None))
+
+    def _held_out_images(self) -> list[str]:
+        try:
+            return [str(path) for path in get_image_filenames(str(self.held_out))]
+        except (FileNotFoundError, ValueError) as error:
+            msg = f"held_out: there is no image in '{self.held_out}'."
+            raise FileNotFoundError(msg) from error
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a folder without images before the fit, and not when it ends."""
+        super().on_fit_start(trainer, pl_module)
+        if self.held_out is not None:
+            self._held_out_images()
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
@@ -152,8 +167,28 @@ class NominalPostProcessor(PostProcessor):
         del norm_min, norm_max
         if preds is None:
             return None
-        squashed = preds / (preds + threshold)
+        # where all nominal scores are zero, so may be the threshold
+        squashed = preds / (preds + threshold.clamp_min(torch.finfo(threshold.dtype).tiny))
         return torch.where(torch.isnan(threshold), preds, squashed)
+
+
+def adopted(ours: Any, checkpoint: dict[str, Any], callbacks: list[Any]) -> Any:  # noqa: ANN401
+    """Have the kind of post-processor whose thresholds a checkpoint holds: anomalib restores its default kind.
+
+    Args:
+        ours (Any): The model's post-processor.
+        checkpoint (dict[str, Any]): As Lightning read it.
+        callbacks (list[Any]): The trainer's, where the model's post-processor is replaced too.
+
+    Returns:
+        Any: A post-processor that the checkpoint's state fits, or ours.
+    """
+    stored = checkpoint.get("anomalib_post_processor_config") or {}
+    if "false_alarm_rate" not in stored or type(ours) is not PostProcessor:
+        return ours
+    theirs = NominalPostProcessor()
+    callbacks[:] = [theirs if callback is ours else callback for callback in callbacks]
+    return theirs
 
 
 @torch.no_grad()
@@ -175,10 +210,7 @@ def nominal_scores(model: "SgfrModel", pre_processor: Any, paths: Sequence[str],
     scores = []
     try:
         for path in paths:
-            image: Any = read_image(path, as_tensor=True)
-            image = image[None].to(model.bank.device)
-            if pre_processor and pre_processor.transform:
-                image = pre_processor.transform(image)
+            image = read_prepared(path, pre_processor)[None].to(model.bank.device)
             with model.only(model.bank_origin[:, 0] != numbers.get(path, -2)):
                 scores.append(float(model(image).pred_score))
     finally:

@@ -5,16 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from anomalib.data.utils import read_image
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from anomalib_sgfr.artefacts import damage
+from anomalib_sgfr.artefacts import damage, unreadable
 from anomalib_sgfr.sampling import SubspaceSampler
 
 __all__ = ["SubspaceSampling"]
 
-_LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
 _PATHS = 10_000  # of images whose patches are no atoms any more, before they are forgotten
 
 
@@ -120,40 +118,8 @@ class SubspaceSampling(Callback):
             wrong = damage(trainer.ckpt_path)
             if wrong:
                 exception.add_note(wrong)
-            for path, reason in unreadable(trainer):
+            for path, reason in unreadable(trainer, exception):
                 exception.add_note(f"{path} cannot be read: {reason}")
         if self.sampler is not None:
             self.sampler = None
             cast("Callable[[], None]", pl_module.abandon_fit)()
-
-
-def unreadable(trainer: Trainer) -> list[tuple[str, str]]:
-    """First image that cannot be read in each data set in use, and why: what readers raise seldom names the file.
-
-    Args:
-        trainer (Trainer): Of the run that failed.
-
-    Returns:
-        list[tuple[str, str]]: Paths and reasons; looks for half a minute at most.
-    """
-    loaders = [
-        loader
-        for name in ("train_dataloader", "val_dataloaders", "test_dataloaders", "predict_dataloaders")
-        if (found := getattr(trainer, name, None)) is not None
-        for loader in (found if isinstance(found, list | tuple) else [found])
-    ]
-    until = time.perf_counter() + _LOOKED_FOR_S
-    failed = []
-    for loader in loaders:
-        dataset = getattr(loader, "dataset", None)
-        samples = getattr(dataset, "samples", None)
-        paths = getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
-        for path in () if paths is None else paths:
-            if time.perf_counter() > until:
-                break
-            try:
-                read_image(path)
-            except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
-                failed.append((str(path), f"{type(error).__name__}: {error}"))
-                break
-    return failed

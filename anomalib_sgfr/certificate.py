@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.sampling import Cover
-from anomalib_sgfr.self_expression import nearest, search_index
+from anomalib_sgfr.search import nearest, search_index
 
 __all__ = ["Certificate", "certify"]
 

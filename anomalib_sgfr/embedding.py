@@ -13,7 +13,7 @@ from torch.nn import functional
 from anomalib_sgfr import plugin
 from anomalib_sgfr.backbones import load_pretrained, require_known
 
-__all__ = ["PatchEmbedder", "Stage", "assemble", "backbone_stages", "resolve_layers"]
+__all__ = ["PatchEmbedder", "Stage", "assemble", "backbone_stages", "resolve_layers", "to_patches"]
 
 _DEFAULT_STRIDES = (8, 16)
 
@@ -43,10 +43,18 @@ def backbone_stages(backbone: str) -> tuple[Stage, ...]:
     try:
         with torch.device("meta"):
             info: Any = timm.create_model(backbone, pretrained=False, features_only=True).feature_info
-    except (RuntimeError, AttributeError, NotImplementedError, TypeError, AssertionError) as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
+        # timm has no error of its own for it. All of its own models work; of those a user registers, RuntimeError is
+        # what timm says of one it cannot take apart, AttributeError is one that knows no feature_info, TypeError one
+        # whose function takes no features_only.
         msg = f"backbone '{backbone}' offers no intermediate features through timm: {error}"
         raise ValueError(msg) from error
     return tuple(Stage(item["module"], item["reduction"], item["num_chs"]) for item in info.info)
+
+
+def to_patches(embedding: Tensor) -> Tensor:
+    """Patches ``(B * h * w, d)``, ``float32``, of embedding maps ``(B, d, h, w)``: image by image, row by row."""
+    return embedding.flatten(2).transpose(1, 2).flatten(0, 1).float()
 
 
 def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[str]:

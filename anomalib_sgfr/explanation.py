@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr import self_expression
+from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Contribution", "Explanation", "Region", "explain"]
@@ -111,7 +112,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
         raise RuntimeError(msg)
     anomaly_map = maps[0, 0]
     rows, columns = embedding.shape[2:]
-    patches = embedding[0].flatten(1).T.float()  # (h * w, d)
+    patches = to_patches(embedding)
     residuals = model.patch_scores(patches).reshape(rows, columns)
     # the map at the patches' own resolution: its largest value over each patch
     coarse = torch.nn.functional.adaptive_max_pool2d(anomaly_map[None], (rows, columns))[0]

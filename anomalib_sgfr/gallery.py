@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from anomalib.data.utils import read_image
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import Compose, Normalize
 
+from anomalib_sgfr.pre_processing import read_prepared
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["THUMBNAIL", "Gallery", "crop", "displayed", "thumbnails"]
@@ -58,11 +58,10 @@ class Gallery:
 
     def _load(self, path: str) -> NDArray[np.float32] | None:
         try:
-            image: Any = read_image(path, as_tensor=True)
-        except (OSError, ValueError, SyntaxError):
+            image = read_prepared(path, self._pre_processor)
+        except (OSError, ValueError, SyntaxError):  # gone, or not an image any more, as Pillow's readers say it
             return None
-        transform = getattr(self._pre_processor, "transform", None)
-        return displayed(self._pre_processor, image if transform is None else transform(image))
+        return displayed(self._pre_processor, image)
 
     def original(self, atom: int, grid: tuple[int, int]) -> NDArray[np.float32] | None:
         """What an atom was seen in, or ``None`` if its image is gone or was never known."""

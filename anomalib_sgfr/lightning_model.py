@@ -1,20 +1,16 @@
 """Sgfr as an anomalib model: the Lightning wrapper around :class:`~anomalib_sgfr.torch_model.SgfrModel`."""
 
-import csv
 import itertools
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, ImageBatch
-from anomalib.deploy import CompressionType
+from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
-from anomalib.post_processing import PostProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -23,28 +19,27 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import plugin
 from anomalib_sgfr.arguments import Solver
-from anomalib_sgfr.artefacts import check, damage, whole
+from anomalib_sgfr.artefacts import check, damage
 from anomalib_sgfr.backbones import normalisation
-from anomalib_sgfr.calibration import NominalPostProcessor, nominal_scores
+from anomalib_sgfr.calibration import NominalPostProcessor, adopted
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
 from anomalib_sgfr.distributed import gather, gather_objects, largest
+from anomalib_sgfr.embedding import to_patches
+from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.provenance import renumbered, shifted
-from anomalib_sgfr.quantisation import keeping_in_float, resized_to_fit
-from anomalib_sgfr.sampling import SubspaceSampler, merge, settle
+from anomalib_sgfr.sampling import SubspaceSampler, merge
+from anomalib_sgfr.suspects import drop_suspects, write_suspects
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
 
 logger = logging.getLogger(__name__)
 
-# What the dynamo exporter implements natively; anomalib asks for 14, which it can only reach by a failing conversion.
-_ONNX_OPSET = 18
 
-
-class Sgfr(MemoryBankMixin, AnomalibModule):
+class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
     """Subspace-guided feature reconstruction: find and localise defects after seeing only good parts.
 
     Learns a small bank of nominal patch embeddings in one pass over the training images, rebuilds every target patch
@@ -184,9 +179,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
                 there is nothing to add to, or if weights are missing.
         """
         if self.update:
-            self._require_fitted("add to")
+            self.require_fitted("add to")
         elif self.trainer.ckpt_path is not None:
-            self._require_fitted("resume from")
+            self.require_fitted("resume from")
             return
         if self.seed is not None:
             torch.manual_seed(self.seed)
@@ -230,22 +225,12 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If the checkpoint is another model's, of another backbone, or its bank is not finite.
         """
         check(checkpoint, self)
-        self._adopt_post_processor(checkpoint)
+        self.post_processor = adopted(self.post_processor, checkpoint, getattr(self._trainer, "callbacks", []))
         super().on_load_checkpoint(checkpoint)
         if self.update:
             checkpoint.pop("loops", None)
         if self._anchor is not None:
             checkpoint["state_dict"]["_anchor"] = self._anchor.detach()
-
-    def _adopt_post_processor(self, checkpoint: dict[str, Any]) -> None:
-        """Have the kind of post-processor whose thresholds the checkpoint holds: anomalib restores its default kind."""
-        stored = next((checkpoint[key] for key in checkpoint if "post_processor" in key), None)
-        ours = self.post_processor
-        if not isinstance(stored, dict) or "false_alarm_rate" not in stored or type(ours) is not PostProcessor:
-            return
-        self.post_processor = NominalPostProcessor()
-        callbacks = getattr(self._trainer, "callbacks", [])
-        callbacks[:] = [self.post_processor if callback is ours else callback for callback in callbacks]
 
     def setup(self, stage: str) -> None:
         """Give several processes the trainable parameter that PyTorch's data-parallel wrapper insists on."""
@@ -281,7 +266,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         embedding = self.model.embed(images)
         return {
             "loss": loss if self._anchor is None else 0 * self._anchor,
-            "embedding": embedding.flatten(2).transpose(1, 2).flatten(0, 1).float(),
+            "embedding": to_patches(embedding),
             "grid": tuple(embedding.shape[2:]),
         }
 
@@ -306,12 +291,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             cover, images = renumbered(cover, dict(enumerate(itertools.chain.from_iterable(known))))
         self.model.set_bank(cover, max(threshold, radius), images)
         self._was_fitted = False
-        if self.trim:
-            self._drop_suspects()
-        if self.thumbnails:
-            self.model.bank_thumbnails = make_thumbnails(self.model, self.pre_processor, self._sampling.grid)
-        if isinstance(self.post_processor, NominalPostProcessor):
-            self.post_processor.calibrate_for(self.model, self.pre_processor, self._training_images())
+        self._after_fit(self._training_images())
         found = self.certificate()
         if self.trainer.is_global_zero:
             logger.info("Learnt a bank of %d atoms x %d from %d patches.", *self.model.bank.shape, found.patches)
@@ -320,32 +300,18 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         for destination in self.trainer.loggers:
             destination.log_metrics(measured, self.trainer.global_step)
 
-    def _drop_suspects(self) -> None:
-        """Take from the bank the atoms of the training images that the others' atoms rebuild worst."""
-        paths = self._training_images()
-        scores = nominal_scores(self.model, self.pre_processor, paths, leave_out=True)
-        worst = sorted(zip(paths, scores, strict=True), key=lambda item: -item[1])
-        self.suspects = worst[: math.ceil(self.trim * len(paths))]
-        images = self.model.images
-        numbers = [images.index(path) for path, _ in self.suspects if path in images]
-        cover = self.model.cover
-        dropped = torch.isin(cover.origin[:, 0], torch.tensor(numbers, device=cover.origin.device))
-        if bool(dropped.all()):
-            logger.warning("trim=%g would leave no atom: the bank is kept as it is.", self.trim)
-            return
-        kept = settle(cover.rows(~dropped), cover.rows(dropped))
-        kept, images = renumbered(kept, dict(enumerate(images)))
-        self.model.set_bank(kept, float(self.model.bank_threshold), images)
-        if self.trainer.is_global_zero:
-            logger.info("Suspected of being defective, the worst first:")
-            for path, score in self.suspects:
-                logger.info("  %.4g  %s", score, path)
-            table = Path(self.trainer.default_root_dir) / "suspects.csv"
-            table.parent.mkdir(parents=True, exist_ok=True)
-            whole = table.with_suffix(".part")
-            with whole.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("image", "score"), *self.suspects])
-            whole.replace(table)
+    def _after_fit(self, paths: list[str]) -> None:
+        """What some fits do once there is a bank: leave out suspects, keep pictures, set a threshold."""
+        if self.trim:
+            self.suspects = drop_suspects(self.model, self.pre_processor, paths, self.trim)
+            if self.trainer.is_global_zero:
+                write_suspects(self.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
+            suspected = {path for path, _ in self.suspects}
+            paths = [path for path in paths if path not in suspected]
+        if self.thumbnails:
+            self.model.bank_thumbnails = make_thumbnails(self.model, self.pre_processor, self._sampling.grid)
+        if isinstance(self.post_processor, NominalPostProcessor):
+            self.post_processor.calibrate_for(self.model, self.pre_processor, paths)
 
     def _training_images(self) -> list[str]:
         """Paths of the training images; of those that atoms come from, if the data set does not tell."""
@@ -384,53 +350,21 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
 
     def on_test_start(self) -> None:
         """Refuse to test a model that is not fitted."""
-        self._require_fitted("test")
+        self.require_fitted("test")
 
     def on_predict_start(self) -> None:
         """Refuse to predict with a model that is not fitted."""
-        self._require_fitted("predict with")
+        self.require_fitted("predict with")
 
-    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Export as anomalib does, once fitted; the file is replaced when the new one is whole."""
-        self._require_fitted("export")
-        with whole(export_root) as part:
-            return part.done(super().to_torch(part.folder, model_file_name))
+    def require_fitted(self, action: str) -> None:
+        """Refuse what only a fitted model can do.
 
-    def to_onnx(  # type: ignore[override]  # the signature is anomalib's
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Path:
-        """Export as anomalib does, once fitted, at an operator set that the exporter reaches without a conversion.
+        Args:
+            action (str): What is asked for.
 
-        The files are replaced when the new ones are whole.
+        Raises:
+            RuntimeError: If the model is not fitted.
         """
-        self._require_fitted("export")
-        options = {"opset_version": _ONNX_OPSET, **kwargs}
-        with whole(export_root) as part:
-            return part.done(super().to_onnx(part.folder, model_file_name, input_size, **options))
-
-    def to_openvino(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
-        """Export as anomalib does, once fitted; the files are replaced when the new ones are whole."""
-        self._require_fitted("export")
-        with whole(export_root) as part:
-            return part.done(super().to_openvino(part.folder, *args, **kwargs))
-
-    def _compress_ov_model(
-        self,
-        model: Any,  # noqa: ANN401
-        compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        """Compress as anomalib does, but for what eight bits would ruin, with images of the size the model takes."""
-        with keeping_in_float(model), resized_to_fit(datamodule, model):
-            return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
-
-    def _require_fitted(self, action: str) -> None:
         if not self._is_fitted or not self.model.is_fitted:
             msg = (
                 f"cannot {action} an Sgfr that is not fitted: call fit or train first, or pass a ckpt_path that was "

@@ -3,11 +3,27 @@
 from typing import Any
 
 import torch
+from anomalib.data.utils import read_image
 from anomalib.pre_processing import PreProcessor
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Resize, Transform
 
-__all__ = ["ExactResize", "SgfrPreProcessor", "resizing"]
+__all__ = ["ExactResize", "SgfrPreProcessor", "read_prepared", "resizing"]
+
+
+def read_prepared(path: str, pre_processor: Any) -> Tensor:  # noqa: ANN401
+    """Read an image and pre-process it as the Engine does.
+
+    Args:
+        path (str): The file.
+        pre_processor (Any): anomalib's or one like it, or ``None``.
+
+    Returns:
+        Tensor: Shape ``(3, H, W)``.
+    """
+    image: Any = read_image(path, as_tensor=True)
+    transform = getattr(pre_processor, "transform", None)
+    return image if transform is None else transform(image)
 
 
 def resizing(before: int, after: int, device: torch.device | None = None) -> Tensor:

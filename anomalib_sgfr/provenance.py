@@ -10,7 +10,7 @@ __all__ = ["renumbered", "shifted"]
 
 
 def renumbered(cover: Cover, images: Mapping[int, str]) -> tuple[Cover, list[str]]:
-    """Number anew the images that atoms come from, from zero, without gaps.
+    """Number anew the images that atoms come from, from zero, without gaps, each path once.
 
     Args:
         cover (Cover): Atoms.
@@ -21,11 +21,11 @@ def renumbered(cover: Cover, images: Mapping[int, str]) -> tuple[Cover, list[str
         gets the number -1.
     """
     numbers, place = cover.origin[:, 0].unique(return_inverse=True)
-    known = [number for number in numbers.tolist() if number in images]
-    new = {number: index for index, number in enumerate(known)}
-    table = torch.tensor([new.get(number, -1) for number in numbers.tolist()], device=numbers.device)
+    paths = [images.get(number) for number in numbers.tolist()]
+    new = {path: index for index, path in enumerate(dict.fromkeys(path for path in paths if path is not None))}
+    table = torch.tensor([-1 if path is None else new[path] for path in paths], device=numbers.device)
     origin = torch.cat((table[place][:, None], cover.origin[:, 1:]), 1)
-    return cover._replace(origin=origin), [images[number] for number in known]
+    return cover._replace(origin=origin), list(new)
 
 
 def shifted(cover: Cover, by: int) -> Cover:

@@ -15,21 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from anomalib_sgfr.search import Index, nearest, search_index
+
 __all__ = [
     "Expression",
-    "Index",
     "affine",
     "affine_distance",
-    "nearest",
     "omp",
     "ridge",
     "ridge_code",
     "ridge_operator",
-    "search_index",
 ]
 
-_GROUP = 8  # atoms whose least distance stands for them all while the nearest are looked for
-_FAR = 1e30  # squared distance of what only fills a group
 _TIE = 1e-6  # relative difference of squared distances that rounding may turn round
 _WELL_CONDITIONED = 1e-4  # regularisation from which float32 solves the normal equations as they are
 
@@ -110,7 +107,7 @@ def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float =
 
 
 def affine_distance(
-    target: Tensor, bank: Tensor, num_atoms: int, regularisation: float = 0.0, index: "Index | None" = None
+    target: Tensor, bank: Tensor, num_atoms: int, regularisation: float = 0.0, index: Index | None = None
 ) -> Tensor:
     """Length of the residual that :func:`affine` leaves, for less: without the residual itself.
 
@@ -245,12 +242,7 @@ def ridge_operator(bank: Tensor, regularisation: float) -> Tensor:
         ValueError: If the bank is empty or not finite, or ``regularisation`` is negative.
     """
     _check(bank, bank, regularisation=regularisation)
-    _, singular, axes = torch.linalg.svd(bank.double(), full_matrices=False)
-    energy = singular.square()
-    alpha = regularisation * energy.sum() / bank.shape[1]
-    cutoff = energy.amax() * torch.finfo(torch.float64).eps * max(bank.shape)
-    # R = I - V diag(s^2 / (s^2 + alpha)) V'; null directions of the bank are left wholly to the residual
-    kept = torch.where(energy > cutoff, energy / (energy + alpha).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    _, _, axes, kept = _spectrum(bank, regularisation)
     operator = torch.eye(bank.shape[1], dtype=torch.float64, device=bank.device) - (axes.T * kept) @ axes
     return operator.to(bank.dtype)
 
@@ -287,65 +279,22 @@ def ridge_code(target: Tensor, bank: Tensor, regularisation: float) -> Tensor:
         ValueError: As :func:`ridge_operator`, or if shapes or dtypes disagree.
     """
     _check(target, bank, regularisation=regularisation)
+    left, singular, axes, kept = _spectrum(bank, regularisation)
+    gain = _reciprocal(singular, torch.zeros_like(singular)) * kept
+    return ((target.double() @ axes.T * gain) @ left.T).to(target.dtype)
+
+
+def _spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Singular value decomposition of a bank in float64, and the share of each axis that ridge reconstruction keeps.
+
+    Null directions of the bank keep nothing, also without regularisation.
+    """
     left, singular, axes = torch.linalg.svd(bank.double(), full_matrices=False)
     energy = singular.square()
     alpha = regularisation * energy.sum() / bank.shape[1]
     cutoff = energy.amax() * torch.finfo(torch.float64).eps * max(bank.shape)
-    gain = torch.where(energy > cutoff, singular / (energy + alpha).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    return ((target.double() @ axes.T * gain) @ left.T).to(target.dtype)
-
-
-class Index(NamedTuple):
-    """A bank made ready for the search of nearest atoms, by :func:`search_index`.
-
-    Attributes:
-        atoms (Tensor): Rows ``(b - centre, |b - centre|^2)``, in whole groups of eight, shape ``(8 g, d + 1)``.
-        centre (Tensor): Mean of the bank, shape ``(d,)``.
-    """
-
-    atoms: Tensor
-    centre: Tensor
-
-
-def search_index(bank: Tensor) -> Index:
-    """Make a bank ready for :func:`nearest`.
-
-    Args:
-        bank (Tensor): Shape ``(M, d)``, floating point.
-
-    Returns:
-        Index: Of the same dtype.
-    """
-    centre = bank.mean(0)
-    atoms = bank - centre
-    missing = -len(bank) % _GROUP
-    length = functional.pad(atoms.square().sum(1, keepdim=True), (0, 0, 0, missing), value=_FAR)
-    return Index(torch.cat((functional.pad(atoms, (0, 0, 0, missing)), length), 1), centre)
-
-
-def nearest(target: Tensor, index: Index, k: int) -> Tensor:
-    """Rows of the bank nearest to each target.
-
-    Both are centred on the bank: the expansion ``|b|^2 - 2 x.b`` (without ``|x|^2``, which orders nothing) loses digits
-    to a common offset, and post-activation features have a large one. The squared length of an atom is one more
-    coordinate, which saves a pass over all distances. The ``k`` nearest lie in the ``k`` groups of atoms that come
-    nearest, so that one pass of minima leaves few distances to sort.
-
-    Args:
-        target (Tensor): Shape ``(N, d)``, floating point.
-        index (Index): Of a bank ``(M, d)`` of the same dtype.
-        k (int): Between one and ``M``.
-
-    Returns:
-        Tensor: Shape ``(N, k)``, ``int64``, from nearest to farthest.
-    """
-    points = functional.pad(-2.0 * (target - index.centre), (0, 1), value=1.0)
-    groups = index.atoms.shape[0] // _GROUP
-    distance = (index.atoms @ points.T).unflatten(0, (groups, _GROUP))  # (g, 8, N)
-    closest = distance.amin(1).topk(min(k, groups), dim=0, largest=False).indices  # (k, N)
-    within = distance.gather(0, closest.unsqueeze(1).expand(-1, _GROUP, -1)).flatten(0, 1)  # (8 k, N)
-    place = within.topk(k, dim=0, largest=False).indices
-    return (closest.gather(0, place // _GROUP) * _GROUP + place % _GROUP).T
+    kept = torch.where(energy > cutoff, energy / (energy + alpha).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return left, singular, axes, kept
 
 
 def _spd_inverse(matrix: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from torch.nn import functional
 from anomalib_sgfr import plugin, self_expression
 from anomalib_sgfr.arguments import Solver
 from anomalib_sgfr.certificate import Certificate, certify
-from anomalib_sgfr.embedding import PatchEmbedder
+from anomalib_sgfr.embedding import PatchEmbedder, to_patches
 from anomalib_sgfr.sampling import Cover
+from anomalib_sgfr.search import Index, search_index
 
 __all__ = ["SgfrModel"]
 
@@ -135,7 +136,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     def _make_index(self, *_: object) -> None:
         if self.solver == "affine" and self.is_fitted:
-            self.index_atoms, self.index_centre = self_expression.search_index(self.bank)
+            self.index_atoms, self.index_centre = search_index(self.bank)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without what follows from the bank."""
@@ -207,7 +208,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         """
         embedding = self.embed(images)
         if self.training:
-            return embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1]).float()
+            return to_patches(embedding)
         return self.score(embedding, images.shape[-2:])
 
     def embed(self, images: Tensor) -> Tensor:
@@ -324,7 +325,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             return self_expression.ridge(patches, self.operator).norm(dim=1)
         if self.solver == "omp":
             return self_expression.omp(patches, self.bank, self.num_atoms).residual.norm(dim=1)
-        index = self_expression.Index(self.index_atoms, self.index_centre)
+        index = Index(self.index_atoms, self.index_centre)
         return self_expression.affine_distance(patches, self.bank, self.num_atoms, self.regularisation, index)
 
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_sgfr import self_expression
-from anomalib_sgfr.embedding import backbone_stages
+from anomalib_sgfr.embedding import backbone_stages, to_patches
 from anomalib_sgfr.sampling import SubspaceSampler
+from anomalib_sgfr.search import nearest, search_index
 from anomalib_sgfr.selection import farthest_first
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks.features import Features
@@ -61,8 +62,8 @@ class Prototype(SgfrModel):
     @torch.no_grad()
     def distance(self, embedding: Tensor) -> Tensor:
         """Patch scores ``(B, 1, h, w)`` of embeddings ``(B, d, h, w)``."""
-        batch, width, rows, columns = embedding.shape
-        patches = embedding.permute(0, 2, 3, 1).reshape(-1, width)
+        batch, _, rows, columns = embedding.shape
+        patches = to_patches(embedding)
         if self.nominal is None and self.weight is None:
             return self.patch_scores(patches).reshape(batch, 1, rows, columns)
         scores = []
@@ -147,7 +148,7 @@ def _prune(bank: Tensor, size: int, arguments: dict[str, Any]) -> Tensor:
         drop = (len(bank) - size) // left
         if drop <= 0:
             continue
-        near = self_expression.nearest(bank, self_expression.search_index(bank), k + 1)
+        near = nearest(bank, search_index(bank), k + 1)
         own = near == torch.arange(len(bank))[:, None]
         own[:, -1] |= ~own.any(1)  # a twin may hide an atom from its own list
         others = near[~own].reshape(len(bank), k)

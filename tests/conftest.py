@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import Folder
+from anomalib.engine import Engine
 from PIL import Image
+
+from anomalib_sgfr import Sgfr
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; fail at once instead of retrying
 
@@ -68,6 +71,24 @@ def folder_datamodule(root: Path, **overrides: object) -> Folder:
         "seed": 0,
     }
     return Folder(**{**arguments, **overrides})  # type: ignore[arg-type]
+
+
+def engine_in(folder: Path, **arguments: object) -> Engine:
+    """Build a quiet Engine on the CPU that writes under a folder."""
+    quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+    return Engine(default_root_dir=folder, **{**quiet, **arguments})  # type: ignore[arg-type]
+
+
+def small(**arguments: object) -> Sgfr:
+    """Build a model with a small bank, without pictures and metrics."""
+    return Sgfr(**{"bank_size": 200, "visualizer": False, "evaluator": False, **arguments})  # type: ignore[arg-type]
+
+
+def fit(model: Sgfr, datamodule: Folder, folder: Path, **arguments: object) -> Engine:
+    """Fit a model and return the Engine that did."""
+    engine = engine_in(folder, **arguments)
+    engine.fit(model, datamodule=datamodule)
+    return engine
 
 
 @pytest.fixture(autouse=True)

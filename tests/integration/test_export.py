@@ -13,19 +13,14 @@ import torch
 from anomalib.data import PredictDataset
 from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, ExportType
-from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
 from anomalib_sgfr.quantisation import float_operations, keeping_in_float
-from tests.conftest import folder_datamodule, write_image
+from tests.conftest import engine_in, folder_datamodule, write_image
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
-
-
-def engine_in(folder: Path) -> Engine:
-    return Engine(default_root_dir=folder, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,11 @@ import pytest
 import torch
 from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
-from anomalib.engine import Engine
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
-from tests.conftest import folder_datamodule, write_image
+from tests.conftest import engine_in, folder_datamodule, small, write_image
 
 ROOT = Path(__file__).parents[2]
-
-
-def engine_in(folder: Path) -> Engine:
-    return Engine(default_root_dir=folder, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-
-
-def small(**arguments: object) -> Sgfr:
-    return Sgfr(**{"bank_size": 50, "visualizer": False, "evaluator": False, **arguments})
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +97,22 @@ def test_an_image_that_cannot_be_read_is_named(checkpoint: Path, tmp_path: Path)
     with pytest.raises(Exception) as caught:  # noqa: PT011  # the reader's, of several types
         engine_in(tmp_path).predict(model, dataset=PredictDataset(folder))
     assert any("1.png cannot be read" in note for note in caught.value.__notes__)
+
+
+def test_no_image_is_looked_for_when_something_else_failed(
+    checkpoint: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+
+    def broken(*_: object) -> None:
+        msg = "not an image's fault"
+        raise ValueError(msg)
+
+    monkeypatch.setattr(model, "validation_step", broken)
+    monkeypatch.setattr(model, "predict_step", broken)
+    monkeypatch.setattr("anomalib_sgfr.artefacts.time", None)  # looking takes the time
+    with pytest.raises(ValueError, match="not an image's fault"):
+        engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
 
 
 @pytest.mark.parametrize("export_type", [ExportType.TORCH, ExportType.OPENVINO])

@@ -1,11 +1,14 @@
 """Thresholds from nominal images: the rate of false alarms is what was asked for."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from anomalib.data import InferenceBatch
 
-from anomalib_sgfr.calibration import NominalPostProcessor, alarm_threshold
+from anomalib_sgfr.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
+from tests.conftest import fit, folder_datamodule, small
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
@@ -64,3 +67,31 @@ def test_a_checkpoint_keeps_threshold_and_configuration() -> None:
     restored.load_state_dict(processor.state_dict())
     assert (restored.false_alarm_rate, restored.images) == (0.05, 7)
     assert restored.image_threshold == processor.image_threshold
+
+
+def test_a_threshold_of_zero_still_orders_scores() -> None:
+    processor = NominalPostProcessor(0.2)
+    processor.calibrate([0.0] * 9)
+    found = processor(InferenceBatch(pred_score=torch.tensor([0.0, 1e-3, 2.0])))
+    assert torch.isfinite(found.pred_score).all()
+    assert found.pred_label.tolist() == [False, True, True]
+
+
+def test_a_folder_without_held_out_images_is_refused_before_the_fit(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "missing", tmp_path / "empty"):
+        model = small(post_processor=NominalPostProcessor(held_out=str(folder)))
+        with pytest.raises(FileNotFoundError, match=folder.name):
+            fit(model, folder_datamodule(parts), tmp_path)
+        assert not model.model.is_fitted
+
+
+def test_held_out_images_set_the_threshold(parts: Path, tmp_path: Path) -> None:
+    model = small(post_processor=NominalPostProcessor(0.2, held_out=str(parts / "good_test")))
+    fit(model, folder_datamodule(parts), tmp_path)
+    paths = [str(path) for path in sorted((parts / "good_test").iterdir())]
+    scores = nominal_scores(model.model, model.pre_processor, paths, leave_out=False)
+    assert float(model.post_processor.image_threshold) == pytest.approx(alarm_threshold(scores, 0.2))
+    seen = [str(path) for path in sorted((parts / "good").iterdir())]
+    known, unknown = (nominal_scores(model.model, model.pre_processor, seen, leave_out=out) for out in (False, True))
+    assert all(without > having for without, having in zip(unknown, known, strict=True))

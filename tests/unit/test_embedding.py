@@ -1,9 +1,12 @@
 """Layers by default and by name, and the alignment of feature maps."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.nn import functional
 
 from anomalib_sgfr.embedding import PatchEmbedder, assemble, backbone_stages, resolve_layers
@@ -94,3 +97,28 @@ def test_stages_are_timms() -> None:
     assert [stage.stride for stage in stages] == [2, 4, 8, 16, 32]
     assert [stage.channels for stage in stages] == [16, 24, 40, 112, 320]
     np.testing.assert_equal([stage.layer for stage in stages], [f"blocks.{index}" for index in (0, 1, 2, 4, 6)])
+
+
+def _knows_no_feature_info(**_: object) -> nn.Module:
+    return nn.Linear(1, 1)
+
+
+def _takes_no_features_only() -> nn.Module:
+    return nn.Linear(1, 1)
+
+
+def _cannot_be_taken_apart(**arguments: object) -> nn.Module:
+    from timm.models import build_model_with_cfg
+
+    return build_model_with_cfg(nn.Linear, "taken_apart", in_features=1, out_features=1, feature_cfg=None, **arguments)
+
+
+@pytest.mark.parametrize("make", [_knows_no_feature_info, _takes_no_features_only, _cannot_be_taken_apart])
+def test_a_backbone_that_offers_no_features_is_named(
+    make: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm.models._registry as registry
+
+    monkeypatch.setitem(registry._model_entrypoints, "featureless", make)
+    with pytest.raises(ValueError, match="backbone 'featureless' offers no intermediate features through timm"):
+        backbone_stages("featureless")

@@ -51,7 +51,7 @@ def test_the_order_of_the_bank_does_not_matter(pair: tuple[Tensor, Tensor], k: i
     scale = 1.0 + float(target.norm(dim=1).amax() + bank.norm(dim=1).amax())
     one, other = (affine_distance(target, rows, k, 1e-3) for rows in (bank, bank[order]))
     # equally distant atoms at the edge of the support may be chosen either way: their coefficients are zero
-    torch.testing.assert_close(one, other, atol=2e-2 * scale, rtol=0)
+    torch.testing.assert_close(one, other, atol=2e-3 * scale, rtol=0)
 
 
 @hypothesis.given(targets_and_banks())
@@ -93,8 +93,9 @@ def test_every_precision_gives_finite_residuals_of_its_own(
     for residual in (affine(target, bank, k, 1e-3).residual, omp(target, bank, k).residual):
         assert residual.dtype == dtype
         assert bool(torch.isfinite(residual).all())
-    # a target that is an atom is rebuilt by it
-    assert float(affine_distance(bank, bank, 1).amax()) <= 1e-2 * (1.0 + float(bank.abs().amax()))
+    # a target that is an atom is rebuilt by it, but for what the search by products cannot tell apart
+    rounding = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps if dtype != torch.float64 else 0.0)
+    assert float(affine_distance(bank, bank, 1).amax()) <= 4 * rounding**0.5 * (1.0 + float(bank.abs().amax()))
 
 
 @hypothesis.given(matrices(3, 80), st.integers(1, 10), st.integers(1, 30))

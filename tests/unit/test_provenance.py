@@ -63,3 +63,10 @@ def test_an_origin_of_the_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"origin must have shape \(6, 3\), got \(6, 2\)"):
         sampler.observe(torch.randn(6, 2), torch.zeros(6, 2, dtype=torch.int64))
     assert sampler.patches_seen_ == 0
+
+
+def test_an_image_that_two_processes_knew_is_listed_once() -> None:
+    cover = Cover.of(torch.randn(3, 2), torch.tensor([[0, 0, 1], [1, 2, 2], [2, 5, 5]]))
+    renamed, images = renumbered(cover, {0: "old", 1: "new", 2: "old"})
+    assert images == ["old", "new"]
+    assert renamed.origin[:, 0].tolist() == [0, 1, 0]

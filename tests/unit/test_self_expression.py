@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge, orthogonal_mp
 from torch import Tensor
 
+from anomalib_sgfr.search import nearest, search_index
 from anomalib_sgfr.self_expression import (
     Expression,
     affine,
     affine_distance,
-    nearest,
     omp,
     ridge,
+    ridge_code,
     ridge_operator,
-    search_index,
 )
 
 SHAPES = [(40, 60, 12, 1), (40, 60, 12, 5), (25, 300, 64, 10), (30, 500, 152, 5), (1, 20, 8, 3), (16, 100, 32, 20)]
@@ -273,3 +273,20 @@ def test_what_is_not_finite_is_refused(position: str, value: float) -> None:
 def test_bad_arguments_are_named(target: Tensor, bank: Tensor, arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         affine(target, bank, **{"num_atoms": 2, **arguments})
+
+
+@pytest.mark.parametrize(("atoms", "width"), [(30, 12), (5, 12), (1, 3)])
+@pytest.mark.parametrize("strength", [0.0, 1e-3, 0.5])
+def test_ridge_coefficients_leave_the_residual_and_are_scikit_learns(atoms: int, width: int, strength: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(6, width, dtype=torch.float64, generator=generator)
+    bank = torch.randn(atoms, width, dtype=torch.float64, generator=generator)
+    bank[-1] = bank[0]  # a duplicate
+    code = ridge_code(target, bank, strength)
+    torch.testing.assert_close(target - code @ bank, ridge(target, ridge_operator(bank, strength)), atol=1e-9, rtol=0)
+    if strength:
+        alpha = strength * float(bank.square().sum()) / width
+        expected = Ridge(alpha=alpha, fit_intercept=False).fit(bank.T.numpy(), target.T.numpy()).coef_
+    else:
+        expected = np.linalg.lstsq(bank.T.numpy(), target.T.numpy(), rcond=None)[0].T  # of least length
+    np.testing.assert_allclose(code.numpy(), expected.reshape(code.shape), atol=1e-8)
