@@ -26,7 +26,7 @@ from anomalib_sgfr.sampling import SubspaceSampler
 __all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "strided_layers", "timed"]
 
 _COMPONENTS = {"backbone", "layers", "pre_trained", "seed"}
-_COMPONENTS |= {"pre_processor", "post_processor", "evaluator", "visualizer"}
+_COMPONENTS |= {"pre_processor", "post_processor", "evaluator", "visualizer", "thumbnails"}
 
 
 @dataclass(frozen=True)
