@@ -1,6 +1,6 @@
 """The benchmark's data sets, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from anomalib_sgfr.data import ELPV, MTD
 
-__all__ = ["DATASETS", "build", "kinds"]
+__all__ = ["DATASETS", "build", "keep_training_images", "kinds"]
 
 DATASETS = ("mtd", "elpv-mono", "elpv-poly", "elpv-both", "folder")
 
@@ -88,6 +88,24 @@ def kinds(samples: pd.DataFrame) -> NDArray[np.str_]:
     """Kind of defect of each sample, ``"good"`` for none."""
     names = ("good" if not row.label_index else getattr(row.label, "value", row.label) for row in samples.itertuples())
     return np.array([str(name) for name in names])
+
+
+def keep_training_images(module: AnomalibDataModule, paths: Sequence[str]) -> None:
+    """Train on some of the images only, also after a trainer has set the data up once more.
+
+    Args:
+        module (AnomalibDataModule): As :func:`build` gives it.
+        paths (Sequence[str]): The training images to keep.
+    """
+
+    def keep() -> None:
+        samples = module.train_data.samples
+        kept = samples[samples["image_path"].isin(paths)].reset_index(drop=True)
+        kept.attrs.update(samples.attrs)
+        module.train_data.samples = kept
+
+    _alter(module, keep)
+    keep()
 
 
 def _alter(module: AnomalibDataModule, change: Callable[[], None]) -> None:

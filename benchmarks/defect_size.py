@@ -7,7 +7,6 @@ scratches and smudges of a given width are drawn into images the model has not s
 ``README.md`` and a plot; an interrupted command, given again, goes on where it stopped.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -24,6 +23,7 @@ from anomalib_sgfr import Sgfr, SubspaceSampler
 from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import data
+from benchmarks.places import study_places
 from benchmarks.records import write_text
 from benchmarks.report import plt, save_figure
 from benchmarks.scores import image_metrics, label_regions, pixel_scores
@@ -108,8 +108,7 @@ def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> 
                 "AUPRO": pixels.aupro,
             }
             found.append(
-                {"dataset": dataset, "split": split, "seed": seed, "size": size, "blur": blur}
-                | {name: round(float(value), 5) for name, value in metrics.items()}
+                {"size": size, "blur": blur} | {name: round(float(value), 5) for name, value in metrics.items()}
             )
     return found
 
@@ -126,29 +125,8 @@ def _scores(model: SgfrModel, images: list[Tensor]) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.defect_size", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, help="folder of the MTD images")
-    parser.add_argument("--data", default=",".join(_DATA))
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/defect-size"))
-    options = parser.parse_args(arguments)
-    places = [
-        (dataset, split or None) for dataset, _, split in (item.partition(":") for item in options.data.split(","))
-    ]
-    if options.root is None and any(dataset == "mtd" for dataset, _ in places):
-        parser.error("--root is needed for mtd; or leave it out with --data elpv-mono,elpv-poly")
-    results = options.out / "defect-size.json"
-    found: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
-    for seed in options.seeds:
-        for dataset, split in places:
-            if any((row["dataset"], row["split"], row["seed"]) == (dataset, split, seed) for row in found):
-                continue
-            print(f"{dataset} {split or ''} seed {seed}", flush=True)
-            found += _evaluate(dataset, split, seed, None if dataset.startswith("elpv") else options.root)
-            write_text(results, "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
-    report(options.out)
-    print((options.out / "README.md").read_text(encoding="utf-8"))
-    return 0
+    about = (__doc__ or "").splitlines()[0]
+    return study_places("defect_size", about, _DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:

@@ -1,0 +1,150 @@
+"""Whether a threshold set without a defect keeps its promise: chosen and realised rates of false alarms.
+
+    python -m benchmarks.false_alarms --root DIR --out DIR
+
+Sgfr is fitted with :class:`~anomalib_sgfr.calibration.NominalPostProcessor`, whose threshold comes from the training
+images, or from a fifth of them that are held out of the fit. How many good test images exceed it, which nobody had
+seen, is the realised rate. Writes ``false-alarms.json``, ``README.md`` and a plot; an interrupted command, given again,
+goes on where it stopped.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
+from numpy.typing import NDArray
+
+from anomalib_sgfr import Sgfr
+from anomalib_sgfr.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
+from benchmarks import data
+from benchmarks.places import study_places
+from benchmarks.records import write_text
+from benchmarks.report import plt, save_figure
+
+__all__ = ["main", "report"]
+
+_DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly")
+_RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+_SHOWN = (0.01, 0.05)
+_HELD_OUT = 0.2
+_IMAGES = 300
+_SOURCES = {"leave-one-out": "training images, their own atoms left out", "held-out": "a fifth of them, not trained on"}
+
+
+def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> list[dict[str, Any]]:
+    """Realised rates of false alarms and of detection, for each source of the threshold and each chosen rate."""
+    rows = []
+    for source in _SOURCES:
+        module = data.build(dataset, root, split, seed)
+        order = np.random.default_rng(seed).permutation(module.train_data.samples["image_path"]).tolist()
+        if source == "held-out":
+            held_out = round(_HELD_OUT * len(order))
+            data.keep_training_images(module, order[held_out:])
+            order = order[:held_out]
+        model = _fitted(module, seed)
+        nominal = nominal_scores(model.model, model.pre_processor, order[:_IMAGES], source != "held-out")
+        samples = module.test_data.samples
+        tested = nominal_scores(model.model, model.pre_processor, samples["image_path"].tolist(), leave_out=False)
+        good = data.kinds(samples) == "good"
+        rows += [_row(source, rate, nominal, np.array(tested), good) for rate in _RATES]
+    return rows
+
+
+def _row(
+    source: str, rate: float, nominal: list[float], scores: NDArray[np.float64], good: NDArray[np.bool_]
+) -> dict[str, Any]:
+    threshold = alarm_threshold(nominal, rate)
+    return {
+        "source": source,
+        "rate": rate,
+        "nominal_images": len(nominal),
+        "good_images": int(good.sum()),
+        "threshold": round(threshold, 5),
+        "false_alarms": round(float((scores[good] > threshold).mean()), 5),
+        "detected": round(float((scores[~good] > threshold).mean()), 5),
+    }
+
+
+def _fitted(module: AnomalibDataModule, seed: int) -> Sgfr:
+    torch.manual_seed(seed)
+    model = Sgfr(seed=seed, post_processor=NominalPostProcessor(images=1), evaluator=False, visualizer=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        engine = Engine(
+            default_root_dir=scratch,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            limit_val_batches=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        engine.fit(model=model, datamodule=module)
+    return model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report; returns the exit code."""
+    about = (__doc__ or "").splitlines()[0]
+    return study_places("false_alarms", about, _DATA, _evaluate, report, arguments)
+
+
+def report(folder: Path) -> None:
+    """Write ``README.md`` and the plot from ``false-alarms.json``: medians over seeds."""
+    found = json.loads((folder / "false-alarms.json").read_text(encoding="utf-8"))
+    places = list(dict.fromkeys((row["dataset"], row["split"]) for row in found))
+
+    def of(place: tuple[str, str | None], source: str, rate: float, name: str) -> float:
+        return statistics.median(
+            row[name]
+            for row in found
+            if (row["dataset"], row["split"], row["source"], row["rate"]) == (*place, source, rate)
+        )
+
+    lines = [
+        "# Chosen and realised rates of false alarms",
+        "",
+        f"`python -m benchmarks.false_alarms --root DIR`: the threshold is set from at most {_IMAGES} nominal images;",
+        "false alarms are among good test images, which no part of the model has seen. Medians over seeds",
+        f"{', '.join(str(seed) for seed in sorted({row['seed'] for row in found}))}, in percent.",
+        "",
+        "| data | threshold from | good test images | "
+        + " | ".join(f"false alarms at {100 * rate:g} | detected at {100 * rate:g}" for rate in _SHOWN)
+        + " |",
+        "|---" * (3 + 2 * len(_SHOWN)) + "|",
+    ]
+    figure, axes = plt.subplots(1, len(_SOURCES), figsize=(9, 4), sharey=True, layout="constrained")
+    for axis, source in zip(axes, _SOURCES, strict=True):
+        for place in places:
+            name = " ".join(filter(None, place))
+            cells = [
+                f"{100 * of(place, source, rate, column):.1f}"
+                for rate in _SHOWN
+                for column in ("false_alarms", "detected")
+            ]
+            lines.append(
+                f"| {name} | {_SOURCES[source]} | {of(place, source, _SHOWN[0], 'good_images'):,.0f} | "
+                + " | ".join(cells)
+                + " |"
+            )
+            realised = [100 * of(place, source, rate, "false_alarms") for rate in _RATES]
+            axis.plot([100 * rate for rate in _RATES], realised, "o-", label=name, lw=1.2, ms=4)
+        axis.axline((0, 0), slope=1, color="0.6", lw=1, ls="--")
+        axis.set(title=f"threshold from {_SOURCES[source]}", xlabel="chosen rate, %")
+        axis.title.set_size("small")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("realised rate on good test images, %")
+    axes[0].legend(fontsize="x-small")
+    save_figure(figure, folder / "false-alarms.png")
+    write_text(folder / "README.md", "\n".join([*lines, "", "![chosen and realised rates](false-alarms.png)"]) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
