@@ -199,3 +199,19 @@ def test_a_calibrated_threshold_survives_every_way_back(parts: Path, tmp_path: P
     (expected, *_) = engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
     torch.testing.assert_close(batch.pred_score, expected.pred_score)
     assert 0.5 < float(batch.pred_score) < 1.0
+
+
+def test_odd_and_damaged_files_are_scored_or_named(checkpoint: Path, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("fuzz_predict.py")
+    command = [script, checkpoint, tmp_path / "fuzz", "--files", "40", "--refusals", "1"]
+    thrown = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert thrown.returncode == 0, thrown.stdout + thrown.stderr
+    assert "0 neither\nanomalib predict on the" in thrown.stdout
+    assert thrown.stdout.rstrip().endswith("on 1 of those refused: 1 named")
