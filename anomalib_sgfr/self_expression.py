@@ -193,16 +193,17 @@ def omp(target: Tensor, bank: Tensor, num_atoms: int) -> Expression:
     order = torch.arange(bank.shape[0], device=bank.device)
 
     residual = target_
-    barred = torch.zeros_like(target_[:, :1] * length)  # (N, M): -1 where an atom was taken
+    barred: Tensor | None = None  # (N, M), where an atom was taken; zeros to begin with would swell an exported graph
     support: list[Tensor] = []
     basis: list[Tensor] = []
     combinations: list[Tensor] = []  # q_j as a combination of the first j+1 chosen unit atoms, each (N, k)
     eye = torch.eye(k, dtype=target_.dtype, device=target_.device)
     code = torch.zeros_like(target_[:, :1]).repeat(1, k)
     for step in range(k):
-        # correlations are >= 0, so a barred atom can never win
-        chosen = torch.where(barred < 0, barred, (residual @ unit.T).abs()).argmax(1)
-        barred = barred - (order == chosen[:, None]).to(barred.dtype)
+        correlation = (residual @ unit.T).abs()  # at least zero, so that a barred atom never wins
+        chosen = (correlation if barred is None else torch.where(barred, -1.0, correlation)).argmax(1)
+        taken = order == chosen[:, None]
+        barred = taken if barred is None else barred | taken
         support.append(chosen)
 
         direction = unit[chosen]

@@ -16,6 +16,7 @@ from anomalib.deploy import CompressionType, ExportType
 from PIL import Image
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr.arguments import Solver
 from anomalib_sgfr.quantisation import float_operations, keeping_in_float
 from tests.conftest import engine_in, folder_datamodule, write_image
 
@@ -57,13 +58,24 @@ def test_the_file_holds_backbone_and_bank_once(exported: tuple[Sgfr, Path]) -> N
     assert path.with_suffix(".bin").stat().st_size < 1.05 * (backbone + bank) + 200_000
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "wide_resnet50_2", "vit_tiny_patch16_224"])
-def test_every_backbone_exports_with_a_free_batch(
-    backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("backbone", "solver"),
+    [
+        ("resnet18", "affine"),
+        ("resnet18", "omp"),
+        ("resnet18", "ridge"),
+        ("wide_resnet50_2", "affine"),
+        ("vit_tiny_patch16_224", "affine"),
+    ],
+)
+def test_every_backbone_and_solver_exports_with_a_free_batch(
+    backbone: str, solver: Solver, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = (224, 224) if "vit" in backbone else (96, 96)
     processor = Sgfr.configure_pre_processor(size, backbone)
-    model = Sgfr(backbone, pre_trained=False, pre_processor=processor, post_processor=NominalPostProcessor())
+    model = Sgfr(
+        backbone, pre_trained=False, solver=solver, pre_processor=processor, post_processor=NominalPostProcessor()
+    )
     model.eval()
     with torch.no_grad():
         embedding = model.model.embed(torch.randn(4, 3, *size))
@@ -74,6 +86,9 @@ def test_every_backbone_exports_with_a_free_batch(
     with caplog.at_level(logging.WARNING):
         path = model.to_openvino(tmp_path, input_size=size)
     assert "Traceback" not in caplog.text
+    stored = sum(4 * tensor.numel() for tensor in model.model.embedder.extractor.parameters())
+    stored += 4 * (model.model.operator if solver == "ridge" else model.model.bank).numel()
+    assert path.with_suffix(".bin").stat().st_size < 1.05 * stored + 500_000
     compiled = openvino.Core().compile_model(path, "CPU", F32)
     for batch in (1, 3):
         images = torch.rand(batch, 3, *size)
