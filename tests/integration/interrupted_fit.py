@@ -1,7 +1,7 @@
 """Add images to a fitted model and break off midway: ``python interrupted_fit.py PARTS OUT CHECKPOINT HOW``.
 
-``HOW`` is the name of a signal, which the process sends itself during the fit, or ``full``: no file may grow beyond a
-part of a checkpoint, as on a disk that is full.
+``HOW`` is the name of a signal, which the process sends itself during the fit; ``full``: no file may grow beyond a part
+of a checkpoint, as on a disk that is full; or ``cut``: the process is killed when a file does, amid the write.
 """
 
 import os
@@ -35,8 +35,8 @@ class Interrupt(Callback):
 def main(parts: Path, out: Path, checkpoint: Path, how: str) -> None:
     """Fit, and come to no good end."""
     callbacks: list[Callback] = []
-    if how == "full":
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if how in {"full", "cut"}:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN if how == "full" else signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
     else:
         # A shell starts its background jobs with SIGINT ignored, and children inherit that.

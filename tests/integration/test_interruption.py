@@ -1,6 +1,7 @@
 """A fit that breaks off leaves the last good checkpoint as it was, and nothing half-written beside it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,16 @@ def good(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and file limits of POSIX")
 @pytest.mark.parametrize(
-    ("how", "says"), [("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "SIGTERM"), ("full", "File too large")]
+    ("how", "says", "status"),
+    [
+        ("SIGINT", "KeyboardInterrupt", 1),
+        ("SIGTERM", "SIGTERM", 0),
+        ("SIGKILL", "", -signal.SIGKILL),
+        ("full", "File too large", 1),
+        ("cut", "", -signal.SIGXFSZ),
+    ],
 )
-def test_the_last_good_checkpoint_survives(good: Path, parts: Path, how: str, says: str) -> None:
+def test_the_last_good_checkpoint_survives(good: Path, parts: Path, how: str, says: str, status: int) -> None:
     out = good.parents[5]
     before = good.read_bytes()
     broken = subprocess.run(
@@ -41,6 +49,7 @@ def test_the_last_good_checkpoint_survives(good: Path, parts: Path, how: str, sa
     )
     assert "as if nothing had happened" not in broken.stdout
     assert says in broken.stderr
+    assert broken.returncode == status
     assert good.read_bytes() == before
     assert [path for path in out.rglob("*.ckpt") if not path.parent.is_symlink()] == [good]
 
