@@ -1,0 +1,92 @@
+"""How tight the certificate is: its bounds beside the residuals of all nominal patches, computed one by one.
+
+    python -m benchmarks.tightness --root DIR --out DIR
+
+Writes ``tightness.json`` and ``README.md``; an interrupted command, given again, goes on where it stopped.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anomalib_sgfr import SubspaceSampler
+from anomalib_sgfr.torch_model import SgfrModel
+from benchmarks import features
+from benchmarks.places import study_places
+from benchmarks.records import write_text
+
+__all__ = ["main", "report"]
+
+_DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly")
+_SIZES = (250, 1000, 3500)
+_CACHE = Path("runs/embeddings")
+_ROWS = 65_536
+
+
+@torch.no_grad()
+def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> list[dict[str, Any]]:
+    """Bounds and residuals for banks of several sizes."""
+    backbone = "tf_efficientnet_lite0"
+    found = features.load(dataset, root, split, seed, None, backbone, (8, 16), (256, 256), _CACHE)
+    batches = found.batches(seed)
+    rows = []
+    for size in _SIZES:
+        sampler = SubspaceSampler(size)
+        for batch in batches:
+            sampler.observe(batch)
+        model = SgfrModel(backbone)
+        model.set_bank(sampler.cover())
+        bound = model.certificate()
+        residual = torch.cat([model.patch_scores(part) for batch in batches for part in batch.split(_ROWS)])
+        rows.append(
+            {
+                "atoms": len(model.bank),
+                "patches": len(residual),
+                "largest_bound": round(bound.largest, 5),
+                "largest": round(float(residual.max()), 5),
+                "mean_bound": round(bound.mean, 5),
+                "mean": round(float(residual.double().mean()), 5),
+            }
+        )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report; returns the exit code."""
+    about = (__doc__ or "").splitlines()[0]
+    return study_places("tightness", about, _DATA, _evaluate, report, arguments)
+
+
+def report(folder: Path) -> None:
+    """Write ``README.md`` from ``tightness.json``: medians over seeds."""
+    found = json.loads((folder / "tightness.json").read_text(encoding="utf-8"))
+    lines = [
+        "# How tight the certificate is",
+        "",
+        "`python -m benchmarks.tightness --root DIR`: the certificate's bounds on the residuals of all nominal",
+        "patches, and those residuals computed one by one; in units of the score. Medians over seeds",
+        f"{', '.join(str(seed) for seed in sorted({row['seed'] for row in found}))}.",
+        "",
+        "| data | patches | atoms | largest: bound | measured | factor | mean: bound | measured | factor |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for dataset, split, atoms in dict.fromkeys((row["dataset"], row["split"], row["atoms"]) for row in found):
+        rows = [row for row in found if (row["dataset"], row["split"], row["atoms"]) == (dataset, split, atoms)]
+        cells = []
+        for name in ("largest", "mean"):
+            bound, measured = (statistics.median(row[key] for row in rows) for key in (f"{name}_bound", name))
+            factor = statistics.median(row[f"{name}_bound"] / row[name] for row in rows if row[name] > 0)
+            cells += [f"{bound:.3f}", f"{measured:.3f}", f"{factor:.2f}"]
+        patches = f"{statistics.median(row['patches'] for row in rows):,.0f}"
+        place = " ".join(filter(None, (dataset, split)))
+        lines.append(f"| {place} | {patches} | {atoms:,} | " + " | ".join(cells) + " |")
+    write_text(folder / "README.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
