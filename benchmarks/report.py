@@ -23,6 +23,7 @@ __all__ = ["plt", "save_figure", "table", "title", "write"]
 _COLOURS = {"sgfr": "tab:red", "patchcore": "tab:blue", "padim": "tab:green", "mhpatchcore": "tab:orange"}
 _NAMES = {"sgfr": "Sgfr", "patchcore": "Patchcore", "padim": "Padim", "mhpatchcore": "MHPatchcore"}
 _MIB = 2**20
+_CURVE_POINTS = 300
 _NOTES = """\
 Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the images. Patchcore runs with
 `MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take many times the memory."""
@@ -233,14 +234,30 @@ def _plot_trade(path: Path, rows: Sequence[_Row], heading: str) -> None:
     save_figure(figure, path)
 
 
+def _curves(folder: Path, run: str) -> dict[str, Any] | None:
+    """Curves of a run: small enough to be kept with the results, unlike its maps."""
+    kept, made = folder / "curves" / f"{run}.json", folder / "work" / run / "curves.json"
+    if made.exists():
+        whole = json.loads(made.read_text(encoding="utf-8"))
+        thin = {kind: None if curve is None else _thinned(*curve) for kind, curve in whole.items()}
+        write_text(kept, json.dumps(thin) + "\n")
+    return json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+
+
+def _thinned(x: Sequence[float], y: Sequence[float]) -> list[list[float]]:
+    """At most some hundreds of the points of a curve, its ends among them."""
+    places = np.unique(np.linspace(0, len(x) - 1, _CURVE_POINTS).round().astype(int))
+    return [[round(values[place], 4) for place in places] for values in (x, y)]
+
+
 def _plot_curves(folder: Path, name: str, rows: Sequence[_Row]) -> None:
-    """ROC and per-region-overlap curves of the first seed."""
+    """ROC and per-region-overlap curves of the first seed, of the runs whose curves were kept."""
     found = []
     for row in rows:
-        path = folder / "work" / row.finished[0].name / "curves.json"
-        if path.exists():
-            found.append((row, json.loads(path.read_text(encoding="utf-8"))))
-    if len(found) < len(rows):
+        curves = _curves(folder, row.finished[0].name)
+        if curves is not None:
+            found.append((row, curves))
+    if all(row.spec.model != "sgfr" for row, _ in found):
         return
     kinds = [("roc", "false-positive rate (images)", "recall")]
     if found[0][1]["pro"] is not None:

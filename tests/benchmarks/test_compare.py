@@ -155,5 +155,9 @@ def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path
     assert all(value is not None and 0 <= value <= 1 for value in sgfr.metrics.values())
     assert 0 < (sgfr.sampling_s or 0) < (sgfr.fit_s or 0)
     assert (sgfr.fit_peak_rss_mb or 0) > 100
+    kept = json.loads((tmp_path / "curves" / f"{sgfr.name}.json").read_text(encoding="utf-8"))
+    assert [kept["roc"][axis][end] for axis in (0, 1) for end in (0, -1)] == [0.0, 1.0, 0.0, 1.0]
+    assert kept["pro"][0][-1] > 0.3 * 0.9
+    assert max(len(curve[0]) for curve in kept.values()) <= 300
     for picture in ("trade", "curves", "examples"):
         assert (tmp_path / f"folder-6-training-images-{picture}.png").stat().st_size > 1000
