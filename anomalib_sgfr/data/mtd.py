@@ -69,13 +69,27 @@ def training_files(split_name: str) -> set[str]:
     folder = files("anomalib_sgfr.data") / "splits"
     if split_name == "canonical":
         return set((folder / "mtd_canonical_train.txt").read_text(encoding="utf-8").split())
-    groups: dict[int, list[dict[str, str]]] = {}
-    with (folder / "mtd_tile_groups.csv").open(encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            groups.setdefault(int(row["tile_group"]), []).append(row)
+    groups = _tile_groups()
     good = sorted(group for group, rows in groups.items() if all(row["class"] == _GOOD for row in rows))
     random.Random(_TILE_SEED).shuffle(good)  # noqa: S311  # a split, not a secret
     return {Path(row["path"]).name for group in good[: round(_TRAIN_PART * len(good))] for row in groups[group]}
+
+
+def tile_of() -> dict[str, int]:
+    """Which tile an image shows.
+
+    Returns:
+        dict[str, int]: From the name of its file to a number that all photographs of the tile share.
+    """
+    return {Path(row["path"]).name: group for group, rows in _tile_groups().items() for row in rows}
+
+
+def _tile_groups() -> dict[int, list[dict[str, str]]]:
+    groups: dict[int, list[dict[str, str]]] = {}
+    with (files("anomalib_sgfr.data") / "splits" / "mtd_tile_groups.csv").open(encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            groups.setdefault(int(row["tile_group"]), []).append(row)
+    return groups
 
 
 def make_mtd_samples(root: Path | str, split_name: str, split: str | Split | None = None) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.false_alarms import main
+from benchmarks.false_alarms import _part_by_part, main
 
 
 def test_measures_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +24,12 @@ def test_measures_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("benchmarks.false_alarms._evaluate", None)  # nothing is done twice
     assert main(arguments) == 0
+
+
+def test_no_part_is_on_both_sides() -> None:
+    part_of = {f"{index}.png": index // 3 for index in range(60)}
+    held_out = _part_by_part([f"parts/{index}.png" for index in range(60)], part_of)
+    assert len(held_out) == 12
+    assert all(
+        sum(f"parts/{3 * part + photograph}.png" in held_out for photograph in range(3)) % 3 == 0 for part in range(20)
+    )
