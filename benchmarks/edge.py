@@ -215,6 +215,8 @@ def _latency_table(found: dict[str, Any], folder: Path) -> str:
                 cells += [f"{own[value] / bare[value]:.2f}" for value in ("median_ms", "least_ms")]
             else:
                 cells += ["-"] * 3
+        if not shown:
+            continue
         lines.append(f"| {name} | {case.backbone} | " + " | ".join(cells) + " |")
         names.append(name)
         bars.append(shown)
@@ -264,6 +266,8 @@ def _size_table(found: dict[str, Any]) -> str:
         cells = [_mib(sizes.get(file)) for file in ("model.xml", "fp16.xml", "int8.xml")]
         cells += [_number(one.get("loaded_mib")), _number(one.get("inference_mib"))]
         cells += [_number(other.get("inference_mib")) for other in others]
+        if set(cells) == {"-"}:
+            continue
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
