@@ -80,16 +80,17 @@ def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None
         Cover: The atoms so far, with what they stand for now, and the new ones after them.
     """
     arrived = Cover.of(points, origin)
-    if len(cover.atoms) > 2 * _LOOKED_AT_FIRST:
-        common = cover.count.topk(_LOOKED_AT_FIRST).indices
-        index, distance = _nearest_atom(points, cover.atoms[common])
+    least = torch.full_like(arrived.radius, torch.inf)
+    atoms, common = cover.atoms, cover.count.argsort(descending=True, stable=True)
+    done = 0
+    while done < len(common) and len(arrived.atoms):
+        among = common[done : max(_LOOKED_AT_FIRST, 2 * done)]
+        done += len(among)
+        index, distance = _nearest_atom(arrived.atoms, atoms[among])
         near = distance <= threshold
-        cover = cover.account(common[index[near]], distance[near], arrived.rows(near))
-        arrived = arrived.rows(~near)
-    index, distance = _nearest_atom(arrived.atoms, cover.atoms)
-    near = distance <= threshold
-    cover = cover.account(index[near], distance[near], arrived.rows(near))
-    novel = arrived.rows(~near).rows(distance[~near].argsort(descending=True, stable=True))
+        cover = cover.account(among[index[near]], distance[near], arrived.rows(near))
+        arrived, least = arrived.rows(~near), torch.minimum(least, distance)[~near]
+    novel = arrived.rows(least.argsort(descending=True, stable=True))
     chosen = separated(novel.atoms, threshold)
     close = torch.ones_like(novel.count, dtype=torch.bool)
     close[chosen] = False
