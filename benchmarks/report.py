@@ -3,7 +3,7 @@
 import functools
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from benchmarks.records import METRICS, Record, Spec, read, write_text
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["plt", "save_figure", "table", "title", "write"]
+__all__ = ["NAMES", "plt", "save_figure", "table", "title", "write"]
 
 _COLOURS = {"sgfr": "tab:red", "patchcore": "tab:blue", "padim": "tab:green", "mhpatchcore": "tab:orange"}
-_NAMES = {"sgfr": "Sgfr", "patchcore": "Patchcore", "padim": "Padim", "mhpatchcore": "MHPatchcore"}
+NAMES = {"sgfr": "Sgfr", "patchcore": "Patchcore", "padim": "Padim", "mhpatchcore": "MHPatchcore"}
 _MIB = 2**20
 _CURVE_POINTS = 300
 _NOTES = """\
@@ -50,7 +50,7 @@ def _data(spec: Spec) -> str:
 def _model(spec: Spec) -> str:
     defaults = _defaults(spec.model)
     changed = [f"{name} {value}" for name, value in spec.arguments.items() if defaults.get(name) != value]
-    return _NAMES[spec.model] + (f" ({', '.join(changed)})" if changed else "")
+    return NAMES[spec.model] + (f" ({', '.join(changed)})" if changed else "")
 
 
 class _Row:
@@ -61,9 +61,14 @@ class _Row:
         self.spec = records[0]
         self.finished = [record for record in records if record.error is None]
 
-    def median(self, value: Callable[[Record], float | None]) -> float | None:
-        values = [found for found in map(value, self.finished) if found is not None]
+    def median(self, value: Callable[[Record], float | None], seeds: Container[int] | None = None) -> float | None:
+        of = [record for record in self.finished if seeds is None or record.seed in seeds]
+        values = [found for found in map(value, of) if found is not None]
         return statistics.median(values) if values else None
+
+    @property
+    def seeds(self) -> set[int]:
+        return {record.seed for record in self.finished}
 
 
 def _rows(records: Iterable[Record]) -> dict[str, list[_Row]]:
@@ -71,7 +76,7 @@ def _rows(records: Iterable[Record]) -> dict[str, list[_Row]]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         same = (_data(record), record.backbone, tuple(record.image_size))
-        groups.setdefault((*same, list(_NAMES).index(record.model), _model(record)), []).append(record)
+        groups.setdefault((*same, list(NAMES).index(record.model), _model(record)), []).append(record)
     rows: dict[str, list[_Row]] = {}
     for (data, backbone, size, *_), group in sorted(groups.items(), key=lambda item: str(item[0])):
         rows.setdefault(f"{data} ({backbone}, {size[0]} px)", []).append(_Row(group))
@@ -132,19 +137,22 @@ def _format(value: float | None, style: str) -> str:
 
 
 def _losses(records: Iterable[Record]) -> str:
-    """Where Sgfr, with its defaults, is not the best, by more than the tables show."""
+    """Where Sgfr, with its defaults, is not the best, by more than the tables show; over the seeds that both ran."""
     lines = []
     for data, rows in _rows(records).items():
-        ours = [row for row in rows if row.spec.model == "sgfr" and _model(row.spec) == _NAMES["sgfr"] and row.finished]
+        ours = [row for row in rows if row.spec.model == "sgfr" and _model(row.spec) == NAMES["sgfr"] and row.finished]
         if not ours:
             continue
         for name in METRICS:
-            mine = ours[0].median(_metric(name))
             for row in rows:
-                theirs = row.median(_metric(name))
+                shared = ours[0].seeds & row.seeds
+                mine, theirs = (of.median(_metric(name), shared) for of in (ours[0], row))
                 if row.spec.model == "sgfr" or mine is None or theirs is None or round(theirs - mine, 4) <= 0:
                     continue
-                lines.append(f"- {data}, {name}: {100 * mine:.1f} against {100 * theirs:.1f} of {_model(row.spec)}.")
+                at = "" if shared == ours[0].seeds else f" (seed {', '.join(map(str, sorted(shared)))})"
+                lines.append(
+                    f"- {data}, {name}: {100 * mine:.1f} against {100 * theirs:.1f} of {_model(row.spec)}{at}."
+                )
     return "\n".join(lines) if lines else "Nowhere among these runs."
 
 
@@ -311,7 +319,7 @@ def _plot_examples(folder: Path, name: str, rows: Sequence[_Row]) -> None:
         for axis in line:
             axis.set_xticks([])
             axis.set_yticks([])
-    for axis, label in zip(axes[0], ("image", "truth", *(_NAMES[model] for model in models)), strict=True):
+    for axis, label in zip(axes[0], ("image", "truth", *(NAMES[model] for model in models)), strict=True):
         axis.set_title(label, fontsize="small")
     by = "score" if masks is None else "pixel AP"
     figure.suptitle(f"{_data(rows[0].spec)}: by Sgfr's {by}; one colour scale for each model", fontsize="small")

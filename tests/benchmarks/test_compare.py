@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compare, report
-from benchmarks.records import METRICS, Record, Spec, read
+from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
 from benchmarks.zoo import resolve_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +133,37 @@ def test_a_row_is_the_median_over_seeds_and_the_best_is_bold() -> None:
     sgfr, padim = report.table(records).splitlines()[-2:]
     assert sgfr.startswith("| Sgfr | 3 | **85.0** |")
     assert padim.startswith("| Padim | 3 | 70.0 |")
+
+
+def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
+    def run(model: str, seed: int, value: float) -> Record:
+        spec = Spec(
+            dataset="elpv-mono",
+            split=None,
+            model=model,
+            arguments=resolve_arguments(model, {}),
+            backbone="b",
+            image_size=[256, 256],
+            seed=seed,
+            limit_train=None,
+        )
+        return fake(spec, metrics={**dict.fromkeys(METRICS), "image_AUROC": value, "image_F1Max": value})
+
+    merge(
+        tmp_path / "results.json",
+        [
+            run("sgfr", 0, 0.9),
+            run("sgfr", 1, 0.5),
+            run("sgfr", 2, 0.5),
+            run("padim", 0, 0.8),
+            run("patchcore", 0, 0.95),
+        ],
+    )
+    write_text(tmp_path / "commands.txt", "a command\n")
+    report.write(tmp_path)
+    losses = (tmp_path / "README.md").read_text(encoding="utf-8").split("## Where Sgfr loses")[1]
+    assert "image_AUROC: 90.0 against 95.0 of Patchcore (seed 0)." in losses
+    assert "Padim" not in losses.split("!")[0]
 
 
 def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""The README's table: committed results at a glance, the same images and seeds for every model.
+
+    python -m benchmarks.headline
+
+Rewrites what stands between the two markers in ``README.md`` from ``benchmarks/results``.
+"""
+
+import re
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.records import Record, read, write_text
+from benchmarks.report import NAMES
+from benchmarks.zoo import resolve_arguments
+
+__all__ = ["main", "table"]
+
+_RESULTS = Path(__file__).parent / "results"
+_README = Path(__file__).parent.parent / "README.md"
+_PLACES = (
+    ("mtd", "canonical", "magnetic tiles, published split"),
+    ("mtd", "tile", "magnetic tiles, new tiles"),
+    ("elpv-mono", None, "solar cells, mono"),
+    ("elpv-poly", None, "solar cells, poly"),
+)
+_METRICS = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "pixel_AP": "pixel AP", "AUPRO": "AUPRO"}
+# what Patchcore stores by default would take hours to choose; its default is also compared, on fewer images
+_CHANGED: Mapping[str, Mapping[str, object]] = {"patchcore": {"coreset_sampling_ratio": 0.01}}
+_BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+
+
+def table(results: Path) -> str:
+    """Markdown: a line for each data set and metric, a column for each model, the best of a line in bold.
+
+    Args:
+        results (Path): Folder that holds ``mtd``, ``elpv-mono`` and ``elpv-poly``.
+
+    Returns:
+        str: The table. A line takes its medians over those seeds that all models with a result there ran with.
+    """
+    wanted = {model: resolve_arguments(model, dict(_CHANGED.get(model, {}))) for model in NAMES}
+    lines = [
+        "| %, medians over seeds | " + " | ".join(NAMES.values()) + " | seeds |",
+        "|---" * (len(NAMES) + 2) + "|",
+    ]
+    for dataset, split, label in _PLACES:
+        found = [
+            record
+            for record in read(results / dataset / "results.json")
+            if record.split == split
+            and record.error is None
+            and record.limit_train is None
+            and record.contamination is None
+            and record.image_size == [256, 256]
+            and record.arguments == wanted[record.model]
+        ]
+        runs = {model: {record.seed: record for record in found if record.model == model} for model in NAMES}
+        seeds = sorted(set.intersection(*(set(of) for of in runs.values() if of))) if found else []
+        for metric, name in _METRICS.items():
+            values = {model: _median(of, seeds, metric) for model, of in runs.items()}
+            best = max((value for value in values.values() if value is not None), default=None)
+            if best is None:
+                continue
+            cells = ["-" if value is None else f"{value:.1f}" for value in values.values()]
+            cells = [f"**{cell}**" if cell == f"{best:.1f}" else cell for cell in cells]
+            lines.append(f"| {label}: {name} | " + " | ".join(cells) + f" | {', '.join(map(str, seeds))} |")
+        if dataset == "mtd" and found:
+            stored = [[record.bank_bytes for record in of.values() if record.bank_bytes] for of in runs.values()]
+            cells = [f"{statistics.median(sizes) / 2**20:.1f}" if sizes else "-" for sizes in stored]
+            lines.append(f"| {label}: stored, MiB | " + " | ".join(cells) + " | |")
+    return "\n".join(lines) + "\n"
+
+
+def _median(runs: Mapping[int, Record], seeds: Sequence[int], metric: str) -> float | None:
+    values = [runs[seed].metrics[metric] for seed in seeds if seed in runs]
+    known = [100 * value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def main() -> int:
+    """Rewrite the table in the README; returns the exit code."""
+    text = _README.read_text(encoding="utf-8")
+    if not _BLOCK.search(text):
+        sys.exit(f"'{_README.name}' lacks the lines <!-- results --> and <!-- end of results -->.")
+    write_text(_README, _BLOCK.sub(lambda _: table(_RESULTS), text))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks import headline
+from benchmarks.records import METRICS, Record, merge
+from benchmarks.zoo import resolve_arguments
+
+README = Path(__file__).parents[2] / "README.md"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def run(model: str, seed: int, auroc: float, **changes: object) -> Record:
+    fields: Mapping[str, object] = {
+        "dataset": "elpv-mono",
+        "split": None,
+        "model": model,
+        "arguments": resolve_arguments(model, {"coreset_sampling_ratio": 0.01} if model == "patchcore" else {}),
+        "backbone": "tf_efficientnet_lite0",
+        "image_size": [256, 256],
+        "seed": seed,
+        "limit_train": None,
+        "versions": {},
+        "metrics": {**dict.fromkeys(METRICS), "image_AUROC": auroc},
+    }
+    return Record(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_line_takes_the_seeds_that_all_its_models_ran_with(tmp_path: Path) -> None:
+    merge(
+        tmp_path / "elpv-mono" / "results.json",
+        [
+            *(run("sgfr", seed, auroc) for seed, auroc in enumerate((0.9, 0.8, 0.7))),
+            *(run("padim", seed, auroc) for seed, auroc in enumerate((0.5, 0.95))),
+            run("sgfr", 0, 0.1, limit_train=5),
+            run("sgfr", 1, 0.1, arguments=resolve_arguments("sgfr", {"num_atoms": 1})),
+            run("padim", 0, 0.1, contamination=0.1),
+        ],
+    )
+    (line,) = headline.table(tmp_path).splitlines()[2:]
+    assert line == "| solar cells, mono: image AUROC | **85.0** | - | 72.5 | - | 0, 1 |"
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    assert headline.table(RESULTS) in README.read_text(encoding="utf-8"), "run python -m benchmarks.headline"
