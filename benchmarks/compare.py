@@ -25,6 +25,7 @@ from benchmarks.records import Record, Spec, merge, read, write_text
 
 __all__ = ["main"]
 
+_MALLOC = "MALLOC_MMAP_THRESHOLD_"  # of the C library: what is larger goes back to the system at once
 _MODEL_NAMES = ("sgfr", "patchcore", "padim", "mhpatchcore")
 
 
@@ -183,7 +184,8 @@ def _remember_command(path: Path, arguments: Sequence[str]) -> None:
     for position, word in enumerate(words[:-1]):
         if word == "--root" or (word == "--out" and Path(words[position + 1]).is_absolute()):
             words[position + 1] = "DIR"
-    line = "python -m benchmarks.compare " + shlex.join(words)
+    setting = os.environ.get(_MALLOC)
+    line = (f"{_MALLOC}={setting} " if setting else "") + "python -m benchmarks.compare " + shlex.join(words)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if line not in lines:
         write_text(path, "\n".join([*lines, line]) + "\n")

@@ -183,9 +183,11 @@ def _is(row: dict[str, Any], name: str, value: int) -> bool:
 
 
 def _memory_report(records: Sequence[Record], folder: Path) -> str:
+    commands = folder / "commands.txt"
     lines = [
         "## Peak memory of a fit",
         "",
+        *([f"```sh\n{commands.read_text(encoding='utf-8')}```", ""] if commands.exists() else []),
         "| model | training images | bare pass, MiB | fit, MiB | fit above the bare pass, MiB | sampling, s |",
         "|---|---|---|---|---|---|",
     ]

@@ -90,6 +90,20 @@ def test_an_untimed_run_records_no_times_and_is_run_again_for_them(
     assert "not timed" in capsys.readouterr().out
 
 
+def test_the_command_is_kept_with_what_its_memory_depends_on(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_run", lambda spec, _: fake(spec))
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    for value in (None, "1048576"):
+        if value:
+            monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", value)
+        assert compare.main(command(parts, tmp_path, "--models", "sgfr")) == 0
+    plain, with_setting = (tmp_path / "commands.txt").read_text(encoding="utf-8").splitlines()
+    assert plain.startswith("python -m benchmarks.compare --dataset folder --root DIR --out DIR")
+    assert with_setting == f"MALLOC_MMAP_THRESHOLD_=1048576 {plain}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
