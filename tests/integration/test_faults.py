@@ -55,6 +55,28 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, tmp_path: Pa
         Sgfr.load_from_checkpoint(foreign, map_location="cpu")
 
 
+class _Code:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_code_in_a_checkpoint_is_not_run(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "extra": _Code(tmp_path / "ran")}, tmp_path / "code.ckpt")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        Sgfr.load_from_checkpoint(tmp_path / "code.ckpt", map_location="cpu")
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        engine_in(tmp_path).predict(
+            small(), dataset=PredictDataset(parts / "bad"), ckpt_path=str(tmp_path / "code.ckpt")
+        )
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_bank_that_is_not_finite_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     bank = torch.load(checkpoint, weights_only=True)["state_dict"]["model.bank"]
     bank[3, 7] = torch.nan
