@@ -24,6 +24,7 @@ _COLOURS = {"sgfr": "tab:red", "patchcore": "tab:blue", "padim": "tab:green", "m
 NAMES = {"sgfr": "Sgfr", "patchcore": "Patchcore", "padim": "Padim", "mhpatchcore": "MHPatchcore"}
 _MIB = 2**20
 _CURVE_POINTS = 300
+_MOST_DRAWN = 4  # data sets; of more, only tables: pictures would bury them
 _NOTES = """\
 Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the images. Patchcore runs with
 `MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take many times the memory."""
@@ -182,8 +183,9 @@ def write(folder: Path) -> None:
     """
     records = read(folder / "results.json")
     pictures = []
-    for rows in _rows(records).values():
-        name = _data(rows[0].spec).replace(", ", "-").replace(" ", "-")
+    groups = list(_rows(records).values())
+    for rows in groups if len(groups) <= _MOST_DRAWN else []:
+        name = _data(rows[0].spec).replace(", ", "-").replace(" ", "-").replace("%", "-percent")
         finished = [row for row in rows if row.finished]
         if not finished:
             continue

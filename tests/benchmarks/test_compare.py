@@ -149,6 +149,26 @@ def test_a_row_is_the_median_over_seeds_and_the_best_is_bold() -> None:
     assert padim.startswith("| Padim | 3 | 70.0 |")
 
 
+@pytest.mark.parametrize(("data_sets", "pictures"), [(4, 4), (5, 0)])
+def test_pictures_are_drawn_of_a_few_data_sets(data_sets: int, pictures: int, tmp_path: Path) -> None:
+    base = {"dataset": "elpv-mono", "split": None, "backbone": "b", "image_size": [256, 256], "seed": 0}
+    arguments = resolve_arguments("sgfr", {})
+    merge(
+        tmp_path / "results.json",
+        [
+            fake(Spec(**base, model="sgfr", arguments=arguments, limit_train=images, contamination=0.1))
+            for images in range(1, data_sets + 1)
+        ],
+    )
+    write_text(tmp_path / "commands.txt", "a command\n")
+    report.write(tmp_path)
+    drawn = [path.name for path in tmp_path.glob("*.png")]
+    assert len(drawn) == pictures
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert all(f"]({name})" in text and "%" not in name for name in drawn)
+    assert text.count("### ") == data_sets
+
+
 def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
     def run(model: str, seed: int, value: float) -> Record:
         spec = Spec(
