@@ -1,5 +1,6 @@
 """anomalib's exports, but whole or not at all, at an operator set that works, and with eight bits where they do."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,12 +55,12 @@ def whole(export_root: Path | str) -> Iterator[_Part]:
         yield _Part(Path(folder), root)
 
 
-class WholeExports(ExportMixin):
+class WholeExports(ExportMixin, ABC):
     """anomalib's exports for a fitted model; an earlier export stays until the new one is whole."""
 
+    @abstractmethod
     def require_fitted(self, action: str) -> None:
         """Refuse what only a fitted model can do; the model says when it is."""
-        raise NotImplementedError
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as anomalib does, once fitted; the file is replaced when the new one is whole."""

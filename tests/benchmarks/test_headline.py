@@ -32,6 +32,8 @@ def test_a_line_takes_the_seeds_that_all_its_models_ran_with(tmp_path: Path) -> 
             *(run("sgfr", seed, auroc) for seed, auroc in enumerate((0.9, 0.8, 0.7))),
             *(run("padim", seed, auroc) for seed, auroc in enumerate((0.5, 0.95))),
             run("sgfr", 0, 0.1, limit_train=5),
+            run("sgfr", 2, 0.1, backbone="resnet18"),
+            run("padim", 0, 0.1, backbone="resnet18"),
             run("sgfr", 1, 0.1, arguments=resolve_arguments("sgfr", {"num_atoms": 1})),
             run("padim", 0, 0.1, contamination=0.1),
         ],
