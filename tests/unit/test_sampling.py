@@ -99,6 +99,7 @@ def test_looking_at_the_commonest_atoms_first_changes_no_rule() -> None:
     assert float(distances(points, after.atoms).max()) <= 0.08 * (1 + 1e-6)
     assert float(torch.cdist(novel, novel).fill_diagonal_(1.0).min()) > 0.08 * (1 - 1e-6)
     assert int(after.count.sum()) == int(cover.count.sum()) + 800
+    assert float(distances(novel, atoms).diff().max()) <= 1e-6, "the farthest from all atoms come first"
 
 
 def test_the_same_stream_gives_the_same_bank() -> None:
