@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from anomalib_sgfr.linear_algebra import pivot_tolerance, ridge_spectrum, safe_reciprocal, spd_inverse
 from anomalib_sgfr.search import Index, nearest, search_index
 
 __all__ = [
@@ -93,7 +94,7 @@ def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float =
 
     # In these coordinates c = (1 - sum(z), z): the penalty on c becomes diag(p_2, ..., p_k) + p_1 1 1' on z.
     gram = directions @ directions.transpose(1, 2)
-    inverse = _spd_inverse(gram + torch.diag_embed(penalty[:, 1:]) + penalty[:, :1, None])
+    inverse = spd_inverse(gram + torch.diag_embed(penalty[:, 1:]) + penalty[:, :1, None])
 
     code = torch.zeros_like(inverse[:, 0])
     residual = offset
@@ -187,9 +188,9 @@ def omp(target: Tensor, bank: Tensor, num_atoms: int) -> Expression:
     _check(target, bank, num_atoms=num_atoms)
     target_, bank_ = _working(target), _working(bank)
     k = min(num_atoms, bank.shape[0])
-    tolerance = _tolerance(bank_)
+    tolerance = pivot_tolerance(bank_.dtype)
     length = bank_.norm(dim=1)  # (M,)
-    unit = bank_ * _reciprocal(length, torch.zeros_like(length))[:, None]
+    unit = bank_ * safe_reciprocal(length, torch.zeros_like(length))[:, None]
     order = torch.arange(bank.shape[0], device=bank.device)
 
     residual = target_
@@ -214,14 +215,14 @@ def omp(target: Tensor, bank: Tensor, num_atoms: int) -> Expression:
                 direction = direction - share * previous
                 combination = combination - share * its_combination
         norm = direction.norm(dim=1, keepdim=True)
-        scale = _reciprocal(norm, torch.full_like(norm, tolerance))
+        scale = safe_reciprocal(norm, torch.full_like(norm, tolerance))
         basis.append(direction * scale)
         combinations.append(combination * scale)
         share = (residual * basis[-1]).sum(1, keepdim=True)
         residual = residual - share * basis[-1]
         code = code + share * combinations[-1]
     index = torch.stack(support, 1)
-    code = code * _reciprocal(length, torch.zeros_like(length))[index]  # back from unit atoms to the bank's own
+    code = code * safe_reciprocal(length, torch.zeros_like(length))[index]  # back from unit atoms to the bank's own
     return Expression(residual.to(target.dtype), index, code.to(target.dtype))
 
 
@@ -243,7 +244,7 @@ def ridge_operator(bank: Tensor, regularisation: float) -> Tensor:
         ValueError: If the bank is empty or not finite, or ``regularisation`` is negative.
     """
     _check(bank, bank, regularisation=regularisation)
-    _, _, axes, kept = _spectrum(bank, regularisation)
+    _, _, axes, kept = ridge_spectrum(bank, regularisation)
     operator = torch.eye(bank.shape[1], dtype=torch.float64, device=bank.device) - (axes.T * kept) @ axes
     return operator.to(bank.dtype)
 
@@ -280,60 +281,9 @@ def ridge_code(target: Tensor, bank: Tensor, regularisation: float) -> Tensor:
         ValueError: As :func:`ridge_operator`, or if shapes or dtypes disagree.
     """
     _check(target, bank, regularisation=regularisation)
-    left, singular, axes, kept = _spectrum(bank, regularisation)
-    gain = _reciprocal(singular, torch.zeros_like(singular)) * kept
+    left, singular, axes, kept = ridge_spectrum(bank, regularisation)
+    gain = safe_reciprocal(singular, torch.zeros_like(singular)) * kept
     return ((target.double() @ axes.T * gain) @ left.T).to(target.dtype)
-
-
-def _spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Singular value decomposition of a bank in float64, and the share of each axis that ridge reconstruction keeps.
-
-    Null directions of the bank keep nothing, also without regularisation.
-    """
-    left, singular, axes = torch.linalg.svd(bank.double(), full_matrices=False)
-    energy = singular.square()
-    alpha = regularisation * energy.sum() / bank.shape[1]
-    cutoff = energy.amax() * torch.finfo(torch.float64).eps * max(bank.shape)
-    kept = torch.where(energy > cutoff, energy / (energy + alpha).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    return left, singular, axes, kept
-
-
-def _spd_inverse(matrix: Tensor) -> Tensor:
-    """Invert small symmetric positive semi-definite matrices ``(N, k, k)``, dropping dependent rows.
-
-    Gauss-Jordan with diagonal pivoting, unrolled over ``k``, on the matrix scaled to a unit diagonal. A pivot that
-    rounding alone explains marks a row that depends on those before it; its row and column in the result are zero (a
-    generalised inverse).
-    """
-    k = matrix.shape[-1]
-    diagonal = matrix.diagonal(dim1=1, dim2=2)
-    scale = _reciprocal(diagonal.clamp_min(0.0).sqrt(), torch.zeros_like(diagonal))
-    eye = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
-    work = torch.cat((matrix * scale[:, :, None] * scale[:, None, :], eye.expand_as(matrix)), 2)  # (N, k, 2k)
-    waiting = torch.ones_like(diagonal)
-    keep = torch.zeros_like(diagonal)
-    for _ in range(k):
-        remaining = torch.where(waiting > 0, work[:, :, :k].diagonal(dim1=1, dim2=2), -1.0)
-        pivot, index = remaining.max(1, keepdim=True)  # (N, 1)
-        chosen = eye[index.squeeze(1)]  # (N, k), one-hot
-        row = (chosen.unsqueeze(1) @ work).squeeze(1) * _reciprocal(pivot, torch.full_like(pivot, _tolerance(matrix)))
-        column = (work[:, :, :k] @ chosen.unsqueeze(2)).squeeze(2)
-        work = work - (column - chosen).unsqueeze(2) * row.unsqueeze(1)  # unchanged where the row was dropped
-        waiting = waiting - chosen
-        keep = keep + chosen * (pivot > _tolerance(matrix))
-    keep = keep * scale
-    return work[:, :, k:] * keep[:, :, None] * keep[:, None, :]
-
-
-def _reciprocal(value: Tensor, floor: Tensor) -> Tensor:
-    """``1 / value`` where it exceeds ``floor``, zero elsewhere, without a division by zero on either branch."""
-    usable = value > floor
-    return torch.where(usable, 1.0 / torch.where(usable, value, torch.ones_like(value)), torch.zeros_like(value))
-
-
-def _tolerance(tensor: Tensor) -> float:
-    """Relative size below which a pivot is rounding error."""
-    return 32.0 * torch.finfo(tensor.dtype).eps
 
 
 def _working(tensor: Tensor) -> Tensor:
