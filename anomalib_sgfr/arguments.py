@@ -2,4 +2,5 @@
 
 from typing import Literal
 
+Pooling = Literal["binomial", "box"]
 Solver = Literal["affine", "omp", "ridge"]

@@ -40,7 +40,7 @@ def check(checkpoint: dict[str, Any], model: "Sgfr") -> None:
         model (Sgfr): The model to restore.
 
     Raises:
-        ValueError: If it is another model's, of another backbone, or its bank is not finite.
+        ValueError: If it is another model's, of another backbone or pooling, or its bank is not finite.
     """
     path = getattr(getattr(model, "_trainer", None), "ckpt_path", None)
     name = f"checkpoint '{path}'" if path else "the checkpoint"
@@ -49,11 +49,18 @@ def check(checkpoint: dict[str, Any], model: "Sgfr") -> None:
     if bank is None:
         msg = f"{name} is not Sgfr's: it holds no bank. Pass one that `anomalib fit --model Sgfr` saved."
         raise ValueError(msg)
-    theirs = checkpoint.get("hyper_parameters", {}).get("backbone", model.hparams.get("backbone"))
-    ours = model.hparams.get("backbone")
-    if theirs != ours:
-        msg = f"{name} was fitted with backbone '{theirs}', the model has '{ours}': pass --model.backbone {theirs}."
-        raise ValueError(msg)
+    arguments = checkpoint.get("hyper_parameters", {})
+    for argument in ("backbone", "pooling"):  # a bank is of no use to other embeddings
+        ours = model.hparams.get(argument)
+        theirs = arguments.get(argument, ours)
+        if theirs != ours:
+            msg = (
+                f"{name} was fitted with {argument} '{theirs}', the model has '{ours}': "
+                f"pass --model.{argument} {theirs}."
+            )
+            raise ValueError(msg)
+    if "pooling" not in arguments:  # older than the argument
+        model.hparams["pooling"] = model.model.embedder.pooling = "box"
     if not bool(torch.isfinite(bank).all()):
         msg = f"the bank in {name} holds NaN or infinite values: the file is damaged; fit again."
         raise ValueError(msg)

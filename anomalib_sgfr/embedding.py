@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import timm
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr import plugin
+from anomalib_sgfr.arguments import Pooling
 from anomalib_sgfr.backbones import load_pretrained, require_known
 
-__all__ = ["PatchEmbedder", "Stage", "assemble", "backbone_stages", "resolve_layers", "to_patches"]
+__all__ = ["PatchEmbedder", "Stage", "assemble", "backbone_stages", "pool", "resolve_layers", "to_patches"]
 
 _DEFAULT_STRIDES = (8, 16)
 
@@ -93,20 +94,39 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
     return sorted(layers, key=names.index)
 
 
-def assemble(features: Sequence[Tensor]) -> Tensor:
+def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
+    """Average each place of a feature map with its neighbours; beyond the border there are zeros.
+
+    Args:
+        feature (Tensor): Shape ``(B, C, h, w)``.
+        pooling (Pooling): ``"box"``: 3 x 3 neighbours alike, as PatchCore does. ``"binomial"``: 5 x 5, with the weights
+            1, 4, 6, 4, 1 (sixteenths) along each axis, close to a Gaussian of standard deviation 1.
+
+    Returns:
+        Tensor: Of the same shape.
+    """
+    if pooling == "box":
+        return functional.avg_pool2d(feature, 3, stride=1, padding=1)
+    for padding in (1, 1, 0, 0):  # averages of two, four times over: what every runtime has, and has fast
+        feature = functional.avg_pool2d(feature, 2, stride=1, padding=padding)
+    return feature
+
+
+def assemble(features: Sequence[Tensor], pooling: Pooling = "binomial") -> Tensor:
     """Turn feature maps of several scales into one map of patch embeddings.
 
-    Each map is averaged over 3 x 3 neighbours, resized (bilinear) to the finest of them, and all are concatenated over
-    channels: the locally aware patch features of PatchCore (Roth et al., CVPR 2022, sec. 3.1).
+    Each map is averaged locally, resized (bilinear) to the finest of them, and all are concatenated over channels: the
+    locally aware patch features of PatchCore (Roth et al., CVPR 2022, sec. 3.1).
 
     Args:
         features (Sequence[Tensor]): Maps of shape ``(B, C_i, h_i, w_i)``.
+        pooling (Pooling): See :func:`pool`.
 
     Returns:
         Tensor: Embeddings, shape ``(B, sum C_i, max h_i, max w_i)``.
     """
     size = max((feature.shape[-2:] for feature in features), key=lambda shape: shape[0] * shape[1])
-    pooled = [functional.avg_pool2d(feature, 3, stride=1, padding=1) for feature in features]
+    pooled = [pool(feature, pooling) for feature in features]
     aligned = [
         feature
         if feature.shape[-2:] == size
@@ -125,13 +145,18 @@ class PatchEmbedder(nn.Module):
     Args:
         backbone (str): Name of a timm model, convolutional or transformer.
         layers (Sequence[str] | None): See :func:`resolve_layers`.
+        pooling (Pooling): See :func:`pool`.
 
     Raises:
-        ValueError: If backbone or layers are unknown.
+        ValueError: If backbone, layers or pooling are unknown.
     """
 
-    def __init__(self, backbone: str, layers: Sequence[str] | None = None) -> None:
+    def __init__(self, backbone: str, layers: Sequence[str] | None = None, pooling: Pooling = "binomial") -> None:
         super().__init__()
+        if pooling not in get_args(Pooling):
+            msg = f"pooling must be one of {', '.join(get_args(Pooling))}, got '{pooling}'."
+            raise ValueError(msg)
+        self.pooling: Pooling = pooling
         self.backbone = backbone
         self.layers = resolve_layers(backbone, layers)
         channels = {stage.layer: stage.channels for stage in backbone_stages(backbone)}
@@ -181,7 +206,8 @@ class PatchEmbedder(nn.Module):
                 if feature.shape[1] == channels
                 else feature.permute(0, 3, 1, 2)  # some backbones put channels last
                 for feature, channels in zip((features[layer] for layer in self.layers), self.channels, strict=True)
-            ]
+            ],
+            self.pooling,
         )
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import plugin
-from anomalib_sgfr.arguments import Solver
+from anomalib_sgfr.arguments import Pooling, Solver
 from anomalib_sgfr.artefacts import check, damage
 from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.calibration import NominalPostProcessor, adopted
@@ -51,6 +51,8 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             package. Defaults to ``"tf_efficientnet_lite0"``.
         layers (Sequence[str] | None): Backbone layers to take features from. ``None`` takes the stages of stride 8 and
             16 (``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
+        pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5 with weights that fall
+            off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to ``"binomial"``.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
         bank_size (int): Largest number of nominal embeddings (atoms) kept, whatever the size of the data set.
             Defaults to ``3500``.
@@ -86,6 +88,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         self,
         backbone: str = "tf_efficientnet_lite0",
         layers: Sequence[str] | None = None,
+        pooling: Pooling = "binomial",
         pre_trained: bool = True,
         bank_size: int = 3500,
         solver: Solver = "affine",
@@ -125,7 +128,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         self.trim = trim
         self.thumbnails = thumbnails
         self.suspects: list[tuple[str, float]] = []
-        self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur)
+        self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur, pooling)
         self._sampling = SubspaceSampling()
         self._was_fitted = False
         self._anchor: nn.Parameter | None
@@ -222,7 +225,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.
 
         Raises:
-            ValueError: If the checkpoint is another model's, of another backbone, or its bank is not finite.
+            ValueError: If the checkpoint is another model's, of another backbone or pooling, or its bank is not finite.
         """
         check(checkpoint, self)
         self.post_processor = adopted(self.post_processor, checkpoint, getattr(self._trainer, "callbacks", []))

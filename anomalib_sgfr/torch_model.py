@@ -13,7 +13,7 @@ from torch._higher_order_ops import scan  # not yet exported under a public name
 from torch.nn import functional
 
 from anomalib_sgfr import plugin, self_expression
-from anomalib_sgfr.arguments import Solver
+from anomalib_sgfr.arguments import Pooling, Solver
 from anomalib_sgfr.certificate import Certificate, certify
 from anomalib_sgfr.embedding import PatchEmbedder, to_patches
 from anomalib_sgfr.sampling import Cover
@@ -41,6 +41,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             :func:`~anomalib_sgfr.self_expression.affine` and :func:`~anomalib_sgfr.self_expression.ridge_operator`.
         blur (float): Standard deviation of the Gaussian that smooths the map, in pixels of the model's input; ``0`` for
             none. Defaults to ``4.0``.
+        pooling (Pooling): How features are averaged with their neighbours, ``"binomial"`` or ``"box"``; see
+            :func:`~anomalib_sgfr.embedding.pool`. Defaults to ``"binomial"``.
 
     Attributes:
         bank (Tensor): Nominal atoms, shape ``(M, d)``; empty until the model is fitted.
@@ -60,6 +62,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         num_atoms: int = 5,
         regularisation: float = 1e-3,
         blur: float = 4.0,
+        pooling: Pooling = "binomial",
     ) -> None:
         super().__init__()
         if solver not in get_args(Solver):
@@ -78,7 +81,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.num_atoms = num_atoms
         self.regularisation = regularisation
         self.tiler: Tiler | None = None
-        self.embedder = PatchEmbedder(backbone, layers)
+        self.embedder = PatchEmbedder(backbone, layers, pooling)
         self.blur: nn.Module = GaussianBlur2d(sigma=blur) if blur > 0 else nn.Identity()
         self.bank: Tensor
         self.operator: Tensor

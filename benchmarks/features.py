@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.tv_tensors import Mask
 
 from anomalib_sgfr import Sgfr
+from anomalib_sgfr.arguments import Pooling
 from anomalib_sgfr.embedding import PatchEmbedder
 from benchmarks import data
 from benchmarks.scores import label_regions
@@ -62,6 +63,7 @@ def load(
     strides: tuple[int, ...],
     image_size: tuple[int, int],
     cache: Path,
+    pooling: Pooling = "binomial",
 ) -> Features:
     """Embed a split, or read what was embedded before; arguments as for :func:`benchmarks.data.build`.
 
@@ -75,6 +77,7 @@ def load(
         strides (tuple[int, ...]): Strides of the stages to take.
         image_size (tuple[int, int]): Height and width.
         cache (Path): Folder for embeddings; they take 4 bytes a value.
+        pooling (Pooling): How features are averaged with their neighbours.
 
     Returns:
         Features: The embeddings.
@@ -83,7 +86,7 @@ def load(
     everything = data.build(dataset, root, split, seed, num_workers=0)
     full = pd.concat([everything.train_data.samples, everything.test_data.samples])
     full = full.drop_duplicates("image_path").sort_values("image_path")
-    stored = _embed(full, everything.test_data, backbone, strides, image_size, cache)
+    stored = _embed(full, everything.test_data, backbone, strides, image_size, cache, pooling)
     row = {path: index for index, path in enumerate(full["image_path"])}
     train, test = (
         stored[[row[path] for path in samples["image_path"]]]
@@ -112,15 +115,16 @@ def _embed(
     strides: tuple[int, ...],
     image_size: tuple[int, int],
     cache: Path,
+    pooling: Pooling,
 ) -> NDArray[np.float32]:
-    identity = json.dumps([sorted(samples["image_path"]), backbone, strides, image_size])
+    identity = json.dumps([sorted(samples["image_path"]), backbone, strides, image_size, pooling])
     path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
     cache.mkdir(parents=True, exist_ok=True)
     from benchmarks.zoo import strided_layers
 
-    embedder = PatchEmbedder(backbone, strided_layers(backbone, strides))
+    embedder = PatchEmbedder(backbone, strided_layers(backbone, strides), pooling)
     embedder.load_pretrained()
     transform = cast("Any", Sgfr.configure_pre_processor(image_size, backbone).transform)
     attributes = template.samples.attrs

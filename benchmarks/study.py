@@ -44,7 +44,7 @@ def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Rec
     by_features = shared("strides")
 
     def embeddings(spec: Spec) -> str:
-        return json.dumps([by_features(spec), spec.image_size, spec.limit_train])
+        return json.dumps([by_features(spec), spec.image_size, spec.limit_train, spec.arguments["pooling"]])
 
     for _, of_features in _groups(specs, embeddings):
         first = of_features[0]
@@ -58,6 +58,7 @@ def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Rec
             tuple(first.arguments["strides"]),
             (first.image_size[0], first.image_size[1]),
             cache,
+            first.arguments["pooling"],
         )
         for _, of_bank in _groups(of_features, shared("channel_scaling", "sampler", "bank_size")):
             arguments = of_bank[0].arguments

@@ -12,6 +12,7 @@ __all__ = ["DEFAULTS", "PRODUCT", "STUDIES", "Variant", "spec_of"]
 PRODUCT = {"bank_size", "solver", "num_atoms", "regularisation", "blur"}
 DEFAULTS: dict[str, Any] = {
     **{name: item.default for name, item in inspect.signature(Sgfr).parameters.items() if name in PRODUCT},
+    "pooling": "box",  # what the studies were made with so far; the study of pooling is why Sgfr now has another
     # not arguments of Sgfr: ideas under study, and what it does
     "strides": [8, 16],
     "channel_scaling": "none",
@@ -62,6 +63,7 @@ STUDIES: dict[str, list[Variant]] = {
         Variant("16", {"strides": [16]}),
         Variant("8, 16, 32", {"strides": [8, 16, 32]}),
     ],
+    "pooling": _over("pooling", ("box", "binomial")),
     "channels": _over("channel_scaling", ("none", "spread", "layer")),
     "residual": [
         Variant("plain"),

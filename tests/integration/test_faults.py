@@ -84,6 +84,27 @@ def test_a_bank_that_is_not_finite_is_refused(checkpoint: Path, tmp_path: Path) 
         Sgfr.load_from_checkpoint(changed(checkpoint, tmp_path, bank=bank), map_location="cpu")
 
 
+def test_another_pooling_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fitted with pooling 'binomial', the model has 'box': pass --model\.pool"):
+        engine_in(tmp_path).predict(
+            small(pooling="box"), dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint)
+        )
+
+
+def test_a_checkpoint_older_than_pooling_is_scored_as_it_was_fitted(parts: Path, tmp_path: Path) -> None:
+    engine = engine_in(tmp_path)
+    fitted = small(pooling="box")
+    engine.fit(fitted, datamodule=folder_datamodule(parts))
+    content = torch.load(engine.best_model_path, weights_only=True)
+    content["hyper_parameters"].pop("pooling")
+    torch.save(content, tmp_path / "old.ckpt")
+    restored = Sgfr.load_from_checkpoint(tmp_path / "old.ckpt", map_location="cpu")
+    image = torch.rand(1, 3, 64, 64)
+    wanted = fitted.model.cpu().eval()(image).anomaly_map
+    torch.testing.assert_close(restored.model.eval()(image).anomaly_map, wanted)
+    assert restored.hparams["pooling"] == "box"  # and is saved so
+
+
 def test_another_backbone_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was fitted with backbone 'tf_efficientnet_lite0', the model has 'resnet18'"):
         engine_in(tmp_path).predict(

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from scipy import ndimage
 from torch import nn
 from torch.nn import functional
 
-from anomalib_sgfr.embedding import PatchEmbedder, assemble, backbone_stages, resolve_layers
+from anomalib_sgfr.arguments import Pooling
+from anomalib_sgfr.embedding import PatchEmbedder, assemble, backbone_stages, pool, resolve_layers
 
 
 @pytest.mark.parametrize(
@@ -58,13 +60,37 @@ def test_embedding_is_of_the_layers_named_in_any_order() -> None:
 
 def test_assemble_averages_aligns_and_concatenates() -> None:
     fine, coarse = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4)
-    result = assemble([coarse, fine])
+    result = assemble([coarse, fine], "box")
     assert result.shape == (2, 8, 8, 8)
     expected = fine[:, :, 2:5, 3:6].mean((2, 3))  # the 3 x 3 neighbourhood of row 3, column 4
     torch.testing.assert_close(result[:, 5:, 3, 4], expected)
     averaged = functional.avg_pool2d(coarse, 3, 1, 1)
     weights = torch.tensor([9.0, 3.0, 3.0, 1.0]) / 16  # bilinear, a quarter of the way to the next
     torch.testing.assert_close(result[:, :5, 1, 1], averaged[:, :, :2, :2].flatten(2) @ weights)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 9), (2, 2), (1, 7), (1, 1)])
+@pytest.mark.parametrize(("pooling", "weights"), [("box", [1, 1, 1]), ("binomial", [1, 4, 6, 4, 1])])
+def test_pooling_is_a_correlation_with_zeros_beyond_the_border(
+    shape: tuple[int, int], pooling: Pooling, weights: list[int]
+) -> None:
+    feature = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    kernel = np.outer(weights, weights) / np.sum(weights) ** 2
+    expected = ndimage.correlate(feature.double().numpy(), kernel[None, None], mode="constant")
+    assert pool(feature, pooling).shape == feature.shape
+    np.testing.assert_allclose(pool(feature, pooling).numpy(), expected, atol=1e-6)
+
+
+def test_an_embedder_pools_as_it_is_told() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 64, 64)
+    box, binomial = PatchEmbedder("resnet18", pooling="box"), PatchEmbedder("resnet18")
+    binomial.load_state_dict(box.state_dict())
+    features = list(box.extractor(images).values())
+    torch.testing.assert_close(box(images), assemble(features, "box"))
+    torch.testing.assert_close(binomial(images), assemble(features, "binomial"))
+    with pytest.raises(ValueError, match="pooling must be one of binomial, box, got 'mean'"):
+        PatchEmbedder("resnet18", pooling="mean")  # type: ignore[arg-type]
 
 
 def test_backbone_stays_in_evaluation_mode_and_frozen() -> None:
