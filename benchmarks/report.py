@@ -27,7 +27,8 @@ _CURVE_POINTS = 300
 _MOST_DRAWN = 4  # data sets; of more, only tables: pictures would bury them
 _NOTES = """\
 Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the images. Patchcore runs with
-`MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take many times the memory."""
+`MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take many times the memory, and on large pages
+(`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`), which make it faster; times of its runs before are without."""
 
 
 @functools.cache

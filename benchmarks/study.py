@@ -26,7 +26,7 @@ from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
 from benchmarks.report import plt, save_figure
 from benchmarks.run import versions
 from benchmarks.scores import image_metrics, per_defect, pixel_scores
-from benchmarks.variants import STUDIES, spec_of
+from benchmarks.variants import DEFAULTS, STUDIES, spec_of
 
 __all__ = ["main", "report"]
 
@@ -179,9 +179,8 @@ def report(name: str, folder: Path) -> None:
     write_text(
         folder / "README.md",
         f"# Study: {name}\n\n`python -m benchmarks.study {name} --root DIR`\n\nMedians of seeds "
-        f"{', '.join(map(str, seeds))}, in percent; all else as by default.\n\n"
-        + "\n".join(lines)
-        + f"\n\n![{name}]({name}.png)\n",
+        f"{', '.join(map(str, seeds))}, in percent; all else as by default, but `pooling` "
+        f"{DEFAULTS['pooling']}.\n\n" + "\n".join(lines) + f"\n\n![{name}]({name}.png)\n",
     )
 
 

@@ -15,7 +15,7 @@ from benchmarks.zoo import resolve_arguments
 
 def test_the_default_variant_is_what_the_engine_gives(parts: Path, tmp_path: Path) -> None:
     # a bank of every patch does not depend on the order in which the images were seen
-    changes = {"bank_size": 2000}
+    changes = {"bank_size": 2000, "pooling": "binomial"}
     variant = Variant("default", changes, image_size=64)
     spec = spec_of(variant, "folder", None, 0)
     (from_study,) = study._evaluate([spec], parts, tmp_path / "cache")
