@@ -49,9 +49,13 @@ def _data(spec: Spec) -> str:
     return spec.dataset + (f" {spec.split}" if spec.split else "") + images + defective
 
 
-def _model(spec: Spec) -> str:
+def _changes(spec: Spec) -> list[str]:
     defaults = _defaults(spec.model)
-    changed = [f"{name} {value}" for name, value in spec.arguments.items() if defaults.get(name) != value]
+    return [f"{name} {value}" for name, value in spec.arguments.items() if defaults.get(name) != value]
+
+
+def _model(spec: Spec) -> str:
+    changed = _changes(spec)
     return NAMES[spec.model] + (f" ({', '.join(changed)})" if changed else "")
 
 
@@ -139,12 +143,17 @@ def _format(value: float | None, style: str) -> str:
 
 
 def _losses(records: Iterable[Record]) -> str:
-    """Where Sgfr, with its defaults, is not the best, by more than the tables show; over the seeds that both ran."""
+    """Where Sgfr is not the best, by more than the tables show; over the seeds that both ran.
+
+    With its defaults, or, where it did not run with them, with the fewest changes.
+    """
     lines = []
     for data, rows in _rows(records).items():
-        ours = [row for row in rows if row.spec.model == "sgfr" and _model(row.spec) == NAMES["sgfr"] and row.finished]
+        ours = [row for row in rows if row.spec.model == "sgfr" and row.finished]
         if not ours:
             continue
+        ours.sort(key=lambda row: len(_changes(row.spec)))
+        other = "" if _model(ours[0].spec) == NAMES["sgfr"] else f" of {_model(ours[0].spec)}"
         for name in METRICS:
             for row in rows:
                 shared = ours[0].seeds & row.seeds
@@ -153,7 +162,7 @@ def _losses(records: Iterable[Record]) -> str:
                     continue
                 at = "" if shared == ours[0].seeds else f" (seed {', '.join(map(str, sorted(shared)))})"
                 lines.append(
-                    f"- {data}, {name}: {100 * mine:.1f} against {100 * theirs:.1f} of {_model(row.spec)}{at}."
+                    f"- {data}, {name}: {100 * mine:.1f}{other} against {100 * theirs:.1f} of {_model(row.spec)}{at}."
                 )
     return "\n".join(lines) if lines else "Nowhere among these runs."
 

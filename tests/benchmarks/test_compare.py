@@ -170,12 +170,12 @@ def test_pictures_are_drawn_of_a_few_data_sets(data_sets: int, pictures: int, tm
 
 
 def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
-    def run(model: str, seed: int, value: float) -> Record:
+    def run(model: str, seed: int, value: float, **changes: object) -> Record:
         spec = Spec(
             dataset="elpv-mono",
             split=None,
             model=model,
-            arguments=resolve_arguments(model, {}),
+            arguments=resolve_arguments(model, changes),
             backbone="b",
             image_size=[256, 256],
             seed=seed,
@@ -198,6 +198,14 @@ def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
     losses = (tmp_path / "README.md").read_text(encoding="utf-8").split("## Where Sgfr loses")[1]
     assert "image_AUROC: 90.0 against 95.0 of Patchcore (seed 0)." in losses
     assert "Padim" not in losses.split("!")[0]
+
+    elsewhere = tmp_path / "no run with the defaults"
+    changed = [run("sgfr", 0, 0.9, pooling="box"), run("sgfr", 0, 0.99, pooling="box", num_atoms=1)]
+    merge(elsewhere / "results.json", [*changed, run("patchcore", 0, 0.95)])
+    write_text(elsewhere / "commands.txt", "a command\n")
+    report.write(elsewhere)
+    text = (elsewhere / "README.md").read_text(encoding="utf-8")
+    assert "image_AUROC: 90.0 of Sgfr (pooling box) against 95.0 of Patchcore." in text
 
 
 def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path) -> None:
