@@ -29,7 +29,8 @@ def alarm_threshold(scores: Sequence[float], rate: float) -> float:
 
     With enough scores the order statistic of split conformal prediction (Vovk et al. 2005): exceeded with a probability
     of no more than ``rate``, whatever the distribution, by a score exchangeable with these. With fewer than
-    ``1 / rate - 1`` no such statistic exists, and an exponential tail through the largest quarter is extrapolated.
+    ``1 / rate - 1`` no such statistic exists, and an exponential tail through the largest quarter is extrapolated, from
+    the largest score up.
 
     Args:
         scores (Sequence[float]): Of nominal images, in any order.
@@ -54,7 +55,10 @@ def alarm_threshold(scores: Sequence[float], rate: float) -> float:
     exceeding = max(1, round(_TAIL * len(ordered)))
     base = ordered[-exceeding - 1] if len(ordered) > 1 else ordered[0]
     excess = float((ordered[-exceeding:] - base).mean())
-    return float(base + excess * math.log(exceeding / ((len(ordered) + 1) * rate)))
+    tail = float(base + excess * math.log(exceeding / ((len(ordered) + 1) * rate)))
+    return max(
+        tail, float(ordered[-1])
+    )  # a smaller rate never gives a lower threshold than the statistics of larger ones
 
 
 class NominalPostProcessor(PostProcessor):

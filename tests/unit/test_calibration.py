@@ -33,6 +33,15 @@ def test_too_few_scores_are_extrapolated() -> None:
     assert alarm_threshold([3.0] * 10, 0.01) == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize("number", [1, 2, 5, 19, 40])
+def test_a_smaller_rate_never_lowers_the_threshold(number: int) -> None:
+    rates = np.geomspace(1e-4, 0.9, 60).tolist()
+    for seed in range(50):
+        scores = np.random.default_rng(seed).normal(10.0, 1.0, size=number).tolist()
+        thresholds = [alarm_threshold(scores, rate) for rate in rates]
+        assert thresholds == sorted(thresholds, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("scores", "rate", "message"),
     [([], 0.1, "needs finite"), ([np.nan], 0.1, "needs finite"), ([1.0], 0.0, "between 0 and 1"), ([1.0], 1.0, "rate")],
