@@ -244,6 +244,7 @@ def _plot_trade(path: Path, rows: Sequence[_Row], heading: str) -> None:
                     "o",
                     color=_COLOURS[row.spec.model],
                     alpha=0.7,
+                    fillstyle="none" if row.spec.model == "sgfr" and _changes(row.spec) else "full",
                     label=_model(row.spec),
                 )
             axis.set(xscale="log", xlabel=label, ylabel=f"{name}, %")

@@ -57,8 +57,9 @@ def test_predict_gives_scores_labels_maps_and_masks(trained: tuple[Sgfr, Engine]
     for batch in batches:
         assert isinstance(batch, ImageBatch)
         assert batch.anomaly_map.shape == batch.pred_mask.shape == (1, 256, 256)
-        assert 0.5 <= float(batch.pred_score) <= 1.0
-    # anomalib's threshold is the lowest score that separates the classes, and its label a strict comparison with it
+        assert 0.5 - 1e-6 <= float(batch.pred_score) <= 1.0
+    # anomalib's threshold is the lowest score that separates the classes, here computed in a batch of another size and
+    # so of another rounding, and its label a strict comparison with it
     assert sum(bool(batch.pred_label) for batch in batches) >= 5
 
 
