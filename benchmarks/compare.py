@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks import data, report
 from benchmarks.records import Record, Spec, merge, read, write_text
+from benchmarks.rows import title
 
 __all__ = ["main"]
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"{len(specs) - len(pending)} of {len(specs)} runs are in {results} already.")
     try:
         for number, spec in enumerate(pending, 1):
-            _say(f"[{number}/{len(pending)}] {report.title(spec)}, seed {spec.seed}")
+            _say(f"[{number}/{len(pending)}] {title(spec)}, seed {spec.seed}")
             record = _run(spec, options)
             if options.untimed:
                 record = dataclasses.replace(record, extract_s=None, fit_s=None, sampling_s=None, predict_ms=None)

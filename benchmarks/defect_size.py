@@ -24,8 +24,8 @@ from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import data
 from benchmarks.places import study_places
+from benchmarks.plots import plt, save_figure
 from benchmarks.records import write_text
-from benchmarks.report import plt, save_figure
 from benchmarks.scores import image_metrics, label_regions, pixel_scores
 
 __all__ = ["draw_defect", "main", "report"]

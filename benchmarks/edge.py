@@ -192,7 +192,7 @@ def report(folder: Path) -> None:
 
 
 def _latency_table(found: dict[str, Any], folder: Path) -> str:
-    from benchmarks.report import plt, save_figure
+    from benchmarks.plots import plt, save_figure
 
     lines = [
         "## Latency",

@@ -27,8 +27,8 @@ from anomalib_sgfr.calibration import NominalPostProcessor, alarm_threshold, nom
 from anomalib_sgfr.data.mtd import tile_of
 from benchmarks import data
 from benchmarks.places import study_places
+from benchmarks.plots import plt, save_figure
 from benchmarks.records import write_text
-from benchmarks.report import plt, save_figure
 
 __all__ = ["main", "report"]
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.records import Record, read, write_text
-from benchmarks.report import NAMES
+from benchmarks.rows import NAMES
 from benchmarks.zoo import resolve_arguments
 
 __all__ = ["main", "table"]

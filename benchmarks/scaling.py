@@ -25,8 +25,8 @@ from torch import Tensor
 
 from anomalib_sgfr import self_expression
 from anomalib_sgfr.sampling import Cover, SubspaceSampler, merge
+from benchmarks.plots import plt, save_figure
 from benchmarks.records import Record, read, write_text
-from benchmarks.report import plt, save_figure
 from benchmarks.run import peak_mb, reset_peak
 
 __all__ = ["main", "report"]

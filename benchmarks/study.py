@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from benchmarks import features
+from benchmarks.plots import plt, save_figure
 from benchmarks.prototype import Prototype, channel_scaling, image_scores, learn_bank
 from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
-from benchmarks.report import plt, save_figure
 from benchmarks.run import versions
 from benchmarks.scores import image_metrics, per_defect, pixel_scores
 from benchmarks.variants import DEFAULTS, STUDIES, spec_of

@@ -1,0 +1,157 @@
+"""Pictures of benchmark records."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+from benchmarks.records import Record, write_text
+from benchmarks.rows import NAMES, Row, changes, data_title, model_title
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+__all__ = ["plot_curves", "plot_examples", "plot_trade", "plt", "save_figure"]
+
+_COLOURS = {"sgfr": "tab:red", "patchcore": "tab:blue", "padim": "tab:green", "mhpatchcore": "tab:orange"}
+_CURVE_POINTS = 300
+
+
+def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401
+    """Write a figure whole or not at all, and close it."""
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def plot_trade(path: Path, rows: Sequence[Row], heading: str) -> None:
+    """Accuracy against what a model stores, and against its latency."""
+    shown = [name for name in ("image_AUROC", "pixel_AP", "AUPRO") if rows[0].finished[0].metrics[name] is not None]
+    axes_of: tuple[tuple[str, Callable[[Record], float | None]], ...] = (
+        ("stored beside the backbone, MiB", lambda record: (record.bank_bytes or 0) / 2**20),
+        ("PyTorch, ms per image", lambda record: record.predict_ms),
+    )
+    figure, axes = plt.subplots(len(shown), 2, figsize=(9, 2.9 * len(shown)), squeeze=False, layout="constrained")
+    for line, name in zip(axes, shown, strict=True):
+        for axis, (label, value) in zip(line, axes_of, strict=True):
+            for row in rows:
+                axis.plot(
+                    [value(record) for record in row.finished],
+                    [100 * (record.metrics[name] or 0) for record in row.finished],
+                    "o",
+                    color=_COLOURS[row.spec.model],
+                    alpha=0.7,
+                    fillstyle="none" if row.spec.model == "sgfr" and changes(row.spec) else "full",
+                    label=model_title(row.spec),
+                )
+            axis.set(xscale="log", xlabel=label, ylabel=f"{name}, %")
+            axis.grid(alpha=0.3)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    figure.suptitle(heading)
+    save_figure(figure, path)
+
+
+def _curves(folder: Path, run: str) -> dict[str, Any] | None:
+    """Curves of a run: small enough to be kept with the results, unlike its maps."""
+    kept, made = folder / "curves" / f"{run}.json", folder / "work" / run / "curves.json"
+    if made.exists():
+        whole = json.loads(made.read_text(encoding="utf-8"))
+        thin = {kind: None if curve is None else _thinned(*curve) for kind, curve in whole.items()}
+        write_text(kept, json.dumps(thin) + "\n")
+    return json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+
+
+def _thinned(x: Sequence[float], y: Sequence[float]) -> list[list[float]]:
+    """At most some hundreds of the points of a curve, its ends among them."""
+    places = np.unique(np.linspace(0, len(x) - 1, _CURVE_POINTS).round().astype(int))
+    return [[round(values[place], 4) for place in places] for values in (x, y)]
+
+
+def plot_curves(folder: Path, name: str, rows: Sequence[Row]) -> None:
+    """ROC and per-region-overlap curves of the first seed, of the runs whose curves were kept."""
+    found = []
+    for row in rows:
+        curves = _curves(folder, row.finished[0].name)
+        if curves is not None:
+            found.append((row, curves))
+    if all(row.spec.model != "sgfr" for row, _ in found):
+        return
+    kinds = [("roc", "false-positive rate (images)", "recall")]
+    if found[0][1]["pro"] is not None:
+        kinds.append(("pro", "false-positive rate (pixels)", "per-region overlap"))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4.8 * len(kinds), 4), squeeze=False, layout="constrained")
+    for axis, (kind, x_label, y_label) in zip(axes[0], kinds, strict=True):
+        styles: dict[str, int] = {}
+        for row, curves in found:
+            style = ("-", "--", ":", "-.")[styles.setdefault(row.spec.model, 0) % 4]
+            styles[row.spec.model] += 1
+            axis.plot(*curves[kind], style, color=_COLOURS[row.spec.model], label=model_title(row.spec), lw=1.4)
+        axis.set(xlabel=x_label, ylabel=y_label)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize="x-small")
+    figure.suptitle(f"{data_title(rows[0].spec)}, seed {rows[0].finished[0].seed}")
+    save_figure(figure, folder / name)
+
+
+def plot_examples(folder: Path, name: str, rows: Sequence[Row]) -> None:
+    """Image, truth and maps of Sgfr's best, median and worst defect: by pixel AP, or by score without masks."""
+    loaded = {}
+    for row in rows:
+        path = folder / "work" / row.finished[0].name / "maps.npz"
+        if path.exists() and row.spec.model not in loaded:
+            loaded[row.spec.model] = np.load(path, allow_pickle=False)
+    models = [model for model in ("sgfr", "patchcore", "padim") if model in loaded]
+    if "sgfr" not in models:
+        return
+    ours = loaded["sgfr"] = dict(loaded["sgfr"])  # read the arrays once
+    defective = np.flatnonzero(ours["kinds"] != "good")
+    masks = ours.get("masks")
+    if masks is not None:  # some defects are known but not marked
+        defective = defective[masks[defective].any((1, 2))]
+    merit = np.array([_merit(ours, int(case)) for case in defective])
+    cases = defective[np.argsort(merit)][[-1, len(defective) // 2, 0]]
+    columns = 2 + len(models)
+    figure, axes = plt.subplots(3, columns, figsize=(2.1 * columns, 6.6), layout="constrained")
+    for line, case, label in zip(axes, cases, ("best", "median", "worst"), strict=True):
+        size = ours["maps"].shape[:0:-1]
+        line[0].imshow(Image.open(str(ours["paths"][case])).convert("RGB").resize(size))
+        line[0].set_ylabel(f"{label}: {ours['kinds'][case]}", fontsize="small")
+        if masks is not None:
+            line[1].imshow(masks[case], cmap="gray")
+        else:
+            line[1].text(0.5, 0.5, "no mask", ha="center", va="center", transform=line[1].transAxes)
+        for axis, model in zip(line[2:], models, strict=True):
+            scores = loaded[model] = dict(loaded[model])
+            index = int(np.flatnonzero(scores["paths"] == ours["paths"][case])[0])
+            low, high = _display_range(scores["maps"], scores["kinds"])
+            axis.imshow(scores["maps"][index].astype(np.float32), cmap="turbo", vmin=low, vmax=high)
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for axis, label in zip(axes[0], ("image", "truth", *(NAMES[model] for model in models)), strict=True):
+        axis.set_title(label, fontsize="small")
+    by = "score" if masks is None else "pixel AP"
+    figure.suptitle(f"{data_title(rows[0].spec)}: by Sgfr's {by}; one colour scale for each model", fontsize="small")
+    save_figure(figure, folder / name)
+
+
+def _merit(runs: Any, case: int) -> float:  # noqa: ANN401
+    """How well a defect is found: average precision over its pixels, or the image's score where there is no mask."""
+    if "masks" not in runs:
+        return float(runs["scores"][case])
+    return float(average_precision_score(runs["masks"][case].ravel(), runs["maps"][case].ravel()))
+
+
+def _display_range(maps: NDArray[np.float16], kinds: NDArray[np.str_]) -> tuple[float, float]:
+    """Colours from a good image's median to a defective one's high scores."""
+    step = max(1, len(maps) // 60)
+    good, bad = maps[kinds == "good"][::step], maps[kinds != "good"][::step]
+    return float(np.median(good)), float(np.percentile(bad.astype(np.float32), 99.5))
