@@ -1,4 +1,4 @@
-"""How far to smooth the map, for defects of a known size: drawn into good test images, from a few pixels up.
+"""How widely to pool features and smooth the map, for defects of a known size, drawn into good images.
 
     python -m benchmarks.defect_size --root DIR --out DIR
 
@@ -10,16 +10,18 @@ scratches and smudges of a given width are drawn into images the model has not s
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
+from anomalib.data import AnomalibDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_sgfr import Sgfr, SubspaceSampler
+from anomalib_sgfr.arguments import Pooling
 from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import data
@@ -71,46 +73,52 @@ def draw_defect(image: Tensor, size: int, rng: np.random.Generator) -> tuple[Ten
 
 @torch.no_grad()
 def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> list[dict[str, Any]]:
-    torch.manual_seed(seed)
     module = data.build(dataset, root, split, seed, num_workers=0)
-    defaults = Sgfr(seed=seed, visualizer=False, evaluator=False)
+    resize, normalise = cast("Any", Sgfr(visualizer=False, evaluator=False).pre_processor).transform.transforms
+    rng = np.random.default_rng(seed)
+    good = np.flatnonzero(module.test_data.samples["label_index"].to_numpy() == 0)
+    chosen = rng.permutation(good)[: 2 * _TEST_IMAGES]
+    images = [resize(cast("Any", module.test_data[int(index)]).image[None])[0] for index in chosen]
+    untouched, to_spoil = images[: len(images) // 2], images[len(images) // 2 :]
+    spoilt = {size: [draw_defect(image, size, rng) for image in to_spoil] for size in _SIZES}
+    found = []
+    for pooling in get_args(Pooling):
+        model = _fitted(module, pooling, seed)
+        clean = _scores(model, [normalise(image) for image in untouched])
+        for size, drawn in spoilt.items():
+            scores = torch.cat((clean, _scores(model, [normalise(image) for image, _ in drawn])))
+            masks = np.stack([np.zeros_like(drawn[0][1])] * len(untouched) + [mask for _, mask in drawn])
+            found += [{"pooling": pooling, "size": size, **row} for row in _by_blur(scores, masks)]
+    return found
+
+
+def _fitted(module: AnomalibDataModule, pooling: Pooling, seed: int) -> SgfrModel:
+    """A model with its bank, as a fit makes it."""
+    torch.manual_seed(seed)
+    defaults = Sgfr(seed=seed, pooling=pooling, visualizer=False, evaluator=False)
     model, transform = defaults.model.eval(), cast("Any", defaults.pre_processor).transform
-    resize, normalise = transform.transforms
     model.embedder.load_pretrained()
     sampler = SubspaceSampler(defaults.bank_size)
     order = torch.randperm(len(module.train_data)).tolist()
     for start in range(0, len(order), 32):
         images = [transform(cast("Any", module.train_data[index]).image[None]) for index in order[start : start + 32]]
-        embedding = model.embed(torch.cat(images))
-        sampler.observe(to_patches(embedding))
+        sampler.observe(to_patches(model.embed(torch.cat(images))))
     model.set_bank(sampler.cover())
+    return model
 
-    rng = np.random.default_rng(seed)
-    samples = module.test_data.samples
-    good = np.flatnonzero(samples["label_index"].to_numpy() == 0)
-    chosen = rng.permutation(good)[: 2 * _TEST_IMAGES]
-    images = [resize(cast("Any", module.test_data[int(index)]).image[None])[0] for index in chosen]
-    untouched, to_spoil = images[: len(images) // 2], images[len(images) // 2 :]
-    clean = _scores(model, [normalise(image) for image in untouched])
-    found = []
-    for size in _SIZES:
-        spoilt = [draw_defect(image, size, rng) for image in to_spoil]
-        scores = torch.cat((clean, _scores(model, [normalise(image) for image, _ in spoilt])))
-        masks = np.stack([np.zeros_like(spoilt[0][1])] * len(untouched) + [mask for _, mask in spoilt])
-        regions = label_regions(masks)
-        for blur in _BLURS:
-            smoothing = SgfrModel(blur=blur)
-            maps = smoothing.smooth(scores, masks.shape[1:])[:, 0].numpy()
-            pixels = pixel_scores(maps, regions)
-            metrics = {
-                "image_AUROC": image_metrics(maps.max((1, 2)), np.asarray(masks.any((1, 2))))["image_AUROC"],
-                "pixel_AP": pixels.average_precision,
-                "AUPRO": pixels.aupro,
-            }
-            found.append(
-                {"size": size, "blur": blur} | {name: round(float(value), 5) for name, value in metrics.items()}
-            )
-    return found
+
+def _by_blur(scores: Tensor, masks: NDArray[np.bool_]) -> Iterator[dict[str, float]]:
+    """Metrics of patch scores ``(B, 1, h, w)`` against masks ``(B, H, W)``, smoothed by each Gaussian in turn."""
+    regions = label_regions(masks)
+    for blur in _BLURS:
+        maps = SgfrModel(blur=blur).smooth(scores, masks.shape[1:])[:, 0].numpy()
+        pixels = pixel_scores(maps, regions)
+        metrics = {
+            "image_AUROC": image_metrics(maps.max((1, 2)), np.asarray(masks.any((1, 2))))["image_AUROC"],
+            "pixel_AP": pixels.average_precision,
+            "AUPRO": pixels.aupro,
+        }
+        yield {"blur": blur, **{name: round(float(value), 5) for name, value in metrics.items()}}
 
 
 def _scores(model: SgfrModel, images: list[Tensor]) -> Tensor:
@@ -132,32 +140,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(folder: Path) -> None:
     """Write ``README.md`` and the plot from ``defect-size.json``: medians over data sets and seeds."""
     found = json.loads((folder / "defect-size.json").read_text(encoding="utf-8"))
+    seeds = sorted({row["seed"] for row in found})
     lines = [
-        "# Smoothing, by the size of the defect",
+        "# Pooling and smoothing, by the size of the defect",
         "",
         "`python -m benchmarks.defect_size --root DIR`: spots, scratches and smudges drawn into good test images of",
-        "MTD and ELPV. Medians over data sets and seeds, in percent; `blur`: sigma of the Gaussian in pixels; the",
-        "size of the defects is in pixels of 256.",
+        f"MTD and ELPV. Medians over data sets and seeds ({', '.join(map(str, seeds))}), in percent; `blur`: sigma of",
+        "the Gaussian in pixels; the size of the defects is in pixels of 256.",
         "",
     ]
     figure, axes = plt.subplots(1, len(_METRICS), figsize=(4 * len(_METRICS), 3.4), layout="constrained")
     for axis, metric in zip(axes, _METRICS, strict=True):
-        lines += [f"| {metric}, blur | " + " | ".join(map(str, _SIZES)) + " | mean |", "|---" * (len(_SIZES) + 2) + "|"]
-        for blur in _BLURS:
-            cells = [
-                100 * statistics.median(row[metric] for row in found if (row["size"], row["blur"]) == (size, blur))
-                for size in _SIZES
-            ]
-            lines.append(
-                f"| {blur:g} | " + " | ".join(f"{cell:.1f}" for cell in cells) + f" | {statistics.mean(cells):.1f} |"
-            )
-            axis.plot(_SIZES, cells, "o-", label=f"blur {blur:g}", lw=1.2, ms=4)
+        lines += [f"| {metric} | " + " | ".join(map(str, _SIZES)) + " | mean |", "|---" * (len(_SIZES) + 2) + "|"]
+        for number, blur in enumerate(_BLURS):
+            for pooling, style in zip(get_args(Pooling), ("o-", "s--"), strict=False):
+                alike = [row for row in found if (row["blur"], row["pooling"]) == (blur, pooling)]
+                cells = [
+                    100 * statistics.median(row[metric] for row in alike if row["size"] == size) for size in _SIZES
+                ]
+                label = f"blur {blur:g}, {pooling}"
+                lines.append(
+                    f"| {label} | " + " | ".join(f"{cell:.1f}" for cell in (*cells, statistics.mean(cells))) + " |"
+                )
+                axis.plot(_SIZES, cells, style, color=f"C{number}", label=label, lw=1.2, ms=4)
         lines.append("")
         axis.set(title=f"{metric}, %", xlabel="size of the defect, pixels", xscale="log", xticks=_SIZES)
         axis.set_xticklabels(_SIZES)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="x-small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="x-small")
     save_figure(figure, folder / "defect-size.png")
     write_text(folder / "README.md", "\n".join([*lines, "![by the size of the defect](defect-size.png)"]) + "\n")
 

@@ -29,7 +29,9 @@ def test_studies_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch: 
     arguments = ["--root", str(parts), "--data", "folder", "--seeds", "0", "--out", str(tmp_path)]
     assert main(arguments) == 0
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| image_AUROC, blur | 16 | 32 | mean |" in text
+    assert "| image_AUROC | 16 | 32 | mean |" in text
+    for label in ("blur 2, box", "blur 2, binomial", "blur 8, box", "blur 8, binomial"):
+        assert text.count(f"| {label} |") == 3  # metrics
     assert (tmp_path / "defect-size.png").stat().st_size > 0
     before = (tmp_path / "defect-size.json").read_bytes()
     monkeypatch.setattr("benchmarks.defect_size._evaluate", None)  # nothing is done twice
