@@ -1,30 +1,60 @@
-"""Exchange of covers between the processes of a distributed fit."""
+"""What the processes of a distributed fit exchange, and the one bank they make of it."""
 
-from typing import Any, TypeVar
+import itertools
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from anomalib_sgfr.sampling import Cover
+from anomalib_sgfr.provenance import renumbered, shifted
+from anomalib_sgfr.sampling import Cover, merge
 
 _T = TypeVar("_T")
 
-__all__ = ["gather", "gather_objects", "largest"]
+__all__ = ["Learnt", "unite"]
 
 
-def gather(cover: Cover) -> list[Cover]:
-    """Give every process the covers of all, in the order of their ranks.
+class Learnt(NamedTuple):
+    """What a fit learnt.
 
-    Covers may differ in size. Tensors alone are exchanged, on their own device, by the default process group.
+    Attributes:
+        cover (Cover): The atoms, and what they stand for.
+        threshold (float): Distance above which another atom would have been taken.
+        images (list[str]): Paths of the images that ``cover.origin`` numbers.
+    """
+
+    cover: Cover
+    threshold: float
+    images: list[str]
+
+
+def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:
+    """Make one bank of what all processes learnt.
 
     Args:
-        cover (Cover): This process's.
+        own (Learnt): What this process learnt.
+        bank_size (int): Largest number of atoms to keep.
+        tolerance (float): Distance within which atoms stand for each other; see
+            :func:`~anomalib_sgfr.sampling.merge`.
 
     Returns:
-        list[Cover]: One for each process, the same on all of them; only ``cover`` where there is but one.
+        Learnt: The same on all processes; ``own`` where there is but one.
     """
-    if _alone():
-        return [cover]
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return own
+    covers = _gather(own.cover)
+    known = _gather_objects(own.images)
+    covers = [shifted(cover, sum(map(len, known[:rank]))) for rank, cover in enumerate(covers)]
+    cover, radius = merge(covers, bank_size, tolerance)
+    cover, images = renumbered(cover, dict(enumerate(itertools.chain.from_iterable(known))))
+    return Learnt(cover, max(_largest(own.threshold, cover.atoms.device), radius), images)
+
+
+def _gather(cover: Cover) -> list[Cover]:
+    """Covers of all processes, in the order of their ranks; they may differ in size.
+
+    Tensors alone are exchanged, on their own device, by the default process group.
+    """
     sizes = _all(torch.tensor([len(cover.atoms)], device=cover.atoms.device))
     most = max(int(size) for size in sizes)
     parts = [_all(torch.cat((part, part.new_zeros(most - len(part), *part.shape[1:])))) for part in cover]
@@ -34,40 +64,18 @@ def gather(cover: Cover) -> list[Cover]:
     ]
 
 
-def gather_objects(value: _T) -> list[_T]:
-    """Give every process the values of all, in the order of their ranks; for what tensors cannot hold.
-
-    Args:
-        value (_T): This process's.
-
-    Returns:
-        list[_T]: One for each process.
-    """
-    if _alone():
-        return [value]
+def _gather_objects(value: _T) -> list[_T]:
+    """Values of all processes, in the order of their ranks; for what tensors cannot hold."""
     received: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(received, value)
     return received
 
 
-def largest(value: float, device: torch.device) -> float:
-    """The largest of all processes' values.
-
-    Args:
-        value (float): This process's.
-        device (torch.device): Device that the process group communicates on.
-
-    Returns:
-        float: The same on all processes.
-    """
+def _largest(value: float, device: torch.device) -> float:
+    """The largest of all processes' values; ``device`` is one that the process group communicates on."""
     tensor = torch.tensor(value, dtype=torch.float64, device=device)
-    if not _alone():
-        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
     return float(tensor)
-
-
-def _alone() -> bool:
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
 
 
 def _all(tensor: Tensor) -> list[Tensor]:

@@ -1,6 +1,5 @@
 """Sgfr as an anomalib model: the Lightning wrapper around :class:`~anomalib_sgfr.torch_model.SgfrModel`."""
 
-import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +23,13 @@ from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.calibration import NominalPostProcessor, adopted
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
-from anomalib_sgfr.distributed import gather, gather_objects, largest
+from anomalib_sgfr.distributed import Learnt, unite
 from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.pre_processing import SgfrPreProcessor
-from anomalib_sgfr.provenance import renumbered, shifted
-from anomalib_sgfr.sampling import SubspaceSampler, merge
+from anomalib_sgfr.provenance import renumbered
+from anomalib_sgfr.sampling import SubspaceSampler
 from anomalib_sgfr.suspects import drop_suspects, write_suspects
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -284,15 +283,9 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         if sampler is None or sampler.patches_seen_ == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        own, images = renumbered(sampler.cover(), self._sampling.images)
-        covers, threshold = gather(own), largest(sampler.threshold_, self.device)
-        cover, radius = covers[0], 0.0
-        if len(covers) > 1:
-            known = gather_objects(images)
-            covers = [shifted(part, sum(map(len, known[:rank]))) for rank, part in enumerate(covers)]
-            cover, radius = merge(covers, self.bank_size, self.tolerance)
-            cover, images = renumbered(cover, dict(enumerate(itertools.chain.from_iterable(known))))
-        self.model.set_bank(cover, max(threshold, radius), images)
+        cover, images = renumbered(sampler.cover(), self._sampling.images)
+        learnt = unite(Learnt(cover, sampler.threshold_, images), self.bank_size, self.tolerance)
+        self.model.set_bank(*learnt)
         self._was_fitted = False
         self._after_fit(self._training_images())
         found = self.certificate()

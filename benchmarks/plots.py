@@ -21,6 +21,7 @@ __all__ = ["plot_curves", "plot_examples", "plot_trade", "plt", "save_figure"]
 
 _COLOURS = {"sgfr": "tab:red", "patchcore": "tab:blue", "padim": "tab:green", "mhpatchcore": "tab:orange"}
 _CURVE_POINTS = 300
+_SHOWN = ("sgfr", "patchcore", "padim")  # whose maps stand beside the image and the truth
 
 
 def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401
@@ -103,12 +104,9 @@ def plot_curves(folder: Path, name: str, rows: Sequence[Row]) -> None:
 
 def plot_examples(folder: Path, name: str, rows: Sequence[Row]) -> None:
     """Image, truth and maps of Sgfr's best, median and worst defect: by pixel AP, or by score without masks."""
-    loaded = {}
-    for row in rows:
-        path = folder / "work" / row.finished[0].name / "maps.npz"
-        if path.exists() and row.spec.model not in loaded:
-            loaded[row.spec.model] = np.load(path, allow_pickle=False)
-    models = [model for model in ("sgfr", "patchcore", "padim") if model in loaded]
+    seed, paths = _maps_of_one_seed(folder, rows)
+    loaded: dict[str, Any] = {model: np.load(path, allow_pickle=False) for model, path in paths.items()}
+    models = [model for model in _SHOWN if model in loaded]
     if "sgfr" not in models:
         return
     ours = loaded["sgfr"] = dict(loaded["sgfr"])  # read the arrays once
@@ -139,8 +137,20 @@ def plot_examples(folder: Path, name: str, rows: Sequence[Row]) -> None:
     for axis, label in zip(axes[0], ("image", "truth", *(NAMES[model] for model in models)), strict=True):
         axis.set_title(label, fontsize="small")
     by = "score" if masks is None else "pixel AP"
-    figure.suptitle(f"{data_title(rows[0].spec)}: by Sgfr's {by}; one colour scale for each model", fontsize="small")
+    heading = f"{data_title(rows[0].spec)}, seed {seed}: by Sgfr's {by}; one colour scale for each model"
+    figure.suptitle(heading, fontsize="small")
     save_figure(figure, folder / name)
+
+
+def _maps_of_one_seed(folder: Path, rows: Sequence[Row]) -> tuple[int, dict[str, Path]]:
+    """The seed by which most models' maps are there, the least of such, and the maps' files by model."""
+    found: dict[int, dict[str, Path]] = {}
+    for row in sorted(rows, key=lambda row: len(changes(row.spec))):
+        for record in row.finished:
+            path = folder / "work" / record.name / "maps.npz"
+            if record.model in _SHOWN and path.exists():
+                found.setdefault(record.seed, {}).setdefault(record.model, path)
+    return max(found.items(), key=lambda item: ("sgfr" in item[1], len(item[1]), -item[0]), default=(0, {}))
 
 
 def _merit(runs: Any, case: int) -> float:  # noqa: ANN401

@@ -1,0 +1,71 @@
+"""Example pictures: which run's maps stand side by side."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import plots
+from benchmarks.records import METRICS, Record, Spec
+from benchmarks.rows import Row, rows_by_data
+from benchmarks.zoo import resolve_arguments
+
+KINDS = ["good", "crack", "crack", "crack"]
+
+
+def keep_maps(folder: Path, record: Record) -> None:
+    images = []
+    for number in range(len(KINDS)):
+        images.append(str(folder / f"{number}.png"))
+        Image.new("RGB", (8, 8)).save(images[-1])
+    rng = np.random.default_rng(record.seed)
+    to = folder / "work" / record.name
+    to.mkdir(parents=True)
+    maps = rng.random((len(KINDS), 8, 8)).astype(np.float16)
+    np.savez(to / "maps.npz", maps=maps, scores=maps.max((1, 2)), kinds=KINDS, paths=images)
+
+
+def drawn(folder: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+    plots.plot_examples(folder, "examples.png", rows)
+    (figure,) = figures
+    return figure.get_suptitle(), [axis.get_title() for axis in figure.axes if axis.get_title()]
+
+
+def test_the_maps_side_by_side_are_of_the_seed_that_most_models_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(model: str, seed: int, **changes: object) -> Record:
+        spec = Spec(
+            dataset="elpv-mono",
+            split=None,
+            model=model,
+            arguments=resolve_arguments(model, changes),
+            backbone="b",
+            image_size=[256, 256],
+            seed=seed,
+            limit_train=None,
+        )
+        return Record(**vars(spec), versions={}, metrics=dict.fromkeys(METRICS, 0.5))
+
+    boxed, *sgfr, patchcore, padim = records = [
+        run("sgfr", 1, pooling="box"),
+        run("sgfr", 0),
+        run("sgfr", 1),
+        run("patchcore", 1),
+        run("padim", 2),
+    ]
+    (rows,) = rows_by_data(records).values()
+    for record in (boxed, sgfr[0], padim):  # more of seed 0 than of 2, which has none of Sgfr's
+        keep_maps(tmp_path, record)
+    heading, titles = drawn(tmp_path, rows, monkeypatch)
+    assert "seed 0" in heading
+    assert titles == ["image", "truth", "Sgfr"]
+    for record in (sgfr[1], patchcore):
+        keep_maps(tmp_path, record)
+    heading, titles = drawn(tmp_path, rows, monkeypatch)
+    assert "seed 1" in heading
+    assert titles == ["image", "truth", "Sgfr", "Patchcore"]
