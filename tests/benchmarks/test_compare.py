@@ -10,6 +10,7 @@ import pytest
 from benchmarks import compare, report
 from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
 from benchmarks.zoo import resolve_arguments
+from tests.benchmarks.conftest import record_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,27 +171,14 @@ def test_pictures_are_drawn_of_a_few_data_sets(data_sets: int, pictures: int, tm
 
 
 def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
-    def run(model: str, seed: int, value: float, **changes: object) -> Record:
-        spec = Spec(
-            dataset="elpv-mono",
-            split=None,
-            model=model,
-            arguments=resolve_arguments(model, changes),
-            backbone="b",
-            image_size=[256, 256],
-            seed=seed,
-            limit_train=None,
-        )
-        return fake(spec, metrics={**dict.fromkeys(METRICS), "image_AUROC": value, "image_F1Max": value})
-
     merge(
         tmp_path / "results.json",
         [
-            run("sgfr", 0, 0.9),
-            run("sgfr", 1, 0.5),
-            run("sgfr", 2, 0.5),
-            run("padim", 0, 0.8),
-            run("patchcore", 0, 0.95),
+            record_of("sgfr", 0, 0.9),
+            record_of("sgfr", 1, 0.5),
+            record_of("sgfr", 2, 0.5),
+            record_of("padim", 0, 0.8),
+            record_of("patchcore", 0, 0.95),
         ],
     )
     write_text(tmp_path / "commands.txt", "a command\n")
@@ -200,8 +188,8 @@ def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
     assert "Padim" not in losses.split("!")[0]
 
     elsewhere = tmp_path / "no run with the defaults"
-    changed = [run("sgfr", 0, 0.9, pooling="box"), run("sgfr", 0, 0.99, pooling="box", num_atoms=1)]
-    merge(elsewhere / "results.json", [*changed, run("patchcore", 0, 0.95)])
+    changed = [record_of("sgfr", 0, 0.9, pooling="box"), record_of("sgfr", 0, 0.99, pooling="box", num_atoms=1)]
+    merge(elsewhere / "results.json", [*changed, record_of("patchcore", 0, 0.95)])
     write_text(elsewhere / "commands.txt", "a command\n")
     report.write(elsewhere)
     text = (elsewhere / "README.md").read_text(encoding="utf-8")

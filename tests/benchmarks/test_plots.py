@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import plots
-from benchmarks.records import METRICS, Record, Spec
+from benchmarks.records import Record
 from benchmarks.rows import Row, rows_by_data
-from benchmarks.zoo import resolve_arguments
+from tests.benchmarks.conftest import record_of
 
 KINDS = ["good", "crack", "crack", "crack"]
 
@@ -38,25 +38,12 @@ def drawn(folder: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> tup
 def test_the_maps_side_by_side_are_of_the_seed_that_most_models_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(model: str, seed: int, **changes: object) -> Record:
-        spec = Spec(
-            dataset="elpv-mono",
-            split=None,
-            model=model,
-            arguments=resolve_arguments(model, changes),
-            backbone="b",
-            image_size=[256, 256],
-            seed=seed,
-            limit_train=None,
-        )
-        return Record(**vars(spec), versions={}, metrics=dict.fromkeys(METRICS, 0.5))
-
     boxed, *sgfr, patchcore, padim = records = [
-        run("sgfr", 1, pooling="box"),
-        run("sgfr", 0),
-        run("sgfr", 1),
-        run("patchcore", 1),
-        run("padim", 2),
+        record_of("sgfr", 1, pooling="box"),
+        record_of("sgfr", 0),
+        record_of("sgfr", 1),
+        record_of("patchcore", 1),
+        record_of("padim", 2),
     ]
     (rows,) = rows_by_data(records).values()
     for record in (boxed, sgfr[0], padim):  # more of seed 0 than of 2, which has none of Sgfr's
