@@ -56,9 +56,8 @@ def alarm_threshold(scores: Sequence[float], rate: float) -> float:
     base = ordered[-exceeding - 1] if len(ordered) > 1 else ordered[0]
     excess = float((ordered[-exceeding:] - base).mean())
     tail = float(base + excess * math.log(exceeding / ((len(ordered) + 1) * rate)))
-    return max(
-        tail, float(ordered[-1])
-    )  # a smaller rate never gives a lower threshold than the statistics of larger ones
+    # not below the largest score: no larger rate has a threshold above it
+    return max(tail, float(ordered[-1]))
 
 
 class NominalPostProcessor(PostProcessor):

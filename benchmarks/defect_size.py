@@ -153,7 +153,7 @@ def report(folder: Path) -> None:
     for axis, metric in zip(axes, _METRICS, strict=True):
         lines += [f"| {metric} | " + " | ".join(map(str, _SIZES)) + " | mean |", "|---" * (len(_SIZES) + 2) + "|"]
         for number, blur in enumerate(_BLURS):
-            for pooling, style in zip(get_args(Pooling), ("o-", "s--"), strict=False):
+            for pooling, style in zip(get_args(Pooling), ("o-", "s--"), strict=True):
                 alike = [row for row in found if (row["blur"], row["pooling"]) == (blur, pooling)]
                 cells = [
                     100 * statistics.median(row[metric] for row in alike if row["size"] == size) for size in _SIZES
