@@ -39,7 +39,8 @@ def table(results: Path) -> str:
         results (Path): Folder that holds ``mtd``, ``elpv-mono`` and ``elpv-poly``.
 
     Returns:
-        str: The table. A line takes its medians over those seeds that all models with a result there ran with.
+        str: The table. A line takes its medians over the seeds that Sgfr and Patchcore, if it has a result there, both
+        ran with; a model that ran with fewer of them says how many, and one that ran with none has no result.
     """
     wanted = {model: resolve_arguments(model, dict(_CHANGED.get(model, {}))) for model in NAMES}
     lines = [
@@ -59,7 +60,8 @@ def table(results: Path) -> str:
             and record.arguments == wanted[record.model]
         ]
         runs = {model: {record.seed: record for record in found if record.model == model} for model in NAMES}
-        seeds = sorted(set.intersection(*(set(of) for of in runs.values() if of))) if found else []
+        compared = [set(runs[model]) for model in ("sgfr", "patchcore") if runs[model]]
+        seeds = sorted(set.intersection(*compared)) if compared else []
         for metric, name in _METRICS.items():
             values = {model: _median(of, seeds, metric) for model, of in runs.items()}
             best = max((value for value in values.values() if value is not None), default=None)
@@ -67,6 +69,11 @@ def table(results: Path) -> str:
                 continue
             cells = ["-" if value is None else f"{value:.1f}" for value in values.values()]
             cells = [f"**{cell}**" if cell == f"{best:.1f}" else cell for cell in cells]
+            ran = [len(of.keys() & seeds) for of in runs.values()]
+            cells = [
+                f"{cell} ({number} of {len(seeds)})" if 0 < number < len(seeds) else cell
+                for cell, number in zip(cells, ran, strict=True)
+            ]
             lines.append(f"| {label}: {name} | " + " | ".join(cells) + f" | {', '.join(map(str, seeds))} |")
         if dataset == "mtd" and found:
             stored = [[record.bank_bytes for record in of.values() if record.bank_bytes] for of in runs.values()]

@@ -25,7 +25,7 @@ def run(model: str, seed: int, auroc: float, **changes: object) -> Record:
     return Record(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def test_a_line_takes_the_seeds_that_all_its_models_ran_with(tmp_path: Path) -> None:
+def test_a_line_takes_the_seeds_of_sgfr_and_patchcore_and_marks_who_ran_with_fewer(tmp_path: Path) -> None:
     merge(
         tmp_path / "elpv-mono" / "results.json",
         [
@@ -39,7 +39,17 @@ def test_a_line_takes_the_seeds_that_all_its_models_ran_with(tmp_path: Path) -> 
         ],
     )
     (line,) = headline.table(tmp_path).splitlines()[2:]
-    assert line == "| solar cells, mono: image AUROC | **85.0** | - | 72.5 | - | 0, 1 |"
+    assert line == "| solar cells, mono: image AUROC | **80.0** | - | 72.5 (2 of 3) | - | 0, 1, 2 |"
+
+    merge(
+        tmp_path / "elpv-mono" / "results.json",
+        [
+            *(run("patchcore", seed, auroc) for seed, auroc in ((2, 0.75), (1, 0.85), (3, 0.99))),
+            run("mhpatchcore", 2, 0.3),
+        ],
+    )
+    (line,) = headline.table(tmp_path).splitlines()[2:]
+    assert line == "| solar cells, mono: image AUROC | 75.0 | 80.0 | **95.0** (1 of 2) | 30.0 (1 of 2) | 1, 2 |"
 
 
 def test_the_readme_shows_the_committed_results() -> None:
