@@ -11,7 +11,6 @@ an interrupted command, given again, goes on where it stopped.
 import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule
-from anomalib.engine import Engine
 from numpy.typing import NDArray
 
 from anomalib_sgfr import Sgfr
@@ -29,6 +27,7 @@ from benchmarks import data
 from benchmarks.places import study_places
 from benchmarks.plots import plt, save_figure
 from benchmarks.records import write_text
+from benchmarks.run import quiet_fit
 
 __all__ = ["main", "report"]
 
@@ -92,17 +91,7 @@ def _row(
 def _fitted(module: AnomalibDataModule, seed: int) -> Sgfr:
     torch.manual_seed(seed)
     model = Sgfr(seed=seed, post_processor=NominalPostProcessor(images=1), evaluator=False, visualizer=False)
-    with tempfile.TemporaryDirectory() as scratch:
-        engine = Engine(
-            default_root_dir=scratch,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            limit_val_batches=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        engine.fit(model=model, datamodule=module)
+    quiet_fit(model, module)
     return model
 
 

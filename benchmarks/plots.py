@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from benchmarks.records import Record, write_text
-from benchmarks.rows import NAMES, Row, changes, data_title, model_title
+from benchmarks.rows import NAMES, Row, changes, model_title
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -76,7 +76,7 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> list[list[float]]:
     return [[round(values[place], 4) for place in places] for values in (x, y)]
 
 
-def plot_curves(folder: Path, name: str, rows: Sequence[Row]) -> None:
+def plot_curves(folder: Path, name: str, rows: Sequence[Row], heading: str) -> None:
     """ROC and per-region-overlap curves of the first seed, of the runs whose curves were kept."""
     found = []
     for row in rows:
@@ -98,11 +98,11 @@ def plot_curves(folder: Path, name: str, rows: Sequence[Row]) -> None:
         axis.set(xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize="x-small")
-    figure.suptitle(f"{data_title(rows[0].spec)}, seed {rows[0].finished[0].seed}")
+    figure.suptitle(f"{heading}, seed {rows[0].finished[0].seed}")
     save_figure(figure, folder / name)
 
 
-def plot_examples(folder: Path, name: str, rows: Sequence[Row]) -> None:
+def plot_examples(folder: Path, name: str, rows: Sequence[Row], heading: str) -> None:
     """Image, truth and maps of Sgfr's best, median and worst defect: by pixel AP, or by score without masks."""
     seed, paths = _maps_of_one_seed(folder, rows)
     loaded: dict[str, Any] = {model: np.load(path, allow_pickle=False) for model, path in paths.items()}
@@ -137,8 +137,7 @@ def plot_examples(folder: Path, name: str, rows: Sequence[Row]) -> None:
     for axis, label in zip(axes[0], ("image", "truth", *(NAMES[model] for model in models)), strict=True):
         axis.set_title(label, fontsize="small")
     by = "score" if masks is None else "pixel AP"
-    heading = f"{data_title(rows[0].spec)}, seed {seed}: by Sgfr's {by}; one colour scale for each model"
-    figure.suptitle(heading, fontsize="small")
+    figure.suptitle(f"{heading}, seed {seed}: by Sgfr's {by}; one colour scale for each model", fontsize="small")
     save_figure(figure, folder / name)
 
 

@@ -1,5 +1,7 @@
 """Tables of benchmark records, and the page that a folder of them is presented on."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -112,6 +114,10 @@ def _per_defect(records: Iterable[Record]) -> str:
     return "\n\n".join(parts)
 
 
+def _file_name(heading: str) -> str:
+    return re.sub(r"[ ,()]+", "-", heading.replace("%", "-percent")).strip("-")
+
+
 def write(folder: Path) -> None:
     """Write ``README.md`` and the plots of the records in ``folder``; needs nothing but what is committed there.
 
@@ -119,15 +125,19 @@ def write(folder: Path) -> None:
     """
     records = read(folder / "results.json")
     pictures = []
-    groups = list(rows_by_data(records).values())
-    for rows in groups if len(groups) <= _MOST_DRAWN else []:
-        name = data_title(rows[0].spec).replace(", ", "-").replace(" ", "-").replace("%", "-percent")
+    groups = rows_by_data(records)
+    told_apart = Counter(data_title(rows[0].spec) for rows in groups.values())
+    for data, rows in groups.items() if len(groups) <= _MOST_DRAWN else ():
         finished = [row for row in rows if row.finished]
         if not finished:
             continue
-        plot_trade(folder / f"{name}-trade.png", finished, data_title(rows[0].spec))
-        plot_curves(folder, f"{name}-curves.png", finished)
-        plot_examples(folder, f"{name}-examples.png", finished)
+        heading = data_title(rows[0].spec)
+        if told_apart[heading] > 1:  # by backbone or image size
+            heading = data
+        name = _file_name(heading)
+        plot_trade(folder / f"{name}-trade.png", finished, heading)
+        plot_curves(folder, f"{name}-curves.png", finished, heading)
+        plot_examples(folder, f"{name}-examples.png", finished, heading)
         pictures += [
             file for kind in ("trade", "curves", "examples") if (folder / (file := f"{name}-{kind}.png")).exists()
         ]

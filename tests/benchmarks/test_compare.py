@@ -170,6 +170,23 @@ def test_pictures_are_drawn_of_a_few_data_sets(data_sets: int, pictures: int, tm
     assert text.count("### ") == data_sets
 
 
+def test_each_backbone_and_image_size_of_the_same_data_has_its_own_pictures(tmp_path: Path) -> None:
+    base = {"dataset": "elpv-mono", "split": None, "seed": 0, "model": "sgfr", "limit_train": None}
+    settings = (("resnet18", 256), ("wide_resnet50_2", 256), ("resnet18", 320))
+    merge(
+        tmp_path / "results.json",
+        [
+            fake(Spec(**base, arguments=resolve_arguments("sgfr", {}), backbone=backbone, image_size=[size] * 2))
+            for backbone, size in settings
+        ],
+    )
+    write_text(tmp_path / "commands.txt", "a command\n")
+    report.write(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"elpv-mono-{backbone}-{size}-px-trade.png" for backbone, size in settings
+    }
+
+
 def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
     merge(
         tmp_path / "results.json",
