@@ -1,5 +1,6 @@
 """Pictures of benchmark records."""
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks.rows import NAMES, Row, changes, model_title
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogFormatter
 
 __all__ = ["plot_curves", "plot_examples", "plot_trade", "plt", "save_figure"]
 
@@ -39,20 +41,24 @@ def plot_trade(path: Path, rows: Sequence[Row], heading: str) -> None:
         ("stored beside the backbone, MiB", lambda record: (record.bank_bytes or 0) / 2**20),
         ("PyTorch, ms per image", lambda record: record.predict_ms),
     )
+    others = itertools.cycle("s^Dv<>")  # Sgfr with other arguments than its own
+    markers = [next(others) if row.spec.model == "sgfr" and changes(row.spec) else "o" for row in rows]
     figure, axes = plt.subplots(len(shown), 2, figsize=(9, 2.9 * len(shown)), squeeze=False, layout="constrained")
     for line, name in zip(axes, shown, strict=True):
         for axis, (label, value) in zip(line, axes_of, strict=True):
-            for row in rows:
+            for row, marker in zip(rows, markers, strict=True):
                 axis.plot(
                     [value(record) for record in row.finished],
                     [100 * (record.metrics[name] or 0) for record in row.finished],
-                    "o",
+                    marker,
                     color=_COLOURS[row.spec.model],
                     alpha=0.7,
-                    fillstyle="none" if row.spec.model == "sgfr" and changes(row.spec) else "full",
+                    fillstyle="full" if marker == "o" else "none",
                     label=model_title(row.spec),
                 )
             axis.set(xscale="log", xlabel=label, ylabel=f"{name}, %")
+            for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+                ticks(LogFormatter(minor_thresholds=(1.5, 0.4)))  # 30, not 3 x 10^1
             axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
@@ -60,14 +66,36 @@ def plot_trade(path: Path, rows: Sequence[Row], heading: str) -> None:
     save_figure(figure, path)
 
 
-def _curves(folder: Path, run: str) -> dict[str, Any] | None:
+def _curves_of_one_seed(folder: Path, rows: Sequence[Row]) -> tuple[int, list[Record]]:
+    """The seed by which most models' curves are there, the least of such, and its runs: fewest changes first."""
+    found: dict[int, list[Record]] = {}
+    for row in sorted(rows, key=lambda row: len(changes(row.spec))):
+        for record in row.finished:
+            if any(path.exists() for path in _curve_files(folder, record.name)):
+                found.setdefault(record.seed, []).append(record)
+
+    def worth(seed: int) -> tuple[bool, int, int, int]:
+        models = {record.model for record in found[seed]}
+        return "sgfr" in models, len(models), len(found[seed]), -seed
+
+    seed = max(found, key=worth, default=0)
+    return seed, found.get(seed, [])
+
+
+def _curve_files(folder: Path, run: str) -> tuple[Path, Path]:
+    """Where the curves of a run are kept, and where the run wrote them."""
+    return folder / "curves" / f"{run}.json", folder / "work" / run / "curves.json"
+
+
+def _curves(folder: Path, run: str) -> dict[str, Any]:
     """Curves of a run: small enough to be kept with the results, unlike its maps."""
-    kept, made = folder / "curves" / f"{run}.json", folder / "work" / run / "curves.json"
+    kept, made = _curve_files(folder, run)
     if made.exists():
         whole = json.loads(made.read_text(encoding="utf-8"))
         thin = {kind: None if curve is None else _thinned(*curve) for kind, curve in whole.items()}
         write_text(kept, json.dumps(thin) + "\n")
-    return json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> list[list[float]]:
@@ -77,13 +105,10 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> list[list[float]]:
 
 
 def plot_curves(folder: Path, name: str, rows: Sequence[Row], heading: str) -> None:
-    """ROC and per-region-overlap curves of the first seed, of the runs whose curves were kept."""
-    found = []
-    for row in rows:
-        curves = _curves(folder, row.finished[0].name)
-        if curves is not None:
-            found.append((row, curves))
-    if all(row.spec.model != "sgfr" for row, _ in found):
+    """ROC and per-region-overlap curves of one seed, of the runs whose curves were kept."""
+    seed, records = _curves_of_one_seed(folder, rows)
+    found = [(record, _curves(folder, record.name)) for record in records]
+    if all(record.model != "sgfr" for record in records):
         return
     kinds = [("roc", "false-positive rate (images)", "recall")]
     if found[0][1]["pro"] is not None:
@@ -91,14 +116,14 @@ def plot_curves(folder: Path, name: str, rows: Sequence[Row], heading: str) -> N
     figure, axes = plt.subplots(1, len(kinds), figsize=(4.8 * len(kinds), 4), squeeze=False, layout="constrained")
     for axis, (kind, x_label, y_label) in zip(axes[0], kinds, strict=True):
         styles: dict[str, int] = {}
-        for row, curves in found:
-            style = ("-", "--", ":", "-.")[styles.setdefault(row.spec.model, 0) % 4]
-            styles[row.spec.model] += 1
-            axis.plot(*curves[kind], style, color=_COLOURS[row.spec.model], label=model_title(row.spec), lw=1.4)
+        for record, curves in found:
+            style = ("-", "--", ":", "-.")[styles.setdefault(record.model, 0) % 4]
+            styles[record.model] += 1
+            axis.plot(*curves[kind], style, color=_COLOURS[record.model], label=model_title(record), lw=1.4)
         axis.set(xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize="x-small")
-    figure.suptitle(f"{heading}, seed {rows[0].finished[0].seed}")
+    figure.suptitle(f"{heading}, seed {seed}")
     save_figure(figure, folder / name)
 
 

@@ -1,5 +1,6 @@
 """Example pictures: which run's maps stand side by side."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,37 @@ def test_the_maps_side_by_side_are_of_the_seed_that_most_models_have(
     heading, titles = drawn(tmp_path, rows, monkeypatch)
     assert "seed 1" in heading
     assert titles == ["image", "truth", "Sgfr", "Patchcore"]
+
+
+def test_the_curves_are_of_the_seed_that_most_models_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxed, *sgfr, patchcore, padim = records = [
+        record_of("sgfr", 0, pooling="box"),
+        record_of("sgfr", 0),
+        record_of("sgfr", 1),
+        record_of("patchcore", 1),
+        record_of("padim", 2),
+    ]
+    (rows,) = rows_by_data(records).values()
+
+    def shown() -> tuple[str, list[str]]:
+        figures: list[Any] = []
+        monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+        plots.plot_curves(tmp_path, "curves.png", rows, "solar cells")
+        if not figures:
+            return "", []
+        return figures[0].get_suptitle(), [line.get_label() for line in figures[0].axes[0].get_lines()]
+
+    def keep(record: Record, folder: str) -> None:
+        to = tmp_path / folder / (f"{record.name}.json" if folder == "curves" else f"{record.name}/curves.json")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(json.dumps({"roc": [[0, 0.5, 1], [0, 1, 1]], "pro": None}), encoding="utf-8")
+
+    keep(padim, "curves")
+    assert shown() == ("", [])  # nothing to compare with Sgfr
+    for record in (boxed, sgfr[0]):
+        keep(record, "curves")
+    assert shown() == ("solar cells, seed 0", ["Sgfr", "Sgfr (pooling box)"])
+    for record in (sgfr[1], patchcore):
+        keep(record, "work")
+    assert shown() == ("solar cells, seed 1", ["Sgfr", "Patchcore"])
+    assert (tmp_path / "curves" / f"{patchcore.name}.json").exists()
