@@ -26,7 +26,7 @@ from benchmarks.prototype import Prototype, channel_scaling, image_scores, learn
 from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
 from benchmarks.run import versions
 from benchmarks.scores import image_metrics, per_defect, pixel_scores
-from benchmarks.variants import DEFAULTS, STUDIES, spec_of
+from benchmarks.variants import STUDIES, spec_of
 
 __all__ = ["main", "report"]
 
@@ -134,26 +134,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = _places(options.data)
     if options.root is None and any(dataset == "mtd" for dataset, _ in places):
         parser.error("--root is needed for mtd; or leave it out with --data elpv-mono,elpv-poly")
+    files = {name: options.out / name / "results.json" for name in names}
+    for seed, (dataset, split) in itertools.product(options.seeds, places):
+        left = {name: _left(name, files[name], dataset, split, seed) for name in names}
+        # one spec for what several studies share, such as the default
+        specs = list({key: spec for of_study in left.values() for key, spec in of_study.items()}.values())
+        if not specs:
+            continue
+        start = time.monotonic()
+        root = None if dataset.startswith("elpv") else options.root
+        for done, record in enumerate(_evaluate(specs, root, options.cache), 1):
+            for name in names:
+                if record.key in left[name]:
+                    merge(files[name], [record])
+            spent = time.monotonic() - start
+            print(f"{dataset} {split or ''} seed {seed}: {done} of {len(specs)}, {spent:.0f} s", flush=True)
     for name in names:
-        results = options.out / name / "results.json"
-        for seed, (dataset, split) in itertools.product(options.seeds, places):
-            done = {record.key for record in read(results)}
-            specs = [spec_of(variant, dataset, split, seed) for variant in STUDIES[name]]
-            specs = [spec for spec in specs if spec.key not in done]
-            if not specs:
-                continue
-            start = time.monotonic()
-            for record in _evaluate(specs, None if dataset.startswith("elpv") else options.root, options.cache):
-                merge(results, [record])
-            print(f"{name}: {dataset} {split or ''} seed {seed}, {time.monotonic() - start:.0f} s", flush=True)
         report(name, options.out / name)
         print((options.out / name / "README.md").read_text(encoding="utf-8"))
     return 0
 
 
+def _left(name: str, results: Path, dataset: str, split: str | None, seed: int) -> dict[str, Spec]:
+    """What a study has yet to run on one data set, split and seed, by its key."""
+    done = {record.key for record in read(results)}
+    return {key: spec for key, spec in _specs(name, dataset, split, seed).items() if key not in done}
+
+
+def _specs(name: str, dataset: str, split: str | None, seed: int) -> dict[str, Spec]:
+    specs = (spec_of(variant, dataset, split, seed) for variant in STUDIES[name])
+    return {spec.key: spec for spec in specs}
+
+
 def report(name: str, folder: Path) -> None:
     """Write the tables of a study: medians over seeds, and the mean over data sets."""
-    records = {record.key: record for record in read(folder / "results.json")}
+    records = {
+        record.key: record
+        for record in read(folder / "results.json")
+        if record.key in _specs(name, record.dataset, record.split, record.seed)
+    }
     places = sorted({(record.dataset, record.split or "") for record in records.values()})
     seeds = sorted({record.seed for record in records.values()})
     columns = [
@@ -165,23 +184,32 @@ def report(name: str, folder: Path) -> None:
     heading = [f"{dataset} {split} {metric}".replace("  ", " ") for dataset, split, metric in columns]
     lines = [f"| {name} | " + " | ".join(heading) + " | mean |", "|---|" + "---|" * (len(columns) + 1)]
     lines_of: list[list[float | None]] = []
+    some_short = False
     for variant in STUDIES[name]:
         cells: list[float | None] = []
+        text = []
         for dataset, split, metric in columns:
             found = [records.get(spec_of(variant, dataset, split or None, seed).key) for seed in seeds]
-            values = [record.metrics[metric] for record in found if record is not None]
-            cells.append(statistics.median(value for value in values if value is not None) if values else None)
+            values = [value for record in found if record and (value := record.metrics[metric]) is not None]
+            cells.append(statistics.median(values) if values else None)
+            short = bool(values) and len(values) < len(seeds)
+            some_short = some_short or short
+            text.append(_percent(cells[-1]) + (f" ({len(values)})" if short else ""))
         lines_of.append(cells)
         mean = statistics.mean(cell for cell in cells if cell is not None) if None not in cells else None
-        text = ["-" if cell is None else f"{100 * cell:.1f}" for cell in (*cells, mean)]
-        lines.append(f"| {variant.label} | " + " | ".join(text) + " |")
+        lines.append(f"| {variant.label} | " + " | ".join([*text, _percent(mean)]) + " |")
     _plot(name, folder, columns, lines_of)
+    of_seeds = f"Medians of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"Seed {seeds[0]}"
+    fewer = "; (n): of n seeds" if some_short else ""
     write_text(
         folder / "README.md",
-        f"# Study: {name}\n\n`python -m benchmarks.study {name} --root DIR`\n\nMedians of seeds "
-        f"{', '.join(map(str, seeds))}, in percent; all else as by default, but `pooling` "
-        f"{DEFAULTS['pooling']}.\n\n" + "\n".join(lines) + f"\n\n![{name}]({name}.png)\n",
+        f"# Study: {name}\n\n`python -m benchmarks.study {name} --root DIR`\n\n{of_seeds}, in percent{fewer}; all else "
+        "as by default.\n\n" + "\n".join(lines) + f"\n\n![{name}]({name}.png)\n",
     )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _plot(

@@ -9,10 +9,9 @@ from benchmarks.records import Spec
 
 __all__ = ["DEFAULTS", "PRODUCT", "STUDIES", "Variant", "spec_of"]
 
-PRODUCT = {"bank_size", "solver", "num_atoms", "regularisation", "blur"}
+PRODUCT = {"pooling", "bank_size", "solver", "num_atoms", "regularisation", "blur"}
 DEFAULTS: dict[str, Any] = {
     **{name: item.default for name, item in inspect.signature(Sgfr).parameters.items() if name in PRODUCT},
-    "pooling": "box",  # what the studies were made with so far; the study of pooling is why Sgfr now has another
     # not arguments of Sgfr: ideas under study, and what it does
     "strides": [8, 16],
     "channel_scaling": "none",

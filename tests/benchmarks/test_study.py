@@ -8,14 +8,14 @@ import pytest
 from benchmarks import run as benchmark_run
 from benchmarks import study
 from benchmarks.features import load
-from benchmarks.records import Spec
+from benchmarks.records import Spec, read
 from benchmarks.variants import STUDIES, Variant, spec_of
 from benchmarks.zoo import resolve_arguments
 
 
 def test_the_default_variant_is_what_the_engine_gives(parts: Path, tmp_path: Path) -> None:
     # a bank of every patch does not depend on the order in which the images were seen
-    changes = {"bank_size": 2000, "pooling": "binomial"}
+    changes = {"bank_size": 2000}
     variant = Variant("default", changes, image_size=64)
     spec = spec_of(variant, "folder", None, 0)
     (from_study,) = study._evaluate([spec], parts, tmp_path / "cache")
@@ -65,4 +65,29 @@ def test_a_study_goes_on_where_it_stopped(
     assert (tmp_path / "k" / "k.png").stat().st_size > 1000
     monkeypatch.setattr(study, "_evaluate", None)
     assert study.main(arguments) == 0
+    capsys.readouterr()
+
+
+def test_what_studies_share_runs_once_and_a_median_of_fewer_seeds_says_so(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"bank_size": 60}
+    shared = Variant("5", small, image_size=64)
+    monkeypatch.setitem(STUDIES, "k", [shared, Variant("1", {**small, "num_atoms": 1}, image_size=64)])
+    monkeypatch.setitem(STUDIES, "blur", [shared, Variant("0", {**small, "blur": 0.0}, image_size=64)])
+    monkeypatch.setattr(study, "_places", lambda _: [("folder", None)])
+    where = ["--root", str(parts), "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    assert study.main(["k", "blur", *where, "--seeds", "0"]) == 0
+    assert "3 of 3" in capsys.readouterr().out
+    assert len(read(tmp_path / "k" / "results.json")) == len(read(tmp_path / "blur" / "results.json")) == 2
+    assert "Seed 0, in percent; all else" in (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
+
+    monkeypatch.setitem(STUDIES, "k", [shared])
+    assert study.main(["k", *where, "--seeds", "1"]) == 0
+    monkeypatch.setitem(STUDIES, "k", [shared, Variant("1", {**small, "num_atoms": 1}, image_size=64)])
+    study.report("k", tmp_path / "k")
+    table = (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
+    assert "Medians of seeds 0, 1, in percent; (n): of n seeds" in table
+    rows = [line.startswith("| 1 |") for line in table.splitlines() if " (1) " in line]
+    assert rows == [True]
     capsys.readouterr()
