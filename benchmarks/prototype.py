@@ -1,5 +1,6 @@
 """Sgfr's model with ideas under study that the product does not have, or not yet."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks.features import Features
 from benchmarks.variants import PRODUCT
 
-__all__ = ["Prototype", "channel_scaling", "image_scores", "learn_bank"]
+__all__ = ["Nominal", "Prototype", "channel_scaling", "image_scores"]
 
 _ROUNDS = 4  # of adding or dropping atoms
 _RESIDUAL_SAMPLE = 131_072  # patches among which the worst rebuilt are looked for
@@ -105,35 +106,58 @@ def channel_scaling(found: Features, rule: str, strides: Sequence[int]) -> NDArr
     )
 
 
-def learn_bank(batches: list[Tensor], arguments: dict[str, Any], seed: int) -> Tensor:
-    """A bank from the training patches, by the ``sampler`` of ``arguments``.
+class Nominal:
+    """The training patches of one fit, and the banks that samplers make of them.
 
-    ``stream`` is the product's. The others hold all patches at once: ``random``; ``whole``, k-center; ``residual``,
-    k-center for the first half, then rounds that add what is rebuilt worst; ``pruned``, k-center of twice as many, of
-    which rounds drop those that others rebuild best.
+    Args:
+        batches (list[Tensor]): Patches as the fit sees them, each ``(n, d)``.
+        seed (int): Of what is drawn at random.
     """
-    size = arguments["bank_size"]
-    if arguments["sampler"] == "stream":
-        stream = SubspaceSampler(size)
-        for batch in batches:
-            stream.observe(batch)
-        return stream.bank()
-    generator = torch.Generator().manual_seed(seed)
-    every = torch.cat(batches)
-    if arguments["sampler"] == "random":
-        return every[torch.randperm(len(every), generator=generator)[:size]]
-    if arguments["sampler"] == "whole":
-        return every[farthest_first(every, size)[0]]
-    if arguments["sampler"] == "pruned":
-        return _prune(every[farthest_first(every, 2 * size)[0]], size, arguments)
-    bank = every[farthest_first(every, -(-size // 2))[0]]
-    sample = every[torch.randperm(len(every), generator=generator)[:_RESIDUAL_SAMPLE]]
-    for left in range(_ROUNDS, 0, -1):
-        length = _residual_length(sample, bank, arguments)
-        wanted = (size - len(bank)) // left
-        worst = sample[length.topk(min(len(sample), 4 * wanted)).indices]
-        bank = torch.cat((bank, worst[farthest_first(worst, wanted)[0]])) if wanted else bank
-    return bank
+
+    def __init__(self, batches: list[Tensor], seed: int) -> None:
+        self.batches = batches
+        self.seed = seed
+        self.farthest = torch.empty(0, dtype=torch.int64)  # patches, farthest first: as many as were needed so far
+
+    @functools.cached_property
+    def every(self) -> Tensor:
+        """All patches at once, shape ``(N, d)``."""
+        return torch.cat(self.batches)
+
+    def bank(self, arguments: dict[str, Any]) -> Tensor:
+        """A bank, by the ``sampler`` of ``arguments``.
+
+        ``stream`` is the product's. The others hold all patches at once: ``random``; ``whole``, k-center; ``residual``,
+        k-center for the first half, then rounds that add what is rebuilt worst; ``pruned``, k-center of twice as many,
+        of which rounds drop those that others rebuild best.
+        """
+        size = arguments["bank_size"]
+        generator = torch.Generator().manual_seed(self.seed)
+        if arguments["sampler"] == "stream":
+            stream = SubspaceSampler(size)
+            for batch in self.batches:
+                stream.observe(batch)
+            return stream.bank()
+        if arguments["sampler"] == "random":
+            return self.every[torch.randperm(len(self.every), generator=generator)[:size]]
+        if arguments["sampler"] == "whole":
+            return self._centers(size)
+        if arguments["sampler"] == "pruned":
+            return _prune(self._centers(2 * size), size, arguments)
+        bank = self._centers(-(-size // 2))
+        sample = self.every[torch.randperm(len(self.every), generator=generator)[:_RESIDUAL_SAMPLE]]
+        for left in range(_ROUNDS, 0, -1):
+            length = _residual_length(sample, bank, arguments)
+            wanted = (size - len(bank)) // left
+            worst = sample[length.topk(min(len(sample), 4 * wanted)).indices]
+            bank = torch.cat((bank, worst[farthest_first(worst, wanted)[0]])) if wanted else bank
+        return bank
+
+    def _centers(self, size: int) -> Tensor:
+        if len(self.farthest) < size:  # a smaller k-center is the beginning of a larger one
+            start = self.farthest if len(self.farthest) else None
+            self.farthest = farthest_first(self.every, size, start)[0]
+        return self.every[self.farthest[:size]]
 
 
 def _residual_length(patches: Tensor, bank: Tensor, arguments: dict[str, Any]) -> Tensor:

@@ -14,15 +14,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks import features
 from benchmarks.plots import plt, save_figure
-from benchmarks.prototype import Prototype, channel_scaling, image_scores, learn_bank
+from benchmarks.prototype import Nominal, Prototype, channel_scaling, image_scores
 from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
 from benchmarks.run import versions
 from benchmarks.scores import image_metrics, per_defect, pixel_scores
@@ -38,13 +39,8 @@ _CHUNK_IMAGES = 8
 def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Record]:
     """Evaluate variants of one data set, split and seed; what they share is done once."""
 
-    def shared(*names: str) -> Any:  # noqa: ANN401
-        return lambda spec: json.dumps([spec.arguments[name] for name in names])
-
-    by_features = shared("strides")
-
     def embeddings(spec: Spec) -> str:
-        return json.dumps([by_features(spec), spec.image_size, spec.limit_train, spec.arguments["pooling"]])
+        return json.dumps([_by("strides", "pooling")(spec), spec.image_size, spec.limit_train])
 
     for _, of_features in _groups(specs, embeddings):
         first = of_features[0]
@@ -60,57 +56,61 @@ def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Rec
             cache,
             first.arguments["pooling"],
         )
-        for _, of_bank in _groups(of_features, shared("channel_scaling", "sampler", "bank_size")):
-            arguments = of_bank[0].arguments
+        for _, of_scaling in _groups(of_features, _by("channel_scaling")):
+            arguments = of_scaling[0].arguments
             factor = channel_scaling(found, arguments["channel_scaling"], arguments["strides"])
             batches = [batch * torch.from_numpy(factor) for batch in found.batches(first.seed)]
-            bank = learn_bank(batches, arguments, first.seed)
-            every = sum(map(len, batches))
-            step = max(1, every // _NOMINAL_SAMPLE)
-            nominal = torch.cat([batch[::step] for batch in batches])
-            del batches
-            steps = ("solver", "num_atoms", "regularisation", "residual_scaling", "local_normalisation")
-            for _, of_residual in _groups(of_bank, shared(*steps)):
-                model = Prototype(of_residual[0].arguments).eval()
-                model.set_bank(bank)
-                model.learn(nominal)
-                distance = torch.cat(
-                    [
-                        model.distance(
-                            torch.from_numpy(found.test[start : start + _CHUNK_IMAGES] * factor[:, None, None])
-                        )
-                        for start in range(0, len(found.test), _CHUNK_IMAGES)
-                    ]
+            nominal = Nominal(batches, first.seed)
+            for _, of_bank in _groups(of_scaling, _by("sampler", "bank_size")):
+                yield from _evaluate_bank(of_bank, nominal, found, factor)
+
+
+def _evaluate_bank(
+    specs: list[Spec], nominal: Nominal, found: features.Features, factor: NDArray[np.float32]
+) -> Iterator[Record]:
+    """Evaluate variants that have their bank in common."""
+    bank = nominal.bank(specs[0].arguments)
+    step = max(1, sum(map(len, nominal.batches)) // _NOMINAL_SAMPLE)
+    sample = torch.cat([batch[::step] for batch in nominal.batches])
+    steps = ("solver", "num_atoms", "regularisation", "residual_scaling", "local_normalisation")
+    for _, of_residual in _groups(specs, _by(*steps)):
+        model = Prototype(of_residual[0].arguments).eval()
+        model.set_bank(bank)
+        model.learn(sample)
+        starts = range(0, len(found.test), _CHUNK_IMAGES)
+        chunks = (found.test[start : start + _CHUNK_IMAGES] * factor[:, None, None] for start in starts)
+        distance = torch.cat([model.distance(torch.from_numpy(chunk)) for chunk in chunks])
+        for _, of_maps in _groups(of_residual, _by("blur")):
+            smoothing = Prototype(of_maps[0].arguments)
+            maps = torch.cat([smoothing.maps(part, found.image_size) for part in distance.split(_CHUNK_IMAGES)]).numpy()
+            pixel = None if found.regions is None else pixel_scores(maps, found.regions)
+            for spec in of_maps:
+                scores = image_scores(maps, distance.numpy(), spec.arguments["image_score"])
+                metrics: dict[str, float | None] = dict.fromkeys(METRICS)
+                image = image_metrics(scores, found.kinds != "good")
+                metrics.update({name: round(image[name], 5) for name in METRICS if name in image})
+                if pixel is not None:
+                    metrics["pixel_AUROC"] = round(pixel.auroc, 5)
+                    metrics["pixel_AP"] = round(pixel.average_precision, 5)
+                    metrics["AUPRO"] = round(pixel.aupro, 5)
+                yield Record(
+                    **dataclasses.asdict(spec),
+                    versions=versions(),
+                    n_train=len(found.train),
+                    n_test=len(found.test),
+                    metrics=metrics,
+                    per_defect={kind: round(value, 5) for kind, value in per_defect(scores, found.kinds).items()},
+                    bank_atoms=len(bank),
+                    bank_bytes=bank.numel() * bank.element_size(),
                 )
-                for _, of_maps in _groups(of_residual, shared("blur")):
-                    smoothing = Prototype(of_maps[0].arguments)
-                    parts = [smoothing.maps(chunk, found.image_size) for chunk in distance.split(_CHUNK_IMAGES)]
-                    maps = torch.cat(parts).numpy()
-                    pixel = None if found.regions is None else pixel_scores(maps, found.regions)
-                    for spec in of_maps:
-                        scores = image_scores(maps, distance.numpy(), spec.arguments["image_score"])
-                        metrics: dict[str, float | None] = dict.fromkeys(METRICS)
-                        image = image_metrics(scores, found.kinds != "good")
-                        metrics.update({name: round(image[name], 5) for name in METRICS if name in image})
-                        if pixel is not None:
-                            metrics["pixel_AUROC"] = round(pixel.auroc, 5)
-                            metrics["pixel_AP"] = round(pixel.average_precision, 5)
-                            metrics["AUPRO"] = round(pixel.aupro, 5)
-                        yield Record(
-                            **dataclasses.asdict(spec),
-                            versions=versions(),
-                            n_train=len(found.train),
-                            n_test=len(found.test),
-                            metrics=metrics,
-                            per_defect={
-                                kind: round(value, 5) for kind, value in per_defect(scores, found.kinds).items()
-                            },
-                            bank_atoms=len(bank),
-                            bank_bytes=bank.numel() * bank.element_size(),
-                        )
 
 
-def _groups(specs: Sequence[Spec], key: Any) -> Iterator[tuple[str, list[Spec]]]:  # noqa: ANN401
+def _by(*names: str) -> Callable[[Spec], str]:
+    """What tells specs apart by some of their arguments."""
+    return lambda spec: json.dumps([spec.arguments[name] for name in names])
+
+
+def _groups(specs: Sequence[Spec], key: Callable[[Spec], str]) -> Iterator[tuple[str, list[Spec]]]:
     for name, group in itertools.groupby(sorted(specs, key=key), key):
         yield name, list(group)
 

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from anomalib_sgfr.selection import farthest_first
 from benchmarks import run as benchmark_run
 from benchmarks import study
 from benchmarks.features import load
+from benchmarks.prototype import Nominal
 from benchmarks.records import Spec, read
-from benchmarks.variants import STUDIES, Variant, spec_of
+from benchmarks.variants import DEFAULTS, STUDIES, Variant, spec_of
 from benchmarks.zoo import resolve_arguments
 
 
@@ -91,3 +94,18 @@ def test_what_studies_share_runs_once_and_a_median_of_fewer_seeds_says_so(
     rows = [line.startswith("| 1 |") for line in table.splitlines() if " (1) " in line]
     assert rows == [True]
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("sampler", ["random", "stream", "whole", "residual", "pruned"])
+def test_a_sampler_gives_the_same_bank_whatever_was_asked_before(sampler: str) -> None:
+    patches = torch.randn(600, 12, generator=torch.Generator().manual_seed(0))
+    after_others = Nominal(list(patches.split(100)), seed=0)
+    for before in ("whole", "pruned"):
+        after_others.bank({**DEFAULTS, "sampler": before, "bank_size": 40})
+    arguments = {**DEFAULTS, "sampler": sampler, "bank_size": 100}
+    bank = after_others.bank(arguments)
+    alone = Nominal([patches], seed=0) if sampler != "stream" else Nominal(list(patches.split(100)), seed=0)
+    assert bank.shape == (100, 12)
+    assert torch.equal(bank, alone.bank(arguments))
+    if sampler == "whole":
+        assert torch.equal(bank, patches[farthest_first(patches, 100)[0]])
