@@ -12,10 +12,11 @@ from benchmarks.rows import NAMES, changes, data_title, model_title, rows_by_dat
 __all__ = ["table", "write"]
 
 _MOST_DRAWN = 4  # data sets; of more, only tables: pictures would bury them
-_NOTES = """\
-Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the images. Patchcore runs with
-`MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take many times the memory, and on large pages
-(`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`), which make it faster; times of its runs before are without."""
+_NOTES = "Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the images."
+_PATCHCORE = """\
+Patchcore runs with `MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take many times the
+memory, and on large pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`), which make it faster; times of its runs before are
+without."""
 
 
 def _metric(name: str) -> Callable[[Record], float | None]:
@@ -76,6 +77,9 @@ def _losses(records: Iterable[Record]) -> str:
 
     With its defaults, or, where it did not run with them, with the fewest changes.
     """
+    records = list(records)
+    if all(record.model == "sgfr" for record in records):
+        return "No other model is among these runs."
     lines = []
     for data, rows in rows_by_data(records).items():
         ours = [row for row in rows if row.spec.model == "sgfr" and row.finished]
@@ -146,6 +150,7 @@ def write(folder: Path) -> None:
     parts = [
         f"# {folder.name}",
         _NOTES,
+        *([_PATCHCORE] if any(record.model == "patchcore" for record in records) else []),
         f"```sh\n{commands}```",
         table(records),
         f"## Where Sgfr loses\n\n{_losses(records)}",

@@ -187,6 +187,20 @@ def test_each_backbone_and_image_size_of_the_same_data_has_its_own_pictures(tmp_
     }
 
 
+def test_a_win_is_not_claimed_where_no_other_model_ran(tmp_path: Path) -> None:
+    write_text(tmp_path / "commands.txt", "a command\n")
+    merge(tmp_path / "results.json", [record_of("sgfr", 0, 0.9)])
+    report.write(tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "No other model is among these runs." in text
+    assert "Patchcore" not in text
+    merge(tmp_path / "results.json", [record_of("patchcore", 0, 0.8)])
+    report.write(tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Nowhere among these runs." in text
+    assert "Patchcore runs with `MALLOC_MMAP_THRESHOLD_" in text
+
+
 def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
     merge(
         tmp_path / "results.json",
