@@ -218,17 +218,20 @@ def _plot(
     """A panel for each metric, a line for each data set, over the variants."""
     labels = [variant.label for variant in STUDIES[name]]
     metrics = list(dict.fromkeys(metric for *_, metric in columns))
-    figure, axes = plt.subplots(1, len(metrics), figsize=(4 * len(metrics), 3.4), squeeze=False, layout="constrained")
+    colours = {place: f"C{number}" for number, place in enumerate(dict.fromkeys(column[:2] for column in columns))}
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4 * len(metrics), 4.0), squeeze=False, layout="constrained")
     for axis, metric in zip(axes[0], metrics, strict=True):
         for place, (dataset, split, of) in enumerate(columns):
             line = [row[place] for row in values]
             if of == metric and None not in line:
                 percent = [100 * (value or 0.0) for value in line]
-                axis.plot(labels, percent, "o-", label=f"{dataset} {split}".strip(), lw=1.2, ms=4)
+                style = {"color": colours[dataset, split], "label": f"{dataset} {split}".strip()}
+                axis.plot(labels, percent, "o-", lw=1.2, ms=4, **style)
         axis.set(title=f"{metric}, %", xlabel=name)
         axis.tick_params("x", rotation=45 if max(map(len, labels)) > 4 else 0)  # noqa: PLR2004
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small")
+    # every data set has an image AUROC, the first panel; below, where it hides no point
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colours))
     save_figure(figure, folder / f"{name}.png")
 
 
