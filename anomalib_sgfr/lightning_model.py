@@ -283,8 +283,9 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         if sampler is None or sampler.patches_seen_ == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        cover, images = renumbered(sampler.cover(), self._sampling.images)
-        learnt = unite(Learnt(cover, sampler.threshold_, images), self.bank_size, self.tolerance)
+        cover, threshold = sampler.learnt()
+        cover, images = renumbered(cover, self._sampling.images)
+        learnt = unite(Learnt(cover, threshold, images), self.bank_size, self.tolerance)
         self.model.set_bank(*learnt)
         self._was_fitted = False
         self._after_fit(self._training_images())

@@ -2,8 +2,9 @@
 
 A farthest-first (k-center) selection kept up to date over a stream, in the spirit of the incremental k-center of
 Charikar et al. (STOC 1997): an embedding becomes an atom only if it lies farther from every atom than the threshold,
-the farthest of a batch first; when there are too many atoms, they are thinned, again farthest first, to ``bank_size``,
-and the distance at which the thinning stopped becomes the new threshold. The threshold never falls.
+the farthest of a batch first; when there are too many atoms, they are thinned, again farthest first, and the distance
+at which the thinning stopped becomes the new threshold. The threshold never falls. A small bank is chosen in the end
+from more atoms than it will have: one thinning of many loses less than many thinnings of few.
 
 Each atom keeps account of the embeddings it stands for: how far from it they can lie at most. What is thinned out
 retires with its account, which goes to the nearest atom of the bank in the end: in one step, because every step adds
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from anomalib_sgfr.selection import PRODUCT_VALUES, farthest_first, separated
 
-__all__ = ["Cover", "SubspaceSampler", "absorb", "merge", "settle", "thin"]
+__all__ = ["WORKING_SIZE", "Cover", "SubspaceSampler", "absorb", "merge", "settle", "thin"]
 
+WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least: what the default bank takes
 _LOOKED_AT_FIRST = 512  # atoms that stand for the most embeddings: most of those to come lie near them
-_RETIRED = 4  # times bank_size, before their accounts go to atoms in use after all
+_RETIRED = 4  # times the atoms in use, before their accounts go to atoms in use after all
 
 
 class Cover(NamedTuple):
@@ -147,13 +149,15 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
 class SubspaceSampler:
     """Streaming learner of a bank: ``observe`` batches, then read ``bank``.
 
-    Holds at most ``6 * bank_size`` embeddings between calls, whatever the length of the stream: up to twice as many
-    atoms as the bank will have, and those that retired. Deterministic for a given order of the stream.
+    Holds at most ``6 * max(bank_size, working_size)`` embeddings between calls, whatever the length of the stream: a
+    third as atoms, the others retired. Deterministic for a given order of the stream; reading the bank changes nothing.
 
     Args:
         bank_size (int): Largest number of atoms in the bank.
         tolerance (float): Distance (Euclidean, embedding units) within which an embedding needs no atom of its own: the
             bank stays smaller than ``bank_size`` when all that was seen lies within it. Defaults to ``0.0``.
+        working_size (int): Atoms to thin to while the stream lasts, if that is more than ``bank_size``. Defaults to
+            ``3500``.
 
     Attributes:
         patches_seen_ (int): Embeddings observed so far.
@@ -169,7 +173,7 @@ class SubspaceSampler:
         ValueError: If ``bank_size`` is below one or ``tolerance`` is negative or not finite.
     """
 
-    def __init__(self, bank_size: int, tolerance: float = 0.0) -> None:
+    def __init__(self, bank_size: int, tolerance: float = 0.0, working_size: int = WORKING_SIZE) -> None:
         if bank_size < 1:
             msg = f"bank_size must be at least 1, got {bank_size}."
             raise ValueError(msg)
@@ -178,6 +182,7 @@ class SubspaceSampler:
             raise ValueError(msg)
         self.bank_size = bank_size
         self.tolerance = tolerance
+        self.working_size = max(bank_size, working_size)
         self.patches_seen_ = 0
         self.threshold_ = tolerance
         self._cover: Cover | None = None
@@ -196,7 +201,7 @@ class SubspaceSampler:
 
     @property
     def atoms_held(self) -> int:
-        """Atoms now: up to twice ``bank_size``, before the last thinning."""
+        """Atoms now: up to twice ``working_size``, before the last thinning."""
         return 0 if self._cover is None else len(self._cover.atoms)
 
     @torch.no_grad()
@@ -223,18 +228,18 @@ class SubspaceSampler:
         if len(embeddings) == 0:
             return
         if self._cover is None:
-            self._thin(Cover.of(embeddings.clone(), origin), 2 * self.bank_size)
+            self._thin(Cover.of(embeddings.clone(), origin), 2 * self.working_size)
         else:
             self._cover = absorb(self._cover, embeddings, self.threshold_, origin)
-            if len(self._cover.atoms) > 2 * self.bank_size:
-                self._thin(self._cover, self.bank_size)
+            if len(self._cover.atoms) > 2 * self.working_size:
+                self._thin(self._cover, self.working_size)
         self.patches_seen_ += embeddings.shape[0]
 
     def _thin(self, cover: Cover, size: int) -> None:
         self._cover, dropped, radius = thin(cover, size, self.tolerance)
         self.threshold_ = max(self.threshold_, radius)
         retired = dropped if self._retired is None else self._retired.joined(dropped)
-        if len(retired.atoms) > _RETIRED * self.bank_size:
+        if len(retired.atoms) > _RETIRED * self.working_size:
             self._cover, retired = settle(self._cover, retired), retired.rows(slice(0))
         self._retired = retired
 
@@ -254,11 +259,20 @@ class SubspaceSampler:
         held = [part.origin[:, 0] for part in (self._cover, self._retired) if part is not None]
         return set(torch.cat(held).unique().tolist()) if held else set()
 
-    @torch.no_grad()
     def cover(self) -> Cover:
         """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`."""
+        return self.learnt()[0]
+
+    @torch.no_grad()
+    def learnt(self) -> tuple[Cover, float]:
+        """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`.
+
+        Returns:
+            tuple[Cover, float]: The cover, and the distance above which an embedding would need an atom of its own.
+        """
         if self._cover is None:
             msg = "no nominal embedding was observed: the training set is empty."
             raise ValueError(msg)
-        self._thin(self._cover, self.bank_size)
-        return self._cover if self._retired is None else settle(self._cover, self._retired)
+        kept, dropped, radius = thin(self._cover, self.bank_size, self.tolerance)
+        others = dropped if self._retired is None else self._retired.joined(dropped)
+        return settle(kept, others), max(self.threshold_, radius)

@@ -57,7 +57,7 @@ def _stream(patches: int, width: int, seed: int = 0) -> Any:  # noqa: ANN401
 
 
 def _sampling(point: dict[str, int]) -> float:
-    sampler, seconds = SubspaceSampler(point["atoms"]), 0.0
+    sampler, seconds = SubspaceSampler(point["atoms"], working_size=point["atoms"]), 0.0
     for batch in _stream(point["patches"], point["width"]):
         start = time.perf_counter()
         sampler.observe(batch)

@@ -19,7 +19,7 @@ def residuals(points: Tensor, bank: Tensor, solver: str, k: int, regularisation:
 
 
 def stream(points: Tensor, size: int) -> Cover:
-    sampler = SubspaceSampler(bank_size=size)
+    sampler = SubspaceSampler(bank_size=size, working_size=1)
     for batch in points.split(170):
         sampler.observe(batch)
     return sampler.cover()

@@ -67,7 +67,7 @@ def test_more_atoms_never_leave_more_of_a_pursuit(pair: tuple[Tensor, Tensor]) -
 def test_the_certificate_holds_whatever_the_order_of_merging(one: Tensor, two: Tensor, size: int, solver: str) -> None:
     covers = []
     for part in (one, two):
-        sampler = SubspaceSampler(size)
+        sampler = SubspaceSampler(size, working_size=1)
         for batch in part.split(7):
             sampler.observe(batch)
         covers.append(sampler.cover())
@@ -100,7 +100,7 @@ def test_every_precision_gives_finite_residuals_of_its_own(
 
 @hypothesis.given(matrices(3, 80), st.integers(1, 10), st.integers(1, 30))
 def test_every_embedding_counts_once_however_it_is_batched(points: Tensor, size: int, batch: int) -> None:
-    sampler = SubspaceSampler(size)
+    sampler = SubspaceSampler(size, working_size=1)
     for part in points.split(batch):
         sampler.observe(part)
     cover: Cover = sampler.cover()

@@ -29,7 +29,7 @@ def holds(cover: Cover, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> boo
 @pytest.mark.parametrize("bank_size", [3, 20, 400])
 def test_an_atom_is_the_patch_it_says(bank_size: int) -> None:
     batches = stream(0)
-    sampler = SubspaceSampler(bank_size)
+    sampler = SubspaceSampler(bank_size, working_size=1)
     for embeddings, origin in batches:
         sampler.observe(embeddings, origin)
     cover = sampler.cover()
@@ -40,7 +40,7 @@ def test_an_atom_is_the_patch_it_says(bank_size: int) -> None:
 def test_merging_keeps_origins_apart() -> None:
     covers, both = [], []
     for seed in (0, 1):
-        sampler, batches = SubspaceSampler(30), stream(seed)
+        sampler, batches = SubspaceSampler(30, working_size=1), stream(seed)
         for embeddings, origin in batches:
             sampler.observe(embeddings, origin)
         covers.append(shifted(sampler.cover(), len(both)))

@@ -34,7 +34,7 @@ def test_a_short_stream_is_kept_whole() -> None:
 
 def test_every_cluster_of_the_stream_is_covered() -> None:
     points = clusters()
-    sampler = SubspaceSampler(bank_size=16)
+    sampler = SubspaceSampler(bank_size=16, working_size=1)
     for batch in points.split(100):
         sampler.observe(batch)
     assert coverage(points, sampler.bank()) < 0.2  # clusters are tens apart, and 0.1 wide
@@ -43,16 +43,44 @@ def test_every_cluster_of_the_stream_is_covered() -> None:
 def test_coverage_is_close_to_that_of_the_whole_data() -> None:
     """One pass loses little against farthest-first over all data at once."""
     points = torch.randn(6000, 4)
-    sampler = SubspaceSampler(bank_size=100)
+    sampler = SubspaceSampler(bank_size=100, working_size=1)
     for batch in points.split(500):
         sampler.observe(batch)
     whole = coverage(points, points[farthest_first(points, 100)[0]])
     assert coverage(points, sampler.bank()) < 1.5 * whole
 
 
+def test_a_small_bank_is_chosen_from_more_atoms() -> None:
+    """While all atoms are held, it is the farthest-first selection of the whole stream; later, better than without."""
+    points = torch.randn(6000, 4, generator=torch.Generator().manual_seed(5))
+    covered = []
+    for working_size in (1, 1000, 6000):
+        sampler = SubspaceSampler(30, working_size=working_size)
+        for batch in points.split(500):
+            sampler.observe(batch)
+            assert sampler.atoms_held <= 2 * max(30, working_size)
+        covered.append(coverage(points, sampler.bank()))
+    assert covered[2] == coverage(points, points[farthest_first(points, 30)[0]])
+    assert covered[1] < covered[0]
+
+
+def test_reading_the_bank_changes_nothing_that_follows() -> None:
+    banks = []
+    for reads in (False, True):
+        sampler = SubspaceSampler(40, working_size=100)
+        for batch in clusters(seed=4).split(90):
+            sampler.observe(batch)
+            if reads:
+                cover, threshold = sampler.learnt()
+                assert len(cover.atoms) <= 40
+                assert threshold >= sampler.threshold_
+        banks.append(sampler.bank())
+    assert torch.equal(*banks)
+
+
 @pytest.mark.parametrize("batch", [1, 37, 1000, 5000])
 def test_memory_is_bounded_by_the_bank_not_the_stream(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = SubspaceSampler(bank_size=50)
+    sampler = SubspaceSampler(bank_size=50, working_size=1)
     thinned: list[int] = []
     thin = sampling.thin
     monkeypatch.setattr(
@@ -67,7 +95,7 @@ def test_memory_is_bounded_by_the_bank_not_the_stream(batch: int, monkeypatch: p
 
 def test_every_embedding_is_accounted_for_however_many_atoms_retire() -> None:
     """A stream that wanders off retires more atoms than are remembered."""
-    sampler = SubspaceSampler(bank_size=10)
+    sampler = SubspaceSampler(bank_size=10, working_size=1)
     batches = [torch.randn(60, 3) * 1.5**step for step in range(12)]
     held = 0
     for batch in batches:
@@ -105,7 +133,7 @@ def test_looking_at_the_commonest_atoms_first_changes_no_rule() -> None:
 def test_the_same_stream_gives_the_same_bank() -> None:
     banks = []
     for _ in range(2):
-        sampler = SubspaceSampler(bank_size=64)
+        sampler = SubspaceSampler(bank_size=64, working_size=1)
         for batch in clusters(seed=3).split(128):
             sampler.observe(batch)
         banks.append(sampler.bank())
@@ -113,7 +141,7 @@ def test_the_same_stream_gives_the_same_bank() -> None:
 
 
 def test_threshold_never_falls() -> None:
-    sampler = SubspaceSampler(bank_size=20)
+    sampler = SubspaceSampler(bank_size=20, working_size=1)
     thresholds = []
     for batch in torch.randn(3000, 3).split(100):
         sampler.observe(batch)
@@ -171,9 +199,12 @@ def distances(points: Tensor, bank: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [1, 7, 60, 400, 1100])
 @pytest.mark.parametrize("width", [2, 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_certificate_bounds_a_brute_force_recomputation(size: int, width: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("working_size", [1, 500])
+def test_the_certificate_bounds_a_brute_force_recomputation(
+    size: int, width: int, dtype: torch.dtype, working_size: int
+) -> None:
     points = torch.randn(3000, width, dtype=dtype) * torch.rand(3000, 1, dtype=dtype) + 2
-    sampler = SubspaceSampler(bank_size=size)
+    sampler = SubspaceSampler(bank_size=size, working_size=working_size)
     for batch in points.split(130):
         sampler.observe(batch)
     certificate, found = nearest_certificate(sampler), distances(points, sampler.bank())
@@ -194,7 +225,7 @@ def test_a_stream_that_fits_has_a_certificate_of_zero() -> None:
 
 def test_within_the_tolerance_no_more_atoms_are_taken() -> None:
     points = torch.rand(4000, 2)
-    sampler = SubspaceSampler(bank_size=500, tolerance=0.25)
+    sampler = SubspaceSampler(bank_size=500, tolerance=0.25, working_size=1)
     for batch in points.split(100):
         sampler.observe(batch)
     bank = sampler.bank()
@@ -206,7 +237,7 @@ def test_merged_covers_keep_the_certificate_in_any_order() -> None:
     points = torch.randn(4000, 5)
     covers: list[Cover] = []
     for part in points.split(1000):
-        sampler = SubspaceSampler(bank_size=80)
+        sampler = SubspaceSampler(bank_size=80, working_size=1)
         for batch in part.split(200):
             sampler.observe(batch)
         covers.append(sampler.cover())
