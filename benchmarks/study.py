@@ -228,11 +228,18 @@ def _plot(
                 style = {"color": colours[dataset, split], "label": f"{dataset} {split}".strip()}
                 axis.plot(labels, percent, "o-", lw=1.2, ms=4, **style)
         axis.set(title=f"{metric}, %", xlabel=name)
-        axis.tick_params("x", rotation=45 if max(map(len, labels)) > 4 else 0)  # noqa: PLR2004
+        axis.tick_params("x", rotation=_rotation(labels))
         axis.grid(alpha=0.3)
     # every data set has an image AUROC, the first panel; below, where it hides no point
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colours))
     save_figure(figure, folder / f"{name}.png")
+
+
+def _rotation(labels: Sequence[str]) -> int:
+    """Degrees by which labels below an axis do not run into each other."""
+    if max(map(len, labels)) <= 4:  # noqa: PLR2004
+        return 0
+    return 45 if len(labels) <= 8 else 90  # noqa: PLR2004
 
 
 if __name__ == "__main__":
