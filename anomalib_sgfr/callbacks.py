@@ -20,8 +20,8 @@ class SubspaceSampling(Callback):
     """Feed each training batch's embeddings to a :class:`~anomalib_sgfr.sampling.SubspaceSampler`.
 
     Sgfr attaches one by itself. To configure it, add your own under ``trainer.callbacks``; Sgfr then uses that one.
-    Shows the number of atoms held, the sampler's threshold and the patches seen a second, in the progress bar and to
-    the configured loggers.
+    Shows the number of atoms held (more than the bank will have), the sampler's threshold and the patches seen a
+    second, in the progress bar and to the configured loggers.
 
     Args:
         log_every_n_steps (int): How often to report, in batches; ``0`` never. Defaults to ``1``.
