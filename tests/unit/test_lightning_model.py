@@ -9,10 +9,12 @@ from anomalib.data import Folder, PredictDataset
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torchvision.transforms.v2 import Normalize, Resize
 
 from anomalib_sgfr import Sgfr, SubspaceSampling
+from anomalib_sgfr.sampling import WORKING_SIZE
 from tests.conftest import fit, folder_datamodule, small, write_image
 
 
@@ -206,10 +208,24 @@ def test_the_users_sampling_callback_is_the_one_used(datamodule: Folder, tmp_pat
     assert sum(isinstance(callback, SubspaceSampling) for callback in engine.trainer.callbacks) == 1
 
 
+class Watched(SubspaceSampling):
+    """Keeps count of the atoms held at the end, which the sampler takes with it."""
+
+    held = 0
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.sampler is not None
+        self.held = self.sampler.atoms_held
+        super().on_train_end(trainer, pl_module)
+
+
 def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> None:
-    engine = fit(small(), datamodule, tmp_path, log_every_n_steps=1)
-    assert engine.trainer.logged_metrics.keys() >= {"atoms", "threshold"}
-    assert 0 < engine.trainer.logged_metrics["atoms"] <= 400
+    watched = Watched()
+    model = small()
+    engine = fit(model, datamodule, tmp_path, callbacks=[watched], log_every_n_steps=1)
+    assert engine.trainer.logged_metrics.keys() >= {"atoms", "threshold", "patches_per_s"}
+    assert engine.trainer.logged_metrics["atoms"] == watched.held
+    assert len(model.model.bank) < watched.held <= 2 * WORKING_SIZE  # chosen from more than the bank has
 
 
 def test_features_that_are_not_finite_name_the_images(
