@@ -188,25 +188,36 @@ def _memory_report(records: Sequence[Record], folder: Path) -> str:
         "## Peak memory of a fit",
         "",
         *([f"```sh\n{commands.read_text(encoding='utf-8')}```", ""] if commands.exists() else []),
-        "| model | training images | bare pass, MiB | fit, MiB | fit above the bare pass, MiB | sampling, s |",
-        "|---|---|---|---|---|---|",
+        "Medians over the seeds; of the fit above the bare pass, too.",
+        "",
+        "| model | training images | seeds | bare pass, MiB | fit, MiB | fit above the bare pass, MiB | sampling, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
     for model in sorted({record.model for record in records}):
-        mine = sorted((record for record in records if record.model == model), key=lambda record: record.n_train or 0)
-        for record in mine:
-            bare, fit = record.extract_peak_rss_mb or math.nan, record.fit_peak_rss_mb or math.nan
-            sampling = "-" if record.sampling_s is None else f"{record.sampling_s:.1f}"
-            lines.append(
-                f"| {model} | {record.n_train} | {bare:,.0f} | {fit:,.0f} | {max(0.0, fit - bare):,.0f} | {sampling} |"
-            )
-        peaks = [record.fit_peak_rss_mb or math.nan for record in mine]
-        axis.plot([record.n_train or 0 for record in mine], peaks, "o-", label=model)
+        mine = [record for record in records if record.model == model]
+        numbers = sorted({record.n_train or 0 for record in mine})
+        peaks = []
+        for number in numbers:
+            runs = [record for record in mine if (record.n_train or 0) == number]
+            bare, fit = ([_mib(run, which) for run in runs] for which in ("extract", "fit"))
+            above = [max(0.0, most - least) for most, least in zip(fit, bare, strict=True)]
+            timed = [run.sampling_s for run in runs if run.sampling_s is not None]
+            sampling = f"{statistics.median(timed):.1f}" if timed else "-"
+            cells = [f"{statistics.median(values):,.0f}" for values in (bare, fit, above)]
+            lines.append(f"| {model} | {number} | {len(runs)} | {' | '.join(cells)} | {sampling} |")
+            peaks.append(statistics.median(fit))
+        axis.plot(numbers, peaks, "o-", label=model)
     axis.set(xlabel="training images", ylabel="peak resident memory of the fit, MiB", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, folder / "memory.png")
     return "\n".join([*lines, "", "![memory](memory.png)"])
+
+
+def _mib(record: Record, which: str) -> float:
+    peak: float | None = getattr(record, f"{which}_peak_rss_mb")
+    return math.nan if peak is None else peak
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The scaling benchmark: exponents, tables and the memory of recorded fits."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -42,7 +43,14 @@ def test_memory_is_taken_from_the_comparison(tmp_path: Path) -> None:
         fit_peak_rss_mb=1620.0,
         sampling_s=1.25,
     )
-    merge(tmp_path / "results.json", [record])
+    others = [  # of three fits, the median; one was not timed
+        dataclasses.replace(record, seed=1, fit_peak_rss_mb=1700.0, sampling_s=None),
+        dataclasses.replace(record, seed=2, fit_peak_rss_mb=1610.0, extract_peak_rss_mb=1400.0, sampling_s=1.75),
+        dataclasses.replace(record, limit_train=200, n_train=200, fit_peak_rss_mb=1490.0, sampling_s=None),
+    ]
+    merge(tmp_path / "results.json", [record, *others])
     scaling.report(tmp_path)
-    assert "| sgfr | 100 | 1,500 | 1,620 | 120 | 1.2 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    report = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| sgfr | 100 | 3 | 1,500 | 1,620 | 200 | 1.5 |" in report
+    assert "| sgfr | 200 | 1 | 1,500 | 1,490 | 0 | - |" in report
     assert (tmp_path / "memory.png").exists()
