@@ -96,7 +96,7 @@ def _losses(records: Iterable[Record]) -> str:
                 at = "" if shared == ours[0].seeds else f" (seed {', '.join(map(str, sorted(shared)))})"
                 rival = f"{100 * theirs:.1f} of {model_title(row.spec)}{at}"
                 lines.append(f"- {data}, {name}: {100 * mine:.1f}{other} against {rival}.")
-    return "\n".join(lines) if lines else "Nowhere among these runs."
+    return "\n".join(lines) if lines else "Nowhere among these runs, over the seeds that both have."
 
 
 def _of_kind(kind: str) -> Callable[[Record], float | None]:
