@@ -11,7 +11,7 @@ from anomalib_sgfr.sampling import Cover, merge
 
 _T = TypeVar("_T")
 
-__all__ = ["Learnt", "unite"]
+__all__ = ["Learnt", "several", "unite"]
 
 
 class Learnt(NamedTuple):
@@ -28,11 +28,16 @@ class Learnt(NamedTuple):
     images: list[str]
 
 
+def several() -> bool:
+    """Whether other processes take part in the fit."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:
     """Make one bank of what all processes learnt.
 
     Args:
-        own (Learnt): What this process learnt.
+        own (Learnt): What this process learnt; of more than ``bank_size`` atoms a better bank is made.
         bank_size (int): Largest number of atoms to keep.
         tolerance (float): Distance within which atoms stand for each other; see
             :func:`~anomalib_sgfr.sampling.merge`.
@@ -40,7 +45,7 @@ def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:
     Returns:
         Learnt: The same on all processes; ``own`` where there is but one.
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if not several():
         return own
     covers = _gather(own.cover)
     known = _gather_objects(own.images)

@@ -23,7 +23,7 @@ from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.calibration import NominalPostProcessor, adopted
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
-from anomalib_sgfr.distributed import Learnt, unite
+from anomalib_sgfr.distributed import Learnt, several, unite
 from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.gallery import thumbnails as make_thumbnails
@@ -283,7 +283,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         if sampler is None or sampler.patches_seen_ == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        cover, threshold = sampler.learnt()
+        cover, threshold = sampler.learnt(sampler.working_size if several() else None)
         cover, images = renumbered(cover, self._sampling.images)
         learnt = unite(Learnt(cover, threshold, images), self.bank_size, self.tolerance)
         self.model.set_bank(*learnt)

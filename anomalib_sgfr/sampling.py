@@ -264,8 +264,12 @@ class SubspaceSampler:
         return self.learnt()[0]
 
     @torch.no_grad()
-    def learnt(self) -> tuple[Cover, float]:
+    def learnt(self, size: int | None = None) -> tuple[Cover, float]:
         """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`.
+
+        Args:
+            size (int | None): Largest number of atoms; ``bank_size`` if ``None``. More are worth having where a bank is
+                yet to be made of several covers, by :func:`merge`.
 
         Returns:
             tuple[Cover, float]: The cover, and the distance above which an embedding would need an atom of its own.
@@ -273,6 +277,6 @@ class SubspaceSampler:
         if self._cover is None:
             msg = "no nominal embedding was observed: the training set is empty."
             raise ValueError(msg)
-        kept, dropped, radius = thin(self._cover, self.bank_size, self.tolerance)
+        kept, dropped, radius = thin(self._cover, size or self.bank_size, self.tolerance)
         others = dropped if self._retired is None else self._retired.joined(dropped)
         return settle(kept, others), max(self.threshold_, radius)

@@ -248,3 +248,18 @@ def test_merged_covers_keep_the_certificate_in_any_order() -> None:
         assert int(merged.count.sum()) == 4000
         assert float(found.max()) <= float(merged.radius.max()) * (1 + 1e-5)
         assert float(found.sum()) <= float(merged.total.sum()) * (1 + 1e-5)
+
+
+def test_a_bank_of_many_covers_is_better_for_more_atoms_in_each() -> None:
+    points = torch.randn(4000, 5)
+    samplers = [SubspaceSampler(bank_size=40, working_size=400) for _ in range(4)]
+    for sampler, part in zip(samplers, points.split(1000), strict=True):
+        sampler.observe(part)
+    bound = {}
+    for size in (None, 400):
+        covers = [sampler.learnt(size)[0] for sampler in samplers]
+        assert {len(cover.atoms) for cover in covers} == {size or 40}
+        merged, _ = merge(covers, 40)
+        assert coverage(points, merged.atoms) <= float(merged.radius.max()) * (1 + 1e-5)
+        bound[size] = float(merged.radius.max())
+    assert bound[400] < bound[None]
