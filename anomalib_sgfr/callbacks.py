@@ -28,6 +28,7 @@ class SubspaceSampling(Callback):
 
     Attributes:
         sampler (SubspaceSampler | None): The sampler of the running fit; ``None`` outside one.
+        scale (Tensor | None): Factors of channels, from the first batch; ``None`` before it.
         images (dict[int, str]): Paths of the images that atoms held come from, by the numbers in the atoms' origins.
         grid (tuple[int, int]): Rows and columns of the latest images' patches.
 
@@ -42,6 +43,7 @@ class SubspaceSampling(Callback):
             raise ValueError(msg)
         self.log_every_n_steps = log_every_n_steps
         self.sampler: SubspaceSampler | None = None
+        self.scale: Tensor | None = None
         self.images: dict[int, str] = {}
         self.grid = (0, 0)
         self._next_image = 0
@@ -53,6 +55,7 @@ class SubspaceSampling(Callback):
         """Start a fresh sampler."""
         del trainer
         self.sampler = cast("Callable[[], SubspaceSampler]", pl_module.new_sampler)()
+        self.scale = None
         self.images = dict(enumerate(cast("Callable[[], list[str]]", pl_module.images_known)()))
         self._next_image = len(self.images)
         self._room = self._next_image + _PATHS
@@ -75,15 +78,18 @@ class SubspaceSampling(Callback):
         del trainer
         if self.sampler is None or not isinstance(outputs, Mapping):
             return
-        embedding = outputs["embedding"]
+        features = outputs["features"]
         images = len(batch.image)
-        finite = torch.isfinite(embedding.reshape(images, -1)).all(1)
+        finite = torch.isfinite(features.reshape(images, -1)).all(1)
         if not finite.all():
             paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
             named = ", ".join(str(path) for path, fine in zip(paths, finite.tolist(), strict=True) if not fine)
             msg = f"embeddings hold NaN or infinite values for: {named}. Check the images and the backbone's weights."
             raise ValueError(msg)
-        self.sampler.observe(embedding, self._origin(outputs["grid"], batch.image_path, images, embedding.device))
+        if self.scale is None:
+            self.scale = cast("Callable[[Tensor], Tensor]", pl_module.new_scale)(features)
+        embedding = features * self.scale if self.scale.numel() else features
+        self.sampler.observe(embedding, self._origin(outputs["grid"], batch.image_path, images, features.device))
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
             seconds = max(time.perf_counter() - self._started, 1e-9)
             report = {

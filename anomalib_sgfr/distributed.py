@@ -11,7 +11,7 @@ from anomalib_sgfr.sampling import Cover, merge
 
 _T = TypeVar("_T")
 
-__all__ = ["Learnt", "several", "unite"]
+__all__ = ["Learnt", "several", "total", "unite"]
 
 
 class Learnt(NamedTuple):
@@ -31,6 +31,14 @@ class Learnt(NamedTuple):
 def several() -> bool:
     """Whether other processes take part in the fit."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum of all processes' values, the same on all of them."""
+    if several():
+        value = value.clone()
+        distributed.all_reduce(value)
+    return value
 
 
 def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:

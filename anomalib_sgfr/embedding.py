@@ -14,7 +14,17 @@ from anomalib_sgfr import plugin
 from anomalib_sgfr.arguments import Pooling
 from anomalib_sgfr.backbones import load_pretrained, require_known
 
-__all__ = ["PatchEmbedder", "Stage", "assemble", "backbone_stages", "pool", "resolve_layers", "to_patches"]
+__all__ = [
+    "PatchEmbedder",
+    "Stage",
+    "assemble",
+    "backbone_stages",
+    "equalising",
+    "layer_energy",
+    "pool",
+    "resolve_layers",
+    "to_patches",
+]
 
 _DEFAULT_STRIDES = (8, 16)
 
@@ -134,6 +144,39 @@ def assemble(features: Sequence[Tensor], pooling: Pooling = "binomial") -> Tenso
         for feature in pooled
     ]
     return torch.cat(aligned, 1)
+
+
+def layer_energy(patches: Tensor, channels: Sequence[int]) -> Tensor:
+    """Variance of patch embeddings, summed over the channels of each layer.
+
+    Args:
+        patches (Tensor): Nominal embeddings, shape ``(n, d)``.
+        channels (Sequence[int]): Number of channels of each of the ``L`` layers; they sum to ``d``.
+
+    Returns:
+        Tensor: Shape ``(L,)``, ``float64``.
+    """
+    variance = patches.var(0, correction=0).double()
+    return torch.stack([part.sum() for part in variance.split(list(channels))])
+
+
+def equalising(energy: Tensor, channels: Sequence[int]) -> Tensor:
+    """Factors of channels that give all layers the same energy, and leave the sum of their energies as it is.
+
+    A distance between embeddings is then as much one layer's as another's, whatever the units of a backbone's layers;
+    one layer alone has factors of one, and so has every layer if one of them does not vary.
+
+    Args:
+        energy (Tensor): See :func:`layer_energy`; shape ``(L,)``.
+        channels (Sequence[int]): Number of channels of each layer; they sum to ``d``.
+
+    Returns:
+        Tensor: Shape ``(d,)``, ``float32``.
+    """
+    if not bool((energy > torch.finfo(torch.float32).eps ** 2 * energy.max()).all()):
+        energy = torch.ones_like(energy)
+    factors = (energy.mean() / energy).sqrt()
+    return factors.float().repeat_interleave(torch.tensor(channels, device=energy.device))
 
 
 class PatchEmbedder(nn.Module):

@@ -13,7 +13,7 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import plugin
@@ -23,8 +23,8 @@ from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.calibration import NominalPostProcessor, adopted
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
-from anomalib_sgfr.distributed import Learnt, several, unite
-from anomalib_sgfr.embedding import to_patches
+from anomalib_sgfr.distributed import Learnt, several, total, unite
+from anomalib_sgfr.embedding import equalising, layer_energy, to_patches
 from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.pre_processing import SgfrPreProcessor
@@ -52,6 +52,8 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             16 (``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
         pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5 with weights that fall
             off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to ``"binomial"``.
+        equal_layers (bool): Whether layers count alike: each is divided by its spread over the first batch of training
+            images, so that no layer outweighs another by its units alone. Defaults to ``True``.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
         bank_size (int): Largest number of nominal embeddings (atoms) kept, whatever the size of the data set.
             Defaults to ``3500``.
@@ -88,6 +90,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         backbone: str = "tf_efficientnet_lite0",
         layers: Sequence[str] | None = None,
         pooling: Pooling = "binomial",
+        equal_layers: bool = True,
         pre_trained: bool = True,
         bank_size: int = 3500,
         solver: Solver = "affine",
@@ -119,6 +122,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        self.equal_layers = equal_layers
         self.pre_trained = pre_trained
         self.bank_size = bank_size
         self.tolerance = tolerance
@@ -203,6 +207,22 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             sampler.resume(cover, float(self.model.bank_threshold))
         return sampler
 
+    def new_scale(self, features: Tensor) -> Tensor:
+        """Factors of channels for a fit that starts now; one that adds to a bank keeps that one's.
+
+        Args:
+            features (Tensor): Patches of its first batch, unscaled, shape ``(n, d)``.
+
+        Returns:
+            Tensor: Shape ``(d,)``, the same in all processes; empty for none.
+        """
+        if self.update:
+            return self.model.scale
+        if not self.equal_layers:
+            return features.new_empty(0)
+        channels = self.model.embedder.channels
+        return equalising(total(layer_energy(features, channels)), channels)
+
     def images_known(self) -> list[str]:
         """Paths of the images that atoms of the bank which a fit adds to come from."""
         return self.model.images if self.update else []
@@ -259,17 +279,17 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             **kwargs: Unused.
 
         Returns:
-            dict[str, Any]: ``embedding`` of shape ``(B * h * w, d)``, the ``grid`` ``(h, w)``, and a dummy ``loss``
-            that lets Lightning's automatic optimisation, and with it checkpointing, run.
+            dict[str, Any]: Unscaled ``features`` of shape ``(B * h * w, d)``, the ``grid`` ``(h, w)``, and a dummy
+            ``loss`` that lets Lightning's automatic optimisation, and with it checkpointing, run.
         """
         del args, kwargs
         loss = torch.zeros((), device=self.device, requires_grad=True)
         images: Any = batch.image
-        embedding = self.model.embed(images)
+        features = self.model.features(images)
         return {
             "loss": loss if self._anchor is None else 0 * self._anchor,
-            "embedding": to_patches(embedding),
-            "grid": tuple(embedding.shape[2:]),
+            "features": to_patches(features),
+            "grid": tuple(features.shape[2:]),
         }
 
     @torch.no_grad()
@@ -286,7 +306,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         cover, threshold = sampler.learnt(sampler.working_size if several() else None)
         cover, images = renumbered(cover, self._sampling.images)
         learnt = unite(Learnt(cover, threshold, images), self.bank_size, self.tolerance)
-        self.model.set_bank(*learnt)
+        self.model.set_bank(*learnt, self._sampling.scale)
         self._was_fitted = False
         self._after_fit(self._training_images())
         found = self.certificate()

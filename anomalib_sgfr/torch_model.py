@@ -46,6 +46,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     Attributes:
         bank (Tensor): Nominal atoms, shape ``(M, d)``; empty until the model is fitted.
+        scale (Tensor): Factors of the embeddings' channels, shape ``(d,)``; empty for none.
         bank_radius, bank_count, bank_total (Tensor): What each atom stands for, shape ``(M,)``; see
             :class:`~anomalib_sgfr.sampling.Cover`.
         operator (Tensor): Residual operator of the ridge solver, shape ``(d, d)``; empty for the other solvers.
@@ -87,6 +88,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.operator: Tensor
         self.register_buffer("bank", torch.empty(0))
         self.register_buffer("operator", torch.empty(0))
+        self.scale: Tensor
+        self.register_buffer("scale", torch.empty(0))
         self.bank_radius: Tensor
         self.bank_count: Tensor
         self.bank_total: Tensor
@@ -114,7 +117,13 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         """Whether there is a bank to rebuild patches from."""
         return self.bank.numel() > 0
 
-    def set_bank(self, bank: Tensor | Cover, threshold: float = 0.0, images: Sequence[str] = ()) -> None:
+    def set_bank(
+        self,
+        bank: Tensor | Cover,
+        threshold: float = 0.0,
+        images: Sequence[str] = (),
+        scale: Tensor | None = None,
+    ) -> None:
         """Take a learnt bank into use, replacing any earlier one.
 
         Args:
@@ -122,7 +131,10 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             threshold (float): Distance above which the sampler would have taken another atom; where a later fit that
                 adds to this bank goes on.
             images (Sequence[str]): Paths of the images that the atoms' origins number.
+            scale (Tensor | None): Factors of channels, shape ``(d,)``, that the atoms' embeddings were multiplied with;
+                ``None`` for those that the model has.
         """
+        self.scale = self.scale if scale is None else scale.detach().clone()
         cover = bank if isinstance(bank, Cover) else Cover.of(bank)
         bank = cover.atoms
         operator = (
@@ -215,7 +227,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         return self.score(embedding, images.shape[-2:])
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embed images, tile by tile if there is a tiler.
+        """Embed images as the bank's atoms are.
 
         Args:
             images (Tensor): Normalised images, shape ``(B, 3, H, W)``.
@@ -223,6 +235,11 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         Returns:
             Tensor: Patch embeddings, shape ``(B, d, h, w)``.
         """
+        embedding = self.features(images)
+        return embedding * self.scale[:, None, None] if self.scale.numel() else embedding
+
+    def features(self, images: Tensor) -> Tensor:
+        """Embed images before channels are scaled, tile by tile if there is a tiler; arguments as :meth:`embed`."""
         embedding: Tensor = self.embedder(self.tiler.tile(images) if self.tiler else images)
         return self.tiler.untile(embedding) if self.tiler else embedding
 

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_sgfr import self_expression
-from anomalib_sgfr.embedding import backbone_stages, to_patches
+from anomalib_sgfr.embedding import backbone_stages, equalising, layer_energy, to_patches
 from anomalib_sgfr.sampling import WORKING_SIZE, SubspaceSampler
 from anomalib_sgfr.search import nearest, search_index
 from anomalib_sgfr.selection import farthest_first
 from anomalib_sgfr.torch_model import SgfrModel
-from benchmarks.features import Features
 from benchmarks.variants import PRODUCT
 
 __all__ = ["Nominal", "Prototype", "channel_scaling", "image_scores"]
@@ -90,20 +89,16 @@ def image_scores(maps: NDArray[np.float32], distance: NDArray[np.float32], rule:
     return np.partition(flat, -number, 1)[:, -number:].mean(1, dtype=np.float64)
 
 
-def channel_scaling(found: Features, rule: str, strides: Sequence[int]) -> NDArray[np.float32]:
-    """Factor for each channel, from the training patches."""
-    width = found.train.shape[1]
-    if rule == "none":
-        return np.ones(width, np.float32)
-    sample = found.train[:: max(1, len(found.train) // 64)]
-    spread = sample.std((0, 2, 3))
+def channel_scaling(first: Tensor, rule: str, strides: Sequence[int]) -> Tensor:
+    """Factor for each channel, shape ``(d,)``, from the patches of the first batch, ``(n, d)``."""
+    if rule == "layer":
+        stages = backbone_stages("tf_efficientnet_lite0")
+        channels = [stage.channels for stage in stages if stage.stride in strides]
+        return equalising(layer_energy(first, channels), channels)
     if rule == "spread":
-        return (1.0 / np.maximum(spread, 1e-6 * spread.mean())).astype(np.float32)
-    levels = [stage.channels for stage in backbone_stages("tf_efficientnet_lite0") if stage.stride in strides]
-    energy = [np.sqrt(np.square(part).sum()) for part in np.split(spread, np.cumsum(levels)[:-1])]
-    return np.concatenate([np.full(size, 1.0 / total) for size, total in zip(levels, energy, strict=True)]).astype(
-        np.float32
-    )
+        spread = first.std(0)
+        return spread.mean() / spread.clamp_min(1e-6 * spread.mean())
+    return torch.ones(first.shape[1])
 
 
 class Nominal:

@@ -17,9 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks import features
 from benchmarks.plots import plt, save_figure
@@ -58,15 +56,16 @@ def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Rec
         )
         for _, of_scaling in _groups(of_features, _by("channel_scaling")):
             arguments = of_scaling[0].arguments
-            factor = channel_scaling(found, arguments["channel_scaling"], arguments["strides"])
-            batches = [batch * torch.from_numpy(factor) for batch in found.batches(first.seed)]
+            batches = found.batches(first.seed)
+            factor = channel_scaling(batches[0], arguments["channel_scaling"], arguments["strides"])
+            batches = [batch * factor for batch in batches]
             nominal = Nominal(batches, first.seed)
             for _, of_bank in _groups(of_scaling, _by("sampler", "bank_size")):
                 yield from _evaluate_bank(of_bank, nominal, found, factor)
 
 
 def _evaluate_bank(
-    specs: list[Spec], nominal: Nominal, found: features.Features, factor: NDArray[np.float32]
+    specs: list[Spec], nominal: Nominal, found: features.Features, factor: torch.Tensor
 ) -> Iterator[Record]:
     """Evaluate variants that have their bank in common."""
     bank = nominal.bank(specs[0].arguments)
@@ -78,8 +77,8 @@ def _evaluate_bank(
         model.set_bank(bank)
         model.learn(sample)
         starts = range(0, len(found.test), _CHUNK_IMAGES)
-        chunks = (found.test[start : start + _CHUNK_IMAGES] * factor[:, None, None] for start in starts)
-        distance = torch.cat([model.distance(torch.from_numpy(chunk)) for chunk in chunks])
+        chunks = (torch.from_numpy(found.test[start : start + _CHUNK_IMAGES]) for start in starts)
+        distance = torch.cat([model.distance(chunk * factor[:, None, None]) for chunk in chunks])
         for _, of_maps in _groups(of_residual, _by("blur")):
             smoothing = Prototype(of_maps[0].arguments)
             maps = torch.cat([smoothing.maps(part, found.image_size) for part in distance.split(_CHUNK_IMAGES)]).numpy()

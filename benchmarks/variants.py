@@ -12,9 +12,9 @@ __all__ = ["DEFAULTS", "PRODUCT", "STUDIES", "Variant", "spec_of"]
 PRODUCT = {"pooling", "bank_size", "solver", "num_atoms", "regularisation", "blur"}
 DEFAULTS: dict[str, Any] = {
     **{name: item.default for name, item in inspect.signature(Sgfr).parameters.items() if name in PRODUCT},
-    # not arguments of Sgfr: ideas under study, and what it does
+    # not arguments of Sgfr, or not by this name: ideas under study, and what it does
     "strides": [8, 16],
-    "channel_scaling": "none",
+    "channel_scaling": "layer",
     "residual_scaling": "none",
     "local_normalisation": False,
     "image_score": "max",

@@ -42,6 +42,8 @@ def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[
     one, two = both
     assert len(two) == 2
     assert torch.equal(two[0]["bank"], two[1]["bank"])
+    assert torch.equal(two[0]["scale"], two[1]["scale"])
+    torch.testing.assert_close(two[0]["scale"], one["scale"], rtol=0.1, atol=0.0)  # of other images: about the same
     assert len(two[0]["bank"]) == len(one["bank"]) == 150
     assert not torch.equal(two[0]["bank"], one["bank"])  # it did see the images in another order
     assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 12 * 8 * 8

@@ -105,6 +105,19 @@ def test_a_checkpoint_older_than_pooling_is_scored_as_it_was_fitted(parts: Path,
     assert restored.hparams["pooling"] == "box"  # and is saved so
 
 
+def test_a_checkpoint_older_than_equal_layers_is_scored_as_it_was_fitted(parts: Path, tmp_path: Path) -> None:
+    engine = engine_in(tmp_path)
+    fitted = small(equal_layers=False)
+    engine.fit(fitted, datamodule=folder_datamodule(parts))
+    content = torch.load(engine.best_model_path, weights_only=True)
+    content["hyper_parameters"].pop("equal_layers")
+    content["state_dict"].pop("model.scale")
+    torch.save(content, tmp_path / "old.ckpt")
+    restored = Sgfr.load_from_checkpoint(tmp_path / "old.ckpt", map_location="cpu")
+    image = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(restored.model.eval()(image).anomaly_map, fitted.model.cpu().eval()(image).anomaly_map)
+
+
 def test_another_backbone_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was fitted with backbone 'tf_efficientnet_lite0', the model has 'resnet18'"):
         engine_in(tmp_path).predict(

@@ -21,6 +21,7 @@ def main(parts: Path, out: Path, devices: int) -> None:
     torch.save(
         {
             "bank": model.model.bank,
+            "scale": model.model.scale,
             "patches": certificate.patches,
             "largest": certificate.largest,
             "mean": certificate.mean,

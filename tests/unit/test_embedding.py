@@ -11,7 +11,15 @@ from torch import nn
 from torch.nn import functional
 
 from anomalib_sgfr.arguments import Pooling
-from anomalib_sgfr.embedding import PatchEmbedder, assemble, backbone_stages, pool, resolve_layers
+from anomalib_sgfr.embedding import (
+    PatchEmbedder,
+    assemble,
+    backbone_stages,
+    equalising,
+    layer_energy,
+    pool,
+    resolve_layers,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +99,31 @@ def test_an_embedder_pools_as_it_is_told() -> None:
     torch.testing.assert_close(binomial(images), assemble(features, "binomial"))
     with pytest.raises(ValueError, match="pooling must be one of binomial, box, got 'mean'"):
         PatchEmbedder("resnet18", pooling="mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [[3, 5], [2, 4, 2], [8]])
+def test_equal_layers_have_the_same_energy_and_together_what_they_had(channels: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    units = torch.tensor([100.0, 1.0, 0.01])[: len(channels)].repeat_interleave(torch.tensor(channels))
+    patches = 1e3 + units * torch.rand(500, 8, generator=generator)  # far from the origin: spread is what counts
+    edges = np.cumsum(channels)[:-1]
+    layers = np.split(patches.double().numpy(), edges, axis=1)
+    np.testing.assert_allclose(layer_energy(patches, channels), [layer.var(0).sum() for layer in layers], rtol=1e-3)
+    factors = equalising(layer_energy(patches, channels), channels)
+    energies = [layer.var(0).sum() for layer in np.split((patches * factors).double().numpy(), edges, axis=1)]
+    np.testing.assert_allclose(energies, np.mean([layer.var(0).sum() for layer in layers]), rtol=1e-3)
+    assert all(len(set(part.tolist())) == 1 for part in factors.split(channels))
+
+
+@pytest.mark.parametrize(
+    "patches", [torch.zeros(9, 6), torch.ones(1, 6), torch.cat((torch.rand(9, 2), torch.ones(9, 4)), 1)]
+)
+def test_layers_stay_as_they_are_if_one_does_not_vary(patches: torch.Tensor) -> None:
+    assert torch.equal(equalising(layer_energy(patches, [2, 4]), [2, 4]), torch.ones(6))
+
+
+def test_one_layer_has_nothing_to_be_equal_with() -> None:
+    assert torch.equal(equalising(layer_energy(torch.rand(9, 4), [4]), [4]), torch.ones(4))
 
 
 def test_backbone_stays_in_evaluation_mode_and_frozen() -> None:

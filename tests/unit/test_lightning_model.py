@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torchvision.transforms.v2 import Normalize, Resize
 
 from anomalib_sgfr import Sgfr, SubspaceSampling
+from anomalib_sgfr.embedding import PatchEmbedder
 from anomalib_sgfr.sampling import WORKING_SIZE
 from tests.conftest import fit, folder_datamodule, small, write_image
 
@@ -111,6 +112,33 @@ def test_pretrained_weights_are_read_when_a_fit_starts(datamodule: Folder, tmp_p
     assert not torch.equal(fitted.model.embedder.extractor.feature_extractor.conv_stem.weight, before)
 
 
+def test_layers_count_alike_as_the_first_batch_has_them(parts: Path, tmp_path: Path) -> None:
+    model, plain = small(bank_size=20_000), small(bank_size=20_000, equal_layers=False)
+    for each in (model, plain):  # one batch, of which every patch is an atom
+        fit(each, folder_datamodule(parts, train_batch_size=12), tmp_path)
+    assert plain.model.scale.numel() == 0
+    assert model.model.scale.shape == (152,)
+    fine, coarse = plain.model.bank.var(0, correction=0).split([40, 112])
+    ratio = float((coarse.sum() / fine.sum()).sqrt())
+    assert not 0.9 < ratio < 1.1  # they do differ
+    assert float(model.model.scale[0] / model.model.scale[-1]) == pytest.approx(ratio, rel=1e-3)
+    images = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.model.embed(images), plain.model.embed(images) * model.model.scale[:, None, None]
+        )
+    spread = [part.sum() for part in model.model.bank.var(0, correction=0).split([40, 112])]
+    torch.testing.assert_close(*spread, rtol=1e-3, atol=0.0)
+
+
+def test_a_checkpoint_keeps_the_scale_of_its_bank(datamodule: Folder, tmp_path: Path) -> None:
+    model = small()
+    path = fit(model, datamodule, tmp_path).best_model_path
+    restored = Sgfr.load_from_checkpoint(path, equal_layers=False)  # what a fit would do, not what was done
+    assert torch.equal(restored.model.scale, model.model.scale)
+    assert torch.equal(scores(restored), scores(model))
+
+
 def test_a_second_fit_starts_afresh(parts: Path, tmp_path: Path) -> None:
     for index in range(5):
         write_image(tmp_path / "others" / "good" / f"{index}.png", 50 + index)
@@ -126,6 +154,7 @@ def test_a_second_fit_starts_afresh(parts: Path, tmp_path: Path) -> None:
     torch.manual_seed(2)
     fit(once, folder_datamodule(tmp_path / "others"), tmp_path / "c")
     assert torch.equal(twice.model.bank, once.model.bank)
+    assert torch.equal(twice.model.scale, once.model.scale)
 
 
 def test_a_failed_second_fit_leaves_the_first_usable(parts: Path, tmp_path: Path) -> None:
@@ -137,9 +166,11 @@ def test_a_failed_second_fit_leaves_the_first_usable(parts: Path, tmp_path: Path
         (tmp_path / "broken" / name).symlink_to(parts / name)
     (tmp_path / "broken" / "good").unlink()
     (tmp_path / "broken" / "good").mkdir()
-    (tmp_path / "broken" / "good" / "0.png").write_bytes(b"")
-    with pytest.raises(OSError, match="cannot identify"):
-        fit(model, folder_datamodule(tmp_path / "broken"), tmp_path)
+    write_image(tmp_path / "broken" / "good" / "0.png", 70, (30, 30))  # seen before the fit fails
+    (tmp_path / "broken" / "good" / "1.png").write_bytes(b"")
+    for _ in range(4):  # one of them, in either order of the two images
+        with pytest.raises(OSError, match="cannot identify"):
+            fit(model, folder_datamodule(tmp_path / "broken", train_batch_size=1), tmp_path)
     assert torch.equal(scores(model), before)
     Engine(default_root_dir=tmp_path, accelerator="cpu").predict(model, dataset=PredictDataset(parts / "bad"))
 
@@ -231,14 +262,14 @@ def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> 
 def test_features_that_are_not_finite_name_the_images(
     datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed = type(small().model).embed
+    embed = PatchEmbedder.forward
 
     def poisoned(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         embedding = embed(self, images)
         embedding[0, :, 0, 5] = torch.nan  # in the first image of the batch
         return embedding
 
-    monkeypatch.setattr("anomalib_sgfr.torch_model.SgfrModel.embed", poisoned)
+    monkeypatch.setattr(PatchEmbedder, "forward", poisoned)
     with pytest.raises(ValueError, match=r"NaN or infinite values for: [^,]*good/\d\d\.png\. Check the images"):
         fit(small(), datamodule, tmp_path)
 

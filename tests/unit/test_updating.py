@@ -53,7 +53,7 @@ def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_pat
     first = small(pre_processor=SMALL_IMAGES, bank_size=400)
     engine = fit(first, folder_datamodule(parts), tmp_path / "first")
     old_patches = patches_of(first, folder_datamodule(parts))
-    old_bank = first.model.bank.clone()
+    old_bank, old_scale = first.model.bank.clone(), first.model.scale.clone()
     new = folder_datamodule(others(tmp_path / "others"), mask_dir=None)
     if route == "checkpoint":
         model = small(pre_processor=SMALL_IMAGES, bank_size=400, update=True)
@@ -68,6 +68,7 @@ def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_pat
     assert found.patches == len(old_patches) + 6 * 8 * 8
     assert {Path(path).parents[1].name for path in model.model.images} == {parts.name, "others"}
     assert not torch.equal(model.model.bank, old_bank)
+    assert torch.equal(model.model.scale, old_scale)  # or old atoms would lie among other embeddings
     for patches in (old_patches, patches_of(model, new)):  # the old images were not needed, and are not forgotten
         assert float(model.model.patch_scores(patches).max()) <= found.largest
 
