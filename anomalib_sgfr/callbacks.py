@@ -13,11 +13,12 @@ from anomalib_sgfr.sampling import SubspaceSampler
 
 __all__ = ["SubspaceSampling"]
 
+_SCALED_BY = 32  # training images, at least, that the factors of channels are taken from
 _PATHS = 10_000  # of images whose patches are no atoms any more, before they are forgotten
 
 
 class SubspaceSampling(Callback):
-    """Feed each training batch's embeddings to a :class:`~anomalib_sgfr.sampling.SubspaceSampler`.
+    """Feed each training batch's embeddings, scaled, to a :class:`~anomalib_sgfr.sampling.SubspaceSampler`.
 
     Sgfr attaches one by itself. To configure it, add your own under ``trainer.callbacks``; Sgfr then uses that one.
     Shows the number of atoms held (more than the bank will have), the sampler's threshold and the patches seen a
@@ -28,7 +29,7 @@ class SubspaceSampling(Callback):
 
     Attributes:
         sampler (SubspaceSampler | None): The sampler of the running fit; ``None`` outside one.
-        scale (Tensor | None): Factors of channels, from the first batch; ``None`` before it.
+        scale (Tensor | None): Factors of channels, from the first 32 images; ``None`` before.
         images (dict[int, str]): Paths of the images that atoms held come from, by the numbers in the atoms' origins.
         grid (tuple[int, int]): Rows and columns of the latest images' patches.
 
@@ -44,6 +45,8 @@ class SubspaceSampling(Callback):
         self.log_every_n_steps = log_every_n_steps
         self.sampler: SubspaceSampler | None = None
         self.scale: Tensor | None = None
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # patches and their origins, while there is no scale
+        self._images_seen = 0
         self.images: dict[int, str] = {}
         self.grid = (0, 0)
         self._next_image = 0
@@ -55,7 +58,8 @@ class SubspaceSampling(Callback):
         """Start a fresh sampler."""
         del trainer
         self.sampler = cast("Callable[[], SubspaceSampler]", pl_module.new_sampler)()
-        self.scale = None
+        self.scale = cast("Callable[[], Tensor | None]", pl_module.known_scale)()
+        self._waiting, self._images_seen = [], 0
         self.images = dict(enumerate(cast("Callable[[], list[str]]", pl_module.images_known)()))
         self._next_image = len(self.images)
         self._room = self._next_image + _PATHS
@@ -75,7 +79,6 @@ class SubspaceSampling(Callback):
         Raises:
             ValueError: If an embedding is not finite; the message names the images.
         """
-        del trainer
         if self.sampler is None or not isinstance(outputs, Mapping):
             return
         features = outputs["features"]
@@ -86,10 +89,10 @@ class SubspaceSampling(Callback):
             named = ", ".join(str(path) for path, fine in zip(paths, finite.tolist(), strict=True) if not fine)
             msg = f"embeddings hold NaN or infinite values for: {named}. Check the images and the backbone's weights."
             raise ValueError(msg)
-        if self.scale is None:
-            self.scale = cast("Callable[[Tensor], Tensor]", pl_module.new_scale)(features)
-        embedding = features * self.scale if self.scale.numel() else features
-        self.sampler.observe(embedding, self._origin(outputs["grid"], batch.image_path, images, features.device))
+        self._waiting.append((features, self._origin(outputs["grid"], batch.image_path, images, features.device)))
+        self._images_seen += images
+        if self.scale is not None or self._images_seen >= _SCALED_BY or trainer.is_last_batch:
+            self.catch_up(pl_module)
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
             seconds = max(time.perf_counter() - self._started, 1e-9)
             report = {
@@ -98,6 +101,17 @@ class SubspaceSampling(Callback):
                 "patches_per_s": (self.sampler.patches_seen_ - self._already_seen) / seconds,
             }
             pl_module.log_dict(report, prog_bar=True, batch_size=images)
+
+    def catch_up(self, pl_module: LightningModule) -> None:
+        """Observe what waits: a fit that ends with fewer than 32 images has no more to wait for."""
+        waiting, self._waiting = self._waiting, []
+        if self.sampler is None or not waiting:
+            return
+        if self.scale is None:
+            every = torch.cat([features for features, _ in waiting])
+            self.scale = cast("Callable[[Tensor], Tensor]", pl_module.new_scale)(every)
+        for features, origin in waiting:
+            self.sampler.observe(features * self.scale if self.scale.numel() else features, origin)
 
     def _origin(self, grid: tuple[int, int], paths: Any, images: int, device: torch.device) -> Tensor:  # noqa: ANN401
         """Number the images of a batch; image, row and column of each of its patches."""
@@ -116,7 +130,7 @@ class SubspaceSampling(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free the sampler's store."""
         del trainer, pl_module
-        self.sampler = None
+        self.sampler, self._waiting = None, []
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Name the image that could not be read; free the store after a failed fit too, and keep an earlier bank."""
@@ -127,5 +141,5 @@ class SubspaceSampling(Callback):
             for path, reason in unreadable(trainer, exception):
                 exception.add_note(f"{path} cannot be read: {reason}")
         if self.sampler is not None:
-            self.sampler = None
+            self.sampler, self._waiting = None, []
             cast("Callable[[], None]", pl_module.abandon_fit)()

@@ -29,7 +29,7 @@ from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.provenance import renumbered
-from anomalib_sgfr.sampling import SubspaceSampler
+from anomalib_sgfr.sampling import SubspaceSampler, centred
 from anomalib_sgfr.suspects import drop_suspects, write_suspects
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -52,8 +52,8 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             16 (``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
         pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5 with weights that fall
             off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to ``"binomial"``.
-        equal_layers (bool): Whether layers count alike: each is divided by its spread over the first batch of training
-            images, so that no layer outweighs another by its units alone. Defaults to ``True``.
+        equal_layers (bool): Whether layers count alike: each is divided by its spread over the first 32 training
+            images or more, so that no layer outweighs another by its units alone. Defaults to ``True``.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
         bank_size (int): Largest number of nominal embeddings (atoms) kept, whatever the size of the data set.
             Defaults to ``3500``.
@@ -207,19 +207,18 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             sampler.resume(cover, float(self.model.bank_threshold))
         return sampler
 
-    def new_scale(self, features: Tensor) -> Tensor:
-        """Factors of channels for a fit that starts now; one that adds to a bank keeps that one's.
-
-        Args:
-            features (Tensor): Patches of its first batch, unscaled, shape ``(n, d)``.
-
-        Returns:
-            Tensor: Shape ``(d,)``, the same in all processes; empty for none.
-        """
+    def known_scale(self) -> Tensor | None:
+        """Factors of channels for a fit that starts now, shape ``(d,)``, empty for none; ``None`` if it learns them."""
         if self.update:
             return self.model.scale
-        if not self.equal_layers:
-            return features.new_empty(0)
+        return None if self.equal_layers else torch.empty(0, device=self.device)
+
+    def new_scale(self, features: Tensor) -> Tensor:
+        """Factors of channels that let layers count alike, shape ``(d,)``, the same in all processes.
+
+        Args:
+            features (Tensor): Nominal patches before channels are scaled, shape ``(n, d)``.
+        """
         channels = self.model.embedder.channels
         return equalising(total(layer_energy(features, channels)), channels)
 
@@ -299,6 +298,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         Raises:
             ValueError: If no training image was seen.
         """
+        self._sampling.catch_up(self)
         sampler = self._sampling.sampler
         if sampler is None or sampler.patches_seen_ == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
@@ -306,6 +306,10 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         cover, threshold = sampler.learnt(sampler.working_size if several() else None)
         cover, images = renumbered(cover, self._sampling.images)
         learnt = unite(Learnt(cover, threshold, images), self.bank_size, self.tolerance)
+        if not self.update:  # an earlier bank's atoms stay where they are, and with them what was certified
+            learnt = learnt._replace(
+                cover=centred(learnt.cover, self.tolerance if learnt.threshold <= self.tolerance else torch.inf)
+            )
         self.model.set_bank(*learnt, self._sampling.scale)
         self._was_fitted = False
         self._after_fit(self._training_images())

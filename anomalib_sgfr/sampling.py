@@ -9,6 +9,9 @@ from more atoms than it will have: one thinning of many loses less than many thi
 Each atom keeps account of the embeddings it stands for: how far from it they can lie at most. What is thinned out
 retires with its account, which goes to the nearest atom of the bank in the end: in one step, because every step adds
 its length to the bound. See :mod:`anomalib_sgfr.certificate` for what follows.
+
+Farthest-first takes what lies at the edge, noise included. In the end each atom therefore moves to the mean of what it
+stands for, as in a step of k-means (Lloyd 1982), for which it keeps the sum of their offsets.
 """
 
 from typing import NamedTuple
@@ -18,10 +21,11 @@ from torch import Tensor
 
 from anomalib_sgfr.selection import PRODUCT_VALUES, farthest_first, separated
 
-__all__ = ["WORKING_SIZE", "Cover", "SubspaceSampler", "absorb", "merge", "settle", "thin"]
+__all__ = ["WORKING_SIZE", "Cover", "SubspaceSampler", "absorb", "centred", "merge", "settle", "thin"]
 
 WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least: what the default bank takes
 _LOOKED_AT_FIRST = 512  # atoms that stand for the most embeddings: most of those to come lie near them
+_INEXACT = 1e-4  # share of a squared shift that rounding may hide in the sum of squares about the mean
 _RETIRED = 4  # times the atoms in use, before their accounts go to atoms in use after all
 
 
@@ -35,6 +39,7 @@ class Cover(NamedTuple):
         total (Tensor): Their distances from the atom sum to no more than this, shape ``(n,)``, ``float64``.
         origin (Tensor): Where each atom was seen: number of the image, row and column of the patch, shape ``(n, 3)``,
             ``int64``; -1 where that is not known.
+        offset (Tensor): Sum of the embeddings less the atom, over those it stands for, shape ``(n, d)``.
     """
 
     atoms: Tensor
@@ -42,6 +47,7 @@ class Cover(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs
     total: Tensor
     origin: Tensor
+    offset: Tensor
 
     @classmethod
     def of(cls, points: Tensor, origin: Tensor | None = None) -> "Cover":
@@ -49,7 +55,8 @@ class Cover(NamedTuple):
         zeros = torch.zeros_like(points[:, 0])
         if origin is None:
             origin = torch.full((len(points), 3), -1, device=points.device)
-        return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double(), origin)
+        nothing = points.new_zeros(()).expand_as(points)  # takes no memory
+        return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double(), origin, nothing)
 
     def rows(self, index: Tensor | slice) -> "Cover":
         """Some of the atoms, by index, mask or slice."""
@@ -62,10 +69,12 @@ class Cover(NamedTuple):
     def account(self, index: Tensor, distance: Tensor, other: "Cover") -> "Cover":
         """Let atoms ``index`` stand for what ``other``'s atoms stood for, which lie at ``distance`` from them."""
         total = other.total + distance.double() * other.count
+        offset = (other.atoms - self.atoms[index]).mul_(other.count[:, None]).add_(other.offset)
         return self._replace(
             radius=self.radius.scatter_reduce(0, index, other.radius + distance, "amax"),
             count=self.count.index_add(0, index, other.count),
             total=self.total.index_add(0, index, total),
+            offset=self.offset.index_add(0, index, offset),
         )
 
 
@@ -81,18 +90,22 @@ def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None
     Returns:
         Cover: The atoms so far, with what they stand for now, and the new ones after them.
     """
-    arrived = Cover.of(points, origin)
-    least = torch.full_like(arrived.radius, torch.inf)
+    if origin is None:
+        origin = torch.full((len(points), 3), -1, device=points.device)
+    left = torch.arange(len(points), device=points.device)  # near no atom so far
+    least = torch.full_like(points[:, 0], torch.inf)
     atoms, common = cover.atoms, cover.count.argsort(descending=True, stable=True)
     done = 0
-    while done < len(common) and len(arrived.atoms):
+    while done < len(common) and len(left):
         among = common[done : max(_LOOKED_AT_FIRST, 2 * done)]
         done += len(among)
-        index, distance = _nearest_atom(arrived.atoms, atoms[among])
+        index, distance = _nearest_atom(points[left], atoms[among])
         near = distance <= threshold
-        cover = cover.account(among[index[near]], distance[near], arrived.rows(near))
-        arrived, least = arrived.rows(~near), torch.minimum(least, distance)[~near]
-    novel = arrived.rows(least.argsort(descending=True, stable=True))
+        found = left[near]
+        cover = cover.account(among[index[near]], distance[near], Cover.of(points[found], origin[found]))
+        left, least = left[~near], torch.minimum(least, distance)[~near]
+    left = left[least.argsort(descending=True, stable=True)]
+    novel = Cover.of(points[left], origin[left])
     chosen = separated(novel.atoms, threshold)
     close = torch.ones_like(novel.count, dtype=torch.bool)
     close[chosen] = False
@@ -133,6 +146,40 @@ def merge(covers: list[Cover], size: int, tolerance: float = 0.0) -> tuple[Cover
         joined = joined.joined(other)
     kept, dropped, radius = thin(joined, size, tolerance)
     return settle(kept, dropped), radius
+
+
+def centred(cover: Cover, limit: float = torch.inf) -> Cover:
+    r"""Move each atom to the mean of the embeddings it stands for: a step of k-means (Lloyd 1982).
+
+    An embedding at a distance of at most :math:`\rho` from an atom lies at most :math:`\rho + s` from the mean, a shift
+    of length ``s`` away. With :math:`n` embeddings whose distances sum to at most :math:`\sigma`, the sum of squares
+    about the mean is :math:`q \le \rho \sigma - n s^2`: none lies farther than :math:`\sqrt{q (n - 1) / n}` (Samuelson
+    1968), and the distances sum to no more than :math:`\sqrt{n q}`.
+
+    Args:
+        cover (Cover): Atoms and what they stand for.
+        limit (float): Largest radius that may become of a shift: an atom moves no farther. Defaults to infinity.
+
+    Returns:
+        Cover: The moved atoms; what they stand for lies in the new ``radius`` and ``total``.
+    """
+    count, radius = cover.count.double(), cover.radius.double()
+    shift = cover.offset / cover.count[:, None].clamp_min(1)
+    length = shift.norm(dim=1).double()
+    share = ((limit - radius) / length.clamp_min(torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
+    shift, length = shift * share[:, None].to(shift.dtype), length * share
+    total = cover.total + count * length
+    radius = radius + length
+    squares = (cover.radius * cover.total - (1.0 - _INEXACT) * count * length.square()).clamp_min(0.0)
+    whole = share == 1.0  # the sum of squares is about the mean itself
+    radius = torch.where(whole, torch.minimum(radius, (squares * (1.0 - 1.0 / count.clamp_min(1.0))).sqrt()), radius)
+    total = torch.where(whole, torch.minimum(total, (squares * count).sqrt()), total)
+    return cover._replace(
+        atoms=cover.atoms + shift,
+        radius=radius.to(cover.radius.dtype),
+        total=total,
+        offset=cover.offset - shift * cover.count[:, None],
+    )
 
 
 def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,15 +275,16 @@ class SubspaceSampler:
         if len(embeddings) == 0:
             return
         if self._cover is None:
-            self._thin(Cover.of(embeddings.clone(), origin), 2 * self.working_size)
+            self._thin(Cover.of(embeddings.clone(), origin), 2 * self.working_size, self.tolerance)
         else:
             self._cover = absorb(self._cover, embeddings, self.threshold_, origin)
             if len(self._cover.atoms) > 2 * self.working_size:
                 self._thin(self._cover, self.working_size)
         self.patches_seen_ += embeddings.shape[0]
 
-    def _thin(self, cover: Cover, size: int) -> None:
-        self._cover, dropped, radius = thin(cover, size, self.tolerance)
+    def _thin(self, cover: Cover, size: int, tolerance: float = 0.0) -> None:
+        # only what stands for itself alone may go for being within the tolerance: distances would add up
+        self._cover, dropped, radius = thin(cover, size, tolerance)
         self.threshold_ = max(self.threshold_, radius)
         retired = dropped if self._retired is None else self._retired.joined(dropped)
         if len(retired.atoms) > _RETIRED * self.working_size:
@@ -277,6 +325,6 @@ class SubspaceSampler:
         if self._cover is None:
             msg = "no nominal embedding was observed: the training set is empty."
             raise ValueError(msg)
-        kept, dropped, radius = thin(self._cover, size or self.bank_size, self.tolerance)
+        kept, dropped, radius = thin(self._cover, size or self.bank_size)
         others = dropped if self._retired is None else self._retired.joined(dropped)
         return settle(kept, others), max(self.threshold_, radius)

@@ -168,7 +168,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     @property
     def cover(self) -> Cover:
         """The bank with what its atoms stand for."""
-        return Cover(self.bank, self.bank_radius, self.bank_count, self.bank_total, self.bank_origin)
+        nothing = torch.zeros_like(self.bank)
+        return Cover(self.bank, self.bank_radius, self.bank_count, self.bank_total, self.bank_origin, nothing)
 
     @property
     def images(self) -> list[str]:

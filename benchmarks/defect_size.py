@@ -20,9 +20,10 @@ from anomalib.data import AnomalibDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomalib_sgfr import Sgfr, SubspaceSampler
+from anomalib_sgfr import Sgfr
 from anomalib_sgfr.arguments import Pooling
 from anomalib_sgfr.embedding import to_patches
+from anomalib_sgfr.sampling import SubspaceSampler, centred
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import data
 from benchmarks.places import study_places
@@ -105,7 +106,7 @@ def _fitted(module: AnomalibDataModule, pooling: Pooling, seed: int) -> SgfrMode
         if not model.scale.numel():
             model.scale = defaults.new_scale(to_patches(model.features(torch.cat(images))))
         sampler.observe(to_patches(model.embed(torch.cat(images))))
-    model.set_bank(sampler.cover())
+    model.set_bank(centred(sampler.cover()))
     return model
 
 

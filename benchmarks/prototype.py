@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomalib_sgfr import self_expression
 from anomalib_sgfr.embedding import backbone_stages, equalising, layer_energy, to_patches
-from anomalib_sgfr.sampling import WORKING_SIZE, SubspaceSampler
+from anomalib_sgfr.sampling import WORKING_SIZE, SubspaceSampler, centred
 from anomalib_sgfr.search import nearest, search_index
 from anomalib_sgfr.selection import farthest_first
 from anomalib_sgfr.torch_model import SgfrModel
@@ -122,18 +122,18 @@ class Nominal:
     def bank(self, arguments: dict[str, Any]) -> Tensor:
         """A bank, by the ``sampler`` of ``arguments``.
 
-        ``stream`` is the product's; ``narrow`` the same without choosing a small bank from more atoms than it will
-        have. The others hold all patches at once: ``random``; ``whole``, k-center; ``residual``,
-        k-center for the first half, then rounds that add what is rebuilt worst; ``pruned``, k-center of twice as many,
-        of which rounds drop those that others rebuild best.
+        ``stream`` is the product's; ``unmoved`` the same without moving atoms to the mean of what they stand for,
+        ``narrow`` without choosing a small bank from more atoms than it will have. The others hold all patches at
+        once: ``random``; ``whole``, k-center; ``residual``, k-center for the first half, then rounds that add what is
+        rebuilt worst; ``pruned``, k-center of twice as many, of which rounds drop those that others rebuild best.
         """
         size = arguments["bank_size"]
         generator = torch.Generator().manual_seed(self.seed)
-        if arguments["sampler"] in ("stream", "narrow"):
+        if arguments["sampler"] in ("stream", "unmoved", "narrow"):
             stream = SubspaceSampler(size, working_size=1 if arguments["sampler"] == "narrow" else WORKING_SIZE)
             for batch in self.batches:
                 stream.observe(batch)
-            return stream.bank()
+            return stream.bank() if arguments["sampler"] == "unmoved" else centred(stream.cover()).atoms
         if arguments["sampler"] == "random":
             return self.every[torch.randperm(len(self.every), generator=generator)[:size]]
         if arguments["sampler"] == "whole":

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from anomalib_sgfr import SubspaceSampler
+from anomalib_sgfr.sampling import SubspaceSampler, centred
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import features
 from benchmarks.places import study_places
@@ -43,7 +43,7 @@ def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> 
         for batch in batches:
             sampler.observe(batch)
         model = SgfrModel(backbone)
-        model.set_bank(sampler.cover())
+        model.set_bank(centred(sampler.cover()))
         bound = model.certificate()
         residual = torch.cat([model.patch_scores(part) for batch in batches for part in batch.split(_ROWS)])
         rows.append(

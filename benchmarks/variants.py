@@ -47,7 +47,7 @@ STUDIES: dict[str, list[Variant]] = {
         *(
             Variant(f"{sampler}, {size}", {"sampler": sampler, "bank_size": size})
             for size in (250, 1000, 4000)
-            for sampler in ("random", "narrow", "stream", "whole", "residual", "pruned")
+            for sampler in ("random", "unmoved", "narrow", "stream", "whole", "residual", "pruned")
             if (sampler, size) != ("narrow", 4000)  # the same as stream
         ),
     ],

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.certificate import certify
-from anomalib_sgfr.sampling import Cover, SubspaceSampler
+from anomalib_sgfr.sampling import Cover, SubspaceSampler, centred
 from anomalib_sgfr.self_expression import affine, omp, ridge, ridge_operator
 
 
@@ -27,11 +27,12 @@ def stream(points: Tensor, size: int) -> Cover:
 
 @pytest.mark.parametrize("regularisation", [0.0, 1e-3, 0.3])
 @pytest.mark.parametrize(("solver", "k"), [("affine", 1), ("affine", 5), ("omp", 3), ("ridge", 1)])
+@pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_residual_exceeds_its_bound(solver: str, k: int, regularisation: float, seed: int) -> None:
+def test_no_residual_exceeds_its_bound(solver: str, k: int, regularisation: float, seed: int, moved: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(2500, 12, generator=generator) * torch.rand(2500, 1, generator=generator) + 1
-    cover = stream(points, 60)
+    cover = centred(stream(points, 60)) if moved else stream(points, 60)
     certificate = certify(cover, solver, k, regularisation)
     found = residuals(points, cover.atoms, solver, k, regularisation)
     assert certificate.patches == 2500

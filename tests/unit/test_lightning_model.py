@@ -112,10 +112,11 @@ def test_pretrained_weights_are_read_when_a_fit_starts(datamodule: Folder, tmp_p
     assert not torch.equal(fitted.model.embedder.extractor.feature_extractor.conv_stem.weight, before)
 
 
-def test_layers_count_alike_as_the_first_batch_has_them(parts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 5, 12])
+def test_layers_count_alike_however_images_are_batched(batch: int, parts: Path, tmp_path: Path) -> None:
     model, plain = small(bank_size=20_000), small(bank_size=20_000, equal_layers=False)
-    for each in (model, plain):  # one batch, of which every patch is an atom
-        fit(each, folder_datamodule(parts, train_batch_size=12), tmp_path)
+    for each in (model, plain):  # every patch is an atom
+        fit(each, folder_datamodule(parts, train_batch_size=batch), tmp_path)
     assert plain.model.scale.numel() == 0
     assert model.model.scale.shape == (152,)
     fine, coarse = plain.model.bank.var(0, correction=0).split([40, 112])
@@ -129,6 +130,20 @@ def test_layers_count_alike_as_the_first_batch_has_them(parts: Path, tmp_path: P
         )
     spread = [part.sum() for part in model.model.bank.var(0, correction=0).split([40, 112])]
     torch.testing.assert_close(*spread, rtol=1e-3, atol=0.0)
+
+
+def test_the_scale_is_of_the_first_images(datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalib_sgfr.callbacks._SCALED_BY", 6)  # of 12, in batches of 4
+    seen: list[torch.Tensor] = []
+    model = small(bank_size=20_000)
+    new_scale = model.new_scale
+    monkeypatch.setattr(model, "new_scale", lambda features: [seen.append(features), new_scale(features)][1])
+    fit(model, datamodule, tmp_path)
+    assert [len(features) for features in seen] == [8 * 32 * 32]  # once, and of whole batches
+    assert model.certificate().patches == 12 * 32 * 32  # those that waited are not lost, nor seen twice
+    assert {tuple(row) for row in (seen[0][::997] * model.model.scale).tolist()} <= {
+        tuple(row) for row in model.model.bank.tolist()
+    }
 
 
 def test_a_checkpoint_keeps_the_scale_of_its_bank(datamodule: Folder, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from anomalib_sgfr import sampling
 from anomalib_sgfr.certificate import Certificate, certify
-from anomalib_sgfr.sampling import Cover, SubspaceSampler, absorb, merge
+from anomalib_sgfr.sampling import Cover, SubspaceSampler, absorb, centred, merge
 from anomalib_sgfr.selection import farthest_first
 
 
@@ -215,6 +215,71 @@ def test_the_certificate_bounds_a_brute_force_recomputation(
     bounds = certificate.bounds.repeat_interleave(certificate.counts).double()
     for quantile in (0.25, 0.5, 0.9):
         assert float(found.quantile(quantile)) <= float(bounds.quantile(quantile)) + 1e-6
+
+
+@pytest.mark.parametrize("size", [1, 7, 60, 400])
+@pytest.mark.parametrize("working_size", [1, 500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_atoms_move_to_the_mean_of_what_they_stand_for(size: int, working_size: int, dtype: torch.dtype) -> None:
+    points = torch.randn(3000, 6, dtype=dtype) * torch.rand(3000, 1, dtype=dtype) + 2
+    covers = []
+    for part in points.split(1500):  # as two processes see them
+        sampler = SubspaceSampler(bank_size=size, working_size=working_size)
+        for batch in part.split(130):
+            sampler.observe(batch)
+        covers.append(sampler.learnt(sampler.working_size)[0])
+    cover, _ = merge(covers, size)
+    moved = centred(cover)
+    # whatever was thinned, retired and merged: nothing is lost on the way
+    torch.testing.assert_close((moved.atoms * moved.count[:, None]).sum(0), points.sum(0), rtol=1e-4, atol=0.0)
+    assert torch.equal(moved.count, cover.count)
+    found = distances(points, moved.atoms)
+    assert float(found.max()) <= float(moved.radius.max()) * (1 + 1e-5)
+    assert float(found.sum()) <= float(moved.total.sum()) * (1 + 1e-5)
+    if size < 400:
+        assert float(found.square().mean()) < float(distances(points, cover.atoms).square().mean())
+
+
+def test_a_move_is_the_mean_and_its_bounds_hold_atom_by_atom() -> None:
+    points = torch.randn(900, 4) * torch.rand(900, 1) ** 3
+    centres = Cover.of(points[:20])._replace(offset=torch.zeros(20, 4))
+    index = torch.cdist(points[20:], points[:20]).argmin(1)
+    cover = centres.account(index, (points[20:] - points[index]).norm(dim=1), Cover.of(points[20:]))
+    moved = centred(cover)
+    owner = torch.cat((torch.arange(20), index))
+    for atom in range(20):
+        own = points[owner == atom].double()
+        torch.testing.assert_close(moved.atoms[atom].double(), own.mean(0), rtol=1e-4, atol=1e-5)
+        found = (own - moved.atoms[atom]).norm(dim=1)
+        assert float(found.max()) <= float(moved.radius[atom]) * (1 + 1e-5)
+        assert float(found.sum()) <= float(moved.total[atom]) * (1 + 1e-5)
+    torch.testing.assert_close(centred(moved).atoms, moved.atoms)  # they are there
+
+
+def test_the_mean_of_two_is_half_way_and_certified_so() -> None:
+    cover = Cover.of(torch.tensor([[0.0, 0.0]]))._replace(offset=torch.zeros(1, 2))
+    moved = centred(cover.account(torch.tensor([0]), torch.tensor([5.0]), Cover.of(torch.tensor([[3.0, 4.0]]))))
+    assert moved.atoms.tolist() == [[1.5, 2.0]]
+    assert float(moved.radius) == pytest.approx(2.5, rel=1e-3)
+    assert float(moved.total) == pytest.approx(5.0, rel=1e-3)
+    alone = centred(cover)
+    assert (float(alone.radius), float(alone.total)) == (0.0, 0.0)
+    assert torch.equal(alone.atoms, cover.atoms)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.4, 0.6])
+def test_atoms_move_only_as_far_as_the_limit_lets_them(limit: float) -> None:
+    points = torch.randn(2000, 2)
+    sampler = SubspaceSampler(bank_size=60)
+    sampler.observe(points)
+    cover = sampler.cover()
+    moved = centred(cover, limit)
+    within = cover.radius <= limit
+    assert bool((moved.radius[within] <= limit * (1 + 1e-6)).all())
+    assert torch.equal(moved.atoms[~within], cover.atoms[~within])
+    assert bool(within.any())
+    assert bool((~within).any()) or limit == 0.6
+    assert coverage(points, moved.atoms) <= float(moved.radius.max()) * (1 + 1e-5)
 
 
 def test_a_stream_that_fits_has_a_certificate_of_zero() -> None:
