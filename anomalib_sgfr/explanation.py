@@ -23,10 +23,10 @@ class Contribution:
         atom (int): Row of the bank.
         coefficient (float): Its coefficient.
         distance (float): From the patch to the atom.
-        image (str | None): Path of the training image the atom was seen in, if known.
-        row (int): Row of the atom's patch in that image.
-        column (int): Column of the atom's patch in that image.
-        patches (int): Nominal patches the atom stands for.
+        image (str | None): Path of the training image that the atom began as a patch of, if known.
+        row (int): Row of that patch in the image.
+        column (int): Column of that patch in the image.
+        patches (int): Nominal patches the atom stands for; it is their mean.
         spread (float): They lie no farther from it on average.
     """
 

@@ -25,7 +25,7 @@ __all__ = ["WORKING_SIZE", "Cover", "SubspaceSampler", "absorb", "centred", "mer
 
 WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least: what the default bank takes
 _LOOKED_AT_FIRST = 512  # atoms that stand for the most embeddings: most of those to come lie near them
-_INEXACT = 1e-4  # share of a squared shift that rounding may hide in the sum of squares about the mean
+_ROWS = 8192
 _RETIRED = 4  # times the atoms in use, before their accounts go to atoms in use after all
 
 
@@ -39,7 +39,7 @@ class Cover(NamedTuple):
         total (Tensor): Their distances from the atom sum to no more than this, shape ``(n,)``, ``float64``.
         origin (Tensor): Where each atom was seen: number of the image, row and column of the patch, shape ``(n, 3)``,
             ``int64``; -1 where that is not known.
-        offset (Tensor): Sum of the embeddings less the atom, over those it stands for, shape ``(n, d)``.
+        offset (Tensor): Sum of the embeddings less the atom, over those it stands for, shape ``(n, d)``, ``float64``.
     """
 
     atoms: Tensor
@@ -55,7 +55,7 @@ class Cover(NamedTuple):
         zeros = torch.zeros_like(points[:, 0])
         if origin is None:
             origin = torch.full((len(points), 3), -1, device=points.device)
-        nothing = points.new_zeros(()).expand_as(points)  # takes no memory
+        nothing = points.new_zeros((), dtype=torch.float64).expand_as(points)  # takes no memory
         return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double(), origin, nothing)
 
     def rows(self, index: Tensor | slice) -> "Cover":
@@ -66,15 +66,31 @@ class Cover(NamedTuple):
         """Both covers, one after the other."""
         return Cover(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
 
-    def account(self, index: Tensor, distance: Tensor, other: "Cover") -> "Cover":
-        """Let atoms ``index`` stand for what ``other``'s atoms stood for, which lie at ``distance`` from them."""
-        total = other.total + distance.double() * other.count
-        offset = (other.atoms - self.atoms[index]).mul_(other.count[:, None]).add_(other.offset)
+    def account(self, index: Tensor, distance: Tensor, difference: Tensor, other: "Cover | None" = None) -> "Cover":
+        """Let atoms ``index`` stand for other embeddings too.
+
+        Args:
+            index (Tensor): Rows of the atoms, shape ``(m,)``.
+            distance (Tensor): Of each embedding from its atom, shape ``(m,)``.
+            difference (Tensor): The embedding less the atom, shape ``(m, d)``.
+            other (Cover | None): The embeddings' own accounts, if they were atoms.
+
+        Returns:
+            Cover: With the same atoms.
+        """
+        count = torch.ones_like(index) if other is None else other.count
+        total = distance.double() * count
+        offset = self.offset.clone()
+        for rows in torch.arange(len(index), device=index.device).split(_ROWS):  # 64 bits take room
+            moved = difference[rows].double()
+            if other is not None:
+                moved = moved * count[rows, None] + other.offset[rows]
+            offset.index_add_(0, index[rows], moved)
         return self._replace(
-            radius=self.radius.scatter_reduce(0, index, other.radius + distance, "amax"),
-            count=self.count.index_add(0, index, other.count),
-            total=self.total.index_add(0, index, total),
-            offset=self.offset.index_add(0, index, offset),
+            radius=self.radius.scatter_reduce(0, index, distance if other is None else distance + other.radius, "amax"),
+            count=self.count.index_add(0, index, count),
+            total=self.total.index_add(0, index, total if other is None else total + other.total),
+            offset=offset,
         )
 
 
@@ -99,10 +115,9 @@ def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None
     while done < len(common) and len(left):
         among = common[done : max(_LOOKED_AT_FIRST, 2 * done)]
         done += len(among)
-        index, distance = _nearest_atom(points[left], atoms[among])
+        index, distance, difference = _nearest_atom(points[left], atoms[among])
         near = distance <= threshold
-        found = left[near]
-        cover = cover.account(among[index[near]], distance[near], Cover.of(points[found], origin[found]))
+        cover = cover.account(among[index[near]], distance[near], difference[near])
         left, least = left[~near], torch.minimum(least, distance)[~near]
     left = left[least.argsort(descending=True, stable=True)]
     novel = Cover.of(points[left], origin[left])
@@ -132,7 +147,7 @@ def thin(cover: Cover, size: int, tolerance: float = 0.0) -> tuple[Cover, Cover,
 
 def settle(cover: Cover, others: Cover) -> Cover:
     """Account what ``others``' atoms stand for to the nearest atom of a cover each."""
-    return cover.account(*_nearest_atom(others.atoms, cover.atoms), others) if len(others.atoms) else cover
+    return cover.account(*_nearest_atom(others.atoms, cover.atoms), other=others) if len(others.atoms) else cover
 
 
 def merge(covers: list[Cover], size: int, tolerance: float = 0.0) -> tuple[Cover, float]:
@@ -165,32 +180,36 @@ def centred(cover: Cover, limit: float = torch.inf) -> Cover:
     """
     count, radius = cover.count.double(), cover.radius.double()
     shift = cover.offset / cover.count[:, None].clamp_min(1)
-    length = shift.norm(dim=1).double()
+    length = shift.norm(dim=1)
     share = ((limit - radius) / length.clamp_min(torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
-    shift, length = shift * share[:, None].to(shift.dtype), length * share
+    atoms = (cover.atoms + shift * share[:, None]).to(cover.atoms.dtype)
+    moved = atoms.double() - cover.atoms
+    length = moved.norm(dim=1)
     total = cover.total + count * length
-    radius = radius + length
-    squares = (cover.radius * cover.total - (1.0 - _INEXACT) * count * length.square()).clamp_min(0.0)
+    error = torch.finfo(atoms.dtype).eps * atoms.norm(dim=1)  # of the mean, by rounding
+    squares = cover.radius * cover.total - count * (length - error).clamp_min(0.0).square()
+    farthest = (squares * (1.0 - 1.0 / count.clamp_min(1.0))).clamp_min(0.0).sqrt() + error
+    summed = (squares * count).clamp_min(0.0).sqrt() + count * error
     whole = share == 1.0  # the sum of squares is about the mean itself
-    radius = torch.where(whole, torch.minimum(radius, (squares * (1.0 - 1.0 / count.clamp_min(1.0))).sqrt()), radius)
-    total = torch.where(whole, torch.minimum(total, (squares * count).sqrt()), total)
+    radius = torch.where(whole, torch.minimum(radius + length, farthest), radius + length)
     return cover._replace(
-        atoms=cover.atoms + shift,
+        atoms=atoms,
         radius=radius.to(cover.radius.dtype),
-        total=total,
-        offset=cover.offset - shift * cover.count[:, None],
+        total=torch.where(whole, torch.minimum(total, summed), total),
+        offset=cover.offset - moved * count[:, None],
     )
 
 
-def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
-    """Row of the nearest atom and the Euclidean distance from it, each of shape ``(n,)``."""
+def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row of the nearest atom and the Euclidean distance from it, each ``(n,)``, and the point less the atom."""
     centre = atoms.mean(0)
-    centred = atoms - centre
-    length = centred.square().sum(1)
+    about_centre = atoms - centre
+    length = about_centre.square().sum(1)
     rows = max(1, PRODUCT_VALUES // len(atoms))
-    parts = [torch.addmm(length, part - centre, centred.T, alpha=-2.0).argmin(1) for part in points.split(rows)]
+    parts = [torch.addmm(length, part - centre, about_centre.T, alpha=-2.0).argmin(1) for part in points.split(rows)]
     index = torch.cat(parts)
-    return index, (points - atoms[index]).norm(dim=1)  # from the difference: exact where it is small
+    difference = points - atoms[index]
+    return index, difference.norm(dim=1), difference  # exact where it is small
 
 
 class SubspaceSampler:

@@ -168,7 +168,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     @property
     def cover(self) -> Cover:
         """The bank with what its atoms stand for."""
-        nothing = torch.zeros_like(self.bank)
+        nothing = torch.zeros_like(self.bank, dtype=torch.float64)
         return Cover(self.bank, self.bank_radius, self.bank_count, self.bank_total, self.bank_origin, nothing)
 
     @property

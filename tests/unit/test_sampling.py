@@ -6,7 +6,7 @@ from torch import Tensor
 
 from anomalib_sgfr import sampling
 from anomalib_sgfr.certificate import Certificate, certify
-from anomalib_sgfr.sampling import Cover, SubspaceSampler, absorb, centred, merge
+from anomalib_sgfr.sampling import Cover, SubspaceSampler, absorb, centred, merge, settle
 from anomalib_sgfr.selection import farthest_first
 
 
@@ -241,10 +241,9 @@ def test_atoms_move_to_the_mean_of_what_they_stand_for(size: int, working_size: 
 
 
 def test_a_move_is_the_mean_and_its_bounds_hold_atom_by_atom() -> None:
-    points = torch.randn(900, 4) * torch.rand(900, 1) ** 3
-    centres = Cover.of(points[:20])._replace(offset=torch.zeros(20, 4))
-    index = torch.cdist(points[20:], points[:20]).argmin(1)
-    cover = centres.account(index, (points[20:] - points[index]).norm(dim=1), Cover.of(points[20:]))
+    points = torch.randn(900, 4)
+    index = torch.cdist(points[20:].double(), points[:20].double()).argmin(1)
+    cover = settle(Cover.of(points[:20]), Cover.of(points[20:]))
     moved = centred(cover)
     owner = torch.cat((torch.arange(20), index))
     for atom in range(20):
@@ -256,9 +255,21 @@ def test_a_move_is_the_mean_and_its_bounds_hold_atom_by_atom() -> None:
     torch.testing.assert_close(centred(moved).atoms, moved.atoms)  # they are there
 
 
+def test_rounding_far_from_the_origin_is_certified_too() -> None:
+    points = (1e4 + torch.randn(5, 3)).repeat(400, 1)  # five places, seen again and again
+    sampler = SubspaceSampler(bank_size=5)
+    for batch in points.split(100):
+        sampler.observe(batch)
+    moved = centred(sampler.cover())
+    found = torch.cdist(points.double(), moved.atoms.double()).amin(1)
+    assert float(found.max()) <= float(moved.radius.max())
+    assert float(found.sum()) <= float(moved.total.sum())
+    assert float(moved.radius.max()) < 0.1
+
+
 def test_the_mean_of_two_is_half_way_and_certified_so() -> None:
-    cover = Cover.of(torch.tensor([[0.0, 0.0]]))._replace(offset=torch.zeros(1, 2))
-    moved = centred(cover.account(torch.tensor([0]), torch.tensor([5.0]), Cover.of(torch.tensor([[3.0, 4.0]]))))
+    cover = Cover.of(torch.tensor([[0.0, 0.0]]))
+    moved = centred(settle(cover, Cover.of(torch.tensor([[3.0, 4.0]]))))
     assert moved.atoms.tolist() == [[1.5, 2.0]]
     assert float(moved.radius) == pytest.approx(2.5, rel=1e-3)
     assert float(moved.total) == pytest.approx(5.0, rel=1e-3)
