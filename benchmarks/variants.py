@@ -51,6 +51,11 @@ STUDIES: dict[str, list[Variant]] = {
             if (sampler, size) != ("narrow", 4000)  # the same as stream
         ),
     ],
+    "means": [
+        Variant(f"{sampler}, {size}", {"sampler": sampler, "bank_size": size})
+        for size in (3500, 1000, 250)
+        for sampler in ("stream", "unmoved")
+    ],
     "solver": [
         *_over("solver", ("affine", "omp")),
         *(Variant(f"ridge {strength}", {"solver": "ridge", "regularisation": strength}) for strength in (1e-4, 1e-2)),
