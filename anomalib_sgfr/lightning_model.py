@@ -53,7 +53,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5 with weights that fall
             off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to ``"binomial"``.
         equal_layers (bool): Whether layers count alike: each is divided by its spread over the first 32 training
-            images or more, so that no layer outweighs another by its units alone. Defaults to ``True``.
+            images or more, so that no layer outweighs another by its units alone. Defaults to ``False``.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
         bank_size (int): Largest number of nominal embeddings (atoms) kept, whatever the size of the data set.
             Defaults to ``3500``.
@@ -90,7 +90,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         backbone: str = "tf_efficientnet_lite0",
         layers: Sequence[str] | None = None,
         pooling: Pooling = "binomial",
-        equal_layers: bool = True,
+        equal_layers: bool = False,
         pre_trained: bool = True,
         bank_size: int = 3500,
         solver: Solver = "affine",

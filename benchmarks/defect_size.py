@@ -103,8 +103,6 @@ def _fitted(module: AnomalibDataModule, pooling: Pooling, seed: int) -> SgfrMode
     order = torch.randperm(len(module.train_data)).tolist()
     for start in range(0, len(order), 32):
         images = [transform(cast("Any", module.train_data[index]).image[None]) for index in order[start : start + 32]]
-        if not model.scale.numel():
-            model.scale = defaults.new_scale(to_patches(model.features(torch.cat(images))))
         sampler.observe(to_patches(model.embed(torch.cat(images))))
     model.set_bank(centred(sampler.cover()))
     return model

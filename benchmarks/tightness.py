@@ -18,7 +18,6 @@ from anomalib_sgfr.sampling import SubspaceSampler, centred
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import features
 from benchmarks.places import study_places
-from benchmarks.prototype import channel_scaling
 from benchmarks.records import write_text
 
 __all__ = ["main", "report"]
@@ -35,8 +34,6 @@ def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> 
     backbone = "tf_efficientnet_lite0"
     found = features.load(dataset, root, split, seed, None, backbone, (8, 16), (256, 256), _CACHE)
     batches = found.batches(seed)
-    factor = channel_scaling(batches[0], "layer", (8, 16))
-    batches = [batch * factor for batch in batches]
     rows = []
     for size in _SIZES:
         sampler = SubspaceSampler(size)

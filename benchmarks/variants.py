@@ -12,9 +12,9 @@ __all__ = ["DEFAULTS", "PRODUCT", "STUDIES", "Variant", "spec_of"]
 PRODUCT = {"pooling", "bank_size", "solver", "num_atoms", "regularisation", "blur"}
 DEFAULTS: dict[str, Any] = {
     **{name: item.default for name, item in inspect.signature(Sgfr).parameters.items() if name in PRODUCT},
-    # not arguments of Sgfr, or not by this name: ideas under study, and what it does
+    # not arguments of Sgfr, or not by this name (equal_layers): ideas under study, and what it does
     "strides": [8, 16],
-    "channel_scaling": "layer",
+    "channel_scaling": "none",
     "residual_scaling": "none",
     "local_normalisation": False,
     "image_score": "max",
@@ -52,9 +52,16 @@ STUDIES: dict[str, list[Variant]] = {
         ),
     ],
     "means": [
-        Variant(f"{sampler}, {size}", {"sampler": sampler, "bank_size": size})
-        for size in (3500, 1000, 250)
-        for sampler in ("stream", "unmoved")
+        Variant("stream, 3500"),
+        Variant("unmoved, 3500", {"sampler": "unmoved"}),
+        *(
+            Variant(
+                f"equal layers: {sampler}, {size}",
+                {"channel_scaling": "layer", "sampler": sampler, "bank_size": size},
+            )
+            for size in (3500, 1000, 250)
+            for sampler in ("stream", "unmoved")
+        ),
     ],
     "solver": [
         *_over("solver", ("affine", "omp")),
@@ -83,6 +90,11 @@ STUDIES: dict[str, list[Variant]] = {
         Variant(f"{images} images, k {k}", {"num_atoms": k}, limit_train=images)
         for images in (4, 16, 64)
         for k in (1, 5)
+    ],
+    "few-shot-channels": [
+        Variant(f"{images} images, {scaling}", {"channel_scaling": scaling}, limit_train=images)
+        for images in (4, 16, 64)
+        for scaling in ("none", "layer")
     ],
 }
 

@@ -13,7 +13,13 @@ from tests.conftest import folder_datamodule
 def main(parts: Path, out: Path, devices: int) -> None:
     """Leave what each process ended with in ``out``."""
     datamodule = folder_datamodule(parts, train_batch_size=2)
-    model = Sgfr(bank_size=150, seed=0, visualizer=False, pre_processor=Sgfr.configure_pre_processor((64, 64)))
+    model = Sgfr(
+        bank_size=150,
+        seed=0,
+        equal_layers=True,
+        visualizer=False,
+        pre_processor=Sgfr.configure_pre_processor((64, 64)),
+    )
     engine = Engine(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", default_root_dir=out)
     engine.fit(model, datamodule=datamodule)
     (metrics,) = engine.test(model, datamodule=datamodule)

@@ -114,7 +114,7 @@ def test_pretrained_weights_are_read_when_a_fit_starts(datamodule: Folder, tmp_p
 
 @pytest.mark.parametrize("batch", [1, 5, 12])
 def test_layers_count_alike_however_images_are_batched(batch: int, parts: Path, tmp_path: Path) -> None:
-    model, plain = small(bank_size=20_000), small(bank_size=20_000, equal_layers=False)
+    model, plain = small(bank_size=20_000, equal_layers=True), small(bank_size=20_000)
     for each in (model, plain):  # every patch is an atom
         fit(each, folder_datamodule(parts, train_batch_size=batch), tmp_path)
     assert plain.model.scale.numel() == 0
@@ -135,7 +135,7 @@ def test_layers_count_alike_however_images_are_batched(batch: int, parts: Path, 
 def test_the_scale_is_of_the_first_images(datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anomalib_sgfr.callbacks._SCALED_BY", 6)  # of 12, in batches of 4
     seen: list[torch.Tensor] = []
-    model = small(bank_size=20_000)
+    model = small(bank_size=20_000, equal_layers=True)
     new_scale = model.new_scale
     monkeypatch.setattr(model, "new_scale", lambda features: [seen.append(features), new_scale(features)][1])
     fit(model, datamodule, tmp_path)
@@ -147,7 +147,7 @@ def test_the_scale_is_of_the_first_images(datamodule: Folder, tmp_path: Path, mo
 
 
 def test_a_checkpoint_keeps_the_scale_of_its_bank(datamodule: Folder, tmp_path: Path) -> None:
-    model = small()
+    model = small(equal_layers=True)
     path = fit(model, datamodule, tmp_path).best_model_path
     restored = Sgfr.load_from_checkpoint(path, equal_layers=False)  # what a fit would do, not what was done
     assert torch.equal(restored.model.scale, model.model.scale)
@@ -160,12 +160,12 @@ def test_a_second_fit_starts_afresh(parts: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "others" / "good_test" / "0.png", 60)
     write_image(tmp_path / "others" / "bad" / "0.png", 61, defect=True)
     torch.manual_seed(1)
-    twice = small()
+    twice = small(equal_layers=True)
     fit(twice, folder_datamodule(parts), tmp_path / "a")
     torch.manual_seed(2)
     fit(twice, folder_datamodule(tmp_path / "others"), tmp_path / "b")
     torch.manual_seed(2)
-    once = small()
+    once = small(equal_layers=True)
     torch.manual_seed(2)
     fit(once, folder_datamodule(tmp_path / "others"), tmp_path / "c")
     assert torch.equal(twice.model.bank, once.model.bank)
@@ -173,7 +173,7 @@ def test_a_second_fit_starts_afresh(parts: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_second_fit_leaves_the_first_usable(parts: Path, tmp_path: Path) -> None:
-    model = small()
+    model = small(equal_layers=True)
     fit(model, folder_datamodule(parts), tmp_path)
     before = scores(model)
     (tmp_path / "broken").mkdir()

@@ -50,7 +50,7 @@ def test_the_certificate_is_in_the_log_the_loggers_and_the_checkpoint(
 
 @pytest.mark.parametrize("route", ["checkpoint", "object"])
 def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_path: Path) -> None:
-    first = small(pre_processor=SMALL_IMAGES, bank_size=400)
+    first = small(pre_processor=SMALL_IMAGES, bank_size=400, equal_layers=True)
     engine = fit(first, folder_datamodule(parts), tmp_path / "first")
     old_patches = patches_of(first, folder_datamodule(parts))
     old_bank, old_scale = first.model.bank.clone(), first.model.scale.clone()
