@@ -26,7 +26,7 @@ class Contribution:
         image (str | None): Path of the training image that the atom began as a patch of, if known.
         row (int): Row of that patch in the image.
         column (int): Column of that patch in the image.
-        patches (int): Nominal patches the atom stands for; it is their mean.
+        patches (int): Nominal patches the atom stands for; it is their mean, unless an update added it.
         spread (float): They lie no farther from it on average.
     """
 

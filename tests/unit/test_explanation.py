@@ -48,6 +48,18 @@ def test_every_atom_names_a_training_image_and_a_place_in_it(fitted: Sgfr) -> No
         assert float(distance) <= float(fitted.model.bank_radius[atom]) + 1e-3
 
 
+def test_an_atom_that_stands_for_one_patch_is_that_patch(parts: Path, tmp_path: Path) -> None:
+    pre_processor = Sgfr.configure_pre_processor((64, 64))
+    model = small(bank_size=5000, pre_processor=pre_processor)
+    fit(model, folder_datamodule(parts), tmp_path)
+    assert len(model.model.bank) == 12 * 8 * 8  # all of them
+    for atom in range(0, len(model.model.bank), 97):
+        number, row, column = model.model.bank_origin[atom].tolist()
+        with torch.no_grad():
+            embedding = model.model.eval().embed(image_of(model, Path(model.model.images[number]))[None])
+        torch.testing.assert_close(embedding[0, :, row, column], model.model.bank[atom], atol=1e-3, rtol=1e-3)
+
+
 def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
     image = image_of(fitted, parts / "bad" / "00.png")
     found = explain(fitted.model, image, regions=4)
