@@ -66,6 +66,9 @@ def check(checkpoint: dict[str, Any], model: "Sgfr") -> None:
         raise ValueError(msg)
     atoms = len(bank) if bank.numel() else 0
     state.setdefault("model.bank_origin", torch.full((atoms, 3), -1) if atoms else torch.empty(0, dtype=torch.int64))
+    distances = state.pop("model.bank_total", None)  # what was stored before their squares: none exceeds the radius
+    if distances is not None:
+        state["model.bank_squares"] = state["model.bank_radius"].double() * distances
     state.setdefault("model.scale", torch.empty(0))
     for missing in ("model.bank_images", "model.bank_thumbnails"):
         state.setdefault(missing, torch.empty(0, dtype=torch.uint8))

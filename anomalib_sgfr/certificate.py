@@ -26,6 +26,7 @@ class Certificate:
         largest (float): No patch has a larger residual.
         mean (float): The residuals average to no more.
         bounds (Tensor): For each atom, the largest residual of the patches it stands for, shape ``(M,)``.
+        means (Tensor): For each atom, what the residuals of those patches average to at most, shape ``(M,)``.
         counts (Tensor): For each atom, the number of those patches, shape ``(M,)``, ``int64``.
     """
 
@@ -33,6 +34,7 @@ class Certificate:
     largest: float
     mean: float
     bounds: Tensor
+    means: Tensor
     counts: Tensor
 
     def histogram(self, bins: int = 20) -> tuple[Tensor, Tensor]:
@@ -68,8 +70,8 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
 
     with :math:`D_j` the distance of the atom from its ``j``-th nearest; for ``"ridge"``,
     :math:`\|r\|^2 \le \beta^2 + \alpha` with the :math:`\alpha` of
-    :func:`~anomalib_sgfr.self_expression.ridge_operator`. These are convex in :math:`\beta`, so that the chord over
-    an atom's range bounds the mean over its patches.
+    :func:`~anomalib_sgfr.self_expression.ridge_operator`. On average over an atom's patches none is larger than at
+    the root of their mean squared distance (Jensen).
 
     Args:
         cover (Cover): Atoms and what they stand for.
@@ -81,7 +83,6 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
         Certificate: The bounds.
     """
     radius = cover.radius.double()
-    zero = torch.zeros_like(radius)
     if solver == "affine" and num_atoms > 1 and regularisation > 0:
         spread = _neighbour_distances(cover.atoms, min(num_atoms, len(cover.atoms)))
         share = regularisation * (1.0 - 1.0 / spread.shape[1])
@@ -91,20 +92,20 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
 
     else:
         energy = cover.atoms.double().square().sum() / cover.atoms.shape[1]
-        alpha = regularisation * energy if solver == "ridge" else zero.sum()
+        alpha = regularisation * energy if solver == "ridge" else torch.zeros_like(energy)
 
         def bound(distance: Tensor) -> Tensor:
             return (distance.square() + alpha).sqrt()
 
-    low, high = bound(zero), bound(radius)
+    high = bound(radius)
+    means = torch.minimum(bound((cover.squares / cover.count.clamp_min(1)).sqrt()), high)
     patches = int(cover.count.sum())
-    slope = (high - low) / radius.clamp_min(torch.finfo(torch.float64).tiny)
-    total = (low * cover.count + slope * cover.total).sum()
     return Certificate(
         patches=patches,
         largest=float(high.amax() * _ROUNDING),
-        mean=float(total / patches * _ROUNDING),
+        mean=float((means * cover.count).sum() / patches * _ROUNDING),
         bounds=(high * _ROUNDING).to(cover.atoms.dtype),
+        means=(means * _ROUNDING).to(cover.atoms.dtype),
         counts=cover.count,
     )
 

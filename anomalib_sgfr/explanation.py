@@ -1,11 +1,13 @@
 """Why a part of an image is anomalous: which nominal patches rebuilt it, from where, and what was left."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from anomalib_sgfr import self_expression
+from anomalib_sgfr.certificate import Certificate
 from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -27,7 +29,7 @@ class Contribution:
         row (int): Row of that patch in the image.
         column (int): Column of that patch in the image.
         patches (int): Nominal patches the atom stands for; it is their mean, unless an update added it.
-        spread (float): They lie no farther from it on average.
+        spread (float): Root mean square of their distances from it, at most.
     """
 
     atom: int
@@ -49,8 +51,9 @@ class Region:
         column (int): Column of the patch.
         score (float): Of the anomaly map there.
         residual (float): What the contributions leave of the patch; patch scores and this have the same unit.
-        nominal (float): No nominal patch that the contributing atoms stand for has a larger residual, by the
+        nominal (float): Residuals of the nominal patches that the contributing atoms stand for average to no more, by the
             certificate of the bank.
+        nominal_largest (float): None of those patches has a larger residual.
         contributions (tuple[Contribution, ...]): What it was rebuilt from, the largest coefficient first.
     """
 
@@ -59,6 +62,7 @@ class Region:
     score: float
     residual: float
     nominal: float
+    nominal_largest: float
     contributions: tuple[Contribution, ...]
 
 
@@ -99,7 +103,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     if regions < 1:
         msg = f"regions must be at least 1, got {regions}."
         raise ValueError(msg)
-    bounds = model.certificate().bounds
+    certificate = model.certificate()
     was_training = model.training
     model.eval()
     try:
@@ -121,7 +125,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     found = [
         _region(
             model,
-            bounds,
+            certificate,
             place,
             float(coarse[place]),
             float(residuals[place]),
@@ -159,7 +163,7 @@ def _code(model: SgfrModel, patches: Tensor) -> tuple[Tensor, Tensor]:
 
 def _region(
     model: SgfrModel,
-    bounds: Tensor,
+    certificate: Certificate,
     place: tuple[int, int],
     score: float,
     residual: float,
@@ -182,7 +186,15 @@ def _region(
                 row=row,
                 column=column,
                 patches=count,
-                spread=float(cover.total[atom]) / max(count, 1),
+                spread=math.sqrt(float(cover.squares[atom]) / max(count, 1)),
             )
         )
-    return Region(*place, score, residual, float(bounds[support].amax()), tuple(contributions))
+    counts = certificate.counts[support]
+    return Region(
+        *place,
+        score=score,
+        residual=residual,
+        nominal=float((certificate.means[support] * counts).sum() / counts.sum().clamp_min(1)),
+        nominal_largest=float(certificate.bounds[support].amax()),
+        contributions=tuple(contributions),
+    )

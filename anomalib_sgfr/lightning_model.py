@@ -203,7 +203,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         if self.update:
             cover = self.model.cover
             if self.trainer.global_rank > 0:  # what was seen before counts once among all processes
-                cover = cover._replace(count=torch.zeros_like(cover.count), total=torch.zeros_like(cover.total))
+                cover = cover._replace(count=torch.zeros_like(cover.count), squares=torch.zeros_like(cover.squares))
             sampler.resume(cover, float(self.model.bank_threshold))
         return sampler
 

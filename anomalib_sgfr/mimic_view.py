@@ -79,7 +79,8 @@ def draw(
     for number, (region, row) in enumerate(zip(found.regions, rows, strict=True), 1):
         axes: list[Axes] = list(np.atleast_1d(row.subplots(1, across)))
         row.suptitle(
-            f"{number}: residual {region.residual:.3g}; nominal patches of its kind leave {region.nominal:.3g} at most",
+            f"{number}: residual {region.residual:.3g}; nominal patches of its kind leave at most {region.nominal:.3g} "
+            f"on average, {region.nominal_largest:.3g} singly",
             fontsize="small",
         )
         axes[0].imshow(crop(shown, region.row, region.column, grid))

@@ -6,7 +6,8 @@ the farthest of a batch first; when there are too many atoms, they are thinned, 
 at which the thinning stopped becomes the new threshold. The threshold never falls. A small bank is chosen in the end
 from more atoms than it will have: one thinning of many loses less than many thinnings of few.
 
-Each atom keeps account of the embeddings it stands for: how far from it they can lie at most. What is thinned out
+Each atom keeps account of the embeddings it stands for: how far from it they can lie at most, and the sum of their
+squared distances. What is thinned out
 retires with its account, which goes to the nearest atom of the bank in the end: in one step, because every step adds
 its length to the bound. See :mod:`anomalib_sgfr.certificate` for what follows.
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from anomalib_sgfr.selection import PRODUCT_VALUES, farthest_first, separated
 
-__all__ = ["WORKING_SIZE", "Cover", "SubspaceSampler", "absorb", "centred", "merge", "settle", "thin"]
+__all__ = ["WORKING_SIZE", "Cover", "SubspaceSampler", "absorb", "centred", "merge", "settle", "squares_about", "thin"]
 
 WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least: what the default bank takes
 _LOOKED_AT_FIRST = 512  # atoms that stand for the most embeddings: most of those to come lie near them
@@ -36,16 +37,17 @@ class Cover(NamedTuple):
         atoms (Tensor): Shape ``(n, d)``.
         radius (Tensor): No embedding an atom stands for lies farther from it than this, shape ``(n,)``.
         count (Tensor): Number of embeddings each atom stands for, itself included, shape ``(n,)``, ``int64``.
-        total (Tensor): Their distances from the atom sum to no more than this, shape ``(n,)``, ``float64``.
+        squares (Tensor): Their squared distances from the atom sum to no more than this, shape ``(n,)``, ``float64``.
         origin (Tensor): Where each atom was seen: number of the image, row and column of the patch, shape ``(n, 3)``,
             ``int64``; -1 where that is not known.
-        offset (Tensor): Sum of the embeddings less the atom, over those it stands for, shape ``(n, d)``, ``float64``.
+        offset (Tensor): Sum of the embeddings less the atom, over those it stands for, shape ``(n, d)``, ``float64``;
+            NaN where that is not known any more.
     """
 
     atoms: Tensor
     radius: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs
-    total: Tensor
+    squares: Tensor
     origin: Tensor
     offset: Tensor
 
@@ -79,19 +81,43 @@ class Cover(NamedTuple):
             Cover: With the same atoms.
         """
         count = torch.ones_like(index) if other is None else other.count
-        total = distance.double() * count
-        offset = self.offset.clone()
+        squares, offset = self.squares.clone(), self.offset.clone()
         for rows in torch.arange(len(index), device=index.device).split(_ROWS):  # 64 bits take room
             moved = difference[rows].double()
-            if other is not None:
+            if other is None:
+                about = moved.square().sum(1)
+            else:
+                about = squares_about(other.rows(rows), -moved)
                 moved = moved * count[rows, None] + other.offset[rows]
+            squares.index_add_(0, index[rows], about)
             offset.index_add_(0, index[rows], moved)
         return self._replace(
             radius=self.radius.scatter_reduce(0, index, distance if other is None else distance + other.radius, "amax"),
             count=self.count.index_add(0, index, count),
-            total=self.total.index_add(0, index, total if other is None else total + other.total),
+            squares=squares,
             offset=offset,
         )
+
+
+def squares_about(cover: Cover, shift: Tensor) -> Tensor:
+    r"""Sum of squared distances of what each atom stands for from a point beside the atom.
+
+    .. math:: \sum \|x - a - s\|^2 = \sum \|x - a\|^2 - 2 s^\top \sum (x - a) + n \|s\|^2,
+
+    and no more than :math:`(\sqrt{\sum \|x - a\|^2} + \sqrt n \|s\|)^2` (Minkowski) where the offset is not known.
+
+    Args:
+        cover (Cover): Atoms and what they stand for.
+        shift (Tensor): The point less the atom, shape ``(n, d)``, ``float64``.
+
+    Returns:
+        Tensor: Shape ``(n,)``, ``float64``; an upper bound, rounding of the embeddings' differences included.
+    """
+    moved = cover.count * shift.square().sum(1)
+    rounding = 2.0 * torch.finfo(cover.atoms.dtype).eps * (cover.squares + moved)
+    exact = cover.squares - 2.0 * (shift * cover.offset).sum(1) + moved
+    most = (cover.squares.sqrt() + moved.sqrt()).square()
+    return torch.where(exact.isnan(), most, (exact + rounding).clamp_min(0.0))
 
 
 def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None = None) -> Cover:
@@ -167,35 +193,26 @@ def centred(cover: Cover, limit: float = torch.inf) -> Cover:
     r"""Move each atom to the mean of the embeddings it stands for: a step of k-means (Lloyd 1982).
 
     An embedding at a distance of at most :math:`\rho` from an atom lies at most :math:`\rho + s` from the mean, a shift
-    of length ``s`` away. With :math:`n` embeddings whose distances sum to at most :math:`\sigma`, the sum of squares
-    about the mean is :math:`q \le \rho \sigma - n s^2`: none lies farther than :math:`\sqrt{q (n - 1) / n}` (Samuelson
-    1968), and the distances sum to no more than :math:`\sqrt{n q}`.
+    of length ``s`` away. With :math:`n` embeddings and the sum :math:`q` of their squared distances from the mean, none
+    lies farther from it than :math:`\sqrt{q (n - 1) / n}` (Samuelson 1968).
 
     Args:
         cover (Cover): Atoms and what they stand for.
         limit (float): Largest radius that may become of a shift: an atom moves no farther. Defaults to infinity.
 
     Returns:
-        Cover: The moved atoms; what they stand for lies in the new ``radius`` and ``total``.
+        Cover: The moved atoms; what they stand for lies in the new ``radius`` and ``squares``.
     """
-    count, radius = cover.count.double(), cover.radius.double()
-    shift = cover.offset / cover.count[:, None].clamp_min(1)
-    length = shift.norm(dim=1)
-    share = ((limit - radius) / length.clamp_min(torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
+    count, radius = cover.count.double().clamp_min(1.0), cover.radius.double()
+    shift = cover.offset / count[:, None]
+    share = ((limit - radius) / shift.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
     atoms = (cover.atoms + shift * share[:, None]).to(cover.atoms.dtype)
     moved = atoms.double() - cover.atoms
-    length = moved.norm(dim=1)
-    total = cover.total + count * length
-    error = torch.finfo(atoms.dtype).eps * atoms.norm(dim=1)  # of the mean, by rounding
-    squares = cover.radius * cover.total - count * (length - error).clamp_min(0.0).square()
-    farthest = (squares * (1.0 - 1.0 / count.clamp_min(1.0))).clamp_min(0.0).sqrt() + error
-    summed = (squares * count).clamp_min(0.0).sqrt() + count * error
-    whole = share == 1.0  # the sum of squares is about the mean itself
-    radius = torch.where(whole, torch.minimum(radius + length, farthest), radius + length)
+    farthest = (squares_about(cover, shift) * (1.0 - 1.0 / count)).sqrt() + (shift - moved).norm(dim=1)
     return cover._replace(
         atoms=atoms,
-        radius=radius.to(cover.radius.dtype),
-        total=torch.where(whole, torch.minimum(total, summed), total),
+        radius=torch.minimum(radius + moved.norm(dim=1), farthest).to(cover.radius.dtype),
+        squares=squares_about(cover, moved),
         offset=cover.offset - moved * count[:, None],
     )
 

@@ -47,7 +47,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     Attributes:
         bank (Tensor): Nominal atoms, shape ``(M, d)``; empty until the model is fitted.
         scale (Tensor): Factors of the embeddings' channels, shape ``(d,)``; empty for none.
-        bank_radius, bank_count, bank_total (Tensor): What each atom stands for, shape ``(M,)``; see
+        bank_radius, bank_count, bank_squares (Tensor): What each atom stands for, shape ``(M,)``; see
             :class:`~anomalib_sgfr.sampling.Cover`.
         operator (Tensor): Residual operator of the ridge solver, shape ``(d, d)``; empty for the other solvers.
 
@@ -92,10 +92,10 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.register_buffer("scale", torch.empty(0))
         self.bank_radius: Tensor
         self.bank_count: Tensor
-        self.bank_total: Tensor
+        self.bank_squares: Tensor
         self.register_buffer("bank_radius", torch.empty(0))
         self.register_buffer("bank_count", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("bank_total", torch.empty(0, dtype=torch.float64))
+        self.register_buffer("bank_squares", torch.empty(0, dtype=torch.float64))
         self.bank_origin: Tensor
         self.bank_images: Tensor
         self.register_buffer("bank_origin", torch.empty(0, dtype=torch.int64))
@@ -142,7 +142,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         )
         self.bank, self.operator = bank.detach().clone(), operator.to(bank.device)
         self._make_index()
-        self.bank_radius, self.bank_count, self.bank_total = cover.radius, cover.count, cover.total
+        self.bank_radius, self.bank_count, self.bank_squares = cover.radius, cover.count, cover.squares
         self.bank_origin = cover.origin
         self.bank_thumbnails = torch.empty(0, dtype=torch.uint8, device=bank.device)
         encoded = "\0".join(images).encode("utf-8", "surrogateescape")
@@ -167,9 +167,9 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     @property
     def cover(self) -> Cover:
-        """The bank with what its atoms stand for."""
-        nothing = torch.zeros_like(self.bank, dtype=torch.float64)
-        return Cover(self.bank, self.bank_radius, self.bank_count, self.bank_total, self.bank_origin, nothing)
+        """The bank with what its atoms stand for; their offsets are not stored."""
+        unknown = torch.full_like(self.bank, torch.nan, dtype=torch.float64)
+        return Cover(self.bank, self.bank_radius, self.bank_count, self.bank_squares, self.bank_origin, unknown)
 
     @property
     def images(self) -> list[str]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from anomalib_sgfr import sampling
 from anomalib_sgfr.certificate import Certificate, certify
-from anomalib_sgfr.sampling import Cover, SubspaceSampler, absorb, centred, merge, settle
+from anomalib_sgfr.sampling import Cover, SubspaceSampler, absorb, centred, merge, settle, squares_about
 from anomalib_sgfr.selection import farthest_first
 
 
@@ -108,7 +108,7 @@ def test_every_embedding_is_accounted_for_however_many_atoms_retire() -> None:
         found = distances(points, cover.atoms)
         assert int(cover.count.sum()) == len(points)
         assert float(found.max()) <= float(cover.radius.max()) * (1 + 1e-5)
-        assert float(found.sum()) <= float(cover.total.sum()) * (1 + 1e-5)
+        assert float(found.square().sum()) <= float(cover.squares.sum()) * (1 + 1e-5)
     assert held <= 60
 
 
@@ -233,9 +233,12 @@ def test_atoms_move_to_the_mean_of_what_they_stand_for(size: int, working_size: 
     # whatever was thinned, retired and merged: nothing is lost on the way
     torch.testing.assert_close((moved.atoms * moved.count[:, None]).sum(0), points.sum(0), rtol=1e-4, atol=0.0)
     assert torch.equal(moved.count, cover.count)
+    for seen in (cover, moved):  # nor of their squares, about whatever point
+        about = squares_about(seen, torch.full_like(seen.offset, 3.0) - seen.atoms)
+        torch.testing.assert_close(about.sum(), (points.double() - 3.0).square().sum(), rtol=1e-5, atol=0.0)
     found = distances(points, moved.atoms)
     assert float(found.max()) <= float(moved.radius.max()) * (1 + 1e-5)
-    assert float(found.sum()) <= float(moved.total.sum()) * (1 + 1e-5)
+    assert float(found.square().sum()) <= float(moved.squares.sum()) * (1 + 1e-5)
     if size < 400:
         assert float(found.square().mean()) < float(distances(points, cover.atoms).square().mean())
 
@@ -251,8 +254,34 @@ def test_a_move_is_the_mean_and_its_bounds_hold_atom_by_atom() -> None:
         torch.testing.assert_close(moved.atoms[atom].double(), own.mean(0), rtol=1e-4, atol=1e-5)
         found = (own - moved.atoms[atom]).norm(dim=1)
         assert float(found.max()) <= float(moved.radius[atom]) * (1 + 1e-5)
-        assert float(found.sum()) <= float(moved.total[atom]) * (1 + 1e-5)
+        assert float(found.square().sum()) <= float(moved.squares[atom]) * (1 + 1e-5)
     torch.testing.assert_close(centred(moved).atoms, moved.atoms)  # they are there
+
+
+def test_squares_about_a_point_are_bounded_where_the_offset_is_not_known() -> None:
+    points = torch.randn(40, 6, dtype=torch.float64)
+    cover = settle(Cover.of(points[:1]), Cover.of(points[1:]))
+    shift = torch.randn(1, 6, dtype=torch.float64) * 3
+    found = float((points - points[:1] - shift).square().sum())
+    assert float(squares_about(cover, shift)) == pytest.approx(found)
+    unknown = cover._replace(offset=torch.full_like(cover.offset, torch.nan))
+    most = (float((points - points[:1]).square().sum()) ** 0.5 + float(shift.norm()) * 40**0.5) ** 2
+    assert found < float(squares_about(unknown, shift)) == pytest.approx(most)
+    one = torch.full((1, 6), 2.0, dtype=torch.float64)
+    alone = Cover.of(points[:1])._replace(offset=torch.full((1, 6), torch.nan, dtype=torch.float64))
+    assert float(squares_about(alone, one)) == pytest.approx(24.0)
+
+
+def test_an_unknown_offset_stays_unknown_and_the_bounds_hold() -> None:
+    points = torch.randn(600, 4)
+    cover = settle(Cover.of(points[:30]), Cover.of(points[30:]))
+    unknown = cover._replace(offset=torch.full_like(cover.offset, torch.nan))
+    merged = settle(unknown.rows(slice(5)), unknown.rows(slice(5, None)))
+    assert int(merged.count.sum()) == 600
+    assert bool(merged.offset.isnan().all())
+    found = distances(points, merged.atoms)
+    assert float(found.square().sum()) <= float(merged.squares.sum()) * (1 + 1e-5)
+    assert float(found.max()) <= float(merged.radius.max()) * (1 + 1e-5)
 
 
 def test_rounding_far_from_the_origin_is_certified_too() -> None:
@@ -263,7 +292,7 @@ def test_rounding_far_from_the_origin_is_certified_too() -> None:
     moved = centred(sampler.cover())
     found = torch.cdist(points.double(), moved.atoms.double()).amin(1)
     assert float(found.max()) <= float(moved.radius.max())
-    assert float(found.sum()) <= float(moved.total.sum())
+    assert float(found.square().sum()) <= float(moved.squares.sum())
     assert float(moved.radius.max()) < 0.1
 
 
@@ -272,9 +301,9 @@ def test_the_mean_of_two_is_half_way_and_certified_so() -> None:
     moved = centred(settle(cover, Cover.of(torch.tensor([[3.0, 4.0]]))))
     assert moved.atoms.tolist() == [[1.5, 2.0]]
     assert float(moved.radius) == pytest.approx(2.5, rel=1e-3)
-    assert float(moved.total) == pytest.approx(5.0, rel=1e-3)
+    assert float(moved.squares) == pytest.approx(12.5, rel=1e-5)
     alone = centred(cover)
-    assert (float(alone.radius), float(alone.total)) == (0.0, 0.0)
+    assert (float(alone.radius), float(alone.squares)) == (0.0, 0.0)
     assert torch.equal(alone.atoms, cover.atoms)
 
 
@@ -323,7 +352,7 @@ def test_merged_covers_keep_the_certificate_in_any_order() -> None:
         assert len(merged.atoms) == 80
         assert int(merged.count.sum()) == 4000
         assert float(found.max()) <= float(merged.radius.max()) * (1 + 1e-5)
-        assert float(found.sum()) <= float(merged.total.sum()) * (1 + 1e-5)
+        assert float(found.square().sum()) <= float(merged.squares.sum()) * (1 + 1e-5)
 
 
 def test_a_bank_of_many_covers_is_better_for_more_atoms_in_each() -> None:
