@@ -10,6 +10,8 @@ import torch
 from anomalib.data.utils import read_image
 from lightning.pytorch import Trainer
 
+from anomalib_sgfr.embedding import resolve_layers
+
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
 
@@ -36,17 +38,21 @@ def check(checkpoint: dict[str, Any], model: "Sgfr") -> None:
     """Refuse a checkpoint that the model cannot use, and say why.
 
     Args:
-        checkpoint (dict[str, Any]): As Lightning read it. What an older Sgfr did not store is filled in.
+        checkpoint (dict[str, Any]): As Lightning read it.
         model (Sgfr): The model to restore.
 
     Raises:
-        ValueError: If it is another model's, of another backbone or pooling, or its bank is not finite.
+        ValueError: If it is another model's or an earlier version's, of another backbone, pooling or layers, or a bank
+            is not finite.
     """
     path = getattr(getattr(model, "_trainer", None), "ckpt_path", None)
     name = f"checkpoint '{path}'" if path else "the checkpoint"
     state = checkpoint.get("state_dict", {})
-    bank = state.get("model.bank")
-    if bank is None:
+    if "model.bank" in state:
+        msg = f"{name} is of an earlier Sgfr, which had one bank for all scales: fit again."
+        raise ValueError(msg)
+    banks = [value for key, value in state.items() if key.startswith("model.banks.") and key.endswith(".atoms")]
+    if not banks:
         msg = f"{name} is not Sgfr's: it holds no bank. Pass one that `anomalib fit --model Sgfr` saved."
         raise ValueError(msg)
     arguments = checkpoint.get("hyper_parameters", {})
@@ -59,19 +65,14 @@ def check(checkpoint: dict[str, Any], model: "Sgfr") -> None:
                 f"pass --model.{argument} {theirs}."
             )
             raise ValueError(msg)
-    if "pooling" not in arguments:  # older than the argument
-        model.hparams["pooling"] = model.model.embedder.pooling = "box"
-    if not bool(torch.isfinite(bank).all()):
+    if "layers" in arguments:
+        found, wanted = resolve_layers(arguments["backbone"], arguments["layers"]), model.model.embedder.layers
+        if found != wanted:
+            msg = f"{name} was fitted with layers {found}, the model has {wanted}: pass --model.layers '{found}'."
+            raise ValueError(msg)
+    if not all(bool(torch.isfinite(bank).all()) for bank in banks):
         msg = f"the bank in {name} holds NaN or infinite values: the file is damaged; fit again."
         raise ValueError(msg)
-    atoms = len(bank) if bank.numel() else 0
-    state.setdefault("model.bank_origin", torch.full((atoms, 3), -1) if atoms else torch.empty(0, dtype=torch.int64))
-    distances = state.pop("model.bank_total", None)  # what was stored before their squares: none exceeds the radius
-    if distances is not None:
-        state["model.bank_squares"] = state["model.bank_radius"].double() * distances
-    state.setdefault("model.scale", torch.empty(0))
-    for missing in ("model.bank_images", "model.bank_thumbnails"):
-        state.setdefault(missing, torch.empty(0, dtype=torch.uint8))
 
 
 def unreadable(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:

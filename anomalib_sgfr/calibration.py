@@ -21,6 +21,7 @@ __all__ = ["NominalPostProcessor", "adopted", "alarm_threshold", "nominal_scores
 
 logger = logging.getLogger(__name__)
 
+_NOWHERE = -2  # no atom comes from there
 _TAIL = 0.25  # share of the largest scores that a tail is fitted to
 
 
@@ -213,8 +214,8 @@ def nominal_scores(model: "SgfrModel", pre_processor: Any, paths: Sequence[str],
     scores = []
     try:
         for path in paths:
-            image = read_prepared(path, pre_processor)[None].to(model.bank.device)
-            with model.only(model.bank_origin[:, 0] != numbers.get(path, -2)):
+            image = read_prepared(path, pre_processor)[None].to(model.image_paths.device)
+            with model.without(numbers.get(path, _NOWHERE)):
                 scores.append(float(model(image).pred_score))
     finally:
         model.train(was_training)

@@ -8,18 +8,15 @@ from torch import Tensor
 from anomalib_sgfr.sampling import Cover
 from anomalib_sgfr.search import nearest, search_index
 
-__all__ = ["Certificate", "certify"]
+__all__ = ["Certificate", "ScaleCertificate", "certify"]
 
 _ROUNDING = 1.0 + 1e-4  # of float32 distances, sums and solutions, with room
 _ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """Bounds on the residual of every nominal patch seen in a fit, in the units of a patch's score.
-
-    The anomaly map averages patch scores with weights that sum to one, so ``largest`` bounds the maps of the training
-    images too.
+class ScaleCertificate:
+    """Bounds on the residual of every nominal patch of one scale seen in a fit, in the units of the anomaly map.
 
     Attributes:
         patches (int): Number of patches.
@@ -57,8 +54,37 @@ class Certificate:
         return torch.zeros(bins, dtype=torch.int64).index_add(0, place, self.counts.cpu()), edges
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """Bounds of all scales together.
+
+    The anomaly map is the sum over scales of residuals, each averaged with weights that sum to one. So ``largest``
+    bounds the maps of the training images.
+
+    Attributes:
+        scales (tuple[ScaleCertificate, ...]): Of each scale, the finest first.
+    """
+
+    scales: tuple[ScaleCertificate, ...]
+
+    @property
+    def patches(self) -> int:
+        """Number of patches, of all scales."""
+        return sum(scale.patches for scale in self.scales)
+
+    @property
+    def largest(self) -> float:
+        """No sum of residuals over scales is larger."""
+        return sum(scale.largest for scale in self.scales)
+
+    @property
+    def mean(self) -> float:
+        """Sum over scales of what the residuals average to at most."""
+        return sum(scale.mean for scale in self.scales)
+
+
 @torch.no_grad()
-def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float = 0.0) -> Certificate:
+def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float = 0.0) -> ScaleCertificate:
     r"""Bound the residuals of all patches a cover stands for.
 
     A patch at distance at most :math:`\beta` from an atom has a residual of at most :math:`\beta` by ``"omp"``, and by
@@ -80,7 +106,7 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
         regularisation (float): As the solver takes it.
 
     Returns:
-        Certificate: The bounds.
+        ScaleCertificate: The bounds.
     """
     radius = cover.radius.double()
     if solver == "affine" and num_atoms > 1 and regularisation > 0:
@@ -100,7 +126,7 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
     high = bound(radius)
     means = torch.minimum(bound((cover.squares / cover.count.clamp_min(1)).sqrt()), high)
     patches = int(cover.count.sum())
-    return Certificate(
+    return ScaleCertificate(
         patches=patches,
         largest=float(high.amax() * _ROUNDING),
         mean=float((means * cover.count).sum() / patches * _ROUNDING),

@@ -11,20 +11,20 @@ from anomalib_sgfr.sampling import Cover, merge
 
 _T = TypeVar("_T")
 
-__all__ = ["Learnt", "several", "total", "unite"]
+__all__ = ["Learnt", "several", "unite"]
 
 
 class Learnt(NamedTuple):
     """What a fit learnt.
 
     Attributes:
-        cover (Cover): The atoms, and what they stand for.
-        threshold (float): Distance above which another atom would have been taken.
-        images (list[str]): Paths of the images that ``cover.origin`` numbers.
+        covers (list[Cover]): The atoms of each scale, and what they stand for.
+        thresholds (list[float]): Distances above which another atom would have been taken.
+        images (list[str]): Paths of the images that the covers' ``origin`` numbers.
     """
 
-    cover: Cover
-    threshold: float
+    covers: list[Cover]
+    thresholds: list[float]
     images: list[str]
 
 
@@ -33,21 +33,13 @@ def several() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def total(value: Tensor) -> Tensor:
-    """Sum of all processes' values, the same on all of them."""
-    if several():
-        value = value.clone()
-        distributed.all_reduce(value)
-    return value
-
-
 def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:
     """Make one bank of what all processes learnt.
 
     Args:
         own (Learnt): What this process learnt; of more than ``bank_size`` atoms a better bank is made.
-        bank_size (int): Largest number of atoms to keep.
-        tolerance (float): Distance within which atoms stand for each other; see
+        bank_size (int): Largest number of atoms of a scale to keep.
+        tolerance (float): Distance within which atoms of a scale stand for each other; see
             :func:`~anomalib_sgfr.sampling.merge`.
 
     Returns:
@@ -55,12 +47,16 @@ def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:
     """
     if not several():
         return own
-    covers = _gather(own.cover)
     known = _gather_objects(own.images)
-    covers = [shifted(cover, sum(map(len, known[:rank]))) for rank, cover in enumerate(covers)]
-    cover, radius = merge(covers, bank_size, tolerance)
-    cover, images = renumbered(cover, dict(enumerate(itertools.chain.from_iterable(known))))
-    return Learnt(cover, max(_largest(own.threshold, cover.atoms.device), radius), images)
+    covers, thresholds = [], []
+    for own_cover, threshold in zip(own.covers, own.thresholds, strict=True):
+        gathered = enumerate(_gather(own_cover))
+        every = [shifted(cover, sum(map(len, known[:rank]))) for rank, cover in gathered]
+        cover, radius = merge(every, bank_size, tolerance)
+        covers.append(cover)
+        thresholds.append(max(_largest(threshold, cover.atoms.device), radius))
+    covers, images = renumbered(covers, dict(enumerate(itertools.chain.from_iterable(known))))
+    return Learnt(covers, thresholds, images)
 
 
 def _gather(cover: Cover) -> list[Cover]:

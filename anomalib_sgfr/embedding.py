@@ -19,14 +19,14 @@ __all__ = [
     "Stage",
     "assemble",
     "backbone_stages",
-    "equalising",
-    "layer_energy",
     "pool",
     "resolve_layers",
+    "scales_of",
     "to_patches",
 ]
 
-_DEFAULT_STRIDES = (8, 16)
+_DEFAULT_STRIDES = (4, 8, 16)
+_FINEST = 8  # stride of the finest scale, where there is a layer of it
 
 
 class Stage(NamedTuple):
@@ -73,7 +73,7 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
 
     Args:
         backbone (str): Name of a timm model.
-        layers (Sequence[str] | None): Layer names, in any order, or ``None`` for the stages of stride 8 and 16. A
+        layers (Sequence[str] | None): Layer names, in any order, or ``None`` for the stages of stride 4, 8 and 16. A
             backbone of one stride throughout (a plain vision transformer) then gives the blocks that end the first half
             and the first three quarters of its depth.
 
@@ -91,7 +91,7 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
             return [names[len(names) // 2 - 1], names[3 * len(names) // 4 - 1]]
         chosen = [stage.layer for stage in stages if stage.stride in _DEFAULT_STRIDES]
         if not chosen:
-            msg = f"backbone '{backbone}' has no stage of stride 8 or 16; pass layers, some of: {listing}."
+            msg = f"backbone '{backbone}' has no stage of stride 4, 8 or 16; pass layers, some of: {listing}."
             raise ValueError(msg)
         return chosen
     if isinstance(layers, str) or not layers or len(set(layers)) != len(layers):
@@ -122,61 +122,47 @@ def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
     return feature
 
 
-def assemble(features: Sequence[Tensor], pooling: Pooling = "binomial") -> Tensor:
-    """Turn feature maps of several scales into one map of patch embeddings.
+def assemble(features: Sequence[Tensor], strides: Sequence[int], pooling: Pooling = "binomial") -> list[Tensor]:
+    """Turn feature maps of several strides into maps of patch embeddings, one for each scale.
 
-    Each map is averaged locally, resized (bilinear) to the finest of them, and all are concatenated over channels: the
-    locally aware patch features of PatchCore (Roth et al., CVPR 2022, sec. 3.1).
+    Each map is averaged locally, as in the locally aware patch features of PatchCore (Roth et al., CVPR 2022, sec.
+    3.1). Maps of one stride make a scale, concatenated over channels; those finer than stride 8 join it, resized
+    (bilinear), if it is there: patches of 4 x 4 pixels are too many for what they tell.
 
     Args:
         features (Sequence[Tensor]): Maps of shape ``(B, C_i, h_i, w_i)``.
+        strides (Sequence[int]): Their strides.
         pooling (Pooling): See :func:`pool`.
 
     Returns:
-        Tensor: Embeddings, shape ``(B, sum C_i, max h_i, max w_i)``.
+        list[Tensor]: Embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
     """
-    size = max((feature.shape[-2:] for feature in features), key=lambda shape: shape[0] * shape[1])
-    pooled = [pool(feature, pooling) for feature in features]
-    aligned = [
-        feature
-        if feature.shape[-2:] == size
-        else functional.interpolate(feature, size=size, mode="bilinear", align_corners=False)
-        for feature in pooled
-    ]
-    return torch.cat(aligned, 1)
+    scales = []
+    for members in scales_of(strides):
+        pooled = [pool(features[index], pooling) for index in members]
+        size = pooled[-1].shape[-2:]  # of the coarsest
+        aligned = [
+            feature
+            if strides[index] == strides[members[-1]]
+            else functional.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+            for index, feature in zip(members, pooled, strict=True)
+        ]
+        scales.append(torch.cat(aligned, 1))
+    return scales
 
 
-def layer_energy(patches: Tensor, channels: Sequence[int]) -> Tensor:
-    """Variance of patch embeddings, summed over the channels of each layer.
+def scales_of(strides: Sequence[int]) -> list[list[int]]:
+    """Which maps make a scale, by their strides.
 
     Args:
-        patches (Tensor): Nominal embeddings, shape ``(n, d)``.
-        channels (Sequence[int]): Number of channels of each of the ``L`` layers; they sum to ``d``.
+        strides (Sequence[int]): Of the maps.
 
     Returns:
-        Tensor: Shape ``(L,)``, ``float64``.
+        list[list[int]]: Places in ``strides`` of each scale's maps, from fine to coarse.
     """
-    variance = patches.var(0, correction=0).double()
-    return torch.stack([part.sum() for part in variance.split(list(channels))])
-
-
-def equalising(energy: Tensor, channels: Sequence[int]) -> Tensor:
-    """Factors of channels that give all layers the same energy, and leave the sum of their energies as it is.
-
-    A distance between embeddings is then as much one layer's as another's, whatever the units of a backbone's layers;
-    one layer alone has factors of one, and so has every layer if one of them does not vary.
-
-    Args:
-        energy (Tensor): See :func:`layer_energy`; shape ``(L,)``.
-        channels (Sequence[int]): Number of channels of each layer; they sum to ``d``.
-
-    Returns:
-        Tensor: Shape ``(d,)``, ``float32``.
-    """
-    if not bool((energy > torch.finfo(torch.float32).eps ** 2 * energy.max()).all()):
-        energy = torch.ones_like(energy)
-    factors = (energy.mean() / energy).sqrt()
-    return factors.float().repeat_interleave(torch.tensor(channels, device=energy.device))
+    joined = [max(stride, _FINEST) if _FINEST in strides else stride for stride in strides]
+    order = sorted(range(len(strides)), key=lambda index: strides[index])
+    return [[index for index in order if joined[index] == stride] for stride in sorted(set(joined))]
 
 
 class PatchEmbedder(nn.Module):
@@ -202,8 +188,9 @@ class PatchEmbedder(nn.Module):
         self.pooling: Pooling = pooling
         self.backbone = backbone
         self.layers = resolve_layers(backbone, layers)
-        channels = {stage.layer: stage.channels for stage in backbone_stages(backbone)}
-        self.channels = [channels[layer] for layer in self.layers]
+        stages = {stage.layer: stage for stage in backbone_stages(backbone)}
+        self.channels = [stages[layer].channels for layer in self.layers]
+        self.strides = [stages[layer].stride for layer in self.layers]
         self.extractor = self._extractor(backbone)
 
     def _extractor(self, backbone: str, pre_trained: bool = False) -> nn.Module:
@@ -233,14 +220,19 @@ class PatchEmbedder(nn.Module):
         self.extractor.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
+    @property
+    def scales(self) -> int:
+        """Number of maps that an image is embedded in."""
+        return len(scales_of(self.strides))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Embed images.
 
         Args:
             images (Tensor): Normalised images, shape ``(B, 3, H, W)``.
 
         Returns:
-            Tensor: Embeddings, shape ``(B, d, h, w)``; ``h`` and ``w`` are those of the finest layer.
+            list[Tensor]: Embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
         """
         features = self.extractor(images)
         return assemble(
@@ -250,6 +242,7 @@ class PatchEmbedder(nn.Module):
                 else feature.permute(0, 3, 1, 2)  # some backbones put channels last
                 for feature, channels in zip((features[layer] for layer in self.layers), self.channels, strict=True)
             ],
+            self.strides,
             self.pooling,
         )
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr import self_expression
-from anomalib_sgfr.certificate import Certificate
+from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.certificate import ScaleCertificate
 from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["Contribution", "Explanation", "Region", "explain"]
+__all__ = ["Contribution", "Explanation", "Reconstruction", "Region", "explain"]
 
 _APART = 6  # patches between the centres of two regions, at least: what is drawn around them does not overlap
 _SHOWN = 5  # contributions of a solver that uses all atoms
@@ -22,7 +23,7 @@ class Contribution:
     """An atom's part in a rebuilt patch.
 
     Attributes:
-        atom (int): Row of the bank.
+        atom (int): Row of its scale's bank.
         coefficient (float): Its coefficient.
         distance (float): From the patch to the atom.
         image (str | None): Path of the training image that the atom began as a patch of, if known.
@@ -43,27 +44,51 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class Reconstruction:
+    """How a patch of one scale was rebuilt.
+
+    Attributes:
+        scale (int): Number of the scale, from the finest, 0.
+        grid (tuple[int, int]): Rows and columns of the image's patches at this scale.
+        row (int): Row of the patch.
+        column (int): Column of the patch.
+        residual (float): What the contributions leave of the patch, in the unit of the anomaly map.
+        nominal (float): Residuals of the nominal patches that the contributing atoms stand for average to no more, by
+            the certificate of the bank.
+        nominal_largest (float): None of those patches has a larger residual.
+        contributions (tuple[Contribution, ...]): What it was rebuilt from, the largest coefficient first.
+    """
+
+    scale: int
+    grid: tuple[int, int]
+    row: int
+    column: int
+    residual: float
+    nominal: float
+    nominal_largest: float
+    contributions: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True)
 class Region:
     """A place of an image where it is rebuilt worst.
 
     Attributes:
-        row (int): Row of the patch.
-        column (int): Column of the patch.
+        row (int): Row of the patch of the finest scale.
+        column (int): Column of that patch.
         score (float): Of the anomaly map there.
-        residual (float): What the contributions leave of the patch; patch scores and this have the same unit.
-        nominal (float): Residuals of the nominal patches that the contributing atoms stand for average to no more, by the
-            certificate of the bank.
-        nominal_largest (float): None of those patches has a larger residual.
-        contributions (tuple[Contribution, ...]): What it was rebuilt from, the largest coefficient first.
+        reconstructions (tuple[Reconstruction, ...]): Of the patch of each scale that lies there, the finest first.
     """
 
     row: int
     column: int
     score: float
-    residual: float
-    nominal: float
-    nominal_largest: float
-    contributions: tuple[Contribution, ...]
+    reconstructions: tuple[Reconstruction, ...]
+
+    @property
+    def residual(self) -> float:
+        """Sum over scales, as the anomaly map sums them."""
+        return sum(part.residual for part in self.reconstructions)
 
 
 @dataclass(frozen=True)
@@ -72,12 +97,12 @@ class Explanation:
 
     Attributes:
         anomaly_map (Tensor): Raw map, shape ``(H, W)``.
-        patch_scores (Tensor): Residual of each patch, shape ``(h, w)``.
+        residuals (tuple[Tensor, ...]): Residual of each patch, for each scale of shape ``(h, w)``, the finest first.
         regions (tuple[Region, ...]): The worst first.
     """
 
     anomaly_map: Tensor
-    patch_scores: Tensor
+    residuals: tuple[Tensor, ...]
     regions: tuple[Region, ...]
 
 
@@ -107,34 +132,57 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     was_training = model.training
     model.eval()
     try:
-        embedding = model.embed(image[None])
-        maps = model.score(embedding, image.shape[1:]).anomaly_map
+        embeddings = model.embed(image[None])
+        residuals = model.residual_maps(embeddings)
+        anomaly_map = model.combine(residuals, image.shape[1:])[0, 0]
     finally:
         model.train(was_training)
-    if maps is None:  # for type checkers: Sgfr always makes one
-        msg = "the model made no anomaly map."
-        raise RuntimeError(msg)
-    anomaly_map = maps[0, 0]
-    rows, columns = embedding.shape[2:]
-    patches = to_patches(embedding)
-    residuals = model.patch_scores(patches).reshape(rows, columns)
+    rows, columns = residuals[0].shape[2:]
     # the map at the patches' own resolution: its largest value over each patch
     coarse = torch.nn.functional.adaptive_max_pool2d(anomaly_map[None], (rows, columns))[0]
     places = _worst(coarse, regions)
-    support, code = _code(model, patches[[row * columns + column for row, column in places]])
-    found = [
-        _region(
-            model,
-            certificate,
-            place,
-            float(coarse[place]),
-            float(residuals[place]),
-            patches[place[0] * columns + place[1]],
-            *own,
-        )
-        for place, *own in zip(places, support, code, strict=True)
+    by_scale = [
+        _reconstructions(model, scale, certificate.scales[scale], embedding, residual, places, (rows, columns))
+        for scale, (embedding, residual) in enumerate(zip(embeddings, residuals, strict=True))
     ]
-    return Explanation(anomaly_map, residuals, tuple(found))
+    found = [
+        Region(*place, float(coarse[place]), parts)
+        for place, parts in zip(places, zip(*by_scale, strict=True), strict=True)
+    ]
+    return Explanation(anomaly_map, tuple(residual[0, 0] for residual in residuals), tuple(found))
+
+
+def _reconstructions(
+    model: SgfrModel,
+    scale: int,
+    certificate: ScaleCertificate,
+    embedding: Tensor,
+    residual: Tensor,
+    places: list[tuple[int, int]],
+    finest: tuple[int, int],
+) -> list[Reconstruction]:
+    """How the patches of one scale were rebuilt at places of the finest grid."""
+    rows, columns = residual.shape[2:]
+    patches = to_patches(embedding)
+    own = [(row * rows // finest[0], column * columns // finest[1]) for row, column in places]
+    chosen = patches[[row * columns + column for row, column in own]]
+    support, code = _code(model.banks[scale], chosen)
+    found = []
+    for (row, column), patch, its_support, its_code in zip(own, chosen, support, code, strict=True):
+        counts = certificate.counts[its_support]
+        found.append(
+            Reconstruction(
+                scale=scale,
+                grid=(rows, columns),
+                row=row,
+                column=column,
+                residual=float(residual[0, 0, row, column]),
+                nominal=float((certificate.means[its_support] * counts).sum() / counts.sum().clamp_min(1)),
+                nominal_largest=float(certificate.bounds[its_support].amax()),
+                contributions=_contributions(model, scale, patch, its_support, its_code),
+            )
+        )
+    return found
 
 
 def _worst(scores: Tensor, number: int) -> list[tuple[int, int]]:
@@ -148,53 +196,38 @@ def _worst(scores: Tensor, number: int) -> list[tuple[int, int]]:
     return places
 
 
-def _code(model: SgfrModel, patches: Tensor) -> tuple[Tensor, Tensor]:
+def _code(bank: Bank, patches: Tensor) -> tuple[Tensor, Tensor]:
     """Atoms and their coefficients, each ``(N, k)``, for patches ``(N, d)``."""
-    if model.solver == "ridge":
-        code = self_expression.ridge_code(patches, model.bank, model.regularisation)
-        support = (code.abs() * model.bank.norm(dim=1)).topk(min(_SHOWN, len(model.bank)), dim=1).indices
+    if bank.solver == "ridge":
+        code = self_expression.ridge_code(patches, bank.atoms, bank.regularisation)
+        support = (code.abs() * bank.atoms.norm(dim=1)).topk(min(_SHOWN, len(bank.atoms)), dim=1).indices
         return support, code.gather(1, support)
-    if model.solver == "omp":
-        expression = self_expression.omp(patches, model.bank, model.num_atoms)
+    if bank.solver == "omp":
+        expression = self_expression.omp(patches, bank.atoms, bank.num_atoms)
     else:
-        expression = self_expression.affine(patches, model.bank, model.num_atoms, model.regularisation)
+        expression = self_expression.affine(patches, bank.atoms, bank.num_atoms, bank.regularisation)
     return expression.support, expression.code
 
 
-def _region(
-    model: SgfrModel,
-    certificate: Certificate,
-    place: tuple[int, int],
-    score: float,
-    residual: float,
-    patch: Tensor,
-    support: Tensor,
-    code: Tensor,
-) -> Region:
-    cover, images = model.cover, model.images
-    contributions = []
+def _contributions(
+    model: SgfrModel, scale: int, patch: Tensor, support: Tensor, code: Tensor
+) -> tuple[Contribution, ...]:
+    bank, images = model.banks[scale], model.images
+    found = []
     for index in code.abs().argsort(descending=True).tolist():
         atom = int(support[index])
-        image, row, column = cover.origin[atom].tolist()
-        count = int(cover.count[atom])
-        contributions.append(
+        image, row, column = bank.origin[atom].tolist()
+        count = int(bank.count[atom])
+        found.append(
             Contribution(
                 atom=atom,
                 coefficient=float(code[index]),
-                distance=float((patch - cover.atoms[atom]).norm()),
+                distance=float((patch - bank.atoms[atom]).norm()),
                 image=images[image] if 0 <= image < len(images) else None,
                 row=row,
                 column=column,
                 patches=count,
-                spread=math.sqrt(float(cover.squares[atom]) / max(count, 1)),
+                spread=math.sqrt(float(bank.squares[atom]) / max(count, 1)),
             )
         )
-    counts = certificate.counts[support]
-    return Region(
-        *place,
-        score=score,
-        residual=residual,
-        nominal=float((certificate.means[support] * counts).sum() / counts.sum().clamp_min(1)),
-        nominal_largest=float(certificate.bounds[support].amax()),
-        contributions=tuple(contributions),
-    )
+    return tuple(found)

@@ -52,8 +52,7 @@ class Gallery:
     def __init__(self, model: SgfrModel, pre_processor: Any) -> None:  # noqa: ANN401
         self._pre_processor = pre_processor
         self._images = model.images
-        self._origin = model.bank_origin
-        self._thumbnails = model.bank_thumbnails
+        self._banks = list(model.banks)
         self._read = lru_cache(_KEPT_IMAGES)(self._load)
 
     def _load(self, path: str) -> NDArray[np.float32] | None:
@@ -63,37 +62,42 @@ class Gallery:
             return None
         return displayed(self._pre_processor, image)
 
-    def original(self, atom: int, grid: tuple[int, int]) -> NDArray[np.float32] | None:
-        """What an atom was seen in, or ``None`` if its image is gone or was never known."""
-        number, row, column = self._origin[atom].tolist()
+    def original(self, scale: int, atom: int) -> NDArray[np.float32] | None:
+        """What an atom of a scale was seen in, or ``None`` if its image is gone or was never known."""
+        bank = self._banks[scale]
+        number, row, column = bank.origin[atom].tolist()
         image = self._read(self._images[number]) if 0 <= number < len(self._images) else None
-        return None if image is None else crop(image, row, column, grid)
+        return None if image is None else crop(image, row, column, (int(bank.grid[0]), int(bank.grid[1])))
 
-    def crop(self, atom: int, grid: tuple[int, int]) -> NDArray[np.float32] | None:
+    def crop(self, scale: int, atom: int) -> NDArray[np.float32] | None:
         """The same, or the atom's thumbnail, if there is one."""
-        found = self.original(atom, grid)
-        if found is None and len(self._thumbnails):
-            found = self._thumbnails[atom].float().div(255.0).cpu().numpy()
+        found = self.original(scale, atom)
+        pictures = self._banks[scale].thumbnails
+        if found is None and len(pictures):
+            found = pictures[atom].float().div(255.0).cpu().numpy()
         return found
 
 
-def thumbnails(model: SgfrModel, pre_processor: Any, grid: tuple[int, int]) -> Tensor:  # noqa: ANN401
+def thumbnails(model: SgfrModel, pre_processor: Any) -> list[Tensor]:  # noqa: ANN401
     """Thumbnails of all atoms.
 
     Args:
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
-        grid (tuple[int, int]): Rows and columns of an image's patches.
 
     Returns:
-        Tensor: Shape ``(M, 24, 24, 3)``, ``uint8``: 1,728 bytes an atom; grey where an image cannot be read.
+        list[Tensor]: For each scale, shape ``(M, 24, 24, 3)``, ``uint8``: 1,728 bytes an atom; grey where an image
+        cannot be read.
     """
     gallery = Gallery(model, pre_processor)
-    made = torch.full((len(model.bank), THUMBNAIL, THUMBNAIL, 3), 128, dtype=torch.uint8)
-    for atom in model.bank_origin[:, 0].argsort().tolist():  # image by image
-        found = gallery.original(atom, grid)
-        if found is not None:
-            pixels = torch.from_numpy(np.ascontiguousarray(found)).permute(2, 0, 1)[None]
-            small = functional.interpolate(pixels, (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
-            made[atom] = small[0].permute(1, 2, 0).mul(255.0).round().to(torch.uint8)
-    return made.to(model.bank.device)
+    pictures = []
+    for scale, bank in enumerate(model.banks):
+        made = torch.full((len(bank.atoms), THUMBNAIL, THUMBNAIL, 3), 128, dtype=torch.uint8)
+        for atom in bank.origin[:, 0].argsort().tolist():  # image by image
+            found = gallery.original(scale, atom)
+            if found is not None:
+                pixels = torch.from_numpy(np.ascontiguousarray(found)).permute(2, 0, 1)[None]
+                small = functional.interpolate(pixels, (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
+                made[atom] = small[0].permute(1, 2, 0).mul(255.0).round().to(torch.uint8)
+        pictures.append(made.to(bank.atoms.device))
+    return pictures

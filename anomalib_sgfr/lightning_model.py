@@ -13,7 +13,7 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
+from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import plugin
@@ -23,8 +23,7 @@ from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.calibration import NominalPostProcessor, adopted
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
-from anomalib_sgfr.distributed import Learnt, several, total, unite
-from anomalib_sgfr.embedding import equalising, layer_energy, to_patches
+from anomalib_sgfr.distributed import Learnt, several, unite
 from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.pre_processing import SgfrPreProcessor
@@ -41,22 +40,22 @@ logger = logging.getLogger(__name__)
 class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
     """Subspace-guided feature reconstruction: find and localise defects after seeing only good parts.
 
-    Learns a small bank of nominal patch embeddings in one pass over the training images, rebuilds every target patch
-    from a few of them, and scores what cannot be rebuilt. An implementation from the published description of Hotta et
-    al., "Subspace-Guided Feature Reconstruction for Unsupervised Anomaly Localization" (arXiv 2309.13904).
+    Learns small banks of nominal patch embeddings, one for each scale, in one pass over the training images, rebuilds
+    every target patch from a few of them, and scores what cannot be rebuilt. An implementation from the published
+    description of Hotta et al., "Subspace-Guided Feature Reconstruction for Unsupervised Anomaly Localization" (arXiv
+    2309.13904).
 
     Args:
         backbone (str): Name of a timm model, convolutional or transformer. The default's weights come with this
             package. Defaults to ``"tf_efficientnet_lite0"``.
-        layers (Sequence[str] | None): Backbone layers to take features from. ``None`` takes the stages of stride 8 and
-            16 (``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
+        layers (Sequence[str] | None): Backbone layers to take features from. Layers of one stride make a scale, those
+            finer than stride 8 join it, and each scale has a bank of its own. ``None`` takes the stages of stride 4, 8
+            and 16 (``layer1``, ``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
         pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5 with weights that fall
             off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to ``"binomial"``.
-        equal_layers (bool): Whether layers count alike: each is divided by its spread over the first 32 training
-            images or more, so that no layer outweighs another by its units alone. Defaults to ``False``.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
-        bank_size (int): Largest number of nominal embeddings (atoms) kept, whatever the size of the data set.
-            Defaults to ``3500``.
+        bank_size (int): Largest number of nominal embeddings (atoms) kept of each scale, whatever the size of the data
+            set. Defaults to ``3500``.
         solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from atoms picked
             greedily, ``"ridge"`` from all. Defaults to ``"affine"``.
         num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by ``"ridge"``. Defaults to ``5``.
@@ -90,7 +89,6 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         backbone: str = "tf_efficientnet_lite0",
         layers: Sequence[str] | None = None,
         pooling: Pooling = "binomial",
-        equal_layers: bool = False,
         pre_trained: bool = True,
         bank_size: int = 3500,
         solver: Solver = "affine",
@@ -122,7 +120,6 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             evaluator=evaluator,
             visualizer=visualizer,
         )
-        self.equal_layers = equal_layers
         self.pre_trained = pre_trained
         self.bank_size = bank_size
         self.tolerance = tolerance
@@ -197,30 +194,23 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         self._was_fitted = bool(self._is_fitted)
         self._is_fitted = torch.tensor([False], device=self.device)
 
-    def new_sampler(self) -> SubspaceSampler:
-        """Sampler for a fit that starts now, with the bank it adds to, if any."""
-        sampler = SubspaceSampler(self.bank_size, self.tolerance)
-        if self.update:
-            cover = self.model.cover
-            if self.trainer.global_rank > 0:  # what was seen before counts once among all processes
-                cover = cover._replace(count=torch.zeros_like(cover.count), squares=torch.zeros_like(cover.squares))
-            sampler.resume(cover, float(self.model.bank_threshold))
-        return sampler
+    def new_samplers(self) -> list[SubspaceSampler]:
+        """Samplers for a fit that starts now, one for each scale, with the banks it adds to, if any."""
+        samplers = []
+        for bank in self.model.banks:
+            sampler = SubspaceSampler(self.bank_size, self._scale_tolerance)
+            if self.update:
+                cover = bank.cover
+                if self.trainer.global_rank > 0:  # what was seen before counts once among all processes
+                    cover = cover._replace(count=torch.zeros_like(cover.count), squares=torch.zeros_like(cover.squares))
+                sampler.resume(cover, float(bank.threshold))
+            samplers.append(sampler)
+        return samplers
 
-    def known_scale(self) -> Tensor | None:
-        """Factors of channels for a fit that starts now, shape ``(d,)``, empty for none; ``None`` if it learns them."""
-        if self.update:
-            return self.model.scale
-        return None if self.equal_layers else torch.empty(0, device=self.device)
-
-    def new_scale(self, features: Tensor) -> Tensor:
-        """Factors of channels that let layers count alike, shape ``(d,)``, the same in all processes.
-
-        Args:
-            features (Tensor): Nominal patches before channels are scaled, shape ``(n, d)``.
-        """
-        channels = self.model.embedder.channels
-        return equalising(total(layer_energy(features, channels)), channels)
+    @property
+    def _scale_tolerance(self) -> float:
+        """What of the tolerance each scale may use up: the map is their sum."""
+        return self.tolerance / len(self.model.banks)
 
     def images_known(self) -> list[str]:
         """Paths of the images that atoms of the bank which a fit adds to come from."""
@@ -243,7 +233,8 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.
 
         Raises:
-            ValueError: If the checkpoint is another model's, of another backbone or pooling, or its bank is not finite.
+            ValueError: If the checkpoint is another model's or an earlier version's, of another backbone, pooling or
+            layers, or a bank is not finite.
         """
         check(checkpoint, self)
         self.post_processor = adopted(self.post_processor, checkpoint, getattr(self._trainer, "callbacks", []))
@@ -278,17 +269,15 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             **kwargs: Unused.
 
         Returns:
-            dict[str, Any]: Unscaled ``features`` of shape ``(B * h * w, d)``, the ``grid`` ``(h, w)``, and a dummy
-            ``loss`` that lets Lightning's automatic optimisation, and with it checkpointing, run.
+            dict[str, Any]: ``embeddings`` of each scale, shape ``(B, d, h, w)``, and a dummy ``loss`` that lets
+            Lightning's automatic optimisation, and with it checkpointing, run.
         """
         del args, kwargs
         loss = torch.zeros((), device=self.device, requires_grad=True)
         images: Any = batch.image
-        features = self.model.features(images)
         return {
             "loss": loss if self._anchor is None else 0 * self._anchor,
-            "features": to_patches(features),
-            "grid": tuple(features.shape[2:]),
+            "embeddings": self.model.embed(images),
         }
 
     @torch.no_grad()
@@ -298,24 +287,29 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         Raises:
             ValueError: If no training image was seen.
         """
-        self._sampling.catch_up(self)
-        sampler = self._sampling.sampler
-        if sampler is None or sampler.patches_seen_ == 0:
+        if self._sampling.patches_seen == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        cover, threshold = sampler.learnt(sampler.working_size if several() else None)
-        cover, images = renumbered(cover, self._sampling.images)
-        learnt = unite(Learnt(cover, threshold, images), self.bank_size, self.tolerance)
-        if not self.update:  # an earlier bank's atoms stay where they are, and with them what was certified
-            learnt = learnt._replace(
-                cover=centred(learnt.cover, self.tolerance if learnt.threshold <= self.tolerance else torch.inf)
-            )
-        self.model.set_bank(*learnt, self._sampling.scale)
+        covers, thresholds = [], []
+        for sampler in self._sampling.samplers:
+            cover, threshold = sampler.learnt(sampler.working_size if several() else None)
+            covers.append(cover)
+            thresholds.append(threshold)
+        covers, images = renumbered(covers, self._sampling.images)
+        learnt = unite(Learnt(covers, thresholds, images), self.bank_size, self._scale_tolerance)
+        scales = zip(self.model.banks, learnt.covers, learnt.thresholds, self._sampling.grids, strict=True)
+        for bank, cover, threshold, grid in scales:
+            if not self.update:  # an earlier bank's atoms stay where they are, and with them what was certified
+                within = threshold <= self._scale_tolerance
+                cover = centred(cover, self._scale_tolerance if within else torch.inf)  # noqa: PLW2901
+            bank.set(cover, threshold, grid)
+        self.model.images = learnt.images
         self._was_fitted = False
         self._after_fit(self._training_images())
         found = self.certificate()
         if self.trainer.is_global_zero:
-            logger.info("Learnt a bank of %d atoms x %d from %d patches.", *self.model.bank.shape, found.patches)
+            for bank, scale in zip(self.model.banks, found.scales, strict=True):
+                logger.info("Learnt a bank of %d atoms x %d from %d patches.", *bank.atoms.shape, scale.patches)
             logger.info("Certified: each rebuilt to within %.4g, on average within %.4g.", found.largest, found.mean)
         measured = {"certified_residual": found.largest, "certified_mean_residual": found.mean}
         for destination in self.trainer.loggers:
@@ -330,7 +324,9 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             suspected = {path for path, _ in self.suspects}
             paths = [path for path in paths if path not in suspected]
         if self.thumbnails:
-            self.model.bank_thumbnails = make_thumbnails(self.model, self.pre_processor, self._sampling.grid)
+            pictures = make_thumbnails(self.model, self.pre_processor)
+            for bank, its_pictures in zip(self.model.banks, pictures, strict=True):
+                bank.thumbnails = its_pictures
         if isinstance(self.post_processor, NominalPostProcessor):
             self.post_processor.calibrate_for(self.model, self.pre_processor, paths)
 

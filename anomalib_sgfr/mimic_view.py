@@ -50,10 +50,11 @@ def draw(
     found = explain(model.model, image) if explanation is None else explanation
     gallery = gallery or Gallery(model.model, model.pre_processor)
     shown = displayed(model.pre_processor, image)
-    grid = (found.patch_scores.shape[0], found.patch_scores.shape[1])
-    across = max(3, 1 + max(len(region.contributions) for region in found.regions))
-    figure = Figure(figsize=(1.5 * across, 3.2 + 1.9 * len(found.regions)), layout="constrained", dpi=110)
-    heights = [3.0] + [1.8] * len(found.regions)
+    grid = (found.residuals[0].shape[0], found.residuals[0].shape[1])
+    rebuilt = [(number, part) for number, region in enumerate(found.regions, 1) for part in region.reconstructions]
+    across = max(3, 1 + max(len(part.contributions) for _, part in rebuilt))
+    figure = Figure(figsize=(1.5 * across, 3.2 + 1.9 * len(rebuilt)), layout="constrained", dpi=110)
+    heights = [3.0] + [1.8] * len(rebuilt)
     parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
     overview, *rows = parts
     figure.suptitle(title, fontsize="small")
@@ -76,17 +77,17 @@ def draw(
     for axis in views:
         axis.set_axis_off()
 
-    for number, (region, row) in enumerate(zip(found.regions, rows, strict=True), 1):
+    for (number, part), row in zip(rebuilt, rows, strict=True):
         axes: list[Axes] = list(np.atleast_1d(row.subplots(1, across)))
         row.suptitle(
-            f"{number}: residual {region.residual:.3g}; nominal patches of its kind leave at most {region.nominal:.3g} "
-            f"on average, {region.nominal_largest:.3g} singly",
+            f"{number}, patches of {shown.shape[0] / part.grid[0]:.0f} pixels: residual {part.residual:.3g}; "
+            f"nominal ones of its kind leave at most {part.nominal:.3g} on average, {part.nominal_largest:.3g} singly",
             fontsize="small",
         )
-        axes[0].imshow(crop(shown, region.row, region.column, grid))
+        axes[0].imshow(crop(shown, part.row, part.column, part.grid))
         axes[0].set_title("here", fontsize="x-small")
-        for axis, contribution in zip(axes[1:], region.contributions, strict=False):
-            seen = gallery.crop(contribution.atom, grid)
+        for axis, contribution in zip(axes[1:], part.contributions, strict=False):
+            seen = gallery.crop(part.scale, contribution.atom)
             if seen is None:
                 axis.text(
                     0.5, 0.5, "image\nis gone", ha="center", va="center", transform=axis.transAxes, fontsize="x-small"

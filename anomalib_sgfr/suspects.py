@@ -11,7 +11,7 @@ import torch
 
 from anomalib_sgfr.calibration import nominal_scores
 from anomalib_sgfr.provenance import renumbered
-from anomalib_sgfr.sampling import settle
+from anomalib_sgfr.sampling import Cover, settle
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["drop_suspects", "write_suspects"]
@@ -43,13 +43,17 @@ def drop_suspects(
     suspects = worst[: math.ceil(share * len(paths))]
     suspected = {path for path, _ in suspects}
     numbers = [number for number, path in enumerate(model.images) if path in suspected]
-    cover = model.cover
-    dropped = torch.isin(cover.origin[:, 0], torch.tensor(numbers, device=cover.origin.device))
-    if bool(dropped.all()):
-        logger.warning("Without the suspects there would be no atom: the bank is kept as it is.")
-        return suspects
-    kept, images = renumbered(settle(cover.rows(~dropped), cover.rows(dropped)), dict(enumerate(model.images)))
-    model.set_bank(kept, float(model.bank_threshold), images)
+    covers: list[Cover] = []
+    for bank in model.banks:
+        dropped = torch.isin(bank.origin[:, 0], torch.tensor(numbers, device=bank.origin.device))
+        if bool(dropped.all()):
+            logger.warning("Without the suspects there would be no atom: the bank is kept as it is.")
+            return suspects
+        covers.append(settle(bank.cover.rows(~dropped), bank.cover.rows(dropped)))
+    covers, images = renumbered(covers, dict(enumerate(model.images)))
+    for bank, cover in zip(model.banks, covers, strict=True):
+        bank.set(cover, float(bank.threshold))
+    model.images = images
     return suspects
 
 

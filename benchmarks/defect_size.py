@@ -87,7 +87,8 @@ def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> 
         model = _fitted(module, pooling, seed)
         clean = _scores(model, [normalise(image) for image in untouched])
         for size, drawn in spoilt.items():
-            scores = torch.cat((clean, _scores(model, [normalise(image) for image, _ in drawn])))
+            spoilt_scores = _scores(model, [normalise(image) for image, _ in drawn])
+            scores = [torch.cat(both) for both in zip(clean, spoilt_scores, strict=True)]
             masks = np.stack([np.zeros_like(drawn[0][1])] * len(untouched) + [mask for _, mask in drawn])
             found += [{"pooling": pooling, "size": size, **row} for row in _by_blur(scores, masks)]
     return found
@@ -99,20 +100,22 @@ def _fitted(module: AnomalibDataModule, pooling: Pooling, seed: int) -> SgfrMode
     defaults = Sgfr(seed=seed, pooling=pooling, visualizer=False, evaluator=False)
     model, transform = defaults.model.eval(), cast("Any", defaults.pre_processor).transform
     model.embedder.load_pretrained()
-    sampler = SubspaceSampler(defaults.bank_size)
+    samplers = [SubspaceSampler(defaults.bank_size) for _ in model.banks]
     order = torch.randperm(len(module.train_data)).tolist()
     for start in range(0, len(order), 32):
         images = [transform(cast("Any", module.train_data[index]).image[None]) for index in order[start : start + 32]]
-        sampler.observe(to_patches(model.embed(torch.cat(images))))
-    model.set_bank(centred(sampler.cover()))
+        for sampler, embedding in zip(samplers, model.embed(torch.cat(images)), strict=True):
+            sampler.observe(to_patches(embedding))
+    for bank, sampler in zip(model.banks, samplers, strict=True):
+        bank.set(centred(sampler.cover()))
     return model
 
 
-def _by_blur(scores: Tensor, masks: NDArray[np.bool_]) -> Iterator[dict[str, float]]:
-    """Metrics of patch scores ``(B, 1, h, w)`` against masks ``(B, H, W)``, smoothed by each Gaussian in turn."""
+def _by_blur(scores: list[Tensor], masks: NDArray[np.bool_]) -> Iterator[dict[str, float]]:
+    """Metrics of residuals ``(B, 1, h, w)`` of each scale against masks ``(B, H, W)``, by each Gaussian in turn."""
     regions = label_regions(masks)
     for blur in _BLURS:
-        maps = SgfrModel(blur=blur).smooth(scores, masks.shape[1:])[:, 0].numpy()
+        maps = SgfrModel(blur=blur).combine(scores, masks.shape[1:])[:, 0].numpy()
         pixels = pixel_scores(maps, regions)
         metrics = {
             "image_AUROC": image_metrics(maps.max((1, 2)), np.asarray(masks.any((1, 2))))["image_AUROC"],
@@ -122,14 +125,11 @@ def _by_blur(scores: Tensor, masks: NDArray[np.bool_]) -> Iterator[dict[str, flo
         yield {"blur": blur, **{name: round(float(value), 5) for name, value in metrics.items()}}
 
 
-def _scores(model: SgfrModel, images: list[Tensor]) -> Tensor:
-    """Patch scores ``(B, 1, h, w)`` of normalised images."""
-    parts = []
-    for start in range(0, len(images), _BATCH):
-        embedding = model.embed(torch.stack(images[start : start + _BATCH]))
-        batch, _, rows, columns = embedding.shape
-        parts.append(model.patch_scores(to_patches(embedding)).reshape(batch, 1, rows, columns))
-    return torch.cat(parts)
+def _scores(model: SgfrModel, images: list[Tensor]) -> list[Tensor]:
+    """Residuals ``(B, 1, h, w)`` of each scale of normalised images."""
+    starts = range(0, len(images), _BATCH)
+    parts = [model.residual_maps(model.embed(torch.stack(images[start : start + _BATCH]))) for start in starts]
+    return [torch.cat(scale) for scale in zip(*parts, strict=True)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

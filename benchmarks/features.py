@@ -1,5 +1,6 @@
 """Patch embeddings of a data set, computed once and kept on disk, for studies that vary what comes after them."""
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from anomalib.data import AnomalibDataset
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from torchvision.tv_tensors import Mask
 
 from anomalib_sgfr import Sgfr
@@ -30,23 +32,37 @@ class Features:
     """Embeddings of one split.
 
     Attributes:
-        train (NDArray[np.float32]): Of the training images, ``(N, d, h, w)``.
-        test (NDArray[np.float32]): Of the test images, ``(T, d, h, w)``.
+        train (list[NDArray[np.float32]]): Of the training images, for each scale ``(N, d, h, w)``.
+        test (list[NDArray[np.float32]]): Of the test images, for each scale ``(T, d, h, w)``.
         kinds (NDArray[np.str_]): Kind of defect of each test image, ``"good"`` for none.
         regions (NDArray[np.int32] | None): Numbered defective regions ``(T, H, W)``; ``None`` without masks.
         image_size (tuple[int, int]): Height and width of the images that were embedded.
     """
 
-    train: NDArray[np.float32]
-    test: NDArray[np.float32]
+    train: list[NDArray[np.float32]]
+    test: list[NDArray[np.float32]]
     kinds: NDArray[np.str_]
     regions: NDArray[np.int32] | None
     image_size: tuple[int, int]
 
-    def batches(self, seed: int) -> list[Tensor]:
-        """The training patches as a fit sees them: batches of 32 images in random order, each ``(n, d)``."""
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed)).numpy()
-        return [_patches(self.train[order[start : start + _BATCH]]) for start in range(0, len(order), _BATCH)]
+    def batches(self, seed: int) -> list[list[Tensor]]:
+        """The training patches of each scale as a fit sees them: batches ``(n, d)`` of 32 images in random order."""
+        order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(seed)).numpy()
+        starts = range(0, len(order), _BATCH)
+        return [[_patches(maps[order[start : start + _BATCH]]) for start in starts] for maps in self.train]
+
+    def joined(self) -> "Features":
+        """The same with all scales in one: the coarser resized (bilinear) to the finest, and concatenated."""
+        return dataclasses.replace(self, train=[_join(self.train)], test=[_join(self.test)])
+
+
+def _join(scales: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    size = scales[0].shape[-2:]
+    parts = [
+        functional.interpolate(torch.from_numpy(maps), size=size, mode="bilinear", align_corners=False)
+        for maps in scales[1:]
+    ]
+    return torch.cat([torch.from_numpy(scales[0]), *parts], 1).numpy()
 
 
 def _patches(maps: NDArray[np.float32]) -> Tensor:
@@ -89,7 +105,7 @@ def load(
     stored = _embed(full, everything.test_data, backbone, strides, image_size, cache, pooling)
     row = {path: index for index, path in enumerate(full["image_path"])}
     train, test = (
-        stored[[row[path] for path in samples["image_path"]]]
+        [maps[[row[path] for path in samples["image_path"]]] for maps in stored]
         for samples in (module.train_data.samples, module.test_data.samples)
     )
     samples = module.test_data.samples
@@ -116,31 +132,38 @@ def _embed(
     image_size: tuple[int, int],
     cache: Path,
     pooling: Pooling,
-) -> NDArray[np.float32]:
-    identity = json.dumps([sorted(samples["image_path"]), backbone, strides, image_size, pooling])
-    path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
-    cache.mkdir(parents=True, exist_ok=True)
+) -> list[NDArray[np.float32]]:
     from benchmarks.zoo import strided_layers
 
     embedder = PatchEmbedder(backbone, strided_layers(backbone, strides), pooling)
+    identity = json.dumps([sorted(samples["image_path"]), backbone, strides, image_size, pooling])
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    paths = [cache / f"{name}-{scale}-of-{embedder.scales}.npy" for scale in range(embedder.scales)]
+    if all(path.exists() for path in paths):
+        return [np.load(path, mmap_mode="r") for path in paths]
+    cache.mkdir(parents=True, exist_ok=True)
     embedder.load_pretrained()
     transform = cast("Any", Sgfr.configure_pre_processor(image_size, backbone).transform)
     attributes = template.samples.attrs
     template.samples = samples.reset_index(drop=True)
     template.samples.attrs.update(attributes)
-    temporary = path.with_suffix(".partial.npy")
-    out: np.memmap[Any, np.dtype[np.float32]] | None = None
+    partial = [path.with_suffix(".partial.npy") for path in paths]
+    stores: list[np.memmap[Any, np.dtype[np.float32]]] = []
     with torch.no_grad():
         for start in range(0, len(samples), _BATCH):
             rows = range(start, min(start + _BATCH, len(samples)))
             images = torch.cat([transform(cast("Any", template[index]).image[None]) for index in rows])
-            maps = embedder(images).float().numpy()
-            if out is None:
-                out = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(samples), *maps.shape[1:]))
-            out[start : start + len(maps)] = maps
-    if out is not None:
-        out.flush()
-    temporary.replace(path)
-    return np.load(path, mmap_mode="r")
+            scales = [maps.float().numpy() for maps in embedder(images)]
+            if not stores:
+                shapes = [(len(samples), *maps.shape[1:]) for maps in scales]
+                stores = [
+                    np.lib.format.open_memmap(path, "w+", np.float32, shape)
+                    for path, shape in zip(partial, shapes, strict=True)
+                ]
+            for store, maps in zip(stores, scales, strict=True):
+                store[start : start + len(maps)] = maps
+    for store in stores:
+        store.flush()
+    for temporary, path in zip(partial, paths, strict=True):
+        temporary.replace(path)
+    return [np.load(path, mmap_mode="r") for path in paths]

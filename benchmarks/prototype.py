@@ -1,4 +1,4 @@
-"""Sgfr's model with ideas under study that the product does not have, or not yet."""
+"""Sgfr's bank and score with ideas under study that the product does not have, or not yet."""
 
 import functools
 from collections.abc import Sequence
@@ -8,30 +8,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from anomalib_sgfr import self_expression
-from anomalib_sgfr.embedding import backbone_stages, equalising, layer_energy, to_patches
+from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.sampling import WORKING_SIZE, SubspaceSampler, centred
 from anomalib_sgfr.search import nearest, search_index
 from anomalib_sgfr.selection import farthest_first
-from anomalib_sgfr.torch_model import SgfrModel
-from benchmarks.variants import PRODUCT
 
-__all__ = ["Nominal", "Prototype", "channel_scaling", "image_scores"]
+__all__ = ["Nominal", "PrototypeBank", "channel_scaling", "combined", "image_scores"]
 
 _ROUNDS = 4  # of adding or dropping atoms
 _RESIDUAL_SAMPLE = 131_072  # patches among which the worst rebuilt are looked for
 
 
-class Prototype(SgfrModel):
-    """The product's model, with ideas under study that it does not have.
+class PrototypeBank(Bank):
+    """The product's bank, with ideas under study that it does not have.
 
     Args:
         arguments (dict[str, Any]): As in :data:`benchmarks.variants.DEFAULTS`.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        super().__init__(**{name: arguments[name] for name in PRODUCT if name != "bank_size"})
+        super().__init__(arguments["solver"], arguments["num_atoms"], arguments["regularisation"])
         self.arguments = arguments
         self.weight: Tensor | None = None  # (d,), scales residuals
         self.nominal: Tensor | None = None  # (M,), mean nominal residual length around each atom
@@ -46,55 +45,64 @@ class Prototype(SgfrModel):
             expression = self._express(nominal)
             length = self._weighted_length(expression.residual)
             prior, weight = length.mean(), 5.0  # atoms that few patches use take the overall mean
-            total = torch.full((len(self.bank),), float(prior) * weight)
-            count = torch.full((len(self.bank),), weight)
+            total = torch.full((len(self.atoms),), float(prior) * weight)
+            count = torch.full((len(self.atoms),), weight)
             flat = expression.support.reshape(-1)
             total.index_add_(0, flat, length.repeat_interleave(expression.support.shape[1]))
             count.index_add_(0, flat, torch.ones(len(flat)))
             self.nominal = total / count / prior
 
+    def residuals(self, patches: Tensor) -> Tensor:
+        """As the product's, or by an idea under study."""
+        if self.nominal is None and self.weight is None:
+            return super().residuals(patches)
+        lengths = []
+        for chunk in patches.split(1024):
+            expression = self._express(chunk)
+            length = self._weighted_length(expression.residual)
+            lengths.append(length if self.nominal is None else length / self.nominal[expression.support].mean(1))
+        return torch.cat(lengths)
+
     def _express(self, patches: Tensor) -> self_expression.Expression:
-        return self_expression.affine(patches, self.bank, self.num_atoms, self.regularisation)
+        return self_expression.affine(patches, self.atoms, self.num_atoms, self.regularisation)
 
     def _weighted_length(self, residual: Tensor) -> Tensor:
         return (residual if self.weight is None else residual * self.weight).norm(dim=1)
 
-    @torch.no_grad()
-    def distance(self, embedding: Tensor) -> Tensor:
-        """Patch scores ``(B, 1, h, w)`` of embeddings ``(B, d, h, w)``."""
-        batch, _, rows, columns = embedding.shape
-        patches = to_patches(embedding)
-        if self.nominal is None and self.weight is None:
-            return self.patch_scores(patches).reshape(batch, 1, rows, columns)
-        scores = []
-        for chunk in patches.split(1024):
-            expression = self._express(chunk)
-            length = self._weighted_length(expression.residual)
-            scores.append(length if self.nominal is None else length / self.nominal[expression.support].mean(1))
-        return torch.cat(scores).reshape(batch, 1, rows, columns)
 
-    @torch.no_grad()
-    def maps(self, distance: Tensor, size: tuple[int, int]) -> Tensor:
-        """Anomaly maps ``(B, H, W)`` of patch scores."""
-        return self.smooth(distance, size)[:, 0]
+def combined(residuals: Sequence[Tensor], means: Sequence[float], rule: str) -> list[Tensor]:
+    """Residuals of each scale, so changed that the product's sum over scales follows a rule.
+
+    Args:
+        residuals (Sequence[Tensor]): Of each scale, shape ``(B, 1, h, w)``.
+        means (Sequence[float]): What they average to on nominal images.
+        rule (str): ``"sum"``, the product's; ``"equal"``, sum of each divided by its mean; ``"squares"``, root of the
+            sum of their squares on the finest grid.
+
+    Returns:
+        list[Tensor]: What to sum.
+    """
+    if rule == "equal":
+        overall = sum(means) / len(means)
+        return [part * (overall / mean) for part, mean in zip(residuals, means, strict=True)]
+    if rule == "squares":
+        size = residuals[0].shape[-2:]
+        aligned = [functional.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in residuals]
+        return [torch.stack(aligned).square().sum(0).sqrt()]
+    return list(residuals)
 
 
-def image_scores(maps: NDArray[np.float32], distance: NDArray[np.float32], rule: str) -> NDArray[np.float64]:
-    """Image scores by a rule over the map, or, if it begins with ``patch``, over the patch scores before smoothing."""
-    flat = (distance if rule.startswith("patch ") else maps).reshape(len(maps), -1)
-    rule = rule.removeprefix("patch ")
+def image_scores(maps: NDArray[np.float32], rule: str) -> NDArray[np.float64]:
+    """Image scores by a rule over the map."""
+    flat = maps.reshape(len(maps), -1)
     if rule == "max":
         return flat.max(1).astype(np.float64)
     number = max(1, round(flat.shape[1] * float(rule.removeprefix("top ").removesuffix("%")) / 100))
     return np.partition(flat, -number, 1)[:, -number:].mean(1, dtype=np.float64)
 
 
-def channel_scaling(first: Tensor, rule: str, strides: Sequence[int]) -> Tensor:
+def channel_scaling(first: Tensor, rule: str) -> Tensor:
     """Factor for each channel, shape ``(d,)``, from the patches of the first batch, ``(n, d)``."""
-    if rule == "layer":
-        stages = backbone_stages("tf_efficientnet_lite0")
-        channels = [stage.channels for stage in stages if stage.stride in strides]
-        return equalising(layer_energy(first, channels), channels)
     if rule == "spread":
         spread = first.std(0)
         return spread.mean() / spread.clamp_min(1e-6 * spread.mean())
@@ -102,7 +110,7 @@ def channel_scaling(first: Tensor, rule: str, strides: Sequence[int]) -> Tensor:
 
 
 class Nominal:
-    """The training patches of one fit, and the banks that samplers make of them.
+    """The training patches of one scale of a fit, and the banks that samplers make of them.
 
     Args:
         batches (list[Tensor]): Patches as the fit sees them, each ``(n, d)``.

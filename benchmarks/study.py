@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
+from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import features
 from benchmarks.plots import plt, save_figure
-from benchmarks.prototype import Nominal, Prototype, channel_scaling, image_scores
+from benchmarks.prototype import Nominal, PrototypeBank, channel_scaling, combined, image_scores
 from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
 from benchmarks.run import versions
 from benchmarks.scores import image_metrics, per_defect, pixel_scores
@@ -54,37 +55,50 @@ def _evaluate(specs: list[Spec], root: Path | None, cache: Path) -> Iterator[Rec
             cache,
             first.arguments["pooling"],
         )
-        for _, of_scaling in _groups(of_features, _by("channel_scaling")):
-            arguments = of_scaling[0].arguments
-            batches = found.batches(first.seed)
-            factor = channel_scaling(batches[0], arguments["channel_scaling"], arguments["strides"])
-            batches = [batch * factor for batch in batches]
-            nominal = Nominal(batches, first.seed)
-            for _, of_bank in _groups(of_scaling, _by("sampler", "bank_size")):
-                yield from _evaluate_bank(of_bank, nominal, found, factor)
+        for scales, of_scales in _groups(of_features, _by("scales")):
+            taken = found.joined() if json.loads(scales) == ["joint"] else found
+            for _, of_scaling in _groups(of_scales, _by("channel_scaling")):
+                batches = taken.batches(first.seed)
+                rule = of_scaling[0].arguments["channel_scaling"]
+                factors = [channel_scaling(part[0], rule) for part in batches]
+                nominal = [
+                    Nominal([batch * factor for batch in part], first.seed)
+                    for part, factor in zip(batches, factors, strict=True)
+                ]
+                for _, of_bank in _groups(of_scaling, _by("sampler", "bank_size")):
+                    yield from _evaluate_bank(of_bank, nominal, taken, factors)
 
 
 def _evaluate_bank(
-    specs: list[Spec], nominal: Nominal, found: features.Features, factor: torch.Tensor
+    specs: list[Spec], nominal: list[Nominal], found: features.Features, factors: list[torch.Tensor]
 ) -> Iterator[Record]:
-    """Evaluate variants that have their bank in common."""
-    bank = nominal.bank(specs[0].arguments)
-    step = max(1, sum(map(len, nominal.batches)) // _NOMINAL_SAMPLE)
-    sample = torch.cat([batch[::step] for batch in nominal.batches])
+    """Evaluate variants that have their banks in common."""
+    atoms = [part.bank(specs[0].arguments) for part in nominal]
+    samples = [_sample(part.batches) for part in nominal]
     steps = ("solver", "num_atoms", "regularisation", "residual_scaling", "local_normalisation")
     for _, of_residual in _groups(specs, _by(*steps)):
-        model = Prototype(of_residual[0].arguments).eval()
-        model.set_bank(bank)
-        model.learn(sample)
-        starts = range(0, len(found.test), _CHUNK_IMAGES)
-        chunks = (torch.from_numpy(found.test[start : start + _CHUNK_IMAGES]) for start in starts)
-        distance = torch.cat([model.distance(chunk * factor[:, None, None]) for chunk in chunks])
-        for _, of_maps in _groups(of_residual, _by("blur")):
-            smoothing = Prototype(of_maps[0].arguments)
-            maps = torch.cat([smoothing.maps(part, found.image_size) for part in distance.split(_CHUNK_IMAGES)]).numpy()
+        banks = [PrototypeBank(of_residual[0].arguments).eval() for _ in atoms]
+        for bank, its_atoms, sample in zip(banks, atoms, samples, strict=True):
+            bank.set(its_atoms)
+            bank.learn(sample)
+        residuals = [
+            torch.cat(
+                [
+                    bank.residual_map(torch.from_numpy(maps[start : start + _CHUNK_IMAGES]) * factor[:, None, None])
+                    for start in range(0, len(maps), _CHUNK_IMAGES)
+                ]
+            )
+            for bank, maps, factor in zip(banks, found.test, factors, strict=True)
+        ]
+        means = [float(bank.residuals(sample).mean()) for bank, sample in zip(banks, samples, strict=True)]
+        for _, of_maps in _groups(of_residual, _by("blur", "combination")):
+            smoothing = SgfrModel(blur=of_maps[0].arguments["blur"])
+            parts = combined(residuals, means, of_maps[0].arguments["combination"])
+            chunks = zip(*(part.split(_CHUNK_IMAGES) for part in parts), strict=True)
+            maps = torch.cat([smoothing.combine(chunk, found.image_size)[:, 0] for chunk in chunks]).numpy()
             pixel = None if found.regions is None else pixel_scores(maps, found.regions)
             for spec in of_maps:
-                scores = image_scores(maps, distance.numpy(), spec.arguments["image_score"])
+                scores = image_scores(maps, spec.arguments["image_score"])
                 metrics: dict[str, float | None] = dict.fromkeys(METRICS)
                 image = image_metrics(scores, found.kinds != "good")
                 metrics.update({name: round(image[name], 5) for name in METRICS if name in image})
@@ -95,13 +109,18 @@ def _evaluate_bank(
                 yield Record(
                     **dataclasses.asdict(spec),
                     versions=versions(),
-                    n_train=len(found.train),
-                    n_test=len(found.test),
+                    n_train=len(found.train[0]),
+                    n_test=len(found.test[0]),
                     metrics=metrics,
                     per_defect={kind: round(value, 5) for kind, value in per_defect(scores, found.kinds).items()},
-                    bank_atoms=len(bank),
-                    bank_bytes=bank.numel() * bank.element_size(),
+                    bank_atoms=sum(map(len, atoms)),
+                    bank_bytes=sum(part.numel() * part.element_size() for part in atoms),
                 )
+
+
+def _sample(batches: list[torch.Tensor]) -> torch.Tensor:
+    step = max(1, sum(map(len, batches)) // _NOMINAL_SAMPLE)
+    return torch.cat([batch[::step] for batch in batches])
 
 
 def _by(*names: str) -> Callable[[Spec], str]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.sampling import SubspaceSampler, centred
-from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import features
 from benchmarks.places import study_places
 from benchmarks.records import write_text
@@ -26,33 +26,35 @@ _DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly")
 _SIZES = (250, 1000, 3500)
 _CACHE = Path("runs/embeddings")
 _ROWS = 65_536
+_SCALES = ("4, 8", "16")  # strides of each
 
 
 @torch.no_grad()
 def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> list[dict[str, Any]]:
     """Bounds and residuals for banks of several sizes."""
     backbone = "tf_efficientnet_lite0"
-    found = features.load(dataset, root, split, seed, None, backbone, (8, 16), (256, 256), _CACHE)
-    batches = found.batches(seed)
+    found = features.load(dataset, root, split, seed, None, backbone, (4, 8, 16), (256, 256), _CACHE)
     rows = []
-    for size in _SIZES:
-        sampler = SubspaceSampler(size)
-        for batch in batches:
-            sampler.observe(batch)
-        model = SgfrModel(backbone)
-        model.set_bank(centred(sampler.cover()))
-        bound = model.certificate()
-        residual = torch.cat([model.patch_scores(part) for batch in batches for part in batch.split(_ROWS)])
-        rows.append(
-            {
-                "atoms": len(model.bank),
-                "patches": len(residual),
-                "largest_bound": round(bound.largest, 5),
-                "largest": round(float(residual.max()), 5),
-                "mean_bound": round(bound.mean, 5),
-                "mean": round(float(residual.double().mean()), 5),
-            }
-        )
+    for scale, batches in enumerate(found.batches(seed)):
+        for size in _SIZES:
+            sampler = SubspaceSampler(size)
+            for batch in batches:
+                sampler.observe(batch)
+            bank = Bank()
+            bank.set(centred(sampler.cover()))
+            bound = bank.certificate()
+            residual = torch.cat([bank.residuals(part) for batch in batches for part in batch.split(_ROWS)])
+            rows.append(
+                {
+                    "scale": scale,
+                    "atoms": len(bank.atoms),
+                    "patches": len(residual),
+                    "largest_bound": round(bound.largest, 5),
+                    "largest": round(float(residual.max()), 5),
+                    "mean_bound": round(bound.mean, 5),
+                    "mean": round(float(residual.double().mean()), 5),
+                }
+            )
     return rows
 
 
@@ -72,11 +74,12 @@ def report(folder: Path) -> None:
         "patches, and those residuals computed one by one; in units of the score. Medians over seeds",
         f"{', '.join(str(seed) for seed in sorted({row['seed'] for row in found}))}.",
         "",
-        "| data | patches | atoms | largest: bound | measured | factor | mean: bound | measured | factor |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | scale | patches | atoms | largest: bound | measured | factor | mean: bound | measured | factor |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for dataset, split, atoms in dict.fromkeys((row["dataset"], row["split"], row["atoms"]) for row in found):
-        rows = [row for row in found if (row["dataset"], row["split"], row["atoms"]) == (dataset, split, atoms)]
+    names = ("dataset", "split", "scale", "atoms")
+    for dataset, split, scale, atoms in dict.fromkeys(tuple(row[name] for name in names) for row in found):
+        rows = [row for row in found if tuple(row[name] for name in names) == (dataset, split, scale, atoms)]
         cells = []
         for name in ("largest", "mean"):
             bound, measured = (statistics.median(row[key] for row in rows) for key in (f"{name}_bound", name))
@@ -84,7 +87,7 @@ def report(folder: Path) -> None:
             cells += [f"{bound:.3f}", f"{measured:.3f}", f"{factor:.2f}"]
         patches = f"{statistics.median(row['patches'] for row in rows):,.0f}"
         place = " ".join(filter(None, (dataset, split)))
-        lines.append(f"| {place} | {patches} | {atoms:,} | " + " | ".join(cells) + " |")
+        lines.append(f"| {place} | {_SCALES[scale]} | {patches} | {atoms:,} | " + " | ".join(cells) + " |")
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 

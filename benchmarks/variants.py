@@ -12,8 +12,10 @@ __all__ = ["DEFAULTS", "PRODUCT", "STUDIES", "Variant", "spec_of"]
 PRODUCT = {"pooling", "bank_size", "solver", "num_atoms", "regularisation", "blur"}
 DEFAULTS: dict[str, Any] = {
     **{name: item.default for name, item in inspect.signature(Sgfr).parameters.items() if name in PRODUCT},
-    # not arguments of Sgfr, or not by this name (equal_layers): ideas under study, and what it does
-    "strides": [8, 16],
+    # not arguments of Sgfr, or not by this name: ideas under study, and what it does
+    "strides": [4, 8, 16],
+    "scales": "own",
+    "combination": "sum",
     "channel_scaling": "none",
     "residual_scaling": "none",
     "local_normalisation": False,
@@ -55,11 +57,8 @@ STUDIES: dict[str, list[Variant]] = {
         Variant("stream, 3500"),
         Variant("unmoved, 3500", {"sampler": "unmoved"}),
         *(
-            Variant(
-                f"equal layers: {sampler}, {size}",
-                {"channel_scaling": "layer", "sampler": sampler, "bank_size": size},
-            )
-            for size in (3500, 1000, 250)
+            Variant(f"{sampler}, {size}", {"sampler": sampler, "bank_size": size})
+            for size in (1000, 250)
             for sampler in ("stream", "unmoved")
         ),
     ],
@@ -68,15 +67,21 @@ STUDIES: dict[str, list[Variant]] = {
         *(Variant(f"ridge {strength}", {"solver": "ridge", "regularisation": strength}) for strength in (1e-4, 1e-2)),
     ],
     "regularisation": _over("regularisation", (0.0, 1e-3, 1e-2, 1e-1)),
+    "scales": [
+        Variant(f"{', '.join(map(str, strides))}, {banks}", {"strides": strides, "scales": scales})
+        for strides in ([4, 8, 16], [8, 16])
+        for banks, scales in (("a bank each", "own"), ("one bank", "joint"))
+    ],
+    "combination": _over("combination", ("sum", "squares", "equal")),
     "layers": [
-        Variant("8, 16"),
-        Variant("4, 8, 16", {"strides": [4, 8, 16]}),
+        Variant("4, 8, 16"),
+        Variant("8, 16", {"strides": [8, 16]}),
         Variant("8", {"strides": [8]}),
         Variant("16", {"strides": [16]}),
-        Variant("8, 16, 32", {"strides": [8, 16, 32]}),
+        Variant("4, 8, 16, 32", {"strides": [4, 8, 16, 32]}),
     ],
     "pooling": _over("pooling", ("box", "binomial")),
-    "channels": _over("channel_scaling", ("none", "spread", "layer")),
+    "channels": _over("channel_scaling", ("none", "spread")),
     "residual": [
         Variant("plain"),
         Variant("spread", {"residual_scaling": "spread"}),
@@ -84,17 +89,12 @@ STUDIES: dict[str, list[Variant]] = {
         Variant("spread and local", {"residual_scaling": "spread", "local_normalisation": True}),
     ],
     "blur": _over("blur", (0.0, 2.0, 4.0, 6.0, 8.0, 12.0)),
-    "image-score": _over("image_score", ("max", "top 0.1%", "top 1%", "top 5%", "patch max", "patch top 1%")),
+    "image-score": _over("image_score", ("max", "top 0.1%", "top 1%", "top 5%")),
     "image-size": [Variant("256"), Variant("320", image_size=320)],
     "few-shot": [
         Variant(f"{images} images, k {k}", {"num_atoms": k}, limit_train=images)
         for images in (4, 16, 64)
         for k in (1, 5)
-    ],
-    "few-shot-channels": [
-        Variant(f"{images} images, {scaling}", {"channel_scaling": scaling}, limit_train=images)
-        for images in (4, 16, 64)
-        for scaling in ("none", "layer")
     ],
 }
 

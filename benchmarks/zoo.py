@@ -76,7 +76,7 @@ def strided_layers(backbone: str, strides: tuple[int, ...]) -> list[str]:
 _LARGE_BLOCKS = (("MALLOC_MMAP_THRESHOLD_", "1048576"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"))
 
 MODELS: dict[str, Entry] = {
-    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "learnt")]),
+    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "learnt")], strides=(4, 8, 16)),
     "patchcore": Entry(Patchcore, lambda model: [(model, "fit")], environment=_LARGE_BLOCKS),
     "padim": Entry(Padim, lambda model: [(model, "fit")], strides=(4, 8, 16)),
     "mhpatchcore": Entry(
@@ -137,7 +137,7 @@ def stored(model: AnomalibModule) -> tuple[int | None, int]:
     ]
     atoms = None
     if isinstance(model, Sgfr):
-        atoms = len(inner.bank)
+        atoms = sum(len(bank.atoms) for bank in inner.banks)
     elif isinstance(model, Patchcore):
         atoms = len(inner.memory_bank)
     elif isinstance(model, MHPatchcore):

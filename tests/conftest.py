@@ -91,6 +91,11 @@ def fit(model: Sgfr, datamodule: Folder, folder: Path, **arguments: object) -> E
     return engine
 
 
+def atoms(model: Sgfr) -> torch.Tensor:
+    """All atoms of a fitted model, one after the other."""
+    return torch.cat([bank.atoms.flatten() for bank in model.model.banks])
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

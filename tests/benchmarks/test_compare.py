@@ -241,9 +241,10 @@ def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path
     sgfr, padim = sorted(read(tmp_path / "results.json"), key=lambda item: item.model != "sgfr")
     assert "n_features" in (padim.error or "")
     assert sgfr.error is None
-    assert (sgfr.n_train, sgfr.n_test, sgfr.bank_atoms) == (6, 12, 50)
+    assert (sgfr.n_train, sgfr.n_test, sgfr.bank_atoms) == (6, 12, 2 * 50)
     paths = 6 * (len(str(parts / "good" / "00.png")) + 1)
-    assert 0 < (sgfr.bank_bytes or 0) - 50 * (152 * 4 + 44) <= paths + 8  # the bank, its accounts and origins
+    accounts = 2 * (50 * 44 + 8 + 16)  # of two banks: atoms' accounts and origins, threshold and grid
+    assert 0 < (sgfr.bank_bytes or 0) - 50 * (64 + 112) * 4 - accounts <= paths
     assert all(value is not None and 0 <= value <= 1 for value in sgfr.metrics.values())
     assert 0 < (sgfr.sampling_s or 0) < (sgfr.fit_s or 0)
     assert (sgfr.fit_peak_rss_mb or 0) > 100

@@ -41,12 +41,11 @@ def both(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[st
 def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     one, two = both
     assert len(two) == 2
-    assert torch.equal(two[0]["bank"], two[1]["bank"])
-    assert torch.equal(two[0]["scale"], two[1]["scale"])
-    torch.testing.assert_close(two[0]["scale"], one["scale"], rtol=0.1, atol=0.0)  # of other images: about the same
-    assert len(two[0]["bank"]) == len(one["bank"]) == 150
-    assert not torch.equal(two[0]["bank"], one["bank"])  # it did see the images in another order
-    assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 12 * 8 * 8
+    for mine, theirs, alone in zip(two[0]["banks"], two[1]["banks"], one["banks"], strict=True):
+        assert torch.equal(mine, theirs)
+        assert len(mine) == len(alone) == 150
+        assert not torch.equal(mine, alone)  # it did see the images in another order
+    assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 12 * (8 * 8 + 4 * 4)
     assert two[0]["image_AUROC"] == two[1]["image_AUROC"]
 
 
@@ -59,15 +58,15 @@ def test_the_certificate_holds_and_the_bank_is_as_good(
     worst = {}
     for name, ended in (("one", one), ("two", two)):
         model = Sgfr.load_from_checkpoint(ended["checkpoint"], visualizer=False)
-        assert torch.equal(model.model.bank, ended["bank"])
+        assert all(map(torch.equal, (bank.atoms for bank in model.model.banks), ended["banks"]))
         engine = Engine(accelerator="cpu", default_root_dir=tmp_path, logger=False)
         batches = engine.predict(model, dataset=datamodule.train_data, return_predictions=True)
         assert batches
-        patches = torch.cat([model.model.train()(batch.image) for batch in batches])
-        length = model.model.patch_scores(patches)
-        assert float(length.max()) <= ended["largest"]
-        assert float(length.mean()) <= ended["mean"]
-        worst[name] = float(length.max())
+        with torch.no_grad():
+            lengths = model.model.residual_maps(model.model.embed(torch.cat([batch.image for batch in batches])))
+        worst[name] = sum(float(length.max()) for length in lengths)
+        assert worst[name] <= ended["largest"]
+        assert sum(float(length.mean()) for length in lengths) <= ended["mean"]
     assert worst["two"] < 1.5 * worst["one"]
     # chosen once from all that both hold, not from what would be left of each: the bounds do not add up
     assert two["largest"] < 1.1 * one["largest"]

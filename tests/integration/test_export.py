@@ -17,6 +17,7 @@ from PIL import Image
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
 from anomalib_sgfr.arguments import Solver
+from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.quantisation import float_operations, keeping_in_float
 from tests.conftest import engine_in, folder_datamodule, write_image
 
@@ -54,7 +55,7 @@ def test_images_of_any_size_score_as_through_the_engine(exported: tuple[Sgfr, Pa
 def test_the_file_holds_backbone_and_bank_once(exported: tuple[Sgfr, Path]) -> None:
     model, path = exported
     backbone = sum(4 * tensor.numel() for tensor in model.model.embedder.extractor.parameters())
-    bank = 4 * model.model.index_atoms.numel()
+    bank = sum(4 * bank.index_atoms.numel() for bank in model.model.banks)
     assert path.with_suffix(".bin").stat().st_size < 1.05 * (backbone + bank) + 200_000
 
 
@@ -78,16 +79,16 @@ def test_every_backbone_and_solver_exports_with_a_free_batch(
     )
     model.eval()
     with torch.no_grad():
-        embedding = model.model.embed(torch.randn(4, 3, *size))
-    atoms = embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1])
-    model.model.set_bank(atoms[::3][:200])
+        embeddings = model.model.embed(torch.randn(4, 3, *size))
+    for bank, embedding in zip(model.model.banks, embeddings, strict=True):
+        bank.set(to_patches(embedding)[::3][:200])
     model.post_processor.calibrate([1.0, 2.0])
     model._is_fitted = torch.tensor([True])
     with caplog.at_level(logging.WARNING):
         path = model.to_openvino(tmp_path, input_size=size)
     assert "Traceback" not in caplog.text
     stored = sum(4 * tensor.numel() for tensor in model.model.embedder.extractor.parameters())
-    stored += 4 * (model.model.operator if solver == "ridge" else model.model.bank).numel()
+    stored += sum(4 * (bank.operator if solver == "ridge" else bank.atoms).numel() for bank in model.model.banks)
     assert path.with_suffix(".bin").stat().st_size < 1.05 * stored + 500_000
     compiled = openvino.Core().compile_model(path, "CPU", F32)
     for batch in (1, 3):

@@ -50,7 +50,7 @@ def test_a_checkpoint_cut_short_is_named(share: float, checkpoint: Path, parts: 
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    foreign = changed(checkpoint, tmp_path, bank=None)
+    foreign = changed(checkpoint, tmp_path, **{"banks.0.atoms": None, "banks.1.atoms": None})
     with pytest.raises(ValueError, match="is not Sgfr's: it holds no bank"):
         Sgfr.load_from_checkpoint(foreign, map_location="cpu")
 
@@ -78,10 +78,10 @@ def test_code_in_a_checkpoint_is_not_run(checkpoint: Path, parts: Path, tmp_path
 
 
 def test_a_bank_that_is_not_finite_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    bank = torch.load(checkpoint, weights_only=True)["state_dict"]["model.bank"]
+    bank = torch.load(checkpoint, weights_only=True)["state_dict"]["model.banks.1.atoms"]
     bank[3, 7] = torch.nan
     with pytest.raises(ValueError, match="holds NaN or infinite values"):
-        Sgfr.load_from_checkpoint(changed(checkpoint, tmp_path, bank=bank), map_location="cpu")
+        Sgfr.load_from_checkpoint(changed(checkpoint, tmp_path, **{"banks.1.atoms": bank}), map_location="cpu")
 
 
 def test_another_pooling_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
@@ -91,31 +91,18 @@ def test_another_pooling_is_refused_by_name(checkpoint: Path, parts: Path, tmp_p
         )
 
 
-def test_a_checkpoint_older_than_pooling_is_scored_as_it_was_fitted(parts: Path, tmp_path: Path) -> None:
-    engine = engine_in(tmp_path)
-    fitted = small(pooling="box")
-    engine.fit(fitted, datamodule=folder_datamodule(parts))
-    content = torch.load(engine.best_model_path, weights_only=True)
-    content["hyper_parameters"].pop("pooling")
-    torch.save(content, tmp_path / "old.ckpt")
-    restored = Sgfr.load_from_checkpoint(tmp_path / "old.ckpt", map_location="cpu")
-    image = torch.rand(1, 3, 64, 64)
-    wanted = fitted.model.cpu().eval()(image).anomaly_map
-    torch.testing.assert_close(restored.model.eval()(image).anomaly_map, wanted)
-    assert restored.hparams["pooling"] == "box"  # and is saved so
+def test_other_layers_are_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fitted with layers \['blocks.1', 'blocks.2', 'blocks.4'\], the model has"):
+        engine_in(tmp_path).predict(
+            small(layers=["blocks.2"]), dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint)
+        )
+    same = small(layers=["blocks.4", "blocks.1", "blocks.2"])  # the default, spelt out
+    engine_in(tmp_path).predict(same, dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint))
 
 
-def test_a_checkpoint_older_than_equal_layers_is_scored_as_it_was_fitted(parts: Path, tmp_path: Path) -> None:
-    engine = engine_in(tmp_path)
-    fitted = small(equal_layers=False)
-    engine.fit(fitted, datamodule=folder_datamodule(parts))
-    content = torch.load(engine.best_model_path, weights_only=True)
-    content["hyper_parameters"].pop("equal_layers")
-    content["state_dict"].pop("model.scale")
-    torch.save(content, tmp_path / "old.ckpt")
-    restored = Sgfr.load_from_checkpoint(tmp_path / "old.ckpt", map_location="cpu")
-    image = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(restored.model.eval()(image).anomaly_map, fitted.model.cpu().eval()(image).anomaly_map)
+def test_a_checkpoint_of_one_bank_for_all_scales_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is of an earlier Sgfr, which had one bank for all scales: fit again"):
+        Sgfr.load_from_checkpoint(changed(checkpoint, tmp_path, bank=torch.randn(5, 152)), map_location="cpu")
 
 
 def test_another_backbone_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
@@ -125,14 +112,6 @@ def test_another_backbone_is_refused_by_name(checkpoint: Path, parts: Path, tmp_
             dataset=PredictDataset(parts / "bad"),
             ckpt_path=str(checkpoint),
         )
-
-
-def test_a_checkpoint_from_before_origins_still_scores(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
-    old = changed(checkpoint, tmp_path, bank_origin=None, bank_images=None, bank_thumbnails=None)
-    model = Sgfr.load_from_checkpoint(old, map_location="cpu", visualizer=False)
-    assert model.model.images == []
-    assert (model.model.bank_origin == -1).all()
-    assert len(engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))) == 6
 
 
 def test_another_image_size_is_scored(checkpoint: Path, parts: Path, tmp_path: Path) -> None:

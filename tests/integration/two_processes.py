@@ -16,7 +16,6 @@ def main(parts: Path, out: Path, devices: int) -> None:
     model = Sgfr(
         bank_size=150,
         seed=0,
-        equal_layers=True,
         visualizer=False,
         pre_processor=Sgfr.configure_pre_processor((64, 64)),
     )
@@ -26,8 +25,7 @@ def main(parts: Path, out: Path, devices: int) -> None:
     certificate = model.certificate()
     torch.save(
         {
-            "bank": model.model.bank,
-            "scale": model.model.scale,
+            "banks": [bank.atoms for bank in model.model.banks],
             "patches": certificate.patches,
             "largest": certificate.largest,
             "mean": certificate.mean,

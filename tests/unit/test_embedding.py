@@ -15,43 +15,60 @@ from anomalib_sgfr.embedding import (
     PatchEmbedder,
     assemble,
     backbone_stages,
-    equalising,
-    layer_energy,
     pool,
     resolve_layers,
+    scales_of,
 )
 
 
 @pytest.mark.parametrize(
     ("backbone", "layers"),
     [
-        ("tf_efficientnet_lite0", ["blocks.2", "blocks.4"]),
-        ("resnet18", ["layer2", "layer3"]),
-        ("wide_resnet50_2", ["layer2", "layer3"]),
-        ("convnext_atto", ["stages.1", "stages.2"]),
+        ("tf_efficientnet_lite0", ["blocks.1", "blocks.2", "blocks.4"]),
+        ("resnet18", ["layer1", "layer2", "layer3"]),
+        ("wide_resnet50_2", ["layer1", "layer2", "layer3"]),
+        ("convnext_atto", ["stages.0", "stages.1", "stages.2"]),
         ("vit_tiny_patch16_224", ["blocks.5", "blocks.8"]),
     ],
 )
-def test_default_layers_are_strides_8_and_16(backbone: str, layers: list[str]) -> None:
+def test_default_layers_are_strides_4_8_and_16(backbone: str, layers: list[str]) -> None:
     assert resolve_layers(backbone) == layers
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size", "shape"),
+    ("backbone", "size", "shapes"),
     [
-        ("tf_efficientnet_lite0", 256, (2, 152, 32, 32)),
-        ("resnet18", 96, (2, 384, 12, 12)),
-        ("vit_tiny_patch16_224", 96, (2, 384, 6, 6)),
-        ("deit_tiny_patch16_224", 256, (2, 384, 16, 16)),  # a plain transformer without "vit" in its name
-        ("mobilevit_xxs", 256, (2, 112, 32, 32)),  # a pyramid with "vit" in its name
-        ("swin_tiny_patch4_window7_224", 224, (2, 576, 28, 28)),  # channels last
-        ("mixer_s16_224", 224, (2, 1024, 14, 14)),  # a plain token mixer of fixed size
+        ("tf_efficientnet_lite0", 256, [(2, 64, 32, 32), (2, 112, 16, 16)]),
+        ("resnet18", 96, [(2, 192, 12, 12), (2, 256, 6, 6)]),
+        ("resnet18", 90, [(2, 192, 12, 12), (2, 256, 6, 6)]),  # no multiple of a stride
+        ("convnext_atto", 100, [(2, 120, 12, 12), (2, 160, 6, 6)]),  # rounds sizes down
+        ("vit_tiny_patch16_224", 96, [(2, 384, 6, 6)]),  # layers of one stride are one scale
+        ("deit_tiny_patch16_224", 256, [(2, 384, 16, 16)]),  # a plain transformer without "vit" in its name
+        ("mobilevit_xxs", 256, [(2, 72, 32, 32), (2, 64, 16, 16)]),  # a pyramid with "vit" in its name
+        ("swin_tiny_patch4_window7_224", 224, [(2, 288, 28, 28), (2, 384, 14, 14)]),  # channels last
+        ("mixer_s16_224", 224, [(2, 1024, 14, 14)]),  # a plain token mixer of fixed size
     ],
 )
-def test_embedding_shape(backbone: str, size: int, shape: tuple[int, ...]) -> None:
+def test_embedding_shapes(backbone: str, size: int, shapes: list[tuple[int, ...]]) -> None:
     embedder = PatchEmbedder(backbone)
-    assert embedder(torch.randn(2, 3, size, size)).shape == shape
-    assert sum(embedder.channels) == shape[1]
+    assert [embedding.shape for embedding in embedder(torch.randn(2, 3, size, size))] == shapes
+    assert sum(embedder.channels) == sum(shape[1] for shape in shapes)
+    assert embedder.scales == len(shapes)
+
+
+@pytest.mark.parametrize(
+    ("strides", "scales"),
+    [
+        ([4, 8, 16], [[0, 1], [2]]),
+        ([16, 4, 2, 8], [[2, 1, 3], [0]]),
+        ([8, 16, 32], [[0], [1], [2]]),
+        ([4, 16], [[0], [1]]),  # with no layer of stride 8, each on its own
+        ([16, 16], [[0, 1]]),
+        ([4], [[0]]),
+    ],
+)
+def test_layers_finer_than_stride_8_join_it(strides: list[int], scales: list[list[int]]) -> None:
+    assert scales_of(strides) == scales
 
 
 def test_embedding_is_of_the_layers_named_in_any_order() -> None:
@@ -62,19 +79,21 @@ def test_embedding_is_of_the_layers_named_in_any_order() -> None:
     network = timm.create_model("resnet18", features_only=True, out_indices=(1, 3)).eval()
     network.load_state_dict(embedder.extractor.feature_extractor.state_dict())
     with torch.no_grad():
-        expected = assemble(network(images))
-    torch.testing.assert_close(embedder(images), expected)
+        expected = assemble(network(images), [4, 16])
+    assert [part.shape[1:] for part in expected] == [(64, 16, 16), (256, 4, 4)]
+    for found, wanted in zip(embedder(images), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
-def test_assemble_averages_aligns_and_concatenates() -> None:
-    fine, coarse = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4)
-    result = assemble([coarse, fine], "box")
-    assert result.shape == (2, 8, 8, 8)
+def test_assemble_averages_joins_and_keeps_scales_apart() -> None:
+    finest, fine, coarse = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 4, 4)
+    joined, apart = assemble([coarse, finest, fine], [16, 4, 8], "box")
+    assert (joined.shape, apart.shape) == ((2, 7, 8, 8), (2, 5, 4, 4))
     expected = fine[:, :, 2:5, 3:6].mean((2, 3))  # the 3 x 3 neighbourhood of row 3, column 4
-    torch.testing.assert_close(result[:, 5:, 3, 4], expected)
-    averaged = functional.avg_pool2d(coarse, 3, 1, 1)
-    weights = torch.tensor([9.0, 3.0, 3.0, 1.0]) / 16  # bilinear, a quarter of the way to the next
-    torch.testing.assert_close(result[:, :5, 1, 1], averaged[:, :, :2, :2].flatten(2) @ weights)
+    torch.testing.assert_close(joined[:, 3:, 3, 4], expected)
+    torch.testing.assert_close(apart, functional.avg_pool2d(coarse, 3, 1, 1))
+    averaged = functional.avg_pool2d(functional.avg_pool2d(finest, 3, 1, 1), 2)  # resizing by two is averaging
+    torch.testing.assert_close(joined[:, :3], averaged)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 9), (2, 2), (1, 7), (1, 1)])
@@ -95,35 +114,11 @@ def test_an_embedder_pools_as_it_is_told() -> None:
     box, binomial = PatchEmbedder("resnet18", pooling="box"), PatchEmbedder("resnet18")
     binomial.load_state_dict(box.state_dict())
     features = list(box.extractor(images).values())
-    torch.testing.assert_close(box(images), assemble(features, "box"))
-    torch.testing.assert_close(binomial(images), assemble(features, "binomial"))
+    for embedder in (box, binomial):
+        for found, wanted in zip(embedder(images), assemble(features, [4, 8, 16], embedder.pooling), strict=True):
+            torch.testing.assert_close(found, wanted)
     with pytest.raises(ValueError, match="pooling must be one of binomial, box, got 'mean'"):
         PatchEmbedder("resnet18", pooling="mean")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("channels", [[3, 5], [2, 4, 2], [8]])
-def test_equal_layers_have_the_same_energy_and_together_what_they_had(channels: list[int]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    units = torch.tensor([100.0, 1.0, 0.01])[: len(channels)].repeat_interleave(torch.tensor(channels))
-    patches = 1e3 + units * torch.rand(500, 8, generator=generator)  # far from the origin: spread is what counts
-    edges = np.cumsum(channels)[:-1]
-    layers = np.split(patches.double().numpy(), edges, axis=1)
-    np.testing.assert_allclose(layer_energy(patches, channels), [layer.var(0).sum() for layer in layers], rtol=1e-3)
-    factors = equalising(layer_energy(patches, channels), channels)
-    energies = [layer.var(0).sum() for layer in np.split((patches * factors).double().numpy(), edges, axis=1)]
-    np.testing.assert_allclose(energies, np.mean([layer.var(0).sum() for layer in layers]), rtol=1e-3)
-    assert all(len(set(part.tolist())) == 1 for part in factors.split(channels))
-
-
-@pytest.mark.parametrize(
-    "patches", [torch.zeros(9, 6), torch.ones(1, 6), torch.cat((torch.rand(9, 2), torch.ones(9, 4)), 1)]
-)
-def test_layers_stay_as_they_are_if_one_does_not_vary(patches: torch.Tensor) -> None:
-    assert torch.equal(equalising(layer_energy(patches, [2, 4]), [2, 4]), torch.ones(6))
-
-
-def test_one_layer_has_nothing_to_be_equal_with() -> None:
-    assert torch.equal(equalising(layer_energy(torch.rand(9, 4), [4]), [4]), torch.ones(4))
 
 
 def test_backbone_stays_in_evaluation_mode_and_frozen() -> None:

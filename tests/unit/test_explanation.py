@@ -37,27 +37,28 @@ def image_of(model: Sgfr, path: Path) -> torch.Tensor:
 def test_every_atom_names_a_training_image_and_a_place_in_it(fitted: Sgfr) -> None:
     images = fitted.model.images
     assert {Path(path).parent.name for path in images} == {"good"}
-    origin = fitted.model.bank_origin
-    assert origin.shape == (len(fitted.model.bank), 3)
-    for atom in range(0, len(origin), 37):
-        number, row, column = origin[atom].tolist()
-        with torch.no_grad():
-            embedding = fitted.model.eval().embed(image_of(fitted, Path(images[number]))[None])
-        # an atom is the mean of what it stands for, and that patch is a part of it
-        distance = (embedding[0, :, row, column] - fitted.model.bank[atom]).norm()
-        assert float(distance) <= float(fitted.model.bank_radius[atom]) + 1e-3
+    for scale, bank in enumerate(fitted.model.banks):
+        assert bank.origin.shape == (len(bank.atoms), 3)
+        for atom in range(0, len(bank.origin), 37):
+            number, row, column = bank.origin[atom].tolist()
+            with torch.no_grad():
+                embeddings = fitted.model.eval().embed(image_of(fitted, Path(images[number]))[None])
+            # an atom is the mean of what it stands for, and that patch is a part of it
+            distance = (embeddings[scale][0, :, row, column] - bank.atoms[atom]).norm()
+            assert float(distance) <= float(bank.radius[atom]) + 1e-3
 
 
 def test_an_atom_that_stands_for_one_patch_is_that_patch(parts: Path, tmp_path: Path) -> None:
     pre_processor = Sgfr.configure_pre_processor((64, 64))
     model = small(bank_size=5000, pre_processor=pre_processor)
     fit(model, folder_datamodule(parts), tmp_path)
-    assert len(model.model.bank) == 12 * 8 * 8  # all of them
-    for atom in range(0, len(model.model.bank), 97):
-        number, row, column = model.model.bank_origin[atom].tolist()
-        with torch.no_grad():
-            embedding = model.model.eval().embed(image_of(model, Path(model.model.images[number]))[None])
-        torch.testing.assert_close(embedding[0, :, row, column], model.model.bank[atom], atol=1e-3, rtol=1e-3)
+    assert [len(bank.atoms) for bank in model.model.banks] == [12 * 8 * 8, 12 * 4 * 4]  # all of them
+    for scale, bank in enumerate(model.model.banks):
+        for atom in range(0, len(bank.atoms), 97):
+            number, row, column = bank.origin[atom].tolist()
+            with torch.no_grad():
+                embeddings = model.model.eval().embed(image_of(model, Path(model.model.images[number]))[None])
+            torch.testing.assert_close(embeddings[scale][0, :, row, column], bank.atoms[atom], atol=1e-3, rtol=1e-3)
 
 
 def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
@@ -68,15 +69,28 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
     scores = [region.score for region in found.regions]
     assert scores == sorted(scores, reverse=True)
     with torch.no_grad():
-        embedding = fitted.model.eval().embed(image[None])[0]
+        embeddings = fitted.model.eval().embed(image[None])
+    certificate = fitted.certificate()
     for region in found.regions:
-        assert region.residual == pytest.approx(float(found.patch_scores[region.row, region.column]), rel=1e-5)
-        assert region.residual > 0
-        if fitted.model.solver == "ridge":
-            continue  # shows the largest only
-        mixture = sum(part.coefficient * fitted.model.bank[part.atom] for part in region.contributions)
-        left = (embedding[:, region.row, region.column] - mixture).norm()
-        assert float(left) == pytest.approx(region.residual, rel=1e-3)
+        assert [part.scale for part in region.reconstructions] == [0, 1]
+        assert region.residual == pytest.approx(sum(part.residual for part in region.reconstructions))
+        for part in region.reconstructions:
+            bank = fitted.model.banks[part.scale]
+            times = 2**part.scale
+            assert (part.row, part.column, part.grid) == (
+                region.row // times,
+                region.column // times,
+                (32 // times, 32 // times),
+            )
+            left = float(found.residuals[part.scale][part.row, part.column])
+            assert part.residual == pytest.approx(left, rel=1e-5)
+            assert part.residual > 0
+            assert 0 < part.nominal <= part.nominal_largest <= certificate.scales[part.scale].largest
+            if bank.solver == "ridge":
+                continue  # shows the largest only
+            mixture = sum(share.coefficient * bank.atoms[share.atom] for share in part.contributions)
+            left = float((embeddings[part.scale][0, :, part.row, part.column] - mixture).norm())
+            assert part.residual == pytest.approx(left, rel=1e-3)
     places = [(region.row, region.column) for region in found.regions]
     for number, (row, column) in enumerate(places):
         assert all(max(abs(row - other), abs(column - another)) >= 6 for other, another in places[:number])
@@ -88,12 +102,12 @@ def test_the_figure_is_drawn_with_and_without_the_training_images(
 ) -> None:
     if gone:  # as if the folder had been moved
         encoded = "\0".join(str(tmp_path / "gone" / Path(path).name) for path in fitted.model.images).encode()
-        images, fitted.model.bank_images = fitted.model.bank_images, torch.tensor(list(encoded), dtype=torch.uint8)
+        images, fitted.model.image_paths = fitted.model.image_paths, torch.tensor(list(encoded), dtype=torch.uint8)
     try:
         figure = draw(fitted, image_of(fitted, parts / "bad" / "01.png"), title="a part")
     finally:
         if gone:
-            fitted.model.bank_images = images
+            fitted.model.image_paths = images
     assert isinstance(figure, Figure)
     texts = [text.get_text() for part in figure.subfigs for axis in part.axes for text in axis.texts]
     assert ("image\nis gone" in texts) == gone
@@ -128,18 +142,19 @@ def test_thumbnails_stand_in_for_training_images_that_are_gone(parts: Path, tmp_
     engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", devices=1)
     engine.fit(model, datamodule=folder_datamodule(images))
     model = Sgfr.load_from_checkpoint(engine.best_model_path, map_location="cpu")
-    assert model.model.bank_thumbnails.shape == (60, 24, 24, 3)
     originals = Gallery(model.model, model.pre_processor)
-    before = [originals.crop(atom, (32, 32)) for atom in range(60)]
+    before = [[originals.crop(scale, atom) for atom in range(60)] for scale in range(2)]
+    assert [crop.shape for crop in (before[0][0], before[1][0]) if crop is not None] == [(40, 40, 3), (80, 80, 3)]
     shutil.rmtree(images)
     left = Gallery(model.model, model.pre_processor)
-    for atom in range(60):
-        assert left.original(atom, (32, 32)) is None
-        pixels = torch.from_numpy(np.ascontiguousarray(before[atom])).permute(2, 0, 1)[None]
-        expected = functional.interpolate(pixels, (24, 24), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-        np.testing.assert_allclose(left.crop(atom, (32, 32)), expected.numpy(), atol=1 / 255)
-    thumbnails = model.model.bank_thumbnails.flatten(1)
-    assert len(thumbnails.unique(dim=0)) > 50  # each its own
+    for scale, bank in enumerate(model.model.banks):
+        assert bank.thumbnails.shape == (60, 24, 24, 3)
+        for atom in range(60):
+            assert left.original(scale, atom) is None
+            pixels = torch.from_numpy(np.ascontiguousarray(before[scale][atom])).permute(2, 0, 1)[None]
+            expected = functional.interpolate(pixels, (24, 24), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+            np.testing.assert_allclose(left.crop(scale, atom), expected.numpy(), atol=1 / 255)
+        assert len(bank.thumbnails.flatten(1).unique(dim=0)) > 50  # each its own
 
 
 def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_path: Path) -> None:
@@ -155,7 +170,7 @@ def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_
     assert not any("defective" in path for path in model.model.images)
     (table,) = (tmp_path / "run").rglob("suspects.csv")
     assert "defective0.png" in table.read_text(encoding="utf-8")
-    assert model.certificate().patches == 14 * 1024
+    assert model.certificate().patches == 14 * (1024 + 256)
     # neither does the threshold know them: it is that of the ten good images
     calibrated = small(bank_size=300, trim=0.14, post_processor=NominalPostProcessor(0.1))
     fit(calibrated, folder_datamodule(images), tmp_path / "calibrated")

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import Normalize, Resize
 from anomalib_sgfr import Sgfr, SubspaceSampling
 from anomalib_sgfr.embedding import PatchEmbedder
 from anomalib_sgfr.sampling import WORKING_SIZE
-from tests.conftest import fit, folder_datamodule, small, write_image
+from tests.conftest import atoms, fit, folder_datamodule, small, write_image
 
 
 def scores(model: Sgfr, images: torch.Tensor | None = None) -> torch.Tensor:
@@ -29,9 +29,9 @@ def scores(model: Sgfr, images: torch.Tensor | None = None) -> torch.Tensor:
 def test_fit_learns_a_bank_of_at_most_bank_size(datamodule: Folder, tmp_path: Path) -> None:
     model = small()
     engine = fit(model, datamodule, tmp_path)
-    assert model.model.bank.shape == (200, 152)
+    assert [bank.atoms.shape for bank in model.model.banks] == [(200, 64), (200, 112)]
     assert bool(model._is_fitted)
-    assert model._sampling.sampler is None  # its store is freed
+    assert model._sampling.samplers == []  # their stores are freed
     assert Path(engine.best_model_path).is_file()
 
 
@@ -41,7 +41,7 @@ def test_fit_is_deterministic_for_a_seed(parts: Path, tmp_path: Path) -> None:
         torch.manual_seed(start)  # whatever was random before
         model = small(seed=seed)
         fit(model, folder_datamodule(parts), tmp_path)
-        banks.append(model.model.bank)
+        banks.append(atoms(model))
     assert torch.equal(banks[0], banks[1])
     assert not torch.equal(banks[0], banks[2])
 
@@ -52,7 +52,7 @@ def test_without_a_seed_the_callers_generator_decides(parts: Path, tmp_path: Pat
         torch.manual_seed(seed)
         model = small()
         fit(model, folder_datamodule(parts), tmp_path)
-        banks.append(model.model.bank)
+        banks.append(atoms(model))
     assert torch.equal(banks[0], banks[1])
     assert not torch.equal(banks[0], banks[2])
 
@@ -118,20 +118,19 @@ def test_a_second_fit_starts_afresh(parts: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "others" / "good_test" / "0.png", 60)
     write_image(tmp_path / "others" / "bad" / "0.png", 61, defect=True)
     torch.manual_seed(1)
-    twice = small(equal_layers=True)
+    twice = small()
     fit(twice, folder_datamodule(parts), tmp_path / "a")
     torch.manual_seed(2)
     fit(twice, folder_datamodule(tmp_path / "others"), tmp_path / "b")
     torch.manual_seed(2)
-    once = small(equal_layers=True)
+    once = small()
     torch.manual_seed(2)
     fit(once, folder_datamodule(tmp_path / "others"), tmp_path / "c")
-    assert torch.equal(twice.model.bank, once.model.bank)
-    assert torch.equal(twice.model.scale, once.model.scale)
+    assert torch.equal(atoms(twice), atoms(once))
 
 
 def test_a_failed_second_fit_leaves_the_first_usable(parts: Path, tmp_path: Path) -> None:
-    model = small(equal_layers=True)
+    model = small()
     fit(model, folder_datamodule(parts), tmp_path)
     before = scores(model)
     (tmp_path / "broken").mkdir()
@@ -153,7 +152,7 @@ def test_fitting_on_from_a_finished_checkpoint_keeps_the_bank(datamodule: Folder
     path = fit(model, datamodule, tmp_path).best_model_path
     resumed = small()
     Engine(default_root_dir=tmp_path, accelerator="cpu").fit(resumed, datamodule=datamodule, ckpt_path=path)
-    assert torch.equal(resumed.model.bank, model.model.bank)
+    assert torch.equal(atoms(resumed), atoms(model))
     assert torch.equal(scores(resumed), scores(model))
 
 
@@ -204,11 +203,11 @@ def test_components_are_anomalibs() -> None:
 def test_the_users_sampling_callback_is_the_one_used(datamodule: Folder, tmp_path: Path) -> None:
     mine = SubspaceSampling(log_every_n_steps=0)
     seen = []
-    mine.on_train_end = lambda *_: seen.append(mine.sampler.patches_seen_)  # type: ignore[method-assign]
+    mine.on_train_end = lambda *_: seen.append(mine.patches_seen)  # type: ignore[method-assign]
     model = small()
     engine = fit(model, datamodule, tmp_path, callbacks=[mine])
     assert model._sampling is mine
-    assert seen == [12 * 32 * 32]
+    assert seen == [12 * (32 * 32 + 16 * 16)]
     assert sum(isinstance(callback, SubspaceSampling) for callback in engine.trainer.callbacks) == 1
 
 
@@ -218,8 +217,7 @@ class Watched(SubspaceSampling):
     held = 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.sampler is not None
-        self.held = self.sampler.atoms_held
+        self.held = sum(sampler.atoms_held for sampler in self.samplers)
         super().on_train_end(trainer, pl_module)
 
 
@@ -229,7 +227,7 @@ def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> 
     engine = fit(model, datamodule, tmp_path, callbacks=[watched], log_every_n_steps=1)
     assert engine.trainer.logged_metrics.keys() >= {"atoms", "threshold", "patches_per_s"}
     assert engine.trainer.logged_metrics["atoms"] == watched.held
-    assert len(model.model.bank) < watched.held <= 2 * WORKING_SIZE  # chosen from more than the bank has
+    assert 2 * 200 < watched.held <= 2 * 2 * WORKING_SIZE  # chosen from more than the banks have
 
 
 def test_features_that_are_not_finite_name_the_images(
@@ -237,10 +235,10 @@ def test_features_that_are_not_finite_name_the_images(
 ) -> None:
     embed = PatchEmbedder.forward
 
-    def poisoned(self: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-        embedding = embed(self, images)
-        embedding[0, :, 0, 5] = torch.nan  # in the first image of the batch
-        return embedding
+    def poisoned(self: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+        embeddings = embed(self, images)
+        embeddings[1][0, :, 0, 5] = torch.nan  # in the first image of the batch
+        return embeddings
 
     monkeypatch.setattr(PatchEmbedder, "forward", poisoned)
     with pytest.raises(ValueError, match=r"NaN or infinite values for: [^,]*good/\d\d\.png\. Check the images"):

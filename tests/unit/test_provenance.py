@@ -52,10 +52,12 @@ def test_merging_keeps_origins_apart() -> None:
 
 def test_numbers_close_up_and_name_the_same_images() -> None:
     cover = Cover.of(torch.randn(4, 2), torch.tensor([[7, 0, 1], [3, 2, 2], [-1, 0, 0], [7, 5, 5]]))
-    renamed, images = renumbered(cover, {3: "three", 5: "five", 7: "seven"})
-    assert images == ["three", "seven"]
-    assert renamed.origin.tolist() == [[1, 0, 1], [0, 2, 2], [-1, 0, 0], [1, 5, 5]]
-    assert shifted(renamed, 10).origin[:, 0].tolist() == [11, 10, -1, 11]
+    coarse = Cover.of(torch.randn(2, 3), torch.tensor([[4, 0, 0], [7, 1, 1]]))
+    (renamed, other), images = renumbered([cover, coarse], {3: "three", 4: "four", 5: "five", 7: "seven"})
+    assert images == ["three", "four", "seven"]
+    assert other.origin.tolist() == [[1, 0, 0], [2, 1, 1]]
+    assert renamed.origin.tolist() == [[2, 0, 1], [0, 2, 2], [-1, 0, 0], [2, 5, 5]]
+    assert shifted(renamed, 10).origin[:, 0].tolist() == [12, 10, -1, 12]
 
 
 def test_an_origin_of_the_wrong_shape_is_refused() -> None:
@@ -67,6 +69,6 @@ def test_an_origin_of_the_wrong_shape_is_refused() -> None:
 
 def test_an_image_that_two_processes_knew_is_listed_once() -> None:
     cover = Cover.of(torch.randn(3, 2), torch.tensor([[0, 0, 1], [1, 2, 2], [2, 5, 5]]))
-    renamed, images = renumbered(cover, {0: "old", 1: "new", 2: "old"})
+    (renamed,), images = renumbered([cover], {0: "old", 1: "new", 2: "old"})
     assert images == ["old", "new"]
     assert renamed.origin[:, 0].tolist() == [0, 1, 0]

@@ -3,7 +3,6 @@
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from anomalib.data.utils.tiler import Tiler
@@ -11,16 +10,20 @@ from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_sgfr import torch_model
+from anomalib_sgfr import bank as module
+from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.embedding import to_patches
 from anomalib_sgfr.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.torch_model import SgfrModel
 
+LAYERS = ["layer2", "layer3"]
+
 
 class Coordinates(nn.Module):
-    """Stands for an embedder: the image, one value in eight."""
+    """Stands for an embedder: the image, one value in eight, and one in sixteen."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        return images[:, :, ::8, ::8]
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images[:, :, ::8, ::8], images[:, :, ::16, ::16]]
 
 
 def coordinate_images(batch: int, height: int, width: int) -> Tensor:
@@ -30,18 +33,19 @@ def coordinate_images(batch: int, height: int, width: int) -> Tensor:
 
 
 def fitted(solver: str = "affine", blur: float = 0.0, **arguments: object) -> SgfrModel:
-    model = SgfrModel("resnet18", ["layer2"], solver=solver, blur=blur, **arguments).eval()  # type: ignore[arg-type]
+    model = SgfrModel("resnet18", LAYERS, solver=solver, blur=blur, **arguments)  # type: ignore[arg-type]
     with torch.no_grad():
-        bank = model.train()(torch.randn(2, 3, 64, 64))
-    model.set_bank(bank[::3])
+        embeddings = model.train()(torch.randn(2, 3, 64, 64))
+    for bank, embedding in zip(model.banks, embeddings, strict=True):
+        bank.set(to_patches(embedding)[::3])
     return model.eval()
 
 
-def test_embeddings_are_in_reading_order() -> None:
+def test_patches_are_in_reading_order() -> None:
     model = SgfrModel("resnet18")
     model.embedder = Coordinates()
     expected = coordinate_images(2, 64, 32)[:, :, ::8, ::8].permute(0, 2, 3, 1).reshape(-1, 3)
-    assert torch.equal(model.train()(coordinate_images(2, 64, 32)), expected)
+    assert torch.equal(to_patches(model.train()(coordinate_images(2, 64, 32))[0]), expected)
 
 
 def test_tiles_are_stitched_where_they_came_from() -> None:
@@ -50,31 +54,35 @@ def test_tiles_are_stitched_where_they_came_from() -> None:
     images = coordinate_images(2, 128, 192)
     plain = model(images)
     model.tiler = Tiler(tile_size=64, stride=64)
-    assert torch.equal(model(images), plain)
+    assert [part.shape[2:] for part in plain] == [(16, 24), (8, 12)]
+    assert all(map(torch.equal, model(images), plain))
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
-def test_map_and_score_are_the_solvers_residual(solver: str) -> None:
+def test_the_map_is_the_sum_of_the_scales_residuals(solver: str) -> None:
     model = fitted(solver, num_atoms=4, regularisation=0.01)
     images = torch.randn(3, 3, 64, 96)
     result = model(images)
-    patches = model.embedder(images).permute(0, 2, 3, 1).reshape(-1, 128)
-    residual = {
-        "affine": lambda: affine(patches, model.bank, 4, 0.01).residual,
-        "omp": lambda: omp(patches, model.bank, 4).residual,
-        "ridge": lambda: ridge(patches, ridge_operator(model.bank, 0.01)),
-    }[solver]()
-    coarse = residual.norm(dim=1).reshape(3, 1, 8, 12)
-    expected = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
+    expected = torch.zeros(3, 1, 64, 96)
+    for bank, embedding in zip(model.banks, model.embedder(images), strict=True):
+        patches = to_patches(embedding)
+        residual = {
+            "affine": affine(patches, bank.atoms, 4, 0.01).residual,
+            "omp": omp(patches, bank.atoms, 4).residual,
+            "ridge": ridge(patches, ridge_operator(bank.atoms, 0.01)),
+        }[solver]
+        coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:])
+        expected += functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
     torch.testing.assert_close(result.anomaly_map, expected)
     torch.testing.assert_close(result.pred_score, result.anomaly_map.amax((1, 2, 3)))
     assert result.anomaly_map.shape == (3, 1, 64, 96)
 
 
 def test_nominal_patches_of_the_bank_score_zero_and_others_do_not() -> None:
-    model = SgfrModel("resnet18", blur=0.0, regularisation=0.0).eval()
+    model = SgfrModel("resnet18", blur=0.0, regularisation=0.0)
     images = torch.randn(1, 3, 64, 64)
-    model.set_bank(model.train()(images))
+    for bank, embedding in zip(model.banks, model.train()(images), strict=True):
+        bank.set(to_patches(embedding))
     model.eval()
     assert model(images).pred_score < 1e-3
     assert model(torch.randn(1, 3, 64, 64)).pred_score > 0.1
@@ -101,7 +109,8 @@ def test_smoothing_is_interpolation_and_anomalibs_blur(
         expected = GaussianBlur2d(sigma=blur)(expected)
     model = SgfrModel("resnet18", blur=blur)
     for _ in range(2):
-        torch.testing.assert_close(model.smooth(scores, after), expected)
+        torch.testing.assert_close(model.combine([scores], after), expected)
+        torch.testing.assert_close(model.combine([scores, scores], after), 2 * expected)
     assert not any("smoothing" in name for name in model.state_dict())
 
 
@@ -110,37 +119,35 @@ def test_chunks_do_not_change_the_result(solver: str, monkeypatch: pytest.Monkey
     model = fitted(solver)
     images = torch.randn(2, 3, 64, 64)
     whole = model(images)
-    monkeypatch.setattr(torch_model, "_CHUNK_VALUES", 7 * (len(model.bank) + 4 * 5 * 128))  # 7 patches a chunk
+    monkeypatch.setattr(module, "_CHUNK_VALUES", 7 * (len(model.banks[0].atoms) + 4 * 5 * 128))  # 7 patches a chunk
     torch.testing.assert_close(model(images).anomaly_map, whole.anomaly_map)
 
 
 def test_mixed_precision_does_not_blur_the_residual() -> None:
     model = fitted()
-    images = torch.randn(2, 3, 64, 64)
-    patches = model.train()(images)
-    model.eval()
+    embeddings = model.embed(torch.randn(2, 3, 64, 64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(model.patch_scores(patches), model.patch_scores(patches.clone()))
-        in_autocast = model.patch_scores(patches)
-    assert torch.equal(in_autocast, model.patch_scores(patches))
+        in_autocast = model.combine(model.residual_maps(embeddings), (64, 64))
+    assert torch.equal(in_autocast, model.combine(model.residual_maps(embeddings), (64, 64)))
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
 def test_state_dict_restores_scores_bit_for_bit(solver: str) -> None:
     model = fitted(solver)
-    restored = SgfrModel("resnet18", ["layer2"], solver=solver, blur=0.0).eval()
+    restored = SgfrModel("resnet18", LAYERS, solver=solver, blur=0.0).eval()
     restored.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(images).anomaly_map, restored(images).anomaly_map)
     smaller = fitted(solver)
-    smaller.set_bank(model.bank[:3])
+    smaller.banks[0].set(model.banks[0].atoms[:3])
     restored.load_state_dict(smaller.state_dict())  # and over a bank of another size
-    assert restored.bank.shape == (3, 128)
+    assert restored.banks[0].atoms.shape == (3, 128)
 
 
 def test_a_pickle_holds_the_bank_once_and_scores_alike(tmp_path: Path) -> None:
     model = fitted()
-    model.set_bank(torch.randn(4000, 128))
+    for bank, width in zip(model.banks, (128, 256), strict=True):
+        bank.set(torch.randn(4000, width))
     images = torch.randn(1, 3, 64, 64)
     expected = model(images).anomaly_map
     torch.save(model, tmp_path / "model.pt")
@@ -177,13 +184,38 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
 
 def test_a_large_batch_needs_no_more_memory_than_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fitted()
-    monkeypatch.setattr(torch_model, "_CHUNK_VALUES", 50_000)
-    rows = []
-    solve = SgfrModel._length
-    monkeypatch.setattr(
-        SgfrModel, "_length", lambda self, patches: (rows.append(len(patches)), solve(self, patches))[1]
-    )
+    monkeypatch.setattr(module, "_CHUNK_VALUES", 50_000)
+    rows: list[tuple[int, int]] = []
+    solve = Bank._length
+    monkeypatch.setattr(Bank, "_length", lambda self, patches: (rows.append(patches.shape), solve(self, patches))[1])
     model(torch.randn(4, 3, 128, 128))
-    assert sum(rows) == 4 * 16 * 16
-    assert max(rows) * (len(model.bank) + 4 * 5 * 128) <= 50_000
-    np.testing.assert_array_less(1, len(rows))
+    for bank, number in zip(model.banks, (4 * 16 * 16, 4 * 8 * 8), strict=True):
+        atoms, width = bank.atoms.shape
+        chunks = [length for length, its_width in rows if its_width == width]
+        assert sum(chunks) == number
+        assert max(chunks) * (atoms + 4 * 5 * width) <= 50_000
+        assert len(chunks) > 1
+
+
+@pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
+def test_atoms_of_one_image_are_left_out_of_every_scale_for_a_while(solver: str) -> None:
+    model = fitted(solver)
+    images = torch.randn(1, 3, 64, 64)
+    whole = model(images).anomaly_map
+    expected = SgfrModel("resnet18", LAYERS, solver=solver, blur=0.0).eval()
+    expected.embedder.load_state_dict(model.embedder.state_dict())
+    for bank, fewer in zip(model.banks, expected.banks, strict=True):
+        bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 3)
+        fewer.set(bank.atoms[bank.origin[:, 0] != 2])
+    with model.without(2):
+        torch.testing.assert_close(model(images).anomaly_map, expected(images).anomaly_map)
+    assert torch.equal(model(images).anomaly_map, whole)
+
+
+def test_the_certificate_of_the_model_sums_its_scales() -> None:
+    model = fitted()
+    found = model.certificate()
+    assert len(found.scales) == 2
+    for name in ("patches", "largest", "mean"):
+        total = sum(getattr(bank.certificate(), name) for bank in model.banks)
+        assert getattr(found, name) == pytest.approx(total)

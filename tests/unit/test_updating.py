@@ -9,7 +9,7 @@ from anomalib.engine import Engine
 from lightning.pytorch.loggers import CSVLogger
 
 from anomalib_sgfr import Sgfr
-from tests.conftest import fit, folder_datamodule, small, write_image
+from tests.conftest import atoms, fit, folder_datamodule, small, write_image
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
 
@@ -23,12 +23,12 @@ def others(root: Path) -> Path:
     return root
 
 
-def patches_of(model: Sgfr, datamodule: Folder) -> torch.Tensor:
-    """Embeddings of all training images, as a fit sees them."""
+def residuals_of(model: Sgfr, datamodule: Folder) -> list[torch.Tensor]:
+    """Residuals of all training images' patches, of each scale."""
     datamodule.setup()
     with torch.no_grad():
         images = [model.pre_processor.transform(item.image[None]) for item in datamodule.train_data]
-        return model.model.train()(torch.cat(images))
+        return model.model.residual_maps(model.model.embed(torch.cat(images)))
 
 
 def test_the_certificate_is_in_the_log_the_loggers_and_the_checkpoint(
@@ -38,22 +38,24 @@ def test_the_certificate_is_in_the_log_the_loggers_and_the_checkpoint(
     with caplog.at_level("INFO", logger="anomalib_sgfr"):
         engine = fit(model, datamodule, tmp_path, logger=CSVLogger(tmp_path))
     found = model.certificate()
-    assert found.patches == 12 * 8 * 8
+    assert found.patches == 12 * (8 * 8 + 4 * 4)
     assert f"within {found.largest:.4g}" in caplog.text
     assert "certified_residual" in (tmp_path / "lightning_logs/version_0/metrics.csv").read_text(encoding="utf-8")
-    residual = model.model.patch_scores(patches_of(model, datamodule))
-    assert 0 < float(residual.max()) <= found.largest
-    assert float(residual.mean()) <= found.mean
+    residuals = residuals_of(model, datamodule)
+    for residual, scale in zip(residuals, found.scales, strict=True):
+        assert 0 <= float(residual.max()) <= scale.largest
+        assert float(residual.mean()) <= scale.mean
+    assert 0 < float(model.model.combine(residuals, (64, 64)).max()) <= found.largest
+    assert 0 < sum(float(residual.mean()) for residual in residuals) <= found.mean
     restored = Sgfr.load_from_checkpoint(engine.best_model_path).certificate()
     assert (restored.largest, restored.mean, restored.patches) == (found.largest, found.mean, found.patches)
 
 
 @pytest.mark.parametrize("route", ["checkpoint", "object"])
 def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_path: Path) -> None:
-    first = small(pre_processor=SMALL_IMAGES, bank_size=400, equal_layers=True)
+    first = small(pre_processor=SMALL_IMAGES, bank_size=400)
     engine = fit(first, folder_datamodule(parts), tmp_path / "first")
-    old_patches = patches_of(first, folder_datamodule(parts))
-    old_bank, old_scale = first.model.bank.clone(), first.model.scale.clone()
+    old_bank = atoms(first)
     new = folder_datamodule(others(tmp_path / "others"), mask_dir=None)
     if route == "checkpoint":
         model = small(pre_processor=SMALL_IMAGES, bank_size=400, update=True)
@@ -65,23 +67,24 @@ def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_pat
         model.update = True
         fit(model, new, tmp_path / "second")
     found = model.certificate()
-    assert found.patches == len(old_patches) + 6 * 8 * 8
+    assert found.patches == (12 + 6) * (8 * 8 + 4 * 4)
     assert {Path(path).parents[1].name for path in model.model.images} == {parts.name, "others"}
-    assert not torch.equal(model.model.bank, old_bank)
-    assert torch.equal(model.model.scale, old_scale)  # or old atoms would lie among other embeddings
-    for patches in (old_patches, patches_of(model, new)):  # the old images were not needed, and are not forgotten
-        assert float(model.model.patch_scores(patches).max()) <= found.largest
+    assert not torch.equal(atoms(model), old_bank)
+    for data in (folder_datamodule(parts), new):  # the old images were not needed, and are not forgotten
+        for residual, scale in zip(residuals_of(model, data), found.scales, strict=True):
+            assert float(residual.max()) <= scale.largest
 
 
 def test_an_update_takes_no_atom_for_what_is_rebuilt_already(datamodule: Folder, tmp_path: Path) -> None:
-    model = small(pre_processor=SMALL_IMAGES, bank_size=700, tolerance=6.0)
+    model = small(pre_processor=SMALL_IMAGES, bank_size=700, tolerance=12.0)
     fit(model, datamodule, tmp_path / "first")
-    before = model.model.bank.clone()
-    assert len(before) < 700
-    assert model.certificate().largest <= 6.0 * (1 + 0.05)  # and what regularisation may add
+    before = [bank.atoms.clone() for bank in model.model.banks]
+    assert len(before[0]) < 700
+    assert model.certificate().largest <= 12.0 * (1 + 0.05)  # and what regularisation may add
     model.update = True
     fit(model, datamodule, tmp_path / "second")
-    assert {tuple(row) for row in model.model.bank.tolist()} == {tuple(row) for row in before.tolist()}
+    for bank, its_before in zip(model.model.banks, before, strict=True):
+        assert {tuple(row) for row in bank.atoms.tolist()} == {tuple(row) for row in its_before.tolist()}
 
 
 def test_an_update_without_a_fitted_model_says_so(datamodule: Folder, tmp_path: Path) -> None:
@@ -91,10 +94,10 @@ def test_an_update_without_a_fitted_model_says_so(datamodule: Folder, tmp_path: 
 
 def test_a_tolerance_keeps_the_bank_small(parts: Path, tmp_path: Path) -> None:
     sizes = []
-    for tolerance in (0.0, 6.0, 9.0):
+    for tolerance in (0.0, 12.0, 18.0):
         model = small(pre_processor=SMALL_IMAGES, bank_size=700, tolerance=tolerance)
         fit(model, folder_datamodule(parts), tmp_path)
-        sizes.append(len(model.model.bank))
+        sizes.append(len(model.model.banks[0].atoms))
     assert sizes[0] == 700 > sizes[1] > sizes[2] >= 5
     with pytest.raises(ValueError, match="tolerance"):
         small(tolerance=-0.5)
