@@ -61,8 +61,8 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by ``"ridge"``. Defaults to ``5``.
         regularisation (float): Ridge penalty on the coefficients, relative to the data's own scale; not used by
             ``"omp"``. Defaults to ``0.001``.
-        tolerance (float): Distance, in the units of the raw anomaly map, within which a nominal patch needs no atom of
-            its own: the bank stays smaller than ``bank_size`` if that suffices. Defaults to ``0.0``.
+        tolerance (float): Value of the raw anomaly map, shared equally among the scales, within which nominal patches
+            need no atom of their own: banks stay smaller than ``bank_size`` if that suffices. Defaults to ``0.0``.
         update (bool): Whether a fit adds to the bank of an earlier one, from a checkpoint or of this object, without
             the images of that one, instead of starting afresh. Defaults to ``False``.
         blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the model's input;

@@ -29,7 +29,7 @@ def latency(job: dict[str, Any]) -> dict[str, Any]:
         for name, path in job["models"].items()
     }
     image = np.random.default_rng(0).random((1, 3, *job["size"]), np.float32)
-    return _in_turns(compiled, dict.fromkeys(compiled, image), job["runs"])
+    return _in_turns(compiled, {name: [image] for name in compiled}, job["runs"])
 
 
 def products(job: dict[str, Any]) -> dict[str, Any]:
@@ -39,29 +39,31 @@ def products(job: dict[str, Any]) -> dict[str, Any]:
     """
     core, rng = openvino.Core(), np.random.default_rng(0)
     requests = {"bare": core.compile_model(job["bare"], "CPU", job["config"]).create_infer_request()}
-    inputs = {"bare": rng.random((1, 3, *job["size"]), np.float32)}
+    inputs = {"bare": [rng.random((1, 3, *job["size"]), np.float32)]}
     for atoms in job["atoms"]:
-        patches = openvino.opset8.parameter([job["width"], job["patches"]], np.float32)
-        bank = openvino.opset8.constant(rng.random((atoms, job["width"]), np.float32))
-        # the least of each group, so that the product is made but need not be handed over
-        product = openvino.opset8.matmul(bank, patches, transpose_a=False, transpose_b=False)
-        least = openvino.opset8.reduce_min(
-            openvino.opset8.reshape(product, [atoms // 8, 8, job["patches"]], special_zero=False), 1
-        )
         name = f"product with {atoms}"
-        model = openvino.Model([least], [patches])
+        parameters, results, inputs[name] = [], [], []
+        for width, number in job["searched"]:
+            patches = openvino.opset8.parameter([width, number], np.float32)
+            bank = openvino.opset8.constant(rng.random((atoms, width), np.float32))
+            # the least of each group, so that the product is made but need not be handed over
+            product = openvino.opset8.matmul(bank, patches, transpose_a=False, transpose_b=False)
+            groups = openvino.opset8.reshape(product, [atoms // 8, 8, number], special_zero=False)
+            results.append(openvino.opset8.reduce_min(groups, 1))
+            parameters.append(patches)
+            inputs[name].append(rng.random((width, number), np.float32))
+        model = openvino.Model(results, parameters)
         requests[name] = core.compile_model(model, "CPU", job["config"]).create_infer_request()
-        inputs[name] = rng.random((job["width"], job["patches"]), np.float32)
     return _in_turns(requests, inputs, job["runs"])
 
 
-def _in_turns(requests: dict[str, Any], inputs: dict[str, NDArray[np.float32]], runs: int) -> dict[str, Any]:
+def _in_turns(requests: dict[str, Any], inputs: dict[str, list[NDArray[np.float32]]], runs: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {name: [] for name in requests}
     for _ in range(runs // _BLOCK):
         for name, request in requests.items():
             for run in range(-3, _BLOCK):
                 start = perf_counter()
-                request.infer({0: inputs[name]}, share_inputs=True, share_outputs=True)
+                request.infer(dict(enumerate(inputs[name])), share_inputs=True, share_outputs=True)
                 if run >= 0:
                     found[name].append(1e3 * (perf_counter() - start))
     return {name: {"median_ms": statistics.median(times), "least_ms": min(times)} for name, times in found.items()}

@@ -29,7 +29,7 @@ def test_the_runner_measures_without_pytorch(tmp_path: Path) -> None:
     common = {"config": {}, "runs": 20, "size": [16, 16]}
     jobs = {
         "latency": {"models": {"relu": str(tmp_path / "model.xml")}, **common},
-        "products": {"bare": str(tmp_path / "model.xml"), "atoms": [16], "width": 9, "patches": 12, **common},
+        "products": {"bare": str(tmp_path / "model.xml"), "atoms": [16], "searched": [[9, 12], [5, 4]], **common},
         "memory": {"model": str(tmp_path / "model.xml"), "shape": [2, 3, 16, 16], **common},
     }
     for step, job in jobs.items():
@@ -66,7 +66,7 @@ def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> Non
     edge.report(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| sgfr-1000 | tf_efficientnet_lite0 | 5.00 | 2.50 | 3.00 | - | - | - |" in text
-    assert "| 1,000 | 0.31 | 1.00 | 313 | 2.00 | 1.50 |" in text
+    assert "| 1,000 | 0.19 | 1.00 | 191 | 2.00 | 1.50 |" in text
     assert "| sgfr-1000 | 3.0 | 1.0 | - | 7 | 31 | - | - |" in text
     assert "| sgfr-1000 | OpenVINO f32 | 2.0e-04 | 1.0e-05 | 0 of 12 | 95.00 (-0.10) | - |" in text
     assert "- export padim: no space left" in text
