@@ -46,7 +46,7 @@ bench: $(INSTALLED)-demo
 	$(BENCH) --dataset elpv-mono --models sgfr,patchcore,padim --limit-train 100 --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench
 
 bench-edge: $(INSTALLED)-dev
-	$(BIN)/python -m benchmarks.edge --cases bare,sgfr-1000,sgfr-4000,padim --out runs/bench-edge
+	$(BIN)/python -m benchmarks.edge --cases bare,sgfr-1000,sgfr-5000,padim --out runs/bench-edge
 
 bench-mtd: $(INSTALLED)-demo
 	@test -n "$(ROOT)" || { echo 'Say where the images are: make bench-mtd ROOT=DIR, after'; \

@@ -51,7 +51,7 @@ def check(checkpoint: dict[str, Any], model: "Sgfr") -> None:
     if "model.bank" in state:
         msg = f"{name} is of an earlier Sgfr, which had one bank for all scales: fit again."
         raise ValueError(msg)
-    banks = [value for key, value in state.items() if key.startswith("model.banks.") and key.endswith(".atoms")]
+    banks = [value for key, value in state.items() if key.startswith("model.banks.") and key.endswith(".stored")]
     if not banks:
         msg = f"{name} is not Sgfr's: it holds no bank. Pass one that `anomalib fit --model Sgfr` saved."
         raise ValueError(msg)

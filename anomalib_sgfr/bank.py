@@ -12,13 +12,14 @@ from torch._higher_order_ops import scan  # not yet exported under a public name
 from anomalib_sgfr import self_expression
 from anomalib_sgfr.arguments import Solver
 from anomalib_sgfr.certificate import ScaleCertificate, certify
-from anomalib_sgfr.sampling import Cover
+from anomalib_sgfr.sampling import Cover, moved
 from anomalib_sgfr.search import Index, search_index
 
 __all__ = ["Bank"]
 
 # Largest number of values one chunk of patches may hold in temporary tensors: 64 MiB of float32.
 _CHUNK_VALUES = 2**24
+_EXPONENT = 14  # of the largest value in 16 bits, which go up to 2^16
 _EXPORTED_PATCHES = 2048  # rebuilt at once in an exported graph
 
 
@@ -32,7 +33,8 @@ class Bank(DynamicBufferMixin, nn.Module):
             :func:`~anomalib_sgfr.self_expression.affine` and :func:`~anomalib_sgfr.self_expression.ridge_operator`.
 
     Attributes:
-        atoms (Tensor): Shape ``(M, d)``; empty until the bank is learnt.
+        stored (Tensor): The atoms over ``unit``, shape ``(M, d)``, ``float16``; empty until the bank is learnt.
+        unit (Tensor): A power of two that makes the largest value of ``stored`` 2^14 to 2^15.
         radius, count, squares, origin (Tensor): What each atom stands for and where it was seen, as in
             :class:`~anomalib_sgfr.sampling.Cover`.
         threshold (Tensor): Distance above which the sampler would have taken another atom.
@@ -44,7 +46,8 @@ class Bank(DynamicBufferMixin, nn.Module):
         ValueError: If an argument is out of range.
     """
 
-    atoms: Tensor
+    stored: Tensor
+    unit: Tensor
     radius: Tensor
     count: Tensor
     squares: Tensor
@@ -71,7 +74,7 @@ class Bank(DynamicBufferMixin, nn.Module):
         self.num_atoms = num_atoms
         self.regularisation = regularisation
         for name, dtype in (
-            ("atoms", torch.float32),
+            ("stored", torch.float16),
             ("radius", torch.float32),
             ("count", torch.int64),
             ("squares", torch.float64),
@@ -80,6 +83,7 @@ class Bank(DynamicBufferMixin, nn.Module):
             ("operator", torch.float32),
         ):
             self.register_buffer(name, torch.empty(0, dtype=dtype))
+        self.register_buffer("unit", torch.ones(()))
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
         self.register_buffer("grid", torch.zeros(2, dtype=torch.int64))
         # The atoms as the search wants them: what an exported graph holds. Made from the atoms, never stored with them.
@@ -90,7 +94,12 @@ class Bank(DynamicBufferMixin, nn.Module):
     @property
     def is_learnt(self) -> bool:
         """Whether there is an atom."""
-        return self.atoms.numel() > 0
+        return self.stored.numel() > 0
+
+    @property
+    def atoms(self) -> Tensor:
+        """The atoms, shape ``(M, d)``, ``float32``."""
+        return self.stored.float() * self.unit
 
     @property
     def cover(self) -> Cover:
@@ -99,7 +108,7 @@ class Bank(DynamicBufferMixin, nn.Module):
         return Cover(self.atoms, self.radius, self.count, self.squares, self.origin, unknown)
 
     def set(self, bank: Tensor | Cover, threshold: float = 0.0, grid: tuple[int, int] | None = None) -> None:
-        """Take atoms into use, replacing any earlier ones.
+        """Take atoms into use, replacing any earlier ones, in 16 bits each value; the bounds account for the rounding.
 
         Args:
             bank (Tensor | Cover): Atoms, shape ``(M, d)``, or atoms with what they stand for.
@@ -109,7 +118,10 @@ class Bank(DynamicBufferMixin, nn.Module):
         """
         cover = bank if isinstance(bank, Cover) else Cover.of(bank)
         device = cover.atoms.device
-        self.atoms = cover.atoms.detach().clone()
+        largest = cover.atoms.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        self.unit = 2.0 ** (largest.log2().floor() - _EXPONENT)
+        self.stored = (cover.atoms.detach() / self.unit).half()
+        cover = moved(cover, self.atoms)
         self.radius, self.count, self.squares, self.origin = cover.radius, cover.count, cover.squares, cover.origin
         self.threshold = torch.tensor(threshold, dtype=torch.float64, device=device)
         self.grid = self.grid.to(device) if grid is None else torch.tensor(grid, device=device)
@@ -143,15 +155,15 @@ class Bank(DynamicBufferMixin, nn.Module):
         Args:
             atoms (Tensor): Which, a mask of shape ``(M,)``.
         """
-        whole = self.atoms, self.operator, self.index_atoms, self.index_centre
+        whole = self.stored, self.operator, self.index_atoms, self.index_centre
         try:
             if bool(atoms.any()) and not bool(atoms.all()):
-                self.atoms = self.atoms[atoms]
+                self.stored = self.stored[atoms]
                 self._make_operator()
                 self._make_index()
             yield
         finally:
-            self.atoms, self.operator, self.index_atoms, self.index_centre = whole
+            self.stored, self.operator, self.index_atoms, self.index_centre = whole
 
     def certificate(self) -> ScaleCertificate:
         """Bound the residual of every nominal patch the bank was learnt from."""
@@ -169,7 +181,7 @@ class Bank(DynamicBufferMixin, nn.Module):
         Raises:
             ValueError: If an embedding is not finite.
         """
-        values_per_patch = self.atoms.shape[0] + 4 * self.num_atoms * self.atoms.shape[1]
+        values_per_patch = self.stored.shape[0] + 4 * self.num_atoms * self.stored.shape[1]
         chunks = patches.split(max(1, _CHUNK_VALUES // values_per_patch))
         with torch.autocast(patches.device.type, enabled=False):  # half precision would blur small residuals
             return torch.cat([self._length(chunk) for chunk in chunks])

@@ -25,7 +25,7 @@ __all__ = [
     "to_patches",
 ]
 
-_DEFAULT_STRIDES = (4, 8, 16)
+_DEFAULT_STRIDES = (8, 16)
 _FINEST = 8  # stride of the finest scale, where there is a layer of it
 
 
@@ -73,7 +73,7 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
 
     Args:
         backbone (str): Name of a timm model.
-        layers (Sequence[str] | None): Layer names, in any order, or ``None`` for the stages of stride 4, 8 and 16. A
+        layers (Sequence[str] | None): Layer names, in any order, or ``None`` for the stages of stride 8 and 16. A
             backbone of one stride throughout (a plain vision transformer) then gives the blocks that end the first half
             and the first three quarters of its depth.
 
@@ -91,7 +91,7 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
             return [names[len(names) // 2 - 1], names[3 * len(names) // 4 - 1]]
         chosen = [stage.layer for stage in stages if stage.stride in _DEFAULT_STRIDES]
         if not chosen:
-            msg = f"backbone '{backbone}' has no stage of stride 4, 8 or 16; pass layers, some of: {listing}."
+            msg = f"backbone '{backbone}' has no stage of stride 8 or 16; pass layers, some of: {listing}."
             raise ValueError(msg)
         return chosen
     if isinstance(layers, str) or not layers or len(set(layers)) != len(layers):

@@ -49,13 +49,13 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         backbone (str): Name of a timm model, convolutional or transformer. The default's weights come with this
             package. Defaults to ``"tf_efficientnet_lite0"``.
         layers (Sequence[str] | None): Backbone layers to take features from. Layers of one stride make a scale, those
-            finer than stride 8 join it, and each scale has a bank of its own. ``None`` takes the stages of stride 4, 8
-            and 16 (``layer1``, ``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
+            finer than stride 8 join it, and each scale has a bank of its own. ``None`` takes the stages of stride 8 and
+            16 (``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
         pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5 with weights that fall
             off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to ``"binomial"``.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
         bank_size (int): Largest number of nominal embeddings (atoms) kept of each scale, whatever the size of the data
-            set. Defaults to ``3500``.
+            set. Defaults to ``5000``.
         solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from atoms picked
             greedily, ``"ridge"`` from all. Defaults to ``"affine"``.
         num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by ``"ridge"``. Defaults to ``5``.
@@ -90,7 +90,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         layers: Sequence[str] | None = None,
         pooling: Pooling = "binomial",
         pre_trained: bool = True,
-        bank_size: int = 3500,
+        bank_size: int = 5000,
         solver: Solver = "affine",
         num_atoms: int = 5,
         regularisation: float = 1e-3,

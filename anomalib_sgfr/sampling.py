@@ -22,9 +22,20 @@ from torch import Tensor
 
 from anomalib_sgfr.selection import PRODUCT_VALUES, farthest_first, separated
 
-__all__ = ["WORKING_SIZE", "Cover", "SubspaceSampler", "absorb", "centred", "merge", "settle", "squares_about", "thin"]
+__all__ = [
+    "WORKING_SIZE",
+    "Cover",
+    "SubspaceSampler",
+    "absorb",
+    "centred",
+    "merge",
+    "moved",
+    "settle",
+    "squares_about",
+    "thin",
+]
 
-WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least: what the default bank takes
+WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least
 _LOOKED_AT_FIRST = 512  # atoms that stand for the most embeddings: most of those to come lie near them
 _ROWS = 8192
 _RETIRED = 4  # times the atoms in use, before their accounts go to atoms in use after all
@@ -207,13 +218,27 @@ def centred(cover: Cover, limit: float = torch.inf) -> Cover:
     shift = cover.offset / count[:, None]
     share = ((limit - radius) / shift.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
     atoms = (cover.atoms + shift * share[:, None]).to(cover.atoms.dtype)
-    moved = atoms.double() - cover.atoms
-    farthest = (squares_about(cover, shift) * (1.0 - 1.0 / count)).sqrt() + (shift - moved).norm(dim=1)
+    farthest = (squares_about(cover, shift) * (1.0 - 1.0 / count)).sqrt() + (cover.atoms + shift - atoms).norm(dim=1)
+    there = moved(cover, atoms)
+    return there._replace(radius=torch.minimum(there.radius, farthest.to(there.radius.dtype)))
+
+
+def moved(cover: Cover, atoms: Tensor) -> Cover:
+    """Move atoms, each with what it stands for.
+
+    Args:
+        cover (Cover): Atoms and what they stand for.
+        atoms (Tensor): Where they move to, shape ``(n, d)``.
+
+    Returns:
+        Cover: With a ``radius`` and ``squares`` that hold there.
+    """
+    shift = atoms.double() - cover.atoms
     return cover._replace(
         atoms=atoms,
-        radius=torch.minimum(radius + moved.norm(dim=1), farthest).to(cover.radius.dtype),
-        squares=squares_about(cover, moved),
-        offset=cover.offset - moved * count[:, None],
+        radius=(cover.radius.double() + shift.norm(dim=1)).to(cover.radius.dtype),
+        squares=squares_about(cover, shift),
+        offset=cover.offset - shift * cover.count[:, None],
     )
 
 

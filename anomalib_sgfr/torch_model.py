@@ -29,7 +29,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     Args:
         backbone (str): Name of a timm model. Defaults to ``"tf_efficientnet_lite0"``.
-        layers (Sequence[str] | None): Layers to take features from; ``None`` for the stages of stride 4, 8 and 16.
+        layers (Sequence[str] | None): Layers to take features from; ``None`` for the stages of stride 8 and 16.
         solver (str): See :class:`~anomalib_sgfr.bank.Bank`; so for ``num_atoms`` and ``regularisation``.
         num_atoms (int): Size of the support. Defaults to ``5``.
         regularisation (float): Strength of the ridge penalty. Defaults to ``0.001``.

@@ -56,7 +56,7 @@ class Case:
 CASES: dict[str, Case] = {
     "bare": Case("bare"),
     "sgfr-1000": Case("sgfr", atoms=1000, compared=True, compressed=True),
-    "sgfr-4000": Case("sgfr", atoms=4000),
+    "sgfr-5000": Case("sgfr", atoms=5000),
     "sgfr-omp-1000": Case("sgfr", atoms=1000, arguments={"solver": "omp"}, compared=True),
     "sgfr-ridge": Case("sgfr", atoms=1000, arguments={"solver": "ridge"}, compared=True),
     "padim": Case("padim"),
@@ -68,8 +68,8 @@ CASES: dict[str, Case] = {
 }
 _BACKBONES = {_LITE: "bare", _WIDE: "bare-wide"}
 _SEARCHED = {  # of each scale, width of what is searched, and patches of an image
-    _LITE: ((65, 1024), (113, 256)),
-    _WIDE: ((769, 1024), (1025, 256)),
+    _LITE: ((41, 1024), (113, 256)),
+    _WIDE: ((513, 1024), (1025, 256)),
 }
 _ANSWERS: dict[str, tuple[str, dict[str, str], list[int] | None]] = {
     "ONNX Runtime": ("model.onnx", {}, None),
@@ -143,7 +143,7 @@ def _time_jobs(folders: dict[str, Path], runs: int) -> list[tuple[str, str, dict
             if models:
                 jobs.append((f"latency {backbone} {precision}", "latency", job))
         if bare in models:
-            job = {"bare": models[bare], "atoms": [1000, 4000], "searched": _SEARCHED[backbone]}
+            job = {"bare": models[bare], "atoms": [1000, 5000], "searched": _SEARCHED[backbone]}
             jobs.append((f"products {backbone}", "products", {**job, "config": _F32, "runs": runs, "size": _SIZE}))
     return jobs
 

@@ -13,7 +13,7 @@ PRODUCT = {"pooling", "bank_size", "solver", "num_atoms", "regularisation", "blu
 DEFAULTS: dict[str, Any] = {
     **{name: item.default for name, item in inspect.signature(Sgfr).parameters.items() if name in PRODUCT},
     # not arguments of Sgfr, or not by this name: ideas under study, and what it does
-    "strides": [4, 8, 16],
+    "strides": [8, 16],
     "scales": "own",
     "combination": "sum",
     "channel_scaling": "none",
@@ -41,7 +41,7 @@ STUDIES: dict[str, list[Variant]] = {
     "k": _over("num_atoms", (1, 2, 3, 5, 10, 20, 50)),
     "bank": [
         Variant(f"{size}, k {k}", {"bank_size": size, "num_atoms": k})
-        for size in (100, 250, 1000, 3500, 7000, 16000)
+        for size in (250, 1000, 3500, 5000, 7000)
         for k in (1, 5)
     ],
     "sampler": [
@@ -54,8 +54,8 @@ STUDIES: dict[str, list[Variant]] = {
         ),
     ],
     "means": [
-        Variant("stream, 3500"),
-        Variant("unmoved, 3500", {"sampler": "unmoved"}),
+        Variant("stream, 5000"),
+        Variant("unmoved, 5000", {"sampler": "unmoved"}),
         *(
             Variant(f"{sampler}, {size}", {"sampler": sampler, "bank_size": size})
             for size in (1000, 250)
@@ -69,16 +69,16 @@ STUDIES: dict[str, list[Variant]] = {
     "regularisation": _over("regularisation", (0.0, 1e-3, 1e-2, 1e-1)),
     "scales": [
         Variant(f"{', '.join(map(str, strides))}, {banks}", {"strides": strides, "scales": scales})
-        for strides in ([4, 8, 16], [8, 16])
+        for strides in ([8, 16], [4, 8, 16])
         for banks, scales in (("a bank each", "own"), ("one bank", "joint"))
     ],
     "combination": _over("combination", ("sum", "squares", "equal")),
     "layers": [
-        Variant("4, 8, 16"),
-        Variant("8, 16", {"strides": [8, 16]}),
+        Variant("8, 16"),
+        Variant("4, 8, 16", {"strides": [4, 8, 16]}),
         Variant("8", {"strides": [8]}),
         Variant("16", {"strides": [16]}),
-        Variant("4, 8, 16, 32", {"strides": [4, 8, 16, 32]}),
+        Variant("8, 16, 32", {"strides": [8, 16, 32]}),
     ],
     "pooling": _over("pooling", ("box", "binomial")),
     "channels": _over("channel_scaling", ("none", "spread")),

@@ -76,7 +76,7 @@ def strided_layers(backbone: str, strides: tuple[int, ...]) -> list[str]:
 _LARGE_BLOCKS = (("MALLOC_MMAP_THRESHOLD_", "1048576"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"))
 
 MODELS: dict[str, Entry] = {
-    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "learnt")], strides=(4, 8, 16)),
+    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "learnt")]),
     "patchcore": Entry(Patchcore, lambda model: [(model, "fit")], environment=_LARGE_BLOCKS),
     "padim": Entry(Padim, lambda model: [(model, "fit")], strides=(4, 8, 16)),
     "mhpatchcore": Entry(

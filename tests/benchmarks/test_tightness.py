@@ -20,4 +20,4 @@ def test_bounds_hold_and_are_reported(parts: Path, tmp_path: Path, monkeypatch: 
         assert row["largest"] <= row["largest_bound"]
         assert 0 < row["mean"] <= row["mean_bound"]
     assert rows[1]["mean"] < rows[0]["mean"]  # more atoms leave less
-    assert "| folder | 4, 8 | 12,288 | 50 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| folder | 8 | 12,288 | 50 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

@@ -24,28 +24,28 @@ from anomalib_sgfr.embedding import (
 @pytest.mark.parametrize(
     ("backbone", "layers"),
     [
-        ("tf_efficientnet_lite0", ["blocks.1", "blocks.2", "blocks.4"]),
-        ("resnet18", ["layer1", "layer2", "layer3"]),
-        ("wide_resnet50_2", ["layer1", "layer2", "layer3"]),
-        ("convnext_atto", ["stages.0", "stages.1", "stages.2"]),
+        ("tf_efficientnet_lite0", ["blocks.2", "blocks.4"]),
+        ("resnet18", ["layer2", "layer3"]),
+        ("wide_resnet50_2", ["layer2", "layer3"]),
+        ("convnext_atto", ["stages.1", "stages.2"]),
         ("vit_tiny_patch16_224", ["blocks.5", "blocks.8"]),
     ],
 )
-def test_default_layers_are_strides_4_8_and_16(backbone: str, layers: list[str]) -> None:
+def test_default_layers_are_strides_8_and_16(backbone: str, layers: list[str]) -> None:
     assert resolve_layers(backbone) == layers
 
 
 @pytest.mark.parametrize(
     ("backbone", "size", "shapes"),
     [
-        ("tf_efficientnet_lite0", 256, [(2, 64, 32, 32), (2, 112, 16, 16)]),
-        ("resnet18", 96, [(2, 192, 12, 12), (2, 256, 6, 6)]),
-        ("resnet18", 90, [(2, 192, 12, 12), (2, 256, 6, 6)]),  # no multiple of a stride
-        ("convnext_atto", 100, [(2, 120, 12, 12), (2, 160, 6, 6)]),  # rounds sizes down
+        ("tf_efficientnet_lite0", 256, [(2, 40, 32, 32), (2, 112, 16, 16)]),
+        ("resnet18", 96, [(2, 128, 12, 12), (2, 256, 6, 6)]),
+        ("resnet18", 90, [(2, 128, 12, 12), (2, 256, 6, 6)]),  # no multiple of a stride
+        ("convnext_atto", 100, [(2, 80, 12, 12), (2, 160, 6, 6)]),  # rounds sizes down
         ("vit_tiny_patch16_224", 96, [(2, 384, 6, 6)]),  # layers of one stride are one scale
         ("deit_tiny_patch16_224", 256, [(2, 384, 16, 16)]),  # a plain transformer without "vit" in its name
-        ("mobilevit_xxs", 256, [(2, 72, 32, 32), (2, 64, 16, 16)]),  # a pyramid with "vit" in its name
-        ("swin_tiny_patch4_window7_224", 224, [(2, 288, 28, 28), (2, 384, 14, 14)]),  # channels last
+        ("mobilevit_xxs", 256, [(2, 48, 32, 32), (2, 64, 16, 16)]),  # a pyramid with "vit" in its name
+        ("swin_tiny_patch4_window7_224", 224, [(2, 192, 28, 28), (2, 384, 14, 14)]),  # channels last
         ("mixer_s16_224", 224, [(2, 1024, 14, 14)]),  # a plain token mixer of fixed size
     ],
 )
@@ -54,6 +54,17 @@ def test_embedding_shapes(backbone: str, size: int, shapes: list[tuple[int, ...]
     assert [embedding.shape for embedding in embedder(torch.randn(2, 3, size, size))] == shapes
     assert sum(embedder.channels) == sum(shape[1] for shape in shapes)
     assert embedder.scales == len(shapes)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
+@pytest.mark.parametrize("size", [64, 90, 100])
+def test_finer_layers_join_that_of_stride_8_at_any_size(backbone: str, size: int) -> None:
+    layers = [stage.layer for stage in backbone_stages(backbone) if stage.stride in {4, 8, 16}]
+    fine, coarse = PatchEmbedder(backbone)(torch.randn(1, 3, size, size))
+    joined, same = PatchEmbedder(backbone, layers)(torch.randn(1, 3, size, size))
+    assert joined.shape[2:] == fine.shape[2:]
+    assert joined.shape[1] > fine.shape[1]
+    assert same.shape == coarse.shape
 
 
 @pytest.mark.parametrize(
@@ -115,7 +126,7 @@ def test_an_embedder_pools_as_it_is_told() -> None:
     binomial.load_state_dict(box.state_dict())
     features = list(box.extractor(images).values())
     for embedder in (box, binomial):
-        for found, wanted in zip(embedder(images), assemble(features, [4, 8, 16], embedder.pooling), strict=True):
+        for found, wanted in zip(embedder(images), assemble(features, [8, 16], embedder.pooling), strict=True):
             torch.testing.assert_close(found, wanted)
     with pytest.raises(ValueError, match="pooling must be one of binomial, box, got 'mean'"):
         PatchEmbedder("resnet18", pooling="mean")  # type: ignore[arg-type]

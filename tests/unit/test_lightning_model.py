@@ -29,7 +29,7 @@ def scores(model: Sgfr, images: torch.Tensor | None = None) -> torch.Tensor:
 def test_fit_learns_a_bank_of_at_most_bank_size(datamodule: Folder, tmp_path: Path) -> None:
     model = small()
     engine = fit(model, datamodule, tmp_path)
-    assert [bank.atoms.shape for bank in model.model.banks] == [(200, 64), (200, 112)]
+    assert [bank.atoms.shape for bank in model.model.banks] == [(200, 40), (200, 112)]
     assert bool(model._is_fitted)
     assert model._sampling.samplers == []  # their stores are freed
     assert Path(engine.best_model_path).is_file()
