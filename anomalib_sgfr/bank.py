@@ -12,7 +12,7 @@ from torch._higher_order_ops import scan  # not yet exported under a public name
 from anomalib_sgfr import self_expression
 from anomalib_sgfr.arguments import Solver
 from anomalib_sgfr.certificate import ScaleCertificate, certify
-from anomalib_sgfr.sampling import Cover, moved
+from anomalib_sgfr.cover import Cover, moved
 from anomalib_sgfr.search import Index, search_index
 
 __all__ = ["Bank"]
@@ -36,7 +36,7 @@ class Bank(DynamicBufferMixin, nn.Module):
         stored (Tensor): The atoms over ``unit``, shape ``(M, d)``, ``float16``; empty until the bank is learnt.
         unit (Tensor): A power of two that makes the largest value of ``stored`` 2^14 to 2^15.
         radius, count, squares, origin (Tensor): What each atom stands for and where it was seen, as in
-            :class:`~anomalib_sgfr.sampling.Cover`.
+            :class:`~anomalib_sgfr.cover.Cover`.
         threshold (Tensor): Distance above which the sampler would have taken another atom.
         grid (Tensor): Rows and columns of the training images' patches, which origins count; ``(2,)``, ``int64``.
         thumbnails (Tensor): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``, ``uint8``; empty for none.
@@ -64,12 +64,7 @@ class Bank(DynamicBufferMixin, nn.Module):
         if solver not in get_args(Solver):
             msg = f"solver must be one of {', '.join(get_args(Solver))}, got '{solver}'."
             raise ValueError(msg)
-        if num_atoms < 1:
-            msg = f"num_atoms must be at least 1, got {num_atoms}."
-            raise ValueError(msg)
-        if not 0.0 <= regularisation < float("inf"):
-            msg = f"regularisation must be a finite number of at least 0, got {regularisation}."
-            raise ValueError(msg)
+        self_expression.check_arguments(num_atoms, regularisation)
         self.solver = solver
         self.num_atoms = num_atoms
         self.regularisation = regularisation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.sampling import Cover
+from anomalib_sgfr.cover import Cover
 from anomalib_sgfr.search import nearest, search_index
 
 __all__ = ["Certificate", "ScaleCertificate", "certify"]

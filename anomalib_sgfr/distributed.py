@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from anomalib_sgfr.cover import Cover, merge
 from anomalib_sgfr.provenance import renumbered, shifted
-from anomalib_sgfr.sampling import Cover, merge
 
 _T = TypeVar("_T")
 
@@ -40,7 +40,7 @@ def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:
         own (Learnt): What this process learnt; of more than ``bank_size`` atoms a better bank is made.
         bank_size (int): Largest number of atoms of a scale to keep.
         tolerance (float): Distance within which atoms of a scale stand for each other; see
-            :func:`~anomalib_sgfr.sampling.merge`.
+            :func:`~anomalib_sgfr.cover.merge`.
 
     Returns:
         Learnt: The same on all processes; ``own`` where there is but one.

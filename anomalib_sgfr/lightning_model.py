@@ -23,12 +23,13 @@ from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.calibration import NominalPostProcessor, adopted
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
+from anomalib_sgfr.cover import centred
 from anomalib_sgfr.distributed import Learnt, several, unite
 from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.provenance import renumbered
-from anomalib_sgfr.sampling import SubspaceSampler, centred
+from anomalib_sgfr.sampling import SubspaceSampler
 from anomalib_sgfr.suspects import drop_suspects, write_suspects
 from anomalib_sgfr.torch_model import SgfrModel
 

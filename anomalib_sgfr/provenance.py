@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from anomalib_sgfr.sampling import Cover
+from anomalib_sgfr.cover import Cover
 
 __all__ = ["renumbered", "shifted"]
 

@@ -22,6 +22,7 @@ __all__ = [
     "Expression",
     "affine",
     "affine_distance",
+    "check_arguments",
     "omp",
     "ridge",
     "ridge_code",
@@ -286,6 +287,24 @@ def ridge_code(target: Tensor, bank: Tensor, regularisation: float) -> Tensor:
     return ((target.double() @ axes.T * gain) @ left.T).to(target.dtype)
 
 
+def check_arguments(num_atoms: int, regularisation: float) -> None:
+    """Validate what is the same for all targets.
+
+    Args:
+        num_atoms (int): Size of the support.
+        regularisation (float): Strength of a penalty.
+
+    Raises:
+        ValueError: If one is out of range; the message names it.
+    """
+    if num_atoms < 1:
+        msg = f"num_atoms must be at least 1, got {num_atoms}."
+        raise ValueError(msg)
+    if not 0.0 <= regularisation < float("inf"):
+        msg = f"regularisation must be a finite number of at least 0, got {regularisation}."
+        raise ValueError(msg)
+
+
 def _working(tensor: Tensor) -> Tensor:
     """Half precisions are computed in float32."""
     return tensor if tensor.dtype in {torch.float32, torch.float64} else tensor.float()
@@ -293,12 +312,7 @@ def _working(tensor: Tensor) -> Tensor:
 
 def _check(target: Tensor, bank: Tensor, num_atoms: int = 1, regularisation: float = 0.0) -> None:
     """Validate arguments; ``target`` and ``bank`` must be finite matrices of one dtype and width."""
-    if num_atoms < 1:
-        msg = f"num_atoms must be at least 1, got {num_atoms}."
-        raise ValueError(msg)
-    if not 0.0 <= regularisation < float("inf"):
-        msg = f"regularisation must be a finite number of at least 0, got {regularisation}."
-        raise ValueError(msg)
+    check_arguments(num_atoms, regularisation)
     if target.ndim != 2 or bank.ndim != 2 or target.shape[1] != bank.shape[1]:  # noqa: PLR2004
         msg = f"target and bank must be matrices of one width, got {tuple(target.shape)} and {tuple(bank.shape)}."
         raise ValueError(msg)

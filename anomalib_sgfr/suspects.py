@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from anomalib_sgfr.calibration import nominal_scores
+from anomalib_sgfr.cover import Cover, settle
 from anomalib_sgfr.provenance import renumbered
-from anomalib_sgfr.sampling import Cover, settle
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["drop_suspects", "write_suspects"]

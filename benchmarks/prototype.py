@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from anomalib_sgfr import self_expression
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.sampling import WORKING_SIZE, SubspaceSampler, centred
+from anomalib_sgfr.cover import centred
+from anomalib_sgfr.sampling import WORKING_SIZE, SubspaceSampler
 from anomalib_sgfr.search import nearest, search_index
 from anomalib_sgfr.selection import farthest_first
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.certificate import certify
-from anomalib_sgfr.sampling import Cover, SubspaceSampler, centred
+from anomalib_sgfr.cover import Cover, centred
+from anomalib_sgfr.sampling import SubspaceSampler
 from anomalib_sgfr.self_expression import affine, omp, ridge, ridge_operator
 
 

@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from anomalib_sgfr.certificate import certify
-from anomalib_sgfr.sampling import Cover, SubspaceSampler, merge
+from anomalib_sgfr.cover import Cover, merge
+from anomalib_sgfr.sampling import SubspaceSampler
 from anomalib_sgfr.self_expression import affine, affine_distance, omp
 
 hypothesis.settings.register_profile("here", max_examples=60, deadline=None, derandomize=True)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from anomalib_sgfr.cover import Cover, merge
 from anomalib_sgfr.provenance import renumbered, shifted
-from anomalib_sgfr.sampling import Cover, SubspaceSampler, merge
+from anomalib_sgfr.sampling import SubspaceSampler
 
 
 def stream(seed: int, images: int = 12, grid: tuple[int, int] = (5, 7)) -> list[tuple[torch.Tensor, torch.Tensor]]:

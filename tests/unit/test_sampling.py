@@ -6,7 +6,8 @@ from torch import Tensor
 
 from anomalib_sgfr import sampling
 from anomalib_sgfr.certificate import Certificate, certify
-from anomalib_sgfr.sampling import Cover, SubspaceSampler, absorb, centred, merge, settle, squares_about
+from anomalib_sgfr.cover import Cover, absorb, centred, merge, settle, squares_about
+from anomalib_sgfr.sampling import SubspaceSampler
 from anomalib_sgfr.selection import farthest_first
 
 
