@@ -211,7 +211,7 @@ def test_the_certificate_bounds_a_brute_force_recomputation(
     certificate, found = nearest_certificate(sampler), distances(points, sampler.bank())
     assert certificate.patches == 3000 == int(certificate.counts.sum())
     assert float(found.max()) <= certificate.largest < 4 * float(found.max()) + 1e-6
-    assert float(found.mean()) <= certificate.mean < 4 * float(found.mean()) + 1e-6
+    assert float(found.mean()) <= certificate.mean < 1.5 * float(found.mean()) + 1e-6  # the root of a mean of squares
     # the distribution is bounded too: no fewer distances lie below a value than bounds do
     bounds = certificate.bounds.repeat_interleave(certificate.counts).double()
     for quantile in (0.25, 0.5, 0.9):
