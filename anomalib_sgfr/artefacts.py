@@ -68,7 +68,8 @@ def check(checkpoint: dict[str, Any], model: "Sgfr") -> None:
     if "layers" in arguments:
         found, wanted = resolve_layers(arguments["backbone"], arguments["layers"]), model.model.embedder.layers
         if found != wanted:
-            msg = f"{name} was fitted with layers {found}, the model has {wanted}: pass --model.layers '{found}'."
+            option = f'--model.layers "[{", ".join(found)}]"'
+            msg = f"{name} was fitted with layers {found}, the model has {wanted}: pass {option}."
             raise ValueError(msg)
     if not all(bool(torch.isfinite(bank).all()) for bank in banks):
         msg = f"the bank in {name} holds NaN or infinite values: the file is damaged; fit again."

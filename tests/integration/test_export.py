@@ -81,7 +81,8 @@ def test_every_backbone_and_solver_exports_with_a_free_batch(
     with torch.no_grad():
         embeddings = model.model.embed(torch.randn(4, 3, *size))
     for bank, embedding in zip(model.model.banks, embeddings, strict=True):
-        bank.set(to_patches(embedding)[::3][:200])
+        # of many atoms, two correlate with a patch so alike that rounding decides which of them omp takes
+        bank.set(to_patches(embedding)[::3][: 30 if solver == "omp" else 200])
     model.post_processor.calibrate([1.0, 2.0])
     model._is_fitted = torch.tensor([True])
     with caplog.at_level(logging.WARNING):
@@ -95,12 +96,7 @@ def test_every_backbone_and_solver_exports_with_a_free_batch(
         images = torch.rand(batch, 3, *size)
         with torch.no_grad():
             expected = model(images).anomaly_map.numpy()
-        difference = np.abs(compiled(images.numpy())["anomaly_map"] - expected) / np.ptp(expected)
-        if solver == "omp":  # where two atoms correlate equally, rounding decides: a patch here or there may differ
-            assert np.quantile(difference, 0.95) <= 1e-3
-            assert difference.max() <= 0.05
-        else:
-            assert difference.max() <= 1e-3
+        assert np.abs(compiled(images.numpy())["anomaly_map"] - expected).max() <= 1e-3 * np.ptp(expected)
 
 
 @pytest.mark.parametrize("compression", [CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ])
@@ -136,7 +132,9 @@ def test_what_follows_the_backbone_is_not_quantised(exported: tuple[Sgfr, Path])
     kept = set(float_operations(network))
     kinds = {operation.get_friendly_name(): operation.get_type_name() for operation in network.get_ops()}
     assert sum(kinds[name] in {"Convolution", "GroupConvolution"} for name in kept) == 3
-    assert "AvgPool" in {kinds[name] for name in kept}
+    pooling = {name for name, kind in kinds.items() if kind == "AvgPool"}
+    assert len(pooling) == 2 * 4  # of each scale
+    assert pooling <= kept
     original = nncf.quantize
     with keeping_in_float(network):
         assert nncf.quantize is not original

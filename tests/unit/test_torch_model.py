@@ -84,7 +84,8 @@ def test_nominal_patches_of_the_bank_score_zero_and_others_do_not() -> None:
     for bank, embedding in zip(model.banks, model.train()(images), strict=True):
         bank.set(to_patches(embedding))
     model.eval()
-    assert model(images).pred_score < 0.01  # atoms are kept in 16 bits
+    # atoms are kept in 16 bits, and the certificate knows how far that moved them
+    assert model(images).pred_score <= model.certificate().largest < 0.01
     assert model(torch.randn(1, 3, 64, 64)).pred_score > 0.1
 
 
