@@ -96,6 +96,16 @@ def atoms(model: Sgfr) -> torch.Tensor:
     return torch.cat([bank.atoms.flatten() for bank in model.model.banks])
 
 
+def distances(points: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+    """Distance of each point from its nearest atom."""
+    return torch.cdist(points.double(), bank.double()).amin(1)
+
+
+def coverage(points: torch.Tensor, bank: torch.Tensor) -> float:
+    """The largest of them."""
+    return float(distances(points, bank).max())
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
