@@ -23,12 +23,10 @@ from anomalib_sgfr.backbones import normalisation
 from anomalib_sgfr.calibration import NominalPostProcessor, adopted
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.certificate import Certificate
-from anomalib_sgfr.cover import centred
-from anomalib_sgfr.distributed import Learnt, several, unite
 from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.gallery import thumbnails as make_thumbnails
+from anomalib_sgfr.learning import learn, samplers_for
 from anomalib_sgfr.pre_processing import SgfrPreProcessor
-from anomalib_sgfr.provenance import renumbered
 from anomalib_sgfr.sampling import SubspaceSampler
 from anomalib_sgfr.suspects import drop_suspects, write_suspects
 from anomalib_sgfr.torch_model import SgfrModel
@@ -197,21 +195,9 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
 
     def new_samplers(self) -> list[SubspaceSampler]:
         """Samplers for a fit that starts now, one for each scale, with the banks it adds to, if any."""
-        samplers = []
-        for bank in self.model.banks:
-            sampler = SubspaceSampler(self.bank_size, self._scale_tolerance)
-            if self.update:
-                cover = bank.cover
-                if self.trainer.global_rank > 0:  # what was seen before counts once among all processes
-                    cover = cover._replace(count=torch.zeros_like(cover.count), squares=torch.zeros_like(cover.squares))
-                sampler.resume(cover, float(bank.threshold))
-            samplers.append(sampler)
-        return samplers
-
-    @property
-    def _scale_tolerance(self) -> float:
-        """What of the tolerance each scale may use up: the map is their sum."""
-        return self.tolerance / len(self.model.banks)
+        return samplers_for(
+            self.model.banks, self.bank_size, self.tolerance, self.update, global_rank=self.trainer.global_rank
+        )
 
     def images_known(self) -> list[str]:
         """Paths of the images that atoms of the bank which a fit adds to come from."""
@@ -291,20 +277,7 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         if self._sampling.patches_seen == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        covers, thresholds = [], []
-        for sampler in self._sampling.samplers:
-            cover, threshold = sampler.learnt(sampler.working_size if several() else None)
-            covers.append(cover)
-            thresholds.append(threshold)
-        covers, images = renumbered(covers, self._sampling.images)
-        learnt = unite(Learnt(covers, thresholds, images), self.bank_size, self._scale_tolerance)
-        scales = zip(self.model.banks, learnt.covers, learnt.thresholds, self._sampling.grids, strict=True)
-        for bank, cover, threshold, grid in scales:
-            if not self.update:  # an earlier bank's atoms stay where they are, and with them what was certified
-                within = threshold <= self._scale_tolerance
-                cover = centred(cover, self._scale_tolerance if within else torch.inf)  # noqa: PLW2901
-            bank.set(cover, threshold, grid)
-        self.model.images = learnt.images
+        learn(self.model, self._sampling.samplers, self._sampling.grids, self._sampling.images, stay=self.update)
         self._was_fitted = False
         self._after_fit(self._training_images())
         found = self.certificate()
