@@ -41,8 +41,9 @@ def plot_trade(path: Path, rows: Sequence[Row], heading: str) -> None:
         ("stored beside the backbone, MiB", lambda record: (record.bank_bytes or 0) / 2**20),
         ("PyTorch, ms per image", lambda record: record.predict_ms),
     )
-    others = itertools.cycle("s^Dv<>")  # Sgfr with other arguments than its own
-    markers = [next(others) if row.spec.model == "sgfr" and changes(row.spec) else "o" for row in rows]
+    others = itertools.cycle("s^Dv<>")  # of a model that is there more than once, all but the one with fewest changes
+    nearest = {row.spec.model: row for row in sorted(rows, key=lambda row: -len(changes(row.spec)))}
+    markers = ["o" if row is nearest[row.spec.model] else next(others) for row in rows]
     figure, axes = plt.subplots(len(shown), 2, figsize=(9, 2.9 * len(shown)), squeeze=False, layout="constrained")
     for line, name in zip(axes, shown, strict=True):
         for axis, (label, value) in zip(line, axes_of, strict=True):

@@ -41,7 +41,7 @@ STUDIES: dict[str, list[Variant]] = {
     "k": _over("num_atoms", (1, 2, 3, 5, 10, 20, 50)),
     "bank": [
         Variant(f"{size}, k {k}", {"bank_size": size, "num_atoms": k})
-        for size in (250, 1000, 3500, 5000, 7000)
+        for size in (100, 250, 1000, 2000, 5000, 10_000, 16_000)
         for k in (1, 5)
     ],
     "sampler": [
