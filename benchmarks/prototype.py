@@ -122,6 +122,7 @@ class Nominal:
         self.batches = batches
         self.seed = seed
         self.farthest = torch.empty(0, dtype=torch.int64)  # patches, farthest first: as many as were needed so far
+        self.streams: dict[int, SubspaceSampler] = {}  # by the atoms they thin to
 
     @functools.cached_property
     def every(self) -> Tensor:
@@ -139,10 +140,8 @@ class Nominal:
         size = arguments["bank_size"]
         generator = torch.Generator().manual_seed(self.seed)
         if arguments["sampler"] in ("stream", "unmoved", "narrow"):
-            stream = SubspaceSampler(size, working_size=1 if arguments["sampler"] == "narrow" else WORKING_SIZE)
-            for batch in self.batches:
-                stream.observe(batch)
-            return stream.bank() if arguments["sampler"] == "unmoved" else centred(stream.cover()).atoms
+            cover, _ = self._stream(size if arguments["sampler"] == "narrow" else max(size, WORKING_SIZE)).learnt(size)
+            return cover.atoms if arguments["sampler"] == "unmoved" else centred(cover).atoms
         if arguments["sampler"] == "random":
             return self.every[torch.randperm(len(self.every), generator=generator)[:size]]
         if arguments["sampler"] == "whole":
@@ -157,6 +156,15 @@ class Nominal:
             worst = sample[length.topk(min(len(sample), 4 * wanted)).indices]
             bank = torch.cat((bank, worst[farthest_first(worst, wanted)[0]])) if wanted else bank
         return bank
+
+    def _stream(self, size: int) -> SubspaceSampler:
+        """The product's sampler after all batches; smaller banks are chosen from the same atoms."""
+        if size not in self.streams:
+            sampler = SubspaceSampler(size, working_size=size)
+            for batch in self.batches:
+                sampler.observe(batch)
+            self.streams[size] = sampler
+        return self.streams[size]
 
     def _centers(self, size: int) -> Tensor:
         if len(self.farthest) < size:  # a smaller k-center is the beginning of a larger one

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from anomalib_sgfr.cover import centred
+from anomalib_sgfr.sampling import SubspaceSampler
 from anomalib_sgfr.selection import farthest_first
 from benchmarks import run as benchmark_run
 from benchmarks import study
@@ -114,3 +116,15 @@ def test_a_sampler_gives_the_same_bank_whatever_was_asked_before(sampler: str) -
     assert torch.equal(bank, alone.bank(arguments))
     if sampler == "whole":
         assert torch.equal(bank, patches[farthest_first(patches, 100)[0]])
+
+
+@pytest.mark.parametrize("size", [100, 4000])
+def test_the_stream_of_a_study_is_the_product_s_sampler(size: int) -> None:
+    patches = torch.randn(9000, 3, generator=torch.Generator().manual_seed(0)).split(3000)  # thinned once on the way
+    sampler = SubspaceSampler(size)
+    for batch in patches:
+        sampler.observe(batch)
+    nominal = Nominal(list(patches), seed=0)
+    nominal.bank({**DEFAULTS, "bank_size": 1000})
+    assert torch.equal(nominal.bank({**DEFAULTS, "bank_size": size}), centred(sampler.cover()).atoms)
+    assert torch.equal(nominal.bank({**DEFAULTS, "bank_size": size, "sampler": "unmoved"}), sampler.bank())
