@@ -234,23 +234,36 @@ def _plot(
     name: str, folder: Path, columns: list[tuple[str, str, str]], values: Sequence[Sequence[float | None]]
 ) -> None:
     """A panel for each metric, a line for each data set, over the variants."""
-    labels = [variant.label for variant in STUDIES[name]]
+    lines = _lines([variant.label for variant in STUDIES[name]])
     metrics = list(dict.fromkeys(metric for *_, metric in columns))
     colours = {place: f"C{number}" for number, place in enumerate(dict.fromkeys(column[:2] for column in columns))}
     figure, axes = plt.subplots(1, len(metrics), figsize=(4 * len(metrics), 4.0), squeeze=False, layout="constrained")
     for axis, metric in zip(axes[0], metrics, strict=True):
         for place, (dataset, split, of) in enumerate(columns):
-            line = [row[place] for row in values]
-            if of == metric and None not in line:
-                percent = [100 * (value or 0.0) for value in line]
-                style = {"color": colours[dataset, split], "label": f"{dataset} {split}".strip()}
-                axis.plot(labels, percent, "o-", lw=1.2, ms=4, **style)
+            for dash, (line, points) in zip(itertools.cycle(("-", "--", ":")), lines.items(), strict=False):
+                found = [values[row][place] for row in points.values()]
+                if of == metric and None not in found:
+                    percent = [100 * (value or 0.0) for value in found]
+                    style = {"color": colours[dataset, split], "label": " ".join(filter(None, (dataset, split, line)))}
+                    axis.plot(list(points), percent, f"o{dash}", lw=1.2, ms=4, **style)
         axis.set(title=f"{metric}, %", xlabel=name)
-        axis.tick_params("x", rotation=_rotation(labels))
+        axis.tick_params("x", rotation=_rotation(list(next(iter(lines.values())))))
         axis.grid(alpha=0.3)
     # every data set has an image AUROC, the first panel; below, where it hides no point
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colours))
     save_figure(figure, folder / f"{name}.png")
+
+
+def _lines(labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Rows of the table by line of the plot and label below it.
+
+    Labels that are all pairs, such as ``"100, k 1"``, make a line of each second part; others make one line.
+    """
+    rows = {tuple(label.rsplit(", ", 1)): row for row, label in enumerate(labels)}
+    firsts, seconds = (list(dict.fromkeys(label[place] for label in rows)) for place in (0, -1))
+    if any((first, second) not in rows for first in firsts for second in seconds):
+        return {"": {label: row for row, label in enumerate(labels)}}
+    return {second: {first: rows[first, second] for first in firsts} for second in seconds}
 
 
 def _rotation(labels: Sequence[str]) -> int:

@@ -128,3 +128,10 @@ def test_the_stream_of_a_study_is_the_product_s_sampler(size: int) -> None:
     nominal.bank({**DEFAULTS, "bank_size": 1000})
     assert torch.equal(nominal.bank({**DEFAULTS, "bank_size": size}), centred(sampler.cover()).atoms)
     assert torch.equal(nominal.bank({**DEFAULTS, "bank_size": size, "sampler": "unmoved"}), sampler.bank())
+
+
+def test_a_plot_has_a_line_for_each_second_part_of_its_labels() -> None:
+    pairs = ["100, k 1", "100, k 5", "250, k 1", "250, k 5"]
+    assert study._lines(pairs) == {"k 1": {"100": 0, "250": 2}, "k 5": {"100": 1, "250": 3}}
+    for labels in (["1", "2"], ["8, 16", "8"], pairs[:3]):
+        assert study._lines(labels) == {"": {label: row for row, label in enumerate(labels)}}
