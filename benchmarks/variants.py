@@ -45,13 +45,9 @@ STUDIES: dict[str, list[Variant]] = {
         for k in (1, 5)
     ],
     "sampler": [
-        Variant("stream"),
-        *(
-            Variant(f"{sampler}, {size}", {"sampler": sampler, "bank_size": size})
-            for size in (250, 1000, 4000)
-            for sampler in ("random", "unmoved", "narrow", "stream", "whole", "residual", "pruned")
-            if (sampler, size) != ("narrow", 4000)  # the same as stream
-        ),
+        Variant(f"{sampler}, {size}", {"sampler": sampler, "bank_size": size})
+        for sampler in ("random", "narrow", "stream", "whole", "residual", "pruned")
+        for size in (250, 1000, 5000)
     ],
     "means": [
         Variant("stream, 5000"),
