@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import plugin
+from anomalib_sgfr.anchor import DataParallelAnchor
 from anomalib_sgfr.arguments import Pooling, Solver
 from anomalib_sgfr.artefacts import check, damage
 from anomalib_sgfr.backbones import normalisation
@@ -36,7 +37,7 @@ __all__ = ["Sgfr"]
 logger = logging.getLogger(__name__)
 
 
-class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
+class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
     """Subspace-guided feature reconstruction: find and localise defects after seeing only good parts.
 
     Learns small banks of nominal patch embeddings, one for each scale, in one pass over the training images, rebuilds
@@ -130,8 +131,6 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur, pooling)
         self._sampling = SubspaceSampling()
         self._was_fitted = False
-        self._anchor: nn.Parameter | None
-        self.register_parameter("_anchor", None)
 
     @staticmethod
     def configure_pre_processor(
@@ -228,24 +227,6 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
         super().on_load_checkpoint(checkpoint)
         if self.update:
             checkpoint.pop("loops", None)
-        if self._anchor is not None:
-            checkpoint["state_dict"]["_anchor"] = self._anchor.detach()
-
-    def setup(self, stage: str) -> None:
-        """Give several processes the trainable parameter that PyTorch's data-parallel wrapper insists on."""
-        super().setup(stage)
-        if stage == "fit" and self.trainer.world_size > 1:
-            self._anchor = nn.Parameter(torch.zeros((), device=self.device))
-
-    def teardown(self, stage: str) -> None:
-        """Drop that parameter: it is no part of the model."""
-        super().teardown(stage)
-        self._anchor = None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as anomalib does, less that parameter."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"].pop("_anchor", None)
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
         """Embed a batch for the sampling callback.
@@ -260,12 +241,8 @@ class Sgfr(MemoryBankMixin, WholeExports, AnomalibModule):  # type: ignore[misc]
             Lightning's automatic optimisation, and with it checkpointing, run.
         """
         del args, kwargs
-        loss = torch.zeros((), device=self.device, requires_grad=True)
         images: Any = batch.image
-        return {
-            "loss": loss if self._anchor is None else 0 * self._anchor,
-            "embeddings": self.model.embed(images),
-        }
+        return {"loss": self.dummy_loss(), "embeddings": self.model.embed(images)}
 
     @torch.no_grad()
     def fit(self) -> None:
