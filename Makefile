@@ -39,6 +39,7 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 BENCH := $(BIN)/python -m benchmarks.compare
 

@@ -4,26 +4,28 @@ This package is imported at every start of the interpreter (see :mod:`anomalib_s
 only when used (PEP 562).
 """
 
+from anomalib_sgfr.plugin import install as _install
+
 TYPE_CHECKING = False  # what type checkers take for true; importing it from typing would cost more than all the rest
 if TYPE_CHECKING:
-    from anomalib_sgfr.calibration import NominalPostProcessor
     from anomalib_sgfr.callbacks import SubspaceSampling
-    from anomalib_sgfr.explanation import explain
+    from anomalib_sgfr.core.sampling import SubspaceSampler
+    from anomalib_sgfr.inspection.calibration import NominalPostProcessor
+    from anomalib_sgfr.inspection.explanation import explain
+    from anomalib_sgfr.inspection.mimic_view import MimicView
     from anomalib_sgfr.lightning_model import Sgfr
-    from anomalib_sgfr.mimic_view import MimicView
-    from anomalib_sgfr.sampling import SubspaceSampler
     from anomalib_sgfr.torch_model import SgfrModel
 
     __version__: str
 
 _HOME = {
-    "MimicView": "mimic_view",
-    "NominalPostProcessor": "calibration",
+    "MimicView": "inspection.mimic_view",
+    "NominalPostProcessor": "inspection.calibration",
     "Sgfr": "lightning_model",
     "SgfrModel": "torch_model",
-    "SubspaceSampler": "sampling",
+    "SubspaceSampler": "core.sampling",
     "SubspaceSampling": "callbacks",
-    "explain": "explanation",
+    "explain": "inspection.explanation",
 }
 
 __all__ = [
@@ -53,3 +55,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+_install()

@@ -12,7 +12,7 @@ import anomalib_sgfr.lightning_model  # noqa: F401
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["explain"]:
-        from anomalib_sgfr.explain_command import main as explain
+        from anomalib_sgfr.commands.explain import main as explain
 
         sys.exit(explain(sys.argv[2:]))
     main()

@@ -9,11 +9,11 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 from torch._higher_order_ops import scan  # not yet exported under a public name
 
-from anomalib_sgfr import self_expression
-from anomalib_sgfr.arguments import Solver
-from anomalib_sgfr.certificate import ScaleCertificate, certify
-from anomalib_sgfr.cover import Cover, moved
-from anomalib_sgfr.search import Index, search_index
+from anomalib_sgfr.core import self_expression
+from anomalib_sgfr.core.arguments import Solver
+from anomalib_sgfr.core.certificate import ScaleCertificate, certify
+from anomalib_sgfr.core.cover import Cover, moved
+from anomalib_sgfr.core.search import Index, search_index
 
 __all__ = ["Bank"]
 
@@ -30,13 +30,13 @@ class Bank(DynamicBufferMixin, nn.Module):
         solver (str): ``"affine"``, ``"omp"`` or ``"ridge"``. Defaults to ``"affine"``.
         num_atoms (int): Size ``k`` of the support; ``"ridge"`` uses the whole bank. Defaults to ``5``.
         regularisation (float): Strength of the ridge penalty relative to the data's own scale; ``"omp"`` has none. See
-            :func:`~anomalib_sgfr.self_expression.affine` and :func:`~anomalib_sgfr.self_expression.ridge_operator`.
+            :mod:`~anomalib_sgfr.core.self_expression`, ``affine`` and ``ridge_operator``.
 
     Attributes:
         stored (Tensor): The atoms over ``unit``, shape ``(M, d)``, ``float16``; empty until the bank is learnt.
         unit (Tensor): A power of two that makes the largest value of ``stored`` 2^14 to 2^15.
         radius, count, squares, origin (Tensor): What each atom stands for and where it was seen, as in
-            :class:`~anomalib_sgfr.cover.Cover`.
+            :class:`~anomalib_sgfr.core.cover.Cover`.
         threshold (Tensor): Distance above which the sampler would have taken another atom.
         grid (Tensor): Rows and columns of the training images' patches, which origins count; ``(2,)``, ``int64``.
         thumbnails (Tensor): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``, ``uint8``; empty for none.

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from anomalib_sgfr.artefacts import damage, unreadable
-from anomalib_sgfr.embedding import to_patches
-from anomalib_sgfr.sampling import SubspaceSampler
+from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.features.embedding import to_patches
+from anomalib_sgfr.fitting.artefacts import damage, unreadable
 
 __all__ = ["SubspaceSampling"]
 
@@ -18,7 +18,7 @@ _PATHS = 10_000  # of images whose patches are no atoms any more, before they ar
 
 
 class SubspaceSampling(Callback):
-    """Feed each training batch's embeddings to a :class:`~anomalib_sgfr.sampling.SubspaceSampler` for each scale.
+    """Feed each training batch's embeddings to a :class:`~anomalib_sgfr.core.sampling.SubspaceSampler` for each scale.
 
     Sgfr attaches one by itself. To configure it, add your own under ``trainer.callbacks``; Sgfr then uses that one.
     Shows the number of atoms held (more than the banks will have), the sum of the samplers' thresholds and the patches

@@ -16,20 +16,19 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_sgfr import plugin
-from anomalib_sgfr.anchor import DataParallelAnchor
-from anomalib_sgfr.arguments import Pooling, Solver
-from anomalib_sgfr.artefacts import check, damage
-from anomalib_sgfr.backbones import normalisation
-from anomalib_sgfr.calibration import NominalPostProcessor, adopted
 from anomalib_sgfr.callbacks import SubspaceSampling
-from anomalib_sgfr.certificate import Certificate
-from anomalib_sgfr.export import WholeExports
-from anomalib_sgfr.gallery import thumbnails as make_thumbnails
-from anomalib_sgfr.learning import learn, samplers_for
-from anomalib_sgfr.pre_processing import SgfrPreProcessor
-from anomalib_sgfr.sampling import SubspaceSampler
-from anomalib_sgfr.suspects import drop_suspects, write_suspects
+from anomalib_sgfr.core.arguments import Pooling, Solver
+from anomalib_sgfr.core.certificate import Certificate
+from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.edge.export import WholeExports
+from anomalib_sgfr.features.backbones import normalisation
+from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
+from anomalib_sgfr.fitting.anchor import DataParallelAnchor
+from anomalib_sgfr.fitting.artefacts import check, damage
+from anomalib_sgfr.fitting.learning import learn, samplers_for
+from anomalib_sgfr.fitting.suspects import drop_suspects, write_suspects
+from anomalib_sgfr.inspection.calibration import NominalPostProcessor, adopted
+from anomalib_sgfr.inspection.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
@@ -222,7 +221,8 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
             ValueError: If the checkpoint is another model's or an earlier version's, of another backbone, pooling or
             layers, or a bank is not finite.
         """
-        check(checkpoint, self)
+        path = getattr(self._trainer, "ckpt_path", None)
+        check(checkpoint, self.hparams, self.model.embedder.layers, path)
         self.post_processor = adopted(self.post_processor, checkpoint, getattr(self._trainer, "callbacks", []))
         super().on_load_checkpoint(checkpoint)
         if self.update:
@@ -355,6 +355,3 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
     def learning_type(self) -> LearningType:
         """One-class: trained on nominal images alone."""
         return LearningType.ONE_CLASS
-
-
-plugin.register()

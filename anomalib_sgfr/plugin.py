@@ -1,8 +1,13 @@
 """Registration with anomalib, which has no entry point for models of others.
 
-``install`` runs at every start of the interpreter (from ``anomalib_sgfr.pth``), so this module imports nothing but what
-the interpreter has already loaded. It leaves a finder that waits for ``anomalib.models`` to be imported, by anybody,
-and then makes Sgfr and the datamodules known by their short names. Set ``ANOMALIB_SGFR_PLUGIN=0`` to turn it off.
+``install`` runs at every start of the interpreter (from ``anomalib_sgfr.pth``) and when this package is imported, so
+this module imports nothing but what the interpreter has already loaded. It leaves a finder that waits for
+``anomalib.models`` and ``anomalib.data`` to be imported, by anybody, and then makes Sgfr and the datamodules known
+there by their short names. Set ``ANOMALIB_SGFR_PLUGIN=0`` to turn it off.
+
+Modules of this package import anomalib's, and registration imports modules of this package. So the finder counts what
+is being imported of both, and registers when the outermost import has ended: no module is ever seen half done,
+whichever is imported first, and none has to know of this one.
 """
 
 import os
@@ -11,90 +16,89 @@ import sys
 __all__ = ["install", "register"]
 
 _SWITCH = "ANOMALIB_SGFR_PLUGIN"
-_TRIGGER = "anomalib.models"
-# Modules of ours that import anomalib.models, and what each defines: whichever is imported first waits for the others.
-_BUILT_ON_IT = {"embedding": "PatchEmbedder", "torch_model": "SgfrModel", "lightning_model": "Sgfr"}
+_OURS = "anomalib_sgfr."
+# Modules of anomalib that names are added to: the module of ours that lists them, and what the other defines last.
+_HOMES = {
+    "anomalib.models": ("anomalib_sgfr.lightning_model", "get_model"),
+    "anomalib.data": ("anomalib_sgfr.data", "get_datamodule"),
+}
 
 
 def install() -> None:
     """Leave the finder, once, unless switched off."""
-    if _is_off():
+    if os.environ.get(_SWITCH, "1").lower() in {"0", "false", "no", "off"}:
         return
-    if _TRIGGER in sys.modules:
-        _register_or_warn()
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())
+        if any(map(_is_whole, _HOMES)):  # imported before
+            _register_or_warn()
 
 
 def register() -> None:
-    """Make Sgfr and the datamodules known to anomalib by their short names. Does nothing the second time.
+    """Make Sgfr and the datamodules known to anomalib by their short names. Does nothing the second time."""
+    from importlib import import_module
 
-    Importing ``anomalib.models`` asks for this, also when a module of this package does so that is not yet complete:
-    that call returns without effect, and the one at the end of the module registers.
-    """
-    models = sys.modules.get(_TRIGGER)
-    if _is_off() or models is None or not hasattr(models, "ALLOWED_MODULES") or _is_incomplete():
-        return
-    import anomalib.data as anomalib_data
-
-    from anomalib_sgfr import data, lightning_model
-
-    models.ALLOWED_MODULES.update({"anomalib_sgfr", "anomalib_sgfr.lightning_model"})
-    exports = [(models, "Sgfr", lightning_model.Sgfr)]
-    exports += [(anomalib_data, name, getattr(data, name)) for name in data.__all__]
-    for module, name, value in exports:
-        setattr(module, name, value)
-        if name not in module.__all__:
-            module.__all__.append(name)
-
-
-def _is_off() -> bool:
-    return os.environ.get(_SWITCH, "1").lower() in {"0", "false", "no", "off"}
-
-
-def _is_incomplete() -> bool:
-    """Whether a module that registers at its end is being imported."""
-    loaded = [(sys.modules.get(f"anomalib_sgfr.{module}"), name) for module, name in _BUILT_ON_IT.items()]
-    return any(module is not None and not hasattr(module, name) for module, name in loaded)
+    for home, (ours, _) in _HOMES.items():
+        module = sys.modules.get(home)
+        if module is None:
+            continue
+        source = import_module(ours)
+        if home == "anomalib.models":
+            module.ALLOWED_MODULES.update({"anomalib_sgfr", ours})
+        for name in source.__all__:
+            setattr(module, name, getattr(source, name))
+            if name not in module.__all__:
+                module.__all__.append(name)
 
 
 def _register_or_warn() -> None:
     """Whatever goes wrong here must not break an anomalib that works without us."""
     try:
-        if not _is_incomplete():
-            from importlib import import_module
-
-            import_module("anomalib_sgfr.lightning_model")
-            register()
+        register()
     except Exception as error:  # see above
         import warnings
 
         warnings.warn(f"anomalib_sgfr could not register with anomalib: {error!r}", RuntimeWarning, stacklevel=2)
 
 
+def _is_whole(home: str) -> bool:
+    return hasattr(sys.modules.get(home), _HOMES[home][1])
+
+
 class _AfterImport:
-    """Meta-path finder that acts once, after ``anomalib.models`` has been executed."""
+    """Meta-path finder that has every module found as ever, and acts when those it waits for have been executed."""
+
+    def __init__(self) -> None:
+        self.running = 0  # modules that are being executed, each within the one before
+        self.bypassed = False
 
     def find_spec(self, fullname, path=None, target=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        """Hand on the real module's spec, with a loader that registers when it is done."""
-        if fullname != _TRIGGER:
+        """Hand on the real module's spec, with a loader that tells when it is done."""
+        if sys.meta_path[0] is not self:  # who was put in front may find anomalib without asking us
+            sys.meta_path.remove(self)
+            sys.meta_path.insert(0, self)
+            self.bypassed = True
+        if self.bypassed and not self.running and all(map(_is_whole, _HOMES)):
+            self.bypassed = False
+            _register_or_warn()
+        if fullname not in _HOMES and not fullname.startswith(_OURS):
             return None
-        from importlib.util import find_spec
+        for finder in list(sys.meta_path):
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec = find(fullname, path, target) if find else None
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Counted(spec.loader, self)
+                return spec
+        return None
 
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)  # also keeps the next line from coming back here
-        spec = find_spec(fullname)
-        del path, target
-        if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)  # type: ignore[assignment]  # a loader by duck typing
-        return spec
 
+class _Counted:
+    """Loader that executes a module as its own loader would, and then lets the finder register."""
 
-class _ThenRegister:
-    """Loader that executes a module as its own loader would, then registers."""
-
-    def __init__(self, loader) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def __init__(self, loader, finder) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
         self._loader = loader
+        self._finder = finder
 
     def __getattr__(self, name):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
         return getattr(self._loader, name)
@@ -104,11 +108,12 @@ class _ThenRegister:
         return self._loader.create_module(spec)
 
     def exec_module(self, module) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-        """Execute the module; if that fails, be ready for the next attempt."""
+        """Execute the module; if it was the outermost of those that are waited for, register."""
         module.__loader__ = module.__spec__.loader = self._loader
+        self._finder.running += 1
         try:
             self._loader.exec_module(module)
-        except BaseException:
-            install()
-            raise
-        _register_or_warn()
+        finally:
+            self._finder.running -= 1
+        if not self._finder.running:
+            _register_or_warn()

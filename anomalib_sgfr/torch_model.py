@@ -12,11 +12,10 @@ from anomalib.models.components import DynamicBufferMixin, GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_sgfr import plugin
-from anomalib_sgfr.arguments import Pooling
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.certificate import Certificate
-from anomalib_sgfr.embedding import PatchEmbedder
+from anomalib_sgfr.core.arguments import Pooling
+from anomalib_sgfr.core.certificate import Certificate
+from anomalib_sgfr.features.embedding import PatchEmbedder
 
 __all__ = ["SgfrModel"]
 
@@ -36,7 +35,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         blur (float): Standard deviation of the Gaussian that smooths the map, in pixels of the model's input; ``0`` for
             none. Defaults to ``4.0``.
         pooling (Pooling): How features are averaged with their neighbours, ``"binomial"`` or ``"box"``; see
-            :func:`~anomalib_sgfr.embedding.pool`. Defaults to ``"binomial"``.
+            :func:`~anomalib_sgfr.features.embedding.pool`. Defaults to ``"binomial"``.
 
     Attributes:
         banks (Sequence[Bank]): A :class:`~anomalib_sgfr.bank.Bank` for each scale, the finest first.
@@ -216,6 +215,3 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
 def _interpolate(residuals: Tensor, size: Sequence[int]) -> Tensor:
     return functional.interpolate(residuals, size=size, mode="bilinear", align_corners=False)
-
-
-plugin.register()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.false_alarms --root DIR --out DIR
 
-Sgfr is fitted with :class:`~anomalib_sgfr.calibration.NominalPostProcessor`, whose threshold comes from the training
-images, or from a fifth that are held out of the fit (of MTD all photographs of a tile, or none). How many good test
-images exceed it, which nobody had seen, is the realised rate. Writes ``false-alarms.json``, ``README.md`` and a plot;
+Sgfr is fitted with :class:`~anomalib_sgfr.NominalPostProcessor`, whose threshold comes from the training images, or
+from a fifth that are held out of the fit (of MTD all photographs of a tile, or none). How many good test images exceed
+it, which nobody had seen, is the realised rate. Writes ``false-alarms.json``, ``README.md`` and a plot;
 an interrupted command, given again, goes on where it stopped.
 """
 
@@ -21,8 +21,8 @@ from anomalib.data import AnomalibDataModule
 from numpy.typing import NDArray
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
 from anomalib_sgfr.data.mtd import tile_of
+from anomalib_sgfr.inspection.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
 from benchmarks import data
 from benchmarks.places import study_places
 from benchmarks.plots import plt, save_figure

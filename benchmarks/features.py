@@ -17,8 +17,8 @@ from torch.nn import functional
 from torchvision.tv_tensors import Mask
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.arguments import Pooling
-from anomalib_sgfr.embedding import PatchEmbedder
+from anomalib_sgfr.core.arguments import Pooling
+from anomalib_sgfr.features.embedding import PatchEmbedder
 from benchmarks import data
 from benchmarks.scores import label_regions
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_sgfr import self_expression
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.cover import centred
-from anomalib_sgfr.sampling import WORKING_SIZE, SubspaceSampler
-from anomalib_sgfr.search import nearest, search_index
-from anomalib_sgfr.selection import farthest_first
+from anomalib_sgfr.core import self_expression
+from anomalib_sgfr.core.cover import centred
+from anomalib_sgfr.core.sampling import WORKING_SIZE, SubspaceSampler
+from anomalib_sgfr.core.search import nearest, search_index
+from anomalib_sgfr.core.selection import farthest_first
 
 __all__ = ["Nominal", "PrototypeBank", "channel_scaling", "combined", "image_scores"]
 

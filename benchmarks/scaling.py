@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_sgfr import self_expression
-from anomalib_sgfr.cover import Cover, merge
-from anomalib_sgfr.sampling import SubspaceSampler
+from anomalib_sgfr.core import self_expression
+from anomalib_sgfr.core.cover import Cover, merge
+from anomalib_sgfr.core.sampling import SubspaceSampler
 from benchmarks.plots import plt, save_figure
 from benchmarks.records import Record, read, write_text
 from benchmarks.run import peak_mb, reset_peak

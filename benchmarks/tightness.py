@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.cover import centred
-from anomalib_sgfr.sampling import SubspaceSampler
+from anomalib_sgfr.core.cover import centred
+from anomalib_sgfr.core.sampling import SubspaceSampler
 from benchmarks import features
 from benchmarks.places import study_places
 from benchmarks.records import write_text

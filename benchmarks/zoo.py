@@ -19,9 +19,9 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.backbones import OFFLINE_SUFFIX
-from anomalib_sgfr.embedding import backbone_stages, resolve_layers
-from anomalib_sgfr.sampling import SubspaceSampler
+from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.features.backbones import OFFLINE_SUFFIX
+from anomalib_sgfr.features.embedding import backbone_stages, resolve_layers
 
 __all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "strided_layers", "timed"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from anomalib_sgfr.cover import centred
-from anomalib_sgfr.sampling import SubspaceSampler
-from anomalib_sgfr.selection import farthest_first
+from anomalib_sgfr.core.cover import centred
+from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.selection import farthest_first
 from benchmarks import run as benchmark_run
 from benchmarks import study
 from benchmarks.features import load

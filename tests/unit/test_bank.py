@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.cover import Cover, centred, settle
-from anomalib_sgfr.sampling import SubspaceSampler
+from anomalib_sgfr.core.cover import Cover, centred, settle
+from anomalib_sgfr.core.sampling import SubspaceSampler
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 1e4, 1e9])

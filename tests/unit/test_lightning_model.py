@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torchvision.transforms.v2 import Normalize, Resize
 
 from anomalib_sgfr import Sgfr, SubspaceSampling
-from anomalib_sgfr.embedding import PatchEmbedder
-from anomalib_sgfr.sampling import WORKING_SIZE
+from anomalib_sgfr.core.sampling import WORKING_SIZE
+from anomalib_sgfr.features.embedding import PatchEmbedder
 from tests.conftest import atoms, fit, folder_datamodule, small, write_image
 
 

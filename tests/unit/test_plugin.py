@@ -3,6 +3,7 @@
 Each case runs in an interpreter of its own, with the plugin switched on by hand where no installation does it.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import anomalib_sgfr
+
 REPOSITORY = Path(__file__).parents[2]
+FIRST = str(Path(__file__).with_name("first_imports.py"))
 INSTALL = "import anomalib_sgfr.plugin; anomalib_sgfr.plugin.install(); "
 
 
@@ -44,7 +48,7 @@ def test_short_names_are_known_once_anomalib_is_imported() -> None:
         "assert type(get_model({'class_path': 'anomalib_sgfr.Sgfr', 'init_args': {'num_atoms': 3}})) is Sgfr;"
         "assert anomalib.data.ELPV is anomalib.data.get_datamodule({'class_path': 'ELPV'}).__class__;"
         "assert 'MTD' in anomalib.data.__all__;"
-        "assert not any('_AfterImport' in type(finder).__name__ for finder in sys.meta_path)"
+        "assert ['_AfterImport' in type(finder).__name__ for finder in sys.meta_path].count(True) == 1"
     )
     assert result.returncode == 0, result.stderr
     assert "RuntimeWarning" not in result.stderr
@@ -58,7 +62,7 @@ def test_short_names_are_known_once_anomalib_is_imported() -> None:
         "import anomalib_sgfr.data; from anomalib_sgfr import Sgfr; import anomalib.models",
         "import anomalib.data; import anomalib.models; from anomalib.models import Sgfr",
         "from anomalib_sgfr import SgfrModel; import anomalib.models; from anomalib_sgfr import Sgfr",
-        "import anomalib_sgfr.embedding; import anomalib.models; from anomalib.models import Sgfr",
+        "import anomalib_sgfr.features.embedding; import anomalib.models; from anomalib.models import Sgfr",
         "import anomalib.models.components; from anomalib_sgfr.lightning_model import Sgfr; import anomalib.models",
     ],
 )
@@ -71,10 +75,57 @@ def test_any_order_of_imports_registers_once(order: str) -> None:
     assert "RuntimeWarning" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["Sgfr", "SgfrModel"])
-def test_without_the_start_up_file_importing_sgfr_registers_too(name: str) -> None:
-    result = python(f"from anomalib_sgfr import {name}; from anomalib.models import get_model; get_model('Sgfr')")
+MODULES = [
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((REPOSITORY / "anomalib_sgfr").rglob("*.py"))
+    if path.name != "__main__.py"
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_every_name_and_module_imports_first_and_registers() -> None:
+    """Where no start-up file is read; a warning, which is what a failed registration leaves, is an error."""
+    names = [f"from anomalib_sgfr import {name}" for name in anomalib_sgfr.__all__]
+    after = "from anomalib.models import Sgfr, get_model; get_model('Sgfr'); from anomalib.data import MTD, ELPV"
+    before = "import warnings; warnings.simplefilter('error', RuntimeWarning)"
+    statements = [f"{before}; {first}; {after}" for first in [*names, *(f"import {module}" for module in MODULES)]]
+    result = python(
+        f"import runpy, sys; sys.argv = ['', {json.dumps(statements)!r}]; runpy.run_path({FIRST!r}, None, '__main__')"
+    )
     assert result.returncode == 0, result.stderr
+    failed = json.loads(result.stdout)
+    assert not failed, "\n".join(failed.values())
+
+
+def test_the_datamodules_need_no_models_imported_first() -> None:
+    result = python(INSTALL + "from anomalib.data import MTD, ELPV; import anomalib.models; anomalib.models.Sgfr")
+    assert result.returncode == 0, result.stderr
+
+
+FRONT = (
+    "import sys, importlib.machinery as m; sys.meta_path.insert(0, type('Front', (), {'find_spec': lambda *a: "
+    "m.PathFinder.find_spec(*a[1:])"
+)
+RELOAD = "import anomalib.models as m, importlib; importlib.reload"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        # looked for, not imported
+        "import importlib.util; importlib.util.find_spec('anomalib.models'); from anomalib.models import Sgfr",
+        # somebody else's finder in front, of anomalib.models alone or of everything
+        f"{FRONT} if a[1] == 'anomalib.models' else None}})()); import anomalib.models; anomalib.models.Sgfr",
+        f"{FRONT}}})()); from anomalib.models import Sgfr",
+        # executed once more
+        f"{RELOAD}(m); assert m.__all__.count('Sgfr') == 1; m.get_model({{'class_path': 'anomalib_sgfr.Sgfr'}})",
+        "import anomalib.data as d, importlib; importlib.reload(d); assert d.__all__.count('MTD') == 1",
+    ],
+)
+def test_nothing_uses_up_or_passes_by_the_registration(use: str) -> None:
+    result = python(INSTALL + use)
+    assert result.returncode == 0, result.stderr
+    assert "RuntimeWarning" not in result.stderr
 
 
 def test_the_switch_turns_it_off() -> None:

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from anomalib_sgfr import bank as module
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.embedding import to_patches
-from anomalib_sgfr.self_expression import affine, omp, ridge, ridge_operator
+from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
+from anomalib_sgfr.features.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]

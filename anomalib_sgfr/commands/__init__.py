@@ -1,0 +1,1 @@
+"""Sgfr's own commands, beside those of anomalib."""

@@ -1,0 +1,143 @@
+"""The certificate of a bank: how badly any nominal patch that was seen can be rebuilt, without seeing it again."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anomalib_sgfr.core.cover import Cover
+from anomalib_sgfr.core.search import nearest, search_index
+
+__all__ = ["Certificate", "ScaleCertificate", "certify"]
+
+_ROUNDING = 1.0 + 1e-4  # of float32 distances, sums and solutions, with room
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class ScaleCertificate:
+    """Bounds on the residual of every nominal patch of one scale seen in a fit, in the units of the anomaly map.
+
+    Attributes:
+        patches (int): Number of patches.
+        largest (float): No patch has a larger residual.
+        mean (float): The residuals average to no more.
+        bounds (Tensor): For each atom, the largest residual of the patches it stands for, shape ``(M,)``.
+        means (Tensor): For each atom, what the residuals of those patches average to at most, shape ``(M,)``.
+        counts (Tensor): For each atom, the number of those patches, shape ``(M,)``, ``int64``.
+    """
+
+    patches: int
+    largest: float
+    mean: float
+    bounds: Tensor
+    means: Tensor
+    counts: Tensor
+
+    def histogram(self, bins: int = 20) -> tuple[Tensor, Tensor]:
+        """Histogram that bounds the distribution of residuals: each patch at the bound of its atom.
+
+        Args:
+            bins (int): Number of bins of equal width from zero to ``largest``.
+
+        Returns:
+            tuple[Tensor, Tensor]: Numbers of patches, shape ``(bins,)``, ``int64``, and edges, shape ``(bins + 1,)``.
+
+        Raises:
+            ValueError: If ``bins`` is below one.
+        """
+        if bins < 1:
+            msg = f"bins must be at least 1, got {bins}."
+            raise ValueError(msg)
+        edges = torch.linspace(0.0, max(self.largest, torch.finfo(torch.float32).tiny), bins + 1)
+        place = torch.bucketize(self.bounds.detach().cpu(), edges[1:-1])
+        return torch.zeros(bins, dtype=torch.int64).index_add(0, place, self.counts.cpu()), edges
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Bounds of all scales together.
+
+    The anomaly map is the sum over scales of residuals, each averaged with weights that sum to one. So ``largest``
+    bounds the maps of the training images.
+
+    Attributes:
+        scales (tuple[ScaleCertificate, ...]): Of each scale, the finest first.
+    """
+
+    scales: tuple[ScaleCertificate, ...]
+
+    @property
+    def patches(self) -> int:
+        """Number of patches, of all scales."""
+        return sum(scale.patches for scale in self.scales)
+
+    @property
+    def largest(self) -> float:
+        """No sum of residuals over scales is larger."""
+        return sum(scale.largest for scale in self.scales)
+
+    @property
+    def mean(self) -> float:
+        """Sum over scales of what the residuals average to at most."""
+        return sum(scale.mean for scale in self.scales)
+
+
+@torch.no_grad()
+def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float = 0.0) -> ScaleCertificate:
+    r"""Bound the residuals of all patches a cover stands for.
+
+    A patch at distance at most :math:`\beta` from an atom has a residual of at most :math:`\beta` by ``"omp"``, and by
+    ``"affine"`` without regularisation, because the atom alone would do as well. With regularisation
+    :math:`\lambda`, comparing the optimum with that code, of length one where the optimal has at least
+    :math:`1/\sqrt k`, gives
+
+    .. math:: \|r\|^2 \le \beta^2 + \lambda (1 - 1/k) \, \tfrac1k \sum_{j \le k} (\beta + D_j)^2,
+
+    with :math:`D_j` the distance of the atom from its ``j``-th nearest; for ``"ridge"``,
+    :math:`\|r\|^2 \le \beta^2 + \alpha` with the :math:`\alpha` of
+    :func:`~anomalib_sgfr.core.self_expression.ridge_operator`. On average over an atom's patches none is larger than at
+    the root of their mean squared distance (Jensen).
+
+    Args:
+        cover (Cover): Atoms and what they stand for.
+        solver (str): ``"affine"``, ``"omp"`` or ``"ridge"``.
+        num_atoms (int): Size ``k`` of the support.
+        regularisation (float): As the solver takes it.
+
+    Returns:
+        ScaleCertificate: The bounds.
+    """
+    radius = cover.radius.double()
+    if solver == "affine" and num_atoms > 1 and regularisation > 0:
+        spread = _neighbour_distances(cover.atoms, min(num_atoms, len(cover.atoms)))
+        share = regularisation * (1.0 - 1.0 / spread.shape[1])
+
+        def bound(distance: Tensor) -> Tensor:
+            return (distance.square() + share * (distance[:, None] + spread).square().mean(1)).sqrt()
+
+    else:
+        energy = cover.atoms.double().square().sum() / cover.atoms.shape[1]
+        alpha = regularisation * energy if solver == "ridge" else torch.zeros_like(energy)
+
+        def bound(distance: Tensor) -> Tensor:
+            return (distance.square() + alpha).sqrt()
+
+    high = bound(radius)
+    means = torch.minimum(bound((cover.squares / cover.count.clamp_min(1)).sqrt()), high)
+    patches = int(cover.count.sum())
+    return ScaleCertificate(
+        patches=patches,
+        largest=float(high.amax() * _ROUNDING),
+        mean=float((means * cover.count).sum() / patches * _ROUNDING),
+        bounds=(high * _ROUNDING).to(cover.atoms.dtype),
+        means=(means * _ROUNDING).to(cover.atoms.dtype),
+        counts=cover.count,
+    )
+
+
+def _neighbour_distances(atoms: Tensor, k: int) -> Tensor:
+    """Distances of each atom from its ``k`` nearest, itself first, shape ``(M, k)``, ``float64``."""
+    index = search_index(atoms)
+    rows = [(part[:, None] - atoms[nearest(part, index, k)]).norm(dim=2) for part in atoms.split(_ROWS)]
+    return torch.cat(rows).double().sort(1).values

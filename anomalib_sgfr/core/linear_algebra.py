@@ -1,0 +1,80 @@
+"""The small linear algebra beneath the solvers, where rank may be lacking and a dense routine may not export."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["pivot_tolerance", "ridge_spectrum", "safe_reciprocal", "spd_inverse"]
+
+
+def spd_inverse(matrix: Tensor) -> Tensor:
+    """Invert small symmetric positive semi-definite matrices ``(N, k, k)``, dropping dependent rows.
+
+    Gauss-Jordan with diagonal pivoting, unrolled over ``k``, on the matrix scaled to a unit diagonal. A pivot that
+    rounding alone explains marks a row that depends on those before it; its row and column in the result are zero (a
+    generalised inverse: ``matrix @ result @ matrix`` is the matrix).
+
+    Args:
+        matrix (Tensor): Shape ``(N, k, k)``, ``float32`` or ``float64``.
+
+    Returns:
+        Tensor: Of the same shape and dtype.
+    """
+    k = matrix.shape[-1]
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    scale = safe_reciprocal(diagonal.clamp_min(0.0).sqrt(), torch.zeros_like(diagonal))
+    eye = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
+    work = torch.cat((matrix * scale[:, :, None] * scale[:, None, :], eye.expand_as(matrix)), 2)  # (N, k, 2k)
+    waiting = torch.ones_like(diagonal)
+    keep = torch.zeros_like(diagonal)
+    tolerance = torch.full_like(diagonal[:, :1], pivot_tolerance(matrix.dtype))
+    for _ in range(k):
+        remaining = torch.where(waiting > 0, work[:, :, :k].diagonal(dim1=1, dim2=2), -1.0)
+        pivot, index = remaining.max(1, keepdim=True)  # (N, 1)
+        chosen = eye[index.squeeze(1)]  # (N, k), one-hot
+        row = (chosen.unsqueeze(1) @ work).squeeze(1) * safe_reciprocal(pivot, tolerance)
+        column = (work[:, :, :k] @ chosen.unsqueeze(2)).squeeze(2)
+        work = work - (column - chosen).unsqueeze(2) * row.unsqueeze(1)  # unchanged where the row was dropped
+        waiting = waiting - chosen
+        keep = keep + chosen * (pivot > tolerance)
+    keep = keep * scale
+    return work[:, :, k:] * keep[:, :, None] * keep[:, None, :]
+
+
+def ridge_spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Singular value decomposition of a bank in float64, and the share of each axis that ridge reconstruction keeps.
+
+    Null directions of the bank keep nothing, also without regularisation.
+
+    Args:
+        bank (Tensor): Shape ``(M, d)``.
+        regularisation (float): As :func:`~anomalib_sgfr.core.self_expression.ridge_operator` takes it.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor, Tensor]: Left vectors ``(M, r)``, singular values ``(r,)``, axes ``(r, d)``, and
+        the shares ``(r,)``, between zero and one, with ``r`` the lesser of ``M`` and ``d``.
+    """
+    left, singular, axes = torch.linalg.svd(bank.double(), full_matrices=False)
+    energy = singular.square()
+    alpha = regularisation * energy.sum() / bank.shape[1]
+    cutoff = energy.amax() * torch.finfo(torch.float64).eps * max(bank.shape)
+    kept = torch.where(energy > cutoff, energy / (energy + alpha).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return left, singular, axes, kept
+
+
+def safe_reciprocal(value: Tensor, floor: Tensor) -> Tensor:
+    """``1 / value`` where it exceeds ``floor``, zero elsewhere, without a division by zero on either branch.
+
+    Args:
+        value (Tensor): Any shape.
+        floor (Tensor): At least zero, of a shape that broadcasts with it.
+
+    Returns:
+        Tensor: Of their common shape.
+    """
+    usable = value > floor
+    return torch.where(usable, 1.0 / torch.where(usable, value, torch.ones_like(value)), torch.zeros_like(value))
+
+
+def pivot_tolerance(dtype: torch.dtype) -> float:
+    """Relative size below which a pivot is rounding error."""
+    return 32.0 * torch.finfo(dtype).eps

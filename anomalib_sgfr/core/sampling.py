@@ -1,0 +1,161 @@
+"""Subspace sampling: a small bank that covers a stream of nominal embeddings, in one pass and bounded memory.
+
+A farthest-first (k-center) selection kept up to date over a stream, in the spirit of the incremental k-center of
+Charikar et al. (STOC 1997): an embedding becomes an atom only if it lies farther from every atom than the threshold,
+the farthest of a batch first; when there are too many atoms, they are thinned, again farthest first, and the distance
+at which the thinning stopped becomes the new threshold. The threshold never falls. A small bank is chosen in the end
+from more atoms than it will have: one thinning of many loses less than many thinnings of few.
+
+What is thinned out retires with its account of what it stands for, which goes to the nearest atom of the bank in the
+end: in one step, because every step adds its length to the bound.
+
+Farthest-first takes what lies at the edge, noise included. In the end each atom therefore moves to the mean of what it
+stands for (:func:`~anomalib_sgfr.core.cover.centred`).
+"""
+
+import torch
+from torch import Tensor
+
+from anomalib_sgfr.core.cover import Cover, absorb, settle, thin
+
+__all__ = ["WORKING_SIZE", "SubspaceSampler"]
+
+WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least
+_RETIRED = 4  # times the atoms in use, before their accounts go to atoms in use after all
+
+
+class SubspaceSampler:
+    """Streaming learner of a bank: ``observe`` batches, then read ``bank``.
+
+    Holds at most ``6 * max(bank_size, working_size)`` embeddings between calls, whatever the length of the stream: a
+    third as atoms, the others retired. Deterministic for a given order of the stream; reading the bank changes nothing.
+
+    Args:
+        bank_size (int): Largest number of atoms in the bank.
+        tolerance (float): Distance (Euclidean, embedding units) within which an embedding needs no atom of its own: the
+            bank stays smaller than ``bank_size`` when all that was seen lies within it. Defaults to ``0.0``.
+        working_size (int): Atoms to thin to while the stream lasts, if that is more than ``bank_size``. Defaults to
+            ``3500``.
+
+    Attributes:
+        patches_seen_ (int): Embeddings observed so far.
+        threshold_ (float): Distance above which an embedding becomes an atom now.
+
+    Example:
+        >>> sampler = SubspaceSampler(bank_size=2)
+        >>> sampler.observe(torch.tensor([[0.0], [1.0], [9.0], [10.0], [0.5]]))
+        >>> sampler.bank().flatten().tolist()
+        [0.0, 10.0]
+
+    Raises:
+        ValueError: If ``bank_size`` is below one or ``tolerance`` is negative or not finite.
+    """
+
+    def __init__(self, bank_size: int, tolerance: float = 0.0, working_size: int = WORKING_SIZE) -> None:
+        if bank_size < 1:
+            msg = f"bank_size must be at least 1, got {bank_size}."
+            raise ValueError(msg)
+        if not 0.0 <= tolerance < float("inf"):
+            msg = f"tolerance must be a finite distance of at least 0, got {tolerance}."
+            raise ValueError(msg)
+        self.bank_size = bank_size
+        self.tolerance = tolerance
+        self.working_size = max(bank_size, working_size)
+        self.patches_seen_ = 0
+        self.threshold_ = tolerance
+        self._cover: Cover | None = None
+        self._retired: Cover | None = None
+
+    def resume(self, cover: Cover, threshold: float) -> None:
+        """Go on from a bank learnt before, instead of from nothing.
+
+        Args:
+            cover (Cover): The bank, with what its atoms stand for.
+            threshold (float): ``threshold_`` of the sampler that learnt it.
+        """
+        self._cover = Cover(*(part.clone() for part in cover))
+        self.threshold_ = max(threshold, self.tolerance)
+        self.patches_seen_ = int(cover.count.sum())
+
+    @property
+    def atoms_held(self) -> int:
+        """Atoms now: up to twice ``working_size``, before the last thinning."""
+        return 0 if self._cover is None else len(self._cover.atoms)
+
+    @torch.no_grad()
+    def observe(self, embeddings: Tensor, origin: Tensor | None = None) -> None:
+        """Take a batch of nominal embeddings into account.
+
+        Args:
+            embeddings (Tensor): Shape ``(n, d)``, floating point, of one width, dtype and device over the stream.
+            origin (Tensor | None): Image, row and column of each, for :class:`Cover`; shape ``(n, 3)``, ``int64``.
+
+        Raises:
+            ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state is unchanged then.
+        """
+        width = None if self._cover is None else self._cover.atoms.shape[1]
+        if embeddings.ndim != 2 or (width is not None and embeddings.shape[1] != width):  # noqa: PLR2004
+            msg = f"embeddings must have shape (n, {width or 'd'}), got {tuple(embeddings.shape)}."
+            raise ValueError(msg)
+        if origin is not None and origin.shape != (len(embeddings), 3):
+            msg = f"origin must have shape ({len(embeddings)}, 3), got {tuple(origin.shape)}."
+            raise ValueError(msg)
+        if not torch.isfinite(embeddings).all():
+            msg = "embeddings hold NaN or infinite values; check the images and the backbone's weights."
+            raise ValueError(msg)
+        if len(embeddings) == 0:
+            return
+        if self._cover is None:
+            self._thin(Cover.of(embeddings.clone(), origin), 2 * self.working_size, self.tolerance)
+        else:
+            self._cover = absorb(self._cover, embeddings, self.threshold_, origin)
+            if len(self._cover.atoms) > 2 * self.working_size:
+                self._thin(self._cover, self.working_size)
+        self.patches_seen_ += embeddings.shape[0]
+
+    def _thin(self, cover: Cover, size: int, tolerance: float = 0.0) -> None:
+        # only what stands for itself alone may go for being within the tolerance: distances would add up
+        self._cover, dropped, radius = thin(cover, size, tolerance)
+        self.threshold_ = max(self.threshold_, radius)
+        retired = dropped if self._retired is None else self._retired.joined(dropped)
+        if len(retired.atoms) > _RETIRED * self.working_size:
+            self._cover, retired = settle(self._cover, retired), retired.rows(slice(0))
+        self._retired = retired
+
+    def bank(self) -> Tensor:
+        """The bank learnt so far.
+
+        Returns:
+            Tensor: Atoms, shape ``(M, d)`` with ``1 <= M <= bank_size``; exact duplicates are dropped.
+
+        Raises:
+            ValueError: If no embedding was observed.
+        """
+        return self.cover().atoms.clone()
+
+    def images(self) -> set[int]:
+        """Numbers of the images that atoms held now come from."""
+        held = [part.origin[:, 0] for part in (self._cover, self._retired) if part is not None]
+        return set(torch.cat(held).unique().tolist()) if held else set()
+
+    def cover(self) -> Cover:
+        """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`."""
+        return self.learnt()[0]
+
+    @torch.no_grad()
+    def learnt(self, size: int | None = None) -> tuple[Cover, float]:
+        """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`.
+
+        Args:
+            size (int | None): Largest number of atoms; ``bank_size`` if ``None``. More are worth having where a bank is
+                yet to be made of several covers, by :func:`merge`.
+
+        Returns:
+            tuple[Cover, float]: The cover, and the distance above which an embedding would need an atom of its own.
+        """
+        if self._cover is None:
+            msg = "no nominal embedding was observed: the training set is empty."
+            raise ValueError(msg)
+        kept, dropped, radius = thin(self._cover, size or self.bank_size)
+        others = dropped if self._retired is None else self._retired.joined(dropped)
+        return settle(kept, others), max(self.threshold_, radius)

@@ -1,0 +1,1 @@
+"""Exported models: whole files, and eight bits where they do no harm."""

@@ -1,0 +1,103 @@
+"""anomalib's exports, but whole or not at all, at an operator set that works, and with eight bits where they do."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType
+from anomalib.models.components.base.export_mixin import ExportMixin
+
+from anomalib_sgfr.edge.quantisation import keeping_in_float, resized_to_fit
+
+__all__ = ["WholeExports", "whole"]
+
+# What the dynamo exporter implements natively; anomalib asks for 14, which it can only reach by a failing conversion.
+_ONNX_OPSET = 18
+
+
+class _Part:
+    """Folder beside the final one that an export is made in."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder = folder
+        self._root = root
+
+    def done(self, made: Path) -> Path:
+        """Move what was made, and what lies beside it, to where it belongs.
+
+        Args:
+            made (Path): The file that names the others: moved last.
+
+        Returns:
+            Path: Where it is now.
+        """
+        target = self._root / made.relative_to(self.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for file in sorted(made.parent.iterdir(), key=lambda file: file == made):
+            file.replace(target.parent / file.name)
+        return target
+
+
+@contextmanager
+def whole(export_root: Path | str) -> Iterator[_Part]:
+    """Export into a folder of its own, so that a failed or killed export leaves an earlier one as it was.
+
+    Args:
+        export_root (Path | str): Folder that the export belongs in.
+    """
+    root = Path(export_root)
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root, prefix=".export-") as folder:
+        yield _Part(Path(folder), root)
+
+
+class WholeExports(ExportMixin, ABC):
+    """anomalib's exports for a fitted model; an earlier export stays until the new one is whole."""
+
+    @abstractmethod
+    def require_fitted(self, action: str) -> None:
+        """Refuse what only a fitted model can do; the model says when it is."""
+
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export as anomalib does, once fitted; the file is replaced when the new one is whole."""
+        self.require_fitted("export")
+        with whole(export_root) as part:
+            return part.done(super().to_torch(part.folder, model_file_name))
+
+    def to_onnx(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Path:
+        """Export as anomalib does, once fitted, at an operator set that the exporter reaches without a conversion.
+
+        The files are replaced when the new ones are whole.
+        """
+        self.require_fitted("export")
+        options = {"opset_version": _ONNX_OPSET, **kwargs}
+        with whole(export_root) as part:
+            return part.done(super().to_onnx(part.folder, model_file_name, input_size, **options))
+
+    def to_openvino(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
+        """Export as anomalib does, once fitted; the files are replaced when the new ones are whole."""
+        self.require_fitted("export")
+        with whole(export_root) as part:
+            return part.done(super().to_openvino(part.folder, *args, **kwargs))
+
+    def _compress_ov_model(
+        self,
+        model: Any,  # noqa: ANN401
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Compress as anomalib does, but for what eight bits would ruin, with images of the size the model takes."""
+        with keeping_in_float(model), resized_to_fit(datamodule, model):
+            return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)

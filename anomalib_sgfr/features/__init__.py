@@ -1,0 +1,1 @@
+"""From an image to patch embeddings: pre-processing, backbones and their weights."""

@@ -1,0 +1,272 @@
+"""Patch embeddings: backbone features, locally averaged, aligned and concatenated."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple, get_args
+
+import timm
+import torch
+from anomalib.models.components import TimmFeatureExtractor
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_sgfr.core.arguments import Pooling
+from anomalib_sgfr.features.backbones import load_pretrained, require_known
+
+__all__ = [
+    "PatchEmbedder",
+    "Stage",
+    "assemble",
+    "backbone_stages",
+    "pool",
+    "resolve_layers",
+    "scales_of",
+    "to_patches",
+]
+
+_DEFAULT_STRIDES = (8, 16)
+_FINEST = 8  # stride of the finest scale, where there is a layer of it
+
+
+class Stage(NamedTuple):
+    """One place of a backbone where features can be taken: layer name, stride in input pixels, number of channels."""
+
+    layer: str
+    stride: int
+    channels: int
+
+
+@cache
+def backbone_stages(backbone: str) -> tuple[Stage, ...]:
+    """List the stages of a backbone, from timm's feature information, without allocating its weights.
+
+    Args:
+        backbone (str): Name of a timm model.
+
+    Returns:
+        tuple[Stage, ...]: Stages in network order.
+
+    Raises:
+        ValueError: If timm does not know the name or the model offers no intermediate features.
+    """
+    require_known(backbone)
+    try:
+        with torch.device("meta"):
+            info: Any = timm.create_model(backbone, pretrained=False, features_only=True).feature_info
+    except (RuntimeError, AttributeError, TypeError) as error:
+        # timm has no error of its own for it. All of its own models work; of those a user registers, RuntimeError is
+        # what timm says of one it cannot take apart, AttributeError is one that knows no feature_info, TypeError one
+        # whose function takes no features_only.
+        msg = f"backbone '{backbone}' offers no intermediate features through timm: {error}"
+        raise ValueError(msg) from error
+    return tuple(Stage(item["module"], item["reduction"], item["num_chs"]) for item in info.info)
+
+
+def to_patches(embedding: Tensor) -> Tensor:
+    """Patches ``(B * h * w, d)``, ``float32``, of embedding maps ``(B, d, h, w)``: image by image, row by row."""
+    return embedding.flatten(2).transpose(1, 2).flatten(0, 1).float()
+
+
+def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[str]:
+    """Choose or validate the layers to take features from.
+
+    Args:
+        backbone (str): Name of a timm model.
+        layers (Sequence[str] | None): Layer names, in any order, or ``None`` for the stages of stride 8 and 16. A
+            backbone of one stride throughout (a plain vision transformer) then gives the blocks that end the first half
+            and the first three quarters of its depth.
+
+    Returns:
+        list[str]: Layer names in network order.
+
+    Raises:
+        ValueError: If a name is unknown or repeated, ``layers`` is empty, or the backbone has no stage to default to.
+    """
+    stages = backbone_stages(backbone)
+    listing = ", ".join(f"{stage.layer} (stride {stage.stride})" for stage in stages)
+    names = [stage.layer for stage in stages]
+    if layers is None:
+        if len(names) > 1 and len({stage.stride for stage in stages}) == 1:
+            return [names[len(names) // 2 - 1], names[3 * len(names) // 4 - 1]]
+        chosen = [stage.layer for stage in stages if stage.stride in _DEFAULT_STRIDES]
+        if not chosen:
+            msg = f"backbone '{backbone}' has no stage of stride 8 or 16; pass layers, some of: {listing}."
+            raise ValueError(msg)
+        return chosen
+    if isinstance(layers, str) or not layers or len(set(layers)) != len(layers):
+        msg = f"layers must be a list of one or more different names, got {layers!r}; '{backbone}' has: {listing}."
+        raise ValueError(msg)
+    unknown = [layer for layer in layers if layer not in names]
+    if unknown:
+        msg = f"layers {unknown} are not in backbone '{backbone}', which has: {listing}."
+        raise ValueError(msg)
+    return sorted(layers, key=names.index)
+
+
+def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
+    """Average each place of a feature map with its neighbours; beyond the border there are zeros.
+
+    Args:
+        feature (Tensor): Shape ``(B, C, h, w)``.
+        pooling (Pooling): ``"box"``: 3 x 3 neighbours alike, as PatchCore does. ``"binomial"``: 5 x 5, with the weights
+            1, 4, 6, 4, 1 (sixteenths) along each axis, close to a Gaussian of standard deviation 1.
+
+    Returns:
+        Tensor: Of the same shape.
+    """
+    if pooling == "box":
+        return functional.avg_pool2d(feature, 3, stride=1, padding=1)
+    for padding in (1, 1, 0, 0):  # averages of two, four times over: what every runtime has, and has fast
+        feature = functional.avg_pool2d(feature, 2, stride=1, padding=padding)
+    return feature
+
+
+def assemble(features: Sequence[Tensor], strides: Sequence[int], pooling: Pooling = "binomial") -> list[Tensor]:
+    """Turn feature maps of several strides into maps of patch embeddings, one for each scale.
+
+    Each map is averaged locally, as in the locally aware patch features of PatchCore (Roth et al., CVPR 2022, sec.
+    3.1). Maps of one stride make a scale, concatenated over channels; those finer than stride 8 join it, resized
+    (bilinear), if it is there: patches of 4 x 4 pixels are too many for what they tell.
+
+    Args:
+        features (Sequence[Tensor]): Maps of shape ``(B, C_i, h_i, w_i)``.
+        strides (Sequence[int]): Their strides.
+        pooling (Pooling): See :func:`pool`.
+
+    Returns:
+        list[Tensor]: Embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
+    """
+    scales = []
+    for members in scales_of(strides):
+        pooled = [pool(features[index], pooling) for index in members]
+        size = pooled[-1].shape[-2:]  # of the coarsest
+        aligned = [
+            feature
+            if strides[index] == strides[members[-1]]
+            else functional.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+            for index, feature in zip(members, pooled, strict=True)
+        ]
+        scales.append(torch.cat(aligned, 1))
+    return scales
+
+
+def scales_of(strides: Sequence[int]) -> list[list[int]]:
+    """Which maps make a scale, by their strides.
+
+    Args:
+        strides (Sequence[int]): Of the maps.
+
+    Returns:
+        list[list[int]]: Places in ``strides`` of each scale's maps, from fine to coarse.
+    """
+    joined = [max(stride, _FINEST) if _FINEST in strides else stride for stride in strides]
+    order = sorted(range(len(strides)), key=lambda index: strides[index])
+    return [[index for index in order if joined[index] == stride] for stride in sorted(set(joined))]
+
+
+class PatchEmbedder(nn.Module):
+    """Frozen timm backbone followed by :func:`assemble`.
+
+    Built with random weights: neither network nor weights package is touched before :meth:`load_pretrained`, so that a
+    checkpoint restores anywhere.
+
+    Args:
+        backbone (str): Name of a timm model, convolutional or transformer.
+        layers (Sequence[str] | None): See :func:`resolve_layers`.
+        pooling (Pooling): See :func:`pool`.
+
+    Raises:
+        ValueError: If backbone, layers or pooling are unknown.
+    """
+
+    def __init__(self, backbone: str, layers: Sequence[str] | None = None, pooling: Pooling = "binomial") -> None:
+        super().__init__()
+        if pooling not in get_args(Pooling):
+            msg = f"pooling must be one of {', '.join(get_args(Pooling))}, got '{pooling}'."
+            raise ValueError(msg)
+        self.pooling: Pooling = pooling
+        self.backbone = backbone
+        self.layers = resolve_layers(backbone, layers)
+        stages = {stage.layer: stage for stage in backbone_stages(backbone)}
+        self.channels = [stages[layer].channels for layer in self.layers]
+        self.strides = [stages[layer].stride for layer in self.layers]
+        self.extractor = self._extractor(backbone)
+
+    def _extractor(self, backbone: str, pre_trained: bool = False) -> nn.Module:
+        extractor: nn.Module
+        plain = len({stage.stride for stage in backbone_stages(backbone)}) == 1  # a plain transformer: one stride
+        if plain and _takes_any_size(backbone):
+            tokens = TimmFeatureExtractor(backbone, self.layers, pre_trained=pre_trained, output_fmt="NLC")
+            tokens.output_fmt = "NCHW"  # the same route gives maps, which "NLC" only opens for any name
+            extractor = tokens
+        elif plain or "vit" in backbone.lower():  # anomalib's extractor would take the latter for a plain ViT
+            extractor = _StageExtractor(backbone, self.layers, pre_trained)
+        else:
+            extractor = TimmFeatureExtractor(backbone, self.layers, pre_trained=pre_trained)
+        return extractor.eval().requires_grad_(requires_grad=False)
+
+    def load_pretrained(self) -> None:
+        """Read the backbone's pretrained weights, from an installed weights package or as timm does.
+
+        Raises:
+            RuntimeError: If they are not to be had; the message says what to install.
+        """
+        load_pretrained(self.extractor, self.backbone, lambda name: self._extractor(name, pre_trained=True))
+
+    def train(self, mode: bool = True) -> "PatchEmbedder":
+        """Keep the backbone in evaluation mode always: its batch statistics are frozen."""
+        super().train(mode)
+        self.extractor.eval()
+        return self
+
+    @property
+    def scales(self) -> int:
+        """Number of maps that an image is embedded in."""
+        return len(scales_of(self.strides))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Embed images.
+
+        Args:
+            images (Tensor): Normalised images, shape ``(B, 3, H, W)``.
+
+        Returns:
+            list[Tensor]: Embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
+        """
+        features = self.extractor(images)
+        return assemble(
+            [
+                feature
+                if feature.shape[1] == channels
+                else feature.permute(0, 3, 1, 2)  # some backbones put channels last
+                for feature, channels in zip((features[layer] for layer in self.layers), self.channels, strict=True)
+            ],
+            self.strides,
+            self.pooling,
+        )
+
+
+def _takes_any_size(backbone: str) -> bool:
+    """Whether a transformer resamples its position embeddings to the image, as anomalib's extractor asks it to."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(backbone, pretrained=False, dynamic_img_size=True)
+    except TypeError:
+        return False
+    return True
+
+
+class _StageExtractor(nn.Module):
+    """timm's own feature pyramid, for backbones that anomalib's extractor cannot build."""
+
+    def __init__(self, backbone: str, layers: list[str], pre_trained: bool) -> None:
+        super().__init__()
+        names = [stage.layer for stage in backbone_stages(backbone)]
+        self.layers = layers
+        self.pyramid = timm.create_model(
+            backbone, pretrained=pre_trained, features_only=True, out_indices=[names.index(layer) for layer in layers]
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return dict(zip(self.layers, self.pyramid(images), strict=True))

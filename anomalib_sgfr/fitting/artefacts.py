@@ -1,0 +1,113 @@
+"""Files that a run is given: checkpoints checked before they are used, and what cannot be read named."""
+
+import time
+import traceback
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data.utils import read_image
+from lightning.pytorch import Trainer
+
+from anomalib_sgfr.features.embedding import resolve_layers
+
+__all__ = ["check", "damage", "unreadable"]
+
+_LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
+
+
+def damage(path: Path | str | None) -> str | None:
+    """What is wrong with a checkpoint file, before it is read.
+
+    Args:
+        path (Path | str | None): A file on disk; anything else is left to Lightning.
+
+    Returns:
+        str | None: What to tell the user, or ``None`` if nothing is known to be wrong.
+    """
+    if path is None or not Path(path).is_file() or zipfile.is_zipfile(path):
+        return None
+    return f"'{path}' is not a whole checkpoint: it was cut short, or is another kind of file."
+
+
+def check(
+    checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], layers: Sequence[str], path: Path | str | None = None
+) -> None:
+    """Refuse a checkpoint that a model cannot use, and say why.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As Lightning read it.
+        arguments (Mapping[str, Any]): Of the model to restore.
+        layers (Sequence[str]): That it takes features from.
+        path (Path | str | None): Where the checkpoint was read from, if that is known.
+
+    Raises:
+        ValueError: If it is another model's or an earlier version's, of another backbone, pooling or layers, or a bank
+            is not finite.
+    """
+    name = f"checkpoint '{path}'" if path else "the checkpoint"
+    state = checkpoint.get("state_dict", {})
+    if "model.bank" in state:
+        msg = f"{name} is of an earlier Sgfr, which had one bank for all scales: fit again."
+        raise ValueError(msg)
+    banks = [value for key, value in state.items() if key.startswith("model.banks.") and key.endswith(".stored")]
+    if not banks:
+        msg = f"{name} is not Sgfr's: it holds no bank. Pass one that `anomalib fit --model Sgfr` saved."
+        raise ValueError(msg)
+    fitted = checkpoint.get("hyper_parameters", {})
+    for argument in ("backbone", "pooling"):  # a bank is of no use to other embeddings
+        ours = arguments.get(argument)
+        theirs = fitted.get(argument, ours)
+        if theirs != ours:
+            msg = (
+                f"{name} was fitted with {argument} '{theirs}', the model has '{ours}': "
+                f"pass --model.{argument} {theirs}."
+            )
+            raise ValueError(msg)
+    if "layers" in fitted:
+        found, wanted = resolve_layers(fitted["backbone"], fitted["layers"]), list(layers)
+        if found != wanted:
+            option = f'--model.layers "[{", ".join(found)}]"'
+            msg = f"{name} was fitted with layers {found}, the model has {wanted}: pass {option}."
+            raise ValueError(msg)
+    if not all(bool(torch.isfinite(bank).all()) for bank in banks):
+        msg = f"the bank in {name} holds NaN or infinite values: the file is damaged; fit again."
+        raise ValueError(msg)
+
+
+def unreadable(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:
+    """First image that cannot be read in each data set in use, and why: what readers raise seldom names the file.
+
+    Args:
+        trainer (Trainer): Of the run that failed.
+        exception (Exception): How it failed; unless it came from reading an image, nothing is looked for.
+
+    Returns:
+        list[tuple[str, str]]: Paths and reasons; looks for half a minute at most.
+    """
+    # the only trace that an exception from another process has is text
+    if read_image.__name__ not in "".join(traceback.format_exception(exception)):
+        return []
+    loaders = [
+        loader
+        for name in ("train_dataloader", "val_dataloaders", "test_dataloaders", "predict_dataloaders")
+        if (found := getattr(trainer, name, None)) is not None
+        for loader in (found if isinstance(found, list | tuple) else [found])
+    ]
+    until = time.perf_counter() + _LOOKED_FOR_S
+    failed = []
+    for loader in loaders:
+        dataset = getattr(loader, "dataset", None)
+        samples = getattr(dataset, "samples", None)
+        paths = getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
+        for path in () if paths is None else paths:
+            if time.perf_counter() > until:
+                break
+            try:
+                read_image(path)
+            except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
+                failed.append((str(path), f"{type(error).__name__}: {error}"))
+                break
+    return failed

@@ -1,0 +1,62 @@
+"""The small linear algebra against numpy's, where rank may be lacking."""
+
+import numpy as np
+import pytest
+import torch
+
+from anomalib_sgfr.core.linear_algebra import ridge_spectrum, safe_reciprocal, spd_inverse
+
+
+def gram(rank: int, size: int, dtype: torch.dtype = torch.float64, number: int = 7) -> torch.Tensor:
+    """Positive semi-definite matrices ``(number, size, size)`` of a given rank, their rows of very different length."""
+    generator = torch.Generator().manual_seed(size + rank)
+    factor = torch.randn(number, size, rank, generator=generator, dtype=torch.float64)
+    factor = factor * torch.logspace(-3, 3, size, dtype=torch.float64)[:, None]
+    return (factor @ factor.mT).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_inverse_of_a_regular_matrix_is_numpys(size: int, dtype: torch.dtype, tolerance: float) -> None:
+    matrix = gram(size + 6, size, dtype)
+    scale = matrix.double().diagonal(dim1=1, dim2=2).sqrt()
+    scale = scale[:, :, None] * scale[:, None, :]  # compared in the units of each row
+    wanted = np.linalg.inv(matrix.double().numpy()) * scale.numpy()
+    assert np.allclose((spd_inverse(matrix).double() * scale).numpy(), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_inverse_of_a_singular_matrix_is_a_generalised_one_with_idle_rows(rank: int) -> None:
+    matrix = gram(rank, 5) if rank else torch.zeros(7, 5, 5, dtype=torch.float64)
+    inverse = spd_inverse(matrix)
+    assert ((inverse.abs().sum(2) > 0).sum(1) == rank).all()
+    scale = matrix.diagonal(dim1=1, dim2=2).sqrt().clamp_min(1e-100)
+    scale = scale[:, :, None] * scale[:, None, :]
+    assert torch.allclose(matrix @ inverse @ matrix / scale, matrix / scale, rtol=0, atol=1e-9)
+
+
+def test_a_repeated_row_is_dropped_once() -> None:
+    points = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    inverse = spd_inverse((points @ points.T)[None])[0]
+    assert sorted((inverse.abs().sum(1) > 0).tolist()) == [False, True, True]
+    assert inverse.diagonal().sort().values.tolist() == [0.0, 0.25, 1.0]
+
+
+def test_reciprocal_of_what_is_too_small_is_zero() -> None:
+    value = torch.tensor([0.0, 1e-3, 4.0])
+    assert safe_reciprocal(value, torch.full_like(value, 1e-2)).tolist() == [0.0, 0.0, 0.25]
+
+
+def test_shares_of_a_spectrum_are_ridge_regressions() -> None:
+    bank = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    _, singular, axes, kept = ridge_spectrum(bank, 0.1)
+    b = bank.double().numpy()
+    alpha = 0.1 * np.square(b).sum() / 6
+    projector = b.T @ b @ np.linalg.inv(b.T @ b + alpha * np.eye(6))
+    assert np.allclose(((axes.T * kept) @ axes).numpy(), projector)
+    assert np.allclose(singular.numpy(), np.linalg.svd(b, compute_uv=False))
+
+
+def test_null_directions_keep_nothing_without_regularisation() -> None:
+    kept = ridge_spectrum(torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), 0.0)[3]
+    assert kept.tolist() == [1.0, 0.0]

@@ -1,0 +1,75 @@
+"""Every atom knows the image and the place it was seen at."""
+
+import pytest
+import torch
+
+from anomalib_sgfr.core.cover import Cover, merge
+from anomalib_sgfr.core.provenance import renumbered, shifted
+from anomalib_sgfr.core.sampling import SubspaceSampler
+
+
+def stream(seed: int, images: int = 12, grid: tuple[int, int] = (5, 7)) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Embeddings of images, and where each was seen."""
+    generator = torch.Generator().manual_seed(seed)
+    places = [torch.arange(length) for length in grid]
+    return [
+        (
+            torch.randn(grid[0] * grid[1], 4, generator=generator),
+            torch.cartesian_prod(torch.tensor([number]), *places),
+        )
+        for number in range(images)
+    ]
+
+
+def holds(cover: Cover, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    """Whether each atom is the embedding seen where it says."""
+    seen = torch.stack([embeddings.reshape(5, 7, 4) for embeddings, _ in batches])
+    return torch.equal(cover.atoms, seen[tuple(cover.origin.T)])
+
+
+@pytest.mark.parametrize("bank_size", [3, 20, 400])
+def test_an_atom_is_the_patch_it_says(bank_size: int) -> None:
+    batches = stream(0)
+    sampler = SubspaceSampler(bank_size, working_size=1)
+    for embeddings, origin in batches:
+        sampler.observe(embeddings, origin)
+    cover = sampler.cover()
+    assert holds(cover, batches)
+    assert set(cover.origin[:, 0].tolist()) <= sampler.images()
+
+
+def test_merging_keeps_origins_apart() -> None:
+    covers, both = [], []
+    for seed in (0, 1):
+        sampler, batches = SubspaceSampler(30, working_size=1), stream(seed)
+        for embeddings, origin in batches:
+            sampler.observe(embeddings, origin)
+        covers.append(shifted(sampler.cover(), len(both)))
+        both += batches
+    cover, _ = merge(covers, 40)
+    assert holds(cover, both)
+    assert cover.origin[:, 0].max() >= 12
+
+
+def test_numbers_close_up_and_name_the_same_images() -> None:
+    cover = Cover.of(torch.randn(4, 2), torch.tensor([[7, 0, 1], [3, 2, 2], [-1, 0, 0], [7, 5, 5]]))
+    coarse = Cover.of(torch.randn(2, 3), torch.tensor([[4, 0, 0], [7, 1, 1]]))
+    (renamed, other), images = renumbered([cover, coarse], {3: "three", 4: "four", 5: "five", 7: "seven"})
+    assert images == ["three", "four", "seven"]
+    assert other.origin.tolist() == [[1, 0, 0], [2, 1, 1]]
+    assert renamed.origin.tolist() == [[2, 0, 1], [0, 2, 2], [-1, 0, 0], [2, 5, 5]]
+    assert shifted(renamed, 10).origin[:, 0].tolist() == [12, 10, -1, 12]
+
+
+def test_an_origin_of_the_wrong_shape_is_refused() -> None:
+    sampler = SubspaceSampler(5)
+    with pytest.raises(ValueError, match=r"origin must have shape \(6, 3\), got \(6, 2\)"):
+        sampler.observe(torch.randn(6, 2), torch.zeros(6, 2, dtype=torch.int64))
+    assert sampler.patches_seen_ == 0
+
+
+def test_an_image_that_two_processes_knew_is_listed_once() -> None:
+    cover = Cover.of(torch.randn(3, 2), torch.tensor([[0, 0, 1], [1, 2, 2], [2, 5, 5]]))
+    (renamed,), images = renumbered([cover], {0: "old", 1: "new", 2: "old"})
+    assert images == ["old", "new"]
+    assert renamed.origin[:, 0].tolist() == [0, 1, 0]

@@ -1,0 +1,208 @@
+"""The streaming sampler: bounded, deterministic, covering."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from anomalib_sgfr.core import sampling
+from anomalib_sgfr.core.certificate import Certificate, certify
+from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.selection import farthest_first
+from tests.conftest import coverage, distances
+
+
+def clusters(per_cluster: int = 400, number: int = 8, width: int = 6, seed: int = 0) -> Tensor:
+    """Tight clusters, far apart, in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 10 * torch.randn(number, width, generator=generator)
+    points = (centres[:, None] + 0.01 * torch.randn(number, per_cluster, width, generator=generator)).flatten(0, 1)
+    return points[torch.randperm(len(points), generator=generator)]
+
+
+def test_a_short_stream_is_kept_whole() -> None:
+    points = torch.randn(30, 4)
+    sampler = SubspaceSampler(bank_size=50)
+    for batch in points.split(7):
+        sampler.observe(batch)
+    bank = sampler.bank()
+    assert sampler.patches_seen_ == 30
+    assert sorted(bank.tolist()) == sorted(points.tolist())
+
+
+def test_every_cluster_of_the_stream_is_covered() -> None:
+    points = clusters()
+    sampler = SubspaceSampler(bank_size=16, working_size=1)
+    for batch in points.split(100):
+        sampler.observe(batch)
+    assert coverage(points, sampler.bank()) < 0.2  # clusters are tens apart, and 0.1 wide
+
+
+def test_coverage_is_close_to_that_of_the_whole_data() -> None:
+    """One pass loses little against farthest-first over all data at once."""
+    points = torch.randn(6000, 4)
+    sampler = SubspaceSampler(bank_size=100, working_size=1)
+    for batch in points.split(500):
+        sampler.observe(batch)
+    whole = coverage(points, points[farthest_first(points, 100)[0]])
+    assert coverage(points, sampler.bank()) < 1.5 * whole
+
+
+def test_a_small_bank_is_chosen_from_more_atoms() -> None:
+    """While all atoms are held, it is the farthest-first selection of the whole stream; later, better than without."""
+    points = torch.randn(6000, 4, generator=torch.Generator().manual_seed(5))
+    covered = []
+    for working_size in (1, 1000, 6000):
+        sampler = SubspaceSampler(30, working_size=working_size)
+        for batch in points.split(500):
+            sampler.observe(batch)
+            assert sampler.atoms_held <= 2 * max(30, working_size)
+        covered.append(coverage(points, sampler.bank()))
+    assert covered[2] == coverage(points, points[farthest_first(points, 30)[0]])
+    assert covered[1] < covered[0]
+
+
+def test_reading_the_bank_changes_nothing_that_follows() -> None:
+    banks = []
+    for reads in (False, True):
+        sampler = SubspaceSampler(40, working_size=100)
+        for batch in clusters(seed=4).split(90):
+            sampler.observe(batch)
+            if reads:
+                cover, threshold = sampler.learnt()
+                assert len(cover.atoms) <= 40
+                assert threshold >= sampler.threshold_
+        banks.append(sampler.bank())
+    assert torch.equal(*banks)
+
+
+@pytest.mark.parametrize("batch", [1, 37, 1000, 5000])
+def test_memory_is_bounded_by_the_bank_not_the_stream(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = SubspaceSampler(bank_size=50, working_size=1)
+    thinned: list[int] = []
+    thin = sampling.thin
+    monkeypatch.setattr(
+        sampling, "thin", lambda cover, *rest: (thinned.append(len(cover.atoms)), thin(cover, *rest))[1]
+    )
+    for part in torch.randn(5000, 3).split(batch):
+        sampler.observe(part)
+        assert sampler.atoms_held <= 100
+    assert max(thinned) <= 100 + batch
+    assert len(sampler.bank()) == 50
+
+
+def test_every_embedding_is_accounted_for_however_many_atoms_retire() -> None:
+    """A stream that wanders off retires more atoms than are remembered."""
+    sampler = SubspaceSampler(bank_size=10, working_size=1)
+    batches = [torch.randn(60, 3) * 1.5**step for step in range(12)]
+    held = 0
+    for batch in batches:
+        sampler.observe(batch)
+        assert sampler._retired is not None
+        held = max(held, sampler.atoms_held + len(sampler._retired.atoms))
+    points = torch.cat(batches)
+    for _ in range(2):  # reading settles nothing for good
+        cover = sampler.cover()
+        found = distances(points, cover.atoms)
+        assert int(cover.count.sum()) == len(points)
+        assert float(found.max()) <= float(cover.radius.max()) * (1 + 1e-5)
+        assert float(found.square().sum()) <= float(cover.squares.sum()) * (1 + 1e-5)
+    assert held <= 60
+
+
+def test_the_same_stream_gives_the_same_bank() -> None:
+    banks = []
+    for _ in range(2):
+        sampler = SubspaceSampler(bank_size=64, working_size=1)
+        for batch in clusters(seed=3).split(128):
+            sampler.observe(batch)
+        banks.append(sampler.bank())
+    assert torch.equal(*banks)
+
+
+def test_threshold_never_falls() -> None:
+    sampler = SubspaceSampler(bank_size=20, working_size=1)
+    thresholds = []
+    for batch in torch.randn(3000, 3).split(100):
+        sampler.observe(batch)
+        thresholds.append(sampler.threshold_)
+    assert thresholds == sorted(thresholds)
+    assert thresholds[-1] > 0
+
+
+def test_duplicates_take_no_place() -> None:
+    sampler = SubspaceSampler(bank_size=10)
+    for _ in range(20):
+        sampler.observe(torch.arange(12.0).reshape(4, 3))
+    assert len(sampler.bank()) == 4
+
+
+def test_reading_the_bank_does_not_hand_out_the_store() -> None:
+    sampler = SubspaceSampler(bank_size=5)
+    sampler.observe(torch.randn(5, 2))
+    sampler.bank().zero_()
+    assert sampler.bank().abs().sum() > 0
+
+
+def test_a_bad_batch_is_refused_and_changes_nothing() -> None:
+    sampler = SubspaceSampler(bank_size=5)
+    sampler.observe(torch.randn(5, 2))
+    before = sampler.bank()
+    bad = torch.randn(3, 2)
+    bad[1, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        sampler.observe(bad)
+    with pytest.raises(ValueError, match=r"shape \(n, 2\)"):
+        sampler.observe(torch.randn(3, 4))
+    assert torch.equal(sampler.bank(), before)
+    assert sampler.patches_seen_ == 5
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="bank_size must be at least 1, got 0"):
+        SubspaceSampler(bank_size=0)
+    with pytest.raises(ValueError, match="training set is empty"):
+        SubspaceSampler(bank_size=3).bank()
+    with pytest.raises(ValueError, match="tolerance must be"):
+        SubspaceSampler(bank_size=3, tolerance=-1.0)
+
+
+def nearest_certificate(sampler: SubspaceSampler) -> Certificate:
+    """Certificate for the distance from the nearest atom."""
+    return certify(sampler.cover(), "affine", num_atoms=1)
+
+
+@pytest.mark.parametrize("size", [1, 7, 60, 400, 1100])
+@pytest.mark.parametrize("width", [2, 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("working_size", [1, 500])
+def test_the_certificate_bounds_a_brute_force_recomputation(
+    size: int, width: int, dtype: torch.dtype, working_size: int
+) -> None:
+    points = torch.randn(3000, width, dtype=dtype) * torch.rand(3000, 1, dtype=dtype) + 2
+    sampler = SubspaceSampler(bank_size=size, working_size=working_size)
+    for batch in points.split(130):
+        sampler.observe(batch)
+    certificate, found = nearest_certificate(sampler), distances(points, sampler.bank())
+    assert certificate.patches == 3000 == int(certificate.counts.sum())
+    assert float(found.max()) <= certificate.largest < 4 * float(found.max()) + 1e-6
+    assert float(found.mean()) <= certificate.mean < 1.5 * float(found.mean()) + 1e-6  # the root of a mean of squares
+    # the distribution is bounded too: no fewer distances lie below a value than bounds do
+    bounds = certificate.bounds.repeat_interleave(certificate.counts).double()
+    for quantile in (0.25, 0.5, 0.9):
+        assert float(found.quantile(quantile)) <= float(bounds.quantile(quantile)) + 1e-6
+
+
+def test_a_stream_that_fits_has_a_certificate_of_zero() -> None:
+    sampler = SubspaceSampler(bank_size=50)
+    sampler.observe(torch.randn(50, 3))
+    assert nearest_certificate(sampler).largest == 0.0
+
+
+def test_within_the_tolerance_no_more_atoms_are_taken() -> None:
+    points = torch.rand(4000, 2)
+    sampler = SubspaceSampler(bank_size=500, tolerance=0.25, working_size=1)
+    for batch in points.split(100):
+        sampler.observe(batch)
+    bank = sampler.bank()
+    assert 4 <= len(bank) < 40
+    assert coverage(points, bank) <= nearest_certificate(sampler).largest <= 0.25 * (1 + 1e-3)

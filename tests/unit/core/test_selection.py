@@ -1,0 +1,65 @@
+"""Greedy selections against the same written out."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anomalib_sgfr.core.selection import farthest_first, separated
+
+
+def coverage(points: Tensor, bank: Tensor) -> float:
+    return float(torch.cdist(points.double(), bank.double()).amin(1).max())
+
+
+def greedy_oracle(points: np.ndarray, size: int, start: tuple[int, ...] = (0,)) -> list[int]:
+    """Farthest-first traversal, written out."""
+    taken = list(start)
+    distance = np.min([np.linalg.norm(points - points[index], axis=1) for index in taken], axis=0)
+    while len(taken) < size:
+        taken.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(points - points[taken[-1]], axis=1))
+    return taken
+
+
+@pytest.mark.parametrize(("number", "width", "size"), [(200, 5, 25), (2500, 8, 1200), (700, 2, 699), (40, 3, 40)])
+def test_farthest_first_is_the_greedy_traversal(number: int, width: int, size: int) -> None:
+    points = torch.randn(number, width, dtype=torch.float64) + 3
+    taken, radius = farthest_first(points, size)
+    assert taken.tolist() == greedy_oracle(points.numpy(), size)
+    assert radius == pytest.approx(coverage(points, points[taken]), abs=1e-6)
+
+
+def test_farthest_first_goes_on_from_what_is_taken() -> None:
+    points = torch.randn(300, 4, dtype=torch.float64)
+    taken, _ = farthest_first(points, 30, torch.tensor([7, 2, 90]))
+    assert taken.tolist() == greedy_oracle(points.numpy(), 30, (7, 2, 90))
+
+
+def test_farthest_first_stops_within_the_tolerance() -> None:
+    points = torch.rand(500, 2, dtype=torch.float64)
+    taken, radius = farthest_first(points, 500, tolerance=0.2)
+    assert radius == pytest.approx(coverage(points, points[taken]))
+    assert radius <= 0.2 < coverage(points, points[taken[:-1]])
+
+
+def test_farthest_first_stops_when_no_distinct_point_is_left() -> None:
+    points = torch.randn(5, 4).repeat(6, 1)
+    taken, radius = farthest_first(points, 20)
+    assert len(taken) == 5
+    assert radius == pytest.approx(0.0, abs=1e-2)
+    assert len({tuple(row) for row in points[taken].tolist()}) == 5
+
+
+def test_separated_points_are_the_first_that_fit() -> None:
+    points = torch.randn(1500, 3, dtype=torch.float64) + 1
+    expected: list[int] = []
+    for index, point in enumerate(points.numpy()):
+        if all(np.linalg.norm(point - points[other].numpy()) > 0.5 for other in expected):
+            expected.append(index)
+    assert separated(points, 0.5).tolist() == expected
+
+
+def test_nothing_to_select_from_is_refused() -> None:
+    with pytest.raises(ValueError, match="non-empty"):
+        farthest_first(torch.zeros(0, 3), 2)

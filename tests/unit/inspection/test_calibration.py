@@ -1,0 +1,106 @@
+"""Thresholds from nominal images: the rate of false alarms is what was asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import InferenceBatch
+
+from anomalib_sgfr.inspection.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
+from tests.conftest import fit, folder_datamodule, small
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize("spread", [0.1, 1.5])
+def test_the_realised_rate_is_at_most_the_chosen(rate: float, spread: float) -> None:
+    rng = np.random.default_rng(0)
+    realised = []
+    for _ in range(200):
+        scores = np.exp(spread * rng.normal(size=250))
+        realised.append(np.mean(np.exp(spread * rng.normal(size=1000)) > alarm_threshold(scores, rate)))
+    assert np.mean(realised) <= 1.1 * rate
+    assert np.mean(realised) >= 0.7 * rate  # and no more timid than it must be
+
+
+def test_too_few_scores_are_extrapolated() -> None:
+    scores = np.random.default_rng(0).exponential(size=40)
+    one_in_a_hundred, one_in_a_thousand = (alarm_threshold(scores, rate) for rate in (0.01, 0.001))
+    assert scores.max() < one_in_a_thousand
+    assert one_in_a_hundred < one_in_a_thousand
+    assert one_in_a_thousand == pytest.approx(-np.log(0.001), rel=0.4)
+    assert np.isfinite(alarm_threshold([3.0], 0.01))
+    assert alarm_threshold([3.0] * 10, 0.01) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 19, 40])
+def test_a_smaller_rate_never_lowers_the_threshold(number: int) -> None:
+    rates = np.geomspace(1e-4, 0.9, 60).tolist()
+    for seed in range(50):
+        scores = np.random.default_rng(seed).normal(10.0, 1.0, size=number).tolist()
+        thresholds = [alarm_threshold(scores, rate) for rate in rates]
+        assert thresholds == sorted(thresholds, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "message"),
+    [([], 0.1, "needs finite"), ([np.nan], 0.1, "needs finite"), ([1.0], 0.0, "between 0 and 1"), ([1.0], 1.0, "rate")],
+)
+def test_bad_input_is_refused(scores: list[float], rate: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        alarm_threshold(scores, rate)
+    with pytest.raises(ValueError, match="false_alarm_rate must lie"):
+        NominalPostProcessor(false_alarm_rate=0.0)
+    with pytest.raises(ValueError, match="images must be at least 1"):
+        NominalPostProcessor(images=0)
+
+
+def test_scores_stay_in_order_however_far_outside() -> None:
+    processor = NominalPostProcessor(0.05)
+    processor.calibrate(np.linspace(1.0, 2.0, 200).tolist())
+    raw = torch.tensor([0.0, 1.0, 1.9, 2.1, 10.0, 100.0, 1000.0])
+    found = processor(InferenceBatch(pred_score=raw, anomaly_map=raw.reshape(-1, 1, 1, 1)))
+    assert (found.pred_score.diff() > 0).all()
+    assert (found.pred_score < 1).all()
+    threshold = float(processor.image_threshold)
+    assert found.pred_label.tolist() == (raw > threshold).tolist()
+    assert found.pred_mask.flatten().tolist() == (raw > threshold).tolist()
+    assert float(processor(InferenceBatch(pred_score=torch.tensor([threshold]))).pred_score) == 0.5
+
+
+def test_a_checkpoint_keeps_threshold_and_configuration() -> None:
+    processor = NominalPostProcessor(0.05, images=7)
+    processor.calibrate([1.0, 2.0, 3.0])
+    restored = NominalPostProcessor()
+    restored.load_checkpoint_config(processor.checkpoint_config())
+    restored.load_state_dict(processor.state_dict())
+    assert (restored.false_alarm_rate, restored.images) == (0.05, 7)
+    assert restored.image_threshold == processor.image_threshold
+
+
+def test_a_threshold_of_zero_still_orders_scores() -> None:
+    processor = NominalPostProcessor(0.2)
+    processor.calibrate([0.0] * 9)
+    found = processor(InferenceBatch(pred_score=torch.tensor([0.0, 1e-3, 2.0])))
+    assert torch.isfinite(found.pred_score).all()
+    assert found.pred_label.tolist() == [False, True, True]
+
+
+def test_a_folder_without_held_out_images_is_refused_before_the_fit(parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "missing", tmp_path / "empty"):
+        model = small(post_processor=NominalPostProcessor(held_out=str(folder)))
+        with pytest.raises(FileNotFoundError, match=folder.name):
+            fit(model, folder_datamodule(parts), tmp_path)
+        assert not model.model.is_fitted
+
+
+def test_held_out_images_set_the_threshold(parts: Path, tmp_path: Path) -> None:
+    model = small(post_processor=NominalPostProcessor(0.2, held_out=str(parts / "good_test")))
+    fit(model, folder_datamodule(parts), tmp_path)
+    paths = [str(path) for path in sorted((parts / "good_test").iterdir())]
+    scores = nominal_scores(model.model, model.pre_processor, paths, leave_out=False)
+    assert float(model.post_processor.image_threshold) == pytest.approx(alarm_threshold(scores, 0.2))
+    seen = [str(path) for path in sorted((parts / "good").iterdir())]
+    known, unknown = (nominal_scores(model.model, model.pre_processor, seen, leave_out=out) for out in (False, True))
+    assert all(without > having for without, having in zip(unknown, known, strict=True))

@@ -1,0 +1,182 @@
+"""Explanations: regions, contributions and where these come from."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.engine import Engine
+from matplotlib.figure import Figure
+from torch.nn import functional
+
+from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr.commands.explain import main
+from anomalib_sgfr.inspection.calibration import nominal_scores
+from anomalib_sgfr.inspection.explanation import explain
+from anomalib_sgfr.inspection.gallery import Gallery
+from anomalib_sgfr.inspection.mimic_view import MimicView, draw, save
+from tests.conftest import fit, folder_datamodule, small
+
+
+@pytest.fixture(scope="module", params=["affine", "omp", "ridge"])
+def fitted(request: pytest.FixtureRequest, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Sgfr:
+    model = Sgfr(solver=request.param, bank_size=200, visualizer=False, evaluator=False)
+    Engine(default_root_dir=tmp_path_factory.mktemp("fit"), logger=False, accelerator="cpu", devices=1).fit(
+        model, datamodule=folder_datamodule(parts)
+    )
+    return model
+
+
+def image_of(model: Sgfr, path: Path) -> torch.Tensor:
+    from anomalib.data.utils import read_image
+
+    return model.pre_processor.transform(read_image(path, as_tensor=True))
+
+
+def test_every_atom_names_a_training_image_and_a_place_in_it(fitted: Sgfr) -> None:
+    images = fitted.model.images
+    assert {Path(path).parent.name for path in images} == {"good"}
+    for scale, bank in enumerate(fitted.model.banks):
+        assert bank.origin.shape == (len(bank.atoms), 3)
+        for atom in range(0, len(bank.origin), 37):
+            number, row, column = bank.origin[atom].tolist()
+            with torch.no_grad():
+                embeddings = fitted.model.eval().embed(image_of(fitted, Path(images[number]))[None])
+            # an atom is the mean of what it stands for, and that patch is a part of it
+            distance = (embeddings[scale][0, :, row, column] - bank.atoms[atom]).norm()
+            assert float(distance) <= float(bank.radius[atom]) + 1e-3
+
+
+def test_an_atom_that_stands_for_one_patch_is_that_patch(parts: Path, tmp_path: Path) -> None:
+    pre_processor = Sgfr.configure_pre_processor((64, 64))
+    model = small(bank_size=5000, pre_processor=pre_processor)
+    fit(model, folder_datamodule(parts), tmp_path)
+    assert [len(bank.atoms) for bank in model.model.banks] == [12 * 8 * 8, 12 * 4 * 4]  # all of them
+    for scale, bank in enumerate(model.model.banks):
+        for atom in range(0, len(bank.atoms), 97):
+            number, row, column = bank.origin[atom].tolist()
+            with torch.no_grad():
+                embeddings = model.model.eval().embed(image_of(model, Path(model.model.images[number]))[None])
+            torch.testing.assert_close(embeddings[scale][0, :, row, column], bank.atoms[atom], atol=1e-3, rtol=1e-3)
+
+
+def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
+    image = image_of(fitted, parts / "bad" / "00.png")
+    found = explain(fitted.model, image, regions=4)
+    assert len(found.regions) == 4
+    assert found.regions[0].score == pytest.approx(float(found.anomaly_map.max()), rel=1e-6)
+    scores = [region.score for region in found.regions]
+    assert scores == sorted(scores, reverse=True)
+    with torch.no_grad():
+        embeddings = fitted.model.eval().embed(image[None])
+    certificate = fitted.certificate()
+    for region in found.regions:
+        assert [part.scale for part in region.reconstructions] == [0, 1]
+        assert region.residual == pytest.approx(sum(part.residual for part in region.reconstructions))
+        for part in region.reconstructions:
+            bank = fitted.model.banks[part.scale]
+            times = 2**part.scale
+            assert (part.row, part.column, part.grid) == (
+                region.row // times,
+                region.column // times,
+                (32 // times, 32 // times),
+            )
+            left = float(found.residuals[part.scale][part.row, part.column])
+            assert part.residual == pytest.approx(left, rel=1e-5)
+            assert part.residual > 0
+            assert 0 < part.nominal <= part.nominal_largest <= certificate.scales[part.scale].largest * (1 + 1e-6)
+            if bank.solver == "ridge":
+                continue  # shows the largest only
+            mixture = sum(share.coefficient * bank.atoms[share.atom] for share in part.contributions)
+            left = float((embeddings[part.scale][0, :, part.row, part.column] - mixture).norm())
+            assert part.residual == pytest.approx(left, rel=1e-3)
+    places = [(region.row, region.column) for region in found.regions]
+    for number, (row, column) in enumerate(places):
+        assert all(max(abs(row - other), abs(column - another)) >= 6 for other, another in places[:number])
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_figure_is_drawn_with_and_without_the_training_images(
+    fitted: Sgfr, parts: Path, tmp_path: Path, gone: bool
+) -> None:
+    if gone:  # as if the folder had been moved
+        encoded = "\0".join(str(tmp_path / "gone" / Path(path).name) for path in fitted.model.images).encode()
+        images, fitted.model.image_paths = fitted.model.image_paths, torch.tensor(list(encoded), dtype=torch.uint8)
+    try:
+        figure = draw(fitted.model, fitted.pre_processor, image_of(fitted, parts / "bad" / "01.png"), title="a part")
+    finally:
+        if gone:
+            fitted.model.image_paths = images
+    assert isinstance(figure, Figure)
+    texts = [text.get_text() for part in figure.subfigs for axis in part.axes for text in axis.texts]
+    assert ("image\nis gone" in texts) == gone
+    save(figure, tmp_path / "figure.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path) -> None:
+    engine = Engine(default_root_dir=tmp_path / "fit", logger=False, accelerator="cpu", devices=1)
+    engine.fit(Sgfr(bank_size=100, visualizer=False), datamodule=folder_datamodule(parts))
+    checkpoint = engine.best_model_path
+    assert main([str(parts / "bad"), "--ckpt_path", checkpoint, "--out", str(tmp_path / "figures")]) == 0
+    assert len(list((tmp_path / "figures" / "bad").glob("*.png"))) == 6
+    with pytest.raises(ValueError, match="regions must be at least 1"):
+        MimicView(regions=0)
+
+
+def test_what_cannot_be_explained_is_refused() -> None:
+    model = Sgfr()
+    with pytest.raises(RuntimeError, match="has no bank"):
+        explain(model.model, torch.zeros(3, 64, 64))
+    with pytest.raises(ValueError, match=r"image must have shape \(3, H, W\)"):
+        explain(model.model, torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="regions must be at least 1"):
+        explain(model.model, torch.zeros(3, 64, 64), regions=0)
+
+
+def test_thumbnails_stand_in_for_training_images_that_are_gone(parts: Path, tmp_path: Path) -> None:
+    images = tmp_path / "moved"
+    shutil.copytree(parts, images)
+    model = Sgfr(bank_size=60, thumbnails=True, visualizer=False, evaluator=False)
+    engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", devices=1)
+    engine.fit(model, datamodule=folder_datamodule(images))
+    model = Sgfr.load_from_checkpoint(engine.best_model_path, map_location="cpu")
+    originals = Gallery(model.model, model.pre_processor)
+    before = [[originals.crop(scale, atom) for atom in range(60)] for scale in range(2)]
+    assert [crop.shape for crop in (before[0][0], before[1][0]) if crop is not None] == [(40, 40, 3), (80, 80, 3)]
+    shutil.rmtree(images)
+    left = Gallery(model.model, model.pre_processor)
+    for scale, bank in enumerate(model.model.banks):
+        assert bank.thumbnails.shape == (60, 24, 24, 3)
+        for atom in range(60):
+            assert left.original(scale, atom) is None
+            pixels = torch.from_numpy(np.ascontiguousarray(before[scale][atom])).permute(2, 0, 1)[None]
+            expected = functional.interpolate(pixels, (24, 24), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+            np.testing.assert_allclose(left.crop(scale, atom), expected.numpy(), atol=1 / 255)
+        assert len(bank.thumbnails.flatten(1).unique(dim=0)) > 50  # each its own
+
+
+def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_path: Path) -> None:
+    images = tmp_path / "mixed"
+    shutil.copytree(parts, images)
+    for number in (0, 1):
+        shutil.move(images / "bad" / f"{number:02}.png", images / "good" / f"defective{number}.png")
+        (images / "masks" / f"{number:02}.png").unlink()
+    model = Sgfr(bank_size=300, trim=0.14, visualizer=False, evaluator=False)
+    engine = Engine(default_root_dir=tmp_path / "run", logger=False, accelerator="cpu", devices=1)
+    engine.fit(model, datamodule=folder_datamodule(images))
+    assert {Path(path).stem for path, _ in model.suspects} == {"defective0", "defective1"}
+    assert not any("defective" in path for path in model.model.images)
+    (table,) = (tmp_path / "run").rglob("suspects.csv")
+    assert "defective0.png" in table.read_text(encoding="utf-8")
+    assert model.certificate().patches == 14 * (1024 + 256)
+    # neither does the threshold know them: it is that of the ten good images
+    calibrated = small(bank_size=300, trim=0.14, post_processor=NominalPostProcessor(0.1))
+    fit(calibrated, folder_datamodule(images), tmp_path / "calibrated")
+    good = [str(path) for path in sorted((images / "good").glob("[0-9]*.png"))]
+    expected = NominalPostProcessor(0.1)
+    expected.calibrate(nominal_scores(calibrated.model, calibrated.pre_processor, good, leave_out=True))
+    assert calibrated.post_processor.image_threshold == expected.image_threshold
+    with pytest.raises(ValueError, match=r"trim must lie between 0 and 0\.5"):
+        Sgfr(trim=0.7)
