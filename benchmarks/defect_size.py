@@ -23,8 +23,8 @@ from torch import Tensor
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.core.arguments import Pooling
 from anomalib_sgfr.core.cover import centred
+from anomalib_sgfr.core.geometry import to_patches
 from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.features.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks import data
 from benchmarks.places import study_places

@@ -17,8 +17,8 @@ from PIL import Image
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.arguments import Solver
+from anomalib_sgfr.core.geometry import to_patches
 from anomalib_sgfr.edge.quantisation import float_operations, keeping_in_float
-from anomalib_sgfr.features.embedding import to_patches
 from tests.conftest import engine_in, folder_datamodule, write_image
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -38,9 +38,9 @@ def test_every_atom_names_a_training_image_and_a_place_in_it(fitted: Sgfr) -> No
     images = fitted.model.images
     assert {Path(path).parent.name for path in images} == {"good"}
     for scale, bank in enumerate(fitted.model.banks):
-        assert bank.origin.shape == (len(bank.atoms), 3)
+        assert bank.origin.shape == (len(bank.atoms), 5)
         for atom in range(0, len(bank.origin), 37):
-            number, row, column = bank.origin[atom].tolist()
+            number, row, column, *_ = bank.origin[atom].tolist()
             with torch.no_grad():
                 embeddings = fitted.model.eval().embed(image_of(fitted, Path(images[number]))[None])
             # an atom is the mean of what it stands for, and that patch is a part of it
@@ -55,7 +55,7 @@ def test_an_atom_that_stands_for_one_patch_is_that_patch(parts: Path, tmp_path: 
     assert [len(bank.atoms) for bank in model.model.banks] == [12 * 8 * 8, 12 * 4 * 4]  # all of them
     for scale, bank in enumerate(model.model.banks):
         for atom in range(0, len(bank.atoms), 97):
-            number, row, column = bank.origin[atom].tolist()
+            number, row, column, *_ = bank.origin[atom].tolist()
             with torch.no_grad():
                 embeddings = model.model.eval().embed(image_of(model, Path(model.model.images[number]))[None])
             torch.testing.assert_close(embeddings[scale][0, :, row, column], bank.atoms[atom], atol=1e-3, rtol=1e-3)
