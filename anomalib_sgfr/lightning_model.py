@@ -219,7 +219,7 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
 
         Raises:
             ValueError: If the checkpoint is another model's or an earlier version's, of another backbone, pooling or
-            layers, or a bank is not finite.
+                layers, or a bank is not finite.
         """
         path = getattr(self._trainer, "ckpt_path", None)
         check(checkpoint, self.hparams, self.model.embedder.layers, path)
