@@ -9,6 +9,7 @@ help:
 	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 and pip)"
 	@echo "make test   run the tests"
 	@echo "make lint   run the linters"
+	@echo "make docs   build the documentation: site/index.html"
 	@echo "make bench  compare with Patchcore and Padim on solar cells"
 	@echo "make bench-edge  exported models: answers, size and latency"
 	@echo "make bench-mtd ROOT=...  the full comparison on magnetic tiles, hours"
@@ -41,6 +42,10 @@ lint: $(INSTALLED)-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+.PHONY: docs
+docs: $(INSTALLED)-docs
+	$(BIN)/mkdocs build --strict
+
 BENCH := $(BIN)/python -m benchmarks.compare
 
 bench: $(INSTALLED)-demo
@@ -56,4 +61,4 @@ bench-mtd: $(INSTALLED)-demo
 	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --models patchcore --limit-train 200 --out runs/bench-mtd
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache

@@ -155,7 +155,7 @@ class SubspaceSampler:
 
         Args:
             size (int | None): Largest number of atoms; ``bank_size`` if ``None``. More are worth having where a bank is
-                yet to be made of several covers, by :func:`merge`.
+                yet to be made of several covers, by :func:`~anomalib_sgfr.core.cover.merge`.
 
         Returns:
             tuple[Cover, float]: The cover, and the distance above which an embedding would need an atom of its own.
