@@ -27,9 +27,9 @@ from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
 from anomalib_sgfr.fitting.artefacts import check, damage
 from anomalib_sgfr.fitting.learning import learn, samplers_for
-from anomalib_sgfr.fitting.suspects import without_suspects, write_suspects
+from anomalib_sgfr.fitting.making import make
+from anomalib_sgfr.fitting.suspects import write_suspects
 from anomalib_sgfr.inspection.calibration import NominalPostProcessor, adopted
-from anomalib_sgfr.inspection.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
@@ -259,28 +259,23 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         if self._sampling.patches_seen == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        earlier = self.model.learnt if self.update else None
-        candidate = self.model.refitted(learn(self._sampling.samplers, self._sampling.images, stay=self.update))
-        paths = self._training_images()
-        suspects: list[tuple[str, float]] = []
-        if self.trim:
-            learnt, suspects = without_suspects(candidate, self.pre_processor, paths, self.trim)
-            if len(learnt.images) < len(candidate.images):  # they were left out
-                paths = [path for path in paths if path not in dict(suspects)]
-            candidate = candidate.refitted(learnt)
-            if self.trainer.is_global_zero:
-                write_suspects(suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
-        if self.thumbnails:
-            pictures = make_thumbnails(candidate, self.pre_processor, earlier)
-            for bank, its_pictures in zip(candidate.banks, pictures, strict=True):
-                bank.thumbnails = its_pictures
         nominal = self.post_processor if isinstance(self.post_processor, NominalPostProcessor) else None
-        scores = nominal.scores_for(candidate, self.pre_processor, paths) if nominal else []
-        # all is made; what follows takes it into use
-        self.model.take(candidate.learnt)
-        self.suspects = suspects
+        made = make(
+            self.model,
+            learn(self._sampling.samplers, self._sampling.images, stay=self.update),
+            self.pre_processor,
+            self._training_images(),
+            trim=self.trim,
+            thumbnails=self.thumbnails,
+            earlier=self.model.learnt if self.update else None,
+            scored=nominal.scores_for if nominal else None,
+        )
+        if made.suspects and self.trainer.is_global_zero:
+            write_suspects(made.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
+        self.model.take(made.learnt)
+        self.suspects = made.suspects
         if nominal:
-            nominal.calibrate(scores)
+            nominal.calibrate(made.scores)
         self._earlier = None
         self._set_fitted(fitted=True)
         self._report_certificate()

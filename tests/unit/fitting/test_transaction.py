@@ -74,7 +74,15 @@ def test_a_failure_at_any_hook_loses_nothing(
     assert_as_before(model, before, first.suspects)
 
 
-@pytest.mark.parametrize("step", ["learn", "without_suspects", "write_suspects", "make_thumbnails"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "lightning_model.learn",
+        "fitting.making.without_suspects",
+        "fitting.making.make_thumbnails",
+        "lightning_model.write_suspects",
+    ],
+)
 def test_a_failure_while_anything_is_made_loses_nothing(
     step: str, first: Sgfr, others: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +93,7 @@ def test_a_failure_while_anything_is_made_loses_nothing(
         msg = f"broken at {step}"
         raise OSError(msg)
 
-    monkeypatch.setattr(f"anomalib_sgfr.lightning_model.{step}", fail)
+    monkeypatch.setattr(f"anomalib_sgfr.{step}", fail)
     with pytest.raises(OSError, match=f"broken at {step}"):
         fit(model, others, tmp_path)
     assert_as_before(model, before, first.suspects)
