@@ -93,7 +93,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             ("radius", torch.float32),
             ("count", torch.int64),
             ("squares", torch.float64),
-            ("origin", torch.int64),
+            ("origin", torch.int32),
             ("thumbnails", torch.uint8),
         ):
             self.register_buffer(name, torch.empty(0, dtype=dtype))
@@ -141,7 +141,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         cover = moved(cover, self.atoms)
         # nothing is shared with where it came from
         self.radius, self.squares = cover.radius.float(), cover.squares
-        self.count, self.origin = cover.count.clone(), cover.origin.clone()
+        self.count, self.origin = cover.count.clone(), cover.origin.int().clone()
         self.threshold = torch.tensor(threshold, dtype=torch.float64, device=device)
         none = torch.empty(0, dtype=torch.uint8, device=device)
         self.thumbnails = none if thumbnails is None else thumbnails.clone()
@@ -170,13 +170,13 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             self.operator = self_expression.ridge_operator(self.atoms, self.regularisation)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
-        """Read what version 0.1 stored: one grid for all origins, and the operator."""
+        """Read what version 0.1 stored: one grid for all origins, in 64 bits, and the operator."""
         state.pop(f"{prefix}operator", None)
         grid = state.pop(f"{prefix}grid", None)
         if grid is not None:
             origin = state[f"{prefix}origin"]
             grids = torch.where(origin[:, :1] < 0, origin[:, :1], grid)
-            state[f"{prefix}origin"] = torch.cat((origin, grids), 1)
+            state[f"{prefix}origin"] = torch.cat((origin, grids), 1).int()
             self.origin = torch.empty_like(state[f"{prefix}origin"], device=self.origin.device)
 
     def __getstate__(self) -> dict[str, Any]:

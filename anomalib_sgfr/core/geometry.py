@@ -23,6 +23,7 @@ __all__ = [
     "require_whole_tiles",
     "stitched",
     "to_patches",
+    "unknown_origins",
 ]
 
 ORIGIN = 5  # numbers that say where a patch was seen: image, row, column, and the rows and columns of its grid
@@ -90,11 +91,24 @@ def origins(images: Tensor, grid: Sequence[int]) -> Tensor:
         grid (Sequence[int]): Rows and columns of the images' patches.
 
     Returns:
-        Tensor: Number of the image, row, column, and the grid's rows and columns; shape ``(B * h * w, 5)``, ``int64``.
+        Tensor: Number of the image, row, column, and the grid's rows and columns; shape ``(B * h * w, 5)``, ``int32``.
     """
-    places = (torch.arange(length, device=images.device) for length in grid)
-    found = torch.cartesian_prod(images, *places)
-    return torch.cat((found, torch.tensor(list(grid), device=images.device).expand(len(found), -1)), 1)
+    numbers, *places = (images.int(), *(torch.arange(n, dtype=torch.int32, device=images.device) for n in grid))
+    found = torch.cartesian_prod(numbers, *places)
+    return torch.cat((found, found.new_tensor(list(grid)).expand(len(found), -1)), 1)
+
+
+def unknown_origins(number: int, device: torch.device | None = None) -> Tensor:
+    """Origins of patches of which it is not known where they were seen.
+
+    Args:
+        number (int): Of patches.
+        device (torch.device | None): Where to.
+
+    Returns:
+        Tensor: Shape ``(number, 5)``, ``int32``, all -1.
+    """
+    return torch.full((number, ORIGIN), -1, dtype=torch.int32, device=device)
 
 
 def require_whole_tiles(tile: Sequence[int], step: Sequence[int], stride: int) -> None:

@@ -90,7 +90,7 @@ class SubspaceSampler:
         Args:
             embeddings (Tensor): Shape ``(n, d)``, floating point, of one width, dtype and device over the stream; half
                 precisions are kept as ``float32``.
-            origin (Tensor | None): Where each was seen, as in :class:`Cover`; shape ``(n, 5)``, ``int64``.
+            origin (Tensor | None): Where each was seen, as in :class:`Cover`; shape ``(n, 5)``, ``int32``.
 
         Raises:
             ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state is unchanged then.

@@ -243,7 +243,7 @@ def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path
     assert sgfr.error is None
     assert (sgfr.n_train, sgfr.n_test, sgfr.bank_atoms) == (6, 12, 2 * 50)
     paths = 6 * (len(str(parts / "good" / "00.png")) + 1)
-    accounts = 2 * (50 * 60 + 4 + 8)  # of two banks: atoms' accounts and origins, unit and threshold
+    accounts = 2 * (50 * 40 + 4 + 8)  # of two banks: atoms' accounts and origins, unit and threshold
     assert 0 < (sgfr.bank_bytes or 0) - 50 * (40 + 112) * 2 - accounts <= paths
     assert all(value is not None and 0 <= value <= 1 for value in sgfr.metrics.values())
     assert 0 < (sgfr.sampling_s or 0) < (sgfr.fit_s or 0)
