@@ -26,11 +26,11 @@ from anomalib_sgfr.core.cover import centred
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.features.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
-from benchmarks import data
-from benchmarks.places import study_places
-from benchmarks.plots import plt, save_figure
-from benchmarks.records import write_text
-from benchmarks.scores import image_metrics, label_regions, pixel_scores
+from benchmarks.common import data
+from benchmarks.common.figures import plt, save_figure
+from benchmarks.common.places import study_places
+from benchmarks.common.records import write_text
+from benchmarks.common.scores import image_metrics, label_regions, pixel_scores
 
 __all__ = ["draw_defect", "main", "report"]
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.data.mtd import tile_of
 from anomalib_sgfr.inspection.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
-from benchmarks import data
-from benchmarks.places import study_places
-from benchmarks.plots import plt, save_figure
-from benchmarks.records import write_text
-from benchmarks.run import quiet_fit
+from benchmarks.common import data
+from benchmarks.common.engine import quiet_fit
+from benchmarks.common.figures import plt, save_figure
+from benchmarks.common.places import study_places
+from benchmarks.common.records import write_text
 
 __all__ = ["main", "report"]
 

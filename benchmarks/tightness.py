@@ -17,9 +17,9 @@ import torch
 from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core.cover import centred
 from anomalib_sgfr.core.sampling import SubspaceSampler
-from benchmarks import features
-from benchmarks.places import study_places
-from benchmarks.records import write_text
+from benchmarks.common import features
+from benchmarks.common.places import study_places
+from benchmarks.common.records import write_text
 
 __all__ = ["main", "report"]
 

@@ -6,7 +6,7 @@ import torch
 from anomalib.metrics import AUPR, AUPRO, AUROC, F1Max
 from anomalib.metrics.base import AnomalibMetric
 
-from benchmarks.scores import image_metrics, label_regions, per_defect, pixel_scores
+from benchmarks.common.scores import image_metrics, label_regions, per_defect, pixel_scores
 
 
 def maps_and_masks(seed: int, levels: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,18 +1,15 @@
-"""One benchmark run, in a process of its own: ``python -m benchmarks.run SPEC FOLDER``.
+"""One benchmark run, in a process of its own: ``python -m benchmarks.compare.run SPEC FOLDER``.
 
-``SPEC`` is a :class:`~benchmarks.records.Spec` as JSON with the data set's ``root`` added. Writes into ``FOLDER``
-``record.json``, ``curves.json`` (ROC and per-region overlap) and ``maps.npz`` (scores and anomaly maps of the test
-images). Used by :mod:`benchmarks.compare`.
+``SPEC`` is a :class:`~benchmarks.common.records.Spec` as JSON with the data set's ``root`` added. Writes into
+``FOLDER`` ``record.json``, ``curves.json`` (ROC and per-region overlap) and ``maps.npz`` (scores and anomaly maps of
+the test images). Used by :mod:`benchmarks.compare`.
 """
 
 import dataclasses
 import json
-import logging
 import statistics
 import sys
 import tempfile
-import warnings
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -20,17 +17,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule
-from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from sklearn.metrics import roc_curve
 
-from benchmarks import data
-from benchmarks.records import METRICS, Record, Spec, write_text
-from benchmarks.scores import image_metrics, label_regions, per_defect, pixel_scores
-from benchmarks.zoo import MODELS, BareExtraction, stored, timed
+from benchmarks.common import data
+from benchmarks.common.engine import quiet_engine, quiet_fit, silence
+from benchmarks.common.memory import peak_mb, reset_peak
+from benchmarks.common.records import METRICS, Record, Spec, write_text
+from benchmarks.common.scores import image_metrics, label_regions, per_defect, pixel_scores
+from benchmarks.common.zoo import MODELS, BareExtraction, stored, timed
 
-_PACKAGES = ("anomalib", "anomalib-sgfr", "torch", "torchvision", "lightning", "timm", "numpy")
 _TIMED_PASSES = 30
 
 
@@ -71,19 +68,13 @@ class _Collector(Callback):
 
 def main(spec_json: str, folder: str) -> None:
     """Run what ``spec_json`` says and write its results into ``folder``."""
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    silence()
     fields = json.loads(spec_json)
     root = fields.pop("root")
     spec = Spec(**fields)
     measured = _run(spec, Path(root) if root else None, Path(folder))
-    record = Record(**dataclasses.asdict(spec), **measured)
+    record = Record.of(spec, **measured)
     write_text(Path(folder) / "record.json", json.dumps(dataclasses.asdict(record), indent=1))
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that a run depends on."""
-    return {name: version(name) for name in _PACKAGES}
 
 
 def _run(spec: Spec, root: Path | None, folder: Path) -> dict[str, Any]:
@@ -92,7 +83,6 @@ def _run(spec: Spec, root: Path | None, folder: Path) -> dict[str, Any]:
     height, width = spec.image_size
     datamodule = data.build(spec.dataset, root, spec.split, spec.seed, spec.limit_train, spec.contamination)
     measured: dict[str, Any] = {
-        "versions": versions(),
         "n_train": len(datamodule.train_data),
         "n_test": len(datamodule.test_data),
     }
@@ -131,34 +121,11 @@ def _run(spec: Spec, root: Path | None, folder: Path) -> dict[str, Any]:
     return measured
 
 
-def quiet_fit(model: AnomalibModule, datamodule: AnomalibDataModule, *callbacks: Callback) -> None:
-    """Fit through anomalib's Engine, on the CPU, and leave no files behind."""
-    with tempfile.TemporaryDirectory() as scratch:
-        engine = Engine(
-            default_root_dir=scratch,
-            callbacks=list(callbacks),
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            limit_val_batches=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        engine.fit(model=model, datamodule=datamodule)
-
-
 def _test(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -> dict[str, Any]:
     samples = datamodule.test_data.samples
     collector = _Collector()
     with tempfile.TemporaryDirectory() as scratch:
-        engine = Engine(
-            default_root_dir=scratch,
-            callbacks=[collector],
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_progress_bar=False,
-        )
+        engine = quiet_engine(scratch, callbacks=[collector])
         engine.test(model=model, datamodule=datamodule, verbose=False)
 
     scores, maps = np.concatenate(collector.scores), np.concatenate(collector.maps)
@@ -206,20 +173,6 @@ def _predict_ms(model: AnomalibModule, datamodule: AnomalibDataModule, height: i
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(float(value), 5)
-
-
-def reset_peak() -> None:
-    """Start a new peak of resident memory, where the kernel offers it (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError as error:
-        print(f"resident memory cannot be measured here: {error}", file=sys.stderr)
-
-
-def peak_mb() -> float:
-    """Largest resident memory since the last :func:`reset_peak`, in MiB (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from anomalib_sgfr import Sgfr
-from benchmarks.records import Spec
+from benchmarks.common.records import Spec
 
 __all__ = ["DEFAULTS", "PRODUCT", "STUDIES", "Variant", "spec_of"]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import records
-from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
+from benchmarks.common import records
+from benchmarks.common.records import METRICS, Record, Spec, merge, read, write_text
 
 
 def record(**changes: Any) -> Record:
@@ -105,7 +105,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_committed_results_are_valid_records() -> None:
-    files = list((Path(__file__).parents[2] / "benchmarks" / "results").rglob("results.json"))
+    files = list((Path(__file__).parents[3] / "benchmarks" / "results").rglob("results.json"))
     assert files
     for path in files:
         found = read(path)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, report
-from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
-from benchmarks.zoo import resolve_arguments
+from benchmarks.common.records import METRICS, Record, Spec, merge, read, write_text
+from benchmarks.common.zoo import resolve_arguments
+from benchmarks.compare import command as compare
+from benchmarks.compare import report
 from tests.benchmarks.conftest import record_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def fake(spec: Spec, **changes: object) -> Record:

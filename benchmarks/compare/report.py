@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks.plots import plot_curves, plot_examples, plot_trade
-from benchmarks.records import METRICS, Record, read, write_text
-from benchmarks.rows import NAMES, changes, data_title, model_title, rows_by_data
+from benchmarks.common.records import METRICS, Record, read, write_text
+from benchmarks.compare.plots import plot_curves, plot_examples, plot_trade
+from benchmarks.compare.rows import NAMES, changes, data_title, model_title, rows_by_data
 
 __all__ = ["table", "write"]
 

@@ -11,11 +11,13 @@ import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 __all__ = ["METRICS", "Record", "Spec", "merge", "read", "write_text"]
 
+_PACKAGES = ("anomalib", "anomalib-sgfr", "torch", "torchvision", "lightning", "timm", "numpy")
 METRICS = ("image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_AP", "AUPRO")
 
 
@@ -96,6 +98,11 @@ class Record(Spec):
     bank_atoms: int | None = None
     bank_bytes: int | None = None
     error: str | None = None
+
+    @classmethod
+    def of(cls, spec: Spec, **measured: Any) -> "Record":  # noqa: ANN401
+        """What a run measured, or why it failed, with the packages that are installed now."""
+        return cls(**dataclasses.asdict(spec), versions={name: version(name) for name in _PACKAGES}, **measured)
 
     def __post_init__(self) -> None:
         """Refuse what is not a measurement."""

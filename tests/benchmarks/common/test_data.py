@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data
+from benchmarks.common import data
 
 
 def test_defective_images_move_from_the_test_to_the_training(parts: Path) -> None:

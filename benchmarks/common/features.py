@@ -19,8 +19,9 @@ from torchvision.tv_tensors import Mask
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.core.arguments import Pooling
 from anomalib_sgfr.features.embedding import PatchEmbedder
-from benchmarks import data
-from benchmarks.scores import label_regions
+from benchmarks.common import data
+from benchmarks.common.scores import label_regions
+from benchmarks.common.zoo import strided_layers
 
 __all__ = ["Features", "load"]
 
@@ -81,10 +82,10 @@ def load(
     cache: Path,
     pooling: Pooling = "binomial",
 ) -> Features:
-    """Embed a split, or read what was embedded before; arguments as for :func:`benchmarks.data.build`.
+    """Embed a split, or read what was embedded before; arguments as for :func:`benchmarks.common.data.build`.
 
     Args:
-        dataset (str): See :func:`benchmarks.data.build`; so for ``root``, ``split``, ``seed`` and ``limit_train``.
+        dataset (str): As for :func:`benchmarks.common.data.build`; so ``root``, ``split``, ``seed``, ``limit_train``.
         root (Path | None): Folder of the images.
         split (str | None): Split of ``mtd``.
         seed (int): Split of ``elpv-*`` and choice of the ``limit_train`` images.
@@ -133,8 +134,6 @@ def _embed(
     cache: Path,
     pooling: Pooling,
 ) -> list[NDArray[np.float32]]:
-    from benchmarks.zoo import strided_layers
-
     embedder = PatchEmbedder(backbone, strided_layers(backbone, strides), pooling)
     identity = json.dumps([sorted(samples["image_path"]), backbone, strides, image_size, pooling])
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -6,32 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from benchmarks.records import Record, write_text
-from benchmarks.rows import NAMES, Row, changes, model_title
+from benchmarks.common.figures import plt, save_figure
+from benchmarks.common.records import Record, write_text
+from benchmarks.compare.rows import NAMES, Row, changes, model_title
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.ticker import LogFormatter
-
-__all__ = ["plot_curves", "plot_examples", "plot_trade", "plt", "save_figure"]
+__all__ = ["plot_curves", "plot_examples", "plot_trade"]
 
 _COLOURS = {"sgfr": "tab:red", "patchcore": "tab:blue", "padim": "tab:green", "mhpatchcore": "tab:orange"}
 _CURVE_POINTS = 300
 _SHOWN = ("sgfr", "patchcore", "padim")  # whose maps stand beside the image and the truth
-
-
-def save_figure(figure: Any, path: Path) -> None:  # noqa: ANN401
-    """Write a figure whole or not at all, and close it."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
-    plt.close(figure)
-    temporary.replace(path)
 
 
 def plot_trade(path: Path, rows: Sequence[Row], heading: str) -> None:

@@ -9,13 +9,13 @@ import torch
 from anomalib_sgfr.core.cover import centred
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.core.selection import farthest_first
-from benchmarks import run as benchmark_run
-from benchmarks import study
-from benchmarks.features import load
-from benchmarks.prototype import Nominal
-from benchmarks.records import Spec, read
-from benchmarks.variants import DEFAULTS, STUDIES, Variant, spec_of
-from benchmarks.zoo import resolve_arguments
+from benchmarks.common.features import load
+from benchmarks.common.records import Spec, read
+from benchmarks.common.zoo import resolve_arguments
+from benchmarks.compare import run as benchmark_run
+from benchmarks.study import command as study
+from benchmarks.study.prototype import Nominal
+from benchmarks.study.variants import DEFAULTS, STUDIES, Variant, spec_of
 
 
 def test_the_default_variant_is_what_the_engine_gives(parts: Path, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_embeddings_are_read_again_and_not_made_again(
 ) -> None:
     arguments = ("folder", parts, None, 0, None, "tf_efficientnet_lite0", (8, 16), (64, 64), tmp_path)
     first = load(*arguments)
-    monkeypatch.setattr("benchmarks.features.PatchEmbedder.forward", None)
+    monkeypatch.setattr("benchmarks.common.features.PatchEmbedder.forward", None)
     second = load(*arguments)
     assert [maps.shape for maps in first.test] == [(12, 40, 8, 8), (12, 112, 4, 4)]
     assert all((one == other).all() for one, other in zip(first.test, second.test, strict=True))

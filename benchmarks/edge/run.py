@@ -1,6 +1,6 @@
 """Run exported models without PyTorch, for the edge benchmark; each call in a process of its own.
 
-``python -m benchmarks.edge_run latency JOB``, ``... products JOB``, ``... memory JOB`` or ``... answers JOB``, with a
+``python -m benchmarks.edge.run latency JOB``, ``... products JOB``, ``... memory JOB`` or ``... answers JOB``, with a
 job as JSON; prints what it measured as JSON.
 """
 
@@ -17,7 +17,8 @@ import openvino
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.scores import image_metrics, label_regions, pixel_scores
+from benchmarks.common.memory import peak_mb
+from benchmarks.common.scores import image_metrics, label_regions, pixel_scores
 
 _BLOCK = 20  # runs in a row: what comes before a run changes what the caches hold
 
@@ -74,11 +75,11 @@ def memory(job: dict[str, Any]) -> dict[str, Any]:
     core = openvino.Core()
     parameter = openvino.opset8.parameter([1], np.float32)
     core.compile_model(openvino.Model([openvino.opset8.relu(parameter)], [parameter]), "CPU")([np.zeros(1, np.float32)])
-    own = _peak_mib()
+    own = peak_mb()
     model = core.compile_model(job["model"], "CPU", job["config"])
-    loaded = _peak_mib()
+    loaded = peak_mb()
     model(np.zeros(job["shape"], np.float32))
-    return {"runtime_mib": own, "loaded_mib": loaded - own, "inference_mib": _peak_mib() - own}
+    return {"runtime_mib": own, "loaded_mib": loaded - own, "inference_mib": peak_mb() - own}
 
 
 def answers(job: dict[str, Any]) -> dict[str, Any]:
@@ -142,11 +143,6 @@ def _predictor(path: Path, config: dict[str, str]) -> Callable[[NDArray[np.float
         return lambda image: dict(zip(outputs, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
     model = openvino.Core().compile_model(path, "CPU", config)
     return lambda image: {name: value for output, value in model(image).items() for name in output.get_names()}
-
-
-def _peak_mib() -> float:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
-from benchmarks.records import Record, Spec
+from benchmarks.common.records import Record, Spec
+from benchmarks.common.zoo import resolve_arguments
 
 __all__ = ["NAMES", "Row", "changes", "data_title", "model_title", "rows_by_data", "title"]
 
@@ -14,8 +15,6 @@ NAMES = {"sgfr": "Sgfr", "patchcore": "Patchcore", "padim": "Padim", "mhpatchcor
 
 @functools.cache
 def _defaults(model: str) -> dict[str, Any]:
-    from benchmarks.zoo import resolve_arguments
-
     return resolve_arguments(model, {})
 
 

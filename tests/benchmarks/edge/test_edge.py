@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks import edge, edge_run
+from benchmarks.edge import command, report, run
 
 
 def test_images_are_resized_as_the_engine_does() -> None:
     image = np.random.default_rng(0).random((1, 3, 70, 333), np.float32)
     expected = functional.interpolate(torch.from_numpy(image), (64, 96), mode="bilinear", antialias=True)
-    np.testing.assert_allclose(edge_run._resized(image, [64, 96]), expected.numpy(), atol=1e-5)
-    assert edge_run._resized(image, None) is image
+    np.testing.assert_allclose(run._resized(image, [64, 96]), expected.numpy(), atol=1e-5)
+    assert run._resized(image, None) is image
 
 
 def test_the_runner_measures_without_pytorch(tmp_path: Path) -> None:
@@ -33,8 +33,8 @@ def test_the_runner_measures_without_pytorch(tmp_path: Path) -> None:
         "memory": {"model": str(tmp_path / "model.xml"), "shape": [2, 3, 16, 16], **common},
     }
     for step, job in jobs.items():
-        command = [sys.executable, "-m", "benchmarks.edge_run", step, json.dumps(job)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        command = [sys.executable, "-m", "benchmarks.edge.run", step, json.dumps(job)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
         found = json.loads(done.stdout)
         if step == "memory":
             assert found["runtime_mib"] > 0
@@ -63,7 +63,7 @@ def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> Non
         "export padim": {"error": "no space left"},
     }
     (tmp_path / "edge.json").write_text(json.dumps(found), encoding="utf-8")
-    edge.report(tmp_path)
+    report.report(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| sgfr-1000 | tf_efficientnet_lite0 | 5.00 | 2.50 | 3.00 | - | - | - |" in text
     assert "| 1,000 | 0.14 | 1.00 | 142 | 2.00 | 1.50 |" in text
@@ -75,5 +75,5 @@ def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> Non
 
 def test_what_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        edge.main(["--cases", "sgfr-7"])
+        command.main(["--cases", "sgfr-7"])
     assert "unknown sgfr-7; choose from bare, sgfr-1000" in capsys.readouterr().err

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import plots
-from benchmarks.records import Record
-from benchmarks.rows import Row, rows_by_data
+from benchmarks.common.records import Record
+from benchmarks.compare import plots
+from benchmarks.compare.rows import Row, rows_by_data
 from tests.benchmarks.conftest import record_of
 
 KINDS = ["good", "crack", "crack", "crack"]

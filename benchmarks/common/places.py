@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import write_text
+from benchmarks.common.records import write_text
 
 __all__ = ["study_places"]
 

@@ -3,16 +3,14 @@
     python -m benchmarks.study k --root DIR
 
 Embeddings are computed once and kept; everything after them is the product's own code, but for the few ideas that the
-product does not have (:mod:`benchmarks.prototype`). Results are records as in
-:mod:`benchmarks.records`, with what was varied in ``arguments``; an interrupted study goes on where it stopped.
+product does not have (:mod:`benchmarks.study.prototype`). Results are records as in
+:mod:`benchmarks.common.records`, with what was varied in ``arguments``; an interrupted study goes on where it stopped.
 """
 
 import argparse
-import dataclasses
 import itertools
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,13 +18,12 @@ from pathlib import Path
 import torch
 
 from anomalib_sgfr.torch_model import SgfrModel
-from benchmarks import features
-from benchmarks.plots import plt, save_figure
-from benchmarks.prototype import Nominal, PrototypeBank, channel_scaling, combined, image_scores
-from benchmarks.records import METRICS, Record, Spec, merge, read, write_text
-from benchmarks.run import versions
-from benchmarks.scores import image_metrics, per_defect, pixel_scores
-from benchmarks.variants import STUDIES, spec_of
+from benchmarks.common import features
+from benchmarks.common.figures import plt, save_figure
+from benchmarks.common.records import METRICS, Record, Spec, merge, read, write_text
+from benchmarks.common.scores import image_metrics, per_defect, pixel_scores
+from benchmarks.study.prototype import Nominal, PrototypeBank, channel_scaling, combined, image_scores
+from benchmarks.study.variants import STUDIES, spec_of
 
 __all__ = ["main", "report"]
 
@@ -106,9 +103,8 @@ def _evaluate_bank(
                     metrics["pixel_AUROC"] = round(pixel.auroc, 5)
                     metrics["pixel_AP"] = round(pixel.average_precision, 5)
                     metrics["AUPRO"] = round(pixel.aupro, 5)
-                yield Record(
-                    **dataclasses.asdict(spec),
-                    versions=versions(),
+                yield Record.of(
+                    spec,
                     n_train=len(found.train[0]),
                     n_test=len(found.test[0]),
                     metrics=metrics,
@@ -271,7 +267,3 @@ def _rotation(labels: Sequence[str]) -> int:
     if max(map(len, labels)) <= 4:  # noqa: PLR2004
         return 0
     return 45 if len(labels) <= 8 else 90  # noqa: PLR2004
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,7 +27,7 @@ class PrototypeBank(Bank):
     """The product's bank, with ideas under study that it does not have.
 
     Args:
-        arguments (dict[str, Any]): As in :data:`benchmarks.variants.DEFAULTS`.
+        arguments (dict[str, Any]): As in :data:`benchmarks.study.variants.DEFAULTS`.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:

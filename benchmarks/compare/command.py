@@ -3,8 +3,9 @@
     python -m benchmarks.compare --dataset mtd --root DIR --split canonical,tile --models sgfr,patchcore,padim
 
 Every run is a process of its own, through anomalib's Engine. Results are written as they come and an interrupted
-command, given again, goes on where it stopped. In the output folder: ``results.json`` (see :mod:`benchmarks.records`),
-``commands.txt`` (what made them), ``README.md`` (tables) and plots; under ``work``, the maps and logs of each run.
+command, given again, goes on where it stopped. In the output folder: ``results.json`` (see
+:mod:`benchmarks.common.records`), ``commands.txt`` (what made them), ``README.md`` (tables) and plots; under ``work``,
+the maps and logs of each run.
 """
 
 import argparse
@@ -20,14 +21,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks import data, report
-from benchmarks.records import Record, Spec, merge, read, write_text
-from benchmarks.rows import title
+from benchmarks.common import data
+from benchmarks.common.records import Record, Spec, merge, read, write_text
+from benchmarks.common.zoo import MODELS, resolve_arguments
+from benchmarks.compare import report
+from benchmarks.compare.rows import title
 
 __all__ = ["main"]
 
 _MALLOC = "MALLOC_MMAP_THRESHOLD_"  # of the C library: what is larger goes back to the system at once
-_MODEL_NAMES = ("sgfr", "patchcore", "padim", "mhpatchcore")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +66,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, choices=data.DATASETS)
     parser.add_argument("--root", type=Path, help="folder of the images (mtd, folder)")
     parser.add_argument("--split", type=_names, default=None, help="mtd: canonical, tile, or both with a comma")
-    parser.add_argument("--models", type=_names, default=list(_MODEL_NAMES), help="of: " + ", ".join(_MODEL_NAMES))
+    parser.add_argument("--models", type=_names, default=list(MODELS), help="of: " + ", ".join(MODELS))
     parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="a timm name")
     parser.add_argument("--image-size", type=int, default=256, help="height and width in pixels")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
@@ -78,9 +80,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--untimed", action="store_true", help="record no times: for runs beside other work")
     parser.add_argument("--retry-failed", action="store_true", help="run again what failed before")
     options = parser.parse_args(arguments)
-    unknown = [model for model in options.models if model not in _MODEL_NAMES]
+    unknown = [model for model in options.models if model not in MODELS]
     if unknown:
-        parser.error(f"--models: unknown {', '.join(unknown)}; choose from {', '.join(_MODEL_NAMES)}")
+        parser.error(f"--models: unknown {', '.join(unknown)}; choose from {', '.join(MODELS)}")
     if options.dataset != "mtd" and options.split:
         parser.error("--split: only mtd has splits")
     if options.dataset == "mtd":
@@ -106,14 +108,12 @@ def _names(text: str) -> list[str]:
 
 
 def _plan(options: argparse.Namespace) -> list[Spec]:
-    from benchmarks.zoo import resolve_arguments
-
     overrides: dict[str, dict[str, Any]] = {}
     for assignment in options.set:
         target, _, value = assignment.partition("=")
         model, _, name = target.partition(".")
-        if not value or not name or model not in _MODEL_NAMES:
-            sys.exit(f"--set: expected MODEL.ARGUMENT=VALUE with a model of {', '.join(_MODEL_NAMES)}: {assignment}")
+        if not value or not name or model not in MODELS:
+            sys.exit(f"--set: expected MODEL.ARGUMENT=VALUE with a model of {', '.join(MODELS)}: {assignment}")
         try:
             overrides.setdefault(model, {})[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -139,8 +139,6 @@ def _plan(options: argparse.Namespace) -> list[Spec]:
 
 
 def _run(spec: Spec, options: argparse.Namespace) -> Record:
-    from benchmarks.zoo import MODELS
-
     folder = options.out / "work" / spec.name
     folder.mkdir(parents=True, exist_ok=True)
     record_file = folder / "record.json"
@@ -149,7 +147,7 @@ def _run(spec: Spec, options: argparse.Namespace) -> Record:
     start = time.monotonic()
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(  # noqa: S603  # our own module
-            [sys.executable, "-m", "benchmarks.run", fields, str(folder)],
+            [sys.executable, "-m", "benchmarks.compare.run", fields, str(folder)],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **dict(MODELS[spec.model].environment)},
@@ -160,7 +158,7 @@ def _run(spec: Spec, options: argparse.Namespace) -> Record:
                 if options.timeout and time.monotonic() - start > options.timeout:
                     process.kill()
                     process.wait()
-                    return _failure(spec, f"timed out after {options.timeout:.0f} s")
+                    return Record.of(spec, error=f"timed out after {options.timeout:.0f} s")
                 time.sleep(0.5)
         except KeyboardInterrupt:
             process.terminate()
@@ -169,14 +167,8 @@ def _run(spec: Spec, options: argparse.Namespace) -> Record:
     if process.returncode or not record_file.exists():
         lines = [line for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines() if line.strip()]
         reason = lines[-1].strip()[:300] if lines else "no output"
-        return _failure(spec, f"exit code {process.returncode}: {reason}")
+        return Record.of(spec, error=f"exit code {process.returncode}: {reason}")
     return Record(**json.loads(record_file.read_text(encoding="utf-8")))
-
-
-def _failure(spec: Spec, reason: str) -> Record:
-    from benchmarks.run import versions
-
-    return Record(**dataclasses.asdict(spec), versions=versions(), error=reason)
 
 
 def _remember_command(path: Path, arguments: Sequence[str]) -> None:
@@ -212,7 +204,3 @@ def _tick(start: float) -> None:
     """Show that a run is alive."""
     if sys.stdout.isatty():
         print(f"\r    {time.monotonic() - start:.0f} s", end="", flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

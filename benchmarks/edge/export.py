@@ -1,13 +1,11 @@
-"""Fit and export one model for the edge benchmark: ``python -m benchmarks.edge_export CASE FOLDER [ROOT]``.
+"""Fit and export one model for the edge benchmark: ``python -m benchmarks.edge.export CASE FOLDER [ROOT]``.
 
-``CASE`` is a name of :data:`benchmarks.edge.CASES`. Writes into ``FOLDER`` what is exported, and for a case whose
+``CASE`` is a name of :data:`benchmarks.edge.cases.CASES`. Writes into ``FOLDER`` what is exported, and for a case whose
 answers are compared ``reference.npz``: scores, labels and maps of the test images through anomalib's Engine.
 """
 
-import logging
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,15 @@ import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
-from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
-from benchmarks import data
-from benchmarks.edge import CASES, Case
-from benchmarks.zoo import MODELS, resolve_arguments
+from benchmarks.common import data
+from benchmarks.common.engine import quiet_engine, silence
+from benchmarks.common.zoo import MODELS, resolve_arguments
+from benchmarks.edge.cases import CASES, Case
 
 _IMAGE = (256, 256)
 _TRAIN_IMAGES = 100
@@ -50,8 +48,7 @@ class _Bare(nn.Module):
 
 def main(name: str, folder: str, root: str | None = None) -> None:
     """Fit and export."""
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    silence()
     seed_everything(0, verbose=False)
     case, out = CASES[name], Path(folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +74,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
     datamodule = data.build(dataset, place, limit_train=_TRAIN_IMAGES)
     model = _model(case)
     with tempfile.TemporaryDirectory() as scratch:
-        engine = _engine(scratch, limit_val_batches=0)
+        engine = quiet_engine(scratch, limit_val_batches=0)
         engine.fit(model, datamodule=datamodule)
         if case.model == "patchcore":
             _fill(model, case.atoms)
@@ -115,18 +112,6 @@ def _model(case: Case) -> AnomalibModule:
     )
 
 
-def _engine(scratch: str, **arguments: Any) -> Engine:  # noqa: ANN401
-    return Engine(
-        default_root_dir=scratch,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **arguments,
-    )
-
-
 def _fill(model: Any, atoms: int) -> None:  # noqa: ANN401
     """Give Patchcore a bank of the size its ratio would select: which embeddings they are does not matter to time."""
     bank = model.model.memory_bank
@@ -136,7 +121,7 @@ def _fill(model: Any, atoms: int) -> None:  # noqa: ANN401
 def _reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path) -> None:
     """What the model answers through anomalib's Engine."""
     with tempfile.TemporaryDirectory() as scratch:
-        batches: Any = _engine(scratch).predict(model, dataloaders=datamodule.test_dataloader())
+        batches: Any = quiet_engine(scratch).predict(model, dataloaders=datamodule.test_dataloader())
     paths = [path for batch in batches for path in batch.image_path]
     kind_of = dict(
         zip(datamodule.test_data.samples["image_path"], data.kinds(datamodule.test_data.samples), strict=True)
