@@ -1,18 +1,22 @@
 """The benchmark's data sets, by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from anomalib.data import AnomalibDataModule, Folder
+import torch
+from anomalib.data import AnomalibDataModule, AnomalibDataset, Folder
 from anomalib.data.utils import ValSplitMode
 from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import Transform
+from torchvision.tv_tensors import Mask
 
 from anomalib_sgfr.data import ELPV, MTD
 
-__all__ = ["DATASETS", "build", "keep_training_images", "kinds"]
+__all__ = ["DATASETS", "build", "images", "keep_training_images", "kinds", "masks"]
 
 DATASETS = ("mtd", "elpv-mono", "elpv-poly", "elpv-both", "folder")
 
@@ -84,10 +88,23 @@ def build(
     return module
 
 
-def kinds(samples: pd.DataFrame) -> NDArray[np.str_]:
-    """Kind of defect of each sample, ``"good"`` for none."""
+def kinds(samples: pd.DataFrame, paths: Sequence[str] | None = None) -> NDArray[np.str_]:
+    """Kind of defect of each sample, ``"good"`` for none; in the order of ``paths``, or that of the samples."""
     names = ("good" if not row.label_index else getattr(row.label, "value", row.label) for row in samples.itertuples())
-    return np.array([str(name) for name in names])
+    kind_of = dict(zip(samples["image_path"], map(str, names), strict=True))
+    return np.array([kind_of[path] for path in (samples["image_path"] if paths is None else paths)])
+
+
+def images(dataset: AnomalibDataset, rows: Iterable[int], transform: Transform) -> Tensor:
+    """Some images of a data set as a model sees them, shape ``(N, 3, H, W)``."""
+    return torch.cat([transform(cast("Any", dataset[int(row)]).image[None]) for row in rows])
+
+
+def masks(dataset: AnomalibDataset, transform: Transform) -> NDArray[np.bool_]:
+    """The masks of a data set at the size a model sees, resized with the images: nearest pixel; ``(N, H, W)``."""
+    items = (cast("Any", dataset[row]) for row in range(len(dataset)))
+    resized = [transform(item.image[None], Mask(item.gt_mask[None]))[1] for item in items]
+    return torch.cat(resized).numpy() > 0
 
 
 def keep_training_images(module: AnomalibDataModule, paths: Sequence[str]) -> None:

@@ -1,6 +1,5 @@
 """Patch embeddings of a data set, computed once and kept on disk, for studies that vary what comes after them."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ import torch
 from anomalib.data import AnomalibDataset
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
-from torchvision.tv_tensors import Mask
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.core.arguments import Pooling
@@ -51,19 +48,6 @@ class Features:
         order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(seed)).numpy()
         starts = range(0, len(order), _BATCH)
         return [[_patches(maps[order[start : start + _BATCH]]) for start in starts] for maps in self.train]
-
-    def joined(self) -> "Features":
-        """The same with all scales in one: the coarser resized (bilinear) to the finest, and concatenated."""
-        return dataclasses.replace(self, train=[_join(self.train)], test=[_join(self.test)])
-
-
-def _join(scales: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    size = scales[0].shape[-2:]
-    parts = [
-        functional.interpolate(torch.from_numpy(maps), size=size, mode="bilinear", align_corners=False)
-        for maps in scales[1:]
-    ]
-    return torch.cat([torch.from_numpy(scales[0]), *parts], 1).numpy()
 
 
 def _patches(maps: NDArray[np.float32]) -> Tensor:
@@ -113,16 +97,8 @@ def load(
     regions = None
     if samples.attrs.get("task") == "segmentation":
         transform = cast("Any", Sgfr.configure_pre_processor(image_size, backbone).transform)
-        items = (cast("Any", module.test_data[index]) for index in range(len(samples)))
-        masks = [_resized(transform, item).reshape(image_size) for item in items]
-        regions = label_regions(np.stack(masks))
+        regions = label_regions(data.masks(module.test_data, transform))
     return Features(train, test, data.kinds(samples), regions, image_size)
-
-
-def _resized(transform: Any, item: Any) -> NDArray[np.bool_]:  # noqa: ANN401
-    """The mask of one image at the size the model sees, as a batch's masks are resized: nearest pixel."""
-    _, mask = transform(item.image[None], Mask(item.gt_mask[None]))
-    return mask.numpy() > 0
 
 
 def _embed(
@@ -150,8 +126,7 @@ def _embed(
     stores: list[np.memmap[Any, np.dtype[np.float32]]] = []
     with torch.no_grad():
         for start in range(0, len(samples), _BATCH):
-            rows = range(start, min(start + _BATCH, len(samples)))
-            images = torch.cat([transform(cast("Any", template[index]).image[None]) for index in rows])
+            images = data.images(template, range(start, min(start + _BATCH, len(samples))), transform)
             scales = [maps.float().numpy() for maps in embedder(images)]
             if not stores:
                 shapes = [(len(samples), *maps.shape[1:]) for maps in scales]

@@ -4,14 +4,16 @@ The definitions are anomalib's (the tests compare them), but anomalib's metrics 
 beneath them, puts every batch with a score outside [0, 1] through a sigmoid, which ties high scores and mixes batches.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-__all__ = ["Curve", "PixelScores", "image_metrics", "label_regions", "per_defect", "pixel_scores"]
+from benchmarks.common.records import METRICS
+
+__all__ = ["Curve", "PixelScores", "accuracy", "image_metrics", "label_regions", "per_defect", "pixel_scores"]
 
 _FPR_LIMIT = 0.3
 _CURVE_POINTS = 200
@@ -110,4 +112,24 @@ def per_defect(scores: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[str
             )
         )
         for kind in sorted(set(kinds.tolist()) - {"good"})
+    }
+
+
+def accuracy(scores: NDArray[Any], kinds: NDArray[np.str_], pixels: PixelScores | None = None) -> dict[str, Any]:
+    """What a record says of accuracy, rounded.
+
+    Args:
+        scores (NDArray[Any]): Of the images, shape ``(N,)``.
+        kinds (NDArray[np.str_]): Kind of defect of each, ``"good"`` for none.
+        pixels (PixelScores | None): Of the maps, where there are masks.
+
+    Returns:
+        dict[str, Any]: ``metrics`` and ``per_defect``, as in :class:`~benchmarks.common.records.Record`.
+    """
+    found = image_metrics(scores, kinds != "good")
+    if pixels is not None:
+        found |= {"pixel_AUROC": pixels.auroc, "pixel_AP": pixels.average_precision, "AUPRO": pixels.aupro}
+    return {
+        "metrics": {name: round(found[name], 5) if name in found else None for name in METRICS},
+        "per_defect": {kind: round(value, 5) for kind, value in per_defect(scores, kinds).items()},
     }

@@ -18,7 +18,7 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from anomalib_sgfr import Sgfr
+from anomalib_sgfr import Sgfr, SubspaceSampling
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.features.backbones import OFFLINE_SUFFIX
 from anomalib_sgfr.features.embedding import backbone_stages, resolve_layers
@@ -118,7 +118,7 @@ class BareExtraction(Sgfr):
 
     def configure_callbacks(self) -> list[Callback]:
         """No sampling."""
-        return [callback for callback in super().configure_callbacks() if callback is not self._sampling]
+        return [callback for callback in super().configure_callbacks() if not isinstance(callback, SubspaceSampling)]
 
     def fit(self) -> None:
         """Nothing was kept to learn from."""

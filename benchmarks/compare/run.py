@@ -24,8 +24,8 @@ from sklearn.metrics import roc_curve
 from benchmarks.common import data
 from benchmarks.common.engine import quiet_engine, quiet_fit, silence
 from benchmarks.common.memory import peak_mb, reset_peak
-from benchmarks.common.records import METRICS, Record, Spec, write_text
-from benchmarks.common.scores import image_metrics, label_regions, per_defect, pixel_scores
+from benchmarks.common.records import Record, Spec, write_text
+from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 from benchmarks.common.zoo import MODELS, BareExtraction, stored, timed
 
 _TIMED_PASSES = 30
@@ -129,14 +129,12 @@ def _test(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -
         engine.test(model=model, datamodule=datamodule, verbose=False)
 
     scores, maps = np.concatenate(collector.scores), np.concatenate(collector.maps)
-    kind_of = dict(zip(samples["image_path"], data.kinds(samples), strict=True))
-    kinds = np.array([kind_of[path] for path in collector.paths])
+    kinds = data.kinds(samples, collector.paths)
     fpr, tpr, _ = roc_curve(kinds != "good", scores)
     curves: dict[str, Any] = {"roc": [fpr.round(5).tolist(), tpr.round(5).tolist()], "pro": None}
-    metrics = image_metrics(scores, kinds != "good")
+    pixels = None
     if samples.attrs.get("task") == "segmentation":
         pixels = pixel_scores(maps, label_regions(np.concatenate(collector.masks)))
-        metrics |= {"pixel_AUROC": pixels.auroc, "pixel_AP": pixels.average_precision, "AUPRO": pixels.aupro}
         curves["pro"] = list(pixels.pro)
     arrays: dict[str, Any] = {
         "paths": collector.paths,
@@ -148,16 +146,11 @@ def _test(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -
         arrays["masks"] = np.concatenate(collector.masks)
     np.savez(folder / "maps.npz", **arrays)
     write_text(folder / "curves.json", json.dumps(curves))
-    return {
-        "metrics": {name: _rounded(metrics.get(name)) for name in METRICS},
-        "per_defect": {kind: round(value, 5) for kind, value in per_defect(scores, kinds).items()},
-    }
+    return accuracy(scores, kinds, pixels)
 
 
 def _predict_ms(model: AnomalibModule, datamodule: AnomalibDataModule, height: int, width: int) -> float:
-    item: Any = datamodule.test_data[0]
-    transform: Any = cast("Any", model.pre_processor).transform
-    image = transform(item.image[None])
+    image = data.images(datamodule.test_data, [0], cast("Any", model.pre_processor).transform)
     if image.shape[-2:] != (height, width):
         msg = f"expected an image of {height} x {width}, got {tuple(image.shape)}."
         raise ValueError(msg)
@@ -169,10 +162,6 @@ def _predict_ms(model: AnomalibModule, datamodule: AnomalibDataModule, height: i
             inner(image)
             seconds.append(perf_counter() - start)
     return 1e3 * statistics.median(seconds)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(float(value), 5)
 
 
 if __name__ == "__main__":

@@ -123,15 +123,12 @@ def _reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path)
     with tempfile.TemporaryDirectory() as scratch:
         batches: Any = quiet_engine(scratch).predict(model, dataloaders=datamodule.test_dataloader())
     paths = [path for batch in batches for path in batch.image_path]
-    kind_of = dict(
-        zip(datamodule.test_data.samples["image_path"], data.kinds(datamodule.test_data.samples), strict=True)
-    )
     masks = [batch.gt_mask.numpy().astype(bool) for batch in batches if batch.gt_mask is not None]
     arrays: dict[str, Any] = {"masks": np.concatenate(masks).reshape(-1, *_IMAGE)} if masks else {}
     np.savez(
         out / "reference.npz",
         paths=np.array(paths),
-        kinds=np.array([kind_of[path] for path in paths]),
+        kinds=data.kinds(datamodule.test_data.samples, paths),
         scores=np.concatenate([batch.pred_score.numpy().ravel() for batch in batches]),
         labels=np.concatenate([batch.pred_label.numpy().ravel() for batch in batches]).astype(bool),
         maps=np.concatenate([batch.anomaly_map.numpy().reshape(-1, *_IMAGE) for batch in batches]),

@@ -4,18 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from anomalib_sgfr.core.cover import centred
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.core.selection import farthest_first
-from benchmarks.common.features import load
 from benchmarks.common.records import Spec, read
 from benchmarks.common.zoo import resolve_arguments
 from benchmarks.compare import run as benchmark_run
-from benchmarks.study import command as study
-from benchmarks.study.prototype import Nominal
-from benchmarks.study.variants import DEFAULTS, STUDIES, Variant, spec_of
+from benchmarks.study import command, report
+from benchmarks.study.evaluation import evaluate
+from benchmarks.study.variants import STUDIES, Variant, spec_of
+
+STUDIED = Path(__file__).parents[3] / "benchmarks" / "results" / "studies"
 
 
 def test_the_default_variant_is_what_the_engine_gives(parts: Path, tmp_path: Path) -> None:
@@ -23,7 +20,7 @@ def test_the_default_variant_is_what_the_engine_gives(parts: Path, tmp_path: Pat
     changes = {"bank_size": 2000}
     variant = Variant("default", changes, image_size=64)
     spec = spec_of(variant, "folder", None, 0)
-    (from_study,) = study._evaluate([spec], parts, tmp_path / "cache")
+    (from_study,) = evaluate([spec], parts, tmp_path / "cache")
 
     arguments = resolve_arguments("sgfr", changes)
     engine_spec = Spec(**{**vars(spec), "arguments": arguments})
@@ -32,23 +29,6 @@ def test_the_default_variant_is_what_the_engine_gives(parts: Path, tmp_path: Pat
     assert from_study.bank_atoms == from_engine["bank_atoms"]
     assert from_study.metrics == pytest.approx(from_engine["metrics"], abs=2e-4)
     assert from_study.per_defect == pytest.approx(from_engine["per_defect"], abs=2e-4)
-
-
-def test_embeddings_are_read_again_and_not_made_again(
-    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ("folder", parts, None, 0, None, "tf_efficientnet_lite0", (8, 16), (64, 64), tmp_path)
-    first = load(*arguments)
-    monkeypatch.setattr("benchmarks.common.features.PatchEmbedder.forward", None)
-    second = load(*arguments)
-    assert [maps.shape for maps in first.test] == [(12, 40, 8, 8), (12, 112, 4, 4)]
-    assert all((one == other).all() for one, other in zip(first.test, second.test, strict=True))
-    (joined,) = first.joined().test
-    assert joined.shape == (12, 152, 8, 8)
-    assert (joined[:, :40] == first.test[0]).all()
-    assert first.regions is not None
-    assert first.regions.shape == (12, 64, 64)
-    assert sorted(set(first.kinds.tolist())) == ["abnormal", "good"]
 
 
 def test_every_variant_is_told_apart_and_every_study_holds_the_default() -> None:
@@ -67,14 +47,14 @@ def test_a_study_goes_on_where_it_stopped(
         "k",
         [Variant(str(k), {"num_atoms": k, "bank_size": 60}, image_size=64) for k in (1, 3)],
     )
-    monkeypatch.setattr(study, "_places", lambda _: [("folder", None)])
-    arguments = ["k", "--root", str(parts), "--seeds", "0", "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
-    assert study.main(arguments) == 0
+    where = ["--root", str(parts), "--data", "folder", "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    arguments = ["k", *where, "--seeds", "0"]
+    assert command.main(arguments) == 0
     table = (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
     assert table.count("\n| ") == 3
     assert (tmp_path / "k" / "k.png").stat().st_size > 1000
-    monkeypatch.setattr(study, "_evaluate", None)
-    assert study.main(arguments) == 0
+    monkeypatch.setattr(command, "evaluate", None)
+    assert command.main(arguments) == 0
     capsys.readouterr()
 
 
@@ -85,17 +65,16 @@ def test_what_studies_share_runs_once_and_a_median_of_fewer_seeds_says_so(
     shared = Variant("5", small, image_size=64)
     monkeypatch.setitem(STUDIES, "k", [shared, Variant("1", {**small, "num_atoms": 1}, image_size=64)])
     monkeypatch.setitem(STUDIES, "blur", [shared, Variant("0", {**small, "blur": 0.0}, image_size=64)])
-    monkeypatch.setattr(study, "_places", lambda _: [("folder", None)])
-    where = ["--root", str(parts), "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
-    assert study.main(["k", "blur", *where, "--seeds", "0"]) == 0
+    where = ["--root", str(parts), "--data", "folder", "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    assert command.main(["k", "blur", *where, "--seeds", "0"]) == 0
     assert "3 of 3" in capsys.readouterr().out
     assert len(read(tmp_path / "k" / "results.json")) == len(read(tmp_path / "blur" / "results.json")) == 2
     assert "Seed 0, in percent; all else" in (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
 
     monkeypatch.setitem(STUDIES, "k", [shared])
-    assert study.main(["k", *where, "--seeds", "1"]) == 0
+    assert command.main(["k", *where, "--seeds", "1"]) == 0
     monkeypatch.setitem(STUDIES, "k", [shared, Variant("1", {**small, "num_atoms": 1}, image_size=64)])
-    study.report("k", tmp_path / "k")
+    report.report("k", tmp_path / "k")
     table = (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
     assert "Medians of seeds 0, 1, in percent; (n): of n seeds" in table
     rows = [line.startswith("| 1 |") for line in table.splitlines() if " (1) " in line]
@@ -103,35 +82,21 @@ def test_what_studies_share_runs_once_and_a_median_of_fewer_seeds_says_so(
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("sampler", ["random", "stream", "whole", "residual", "pruned"])
-def test_a_sampler_gives_the_same_bank_whatever_was_asked_before(sampler: str) -> None:
-    patches = torch.randn(600, 12, generator=torch.Generator().manual_seed(0))
-    after_others = Nominal(list(patches.split(100)), seed=0)
-    for before in ("whole", "pruned"):
-        after_others.bank({**DEFAULTS, "sampler": before, "bank_size": 40})
-    arguments = {**DEFAULTS, "sampler": sampler, "bank_size": 100}
-    bank = after_others.bank(arguments)
-    alone = Nominal([patches], seed=0) if sampler != "stream" else Nominal(list(patches.split(100)), seed=0)
-    assert bank.shape == (100, 12)
-    assert torch.equal(bank, alone.bank(arguments))
-    if sampler == "whole":
-        assert torch.equal(bank, patches[farthest_first(patches, 100)[0]])
-
-
-@pytest.mark.parametrize("size", [100, 4000])
-def test_the_stream_of_a_study_is_the_product_s_sampler(size: int) -> None:
-    patches = torch.randn(9000, 3, generator=torch.Generator().manual_seed(0)).split(3000)  # thinned once on the way
-    sampler = SubspaceSampler(size)
-    for batch in patches:
-        sampler.observe(batch)
-    nominal = Nominal(list(patches), seed=0)
-    nominal.bank({**DEFAULTS, "bank_size": 1000})
-    assert torch.equal(nominal.bank({**DEFAULTS, "bank_size": size}), centred(sampler.cover()).atoms)
-    assert torch.equal(nominal.bank({**DEFAULTS, "bank_size": size, "sampler": "unmoved"}), sampler.bank())
-
-
 def test_a_plot_has_a_line_for_each_second_part_of_its_labels() -> None:
     pairs = ["100, k 1", "100, k 5", "250, k 1", "250, k 5"]
-    assert study._lines(pairs) == {"k 1": {"100": 0, "250": 2}, "k 5": {"100": 1, "250": 3}}
+    assert report._lines(pairs) == {"k 1": {"100": 0, "250": 2}, "k 5": {"100": 1, "250": 3}}
     for labels in (["1", "2"], ["8, 16", "8"], pairs[:3]):
-        assert study._lines(labels) == {"": {label: row for row, label in enumerate(labels)}}
+        assert report._lines(labels) == {"": {label: row for row, label in enumerate(labels)}}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_records_are_those_of_the_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results.json").write_bytes((STUDIED / name / "results.json").read_bytes())
+    monkeypatch.setattr(report, "_plot", lambda *_: None)
+    report.report(name, tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == (STUDIED / name / "README.md").read_bytes()
+
+
+def test_a_page_whose_ideas_left_says_so() -> None:
+    pages = {page.parent.name: page.read_text(encoding="utf-8") for page in STUDIED.glob("*/README.md")}
+    assert {name for name, text in pages.items() if "commit 054224d" in text} == set(pages) - set(STUDIES)
