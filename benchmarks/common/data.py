@@ -16,9 +16,35 @@ from torchvision.tv_tensors import Mask
 
 from anomalib_sgfr.data import ELPV, MTD
 
-__all__ = ["DATASETS", "build", "images", "keep_training_images", "kinds", "masks"]
+__all__ = ["DATASETS", "AlteredData", "build", "images", "keep_training_images", "kinds", "masks"]
 
 DATASETS = ("mtd", "elpv-mono", "elpv-poly", "elpv-both", "folder")
+
+
+class AlteredData(AnomalibDataModule):
+    """Data that are changed whenever they are set up: a trainer sets them up once more.
+
+    Attributes:
+        changes (list[Callable[[], None]]): What to do each time, one after the other.
+    """
+
+    def __init__(self, **arguments: Any) -> None:  # noqa: ANN401
+        super().__init__(**arguments)
+        self.changes: list[Callable[[], None]] = []
+
+    def _setup(self, stage: str | None = None) -> None:
+        super()._setup(stage)  # type: ignore[safe-super]  # of the data set, which comes after this class
+        for change in self.changes:
+            change()
+
+
+class _MTD(AlteredData, MTD): ...
+
+
+class _ELPV(AlteredData, ELPV): ...
+
+
+class _Folder(AlteredData, Folder): ...
 
 
 def build(
@@ -29,7 +55,7 @@ def build(
     limit_train: int | None = None,
     contamination: float | None = None,
     num_workers: int = 2,
-) -> AnomalibDataModule:
+) -> AlteredData:
     """Build a data set, set up and ready to use.
 
     Args:
@@ -44,14 +70,14 @@ def build(
         num_workers (int): Worker processes that load images.
 
     Returns:
-        AnomalibDataModule: After ``setup``.
+        AlteredData: After ``setup``.
 
     Raises:
         ValueError: If the name is unknown, ``root`` is missing, or there are fewer than ``limit_train`` images or fewer
             defective ones than ``contamination`` asks for.
         FileNotFoundError: If the data is not there; the message says where it comes from.
     """
-    module: AnomalibDataModule
+    module: AlteredData
     if dataset == "mtd":
         if root is None:
             msg = (
@@ -59,14 +85,14 @@ def build(
                 "`git clone https://github.com/abin24/Magnetic-tile-defect-datasets.`"
             )
             raise ValueError(msg)
-        module = MTD(root=root, split=split or "canonical", num_workers=num_workers)
+        module = _MTD(root=root, split=split or "canonical", num_workers=num_workers)
     elif dataset.startswith("elpv-"):
-        module = ELPV(root, cell_type=dataset.removeprefix("elpv-"), split_seed=seed, num_workers=num_workers)
+        module = _ELPV(root=root, cell_type=dataset.removeprefix("elpv-"), split_seed=seed, num_workers=num_workers)
     elif dataset == "folder":
         if root is None:
             msg = "--root is needed for folder: it holds the folders good and bad."
             raise ValueError(msg)
-        module = Folder(
+        module = _Folder(
             name=root.name,
             root=root,
             normal_dir="good",
@@ -81,9 +107,9 @@ def build(
         msg = f"dataset must be one of {', '.join(DATASETS)}, got '{dataset}'."
         raise ValueError(msg)
     if limit_train is not None:
-        _alter(module, lambda: _limit(module, limit_train, seed))
+        module.changes.append(lambda: _limit(module, limit_train, seed))
     if contamination:
-        _alter(module, lambda: _contaminate(module, contamination, seed))
+        module.changes.append(lambda: _contaminate(module, contamination, seed))
     module.setup()
     return module
 
@@ -107,11 +133,11 @@ def masks(dataset: AnomalibDataset, transform: Transform) -> NDArray[np.bool_]:
     return torch.cat(resized).numpy() > 0
 
 
-def keep_training_images(module: AnomalibDataModule, paths: Sequence[str]) -> None:
+def keep_training_images(module: AlteredData, paths: Sequence[str]) -> None:
     """Train on some of the images only, also after a trainer has set the data up once more.
 
     Args:
-        module (AnomalibDataModule): As :func:`build` gives it.
+        module (AlteredData): As :func:`build` gives it.
         paths (Sequence[str]): The training images to keep.
     """
 
@@ -121,19 +147,8 @@ def keep_training_images(module: AnomalibDataModule, paths: Sequence[str]) -> No
         kept.attrs.update(samples.attrs)
         module.train_data.samples = kept
 
-    _alter(module, keep)
+    module.changes.append(keep)
     keep()
-
-
-def _alter(module: AnomalibDataModule, change: Callable[[], None]) -> None:
-    """Change the data whenever the module is set up: a trainer sets it up once more."""
-    set_up = module._setup  # noqa: SLF001
-
-    def set_up_and_change(stage: str | None = None) -> None:
-        set_up(stage)
-        change()
-
-    cast("Any", module)._setup = set_up_and_change  # noqa: SLF001
 
 
 def _limit(module: AnomalibDataModule, number: int, seed: int) -> None:

@@ -16,6 +16,15 @@ from tests.benchmarks.conftest import record_of
 KINDS = ["good", "crack", "crack", "crack"]
 
 
+def runs(boxed: int) -> tuple[list[Row], Record, list[Record], Record, Record]:
+    """Rows of three models over several seeds, and the runs in them: Sgfr's other pooling with the seed ``boxed``."""
+    other = record_of("sgfr", boxed, pooling="box")
+    sgfr = [record_of("sgfr", seed) for seed in (0, 1)]
+    patchcore, padim = record_of("patchcore", 1), record_of("padim", 2)
+    (rows,) = rows_by_data([other, *sgfr, patchcore, padim]).values()
+    return rows, other, sgfr, patchcore, padim
+
+
 def keep_maps(folder: Path, record: Record) -> None:
     images = []
     for number in range(len(KINDS)):
@@ -39,14 +48,7 @@ def drawn(folder: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> tup
 def test_the_maps_side_by_side_are_of_the_seed_that_most_models_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    boxed, *sgfr, patchcore, padim = records = [
-        record_of("sgfr", 1, pooling="box"),
-        record_of("sgfr", 0),
-        record_of("sgfr", 1),
-        record_of("patchcore", 1),
-        record_of("padim", 2),
-    ]
-    (rows,) = rows_by_data(records).values()
+    rows, boxed, sgfr, patchcore, padim = runs(boxed=1)
     for record in (boxed, sgfr[0], padim):  # more of seed 0 than of 2, which has none of Sgfr's
         keep_maps(tmp_path, record)
     heading, titles = drawn(tmp_path, rows, monkeypatch)
@@ -60,14 +62,7 @@ def test_the_maps_side_by_side_are_of_the_seed_that_most_models_have(
 
 
 def test_the_curves_are_of_the_seed_that_most_models_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    boxed, *sgfr, patchcore, padim = records = [
-        record_of("sgfr", 0, pooling="box"),
-        record_of("sgfr", 0),
-        record_of("sgfr", 1),
-        record_of("patchcore", 1),
-        record_of("padim", 2),
-    ]
-    (rows,) = rows_by_data(records).values()
+    rows, boxed, sgfr, patchcore, padim = runs(boxed=0)
 
     def shown() -> tuple[str, list[str]]:
         figures: list[Any] = []
