@@ -6,6 +6,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the parallel workers, and for what they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_sgfr import Sgfr
+from tests.warm import warmed
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; fail at once instead of retrying
 
@@ -47,6 +49,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_image(root / "good_test" / f"{index:02}.png", 100 + index)
         write_image(root / "bad" / f"{index:02}.png", 200 + index, defect=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder with the executables of ``tests/warm.py``."""
+    with warmed(tmp_path_factory.mktemp("warm")) as folder:
+        yield folder
 
 
 @pytest.fixture

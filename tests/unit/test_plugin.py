@@ -1,6 +1,7 @@
 """Registration with anomalib: what it adds, and that it never does harm.
 
-Each case runs in an interpreter of its own, with the plugin switched on by hand where no installation does it.
+No case has anomalib imported before it: each runs in an interpreter of its own, or in a fork of one that has imported
+only what others wrote. The plugin is switched on by hand where no installation does it.
 """
 
 import json
@@ -39,93 +40,98 @@ def fake_anomalib(folder: Path, models: str) -> Path:
     return folder
 
 
-def test_short_names_are_known_once_anomalib_is_imported() -> None:
-    result = python(
-        INSTALL
-        + "from anomalib.models import get_model, list_models, Sgfr; import anomalib.data, anomalib.models, sys;"
-        "assert 'sgfr' in list_models() and 'Sgfr' in anomalib.models.__all__;"
-        "assert type(get_model('sgfr')) is type(get_model({'class_path': 'Sgfr'})) is Sgfr;"
-        "assert type(get_model({'class_path': 'anomalib_sgfr.Sgfr', 'init_args': {'num_atoms': 3}})) is Sgfr;"
-        "assert anomalib.data.ELPV is anomalib.data.get_datamodule({'class_path': 'ELPV'}).__class__;"
-        "assert 'MTD' in anomalib.data.__all__;"
-        "assert ['_AfterImport' in type(finder).__name__ for finder in sys.meta_path].count(True) == 1"
-    )
-    assert result.returncode == 0, result.stderr
-    assert "RuntimeWarning" not in result.stderr
-
-
-@pytest.mark.parametrize(
-    "order",
-    [
-        "from anomalib_sgfr import Sgfr; import anomalib.models",
-        "import anomalib.models; from anomalib_sgfr import Sgfr",
-        "import anomalib_sgfr.data; from anomalib_sgfr import Sgfr; import anomalib.models",
-        "import anomalib.data; import anomalib.models; from anomalib.models import Sgfr",
-        "from anomalib_sgfr import SgfrModel; import anomalib.models; from anomalib_sgfr import Sgfr",
-        "import anomalib_sgfr.features.embedding; import anomalib.models; from anomalib.models import Sgfr",
-        "import anomalib.models.components; from anomalib_sgfr.lightning_model import Sgfr; import anomalib.models",
-    ],
+SHORT_NAMES = (
+    "from anomalib.models import get_model, list_models, Sgfr; import anomalib.data, anomalib.models, sys;"
+    "assert 'sgfr' in list_models() and 'Sgfr' in anomalib.models.__all__;"
+    "assert type(get_model('sgfr')) is type(get_model({'class_path': 'Sgfr'})) is Sgfr;"
+    "assert type(get_model({'class_path': 'anomalib_sgfr.Sgfr', 'init_args': {'num_atoms': 3}})) is Sgfr;"
+    "assert anomalib.data.ELPV is anomalib.data.get_datamodule({'class_path': 'ELPV'}).__class__;"
+    "assert 'MTD' in anomalib.data.__all__;"
+    "assert ['_AfterImport' in type(finder).__name__ for finder in sys.meta_path].count(True) == 1"
 )
-def test_any_order_of_imports_registers_once(order: str) -> None:
-    result = python(
-        INSTALL + INSTALL + order + "; assert anomalib.models.Sgfr is Sgfr;"
-        "assert anomalib.models.__all__.count('Sgfr') == 1 and len(anomalib.models.list_models()) > 10"
-    )
-    assert result.returncode == 0, result.stderr
-    assert "RuntimeWarning" not in result.stderr
-
-
-MODULES = [
-    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
-    for path in sorted((REPOSITORY / "anomalib_sgfr").rglob("*.py"))
-    if path.name != "__main__.py"
+ONCE = (
+    "; assert anomalib.models.Sgfr is Sgfr;"
+    "assert anomalib.models.__all__.count('Sgfr') == 1 and len(anomalib.models.list_models()) > 10"
+)
+ORDERS = [
+    "from anomalib_sgfr import Sgfr; import anomalib.models",
+    "import anomalib.models; from anomalib_sgfr import Sgfr",
+    "import anomalib_sgfr.data; from anomalib_sgfr import Sgfr; import anomalib.models",
+    "import anomalib.data; import anomalib.models; from anomalib.models import Sgfr",
+    "from anomalib_sgfr import SgfrModel; import anomalib.models; from anomalib_sgfr import Sgfr",
+    "import anomalib_sgfr.features.embedding; import anomalib.models; from anomalib.models import Sgfr",
+    "import anomalib.models.components; from anomalib_sgfr.lightning_model import Sgfr; import anomalib.models",
 ]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
-def test_every_name_and_module_imports_first_and_registers() -> None:
-    """Where no start-up file is read; a warning, which is what a failed registration leaves, is an error."""
-    names = [f"from anomalib_sgfr import {name}" for name in anomalib_sgfr.__all__]
-    after = "from anomalib.models import Sgfr, get_model; get_model('Sgfr'); from anomalib.data import MTD, ELPV"
-    before = "import warnings; warnings.simplefilter('error', RuntimeWarning)"
-    statements = [f"{before}; {first}; {after}" for first in [*names, *(f"import {module}" for module in MODULES)]]
-    result = python(
-        f"import runpy, sys; sys.argv = ['', {json.dumps(statements)!r}]; runpy.run_path({FIRST!r}, None, '__main__')"
-    )
-    assert result.returncode == 0, result.stderr
-    failed = json.loads(result.stdout)
-    assert not failed, "\n".join(failed.values())
-
-
-def test_the_datamodules_need_no_models_imported_first() -> None:
-    result = python(INSTALL + "from anomalib.data import MTD, ELPV; import anomalib.models; anomalib.models.Sgfr")
-    assert result.returncode == 0, result.stderr
-
-
+DATA_FIRST = "from anomalib.data import MTD, ELPV; import anomalib.models; anomalib.models.Sgfr"
 FRONT = (
     "import sys, importlib.machinery as m; sys.meta_path.insert(0, type('Front', (), {'find_spec': lambda *a: "
     "m.PathFinder.find_spec(*a[1:])"
 )
 RELOAD = "import anomalib.models as m, importlib; importlib.reload"
+USES = [
+    # looked for, not imported
+    "import importlib.util; importlib.util.find_spec('anomalib.models'); from anomalib.models import Sgfr",
+    # somebody else's finder in front, of anomalib.models alone or of everything
+    f"{FRONT} if a[1] == 'anomalib.models' else None}})()); import anomalib.models; anomalib.models.Sgfr",
+    f"{FRONT}}})()); from anomalib.models import Sgfr",
+    # executed once more
+    f"{RELOAD}(m); assert m.__all__.count('Sgfr') == 1; m.get_model({{'class_path': 'anomalib_sgfr.Sgfr'}})",
+    "import anomalib.data as d, importlib; importlib.reload(d); assert d.__all__.count('MTD') == 1",
+]
+MODULES = [
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((REPOSITORY / "anomalib_sgfr").rglob("*.py"))
+    if path.name != "__main__.py"
+]
+AFTER = "; from anomalib.models import Sgfr, get_model; get_model('Sgfr'); from anomalib.data import MTD, ELPV"
+IMPORTED_FIRST = [
+    *(f"from anomalib_sgfr import {name}{AFTER}" for name in anomalib_sgfr.__all__),
+    *(f"import {module}{AFTER}" for module in MODULES),
+]
+LAZY = "import anomalib_sgfr; [getattr(anomalib_sgfr, name) for name in anomalib_sgfr.__all__]"
+
+needs_forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        # looked for, not imported
-        "import importlib.util; importlib.util.find_spec('anomalib.models'); from anomalib.models import Sgfr",
-        # somebody else's finder in front, of anomalib.models alone or of everything
-        f"{FRONT} if a[1] == 'anomalib.models' else None}})()); import anomalib.models; anomalib.models.Sgfr",
-        f"{FRONT}}})()); from anomalib.models import Sgfr",
-        # executed once more
-        f"{RELOAD}(m); assert m.__all__.count('Sgfr') == 1; m.get_model({{'class_path': 'anomalib_sgfr.Sgfr'}})",
-        "import anomalib.data as d, importlib; importlib.reload(d); assert d.__all__.count('MTD') == 1",
-    ],
-)
-def test_nothing_uses_up_or_passes_by_the_registration(use: str) -> None:
-    result = python(INSTALL + use)
+@pytest.fixture(scope="module")
+def said() -> dict[str, str]:
+    """What each of the statements above said when it was run first: nothing, if all is well."""
+    switched_on = [SHORT_NAMES, *(INSTALL + order + ONCE for order in ORDERS), DATA_FIRST, *USES]
+    statements = [*(INSTALL + statement for statement in switched_on), *IMPORTED_FIRST, LAZY]
+    result = python(
+        f"import runpy, sys; sys.argv = ['', {json.dumps(statements)!r}]; runpy.run_path({FIRST!r}, None, '__main__')"
+    )
     assert result.returncode == 0, result.stderr
-    assert "RuntimeWarning" not in result.stderr
+    return json.loads(result.stdout)
+
+
+@needs_forks
+def test_short_names_are_known_once_anomalib_is_imported(said: dict[str, str]) -> None:
+    assert said[INSTALL + SHORT_NAMES] == ""
+
+
+@needs_forks
+@pytest.mark.parametrize("order", ORDERS)
+def test_any_order_of_imports_registers_once(order: str, said: dict[str, str]) -> None:
+    assert said[INSTALL + INSTALL + order + ONCE] == ""
+
+
+@needs_forks
+def test_every_name_and_module_imports_first_and_registers(said: dict[str, str]) -> None:
+    """Where no start-up file is read."""
+    failed = [said[statement] for statement in IMPORTED_FIRST if said[statement]]
+    assert not failed, "\n".join(failed)
+
+
+@needs_forks
+def test_the_datamodules_need_no_models_imported_first(said: dict[str, str]) -> None:
+    assert said[INSTALL + DATA_FIRST] == ""
+
+
+@needs_forks
+@pytest.mark.parametrize("use", USES)
+def test_nothing_uses_up_or_passes_by_the_registration(use: str, said: dict[str, str]) -> None:
+    assert said[INSTALL + use] == ""
 
 
 def test_the_switch_turns_it_off() -> None:
@@ -179,11 +185,12 @@ def test_the_imported_module_looks_untouched() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_public_names_are_lazy_and_listed() -> None:
+@needs_forks
+def test_public_names_are_lazy_and_listed(said: dict[str, str]) -> None:
     result = python(
         "import anomalib_sgfr, sys; assert 'torch' not in sys.modules;"
         "assert set(anomalib_sgfr.__all__) <= set(dir(anomalib_sgfr));"
-        "[getattr(anomalib_sgfr, name) for name in anomalib_sgfr.__all__];"
         "print(hasattr(anomalib_sgfr, 'nothing'))"
     )
     assert result.stdout.endswith("False\n"), result.stderr
+    assert said[LAZY] == ""
