@@ -65,6 +65,10 @@ def _is_whole(home: str) -> bool:
     return hasattr(sys.modules.get(home), _HOMES[home][1])
 
 
+def _is_half_done(home: str) -> bool:
+    return bool(getattr(getattr(sys.modules.get(home), "__spec__", None), "_initializing", False))
+
+
 class _AfterImport:
     """Meta-path finder that has every module found as ever, and acts when those it waits for have been executed."""
 
@@ -115,5 +119,9 @@ class _Counted:
             self._loader.exec_module(module)
         finally:
             self._finder.running -= 1
-        if not self._finder.running:
+        if self._finder.running:
+            return
+        if any(map(_is_half_done, {*_HOMES} - {module.__name__})):  # begun without us: when it is whole, then
+            self._finder.bypassed = True
+        else:
             _register_or_warn()
