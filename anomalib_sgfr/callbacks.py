@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anomalib_sgfr.core.geometry import origins, to_patches
 from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.fitting.artefacts import damage, unreadable
+from anomalib_sgfr.fitting.artefacts import Reason, damage, unreadable
 from anomalib_sgfr.fitting.distributed import is_padding
 
 __all__ = ["SubspaceSampling"]
@@ -124,8 +124,8 @@ class SubspaceSampling(Callback):
         if isinstance(exception, Exception):
             wrong = damage(trainer.ckpt_path)
             if wrong:
-                exception.add_note(wrong)
+                exception.add_note(Reason(wrong))
             for path, reason in unreadable(trainer, exception):
-                exception.add_note(f"{path} cannot be read: {reason}")
+                exception.add_note(Reason(f"{path} cannot be read: {reason}"))
         self.samplers = []
         cast("Callable[[], None]", pl_module.abandon_fit)()

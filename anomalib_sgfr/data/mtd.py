@@ -103,11 +103,11 @@ def make_mtd_samples(root: Path | str, split_name: str, split: str | Split | Non
         ``mask_path`` and ``split``.
     """
     root = Path(root)
+    train = training_files(split_name)  # refuses an unknown split, wherever the data is
     missing = [name for name in (_GOOD, *(f"MT_{defect}" for defect in DEFECTS)) if not (root / name / "Imgs").is_dir()]
     if missing:
         msg = f"no MTD data at root '{root}' ({missing[0]}/Imgs is missing). Get it: `{_SOURCE}`; root is its folder."
         raise FileNotFoundError(msg)
-    train = training_files(split_name)
     rows = []
     for name in (_GOOD, *(f"MT_{defect}" for defect in DEFECTS)):
         for image in sorted((root / name / "Imgs").glob("*.jpg")):

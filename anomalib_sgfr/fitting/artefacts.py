@@ -13,10 +13,16 @@ from lightning.pytorch import Trainer
 
 from anomalib_sgfr.features.embedding import resolve_layers
 
-__all__ = ["check", "damage", "unreadable"]
+__all__ = ["Reason", "check", "damage", "unreadable"]
 
 _MATTERS = {"affine": ("num_atoms", "regularisation"), "omp": ("num_atoms",), "ridge": ("regularisation",)}
 _LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
+
+
+class Reason(str):
+    """A note on an exception of somebody else's that tells the user what is wrong."""
+
+    __slots__ = ()
 
 
 def damage(path: Path | str | None) -> str | None:
