@@ -1,19 +1,26 @@
 # `make demo` and `make test` each set up what they need, once, in .venv.
-PYTHON ?= python3.11
+# The newest Python that is here and was tested; 3.14, which the dependencies serve too, only if there is no other.
+SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
+  "$$python" -c '$(SUITS)' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench bench-mtd bench-edge clean help
+.PHONY: demo test lint dist bench bench-mtd bench-edge clean help
 
 help:
-	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 and pip)"
+	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 to 3.14 and pip)"
 	@echo "make test   run the tests"
 	@echo "make lint   run the linters"
+	@echo "make docs   build the documentation: site/index.html"
+	@echo "make dist   build the distributions, check them, and train from a fresh environment"
 	@echo "make bench  compare with Patchcore and Padim on solar cells"
 	@echo "make bench-edge  exported models: answers, size and latency"
 	@echo "make bench-mtd ROOT=...  the full comparison on magnetic tiles, hours"
 
 $(BIN)/python:
+	@python='$(PYTHON)'; "$${python:-none}" -c '$(SUITS)' 2>/dev/null || { \
+	  echo "make needs Python 3.11 to 3.14 with venv and pip, and $${python:-none here} is not: make PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
 # One stamp per set of extras; an unchanged pyproject.toml and constraints.txt install nothing again.
@@ -41,6 +48,13 @@ lint: $(INSTALLED)-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+.PHONY: docs
+docs: $(INSTALLED)-docs
+	$(BIN)/mkdocs build --strict
+
+dist: $(INSTALLED)-dev
+	.ci/dist $(BIN)/python
+
 BENCH := $(BIN)/python -m benchmarks.compare
 
 bench: $(INSTALLED)-demo
@@ -56,4 +70,4 @@ bench-mtd: $(INSTALLED)-demo
 	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --models patchcore --limit-train 200 --out runs/bench-mtd
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache

@@ -1,18 +1,8 @@
-"""``python -m anomalib_sgfr ...``: anomalib's command line with Sgfr loaded, wherever the plugin is not.
-
-``python -m anomalib_sgfr explain --help`` is Sgfr's own: the mimic view of a folder of images.
-"""
+"""``python -m anomalib_sgfr ...``: the same as ``anomalib-sgfr ...``, where scripts are not installed."""
 
 import sys
 
-from anomalib.cli.cli import main
-
-import anomalib_sgfr.data
-import anomalib_sgfr.lightning_model  # noqa: F401
+from anomalib_sgfr.commands.main import main
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["explain"]:
-        from anomalib_sgfr.commands.explain import main as explain
-
-        sys.exit(explain(sys.argv[2:]))
-    main()
+    sys.exit(main())

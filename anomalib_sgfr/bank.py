@@ -1,29 +1,49 @@
 """The bank of one scale: its atoms, what they stand for, and what of a patch they cannot rebuild."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
-from torch._higher_order_ops import scan  # not yet exported under a public name
 
 from anomalib_sgfr.core import self_expression
 from anomalib_sgfr.core.arguments import Solver
+from anomalib_sgfr.core.casts import ExemptFromCasts
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
 from anomalib_sgfr.core.cover import Cover, moved
+from anomalib_sgfr.core.loops import mapped
 from anomalib_sgfr.core.search import Index, search_index
 
-__all__ = ["Bank"]
+__all__ = ["Bank", "BankState"]
 
 # Largest number of values one chunk of patches may hold in temporary tensors: 64 MiB of float32.
 _CHUNK_VALUES = 2**24
 _EXPONENT = 14  # of the largest value in 16 bits, which go up to 2^16
+_LEAST = 2.0**-100  # a bank smaller than that is one of zeros; its unit is still a normal number
 _EXPORTED_PATCHES = 2048  # rebuilt at once in an exported graph
 
 
-class Bank(DynamicBufferMixin, nn.Module):
+class BankState(NamedTuple):
+    """All that is kept of one scale; what a fit makes, an update adds to, a trim leaves and a checkpoint stores.
+
+    Attributes:
+        cover (Cover): Atoms, what they stand for and where they were seen.
+        threshold (float): Distance above which the sampler would have taken another atom; where a later fit that adds
+            to these atoms goes on.
+        thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``, ``uint8``.
+    """
+
+    cover: Cover
+    threshold: float = 0.0
+    thumbnails: Tensor | None = None
+
+    def rows(self, index: Tensor) -> "BankState":
+        """Some of the atoms, by index or mask."""
+        pictures = None if self.thumbnails is None else self.thumbnails[index]
+        return self._replace(cover=self.cover.rows(index), thumbnails=pictures)
+
+
+class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     """Atoms of one scale, and the solver that rebuilds patches from them.
 
     Args:
@@ -37,10 +57,9 @@ class Bank(DynamicBufferMixin, nn.Module):
         unit (Tensor): A power of two that makes the largest value of ``stored`` 2^14 to 2^15.
         radius, count, squares, origin (Tensor): What each atom stands for and where it was seen, as in
             :class:`~anomalib_sgfr.core.cover.Cover`.
-        threshold (Tensor): Distance above which the sampler would have taken another atom.
-        grid (Tensor): Rows and columns of the training images' patches, which origins count; ``(2,)``, ``int64``.
-        thumbnails (Tensor): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``, ``uint8``; empty for none.
-        operator (Tensor): Residual operator of the ridge solver, shape ``(d, d)``; empty for the other solvers.
+        threshold, thumbnails (Tensor): As in :class:`BankState`; no thumbnails are an empty tensor.
+        index_atoms, index_centre, operator (Tensor): What follows from the atoms and the arguments: the search index of
+            ``"affine"``, and the residual operator of ``"ridge"``, shape ``(d, d)``. Never stored.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -53,11 +72,12 @@ class Bank(DynamicBufferMixin, nn.Module):
     squares: Tensor
     origin: Tensor
     threshold: Tensor
-    grid: Tensor
     thumbnails: Tensor
     operator: Tensor
     index_atoms: Tensor
     index_centre: Tensor
+
+    _DERIVED = ("operator", "index_atoms", "index_centre")
 
     def __init__(self, solver: str = "affine", num_atoms: int = 5, regularisation: float = 1e-3) -> None:
         super().__init__()
@@ -73,18 +93,16 @@ class Bank(DynamicBufferMixin, nn.Module):
             ("radius", torch.float32),
             ("count", torch.int64),
             ("squares", torch.float64),
-            ("origin", torch.int64),
+            ("origin", torch.int32),
             ("thumbnails", torch.uint8),
-            ("operator", torch.float32),
         ):
             self.register_buffer(name, torch.empty(0, dtype=dtype))
         self.register_buffer("unit", torch.ones(()))
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("grid", torch.zeros(2, dtype=torch.int64))
-        # The atoms as the search wants them: what an exported graph holds. Made from the atoms, never stored with them.
-        self.register_buffer("index_atoms", torch.empty(0), persistent=False)
-        self.register_buffer("index_centre", torch.empty(0), persistent=False)
-        self.register_load_state_dict_post_hook(Bank._make_index)
+        for name in self._DERIVED:
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self.register_load_state_dict_pre_hook(Bank._adopt_earlier)
+        self.register_load_state_dict_post_hook(Bank._derive)
 
     @property
     def is_learnt(self) -> bool:
@@ -102,63 +120,75 @@ class Bank(DynamicBufferMixin, nn.Module):
         unknown = torch.full_like(self.atoms, torch.nan, dtype=torch.float64)
         return Cover(self.atoms, self.radius, self.count, self.squares, self.origin, unknown)
 
-    def set(self, bank: Tensor | Cover, threshold: float = 0.0, grid: tuple[int, int] | None = None) -> None:
+    @property
+    def state(self) -> BankState:
+        """All that is kept; ``set(*state)`` takes it up again."""
+        return BankState(self.cover, float(self.threshold), self.thumbnails if self.thumbnails.numel() else None)
+
+    def set(self, bank: Tensor | Cover, threshold: float = 0.0, thumbnails: Tensor | None = None) -> None:
         """Take atoms into use, replacing any earlier ones, in 16 bits each value; the bounds account for the rounding.
 
         Args:
             bank (Tensor | Cover): Atoms, shape ``(M, d)``, or atoms with what they stand for.
-            threshold (float): Distance above which the sampler would have taken another atom; where a later fit that
-                adds to this bank goes on.
-            grid (tuple[int, int] | None): Rows and columns that origins count; ``None`` for those so far.
+            threshold (float): As in :class:`BankState`.
+            thumbnails (Tensor | None): As in :class:`BankState`.
         """
         cover = bank if isinstance(bank, Cover) else Cover.of(bank)
         device = cover.atoms.device
-        largest = cover.atoms.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        largest = cover.atoms.detach().abs().amax().float().clamp_min(_LEAST)
         self.unit = 2.0 ** (largest.log2().floor() - _EXPONENT)
         self.stored = (cover.atoms.detach() / self.unit).half()
         cover = moved(cover, self.atoms)
-        self.radius, self.count, self.squares, self.origin = cover.radius, cover.count, cover.squares, cover.origin
+        # nothing is shared with where it came from
+        self.radius, self.squares = cover.radius.float(), cover.squares
+        self.count, self.origin = cover.count.clone(), cover.origin.int().clone()
         self.threshold = torch.tensor(threshold, dtype=torch.float64, device=device)
-        self.grid = self.grid.to(device) if grid is None else torch.tensor(grid, device=device)
-        self.thumbnails = torch.empty(0, dtype=torch.uint8, device=device)
-        self._make_operator()
-        self._make_index()
+        none = torch.empty(0, dtype=torch.uint8, device=device)
+        self.thumbnails = none if thumbnails is None else thumbnails.clone()
+        self._derive()
 
-    def _make_operator(self) -> None:
-        if self.solver == "ridge":
+    def some(self, atoms: Tensor) -> "Bank":
+        """A bank of some of the atoms, to score with; of all, if none or all are chosen.
+
+        Args:
+            atoms (Tensor): Which, a mask of shape ``(M,)``.
+        """
+        if bool(atoms.all()) or not bool(atoms.any()):
+            return self
+        fewer = Bank(self.solver, self.num_atoms, self.regularisation)
+        fewer.stored, fewer.unit = self.stored[atoms], self.unit
+        fewer._derive()  # of this class
+        return fewer
+
+    def _derive(self, *_: object) -> None:
+        """Make what follows from the atoms and the arguments: whenever the atoms have changed, and only here."""
+        for name in self._DERIVED:
+            setattr(self, name, torch.empty(0, device=self.stored.device))
+        if self.is_learnt and self.solver == "affine":
+            self.index_atoms, self.index_centre = search_index(self.atoms)
+        elif self.is_learnt and self.solver == "ridge":
             self.operator = self_expression.ridge_operator(self.atoms, self.regularisation)
 
-    def _make_index(self, *_: object) -> None:
-        if self.solver == "affine" and self.is_learnt:
-            self.index_atoms, self.index_centre = search_index(self.atoms)
+    def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
+        """Read what version 0.1 stored: one grid for all origins, in 64 bits, and the operator."""
+        state.pop(f"{prefix}operator", None)
+        grid = state.pop(f"{prefix}grid", None)
+        if grid is not None:
+            origin = state[f"{prefix}origin"]
+            grids = torch.where(origin[:, :1] < 0, origin[:, :1], grid)
+            state[f"{prefix}origin"] = torch.cat((origin, grids), 1).int()
+            self.origin = torch.empty_like(state[f"{prefix}origin"], device=self.origin.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without what follows from the atoms."""
         state = self.__dict__.copy()
-        state["_buffers"] = {**self._buffers, "index_atoms": torch.empty(0), "index_centre": torch.empty(0)}
+        state["_buffers"] = {**self._buffers, **{name: torch.empty(0) for name in self._DERIVED}}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make again what was left out."""
         super().__setstate__(state)
-        self._make_index()
-
-    @contextmanager
-    def only(self, atoms: Tensor) -> Iterator[None]:
-        """Rebuild from some of the atoms while the context lasts; from all of them if none are chosen.
-
-        Args:
-            atoms (Tensor): Which, a mask of shape ``(M,)``.
-        """
-        whole = self.stored, self.operator, self.index_atoms, self.index_centre
-        try:
-            if bool(atoms.any()) and not bool(atoms.all()):
-                self.stored = self.stored[atoms]
-                self._make_operator()
-                self._make_index()
-            yield
-        finally:
-            self.stored, self.operator, self.index_atoms, self.index_centre = whole
+        self._derive()
 
     def certificate(self) -> ScaleCertificate:
         """Bound the residual of every nominal patch the bank was learnt from."""
@@ -202,23 +232,14 @@ class Bank(DynamicBufferMixin, nn.Module):
         return found.reshape(batch, 1, rows, columns)
 
     def _exported(self, patches: Tensor, columns: int) -> Tensor:
-        """Residuals inside an exported graph, image by image, or by parts of a large image: a loop of the graph.
-
-        A loop of Python's over a batch-derived size would bake the batch into the graph, and none at all would let
-        memory grow with the batch.
-        """
+        """Residuals inside an exported graph, image by image, or by parts of a large image."""
         batch, number, width = patches.shape
         if isinstance(number, int):
             rows = number // columns
             fitting = (size for size in range(rows, 1, -1) if rows % size == 0 and size * columns <= _EXPORTED_PATCHES)
             part = next(fitting, 1)
             patches = patches.reshape(-1, part * columns, width)
-
-        def step(carry: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
-            return carry.clone(), self._length(chunk)
-
-        _, found = scan(step, torch.zeros(1, device=patches.device), patches, dim=0)
-        return found.reshape(batch, number)
+        return mapped(self._length, patches).reshape(batch, number)
 
     def _length(self, patches: Tensor) -> Tensor:
         if self.solver == "ridge":

@@ -8,9 +8,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from anomalib_sgfr.core.geometry import origins, to_patches
 from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.features.embedding import to_patches
-from anomalib_sgfr.fitting.artefacts import damage, unreadable
+from anomalib_sgfr.fitting.artefacts import Reason, damage, unreadable
+from anomalib_sgfr.fitting.distributed import is_padding
 
 __all__ = ["SubspaceSampling"]
 
@@ -30,7 +31,6 @@ class SubspaceSampling(Callback):
     Attributes:
         samplers (list[SubspaceSampler]): The samplers of the running fit, the finest scale's first; none outside one.
         images (dict[int, str]): Paths of the images that atoms held come from, by the numbers in the atoms' origins.
-        grids (list[tuple[int, int]]): Rows and columns of the latest images' patches, of each scale.
 
     Raises:
         ValueError: If ``log_every_n_steps`` is negative.
@@ -44,7 +44,6 @@ class SubspaceSampling(Callback):
         self.log_every_n_steps = log_every_n_steps
         self.samplers: list[SubspaceSampler] = []
         self.images: dict[int, str] = {}
-        self.grids: list[tuple[int, int]] = []
         self._next_image = 0
         self._room = _PATHS
         self._already_seen = 0
@@ -78,7 +77,6 @@ class SubspaceSampling(Callback):
         Raises:
             ValueError: If an embedding is not finite; the message names the images.
         """
-        del trainer
         if not self.samplers or not isinstance(outputs, Mapping):
             return
         embeddings = outputs["embeddings"]
@@ -90,10 +88,9 @@ class SubspaceSampling(Callback):
             msg = f"embeddings hold NaN or infinite values for: {named}. Check the images and the backbone's weights."
             raise ValueError(msg)
         numbers = self._numbers(batch.image_path, images, embeddings[0].device)
-        self.grids = [tuple(part.shape[2:]) for part in embeddings]
-        for sampler, part, grid in zip(self.samplers, embeddings, self.grids, strict=True):
-            places = (torch.arange(length, device=part.device) for length in grid)
-            sampler.observe(to_patches(part), torch.cartesian_prod(numbers, *places))
+        new = ~is_padding(trainer.train_dataloader, batch_idx, images).to(numbers.device)
+        for sampler, part in zip(self.samplers, embeddings, strict=True):
+            sampler.observe(to_patches(part[new]), origins(numbers[new], part.shape[2:]))
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
             seconds = max(time.perf_counter() - self._started, 1e-9)
             report = {
@@ -127,9 +124,8 @@ class SubspaceSampling(Callback):
         if isinstance(exception, Exception):
             wrong = damage(trainer.ckpt_path)
             if wrong:
-                exception.add_note(wrong)
+                exception.add_note(Reason(wrong))
             for path, reason in unreadable(trainer, exception):
-                exception.add_note(f"{path} cannot be read: {reason}")
-        if self.samplers:
-            self.samplers = []
-            cast("Callable[[], None]", pl_module.abandon_fit)()
+                exception.add_note(Reason(f"{path} cannot be read: {reason}"))
+        self.samplers = []
+        cast("Callable[[], None]", pl_module.abandon_fit)()

@@ -1,5 +1,6 @@
 """Sgfr as an anomalib model: the Lightning wrapper around :class:`~anomalib_sgfr.torch_model.SgfrModel`."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +27,9 @@ from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
 from anomalib_sgfr.fitting.artefacts import check, damage
 from anomalib_sgfr.fitting.learning import learn, samplers_for
-from anomalib_sgfr.fitting.suspects import drop_suspects, write_suspects
+from anomalib_sgfr.fitting.making import make
+from anomalib_sgfr.fitting.suspects import write_suspects
 from anomalib_sgfr.inspection.calibration import NominalPostProcessor, adopted
-from anomalib_sgfr.inspection.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
@@ -129,7 +130,8 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         self.suspects: list[tuple[str, float]] = []
         self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur, pooling)
         self._sampling = SubspaceSampling()
-        self._was_fitted = False
+        # weights of the backbone that an earlier fit, kept until this one has ended, was made with
+        self._earlier: dict[str, Any] | None = None
 
     @staticmethod
     def configure_pre_processor(
@@ -185,11 +187,12 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
             return
         if self.seed is not None:
             torch.manual_seed(self.seed)
+        earlier = copy.deepcopy(self.model.embedder.extractor.state_dict()) if self._is_fitted else None
         if self.pre_trained and not self.update:
             self.model.embedder.load_pretrained()
-        # An earlier bank stays in use until this fit has a new one, so that a failed fit loses nothing.
-        self._was_fitted = bool(self._is_fitted)
-        self._is_fitted = torch.tensor([False], device=self.device)
+        # what an earlier fit made stays until this one has made all of its own, so that a failed fit loses nothing
+        self._earlier = earlier
+        self._set_fitted(fitted=False)
 
     def new_samplers(self) -> list[SubspaceSampler]:
         """Samplers for a fit that starts now, one for each scale, with the banks it adds to, if any."""
@@ -218,8 +221,8 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.
 
         Raises:
-            ValueError: If the checkpoint is another model's or an earlier version's, of another backbone, pooling or
-            layers, or a bank is not finite.
+            ValueError: If the checkpoint is another model's or an earlier version's, of other arguments that scores
+                depend on, or a bank is not finite.
         """
         path = getattr(self._trainer, "ckpt_path", None)
         check(checkpoint, self.hparams, self.model.embedder.layers, path)
@@ -246,7 +249,9 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Take the sampled bank into use. Called once by anomalib's mixin, when the training images have all been seen.
+        """Make all of what is learnt, then take it into use. Called once by anomalib's mixin, at the end of the images.
+
+        Nothing of the model changes before all of it is made.
 
         Raises:
             ValueError: If no training image was seen.
@@ -254,9 +259,28 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         if self._sampling.patches_seen == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        learn(self.model, self._sampling.samplers, self._sampling.grids, self._sampling.images, stay=self.update)
-        self._was_fitted = False
-        self._after_fit(self._training_images())
+        nominal = self.post_processor if isinstance(self.post_processor, NominalPostProcessor) else None
+        made = make(
+            self.model,
+            learn(self._sampling.samplers, self._sampling.images, stay=self.update),
+            self.pre_processor,
+            self._training_images(),
+            trim=self.trim,
+            thumbnails=self.thumbnails,
+            earlier=self.model.learnt if self.update else None,
+            scored=nominal.scores_for if nominal else None,
+        )
+        if made.suspects and self.trainer.is_global_zero:
+            write_suspects(made.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
+        self.model.take(made.learnt)
+        self.suspects = made.suspects
+        if nominal:
+            nominal.calibrate(made.scores)
+        self._earlier = None
+        self._set_fitted(fitted=True)
+        self._report_certificate()
+
+    def _report_certificate(self) -> None:
         found = self.certificate()
         if self.trainer.is_global_zero:
             for bank, scale in zip(self.model.banks, found.scales, strict=True):
@@ -265,21 +289,6 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         measured = {"certified_residual": found.largest, "certified_mean_residual": found.mean}
         for destination in self.trainer.loggers:
             destination.log_metrics(measured, self.trainer.global_step)
-
-    def _after_fit(self, paths: list[str]) -> None:
-        """What some fits do once there is a bank: leave out suspects, keep pictures, set a threshold."""
-        if self.trim:
-            self.suspects = drop_suspects(self.model, self.pre_processor, paths, self.trim)
-            if self.trainer.is_global_zero:
-                write_suspects(self.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
-            suspected = {path for path, _ in self.suspects}
-            paths = [path for path in paths if path not in suspected]
-        if self.thumbnails:
-            pictures = make_thumbnails(self.model, self.pre_processor)
-            for bank, its_pictures in zip(self.model.banks, pictures, strict=True):
-                bank.thumbnails = its_pictures
-        if isinstance(self.post_processor, NominalPostProcessor):
-            self.post_processor.calibrate_for(self.model, self.pre_processor, paths)
 
     def _training_images(self) -> list[str]:
         """Paths of the training images; of those that atoms come from, if the data set does not tell."""
@@ -298,9 +307,18 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         return self.model.certificate()
 
     def abandon_fit(self) -> None:
-        """Return to the bank of an earlier fit, if there is one, after a later fit failed."""
-        if self._was_fitted:
-            self._is_fitted = torch.tensor([True], device=self.device)
+        """Return to what an earlier fit made, if there is one, unless a later fit has taken its own into use."""
+        if self._earlier is not None:
+            self.model.embedder.extractor.load_state_dict(self._earlier)
+            self._earlier = None
+            self._set_fitted(fitted=True)
+
+    def on_fit_end(self) -> None:
+        """Keep what an earlier fit made, if this one had no images to learn from."""
+        self.abandon_fit()
+
+    def _set_fitted(self, *, fitted: bool) -> None:
+        self._is_fitted = torch.tensor([fitted], device=self.device)
 
     def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Score a batch.

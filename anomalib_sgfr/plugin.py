@@ -34,14 +34,18 @@ def install() -> None:
             _register_or_warn()
 
 
-def register() -> None:
-    """Make Sgfr and the datamodules known to anomalib by their short names. Does nothing the second time."""
+def register(whole: str = "") -> None:
+    """Make Sgfr and the datamodules known to anomalib by their short names. Does nothing the second time.
+
+    Args:
+        whole (str): Module of anomalib that has just been imported to its end, whether it looks so or not.
+    """
     from importlib import import_module
 
     for home, (ours, _) in _HOMES.items():
-        module = sys.modules.get(home)
-        if module is None:
+        if home != whole and not _is_whole(home):  # nor is what somebody else's finder is still at
             continue
+        module = sys.modules[home]
         source = import_module(ours)
         if home == "anomalib.models":
             module.ALLOWED_MODULES.update({"anomalib_sgfr", ours})
@@ -51,10 +55,10 @@ def register() -> None:
                 module.__all__.append(name)
 
 
-def _register_or_warn() -> None:
+def _register_or_warn(whole: str = "") -> None:
     """Whatever goes wrong here must not break an anomalib that works without us."""
     try:
-        register()
+        register(whole)
     except Exception as error:  # see above
         import warnings
 
@@ -116,4 +120,4 @@ class _Counted:
         finally:
             self._finder.running -= 1
         if not self._finder.running:
-            _register_or_warn()
+            _register_or_warn(module.__name__)

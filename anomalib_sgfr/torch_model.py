@@ -1,23 +1,54 @@
 """The Sgfr torch model: image -> patch embeddings -> self-expressive residuals -> anomaly map and score."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import copy
+from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
-from anomalib.data.utils.tiler import Tiler
+from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from anomalib.models.components import DynamicBufferMixin, GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.bank import Bank, BankState
 from anomalib_sgfr.core.arguments import Pooling
+from anomalib_sgfr.core.casts import ExemptFromCasts
 from anomalib_sgfr.core.certificate import Certificate
+from anomalib_sgfr.core.geometry import cropped_to_image, require_whole_tiles, stitched
 from anomalib_sgfr.features.embedding import PatchEmbedder
 
-__all__ = ["SgfrModel"]
+__all__ = ["Learnt", "SgfrModel"]
+
+_SMOOTHING = 16  # matrices kept, of the latest sizes: a map of two scales takes four
+
+
+class Learnt(NamedTuple):
+    """All that a fit learnt.
+
+    Attributes:
+        states (list[BankState]): Of each scale, the finest first.
+        images (list[str]): Paths of the images that the atoms' origins number.
+    """
+
+    states: list[BankState]
+    images: list[str]
+
+
+class _Blur(ExemptFromCasts, GaussianBlur2d):
+    """anomalib's, but that its kernel, which follows from the argument, is no part of a checkpoint."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__(sigma=sigma)
+        kernel = self.kernel
+        del self.kernel
+        self.register_buffer("kernel", kernel, persistent=False)
+        self.register_load_state_dict_pre_hook(_Blur._adopt_earlier)
+
+    def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
+        """Leave what version 0.1 stored."""
+        state.pop(f"{prefix}kernel", None)
 
 
 class SgfrModel(DynamicBufferMixin, nn.Module):
@@ -64,7 +95,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             raise ValueError(msg)
         self.tiler: Tiler | None = None
         self.embedder = PatchEmbedder(backbone, layers, pooling)
-        self.blur: nn.Module = GaussianBlur2d(sigma=blur) if blur > 0 else nn.Identity()
+        self.blur: nn.Module = _Blur(blur) if blur > 0 else nn.Identity()
         self.banks = nn.ModuleList(  # type: ignore[assignment]  # it is one, but does not say of what
             Bank(solver, num_atoms, regularisation) for _ in range(self.embedder.scales)
         )
@@ -91,17 +122,43 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         encoded = "\0".join(paths).encode("utf-8", "surrogateescape")
         self.image_paths = torch.tensor(list(encoded), dtype=torch.uint8, device=self.image_paths.device)
 
-    @contextmanager
-    def without(self, image: int) -> Iterator[None]:
-        """Score without the atoms that come from one training image while the context lasts.
+    @property
+    def learnt(self) -> Learnt:
+        """All that the banks hold."""
+        return Learnt([bank.state for bank in self.banks], self.images)
+
+    def take(self, learnt: Learnt) -> None:
+        """Take what was learnt into use, in place of what was there.
+
+        Args:
+            learnt (Learnt): A state for each bank.
+        """
+        for bank, state in zip(self.banks, learnt.states, strict=True):
+            bank.set(*state)
+        self.images = learnt.images
+
+    def refitted(self, learnt: Learnt) -> "SgfrModel":
+        """The same model with other banks, to try: shares all else, and changes nothing of this one.
+
+        Args:
+            learnt (Learnt): A state for each bank.
+        """
+        other = copy.copy(self)
+        # a shallow copy shares the registries; with its own, it has banks of its own
+        other._modules, other._buffers = dict(self._modules), dict(self._buffers)  # noqa: SLF001
+        other.banks = nn.ModuleList(  # type: ignore[assignment]  # see above
+            Bank(bank.solver, bank.num_atoms, bank.regularisation) for bank in self.banks
+        )
+        other.take(learnt)
+        return other
+
+    def without(self, image: int) -> list[Bank]:
+        """The banks without the atoms that come from one training image, to score with.
 
         Args:
             image (int): Place of the image in ``images``.
         """
-        with ExitStack() as stack:
-            for bank in self.banks:
-                stack.enter_context(bank.only(bank.origin[:, 0] != image))
-            yield
+        return [bank.some(bank.origin[:, 0] != image) for bank in self.banks]
 
     def certificate(self) -> Certificate:
         """Bound the residual of every nominal patch the banks were learnt from.
@@ -142,16 +199,41 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         Returns:
             list[Tensor]: Patch embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
         """
-        if self.tiler is None:
-            return self.embedder(images)
-        return [self.tiler.untile(embedding) for embedding in self.embedder(self.tiler.tile(images))]
+        return self.embedder(images) if self.tiler is None else self._embed_tiles(images, self.tiler)
 
-    def score(self, embeddings: Sequence[Tensor], size: Sequence[int]) -> InferenceBatch:
+    def _embed_tiles(self, images: Tensor, tiler: Tiler) -> list[Tensor]:
+        """Embed tile by tile, and put each scale's embeddings where those of the whole image would lie.
+
+        anomalib's own ``untile`` crops to pixels, which crops nothing of an embedding.
+        """
+        tile, step = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
+        strides = self.embedder.scale_strides
+        require_whole_tiles(tile, step, strides[-1])
+        if tiler.remove_border_count:
+            msg = (
+                "the tiler's remove_border_count must be 0: the border of the image would have no embedding, "
+                f"got {tiler.remove_border_count}."
+            )
+            raise ValueError(msg)
+        embeddings = self.embedder(tiler.tile(images))
+        across = (tiler.num_patches_h, tiler.num_patches_w)
+        whole = [
+            stitched(part, len(images), across, (step[0] // stride, step[1] // stride))
+            for part, stride in zip(embeddings, strides, strict=True)
+        ]
+        if tiler.mode == ImageUpscaleMode.INTERPOLATION:  # nothing was added
+            return whole
+        return [cropped_to_image(part, images.shape[-2:], stride) for part, stride in zip(whole, strides, strict=True)]
+
+    def score(
+        self, embeddings: Sequence[Tensor], size: Sequence[int], banks: Sequence[Bank] | None = None
+    ) -> InferenceBatch:
         """Score embeddings: rebuild each from the bank of its scale, and turn what is left into a map.
 
         Args:
             embeddings (Sequence[Tensor]): Patch embeddings of each scale, shape ``(B, d, h, w)``.
             size (Sequence[int]): Height and width ``(H, W)`` of the map.
+            banks (Sequence[Bank] | None): Other banks than the model's own.
 
         Returns:
             InferenceBatch: As :meth:`forward` in evaluation mode.
@@ -160,17 +242,18 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             RuntimeError: If the model is not fitted.
             ValueError: If an embedding is not finite.
         """
-        anomaly_map = self.combine(self.residual_maps(embeddings), size)
+        anomaly_map = self.combine(self.residual_maps(embeddings, banks), size)
         return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(1, 2, 3)))
 
-    def residual_maps(self, embeddings: Sequence[Tensor]) -> list[Tensor]:
+    def residual_maps(self, embeddings: Sequence[Tensor], banks: Sequence[Bank] | None = None) -> list[Tensor]:
         """What the banks cannot rebuild; arguments as :meth:`score`.
 
         Returns:
             list[Tensor]: Length of the residual of each patch, for each scale of shape ``(B, 1, h, w)``.
         """
         self._require_banks()
-        return [bank.residual_map(embedding) for bank, embedding in zip(self.banks, embeddings, strict=True)]
+        chosen = self.banks if banks is None else banks
+        return [bank.residual_map(embedding) for bank, embedding in zip(chosen, embeddings, strict=True)]
 
     def combine(self, residuals: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Make one map of all scales' residuals: the sum of each, interpolated (bilinear) and smoothed by the Gaussian.
@@ -204,6 +287,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             unit = torch.eye(before, device=device)[:, None, :, None]  # a one in each place, alike in all columns
             columns = self.blur.width if isinstance(self.blur, GaussianBlur2d) else 1
             spread = self.blur(_interpolate(unit, (after, columns)))
+            while len(self._smoothing) >= _SMOOTHING:
+                self._smoothing.pop(next(iter(self._smoothing)))
             self._smoothing[key] = spread[:, 0, :, columns // 2].T.contiguous()
         return self._smoothing[key]
 

@@ -16,21 +16,18 @@ from typing import Any, cast, get_args
 
 import numpy as np
 import torch
-from anomalib.data import AnomalibDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.core.arguments import Pooling
-from anomalib_sgfr.core.cover import centred
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.features.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
-from benchmarks import data
-from benchmarks.places import study_places
-from benchmarks.plots import plt, save_figure
-from benchmarks.records import write_text
-from benchmarks.scores import image_metrics, label_regions, pixel_scores
+from benchmarks.common import data
+from benchmarks.common.engine import fitted
+from benchmarks.common.figures import plt, save_figure
+from benchmarks.common.places import Place, median, seeds, study_places
+from benchmarks.common.records import write_text
+from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 
 __all__ = ["draw_defect", "main", "report"]
 
@@ -74,18 +71,18 @@ def draw_defect(image: Tensor, size: int, rng: np.random.Generator) -> tuple[Ten
 
 
 @torch.no_grad()
-def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> list[dict[str, Any]]:
-    module = data.build(dataset, root, split, seed, num_workers=0)
+def _evaluate(place: Place) -> list[dict[str, Any]]:
+    module = data.build(place.dataset, place.root, place.split, place.seed, num_workers=0)
     resize, normalise = cast("Any", Sgfr(visualizer=False, evaluator=False).pre_processor).transform.transforms
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(place.seed)
     good = np.flatnonzero(module.test_data.samples["label_index"].to_numpy() == 0)
     chosen = rng.permutation(good)[: 2 * _TEST_IMAGES]
-    images = [resize(cast("Any", module.test_data[int(index)]).image[None])[0] for index in chosen]
+    images = data.images(module.test_data, chosen, resize)
     untouched, to_spoil = images[: len(images) // 2], images[len(images) // 2 :]
     spoilt = {size: [draw_defect(image, size, rng) for image in to_spoil] for size in _SIZES}
     found = []
     for pooling in get_args(Pooling):
-        model = _fitted(module, pooling, seed)
+        model = fitted(module, place.seed, pooling=pooling).model.eval()
         clean = _scores(model, [normalise(image) for image in untouched])
         for size, drawn in spoilt.items():
             spoilt_scores = _scores(model, [normalise(image) for image, _ in drawn])
@@ -95,35 +92,13 @@ def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> 
     return found
 
 
-def _fitted(module: AnomalibDataModule, pooling: Pooling, seed: int) -> SgfrModel:
-    """A model with its bank, as a fit makes it."""
-    torch.manual_seed(seed)
-    defaults = Sgfr(seed=seed, pooling=pooling, visualizer=False, evaluator=False)
-    model, transform = defaults.model.eval(), cast("Any", defaults.pre_processor).transform
-    model.embedder.load_pretrained()
-    samplers = [SubspaceSampler(defaults.bank_size) for _ in model.banks]
-    order = torch.randperm(len(module.train_data)).tolist()
-    for start in range(0, len(order), 32):
-        images = [transform(cast("Any", module.train_data[index]).image[None]) for index in order[start : start + 32]]
-        for sampler, embedding in zip(samplers, model.embed(torch.cat(images)), strict=True):
-            sampler.observe(to_patches(embedding))
-    for bank, sampler in zip(model.banks, samplers, strict=True):
-        bank.set(centred(sampler.cover()))
-    return model
-
-
 def _by_blur(scores: list[Tensor], masks: NDArray[np.bool_]) -> Iterator[dict[str, float]]:
     """Metrics of residuals ``(B, 1, h, w)`` of each scale against masks ``(B, H, W)``, by each Gaussian in turn."""
-    regions = label_regions(masks)
+    regions, kinds = label_regions(masks), np.where(masks.any((1, 2)), "drawn", "good")
     for blur in _BLURS:
         maps = SgfrModel(blur=blur).combine(scores, masks.shape[1:])[:, 0].numpy()
-        pixels = pixel_scores(maps, regions)
-        metrics = {
-            "image_AUROC": image_metrics(maps.max((1, 2)), np.asarray(masks.any((1, 2))))["image_AUROC"],
-            "pixel_AP": pixels.average_precision,
-            "AUPRO": pixels.aupro,
-        }
-        yield {"blur": blur, **{name: round(float(value), 5) for name, value in metrics.items()}}
+        metrics = accuracy(maps.max((1, 2)), kinds, pixel_scores(maps, regions))["metrics"]
+        yield {"blur": blur, **{name: metrics[name] for name in _METRICS}}
 
 
 def _scores(model: SgfrModel, images: list[Tensor]) -> list[Tensor]:
@@ -142,12 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(folder: Path) -> None:
     """Write ``README.md`` and the plot from ``defect-size.json``: medians over data sets and seeds."""
     found = json.loads((folder / "defect-size.json").read_text(encoding="utf-8"))
-    seeds = sorted({row["seed"] for row in found})
     lines = [
         "# Pooling and smoothing, by the size of the defect",
         "",
         "`python -m benchmarks.defect_size --root DIR`: spots, scratches and smudges drawn into good test images of",
-        f"MTD and ELPV. Medians over data sets and seeds ({', '.join(map(str, seeds))}), in percent; `blur`: sigma of",
+        f"MTD and ELPV. Medians over data sets and seeds ({seeds(found)}), in percent; `blur`: sigma of",
         "the Gaussian in pixels; the size of the defects is in pixels of 256.",
         "",
     ]
@@ -156,10 +130,7 @@ def report(folder: Path) -> None:
         lines += [f"| {metric} | " + " | ".join(map(str, _SIZES)) + " | mean |", "|---" * (len(_SIZES) + 2) + "|"]
         for number, blur in enumerate(_BLURS):
             for pooling, style in zip(get_args(Pooling), ("o-", "s--"), strict=True):
-                alike = [row for row in found if (row["blur"], row["pooling"]) == (blur, pooling)]
-                cells = [
-                    100 * statistics.median(row[metric] for row in alike if row["size"] == size) for size in _SIZES
-                ]
+                cells = [100 * median(found, metric, blur=blur, pooling=pooling, size=size) for size in _SIZES]
                 label = f"blur {blur:g}, {pooling}"
                 lines.append(
                     f"| {label} | " + " | ".join(f"{cell:.1f}" for cell in (*cells, statistics.mean(cells))) + " |"

@@ -9,29 +9,24 @@ an interrupted command, given again, goes on where it stopped.
 """
 
 import json
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from anomalib.data import AnomalibDataModule
 from numpy.typing import NDArray
 
-from anomalib_sgfr import Sgfr
 from anomalib_sgfr.data.mtd import tile_of
 from anomalib_sgfr.inspection.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
-from benchmarks import data
-from benchmarks.places import study_places
-from benchmarks.plots import plt, save_figure
-from benchmarks.records import write_text
-from benchmarks.run import quiet_fit
+from benchmarks.common import data
+from benchmarks.common.engine import fitted
+from benchmarks.common.figures import plt, save_figure
+from benchmarks.common.places import DATA, Place, median, seeds, study_places, title
+from benchmarks.common.records import write_text
 
 __all__ = ["main", "report"]
 
-_DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly")
 _RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 _SHOWN = (0.01, 0.05)
 _HELD_OUT = 0.2
@@ -42,17 +37,17 @@ _SOURCES = {
 }
 
 
-def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> list[dict[str, Any]]:
+def _evaluate(place: Place) -> list[dict[str, Any]]:
     """Realised rates of false alarms and of detection, for each source of the threshold and each chosen rate."""
     rows = []
     for source in _SOURCES:
-        module = data.build(dataset, root, split, seed)
-        order = np.random.default_rng(seed).permutation(module.train_data.samples["image_path"]).tolist()
+        module = data.build(place.dataset, place.root, place.split, place.seed)
+        order = np.random.default_rng(place.seed).permutation(module.train_data.samples["image_path"]).tolist()
         if source == "held-out":
-            held_out = _part_by_part(order, tile_of() if dataset == "mtd" else {})
+            held_out = _part_by_part(order, tile_of() if place.dataset == "mtd" else {})
             data.keep_training_images(module, [path for path in order if path not in held_out])
             order = sorted(held_out)
-        model = _fitted(module, seed)
+        model = fitted(module, place.seed, post_processor=NominalPostProcessor(images=1))
         nominal = nominal_scores(model.model, model.pre_processor, order[:_IMAGES], source != "held-out")
         samples = module.test_data.samples
         tested = nominal_scores(model.model, model.pre_processor, samples["image_path"].tolist(), leave_out=False)
@@ -88,17 +83,10 @@ def _row(
     }
 
 
-def _fitted(module: AnomalibDataModule, seed: int) -> Sgfr:
-    torch.manual_seed(seed)
-    model = Sgfr(seed=seed, post_processor=NominalPostProcessor(images=1), evaluator=False, visualizer=False)
-    quiet_fit(model, module)
-    return model
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
     about = (__doc__ or "").splitlines()[0]
-    return study_places("false_alarms", about, _DATA, _evaluate, report, arguments)
+    return study_places("false_alarms", about, DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
@@ -107,18 +95,14 @@ def report(folder: Path) -> None:
     places = list(dict.fromkeys((row["dataset"], row["split"]) for row in found))
 
     def of(place: tuple[str, str | None], source: str, rate: float, name: str) -> float:
-        return statistics.median(
-            row[name]
-            for row in found
-            if (row["dataset"], row["split"], row["source"], row["rate"]) == (*place, source, rate)
-        )
+        return median(found, name, dataset=place[0], split=place[1], source=source, rate=rate)
 
     lines = [
         "# Chosen and realised rates of false alarms",
         "",
         f"`python -m benchmarks.false_alarms --root DIR`: the threshold is set from at most {_IMAGES} nominal images;",
         "false alarms are among good test images, which no part of the model has seen. Medians over seeds",
-        f"{', '.join(str(seed) for seed in sorted({row['seed'] for row in found}))}, in percent.",
+        f"{seeds(found)}, in percent.",
         "",
         "| data | threshold from | good test images | "
         + " | ".join(f"false alarms at {100 * rate:g} | detected at {100 * rate:g}" for rate in _SHOWN)
@@ -128,7 +112,7 @@ def report(folder: Path) -> None:
     figure, axes = plt.subplots(1, len(_SOURCES), figsize=(9, 4), sharey=True, layout="constrained")
     for axis, source in zip(axes, _SOURCES, strict=True):
         for place in places:
-            name = " ".join(filter(None, place))
+            name = title(*place)
             cells = [
                 f"{100 * of(place, source, rate, column):.1f}"
                 for rate in _SHOWN

@@ -5,15 +5,16 @@
 Rewrites what stands between the two markers in ``README.md`` from ``benchmarks/results``.
 """
 
+import argparse
 import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.records import Record, read, write_text
-from benchmarks.rows import NAMES
-from benchmarks.zoo import resolve_arguments
+from benchmarks.common.records import Record, read, write_text
+from benchmarks.common.zoo import resolve_arguments
+from benchmarks.compare.rows import NAMES
 
 __all__ = ["main", "table"]
 
@@ -90,6 +91,7 @@ def _median(runs: Mapping[int, Record], seeds: Sequence[int], metric: str) -> fl
 
 def main() -> int:
     """Rewrite the table in the README; returns the exit code."""
+    argparse.ArgumentParser(prog="python -m benchmarks.headline", description=__doc__.splitlines()[0]).parse_args()
     text = _README.read_text(encoding="utf-8")
     if not _BLOCK.search(text):
         sys.exit(f"'{_README.name}' lacks the lines <!-- results --> and <!-- end of results -->.")

@@ -5,6 +5,7 @@
 Each setting of the C library in a process of its own, in turn, repeatedly; prints medians and their ratio.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -38,7 +39,9 @@ def _rounds() -> float:
 
 def main() -> int:
     """Measure and print; returns the exit code."""
-    if sys.argv[1:] == ["--rounds"]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", action="store_true", help="measure in this process and print seconds alone")
+    if parser.parse_args().rounds:
         print(_rounds())
         return 0
     found: dict[str, list[float]] = {name: [] for name in _SETTINGS}

@@ -26,9 +26,9 @@ from torch import Tensor
 from anomalib_sgfr.core import self_expression
 from anomalib_sgfr.core.cover import Cover, merge
 from anomalib_sgfr.core.sampling import SubspaceSampler
-from benchmarks.plots import plt, save_figure
-from benchmarks.records import Record, read, write_text
-from benchmarks.run import peak_mb, reset_peak
+from benchmarks.common.figures import plt, save_figure
+from benchmarks.common.memory import peak_mb, reset_peak
+from benchmarks.common.records import Record, read, write_text
 
 __all__ = ["main", "report"]
 

@@ -1,8 +1,11 @@
-"""What the plugin adds to the start of an interpreter that does not use anomalib: ``python -m benchmarks.startup``.
+"""What the plugin adds to the start of an interpreter that does not use anomalib.
+
+    python -m benchmarks.startup
 
 Times the plugin's start-up line in many fresh interpreters, in turns with an empty one.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -24,6 +27,7 @@ def measure(line: str) -> float:
 
 def main() -> None:
     """Measure and print."""
+    argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.splitlines()[0]).parse_args()
     line = (REPOSITORY / "anomalib_sgfr.pth").read_text(encoding="utf-8").strip()
     empty, plugin = [], []
     for _ in range(RUNS):

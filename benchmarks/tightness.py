@@ -15,15 +15,13 @@ from typing import Any
 import torch
 
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.core.cover import centred
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from benchmarks import features
-from benchmarks.places import study_places
-from benchmarks.records import write_text
+from benchmarks.common import features
+from benchmarks.common.banks import covers
+from benchmarks.common.places import DATA, Place, alike, median, seeds, study_places, title
+from benchmarks.common.records import write_text
 
 __all__ = ["main", "report"]
 
-_DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly")
 _SIZES = (250, 1000, 5000)
 _CACHE = Path("runs/embeddings")
 _ROWS = 65_536
@@ -31,18 +29,16 @@ _SCALES = (8, 16)  # the stride of each
 
 
 @torch.no_grad()
-def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> list[dict[str, Any]]:
+def _evaluate(place: Place) -> list[dict[str, Any]]:
     """Bounds and residuals for banks of several sizes."""
-    backbone = "tf_efficientnet_lite0"
-    found = features.load(dataset, root, split, seed, None, backbone, (8, 16), (256, 256), _CACHE)
+    found = features.load(
+        place.dataset, place.root, place.split, place.seed, None, "tf_efficientnet_lite0", _SCALES, (256, 256), _CACHE
+    )
     rows = []
-    for scale, batches in enumerate(found.batches(seed)):
-        for size in _SIZES:
-            sampler = SubspaceSampler(size)
-            for batch in batches:
-                sampler.observe(batch)
+    for scale, batches in enumerate(found.batches(place.seed)):
+        for _, cover in covers(batches, _SIZES):
             bank = Bank()
-            bank.set(centred(sampler.cover()))
+            bank.set(cover)
             bound = bank.certificate()
             residual = torch.cat([bank.residuals(part) for batch in batches for part in batch.split(_ROWS)])
             rows.append(
@@ -62,7 +58,7 @@ def _evaluate(dataset: str, split: str | None, seed: int, root: Path | None) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
     about = (__doc__ or "").splitlines()[0]
-    return study_places("tightness", about, _DATA, _evaluate, report, arguments)
+    return study_places("tightness", about, DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
@@ -73,22 +69,23 @@ def report(folder: Path) -> None:
         "",
         "`python -m benchmarks.tightness --root DIR`: the certificate's bounds on the residuals of all nominal",
         "patches, and those residuals computed one by one; in units of the score. Medians over seeds",
-        f"{', '.join(str(seed) for seed in sorted({row['seed'] for row in found}))}.",
+        f"{seeds(found)}.",
         "",
         "| data | stride | patches | atoms | largest: bound | measured | factor | mean: bound | measured | factor |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     names = ("dataset", "split", "scale", "atoms")
     for dataset, split, scale, atoms in dict.fromkeys(tuple(row[name] for name in names) for row in found):
-        rows = [row for row in found if tuple(row[name] for name in names) == (dataset, split, scale, atoms)]
+        rows = alike(found, dataset=dataset, split=split, scale=scale, atoms=atoms)
         cells = []
         for name in ("largest", "mean"):
-            bound, measured = (statistics.median(row[key] for row in rows) for key in (f"{name}_bound", name))
+            bound, measured = median(rows, f"{name}_bound"), median(rows, name)
             factor = statistics.median(row[f"{name}_bound"] / row[name] for row in rows if row[name] > 0)
             cells += [f"{bound:.3f}", f"{measured:.3f}", f"{factor:.2f}"]
-        patches = f"{statistics.median(row['patches'] for row in rows):,.0f}"
-        place = " ".join(filter(None, (dataset, split)))
-        lines.append(f"| {place} | {_SCALES[scale]} | {patches} | {atoms:,} | " + " | ".join(cells) + " |")
+        patches = f"{median(rows, 'patches'):,.0f}"
+        lines.append(
+            f"| {title(dataset, split)} | {_SCALES[scale]} | {patches} | {atoms:,} | " + " | ".join(cells) + " |"
+        )
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 

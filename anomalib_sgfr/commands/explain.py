@@ -1,39 +1,39 @@
-"""``python -m anomalib_sgfr explain``: the mimic view of a folder of images."""
+"""``anomalib-sgfr explain``: the mimic view of a folder of images."""
 
-import argparse
-import logging
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomalib.data import PredictDataset
-from anomalib.engine import Engine
-
-from anomalib_sgfr.inspection.mimic_view import MimicView
-from anomalib_sgfr.lightning_model import Sgfr
+from anomalib_sgfr.commands.inputs import Parser, at_least, existing, images_in, load, quiet, readable
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m anomalib_sgfr explain", description=__doc__.partition(": ")[2])
-    parser.add_argument("images", type=Path, help="an image or a folder of images")
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint of a fitted Sgfr")
+    """Draw; returns the exit code, 1 if an image could not be read."""
+    parser = Parser(prog="anomalib-sgfr explain", description=__doc__.partition(": ")[2])
+    parser.add_argument("images", type=existing, help="an image or a folder of images")
+    parser.add_argument("--ckpt_path", type=existing, required=True, help="checkpoint of a fitted Sgfr")
     parser.add_argument("--out", type=Path, default=Path("mimic"), help="folder of the figures")
-    parser.add_argument("--regions", type=int, default=3, help="most regions of an image to explain")
+    parser.add_argument("--regions", type=at_least(1), default=3, help="most regions of an image to explain")
     parser.add_argument("--only_anomalous", action="store_true", help="leave out images that are labelled normal")
     options = parser.parse_args(arguments)
-    for path in (options.images, options.ckpt_path):
-        if not path.exists():
-            parser.error(f"{path}: no such file or folder")
-    if options.regions < 1:
-        parser.error(f"--regions must be at least 1, got {options.regions}")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    from anomalib.engine import Engine
+
+    from anomalib_sgfr.inspection.mimic_view import MimicView
+
+    quiet()
+    images = images_in(options.images)
+    model = load(options.ckpt_path, visualizer=False)
     view = MimicView(str(options.out), options.regions, options.only_anomalous)
+    damaged: dict[Path, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         engine = Engine(default_root_dir=scratch, logger=False, devices=1, callbacks=[view])
-        model = Sgfr.load_from_checkpoint(options.ckpt_path, map_location="cpu", visualizer=False)
-        engine.predict(model, dataset=PredictDataset(options.images), return_predictions=False)
-    print(f"Figures: {options.out}")  # noqa: T201
-    return 0
+        engine.predict(model, dataloaders=readable(images, damaged), return_predictions=False)
+    if len(damaged) < len(images):
+        print(f"Figures: {options.out}")  # noqa: T201
+    for path, reason in damaged.items():
+        print(f"error: {path} cannot be read: {reason}", file=sys.stderr)  # noqa: T201
+    return 1 if damaged else 0

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.core.geometry import unknown_origins
 from anomalib_sgfr.core.selection import PRODUCT_VALUES, farthest_first, separated
 
 __all__ = ["Cover", "absorb", "centred", "merge", "moved", "settle", "squares_about", "thin"]
@@ -25,8 +26,8 @@ class Cover(NamedTuple):
         radius (Tensor): No embedding an atom stands for lies farther from it than this, shape ``(n,)``.
         count (Tensor): Number of embeddings each atom stands for, itself included, shape ``(n,)``, ``int64``.
         squares (Tensor): Their squared distances from the atom sum to no more than this, shape ``(n,)``, ``float64``.
-        origin (Tensor): Where each atom was seen: number of the image, row and column of the patch, shape ``(n, 3)``,
-            ``int64``; -1 where that is not known.
+        origin (Tensor): Where each atom was seen: number of the image, row and column of the patch, rows and columns
+            of the image's patches, shape ``(n, 5)``, ``int32``; -1 where that is not known.
         offset (Tensor): Sum of the embeddings less the atom, over those it stands for, shape ``(n, d)``, ``float64``;
             NaN where that is not known any more.
     """
@@ -43,7 +44,7 @@ class Cover(NamedTuple):
         """Cover of embeddings ``(n, d)`` by themselves."""
         zeros = torch.zeros_like(points[:, 0])
         if origin is None:
-            origin = torch.full((len(points), 3), -1, device=points.device)
+            origin = unknown_origins(len(points), points.device)
         nothing = points.new_zeros((), dtype=torch.float64).expand_as(points)  # takes no memory
         return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double(), origin, nothing)
 
@@ -114,13 +115,13 @@ def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None
         cover (Cover): Atoms so far.
         points (Tensor): Embeddings, shape ``(n, d)``.
         threshold (float): Euclidean distance.
-        origin (Tensor | None): Where the embeddings were seen, shape ``(n, 3)``, as in :class:`Cover`.
+        origin (Tensor | None): Where the embeddings were seen, shape ``(n, 5)``, as in :class:`Cover`.
 
     Returns:
         Cover: The atoms so far, with what they stand for now, and the new ones after them.
     """
     if origin is None:
-        origin = torch.full((len(points), 3), -1, device=points.device)
+        origin = unknown_origins(len(points), points.device)
     left = torch.arange(len(points), device=points.device)  # near no atom so far
     least = torch.full_like(points[:, 0], torch.inf)
     atoms, common = cover.atoms, cover.count.argsort(descending=True, stable=True)

@@ -24,7 +24,7 @@ def renumbered(covers: Sequence[Cover], images: Mapping[int, str]) -> tuple[list
     numbers, place = every.unique(return_inverse=True)
     paths = [images.get(number) for number in numbers.tolist()]
     new = {path: index for index, path in enumerate(dict.fromkeys(path for path in paths if path is not None))}
-    table = torch.tensor([-1 if path is None else new[path] for path in paths], device=numbers.device)
+    table = numbers.new_tensor([-1 if path is None else new[path] for path in paths])
     changed = [
         cover._replace(origin=torch.cat((image[:, None], cover.origin[:, 1:]), 1))
         for cover, image in zip(covers, table[place].split([len(cover.origin) for cover in covers]), strict=True)

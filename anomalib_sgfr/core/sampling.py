@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core.cover import Cover, absorb, settle, thin
+from anomalib_sgfr.core.geometry import ORIGIN
 
 __all__ = ["WORKING_SIZE", "SubspaceSampler"]
 
@@ -87,8 +88,9 @@ class SubspaceSampler:
         """Take a batch of nominal embeddings into account.
 
         Args:
-            embeddings (Tensor): Shape ``(n, d)``, floating point, of one width, dtype and device over the stream.
-            origin (Tensor | None): Image, row and column of each, for :class:`Cover`; shape ``(n, 3)``, ``int64``.
+            embeddings (Tensor): Shape ``(n, d)``, floating point, of one width, dtype and device over the stream; half
+                precisions are kept as ``float32``.
+            origin (Tensor | None): Where each was seen, as in :class:`Cover`; shape ``(n, 5)``, ``int32``.
 
         Raises:
             ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state is unchanged then.
@@ -97,9 +99,14 @@ class SubspaceSampler:
         if embeddings.ndim != 2 or (width is not None and embeddings.shape[1] != width):  # noqa: PLR2004
             msg = f"embeddings must have shape (n, {width or 'd'}), got {tuple(embeddings.shape)}."
             raise ValueError(msg)
-        if origin is not None and origin.shape != (len(embeddings), 3):
-            msg = f"origin must have shape ({len(embeddings)}, 3), got {tuple(origin.shape)}."
+        if origin is not None and origin.shape != (len(embeddings), ORIGIN):
+            msg = f"origin must have shape ({len(embeddings)}, {ORIGIN}), got {tuple(origin.shape)}."
             raise ValueError(msg)
+        if not embeddings.is_floating_point():
+            msg = f"embeddings must be floating point, got {embeddings.dtype}."
+            raise ValueError(msg)
+        if embeddings.dtype not in {torch.float32, torch.float64}:
+            embeddings = embeddings.float()
         if not torch.isfinite(embeddings).all():
             msg = "embeddings hold NaN or infinite values; check the images and the backbone's weights."
             raise ValueError(msg)
@@ -148,7 +155,7 @@ class SubspaceSampler:
 
         Args:
             size (int | None): Largest number of atoms; ``bank_size`` if ``None``. More are worth having where a bank is
-                yet to be made of several covers, by :func:`merge`.
+                yet to be made of several covers, by :func:`~anomalib_sgfr.core.cover.merge`.
 
         Returns:
             tuple[Cover, float]: The cover, and the distance above which an embedding would need an atom of its own.

@@ -7,11 +7,14 @@ PVSEC 2018). The images are licensed CC BY-NC-SA 4.0, and come with the PyPI pac
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from anomalib.data import AnomalibDataModule, AnomalibDataset
-from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from anomalib.data import AnomalibDataset
+from anomalib.data.utils import LabelName, Split
 from torchvision.transforms.v2 import Transform
+
+from anomalib_sgfr.data.datamodule import SplitDataModule
 
 __all__ = ["ELPV", "ELPVDataset"]
 
@@ -111,7 +114,7 @@ def _installed_root() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-class ELPV(AnomalibDataModule):
+class ELPV(SplitDataModule):
     """Electroluminescence photographs of solar cells, from the PyPI package ``elpv-dataset`` (CC BY-NC-SA 4.0).
 
     Cells of defect probability 0 are normal, cells of at least ``threshold`` anomalous, those between are left out. A
@@ -125,16 +128,7 @@ class ELPV(AnomalibDataModule):
         threshold (float): Least defect probability of an anomalous cell. Defaults to ``1.0``.
         test_ratio (float): Part of the normal cells that is held out for testing. Defaults to ``0.2``.
         split_seed (int): Seed of the choice of those cells. Defaults to ``0``.
-        train_batch_size (int): Training batch size. Defaults to ``32``.
-        eval_batch_size (int): Test batch size. Defaults to ``32``.
-        num_workers (int): Number of workers. Defaults to ``8``.
-        train_augmentations (Transform | None): Augmentations of the training images. Defaults to ``None``.
-        val_augmentations (Transform | None): Augmentations of the validation images. Defaults to ``None``.
-        test_augmentations (Transform | None): Augmentations of the test images. Defaults to ``None``.
-        augmentations (Transform | None): Augmentations where no stage-specific ones are given. Defaults to ``None``.
-        val_split_mode (ValSplitMode | str): Where validation images come from. Defaults to the test set.
-        val_split_ratio (float): Part of the train or test images reserved for validation. Defaults to ``0.5``.
-        seed (int | None): Seed of the validation split. Defaults to ``None``.
+        **arguments (Any): As for :class:`~anomalib_sgfr.data.datamodule.SplitDataModule`.
     """
 
     def __init__(
@@ -144,30 +138,9 @@ class ELPV(AnomalibDataModule):
         threshold: float = 1.0,
         test_ratio: float = 0.2,
         split_seed: int = 0,
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
-        num_workers: int = 8,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
-        val_split_ratio: float = 0.5,
-        seed: int | None = None,
+        **arguments: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=TestSplitMode.FROM_DIR,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
+        super().__init__(**arguments)
         self.root = root
         self.cell_type = cell_type
         self.threshold = threshold
@@ -175,7 +148,6 @@ class ELPV(AnomalibDataModule):
         self.split_seed = split_seed
         self.category = cell_type
 
-    def _setup(self, _stage: str | None = None) -> None:
-        arguments = (self.root, self.cell_type, self.threshold, self.test_ratio, self.split_seed)
-        self.train_data = ELPVDataset(*arguments, split=Split.TRAIN)
-        self.test_data = ELPVDataset(*arguments, split=Split.TEST)
+    def part(self, split: Split) -> ELPVDataset:
+        """The cells for training, or those for testing."""
+        return ELPVDataset(self.root, self.cell_type, self.threshold, self.test_ratio, self.split_seed, split)

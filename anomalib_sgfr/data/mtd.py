@@ -8,11 +8,14 @@ import csv
 import random
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from anomalib.data import AnomalibDataModule, AnomalibDataset
-from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode
+from anomalib.data import AnomalibDataset
+from anomalib.data.utils import LabelName, Split
 from torchvision.transforms.v2 import Transform
+
+from anomalib_sgfr.data.datamodule import SplitDataModule
 
 __all__ = ["MTD", "MTDDataset"]
 
@@ -100,11 +103,11 @@ def make_mtd_samples(root: Path | str, split_name: str, split: str | Split | Non
         ``mask_path`` and ``split``.
     """
     root = Path(root)
+    train = training_files(split_name)  # refuses an unknown split, wherever the data is
     missing = [name for name in (_GOOD, *(f"MT_{defect}" for defect in DEFECTS)) if not (root / name / "Imgs").is_dir()]
     if missing:
         msg = f"no MTD data at root '{root}' ({missing[0]}/Imgs is missing). Get it: `{_SOURCE}`; root is its folder."
         raise FileNotFoundError(msg)
-    train = training_files(split_name)
     rows = []
     for name in (_GOOD, *(f"MT_{defect}" for defect in DEFECTS)):
         for image in sorted((root / name / "Imgs").glob("*.jpg")):
@@ -129,7 +132,7 @@ def make_mtd_samples(root: Path | str, split_name: str, split: str | Split | Non
     return samples
 
 
-class MTD(AnomalibDataModule):
+class MTD(SplitDataModule):
     """Magnetic tile defects: five kinds of defect on magnetic tiles, with pixel masks.
 
     Two splits, whose lists come with this package. ``"canonical"`` is the one published with DifferNet and CS-Flow (761
@@ -139,50 +142,20 @@ class MTD(AnomalibDataModule):
     Args:
         root (Path | str): A clone of the upstream repository. Defaults to ``"./datasets/MTD"``.
         split (str): ``"canonical"`` or ``"tile"``. Defaults to ``"canonical"``.
-        train_batch_size (int): Training batch size. Defaults to ``32``.
-        eval_batch_size (int): Test batch size. Defaults to ``32``.
-        num_workers (int): Number of workers. Defaults to ``8``.
-        train_augmentations (Transform | None): Augmentations of the training images. Defaults to ``None``.
-        val_augmentations (Transform | None): Augmentations of the validation images. Defaults to ``None``.
-        test_augmentations (Transform | None): Augmentations of the test images. Defaults to ``None``.
-        augmentations (Transform | None): Augmentations where no stage-specific ones are given. Defaults to ``None``.
-        val_split_mode (ValSplitMode | str): Where validation images come from. Defaults to the test set.
-        val_split_ratio (float): Part of the train or test images reserved for validation. Defaults to ``0.5``.
-        seed (int | None): Seed of the validation split. Defaults to ``None``.
+        **arguments (Any): As for :class:`~anomalib_sgfr.data.datamodule.SplitDataModule`.
     """
 
     def __init__(
         self,
         root: Path | str = "./datasets/MTD",
         split: str = "canonical",
-        train_batch_size: int = 32,
-        eval_batch_size: int = 32,
-        num_workers: int = 8,
-        train_augmentations: Transform | None = None,
-        val_augmentations: Transform | None = None,
-        test_augmentations: Transform | None = None,
-        augmentations: Transform | None = None,
-        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
-        val_split_ratio: float = 0.5,
-        seed: int | None = None,
+        **arguments: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(
-            train_batch_size=train_batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            train_augmentations=train_augmentations,
-            val_augmentations=val_augmentations,
-            test_augmentations=test_augmentations,
-            augmentations=augmentations,
-            test_split_mode=TestSplitMode.FROM_DIR,
-            val_split_mode=val_split_mode,
-            val_split_ratio=val_split_ratio,
-            seed=seed,
-        )
+        super().__init__(**arguments)
         self.root = Path(root)
         self.split = split
         self.category = split
 
-    def _setup(self, _stage: str | None = None) -> None:
-        self.train_data = MTDDataset(self.root, self.split, Split.TRAIN)
-        self.test_data = MTDDataset(self.root, self.split, Split.TEST)
+    def part(self, split: Split) -> MTDDataset:
+        """The tiles for training, or those for testing."""
+        return MTDDataset(self.root, self.split, split)

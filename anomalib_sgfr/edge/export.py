@@ -17,6 +17,7 @@ __all__ = ["WholeExports", "whole"]
 
 # What the dynamo exporter implements natively; anomalib asks for 14, which it can only reach by a failing conversion.
 _ONNX_OPSET = 18
+_MEASURED = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}  # need images
 
 
 class _Part:
@@ -84,11 +85,31 @@ class WholeExports(ExportMixin, ABC):
         with whole(export_root) as part:
             return part.done(super().to_onnx(part.folder, model_file_name, input_size, **options))
 
-    def to_openvino(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
-        """Export as anomalib does, once fitted; the files are replaced when the new ones are whole."""
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Path:
+        """Export as anomalib does, once fitted; the files are replaced when the new ones are whole.
+
+        Raises:
+            ValueError: If a compression that needs images is given none: before the conversion, not after.
+        """
         self.require_fitted("export")
+        if compression_type in _MEASURED and datamodule is None:
+            name = CompressionType(compression_type).name
+            msg = f"compression {name} is measured on images and there are none: pass --data (datamodule=...)."
+            raise ValueError(msg)
         with whole(export_root) as part:
-            return part.done(super().to_openvino(part.folder, *args, **kwargs))
+            made = super().to_openvino(
+                part.folder, model_file_name, input_size, compression_type, datamodule, *args, **kwargs
+            )
+            return part.done(made)
 
     def _compress_ov_model(
         self,

@@ -21,7 +21,6 @@ __all__ = [
     "pool",
     "resolve_layers",
     "scales_of",
-    "to_patches",
 ]
 
 _DEFAULT_STRIDES = (8, 16)
@@ -60,11 +59,6 @@ def backbone_stages(backbone: str) -> tuple[Stage, ...]:
         msg = f"backbone '{backbone}' offers no intermediate features through timm: {error}"
         raise ValueError(msg) from error
     return tuple(Stage(item["module"], item["reduction"], item["num_chs"]) for item in info.info)
-
-
-def to_patches(embedding: Tensor) -> Tensor:
-    """Patches ``(B * h * w, d)``, ``float32``, of embedding maps ``(B, d, h, w)``: image by image, row by row."""
-    return embedding.flatten(2).transpose(1, 2).flatten(0, 1).float()
 
 
 def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[str]:
@@ -222,7 +216,12 @@ class PatchEmbedder(nn.Module):
     @property
     def scales(self) -> int:
         """Number of maps that an image is embedded in."""
-        return len(scales_of(self.strides))
+        return len(self.scale_strides)
+
+    @property
+    def scale_strides(self) -> list[int]:
+        """Strides of the maps that an image is embedded in, the finest first."""
+        return [max(self.strides[index] for index in members) for members in scales_of(self.strides)]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Embed images.

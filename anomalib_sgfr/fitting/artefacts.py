@@ -13,9 +13,16 @@ from lightning.pytorch import Trainer
 
 from anomalib_sgfr.features.embedding import resolve_layers
 
-__all__ = ["check", "damage", "unreadable"]
+__all__ = ["Reason", "check", "damage", "unreadable"]
 
+_MATTERS = {"affine": ("num_atoms", "regularisation"), "omp": ("num_atoms",), "ridge": ("regularisation",)}
 _LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
+
+
+class Reason(str):
+    """A note on an exception of somebody else's that tells the user what is wrong."""
+
+    __slots__ = ()
 
 
 def damage(path: Path | str | None) -> str | None:
@@ -44,8 +51,8 @@ def check(
         path (Path | str | None): Where the checkpoint was read from, if that is known.
 
     Raises:
-        ValueError: If it is another model's or an earlier version's, of another backbone, pooling or layers, or a bank
-            is not finite.
+        ValueError: If it is another model's or an earlier version's, of other arguments that scores depend on, or a
+            bank is not finite.
     """
     name = f"checkpoint '{path}'" if path else "the checkpoint"
     state = checkpoint.get("state_dict", {})
@@ -57,7 +64,8 @@ def check(
         msg = f"{name} is not Sgfr's: it holds no bank. Pass one that `anomalib fit --model Sgfr` saved."
         raise ValueError(msg)
     fitted = checkpoint.get("hyper_parameters", {})
-    for argument in ("backbone", "pooling"):  # a bank is of no use to other embeddings
+    # a bank is of no use to other embeddings, nor a threshold to other scores
+    for argument in ("backbone", "pooling", "solver", *_MATTERS[fitted.get("solver", "affine")], "blur"):
         ours = arguments.get(argument)
         theirs = fitted.get(argument, ours)
         if theirs != ours:

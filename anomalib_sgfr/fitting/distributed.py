@@ -1,31 +1,21 @@
 """What the processes of a distributed fit exchange, and the one bank they make of it."""
 
 import itertools
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sized
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
+from torch.utils.data import DistributedSampler
 
+from anomalib_sgfr.bank import BankState
 from anomalib_sgfr.core.cover import Cover, merge
 from anomalib_sgfr.core.provenance import renumbered, shifted
+from anomalib_sgfr.torch_model import Learnt
 
 _T = TypeVar("_T")
 
-__all__ = ["Learnt", "several", "unite"]
-
-
-class Learnt(NamedTuple):
-    """What a fit learnt.
-
-    Attributes:
-        covers (list[Cover]): The atoms of each scale, and what they stand for.
-        thresholds (list[float]): Distances above which another atom would have been taken.
-        images (list[str]): Paths of the images that the covers' ``origin`` numbers.
-    """
-
-    covers: list[Cover]
-    thresholds: list[float]
-    images: list[str]
+__all__ = ["is_padding", "several", "unite"]
 
 
 def several() -> bool:
@@ -49,14 +39,32 @@ def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:
         return own
     known = _gather_objects(own.images)
     covers, thresholds = [], []
-    for own_cover, threshold in zip(own.covers, own.thresholds, strict=True):
-        gathered = enumerate(_gather(own_cover))
+    for state in own.states:
+        gathered = enumerate(_gather(state.cover))
         every = [shifted(cover, sum(map(len, known[:rank]))) for rank, cover in gathered]
         cover, radius = merge(every, bank_size, tolerance)
         covers.append(cover)
-        thresholds.append(max(_largest(threshold, cover.atoms.device), radius))
+        thresholds.append(max(_largest(state.threshold, cover.atoms.device), radius))
     covers, images = renumbered(covers, dict(enumerate(itertools.chain.from_iterable(known))))
-    return Learnt(covers, thresholds, images)
+    return Learnt(list(map(BankState, covers, thresholds)), images)
+
+
+def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
+    """Which images of a batch are there for the second time, so that all processes have equally many.
+
+    Args:
+        loader (Any): The process's data loader.
+        batch (int): Number of the batch in the process.
+        images (int): In the batch; those before it had as many.
+
+    Returns:
+        Tensor: A mask of shape ``(images,)``.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return torch.zeros(images, dtype=torch.bool)
+    place = batch * (loader.batch_size or 1) + torch.arange(images)  # in this process
+    return place * sampler.num_replicas + sampler.rank >= len(cast("Sized", sampler.dataset))
 
 
 def _gather(cover: Cover) -> list[Cover]:

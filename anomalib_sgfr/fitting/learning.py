@@ -1,15 +1,15 @@
-"""What a fit learns: the samplers it starts with, and the banks it makes of them when the stream has passed."""
+"""What a fit learns: the samplers it starts with, and what it makes of them when the stream has passed."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.bank import Bank, BankState
 from anomalib_sgfr.core.cover import centred
 from anomalib_sgfr.core.provenance import renumbered
 from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.fitting.distributed import Learnt, several, unite
-from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.fitting.distributed import several, unite
+from anomalib_sgfr.torch_model import Learnt
 
 __all__ = ["learn", "samplers_for"]
 
@@ -41,30 +41,28 @@ def samplers_for(
     return samplers
 
 
-def learn(
-    model: SgfrModel,
-    samplers: Sequence[SubspaceSampler],
-    grids: Sequence[tuple[int, int]],
-    images: Mapping[int, str],
-    stay: bool,
-) -> None:
-    """Give a model the banks that samplers learnt, in all processes together.
+def learn(samplers: Sequence[SubspaceSampler], images: Mapping[int, str], stay: bool) -> Learnt:
+    """Make of what samplers hold what a model is to take into use, in all processes together.
 
     Args:
-        model (SgfrModel): Whose banks are replaced.
         samplers (Sequence[SubspaceSampler]): Of each scale.
-        grids (Sequence[tuple[int, int]]): Rows and columns of an image's patches, of each scale.
         images (Mapping[int, str]): Paths by the numbers in the atoms' origins.
         stay (bool): Whether atoms stay where they are, and with them what was certified of an earlier bank, instead of
             moving to the mean of what they stand for.
+
+    Returns:
+        Learnt: The same in all processes.
     """
     found = [sampler.learnt(sampler.working_size if several() else None) for sampler in samplers]
     covers, paths = renumbered([cover for cover, _ in found], images)
-    own = Learnt(covers, [threshold for _, threshold in found], paths)
+    own = Learnt([BankState(cover, threshold) for cover, (_, threshold) in zip(covers, found, strict=True)], paths)
     learnt = unite(own, samplers[0].bank_size, samplers[0].tolerance)
-    for bank, sampler, cover, threshold, grid in zip(
-        model.banks, samplers, learnt.covers, learnt.thresholds, grids, strict=True
-    ):
-        limit = sampler.tolerance if threshold <= sampler.tolerance else torch.inf
-        bank.set(cover if stay else centred(cover, limit), threshold, grid)
-    model.images = learnt.images
+    if stay:
+        return learnt
+    moved = [
+        state._replace(
+            cover=centred(state.cover, sampler.tolerance if state.threshold <= sampler.tolerance else torch.inf)
+        )
+        for state, sampler in zip(learnt.states, samplers, strict=True)
+    ]
+    return learnt._replace(states=moved)

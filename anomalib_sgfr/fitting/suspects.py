@@ -9,52 +9,55 @@ from typing import Any
 
 import torch
 
-from anomalib_sgfr.core.cover import Cover, settle
+from anomalib_sgfr.bank import BankState
+from anomalib_sgfr.core.cover import settle
 from anomalib_sgfr.core.provenance import renumbered
 from anomalib_sgfr.inspection.calibration import nominal_scores
-from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.torch_model import Learnt, SgfrModel
 
-__all__ = ["drop_suspects", "write_suspects"]
+__all__ = ["without_suspects", "write_suspects"]
 
 logger = logging.getLogger(__name__)
 
+_ROUNDING = 1e-12  # 7% of 100 images are 7, not 8
 
-def drop_suspects(
+
+def without_suspects(
     model: SgfrModel,
     pre_processor: Any,  # noqa: ANN401
     paths: Sequence[str],
     share: float,
-) -> list[tuple[str, float]]:
-    """Take from the bank the atoms of the training images that the atoms of the others rebuild worst.
+) -> tuple[Learnt, list[tuple[str, float]]]:
+    """Leave out the atoms of the training images that the atoms of the others rebuild worst.
 
     What they stood for is accounted to the atoms that stay, so that the certificate still covers all that was seen.
 
     Args:
-        model (SgfrModel): A fitted model.
+        model (SgfrModel): A fitted model; it stays as it is.
         pre_processor (Any): Its pre-processor.
         paths (Sequence[str]): Training images.
         share (float): Share of them to suspect.
 
     Returns:
-        list[tuple[str, float]]: Suspects and their raw scores, the worst first.
+        tuple[Learnt, list[tuple[str, float]]]: What is left of what the model learnt, all of it if nothing would be
+        left of a scale, and the suspects with their raw scores, the worst first.
     """
     scores = nominal_scores(model, pre_processor, paths, leave_out=True)
     worst = sorted(zip(paths, scores, strict=True), key=lambda item: -item[1])
-    suspects = worst[: math.ceil(share * len(paths))]
+    suspects = worst[: math.ceil(share * len(paths) * (1.0 - _ROUNDING))]
     suspected = {path for path, _ in suspects}
-    numbers = [number for number, path in enumerate(model.images) if path in suspected]
-    covers: list[Cover] = []
-    for bank in model.banks:
-        dropped = torch.isin(bank.origin[:, 0], torch.tensor(numbers, device=bank.origin.device))
+    learnt = model.learnt
+    numbers = torch.tensor([number for number, path in enumerate(learnt.images) if path in suspected])
+    left: list[BankState] = []
+    for state in learnt.states:
+        dropped = torch.isin(state.cover.origin[:, 0], numbers.to(state.cover.origin))
         if bool(dropped.all()):
             logger.warning("Without the suspects there would be no atom: the bank is kept as it is.")
-            return suspects
-        covers.append(settle(bank.cover.rows(~dropped), bank.cover.rows(dropped)))
-    covers, images = renumbered(covers, dict(enumerate(model.images)))
-    for bank, cover in zip(model.banks, covers, strict=True):
-        bank.set(cover, float(bank.threshold))
-    model.images = images
-    return suspects
+            return learnt, suspects
+        stays = state.rows(~dropped)
+        left.append(stays._replace(cover=settle(stays.cover, state.cover.rows(dropped))))
+    covers, images = renumbered([state.cover for state in left], dict(enumerate(learnt.images)))
+    return Learnt([state._replace(cover=cover) for state, cover in zip(left, covers, strict=True)], images), suspects
 
 
 def write_suspects(suspects: Sequence[tuple[str, float]], table: Path) -> None:

@@ -12,6 +12,7 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from anomalib_sgfr.core.casts import ExemptFromCasts
 from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -59,7 +60,7 @@ def alarm_threshold(scores: Sequence[float], rate: float) -> float:
     return max(tail, float(ordered[-1]))
 
 
-class NominalPostProcessor(PostProcessor):
+class NominalPostProcessor(ExemptFromCasts, PostProcessor):
     """Labels and masks at a chosen rate of false alarms, set when a fit ends, from nominal images alone.
 
     Use as Sgfr's ``post_processor``. By default scores of training images are taken, each with the atoms that come from
@@ -98,22 +99,25 @@ class NominalPostProcessor(PostProcessor):
         self.held_out = held_out
         self.images = images
 
-    def calibrate_for(self, model: SgfrModel, pre_processor: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
-        """Set the thresholds for a model that was fitted to images.
+    def scores_for(self, model: SgfrModel, pre_processor: Any, paths: Sequence[str]) -> list[float]:  # noqa: ANN401
+        """Score what the thresholds are to rest on, for a model that was fitted to images; sets nothing.
 
         Args:
             model (SgfrModel): The model.
             pre_processor (Any): Its pre-processor.
             paths (Sequence[str]): Training images, of which some are scored unless there are others to score.
 
+        Returns:
+            list[float]: Raw scores, for :meth:`calibrate`.
+
         Raises:
             FileNotFoundError: If there is no image in ``held_out``.
         """
         if self.held_out is not None:
             paths = self._held_out_images()
-        step = max(1.0, len(paths) / self.images)
-        chosen = [paths[int(place)] for place in np.arange(0, len(paths), step)]
-        self.calibrate(nominal_scores(model, pre_processor, chosen, leave_out=self.held_out is None))
+        number = min(self.images, len(paths))
+        chosen = [paths[place * len(paths) // number] for place in range(number)]
+        return nominal_scores(model, pre_processor, chosen, leave_out=self.held_out is None)
 
     def _held_out_images(self) -> list[str]:
         try:
@@ -213,8 +217,9 @@ def nominal_scores(model: SgfrModel, pre_processor: Any, paths: Sequence[str], l
     try:
         for path in paths:
             image = read_prepared(path, pre_processor)[None].to(model.image_paths.device)
-            with model.without(numbers.get(path, _NOWHERE)):
-                scores.append(float(model(image).pred_score))
+            banks = model.without(numbers.get(path, _NOWHERE))
+            found: Any = model.score(model.embed(image), image.shape[-2:], banks)
+            scores.append(float(found.pred_score))
     finally:
         model.train(was_training)
     return scores

@@ -9,7 +9,7 @@ from torch import Tensor
 from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core import self_expression
 from anomalib_sgfr.core.certificate import ScaleCertificate
-from anomalib_sgfr.features.embedding import to_patches
+from anomalib_sgfr.core.geometry import Place, to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Contribution", "Explanation", "Reconstruction", "Region", "explain"]
@@ -29,6 +29,7 @@ class Contribution:
         image (str | None): Path of the training image that the atom began as a patch of, if known.
         row (int): Row of that patch in the image.
         column (int): Column of that patch in the image.
+        grid (tuple[int, int]): Rows and columns of that image's patches; -1 like the others where it is not known.
         patches (int): Nominal patches the atom stands for; it is their mean, unless an update added it.
         spread (float): Root mean square of their distances from it, at most.
     """
@@ -39,6 +40,7 @@ class Contribution:
     image: str | None
     row: int
     column: int
+    grid: tuple[int, int]
     patches: int
     spread: float
 
@@ -164,16 +166,16 @@ def _reconstructions(
     """How the patches of one scale were rebuilt at places of the finest grid."""
     rows, columns = residual.shape[2:]
     patches = to_patches(embedding)
-    own = [(row * rows // finest[0], column * columns // finest[1]) for row, column in places]
-    chosen = patches[[row * columns + column for row, column in own]]
+    own = [Place(*place, finest).on((rows, columns)) for place in places]
+    chosen = patches[[place.row * columns + place.column for place in own]]
     support, code = _code(model.banks[scale], chosen)
     found = []
-    for (row, column), patch, its_support, its_code in zip(own, chosen, support, code, strict=True):
+    for (row, column, grid), patch, its_support, its_code in zip(own, chosen, support, code, strict=True):
         counts = certificate.counts[its_support]
         found.append(
             Reconstruction(
                 scale=scale,
-                grid=(rows, columns),
+                grid=grid,
                 row=row,
                 column=column,
                 residual=float(residual[0, 0, row, column]),
@@ -216,7 +218,7 @@ def _contributions(
     found = []
     for index in code.abs().argsort(descending=True).tolist():
         atom = int(support[index])
-        image, row, column = bank.origin[atom].tolist()
+        image, row, column, *grid = bank.origin[atom].tolist()
         count = int(bank.count[atom])
         found.append(
             Contribution(
@@ -226,6 +228,7 @@ def _contributions(
                 image=images[image] if 0 <= image < len(images) else None,
                 row=row,
                 column=column,
+                grid=(grid[0], grid[1]),
                 patches=count,
                 spread=math.sqrt(float(bank.squares[atom]) / max(count, 1)),
             )

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import Compose, Normalize
 
+from anomalib_sgfr.bank import BankState
+from anomalib_sgfr.core.geometry import Place
 from anomalib_sgfr.features.pre_processing import read_prepared
-from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.torch_model import Learnt, SgfrModel
 
 __all__ = ["THUMBNAIL", "Gallery", "crop", "displayed", "thumbnails"]
 
@@ -32,12 +34,12 @@ def displayed(pre_processor: Any, image: Tensor) -> NDArray[np.float32]:  # noqa
     return shown
 
 
-def crop(image: NDArray[np.float32], row: int, column: int, grid: tuple[int, int]) -> NDArray[np.float32]:
+def crop(image: NDArray[np.float32], place: Place) -> NDArray[np.float32]:
     """The surroundings of a patch of an image ``(H, W, 3)``; grey beyond the image."""
-    steps = [length / number for length, number in zip(image.shape, grid, strict=False)]
-    reach = [round(CONTEXT / 2 * step) for step in steps]
+    window = place.window(image.shape[:2], CONTEXT)
+    reach = [round(length / 2) for length in window[2:]]
     padded = np.pad(image, (*((width, width) for width in reach), (0, 0)), constant_values=0.5)
-    top, left = (round((place + 0.5) * step) for place, step in zip((row, column), steps, strict=True))
+    top, left = round(window.top + window.height / 2), round(window.left + window.width / 2)
     return padded[top : top + 2 * reach[0], left : left + 2 * reach[1]]
 
 
@@ -65,9 +67,9 @@ class Gallery:
     def original(self, scale: int, atom: int) -> NDArray[np.float32] | None:
         """What an atom of a scale was seen in, or ``None`` if its image is gone or was never known."""
         bank = self._banks[scale]
-        number, row, column = bank.origin[atom].tolist()
+        number, row, column, *grid = bank.origin[atom].tolist()
         image = self._read(self._images[number]) if 0 <= number < len(self._images) else None
-        return None if image is None else crop(image, row, column, (int(bank.grid[0]), int(bank.grid[1])))
+        return None if image is None else crop(image, Place(row, column, (grid[0], grid[1])))
 
     def crop(self, scale: int, atom: int) -> NDArray[np.float32] | None:
         """The same, or the atom's thumbnail, if there is one."""
@@ -78,12 +80,14 @@ class Gallery:
         return found
 
 
-def thumbnails(model: SgfrModel, pre_processor: Any) -> list[Tensor]:  # noqa: ANN401
+def thumbnails(model: SgfrModel, pre_processor: Any, earlier: Learnt | None = None) -> list[Tensor]:  # noqa: ANN401
     """Thumbnails of all atoms.
 
     Args:
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
+        earlier (Learnt | None): What it was fitted to before: atoms of which there is a thumbnail keep it, also when
+            their images are gone.
 
     Returns:
         list[Tensor]: For each scale, shape ``(M, 24, 24, 3)``, ``uint8``: 1,728 bytes an atom; grey where an image
@@ -92,8 +96,13 @@ def thumbnails(model: SgfrModel, pre_processor: Any) -> list[Tensor]:  # noqa: A
     gallery = Gallery(model, pre_processor)
     pictures = []
     for scale, bank in enumerate(model.banks):
+        known = {} if earlier is None else _by_place(earlier.states[scale], earlier.images)
+        places = _places(bank.origin, model.images)
         made = torch.full((len(bank.atoms), THUMBNAIL, THUMBNAIL, 3), 128, dtype=torch.uint8)
         for atom in bank.origin[:, 0].argsort().tolist():  # image by image
+            if places[atom] in known:
+                made[atom] = known[places[atom]]
+                continue
             found = gallery.original(scale, atom)
             if found is not None:
                 pixels = torch.from_numpy(np.ascontiguousarray(found)).permute(2, 0, 1)[None]
@@ -101,3 +110,17 @@ def thumbnails(model: SgfrModel, pre_processor: Any) -> list[Tensor]:  # noqa: A
                 made[atom] = small[0].permute(1, 2, 0).mul(255.0).round().to(torch.uint8)
         pictures.append(made.to(bank.atoms.device))
     return pictures
+
+
+def _by_place(state: BankState, images: list[str]) -> dict[tuple[str, ...], Tensor]:
+    """Thumbnails by what tells atoms of a scale apart, whatever their order: where each was seen."""
+    if state.thumbnails is None:
+        return {}
+    known = dict(zip(_places(state.cover.origin, images), state.thumbnails.cpu(), strict=True))
+    known.pop((), None)
+    return known
+
+
+def _places(origin: Tensor, images: list[str]) -> list[tuple[str, ...]]:
+    """Path of the image, and row, column and grid, of each atom; empty where that is not known."""
+    return [(images[number], *map(str, place)) if number >= 0 else () for number, *place in origin.tolist()]

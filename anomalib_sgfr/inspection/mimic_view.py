@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalib_sgfr.core.geometry import Place
 from anomalib_sgfr.inspection.explanation import Explanation, explain
 from anomalib_sgfr.inspection.gallery import CONTEXT, Gallery, crop, displayed
 from anomalib_sgfr.torch_model import SgfrModel
@@ -52,7 +53,7 @@ def draw(
     found = explain(model, image) if explanation is None else explanation
     gallery = gallery or Gallery(model, pre_processor)
     shown = displayed(pre_processor, image)
-    grid = (found.residuals[0].shape[0], found.residuals[0].shape[1])
+    finest = (found.residuals[0].shape[0], found.residuals[0].shape[1])
     rebuilt = [(number, part) for number, region in enumerate(found.regions, 1) for part in region.reconstructions]
     across = max(3, 1 + max(len(part.contributions) for _, part in rebuilt))
     figure = Figure(figsize=(1.5 * across, 3.2 + 1.9 * len(rebuilt)), layout="constrained", dpi=110)
@@ -69,12 +70,11 @@ def draw(
     if truth is not None:
         views[2].imshow(truth, cmap="gray", vmin=0, vmax=1)
         views[2].set_title("truth", fontsize="small")
-    steps = [length / number for length, number in zip(shown.shape, grid, strict=False)]
     for number, region in enumerate(found.regions, 1):
+        window = Place(region.row, region.column, finest).window(shown.shape[:2], CONTEXT)
+        corner = (window.left, window.top)
         for axis in views[:2]:
-            corner = ((region.column + 0.5 - CONTEXT / 2) * steps[1], (region.row + 0.5 - CONTEXT / 2) * steps[0])
-            size = (CONTEXT * steps[1], CONTEXT * steps[0])
-            axis.add_patch(Rectangle(corner, *size, fill=False, color="cyan", lw=1.2))
+            axis.add_patch(Rectangle(corner, window.width, window.height, fill=False, color="cyan", lw=1.2))
             axis.text(*corner, str(number), color="cyan", fontsize="small", va="bottom")
     for axis in views:
         axis.set_axis_off()
@@ -86,7 +86,7 @@ def draw(
             f"nominal ones of its kind leave at most {part.nominal:.3g} on average, {part.nominal_largest:.3g} singly",
             fontsize="small",
         )
-        axes[0].imshow(crop(shown, part.row, part.column, part.grid))
+        axes[0].imshow(crop(shown, Place(part.row, part.column, part.grid)))
         axes[0].set_title("here", fontsize="x-small")
         for axis, contribution in zip(axes[1:], part.contributions, strict=False):
             seen = gallery.crop(part.scale, contribution.atom)

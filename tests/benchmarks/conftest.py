@@ -1,7 +1,7 @@
 """Records without a run."""
 
-from benchmarks.records import METRICS, Record
-from benchmarks.zoo import resolve_arguments
+from benchmarks.common.records import METRICS, Record
+from benchmarks.common.zoo import resolve_arguments
 
 
 def record_of(model: str, seed: int, value: float = 0.5, **changes: object) -> Record:

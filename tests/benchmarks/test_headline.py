@@ -2,8 +2,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import headline
-from benchmarks.records import METRICS, Record, merge
-from benchmarks.zoo import resolve_arguments
+from benchmarks.common.records import METRICS, Record, merge
+from benchmarks.common.zoo import resolve_arguments
 
 README = Path(__file__).parents[2] / "README.md"
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
-from benchmarks.records import Record, merge
+from benchmarks.common.records import Record, merge
 
 
 def test_the_exponent_of_a_power_law() -> None:

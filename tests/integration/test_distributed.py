@@ -1,6 +1,7 @@
 """Two real processes under Lightning's own data-parallel strategy, against one."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 from anomalib.engine import Engine
+from torch.utils.data import DistributedSampler
 
 from anomalib_sgfr import Sgfr
+from anomalib_sgfr.fitting.distributed import is_padding
 from tests.conftest import folder_datamodule
+from tests.integration.uniting import GRID, patches
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,10 +36,19 @@ def run(parts: Path, out: Path, devices: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def both(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def odd(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven parts: one of two processes sees one of them twice, to have as many as the other."""
+    root = tmp_path_factory.mktemp("odd") / "parts"
+    shutil.copytree(parts, root)
+    (root / "good" / "11.png").unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def both(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("processes")
-    (one,) = run(parts, folder / "one", 1)
-    return one, run(parts, folder / "two", 2)
+    (one,) = run(odd, folder / "one", 1)
+    return one, run(odd, folder / "two", 2)
 
 
 def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
@@ -45,15 +58,15 @@ def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[
         assert torch.equal(mine, theirs)
         assert len(mine) == len(alone) == 150
         assert not torch.equal(mine, alone)  # it did see the images in another order
-    assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 12 * (8 * 8 + 4 * 4)
+    assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 11 * (8 * 8 + 4 * 4)
     assert two[0]["image_AUROC"] == two[1]["image_AUROC"]
 
 
 def test_the_certificate_holds_and_the_bank_is_as_good(
-    both: tuple[dict[str, Any], list[dict[str, Any]]], parts: Path, tmp_path: Path
+    both: tuple[dict[str, Any], list[dict[str, Any]]], odd: Path, tmp_path: Path
 ) -> None:
     one, (two, _) = both
-    datamodule = folder_datamodule(parts)
+    datamodule = folder_datamodule(odd)
     datamodule.setup()
     worst = {}
     for name, ended in (("one", one), ("two", two)):
@@ -79,3 +92,66 @@ def test_a_checkpoint_of_two_processes_is_an_ordinary_one(
     one, (two, _) = both
     keys = [set(torch.load(ended["checkpoint"], weights_only=True)["state_dict"]) for ended in (one, two)]
     assert keys[0] == keys[1]
+
+
+@pytest.fixture(scope="module")
+def united(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """What a fit and an update leave in each of two processes."""
+    out = tmp_path_factory.mktemp("uniting")
+    script = str(Path(__file__).with_name("uniting.py"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, str(out), str(rank), "2"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize(("stage", "images"), [(0, 6), (1, 8)])
+def test_united_atoms_know_where_they_were_seen(united: list[list[dict[str, Any]]], stage: int, images: int) -> None:
+    mine, theirs = (process[stage] for process in united)
+    assert mine["images"] == theirs["images"]
+    assert sorted(mine["images"]) == [f"image {image}" for image in range(images)]
+    for scale, (cover, other) in enumerate(zip(mine["covers"], theirs["covers"], strict=True)):
+        assert all(torch.equal(part, other[name]) or name == "offset" for name, part in cover.items())
+        assert 7 < len(cover["atoms"]) <= 60
+        assert int(cover["count"].sum()) == images * 28, "each patch counts once among all processes"
+        for origin, atom, radius in zip(cover["origin"].tolist(), cover["atoms"], cover["radius"], strict=True):
+            image = int(mine["images"][origin[0]].removeprefix("image "))
+            assert origin[3:] == list(GRID)
+            where = patches(image, scale)[origin[1] * GRID[1] + origin[2]]
+            assert float((where - atom).norm()) <= float(radius) + 1e-2  # but for 16 bits
+
+
+def test_united_bounds_hold_for_all_that_any_process_saw(united: list[list[dict[str, Any]]]) -> None:
+    """Thresholds are the largest of all processes' and of uniting; an update's are no smaller."""
+    for scale in range(2):
+        every = torch.cat([patches(image, scale) for image in range(8)])
+        first, second = (united[0][stage]["covers"][scale] for stage in (0, 1))
+        for cover, seen in ((first, every[: 6 * 28]), (second, every)):
+            nearest = torch.cdist(seen.double(), cover["atoms"].double()).amin(1)
+            assert float(nearest.max()) <= float(cover["radius"].max()) * (1 + 1e-3)
+            assert float(nearest.square().sum()) <= float(cover["squares"].sum()) * (1 + 1e-3)
+        assert 2.0 <= united[0][0]["thresholds"][scale] <= united[0][1]["thresholds"][scale]  # half of the tolerance
+
+
+@pytest.mark.parametrize("images", [1, 5, 11, 12])
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_images_that_only_fill_up_are_told_apart(images: int, batch: int) -> None:
+    data = torch.utils.data.TensorDataset(torch.arange(images))
+    seen: list[int] = []
+    for rank in range(3):
+        sampler = DistributedSampler(data, 3, rank, shuffle=True)
+        loader = torch.utils.data.DataLoader(data, batch, sampler=sampler)
+        for number, (items,) in enumerate(loader):
+            seen += items[~is_padding(loader, number, len(items))].tolist()
+    assert sorted(seen) == list(range(images))
+    plain = torch.utils.data.DataLoader(data, batch)
+    assert not is_padding(plain, 0, batch).any()

@@ -17,8 +17,8 @@ from PIL import Image
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.arguments import Solver
+from anomalib_sgfr.core.geometry import to_patches
 from anomalib_sgfr.edge.quantisation import float_operations, keeping_in_float
-from anomalib_sgfr.features.embedding import to_patches
 from tests.conftest import engine_in, folder_datamodule, write_image
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -124,6 +124,16 @@ def test_compressed_files_still_tell_good_from_bad(
     table = np.array(scores)
     assert table[:6].max(0)[1] < table[6:].min(0)[1]
     np.testing.assert_allclose(table[:, 1], table[:, 0], atol=0.05)
+
+
+@pytest.mark.parametrize("compression", [CompressionType.INT8_PTQ, CompressionType.INT8_ACQ, "int8_ptq"])
+def test_compression_that_needs_images_is_refused_before_the_conversion(
+    compression: CompressionType, exported: tuple[Sgfr, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.onnx.export", None)  # what takes the time
+    with pytest.raises(ValueError, match=r"compression INT8_\w+ is measured on images and there are none: pass --data"):
+        exported[0].to_openvino(tmp_path, compression_type=compression)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_follows_the_backbone_is_not_quantised(exported: tuple[Sgfr, Path]) -> None:

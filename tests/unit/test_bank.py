@@ -62,15 +62,103 @@ def test_bounds_hold_atom_by_atom() -> None:
         assert float(found.square().sum()) <= float(bank.squares[atom]) * (1 + 1e-6)
 
 
-def test_some_atoms_for_a_while() -> None:
+def test_some_atoms_to_score_with() -> None:
     bank = Bank(num_atoms=3)
     atoms, patches = torch.randn(40, 6), torch.randn(25, 6)
     bank.set(atoms)
     fewer = Bank(num_atoms=3)
     fewer.set(bank.atoms[:10])
     whole = bank.residuals(patches)
-    with bank.only(torch.arange(40) < 10):
-        torch.testing.assert_close(bank.residuals(patches), fewer.residuals(patches))
-    with bank.only(torch.zeros(40, dtype=torch.bool)):  # none chosen: all of them
-        assert torch.equal(bank.residuals(patches), whole)
+    torch.testing.assert_close(bank.some(torch.arange(40) < 10).residuals(patches), fewer.residuals(patches))
+    none = bank.some(torch.zeros(40, dtype=torch.bool))  # none chosen: all of them
+    assert torch.equal(none.residuals(patches), whole)
     assert torch.equal(bank.residuals(patches), whole)
+
+
+def learnt(solver: str = "affine", **arguments: object) -> Bank:
+    bank = Bank(solver, num_atoms=3, **arguments)  # type: ignore[arg-type]
+    bank.set(settle(Cover.of(torch.randn(40, 6)), Cover.of(torch.randn(300, 6))), threshold=0.3)
+    return bank
+
+
+@pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
+def test_what_follows_from_the_atoms_is_never_stored_and_always_of_the_arguments(solver: str) -> None:
+    stored, other = learnt(solver, regularisation=0.01), Bank(solver, num_atoms=2, regularisation=0.3)
+    assert set(stored.state_dict()) == {
+        *("stored", "unit", "radius", "count", "squares", "origin", "threshold", "thumbnails")
+    }
+    other.load_state_dict(stored.state_dict())
+    patches = torch.randn(25, 6)
+    expected = Bank(solver, num_atoms=2, regularisation=0.3)
+    expected.set(stored.atoms)
+    assert torch.equal(other.residuals(patches), expected.residuals(patches))
+    assert other.state.threshold == 0.3
+    if solver != "omp":  # which has no penalty
+        assert other.certificate().largest > stored.certificate().largest
+    for copied in (copy.deepcopy(other), other.some(torch.ones(40, dtype=torch.bool))):
+        assert torch.equal(copied.residuals(patches), expected.residuals(patches))
+
+
+@pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
+def test_a_state_of_another_solver_is_taken_up(solver: str) -> None:
+    for other in {"affine", "omp", "ridge"} - {solver}:
+        bank = Bank(other, num_atoms=3)
+        bank.load_state_dict(learnt(solver).state_dict())
+        fresh = Bank(other, num_atoms=3)
+        fresh.set(bank.atoms)
+        patches = torch.randn(9, 6)
+        assert torch.equal(bank.residuals(patches), fresh.residuals(patches))
+
+
+@pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "to"])
+def test_casts_leave_a_bank_alone(solver: str, cast: str) -> None:
+    bank = learnt(solver)
+    patches = torch.randn(25, 6)
+    before, expected = {name: tensor.clone() for name, tensor in bank.named_buffers()}, bank.residuals(patches)
+    assert (bank.to(torch.bfloat16) if cast == "to" else getattr(bank, cast)()) is bank
+    for name, tensor in bank.named_buffers():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+    assert torch.equal(bank.residuals(patches), expected)
+    moved_away = bank.to("meta")
+    assert {tensor.device.type for tensor in moved_away.buffers()} == {"meta"}
+
+
+def test_a_bank_shares_nothing_with_where_its_atoms_came_from() -> None:
+    one, other = learnt(), Bank()
+    other.set(*one.state._replace(thumbnails=torch.ones(40, 24, 24, 3, dtype=torch.uint8)))
+    for bank, source in ((other, one), (one, other)):
+        again = Bank()
+        again.set(*bank.state)
+        kept = {name: tensor.clone() for name, tensor in again.named_buffers()}
+        for part in bank.state.cover:
+            part.zero_()
+        for tensor in (*source.buffers(), *bank.buffers()):
+            tensor.zero_()
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in again.named_buffers())
+        one.set(*again.state)
+        other.set(*again.state)
+
+
+def test_rows_of_a_state_carry_all_of_it() -> None:
+    numbers = torch.arange(40, dtype=torch.uint8)
+    state = learnt().state._replace(thumbnails=numbers[:, None, None, None].expand(-1, 24, 24, 3))
+    rows = torch.tensor([7, 3, 30])
+    fewer = state.rows(rows)
+    assert fewer.threshold == state.threshold
+    assert fewer.thumbnails is not None
+    assert fewer.thumbnails[:, 0, 0, 0].tolist() == [7, 3, 30]
+    for name, part in state.cover._asdict().items():
+        torch.testing.assert_close(getattr(fewer.cover, name), part[rows], rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_all_zero_bank_where_denormals_are_flushed() -> None:
+    bank = Bank()
+    try:
+        torch.set_flush_denormal(True)  # PyTorch's own
+        bank.set(torch.zeros(3, 4))
+        assert torch.equal(bank.atoms, torch.zeros(3, 4))
+        assert float(bank.unit) > 0
+    finally:
+        torch.set_flush_denormal(False)

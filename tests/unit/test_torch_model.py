@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from anomalib_sgfr import bank as module
 from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.core.geometry import to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
-from anomalib_sgfr.features.embedding import to_patches
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -21,6 +21,8 @@ LAYERS = ["layer2", "layer3"]
 
 class Coordinates(nn.Module):
     """Stands for an embedder: the image, one value in eight, and one in sixteen."""
+
+    scale_strides = (8, 16)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [images[:, :, ::8, ::8], images[:, :, ::16, ::16]]
@@ -56,6 +58,77 @@ def test_tiles_are_stitched_where_they_came_from() -> None:
     model.tiler = Tiler(tile_size=64, stride=64)
     assert [part.shape[2:] for part in plain] == [(16, 24), (8, 12)]
     assert all(map(torch.equal, model(images), plain))
+
+
+@pytest.mark.parametrize("size", [(132, 132), (100, 200), (64, 65), (192, 130)])
+@pytest.mark.parametrize("step", [64, 32, 16])
+def test_tiles_of_any_image_lie_where_its_own_patches_lie(size: tuple[int, int], step: int) -> None:
+    model = SgfrModel("resnet18").train()
+    model.embedder = Coordinates()
+    images = coordinate_images(2, *size)
+    plain = model(images)
+    model.tiler = Tiler(tile_size=64, stride=step)
+    for found, expected in zip(model(images), plain, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("place", "size"), [((307, 307), (384, 384)), ((240, 100), (300, 300)), ((118, 500), (320, 640))]
+)
+@pytest.mark.parametrize("step", [256, 128])
+def test_a_defect_in_tiles_is_found_where_it_is(place: tuple[int, int], size: tuple[int, int], step: int) -> None:
+    model = fitted(blur=2.0)
+    images = torch.zeros(1, 3, *size)
+    model.tiler = Tiler(tile_size=256, stride=step)
+    with torch.no_grad():
+        for bank, embedding in zip(model.banks, model.train()(images), strict=True):
+            bank.set(to_patches(embedding).unique(dim=0))
+        model.eval()
+        images[:, :, place[0] - 12 : place[0] + 12, place[1] - 12 : place[1] + 12] = 3.0
+        found = model(images).anomaly_map[0, 0]
+    row, column = divmod(int(found.argmax()), size[1])
+    assert abs(row - place[0]) <= 16
+    assert abs(column - place[1]) <= 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tile_size": 100, "stride": 100}, r"tile_size must be a multiple of 16.*\(96, 96\) would do"),
+        ({"tile_size": 64, "stride": 40}, r"stride must be a multiple of 16.*\(32, 32\) would do"),
+        ({"tile_size": 64, "stride": 64, "remove_border_count": 2}, "remove_border_count must be 0"),
+    ],
+)
+def test_tiles_that_cannot_be_right_are_refused(arguments: dict[str, int], message: str) -> None:
+    model = SgfrModel("resnet18", LAYERS)
+    model.tiler = Tiler(**arguments)
+    with pytest.raises(ValueError, match=message):
+        model.embed(torch.randn(1, 3, 128, 128))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_scores_with_the_same_banks(dtype: torch.dtype) -> None:
+    model = fitted(blur=4.0)
+    images = torch.randn(2, 3, 64, 64)
+    expected = model(images).anomaly_map
+    banks = [bank.atoms for bank in model.banks]
+    model.to(dtype)
+    with torch.no_grad():
+        found = model(images.to(dtype)).anomaly_map
+    assert found.dtype == torch.float32
+    assert all(map(torch.equal, banks, (bank.atoms for bank in model.banks)))
+    # what differs is the backbone's own precision
+    assert float((found - expected).abs().mean() / expected.mean()) < 0.05
+
+
+def test_few_matrices_are_kept_however_many_sizes_come() -> None:
+    model = SgfrModel("resnet18")
+    for size in range(30, 90):
+        model.combine([torch.rand(1, 1, 4, 5)], (size, size + 1))
+    assert len(model._smoothing) <= 16
+    scores = torch.rand(1, 1, 4, 5)
+    expected = functional.interpolate(scores, size=(30, 31), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model.combine([scores], (30, 31)), GaussianBlur2d(sigma=4.0)(expected))
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
@@ -199,17 +272,17 @@ def test_a_large_batch_needs_no_more_memory_than_its_chunks(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
-def test_atoms_of_one_image_are_left_out_of_every_scale_for_a_while(solver: str) -> None:
+def test_atoms_of_one_image_are_left_out_of_every_scale_to_score_with(solver: str) -> None:
     model = fitted(solver)
     images = torch.randn(1, 3, 64, 64)
     whole = model(images).anomaly_map
     expected = SgfrModel("resnet18", LAYERS, solver=solver, blur=0.0).eval()
     expected.embedder.load_state_dict(model.embedder.state_dict())
     for bank, fewer in zip(model.banks, expected.banks, strict=True):
-        bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 3)
+        bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 5)
         fewer.set(bank.atoms[bank.origin[:, 0] != 2])
-    with model.without(2):
-        torch.testing.assert_close(model(images).anomaly_map, expected(images).anomaly_map)
+    left = model.score(model.embed(images), (64, 64), model.without(2))
+    torch.testing.assert_close(left.anomaly_map, expected(images).anomaly_map)
     assert torch.equal(model(images).anomaly_map, whole)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from anomalib_sgfr.core.cover import Cover, merge
+from anomalib_sgfr.core.geometry import origins
 from anomalib_sgfr.core.provenance import renumbered, shifted
 from anomalib_sgfr.core.sampling import SubspaceSampler
 
@@ -11,11 +12,10 @@ from anomalib_sgfr.core.sampling import SubspaceSampler
 def stream(seed: int, images: int = 12, grid: tuple[int, int] = (5, 7)) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Embeddings of images, and where each was seen."""
     generator = torch.Generator().manual_seed(seed)
-    places = [torch.arange(length) for length in grid]
     return [
         (
             torch.randn(grid[0] * grid[1], 4, generator=generator),
-            torch.cartesian_prod(torch.tensor([number]), *places),
+            origins(torch.tensor([number]), grid),
         )
         for number in range(images)
     ]
@@ -24,7 +24,7 @@ def stream(seed: int, images: int = 12, grid: tuple[int, int] = (5, 7)) -> list[
 def holds(cover: Cover, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
     """Whether each atom is the embedding seen where it says."""
     seen = torch.stack([embeddings.reshape(5, 7, 4) for embeddings, _ in batches])
-    return torch.equal(cover.atoms, seen[tuple(cover.origin.T)])
+    return torch.equal(cover.atoms, seen[tuple(cover.origin[:, :3].T)])
 
 
 @pytest.mark.parametrize("bank_size", [3, 20, 400])
@@ -52,24 +52,24 @@ def test_merging_keeps_origins_apart() -> None:
 
 
 def test_numbers_close_up_and_name_the_same_images() -> None:
-    cover = Cover.of(torch.randn(4, 2), torch.tensor([[7, 0, 1], [3, 2, 2], [-1, 0, 0], [7, 5, 5]]))
-    coarse = Cover.of(torch.randn(2, 3), torch.tensor([[4, 0, 0], [7, 1, 1]]))
+    cover = Cover.of(torch.randn(4, 2), torch.tensor([[7, 0, 1, 9, 8], [3, 2, 2, 9, 8], [-1] * 5, [7, 5, 5, 6, 7]]))
+    coarse = Cover.of(torch.randn(2, 3), torch.tensor([[4, 0, 0, 2, 2], [7, 1, 1, 2, 2]]))
     (renamed, other), images = renumbered([cover, coarse], {3: "three", 4: "four", 5: "five", 7: "seven"})
     assert images == ["three", "four", "seven"]
-    assert other.origin.tolist() == [[1, 0, 0], [2, 1, 1]]
-    assert renamed.origin.tolist() == [[2, 0, 1], [0, 2, 2], [-1, 0, 0], [2, 5, 5]]
+    assert other.origin.tolist() == [[1, 0, 0, 2, 2], [2, 1, 1, 2, 2]]
+    assert renamed.origin.tolist() == [[2, 0, 1, 9, 8], [0, 2, 2, 9, 8], [-1] * 5, [2, 5, 5, 6, 7]]
     assert shifted(renamed, 10).origin[:, 0].tolist() == [12, 10, -1, 12]
 
 
 def test_an_origin_of_the_wrong_shape_is_refused() -> None:
     sampler = SubspaceSampler(5)
-    with pytest.raises(ValueError, match=r"origin must have shape \(6, 3\), got \(6, 2\)"):
+    with pytest.raises(ValueError, match=r"origin must have shape \(6, 5\), got \(6, 2\)"):
         sampler.observe(torch.randn(6, 2), torch.zeros(6, 2, dtype=torch.int64))
     assert sampler.patches_seen_ == 0
 
 
 def test_an_image_that_two_processes_knew_is_listed_once() -> None:
-    cover = Cover.of(torch.randn(3, 2), torch.tensor([[0, 0, 1], [1, 2, 2], [2, 5, 5]]))
+    cover = Cover.of(torch.randn(3, 2), torch.tensor([[0, 0, 1, 6, 6], [1, 2, 2, 6, 6], [2, 5, 5, 6, 6]]))
     (renamed,), images = renumbered([cover], {0: "old", 1: "new", 2: "old"})
     assert images == ["old", "new"]
     assert renamed.origin[:, 0].tolist() == [0, 1, 0]

@@ -93,6 +93,7 @@ def test_an_incomplete_copy_is_noticed(root: Path, tmp_path: Path) -> None:
         MTDDataset(tmp_path)
 
 
-def test_unknown_split_is_named(root: Path) -> None:
-    with pytest.raises(ValueError, match="split_name must be one of canonical, tile, got 'random'"):
-        MTDDataset(root, "random")
+def test_unknown_split_is_named(root: Path, tmp_path: Path) -> None:
+    for folder in (root, tmp_path / "nowhere"):  # the split first: data would not help
+        with pytest.raises(ValueError, match="split_name must be one of canonical, tile, got 'random'"):
+            MTDDataset(folder, "random")

@@ -1,5 +1,6 @@
 """The bank over a model's life: its certificate, new images later, and when it is large enough."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 from lightning.pytorch.loggers import CSVLogger
 
-from anomalib_sgfr import Sgfr
+from anomalib_sgfr import Sgfr, SubspaceSampler
+from anomalib_sgfr.fitting.learning import samplers_for
 from tests.conftest import atoms, fit, folder_datamodule, small, write_image
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
@@ -101,3 +103,87 @@ def test_a_tolerance_keeps_the_bank_small(parts: Path, tmp_path: Path) -> None:
     assert sizes[0] == 700 > sizes[1] > sizes[2] >= 5
     with pytest.raises(ValueError, match="tolerance"):
         small(tolerance=-0.5)
+
+
+def test_a_resumed_sampler_goes_on_from_the_threshold(datamodule: Folder, tmp_path: Path) -> None:
+    """What an update takes as an atom lies farther than the earlier bank's threshold from all of its atoms."""
+    model = small(pre_processor=SMALL_IMAGES, bank_size=60)
+    fit(model, datamodule, tmp_path / "first")
+    thresholds = [bank.state.threshold for bank in model.model.banks]
+    assert min(thresholds) > 0
+    model.update = True
+    samplers = model_samplers(model)
+    assert [sampler.threshold_ for sampler in samplers] == thresholds
+    assert [sampler.patches_seen_ for sampler in samplers] == [12 * 64, 12 * 16]
+    before = [bank.atoms for bank in model.model.banks]
+    fit(model, folder_datamodule(others(tmp_path / "others"), mask_dir=None), tmp_path / "second")
+    for bank, old, threshold in zip(model.model.banks, before, thresholds, strict=True):
+        new = [row for row in bank.atoms if not bool((old == row).all(1).any())]
+        assert new
+        assert float(torch.cdist(torch.stack(new), old).min()) > threshold * (1 - 1e-3)  # but for 16 bits
+        assert bank.state.threshold >= threshold
+
+
+def model_samplers(model: Sgfr) -> list[SubspaceSampler]:
+    return samplers_for(model.model.banks, model.bank_size, model.tolerance, model.update, global_rank=0)
+
+
+def test_all_processes_but_the_first_count_nothing_twice(datamodule: Folder, tmp_path: Path) -> None:
+    model = small(pre_processor=SMALL_IMAGES, bank_size=60, tolerance=3.0)
+    fit(model, datamodule, tmp_path)
+    first, second = (samplers_for(model.model.banks, 60, 3.0, update=True, global_rank=rank) for rank in (0, 1))
+    for mine, theirs, bank in zip(first, second, model.model.banks, strict=True):
+        assert mine.tolerance == theirs.tolerance == 1.5
+        assert torch.equal(mine.bank(), theirs.bank())
+        assert (mine.patches_seen_, theirs.patches_seen_) == (int(bank.count.sum()), 0)
+        assert float(theirs.cover().squares.sum()) == 0.0
+        assert torch.equal(theirs.cover().radius.sort().values, bank.radius.sort().values)
+    assert all(
+        sampler.atoms_held == 0 for sampler in samplers_for(model.model.banks, 60, 3.0, update=False, global_rank=0)
+    )
+
+
+def test_an_update_at_another_size_leaves_the_crops_of_earlier_atoms(datamodule: Folder, tmp_path: Path) -> None:
+    """Origins count the patches of the image they are of, not of the latest one."""
+    model = small(pre_processor=Sgfr.configure_pre_processor((64, 96)), bank_size=300)
+    fit(model, datamodule, tmp_path / "first")
+    places = [
+        {tuple(atom): tuple(origin) for atom, origin in zip(bank.atoms.tolist(), bank.origin.tolist(), strict=True)}
+        for bank in model.model.banks
+    ]
+    assert {origin[3:] for origin in places[0].values()} == {(8, 12)}
+    model.update = True
+    model.pre_processor.transform = Sgfr.configure_pre_processor((128, 80)).transform
+    fit(model, folder_datamodule(others(tmp_path / "others"), mask_dir=None), tmp_path / "second")
+    for scale, bank in enumerate(model.model.banks):
+        grids = {tuple(origin[3:]) for origin in bank.origin.tolist()}
+        assert grids == {(8 // 2**scale, 12 // 2**scale), (16 // 2**scale, 10 // 2**scale)}
+        stayed = 0
+        for atom, origin in zip(bank.atoms.tolist(), bank.origin.tolist(), strict=True):
+            if tuple(atom) in places[scale]:
+                stayed += 1
+                assert tuple(origin[1:]) == places[scale][tuple(atom)][1:]
+            assert 0 <= origin[1] < origin[3]
+            assert 0 <= origin[2] < origin[4]
+        assert stayed > 10
+
+
+def test_an_update_keeps_the_thumbnails_of_atoms_that_stay(parts: Path, tmp_path: Path) -> None:
+    images = tmp_path / "earlier"
+    shutil.copytree(parts, images)
+    model = small(pre_processor=SMALL_IMAGES, bank_size=300, thumbnails=True, tolerance=4.0)
+    fit(model, folder_datamodule(images), tmp_path / "first")
+    before = [
+        dict(zip(map(tuple, bank.atoms.tolist()), bank.thumbnails.clone(), strict=True)) for bank in model.model.banks
+    ]
+    shutil.rmtree(images)  # their pictures can only come from the bank now
+    model.update = True
+    fit(model, folder_datamodule(others(tmp_path / "others"), mask_dir=None), tmp_path / "second")
+    for bank, known in zip(model.model.banks, before, strict=True):
+        stayed = 0
+        for atom, picture in zip(bank.atoms.tolist(), bank.thumbnails, strict=True):
+            assert not bool((picture == 128).all()), "grey: lost"
+            if tuple(atom) in known:
+                stayed += 1
+                assert torch.equal(picture, known[tuple(atom)])
+        assert 10 < stayed < len(bank.atoms)

@@ -1,5 +1,6 @@
 """Thresholds from nominal images: the rate of false alarms is what was asked for."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from anomalib.data import InferenceBatch
 
+from anomalib_sgfr.inspection import calibration
 from anomalib_sgfr.inspection.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
 from tests.conftest import fit, folder_datamodule, small
 
@@ -104,3 +106,25 @@ def test_held_out_images_set_the_threshold(parts: Path, tmp_path: Path) -> None:
     seen = [str(path) for path in sorted((parts / "good").iterdir())]
     known, unknown = (nominal_scores(model.model, model.pre_processor, seen, leave_out=out) for out in (False, True))
     assert all(without > having for without, having in zip(unknown, known, strict=True))
+
+
+def test_training_images_are_scored_without_their_own_atoms(parts: Path, tmp_path: Path) -> None:
+    """The threshold of a fit is that of such scores, not of those that know the images."""
+    model = small(post_processor=NominalPostProcessor(0.2), bank_size=5000)
+    fit(model, folder_datamodule(parts), tmp_path)
+    paths = [str(path) for path in sorted((parts / "good").iterdir())]
+    without, having = (nominal_scores(model.model, model.pre_processor, paths, leave_out=out) for out in (True, False))
+    assert float(model.post_processor.image_threshold) == pytest.approx(alarm_threshold(without, 0.2))
+    assert float(model.post_processor.image_threshold) != pytest.approx(alarm_threshold(having, 0.2))
+
+
+@pytest.mark.parametrize("images", [1, 7, 50, 68, 69, 300])
+def test_as_many_training_images_are_scored_as_was_asked_for(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spread evenly over them, each once."""
+    monkeypatch.setattr(calibration, "nominal_scores", lambda _, __, paths, **___: [int(path) for path in paths])
+    processor = NominalPostProcessor(images=images)
+    for number in (1, 2, 69, 100, 299, 300, 301, 1000):
+        chosen = processor.scores_for(None, None, list(map(str, range(number))))  # type: ignore[arg-type]
+        assert len(chosen) == len(set(chosen)) == min(images, number)
+        steps = {after - before for before, after in itertools.pairwise([*chosen, number])}
+        assert max(steps) - min(steps) <= 1

@@ -14,7 +14,7 @@ from anomalib_sgfr import NominalPostProcessor, Sgfr
 from anomalib_sgfr.commands.explain import main
 from anomalib_sgfr.inspection.calibration import nominal_scores
 from anomalib_sgfr.inspection.explanation import explain
-from anomalib_sgfr.inspection.gallery import Gallery
+from anomalib_sgfr.inspection.gallery import Gallery, displayed
 from anomalib_sgfr.inspection.mimic_view import MimicView, draw, save
 from tests.conftest import fit, folder_datamodule, small
 
@@ -38,9 +38,9 @@ def test_every_atom_names_a_training_image_and_a_place_in_it(fitted: Sgfr) -> No
     images = fitted.model.images
     assert {Path(path).parent.name for path in images} == {"good"}
     for scale, bank in enumerate(fitted.model.banks):
-        assert bank.origin.shape == (len(bank.atoms), 3)
+        assert bank.origin.shape == (len(bank.atoms), 5)
         for atom in range(0, len(bank.origin), 37):
-            number, row, column = bank.origin[atom].tolist()
+            number, row, column, *_ = bank.origin[atom].tolist()
             with torch.no_grad():
                 embeddings = fitted.model.eval().embed(image_of(fitted, Path(images[number]))[None])
             # an atom is the mean of what it stands for, and that patch is a part of it
@@ -55,7 +55,7 @@ def test_an_atom_that_stands_for_one_patch_is_that_patch(parts: Path, tmp_path: 
     assert [len(bank.atoms) for bank in model.model.banks] == [12 * 8 * 8, 12 * 4 * 4]  # all of them
     for scale, bank in enumerate(model.model.banks):
         for atom in range(0, len(bank.atoms), 97):
-            number, row, column = bank.origin[atom].tolist()
+            number, row, column, *_ = bank.origin[atom].tolist()
             with torch.no_grad():
                 embeddings = model.model.eval().embed(image_of(model, Path(model.model.images[number]))[None])
             torch.testing.assert_close(embeddings[scale][0, :, row, column], bank.atoms[atom], atol=1e-3, rtol=1e-3)
@@ -123,6 +123,55 @@ def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path)
     assert len(list((tmp_path / "figures" / "bad").glob("*.png"))) == 6
     with pytest.raises(ValueError, match="regions must be at least 1"):
         MimicView(regions=0)
+
+
+@pytest.fixture(scope="module")
+def wide(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Sgfr:
+    """Fitted to pictures that are wider than high: rows and columns cannot be taken for each other."""
+    model = small(bank_size=5000, pre_processor=Sgfr.configure_pre_processor((64, 96)))
+    fit(model, folder_datamodule(parts), tmp_path_factory.mktemp("wide"))
+    return model
+
+
+def test_rows_are_rows_and_columns_are_columns(wide: Sgfr, parts: Path) -> None:
+    images = {path: image_of(wide, Path(path)) for path in wide.model.images}
+    for scale, bank in enumerate(wide.model.banks):
+        assert bank.origin[:, 3:].unique(dim=0).tolist() == [[8 // 2**scale, 12 // 2**scale]]
+        assert int(bank.origin[:, 2].max()) == 12 // 2**scale - 1
+        for atom in range(0, len(bank.atoms), 101):
+            number, row, column, *_ = bank.origin[atom].tolist()
+            with torch.no_grad():
+                embeddings = wide.model.eval().embed(images[wide.model.images[number]][None])
+            torch.testing.assert_close(embeddings[scale][0, :, row, column], bank.atoms[atom], atol=1e-3, rtol=1e-3)
+    image = image_of(wide, parts / "good_test" / "00.png").clone()
+    image[:, 8:24, 72:88] = 4.0  # rows 1 and 2, columns 9 and 10 of the finest patches
+    found = explain(wide.model, image, regions=1)
+    assert found.anomaly_map.shape == (64, 96)
+    assert [tuple(residual.shape) for residual in found.residuals] == [(8, 12), (4, 6)]
+    (region,) = found.regions
+    assert 0 <= region.row <= 3
+    assert 8 <= region.column <= 11
+    for part in region.reconstructions:
+        assert part.grid == (8 // 2**part.scale, 12 // 2**part.scale)
+        assert part.residual == pytest.approx(float(found.residuals[part.scale][part.row, part.column]))
+        for share in part.contributions:
+            assert share.grid == part.grid
+            assert 0 <= share.row < part.grid[0]
+            assert 0 <= share.column < part.grid[1]
+
+
+def test_a_crop_is_of_the_place_it_says(wide: Sgfr) -> None:
+    gallery = Gallery(wide.model, wide.pre_processor)
+    for scale, bank in enumerate(wide.model.banks):
+        side = 8 * 2**scale
+        for atom in range(0, len(bank.atoms), 211):
+            number, row, column, *_ = bank.origin[atom].tolist()
+            picture = displayed(wide.pre_processor, image_of(wide, Path(wide.model.images[number])))
+            middle = picture[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            found = gallery.original(scale, atom)
+            assert found is not None
+            assert found.shape == (5 * side, 5 * side, 3)
+            np.testing.assert_array_equal(found[2 * side : 3 * side, 2 * side : 3 * side], middle)
 
 
 def test_what_cannot_be_explained_is_refused() -> None:

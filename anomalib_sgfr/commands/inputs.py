@@ -1,0 +1,115 @@
+"""What Sgfr's own commands are given: arguments, images and checkpoints, refused in one line that says why."""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from anomalib_sgfr.lightning_model import Sgfr
+
+__all__ = ["Parser", "at_least", "existing", "images_in", "load", "quiet", "readable"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"error: {message} ({self.prog} --help)\n")
+
+
+def at_least(least: int) -> Any:  # noqa: ANN401
+    """Type of an argument that is an integer, and not less than ``least``."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            msg = f"must be an integer of at least {least}, got '{text}'"
+            raise argparse.ArgumentTypeError(msg)
+        return number
+
+    return parse
+
+
+def existing(text: str) -> Path:
+    """Type of an argument that names a file or folder which is there."""
+    path = Path(text)
+    if not path.exists():
+        msg = f"{path}: no such file or folder"
+        raise argparse.ArgumentTypeError(msg)
+    return path
+
+
+def quiet() -> None:
+    """Leave out what anomalib and Lightning tell of every run: some is false of a model that is loaded already."""
+    for name in ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def images_in(path: Path) -> list[Path]:
+    """Image files in a folder and those below, or the one file.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from anomalib.data.utils.image import is_image_file
+
+    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    found = [file for file in found if file.is_file() and is_image_file(file)]
+    if not found:
+        msg = f"{path}: {'not an image' if path.is_file() else 'no image in this folder'}"
+        raise ValueError(msg)
+    return found
+
+
+def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
+    """Restore a fitted model on the CPU.
+
+    Args:
+        checkpoint (Path): That a fit saved.
+        **overrides (Any): Arguments of the model that shall differ.
+
+    Raises:
+        ValueError: If the file is not a checkpoint, or not one that Sgfr can use.
+        RuntimeError: If it was saved before its fit ended.
+    """
+    from anomalib_sgfr.lightning_model import Sgfr
+
+    try:
+        model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", **overrides)
+    except (ValueError, OSError):  # which name the file
+        raise
+    except Exception as error:
+        msg = f"'{checkpoint}' is not a checkpoint that `anomalib fit --model Sgfr` saved ({type(error).__name__})."
+        raise ValueError(msg) from error
+    model.require_fitted("use")
+    return model
+
+
+def readable(paths: list[Path], damaged: dict[Path, str]) -> Any:  # noqa: ANN401
+    """Loader of the images that can be read, one by one, for the Engine; in this process.
+
+    Args:
+        paths (list[Path]): Image files.
+        damaged (dict[Path, str]): Is told of those that cannot be read, and why.
+    """
+    from anomalib.data import ImageBatch, ImageItem
+    from anomalib.data.utils import read_image
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Readable(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for path in paths:
+                try:
+                    image = read_image(path, as_tensor=True)
+                except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
+                    damaged[path] = f"{type(error).__name__}: {error}"
+                else:
+                    yield ImageItem(image=image, image_path=str(path))
+
+    return DataLoader(Readable(), collate_fn=ImageBatch.collate)

@@ -1,0 +1,161 @@
+"""``anomalib-sgfr ...``, also ``python -m anomalib_sgfr ...``: Sgfr's own commands, and all of anomalib's.
+
+Help, the version and a mistyped command import neither PyTorch nor anomalib.
+"""
+
+import difflib
+import linecache
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+from typing import NamedTuple
+
+__all__ = ["ANOMALIBS", "OWN", "Command", "main"]
+
+
+class Command(NamedTuple):
+    """A module whose ``main`` takes arguments and returns the exit code, and a line of help."""
+
+    module: str
+    help: str
+
+
+OWN = {
+    "explain": Command("anomalib_sgfr.commands.explain", "draw why images are anomalous: the mimic view"),
+}
+ANOMALIBS = ("train", "fit", "validate", "test", "predict", "export", "benchmark", "install")
+_SWITCH = "ANOMALIB_SGFR_TRACEBACK"
+_EXPLAINED = (ValueError, TypeError, RuntimeError, LookupError, ImportError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments (Sequence[str] | None): What follows the program's name. Defaults to those of the process.
+
+    Returns:
+        int: The exit code: 0 if all went well, 1 if not, 2 if the arguments are at fault.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    whole = os.environ.get(_SWITCH, "0").lower() not in {"", "0", "false", "no", "off"}
+    if given[:1] == ["--traceback"]:
+        whole, given = True, given[1:]
+    if not given:
+        print(_page(), file=sys.stderr)  # noqa: T201
+        return 2
+    if given[0] in {"-h", "--help"}:
+        print(_page())  # noqa: T201
+        return 0
+    if given[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"anomalib-sgfr {version('anomalib-sgfr')}")  # noqa: T201
+        return 0
+    if not given[0].startswith("-") and given[0] not in {*OWN, *ANOMALIBS}:
+        near = difflib.get_close_matches(given[0], [*OWN, *ANOMALIBS], n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else "anomalib-sgfr --help lists them."
+        return _say(f"there is no command '{given[0]}': {hint}", 2)
+    return _run(given, whole=whole)
+
+
+def _page() -> str:
+    width = max(map(len, OWN))
+    lines = [
+        "usage: anomalib-sgfr [--traceback] COMMAND ...",
+        "       anomalib-sgfr --help | --version",
+        "",
+        "Sgfr's own commands:",
+        *(f"  {name:{width}}  {command.help}" for name, command in OWN.items()),
+        "",
+        "All of anomalib's commands work too and are handed on, with Sgfr and its data sets known:",
+        f"  {', '.join(ANOMALIBS)}",
+        "",
+        "COMMAND --help lists the options of one. An error that explains itself ends in one line;",
+        f"--traceback before the command, or {_SWITCH}=1, shows where it came from.",
+    ]
+    return "\n".join(lines)
+
+
+def _run(given: list[str], *, whole: bool) -> int:
+    """Run one of Sgfr's commands, or hand on to anomalib; what goes wrong ends in a line that says what."""
+    try:
+        if given[0] in OWN:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of other packages, to each other
+                code: int = import_module(OWN[given[0]].module).main(given[1:])
+            return code
+        _hand_on(given)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except Exception as raised:  # noqa: BLE001  # whatever it is, its reason comes last
+        error = _meant(raised)
+        if whole or not _explains_itself(error):
+            sys.excepthook(type(error), error, error.__traceback__)
+        return _say(_reason(error), 1)
+    return 0
+
+
+def _hand_on(given: list[str]) -> None:
+    """Do as anomalib's own ``main`` does, with Sgfr and the data sets loaded, wherever the plugin is not."""
+    from anomalib.cli import AnomalibCLI
+    from anomalib.loggers import configure_logger
+
+    import_module("anomalib_sgfr.data")
+    import_module("anomalib_sgfr.lightning_model")
+    configure_logger()
+    AnomalibCLI(given)
+
+
+def _explains_itself(error: BaseException) -> bool:
+    """Whether somebody meant the message for the user: the system, this package or anomalib, by a ``raise``."""
+    if isinstance(error, OSError) or _notes(error):
+        return True
+    if not isinstance(error, _EXPLAINED) or not str(error):
+        return False
+    package, frame, line = _raised_in(error)
+    statement = linecache.getline(frame.f_code.co_filename, line).lstrip() if frame else ""
+    return package in {"anomalib", "anomalib_sgfr"} and statement.startswith("raise ")
+
+
+def _meant(error: BaseException) -> BaseException:
+    """The error that explains itself among those that jsonargparse had when it refused a class's arguments."""
+    package, frame, _ = _raised_in(error)
+    tried = frame.f_locals.get("exceptions", ()) if frame and package == "jsonargparse" else ()
+    inner = (_meant(found) for found in tried if isinstance(found, BaseException))
+    return next(filter(_explains_itself, inner), error)
+
+
+def _raised_in(error: BaseException) -> tuple[str, FrameType | None, int]:
+    """Top-level package, frame and line that an error came from."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return "", None, 0
+    frame, line = frames[-1]
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0], frame, line
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What this package added to an exception of somebody else's."""
+    notes = getattr(error, "__notes__", [])
+    if not notes:
+        return []
+    from anomalib_sgfr.fitting.artefacts import Reason
+
+    return [note for note in notes if isinstance(note, Reason)]
+
+
+def _reason(error: BaseException) -> str:
+    said = " ".join("; ".join(_notes(error) or [str(error)]).split())
+    if _explains_itself(error) and said:
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _say(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    return code

@@ -1,0 +1,32 @@
+"""Banks as a fit makes them, of patches at hand."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from anomalib_sgfr.core.cover import Cover, centred
+from anomalib_sgfr.core.sampling import WORKING_SIZE, SubspaceSampler
+
+__all__ = ["covers"]
+
+
+@torch.no_grad()
+def covers(batches: Sequence[Tensor], sizes: Iterable[int]) -> Iterator[tuple[int, Cover]]:
+    """Banks of several sizes; small ones are chosen from the same atoms, as each would be alone, in one pass.
+
+    Args:
+        batches (Sequence[Tensor]): Patches of one scale as the fit sees them, each ``(n, d)``.
+        sizes (Iterable[int]): Most atoms of each bank.
+
+    Yields:
+        tuple[int, Cover]: Each size, the smallest first, and the atoms with what they stand for.
+    """
+    sampler: SubspaceSampler | None = None
+    for size in sorted(sizes):
+        working_size = max(size, WORKING_SIZE)
+        if sampler is None or sampler.bank_size != working_size:
+            sampler = SubspaceSampler(working_size)
+            for batch in batches:
+                sampler.observe(batch)
+        yield size, centred(sampler.learnt(size)[0])

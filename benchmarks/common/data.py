@@ -1,0 +1,178 @@
+"""The benchmark's data sets, by name."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from anomalib.data import AnomalibDataModule, AnomalibDataset, Folder
+from anomalib.data.utils import ValSplitMode
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import Transform
+from torchvision.tv_tensors import Mask
+
+from anomalib_sgfr.data import ELPV, MTD
+
+__all__ = ["DATASETS", "AlteredData", "build", "images", "keep_training_images", "kinds", "masks"]
+
+DATASETS = ("mtd", "elpv-mono", "elpv-poly", "elpv-both", "folder")
+
+
+class AlteredData(AnomalibDataModule):
+    """Data that are changed whenever they are set up: a trainer sets them up once more.
+
+    Attributes:
+        changes (list[Callable[[], None]]): What to do each time, one after the other.
+    """
+
+    def __init__(self, **arguments: Any) -> None:  # noqa: ANN401
+        super().__init__(**arguments)
+        self.changes: list[Callable[[], None]] = []
+
+    def _setup(self, stage: str | None = None) -> None:
+        super()._setup(stage)  # type: ignore[safe-super]  # of the data set, which comes after this class
+        for change in self.changes:
+            change()
+
+
+class _MTD(AlteredData, MTD): ...
+
+
+class _ELPV(AlteredData, ELPV): ...
+
+
+class _Folder(AlteredData, Folder): ...
+
+
+def build(
+    dataset: str,
+    root: Path | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    limit_train: int | None = None,
+    contamination: float | None = None,
+    num_workers: int = 2,
+) -> AlteredData:
+    """Build a data set, set up and ready to use.
+
+    Args:
+        dataset (str): One of :data:`DATASETS`. ``folder`` is your own: ``good`` and ``bad`` under ``root``, and where
+            they exist ``good_test`` and ``masks`` (of the names in ``bad``).
+        root (Path | None): Where the images are; needed by ``mtd`` and ``folder``.
+        split (str | None): Split of ``mtd``. Defaults to ``canonical``.
+        seed (int): Split of ``elpv-*`` and of ``folder``, and choice of the ``limit_train`` images.
+        limit_train (int | None): Number of training images to use; ``None`` for all.
+        contamination (float | None): Share of the training images to be defective: so many of the defective test
+            images, chosen by the seed, are trained on as if they were good, and not tested.
+        num_workers (int): Worker processes that load images.
+
+    Returns:
+        AlteredData: After ``setup``.
+
+    Raises:
+        ValueError: If the name is unknown, ``root`` is missing, or there are fewer than ``limit_train`` images or fewer
+            defective ones than ``contamination`` asks for.
+        FileNotFoundError: If the data is not there; the message says where it comes from.
+    """
+    module: AlteredData
+    if dataset == "mtd":
+        if root is None:
+            msg = (
+                "--root is needed for mtd: the folder of "
+                "`git clone https://github.com/abin24/Magnetic-tile-defect-datasets.`"
+            )
+            raise ValueError(msg)
+        module = _MTD(root=root, split=split or "canonical", num_workers=num_workers)
+    elif dataset.startswith("elpv-"):
+        module = _ELPV(root=root, cell_type=dataset.removeprefix("elpv-"), split_seed=seed, num_workers=num_workers)
+    elif dataset == "folder":
+        if root is None:
+            msg = "--root is needed for folder: it holds the folders good and bad."
+            raise ValueError(msg)
+        module = _Folder(
+            name=root.name,
+            root=root,
+            normal_dir="good",
+            abnormal_dir="bad",
+            normal_test_dir="good_test" if (root / "good_test").is_dir() else None,
+            mask_dir="masks" if (root / "masks").is_dir() else None,
+            val_split_mode=ValSplitMode.SAME_AS_TEST,
+            num_workers=num_workers,
+            seed=seed,
+        )
+    else:
+        msg = f"dataset must be one of {', '.join(DATASETS)}, got '{dataset}'."
+        raise ValueError(msg)
+    if limit_train is not None:
+        module.changes.append(lambda: _limit(module, limit_train, seed))
+    if contamination:
+        module.changes.append(lambda: _contaminate(module, contamination, seed))
+    module.setup()
+    return module
+
+
+def kinds(samples: pd.DataFrame, paths: Sequence[str] | None = None) -> NDArray[np.str_]:
+    """Kind of defect of each sample, ``"good"`` for none; in the order of ``paths``, or that of the samples."""
+    names = ("good" if not row.label_index else getattr(row.label, "value", row.label) for row in samples.itertuples())
+    kind_of = dict(zip(samples["image_path"], map(str, names), strict=True))
+    return np.array([kind_of[path] for path in (samples["image_path"] if paths is None else paths)])
+
+
+def images(dataset: AnomalibDataset, rows: Iterable[int], transform: Transform) -> Tensor:
+    """Some images of a data set as a model sees them, shape ``(N, 3, H, W)``."""
+    return torch.cat([transform(cast("Any", dataset[int(row)]).image[None]) for row in rows])
+
+
+def masks(dataset: AnomalibDataset, transform: Transform) -> NDArray[np.bool_]:
+    """The masks of a data set at the size a model sees, resized with the images: nearest pixel; ``(N, H, W)``."""
+    items = (cast("Any", dataset[row]) for row in range(len(dataset)))
+    resized = [transform(item.image[None], Mask(item.gt_mask[None]))[1] for item in items]
+    return torch.cat(resized).numpy() > 0
+
+
+def keep_training_images(module: AlteredData, paths: Sequence[str]) -> None:
+    """Train on some of the images only, also after a trainer has set the data up once more.
+
+    Args:
+        module (AlteredData): As :func:`build` gives it.
+        paths (Sequence[str]): The training images to keep.
+    """
+
+    def keep() -> None:
+        samples = module.train_data.samples
+        kept = samples[samples["image_path"].isin(paths)].reset_index(drop=True)
+        kept.attrs.update(samples.attrs)
+        module.train_data.samples = kept
+
+    module.changes.append(keep)
+    keep()
+
+
+def _limit(module: AnomalibDataModule, number: int, seed: int) -> None:
+    """Keep ``number`` training images."""
+    samples = module.train_data.samples
+    if not 1 <= number <= len(samples):
+        msg = f"limit_train must lie between 1 and the {len(samples)} training images, got {number}."
+        raise ValueError(msg)
+    chosen = samples.sample(n=number, random_state=seed).sort_index().reset_index(drop=True)
+    chosen.attrs.update(samples.attrs)
+    module.train_data.samples = chosen
+
+
+def _contaminate(module: AnomalibDataModule, share: float, seed: int) -> None:
+    """Train on defective test images as if they were good."""
+    train, test = module.train_data.samples, module.test_data.samples
+    defective = test[test.label_index == 1]
+    number = round(len(train) * share / (1.0 - share)) if 0.0 < share < 1.0 else -1
+    if not 1 <= number < len(defective):
+        msg = f"contamination must leave some of the {len(defective)} defective test images to test, got {share}."
+        raise ValueError(msg)
+    moved = defective.sample(n=number, random_state=seed)
+    left = test.drop(moved.index).reset_index(drop=True)
+    mixed = pd.concat([train, moved.assign(label_index=0, split="train")], ignore_index=True)
+    for samples, original in ((left, test), (mixed, train)):
+        samples.attrs.update(original.attrs)
+    module.train_data.samples, module.test_data.samples = mixed, left

@@ -1,0 +1,143 @@
+"""Patch embeddings of a data set, computed once and kept on disk, for studies that vary what comes after them."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from anomalib.data import AnomalibDataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomalib_sgfr import Sgfr
+from anomalib_sgfr.core.arguments import Pooling
+from anomalib_sgfr.features.embedding import PatchEmbedder
+from benchmarks.common import data
+from benchmarks.common.scores import label_regions
+from benchmarks.common.zoo import strided_layers
+
+__all__ = ["Features", "load"]
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Features:
+    """Embeddings of one split.
+
+    Attributes:
+        train (list[NDArray[np.float32]]): Of the training images, for each scale ``(N, d, h, w)``.
+        test (list[NDArray[np.float32]]): Of the test images, for each scale ``(T, d, h, w)``.
+        kinds (NDArray[np.str_]): Kind of defect of each test image, ``"good"`` for none.
+        regions (NDArray[np.int32] | None): Numbered defective regions ``(T, H, W)``; ``None`` without masks.
+        image_size (tuple[int, int]): Height and width of the images that were embedded.
+    """
+
+    train: list[NDArray[np.float32]]
+    test: list[NDArray[np.float32]]
+    kinds: NDArray[np.str_]
+    regions: NDArray[np.int32] | None
+    image_size: tuple[int, int]
+
+    def batches(self, seed: int) -> list[list[Tensor]]:
+        """The training patches of each scale as a fit sees them: batches ``(n, d)`` of 32 images in random order."""
+        order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(seed)).numpy()
+        starts = range(0, len(order), _BATCH)
+        return [[_patches(maps[order[start : start + _BATCH]]) for start in starts] for maps in self.train]
+
+
+def _patches(maps: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(maps).permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def load(
+    dataset: str,
+    root: Path | None,
+    split: str | None,
+    seed: int,
+    limit_train: int | None,
+    backbone: str,
+    strides: tuple[int, ...],
+    image_size: tuple[int, int],
+    cache: Path,
+    pooling: Pooling = "binomial",
+) -> Features:
+    """Embed a split, or read what was embedded before; arguments as for :func:`benchmarks.common.data.build`.
+
+    Args:
+        dataset (str): As for :func:`benchmarks.common.data.build`; so ``root``, ``split``, ``seed``, ``limit_train``.
+        root (Path | None): Folder of the images.
+        split (str | None): Split of ``mtd``.
+        seed (int): Split of ``elpv-*`` and choice of the ``limit_train`` images.
+        limit_train (int | None): Number of training images.
+        backbone (str): Name of a timm model with pretrained weights at hand.
+        strides (tuple[int, ...]): Strides of the stages to take.
+        image_size (tuple[int, int]): Height and width.
+        cache (Path): Folder for embeddings; they take 4 bytes a value.
+        pooling (Pooling): How features are averaged with their neighbours.
+
+    Returns:
+        Features: The embeddings.
+    """
+    module = data.build(dataset, root, split, seed, limit_train, num_workers=0)
+    everything = data.build(dataset, root, split, seed, num_workers=0)
+    full = pd.concat([everything.train_data.samples, everything.test_data.samples])
+    full = full.drop_duplicates("image_path").sort_values("image_path")
+    stored = _embed(full, everything.test_data, backbone, strides, image_size, cache, pooling)
+    row = {path: index for index, path in enumerate(full["image_path"])}
+    train, test = (
+        [maps[[row[path] for path in samples["image_path"]]] for maps in stored]
+        for samples in (module.train_data.samples, module.test_data.samples)
+    )
+    samples = module.test_data.samples
+    regions = None
+    if samples.attrs.get("task") == "segmentation":
+        transform = cast("Any", Sgfr.configure_pre_processor(image_size, backbone).transform)
+        regions = label_regions(data.masks(module.test_data, transform))
+    return Features(train, test, data.kinds(samples), regions, image_size)
+
+
+def _embed(
+    samples: pd.DataFrame,
+    template: AnomalibDataset,
+    backbone: str,
+    strides: tuple[int, ...],
+    image_size: tuple[int, int],
+    cache: Path,
+    pooling: Pooling,
+) -> list[NDArray[np.float32]]:
+    embedder = PatchEmbedder(backbone, strided_layers(backbone, strides), pooling)
+    identity = json.dumps([sorted(samples["image_path"]), backbone, strides, image_size, pooling])
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    paths = [cache / f"{name}-{scale}-of-{embedder.scales}.npy" for scale in range(embedder.scales)]
+    if all(path.exists() for path in paths):
+        return [np.load(path, mmap_mode="r") for path in paths]
+    cache.mkdir(parents=True, exist_ok=True)
+    embedder.load_pretrained()
+    transform = cast("Any", Sgfr.configure_pre_processor(image_size, backbone).transform)
+    attributes = template.samples.attrs
+    template.samples = samples.reset_index(drop=True)
+    template.samples.attrs.update(attributes)
+    partial = [path.with_suffix(".partial.npy") for path in paths]
+    stores: list[np.memmap[Any, np.dtype[np.float32]]] = []
+    with torch.no_grad():
+        for start in range(0, len(samples), _BATCH):
+            images = data.images(template, range(start, min(start + _BATCH, len(samples))), transform)
+            scales = [maps.float().numpy() for maps in embedder(images)]
+            if not stores:
+                shapes = [(len(samples), *maps.shape[1:]) for maps in scales]
+                stores = [
+                    np.lib.format.open_memmap(path, "w+", np.float32, shape)
+                    for path, shape in zip(partial, shapes, strict=True)
+                ]
+            for store, maps in zip(stores, scales, strict=True):
+                store[start : start + len(maps)] = maps
+    for store in stores:
+        store.flush()
+    for temporary, path in zip(partial, paths, strict=True):
+        temporary.replace(path)
+    return [np.load(path, mmap_mode="r") for path in paths]

@@ -1,0 +1,173 @@
+"""The models under comparison, on the same backbone, weights, layers, image size and normalisation.
+
+Each model keeps its own defaults for all else. Baselines read the backbone's weights under the name that this package
+registers with timm, because anomalib's extractor takes no weights package.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import timm
+from anomalib.models import MHPatchcore, Padim, Patchcore
+from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+
+from anomalib_sgfr import Sgfr, SubspaceSampling
+from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.features.backbones import OFFLINE_SUFFIX
+from anomalib_sgfr.features.embedding import backbone_stages, resolve_layers
+
+__all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "strided_layers", "timed"]
+
+_COMPONENTS = {"backbone", "layers", "pre_trained", "seed"}
+_COMPONENTS |= {"pre_processor", "post_processor", "evaluator", "visualizer", "thumbnails"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model under comparison.
+
+    Attributes:
+        model (Callable[..., AnomalibModule]): Its class.
+        sampling (Callable): From a model to the (owner, method name) pairs that do its own work during a fit.
+        strides (tuple[int, ...]): Strides of the backbone stages it uses.
+        environment (tuple[tuple[str, str], ...]): Environment variables its process needs.
+    """
+
+    model: Callable[..., AnomalibModule]
+    sampling: Callable[[Any], list[tuple[Any, str]]]
+    strides: tuple[int, ...] = (8, 16)
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def layers(self, backbone: str) -> list[str]:
+        """Backbone layers this model takes: its own choice of strides."""
+        return strided_layers(backbone, self.strides)
+
+    def build(self, backbone: str, image_size: tuple[int, int], seed: int, arguments: dict[str, Any]) -> AnomalibModule:
+        """Build the model, to give raw scores."""
+        common: dict[str, Any] = {
+            "layers": self.layers(backbone),
+            "pre_processor": Sgfr.configure_pre_processor(image_size, backbone),
+            "post_processor": PostProcessor(enable_normalization=False, enable_thresholding=False),
+            "evaluator": False,
+            "visualizer": False,
+        }
+        if self.model is Sgfr:
+            return Sgfr(backbone=backbone, seed=seed, **common, **arguments)
+        offline = backbone + OFFLINE_SUFFIX
+        name = offline if timm.is_model(offline) else backbone
+        return self.model(backbone=name, **common, **arguments)
+
+
+def strided_layers(backbone: str, strides: tuple[int, ...]) -> list[str]:
+    """Layers of a backbone by their stride; Sgfr's default where it has none of these (a vision transformer)."""
+    chosen = [stage.layer for stage in backbone_stages(backbone) if stage.stride in strides]
+    return chosen or resolve_layers(backbone)
+
+
+# Without the first, anomalib's coreset selection can fragment the C library's heap to many times what it needs. The
+# second backs its large temporaries by large pages, which makes it faster (benchmarks.pages).
+_LARGE_BLOCKS = (("MALLOC_MMAP_THRESHOLD_", "1048576"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"))
+
+MODELS: dict[str, Entry] = {
+    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "learnt")]),
+    "patchcore": Entry(Patchcore, lambda model: [(model, "fit")], environment=_LARGE_BLOCKS),
+    "padim": Entry(Padim, lambda model: [(model, "fit")], strides=(4, 8, 16)),
+    "mhpatchcore": Entry(
+        MHPatchcore,
+        lambda model: [
+            (part, step)
+            for part in (model.model.pca, model.model.covariance, model.model.memory_bank)
+            for step in ("forward", "update", "finalize")
+        ],
+    ),
+}
+
+
+def resolve_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a model but backbone, seed and components: its defaults, then what was asked for.
+
+    Raises:
+        ValueError: If the model has no such argument; the message lists those it has.
+    """
+    parameters = inspect.signature(MODELS[model].model).parameters
+    defaults = {name: item.default for name, item in parameters.items() if name not in _COMPONENTS}
+    unknown = set(overrides) - set(defaults)
+    if unknown:
+        msg = f"{model} has no argument {', '.join(sorted(unknown))}; it has: {', '.join(defaults)}."
+        raise ValueError(msg)
+    if model == "padim":  # anomalib asks for it with any backbone but two; 100 is what it gives the smaller
+        defaults["n_features"] = 100
+    if model == "patchcore":  # an enumeration, which JSON cannot hold
+        defaults["precision"] = "float32"
+    return {**defaults, **overrides}
+
+
+class BareExtraction(Sgfr):
+    """What every model does at least: load the training images and embed them. Keeps nothing."""
+
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        """Embed a batch and drop it."""
+        return {"loss": super().training_step(batch, *args, **kwargs)["loss"]}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """No sampling."""
+        return [callback for callback in super().configure_callbacks() if not isinstance(callback, SubspaceSampling)]
+
+    def fit(self) -> None:
+        """Nothing was kept to learn from."""
+
+
+def stored(model: AnomalibModule) -> tuple[int | None, int]:
+    """Number of embeddings a fitted model stores, and the bytes of all it learnt."""
+    inner: Any = model.model
+    extractor: nn.Module = inner.embedder.extractor if isinstance(model, Sgfr) else inner.feature_extractor
+    backbone = {id(tensor) for tensor in (*extractor.parameters(), *extractor.buffers())}
+    kept = inner.state_dict().keys()
+    learnt = [
+        tensor
+        for name, tensor in (*inner.named_parameters(), *inner.named_buffers())
+        if name in kept and id(tensor) not in backbone and "blur" not in name  # a Gaussian, not learnt
+    ]
+    atoms = None
+    if isinstance(model, Sgfr):
+        atoms = sum(len(bank.atoms) for bank in inner.banks)
+    elif isinstance(model, Patchcore):
+        atoms = len(inner.memory_bank)
+    elif isinstance(model, MHPatchcore):
+        atoms = len(inner.memory_bank.bank)
+    return atoms, sum(tensor.numel() * tensor.element_size() for tensor in learnt)
+
+
+@contextmanager
+def timed(steps: list[tuple[Any, str]]) -> Iterator[list[float]]:
+    """Collect the seconds spent in methods, given as (owner, name), while the context lasts."""
+    seconds: list[float] = []
+    wrapped = []
+    for owner, name in steps:
+        original = getattr(owner, name)
+        was_own = name in vars(owner)
+
+        def timing(*args: Any, _original: Callable[..., Any] = original, **kwargs: Any) -> Any:  # noqa: ANN401
+            start = perf_counter()
+            try:
+                return _original(*args, **kwargs)
+            finally:
+                seconds.append(perf_counter() - start)
+
+        setattr(owner, name, timing)
+        wrapped.append((owner, name, original, was_own))
+    try:
+        yield seconds
+    finally:
+        for owner, name, original, was_own in wrapped:
+            if was_own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)

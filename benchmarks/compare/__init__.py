@@ -1,0 +1,1 @@
+"""Sgfr against anomalib's memory-bank models: runs, tables and pictures."""

@@ -1,0 +1,1 @@
+"""Exported models, run without PyTorch: their answers, size and latency."""

@@ -1,0 +1,152 @@
+"""Fit and export one model for the edge benchmark: ``python -m benchmarks.edge.export CASE FOLDER [ROOT]``.
+
+``CASE`` is a name of :data:`benchmarks.edge.cases.CASES`. Writes into ``FOLDER`` what is exported, and for a case whose
+answers are compared ``reference.npz``: scores, labels and maps of the test images through anomalib's Engine.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType, ExportType
+from anomalib.models.components import AnomalibModule
+from lightning.pytorch import seed_everything
+from torch import Tensor, nn
+
+from anomalib_sgfr import NominalPostProcessor, Sgfr
+from benchmarks.common import data
+from benchmarks.common.engine import quiet_engine, silence
+from benchmarks.common.zoo import MODELS, resolve_arguments
+from benchmarks.edge.cases import CASES, Case
+
+_IMAGE = (256, 256)
+_TRAIN_IMAGES = 100
+_COMPRESSIONS = {
+    "fp16": CompressionType.FP16,
+    "int8": CompressionType.INT8,
+    "int8_ptq": CompressionType.INT8_PTQ,
+    "int8_acq": CompressionType.INT8_ACQ,
+}
+
+
+class _Bare(nn.Module):
+    """The backbone alone, up to the layers the models take their features from."""
+
+    def __init__(self, model: Sgfr) -> None:
+        super().__init__()
+        self.pre_processor: Any = model.pre_processor
+        self.extractor = model.model.embedder.extractor
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.extractor(self.pre_processor(images))
+        return tuple(features.values()) if isinstance(features, dict) else tuple(features)
+
+
+def main(name: str, folder: str, root: str | None = None) -> None:
+    """Fit and export."""
+    silence()
+    seed_everything(0, verbose=False)
+    case, out = CASES[name], Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    dataset, place = ("mtd", Path(root)) if root else ("elpv-mono", None)
+    if case.model == "bare":
+        bare = _Bare(Sgfr(backbone=case.backbone, evaluator=False, visualizer=False)).eval()
+        batch = torch.export.Dim("batch")
+        torch.onnx.export(
+            bare,
+            (torch.zeros(2, 3, *_IMAGE),),
+            str(out / "model.onnx"),
+            input_names=["input"],
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            opset_version=18,
+        )
+        import openvino
+
+        openvino.save_model(openvino.convert_model(out / "model.onnx"), out / "model.xml", compress_to_fp16=False)
+        (out / "model.onnx").unlink()
+        (out / "model.onnx.data").unlink(missing_ok=True)
+        return
+    datamodule = data.build(dataset, place, limit_train=_TRAIN_IMAGES)
+    model = _model(case)
+    with tempfile.TemporaryDirectory() as scratch:
+        engine = quiet_engine(scratch, limit_val_batches=0)
+        engine.fit(model, datamodule=datamodule)
+        if case.model == "patchcore":
+            _fill(model, case.atoms)
+        static: dict[str, Any] = {} if case.model == "sgfr" else {"onnx_kwargs": {"dynamic_shapes": None}}
+        _move(engine.export(model, ExportType.OPENVINO, scratch, input_size=_IMAGE, **static), out / "model.xml")
+        if not case.compared:
+            return
+        _reference(model, datamodule, out)
+        _move(engine.export(model, ExportType.ONNX, scratch), out / "model.onnx")
+        _move(engine.export(model, ExportType.OPENVINO, scratch), out / "any_size.xml")
+        for suffix, compression in _COMPRESSIONS.items() if case.compressed else ():
+            path = engine.export(
+                model,
+                ExportType.OPENVINO,
+                scratch,
+                input_size=_IMAGE,
+                compression_type=compression,
+                datamodule=datamodule if suffix.endswith(("ptq", "acq")) else None,
+            )
+            _move(path, out / f"{suffix}.xml")
+
+
+def _model(case: Case) -> AnomalibModule:
+    if case.model != "sgfr":
+        return MODELS[case.model].build(case.backbone, _IMAGE, 0, resolve_arguments(case.model, case.arguments))
+    return Sgfr(
+        backbone=case.backbone,
+        bank_size=case.atoms,
+        pre_trained=case.pre_trained,
+        seed=0,
+        post_processor=NominalPostProcessor(0.05),
+        evaluator=False,
+        visualizer=False,
+        **case.arguments,
+    )
+
+
+def _fill(model: Any, atoms: int) -> None:  # noqa: ANN401
+    """Give Patchcore a bank of the size its ratio would select: which embeddings they are does not matter to time."""
+    bank = model.model.memory_bank
+    model.model.memory_bank = bank[torch.arange(atoms) % len(bank)] + 1e-3 * torch.randn(atoms, bank.shape[1])
+
+
+def _reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path) -> None:
+    """What the model answers through anomalib's Engine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        batches: Any = quiet_engine(scratch).predict(model, dataloaders=datamodule.test_dataloader())
+    paths = [path for batch in batches for path in batch.image_path]
+    masks = [batch.gt_mask.numpy().astype(bool) for batch in batches if batch.gt_mask is not None]
+    arrays: dict[str, Any] = {"masks": np.concatenate(masks).reshape(-1, *_IMAGE)} if masks else {}
+    np.savez(
+        out / "reference.npz",
+        paths=np.array(paths),
+        kinds=data.kinds(datamodule.test_data.samples, paths),
+        scores=np.concatenate([batch.pred_score.numpy().ravel() for batch in batches]),
+        labels=np.concatenate([batch.pred_label.numpy().ravel() for batch in batches]).astype(bool),
+        maps=np.concatenate([batch.anomaly_map.numpy().reshape(-1, *_IMAGE) for batch in batches]),
+        **arrays,
+    )
+
+
+def _move(path: Path | None, target: Path) -> None:
+    """Move a model with the weights beside it."""
+    if path is None:
+        msg = "anomalib's Engine exported nothing."
+        raise RuntimeError(msg)
+    for weights in (path.with_suffix(".bin"), path.with_suffix(".onnx.data")):
+        if weights.exists():
+            # an ONNX file names its weights' file
+            weights.replace(target.with_suffix(".bin") if weights.suffix == ".bin" else target.parent / weights.name)
+    path.replace(target)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,139 @@
+"""The page of the edge benchmark: latency, size and answers from ``edge.json``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.figures import plt, save_figure
+from benchmarks.common.records import write_text
+from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, PRECISIONS, SEARCHED
+
+__all__ = ["report"]
+
+
+def report(folder: Path) -> None:
+    """Write ``README.md`` and the plot from ``edge.json``."""
+    found: dict[str, Any] = json.loads((folder / "edge.json").read_text(encoding="utf-8"))
+    fine = {key: value for key, value in found.items() if "error" not in value}
+    parts = ["# Sgfr at the edge", "`python -m benchmarks.edge --out DIR`, on two cores."]
+    parts += [_latency_table(fine, folder), _size_table(fine), _answers_table(fine)]
+    errors = [f"- {key}: {value['error']}" for key, value in found.items() if "error" in value]
+    if errors:
+        parts.append("## Failed\n\n" + "\n".join(errors))
+    write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+
+
+def _latency_table(found: dict[str, Any], folder: Path) -> str:
+    lines = [
+        "## Latency",
+        "",
+        "OpenVINO, one image of 256 px, whole model, and beside the bare backbone in the same process: medians, and",
+        "ratios of medians and of the least.",
+        "",
+        "| model | backbone | f32, ms | x bare | least x | default, ms | x bare | least x |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    names, bars = [], []
+    for name, case in CASES.items():
+        cells, shown = [], 0.0
+        for precision in PRECISIONS:
+            times = found.get(f"latency {case.backbone} {precision}", {})
+            if name in times and BACKBONES[case.backbone] in times:
+                own, bare = times[name], times[BACKBONES[case.backbone]]
+                shown = shown or own["median_ms"] / bare["median_ms"]
+                cells += [f"{own['median_ms']:.2f}"]
+                cells += [f"{own[value] / bare[value]:.2f}" for value in ("median_ms", "least_ms")]
+            else:
+                cells += ["-"] * 3
+        if not shown:
+            continue
+        lines.append(f"| {name} | {case.backbone} | " + " | ".join(cells) + " |")
+        names.append(name)
+        bars.append(shown)
+    lines += ["", *_bounds(found)]
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    axis.barh(names[::-1], bars[::-1], color=["tab:red" if "sgfr" in name else "tab:grey" for name in names[::-1]])
+    axis.set(xlabel="latency, times that of the bare backbone (f32, medians)", xscale="log")
+    axis.axvline(1.0, color="black", lw=0.8)
+    save_figure(figure, folder / "latency.png")
+    return "\n".join([*lines, "", "![latency](latency.png)"])
+
+
+def _bounds(found: dict[str, Any]) -> list[str]:
+    """What an exact search in f32 costs at least."""
+    lines = [
+        "The product of all atoms with all patches of an image, and the least of each group of eight, alone: a model",
+        "whose search is exact and in f32 takes no less than that and the backbone. Medians of one process.",
+        "",
+        "| backbone | atoms | GFLOP | product, ms | GFLOP/s | backbone, ms | no model below, x bare |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for backbone, searched in SEARCHED.items():
+        times = found.get(f"products {backbone}", {})
+        values = sum(width * patches for width, patches in searched)
+        for name in times:
+            if name == "bare":
+                continue
+            atoms = int(name.rsplit(" ", 1)[1])
+            work, product, bare = 2e-9 * atoms * values, times[name]["median_ms"], times["bare"]["median_ms"]
+            cells = [f"{atoms:,}", f"{work:.2f}", f"{product:.2f}", f"{1e3 * work / product:.0f}", f"{bare:.2f}"]
+            lines.append(f"| {backbone} | " + " | ".join(cells) + f" | {1 + product / bare:.2f} |")
+    return lines
+
+
+def _size_table(found: dict[str, Any]) -> str:
+    lines = [
+        "## Size and memory",
+        "",
+        "MiB; of memory, the peak above what the runtime takes by itself.",
+        "",
+        "| model | file | FP16 | INT8 | loaded | one image | batch 8 | batch 8, 1024 px |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in CASES:
+        sizes = found.get(f"export {name}", {}).get("bytes", {})
+        one = found.get(f"memory {name} batch 1", {})
+        others = [found.get(f"memory {name} {shape}", {}) for shape in ("batch 8", "batch 8, 1024 px")]
+        cells = [_mib(sizes.get(file)) for file in ("model.xml", "fp16.xml", "int8.xml")]
+        cells += [_number(one.get("loaded_mib")), _number(one.get("inference_mib"))]
+        cells += [_number(other.get("inference_mib")) for other in others]
+        if set(cells) == {"-"}:
+            continue
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _answers_table(found: dict[str, Any]) -> str:
+    lines = [
+        "## Answers",
+        "",
+        "Exported models against PyTorch through anomalib's Engine, on the test images: largest difference of a map",
+        "and of a score, as a fraction of their range; labels that change; accuracy in percent, and its difference.",
+        "",
+        "| model | run as | map | score | labels | image AUROC | AUPRO |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in CASES:
+        for label in ANSWERS:
+            row = found.get(f"answers {name} {label}")
+            if row is None:
+                continue
+            accuracy = [
+                f"{100 * row[metric]:.2f} ({100 * (row[metric] - row[f'reference_{metric}']):+.2f})"
+                if metric in row
+                else "-"
+                for metric in ("image_AUROC", "AUPRO")
+            ]
+            lines.append(
+                f"| {name} | {label} | {row['map_difference']:.1e} | {row['score_difference']:.1e} | "
+                f"{row['labels_changed']} of {row['images']} | " + " | ".join(accuracy) + " |"
+            )
+    return "\n".join(lines)
+
+
+def _mib(value: int | None) -> str:
+    return "-" if value is None else f"{value / 2**20:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"

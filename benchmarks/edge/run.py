@@ -1,0 +1,153 @@
+"""Run exported models without PyTorch, for the edge benchmark; each call in a process of its own.
+
+``python -m benchmarks.edge.run latency JOB``, ``... products JOB``, ``... memory JOB`` or ``... answers JOB``, with a
+job as JSON; prints what it measured as JSON.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.common.memory import peak_mb
+from benchmarks.common.scores import image_metrics, label_regions, pixel_scores
+
+_BLOCK = 20  # runs in a row: what comes before a run changes what the caches hold
+
+
+def latency(job: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds for one image, of each model in turns, over and over."""
+    compiled = {
+        name: openvino.Core().compile_model(path, "CPU", job["config"]).create_infer_request()
+        for name, path in job["models"].items()
+    }
+    image = np.random.default_rng(0).random((1, 3, *job["size"]), np.float32)
+    return _in_turns(compiled, {name: [image] for name in compiled}, job["runs"])
+
+
+def products(job: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of the backbone, and of nothing but the product of all atoms with all patches of an image.
+
+    An exact search cannot take less, so these bound what a whole model can take.
+    """
+    core, rng = openvino.Core(), np.random.default_rng(0)
+    requests = {"bare": core.compile_model(job["bare"], "CPU", job["config"]).create_infer_request()}
+    inputs = {"bare": [rng.random((1, 3, *job["size"]), np.float32)]}
+    for atoms in job["atoms"]:
+        name = f"product with {atoms}"
+        parameters, results, inputs[name] = [], [], []
+        for width, number in job["searched"]:
+            patches = openvino.opset8.parameter([width, number], np.float32)
+            bank = openvino.opset8.constant(rng.random((atoms, width), np.float32))
+            # the least of each group, so that the product is made but need not be handed over
+            product = openvino.opset8.matmul(bank, patches, transpose_a=False, transpose_b=False)
+            groups = openvino.opset8.reshape(product, [atoms // 8, 8, number], special_zero=False)
+            results.append(openvino.opset8.reduce_min(groups, 1))
+            parameters.append(patches)
+            inputs[name].append(rng.random((width, number), np.float32))
+        model = openvino.Model(results, parameters)
+        requests[name] = core.compile_model(model, "CPU", job["config"]).create_infer_request()
+    return _in_turns(requests, inputs, job["runs"])
+
+
+def _in_turns(requests: dict[str, Any], inputs: dict[str, list[NDArray[np.float32]]], runs: int) -> dict[str, Any]:
+    found: dict[str, list[float]] = {name: [] for name in requests}
+    for _ in range(runs // _BLOCK):
+        for name, request in requests.items():
+            for run in range(-3, _BLOCK):
+                start = perf_counter()
+                request.infer(dict(enumerate(inputs[name])), share_inputs=True, share_outputs=True)
+                if run >= 0:
+                    found[name].append(1e3 * (perf_counter() - start))
+    return {name: {"median_ms": statistics.median(times), "least_ms": min(times)} for name, times in found.items()}
+
+
+def memory(job: dict[str, Any]) -> dict[str, Any]:
+    """Peak resident memory above the runtime's own, in MiB: loaded, and after inference."""
+    core = openvino.Core()
+    parameter = openvino.opset8.parameter([1], np.float32)
+    core.compile_model(openvino.Model([openvino.opset8.relu(parameter)], [parameter]), "CPU")([np.zeros(1, np.float32)])
+    own = peak_mb()
+    model = core.compile_model(job["model"], "CPU", job["config"])
+    loaded = peak_mb()
+    model(np.zeros(job["shape"], np.float32))
+    return {"runtime_mib": own, "loaded_mib": loaded - own, "inference_mib": peak_mb() - own}
+
+
+def answers(job: dict[str, Any]) -> dict[str, Any]:
+    """How an exported model's answers differ from the reference, and its accuracy."""
+    reference = np.load(job["reference"])
+    predict = _predictor(Path(job["model"]), job["config"])
+    maps, scores, labels = [], [], []
+    for path in reference["paths"]:
+        with Image.open(path) as opened:
+            image = np.asarray(opened.convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255.0
+        found = predict(_resized(image, job["size"]))
+        maps.append(found["anomaly_map"].reshape(reference["maps"].shape[1:]))
+        scores.append(float(found["pred_score"].ravel()[0]))
+        labels.append(bool(found["pred_label"].ravel()[0]))
+    anomaly_maps = np.stack(maps)
+    score = np.array(scores)
+    spread = float(np.ptp(reference["maps"]))
+    report = {
+        "map_difference": float(np.abs(anomaly_maps - reference["maps"]).max() / spread),
+        "score_difference": float(np.abs(score - reference["scores"]).max() / np.ptp(reference["scores"])),
+        "labels_changed": int((np.array(labels) != reference["labels"]).sum()),
+        "images": len(score),
+    }
+    return (
+        report
+        | _accuracy(score, anomaly_maps, reference)
+        | {
+            f"reference_{name}": value
+            for name, value in _accuracy(reference["scores"], reference["maps"], reference).items()
+        }
+    )
+
+
+def _accuracy(scores: NDArray[Any], maps: NDArray[Any], reference: Any) -> dict[str, float]:  # noqa: ANN401
+    found = {"image_AUROC": image_metrics(scores, reference["kinds"] != "good")["image_AUROC"]}
+    if "masks" in reference:
+        found["AUPRO"] = pixel_scores(np.maximum(maps, 0.0), label_regions(reference["masks"])).aupro
+    return found
+
+
+def _resized(image: NDArray[np.float32], size: list[int] | None) -> NDArray[np.float32]:
+    """Resized as the Engine does, for a model of one input size."""
+    if size is None or list(image.shape[-2:]) == size:
+        return image
+    for axis, after in ((2, size[0]), (3, size[1])):
+        before = image.shape[axis]
+        step = before / after
+        distance = np.abs(np.arange(before) + 0.5 - (np.arange(after)[:, None] + 0.5) * step) / max(step, 1.0)
+        weights = np.maximum(1.0 - distance, 0.0)
+        weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+        image = np.moveaxis(np.moveaxis(image, axis, -1) @ weights.T, -1, axis)
+    return image
+
+
+def _predictor(path: Path, config: dict[str, str]) -> Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]:
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        outputs = [output.name for output in session.get_outputs()]
+        return lambda image: dict(zip(outputs, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
+    model = openvino.Core().compile_model(path, "CPU", config)
+    return lambda image: {name: value for output, value in model(image).items() for name in output.get_names()}
+
+
+if __name__ == "__main__":
+    step = {"latency": latency, "products": products, "memory": memory, "answers": answers}[sys.argv[1]]
+    found = step(json.loads(sys.argv[2]))
+    if "torch" in sys.modules:
+        sys.exit("PyTorch was imported: the measurement is not what it says.")
+    print(json.dumps(found))

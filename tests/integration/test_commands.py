@@ -1,0 +1,130 @@
+"""Sgfr's own commands, and anomalib's through them: what a user sees when something is wrong."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from anomalib_sgfr.commands.explain import main as explain
+from anomalib_sgfr.commands.main import main
+from tests.conftest import engine_in, folder_datamodule, small, write_image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    engine = engine_in(tmp_path_factory.mktemp("fitted"))
+    engine.fit(small(), datamodule=folder_datamodule(parts))
+    return Path(engine.best_model_path)
+
+
+def command(*arguments: object, cwd: Path, **environment: str) -> tuple[int, str, list[str]]:
+    """Exit code, output and lines of errors of ``python -m anomalib_sgfr``."""
+    done = subprocess.run(
+        [sys.executable, "-m", "anomalib_sgfr", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr.splitlines()
+
+
+def test_a_damaged_picture_does_not_keep_the_others_from_being_explained(checkpoint: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for index in range(3):
+        write_image(images / f"{index}.png", index, defect=True)
+    shutil.rmtree(tmp_path / "masks")
+    (images / "0.png").write_bytes((images / "0.png").read_bytes()[:200])
+    code, output, errors = command(
+        "explain", images, "--ckpt_path", checkpoint, "--out", tmp_path / "out", cwd=tmp_path
+    )
+    assert code == 1, errors
+    assert sorted(path.name for path in tmp_path.glob("out/**/*.png")) == ["1.png", "2.png"]
+    assert f"Figures: {tmp_path / 'out'}" in output
+    assert len(errors) == 1, errors
+    assert errors[0].startswith(f"error: {images / '0.png'} cannot be read: ")
+    assert "will not be loaded" not in output
+
+
+def one_line(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(["explain", *map(str, arguments)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1, said
+    return said
+
+
+def test_what_is_not_a_checkpoint_of_sgfr_is_refused_in_one_line(
+    checkpoint: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.ckpt"
+    text.write_text("hello", encoding="utf-8")
+    assert "text.ckpt' is not a whole checkpoint" in one_line([parts / "bad", "--ckpt_path", text], capsys)
+    torch.save({"epoch": 3}, tmp_path / "other.ckpt")
+    assert "is not" in one_line([parts / "bad", "--ckpt_path", tmp_path / "other.ckpt"], capsys)
+    torch.save(small(), tmp_path / "model.pt")  # as exports are
+    said = one_line([parts / "bad", "--ckpt_path", tmp_path / "model.pt"], capsys)
+    assert "model.pt' is not a checkpoint that `anomalib fit --model Sgfr` saved" in said
+    content = torch.load(checkpoint, weights_only=True)
+    for key in [key for key in content["state_dict"] if "banks" in key]:
+        content["state_dict"].pop(key)
+    torch.save(content, tmp_path / "foreign.ckpt")
+    assert "is not Sgfr's" in one_line([parts / "bad", "--ckpt_path", tmp_path / "foreign.ckpt"], capsys)
+
+
+def test_images_that_are_not_there_are_refused_in_one_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no image in this folder" in one_line([tmp_path / "empty", "--ckpt_path", checkpoint], capsys)
+    (tmp_path / "text.txt").write_text("hello", encoding="utf-8")
+    assert "text.txt: not an image" in one_line([tmp_path / "text.txt", "--ckpt_path", checkpoint], capsys)
+    with pytest.raises(SystemExit) as stopped:
+        explain([str(tmp_path / "gone"), "--ckpt_path", str(checkpoint)])
+    assert stopped.value.code == 2
+    assert "gone: no such file or folder" in capsys.readouterr().err
+
+
+def test_images_that_are_all_damaged(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no")
+    assert "a.png cannot be read" in one_line(
+        [tmp_path / "images", "--ckpt_path", checkpoint, "--out", tmp_path / "out"], capsys
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_a_command_of_anomalib_ends_in_one_line(parts: Path, tmp_path: Path) -> None:
+    arguments = ("predict", "--model", "Sgfr", "--data", parts / "bad", "--ckpt_path", "gone.ckpt")
+    code, _, errors = command(*arguments, cwd=tmp_path)
+    assert code == 1
+    assert errors[-1].startswith("error: ")
+    assert "gone.ckpt" in errors[-1]
+    assert not any("Traceback" in line for line in errors), errors
+    code, output, errors = command(*arguments, cwd=tmp_path, ANOMALIB_SGFR_TRACEBACK="1")
+    assert code == 1
+    assert any("Traceback" in line for line in [*errors, *output.splitlines()])
+    assert "gone.ckpt" in errors[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--model.trim", "0.7"), "trim must lie between 0 and 0.5, got 0.7."),
+        (("--data", "MTD", "--data.split", "tiles"), "split_name must be one of canonical, tile, got 'tiles'."),
+        (("--data", "MTD"), "no MTD data at root 'datasets/MTD'"),
+    ],
+)
+def test_a_mistake_in_training_ends_in_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    code, _, errors = command("train", "--model", "Sgfr", *arguments, cwd=tmp_path)
+    assert code in {1, 2}
+    assert said in errors[-1]
+    assert not any("Traceback" in line for line in errors), errors

@@ -1,0 +1,65 @@
+"""A checkpoint of other arguments is refused by name, unless it was asked for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import PredictDataset
+
+from anomalib_sgfr import Sgfr
+from anomalib_sgfr.bank import Bank
+from tests.conftest import engine_in, fit, folder_datamodule, small
+
+SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = small(pre_processor=SMALL_IMAGES, bank_size=50, solver="ridge", regularisation=0.01, blur=2.0)
+    return Path(str(fit(model, folder_datamodule(parts), tmp_path_factory.mktemp("ridge")).best_model_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "fitted with solver 'ridge', the model has 'affine': pass --model.solver ridge"),
+        (
+            {"solver": "ridge"},
+            "fitted with regularisation '0.01', the model has '0.001': pass --model.regularisation 0.01",
+        ),
+        (
+            {"solver": "ridge", "regularisation": 0.01},
+            "fitted with blur '2.0', .* '4.0': pass --model.blur 2",
+        ),
+    ],
+)
+def test_what_scores_depend_on_is_refused_by_name(
+    arguments: dict[str, object], message: str, checkpoint: Path, parts: Path, tmp_path: Path
+) -> None:
+    model = small(pre_processor=SMALL_IMAGES, bank_size=50, **arguments)
+    with pytest.raises(ValueError, match=message):
+        engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint))
+
+
+def test_what_scores_do_not_depend_on_may_differ(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    model = small(
+        pre_processor=SMALL_IMAGES, bank_size=70, num_atoms=2, solver="ridge", regularisation=0.01, blur=2.0, seed=5
+    )
+    found = engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint))
+    assert len(found) == 6
+
+
+def test_other_arguments_that_were_asked_for_take_effect(checkpoint: Path) -> None:
+    """Scores and certificate are of one penalty, and a bank of one solver serves another."""
+    images = torch.rand(1, 3, 64, 64)
+    plain = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu")
+    for changes in ({"regularisation": 0.5}, {"solver": "affine", "num_atoms": 3}):
+        model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", **changes).eval()
+        for bank, stored in zip(model.model.banks, plain.model.banks, strict=True):
+            expected = Bank(model.hparams.solver, model.hparams.num_atoms, model.hparams.regularisation)
+            expected.set(*stored.state)
+            patches = torch.randn(9, bank.atoms.shape[1])
+            assert torch.equal(bank.residuals(patches), expected.residuals(patches))
+            assert bank.certificate().largest == expected.certificate().largest
+        with torch.no_grad():
+            assert torch.isfinite(model.model(images).anomaly_map).all()

@@ -1,0 +1,75 @@
+"""Checkpoints of version 0.1.0 still load, score and certify as they did.
+
+Each of ``tests/data/version_0.1.0_*.ckpt`` was made by that version (commit 7cecc63) of four drawn images of 64 x 64,
+40 atoms a scale; the backbone's weights, which come with a package, are left out of it and put back here. Under
+``expected`` it has what that version scored two random images.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr.features.embedding import PatchEmbedder
+from tests.conftest import fit, folder_datamodule
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+@pytest.fixture(params=["affine", "ridge"])
+def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    state = torch.load(DATA / f"version_0.1.0_{request.param}.ckpt", weights_only=True)
+    embedder = PatchEmbedder("tf_efficientnet_lite0")
+    embedder.load_pretrained()
+    state["state_dict"] |= {f"model.embedder.{name}": value for name, value in embedder.state_dict().items()}
+    expected = state.pop("expected")
+    torch.save(state, tmp_path / "model.ckpt")
+    return tmp_path / "model.ckpt", expected
+
+
+def test_it_scores_and_certifies_as_before(earlier: tuple[Path, dict[str, Any]]) -> None:
+    path, expected = earlier
+    model = Sgfr.load_from_checkpoint(path, map_location="cpu").eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found = model.model(images)
+    torch.testing.assert_close(found.pred_score, expected["score"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.anomaly_map[:, 0, ::8, ::8], expected["map"], rtol=1e-4, atol=1e-4)
+    certificate = model.certificate()
+    assert certificate.patches == expected["patches"] == 4 * (8 * 8 + 4 * 4)
+    assert certificate.largest == pytest.approx(expected["largest"], rel=1e-5)
+    assert certificate.mean == pytest.approx(expected["mean"], rel=1e-5)
+    assert isinstance(model.post_processor, NominalPostProcessor)
+    assert model.post_processor.false_alarm_rate == 0.2
+    assert float(model.post_processor.image_threshold) > 0
+
+
+def test_its_origins_have_grids_now(earlier: tuple[Path, dict[str, Any]]) -> None:
+    model = Sgfr.load_from_checkpoint(earlier[0], map_location="cpu").model
+    assert {Path(path).parent.name for path in model.images} == {"good"}
+    for bank, grid in zip(model.banks, (8, 4), strict=True):
+        assert bank.origin.shape == (40, 5)
+        assert bank.origin[:, 3:].unique(dim=0).tolist() == [[grid, grid]]
+        assert int(bank.origin[:, 1:3].max()) < grid
+        assert len(bank.thumbnails) in {0, 40}
+
+
+def test_new_images_are_added_to_it(earlier: tuple[Path, dict[str, Any]], parts: Path, tmp_path: Path) -> None:
+    model = Sgfr.load_from_checkpoint(earlier[0], map_location="cpu", visualizer=False, evaluator=False)
+    before = copy.deepcopy(model.model.learnt)
+    model.update = True
+    fit(model, folder_datamodule(parts), tmp_path / "update")
+    assert model.certificate().patches == (4 + 12) * (8 * 8 + 4 * 4)
+    pictures = [
+        {tuple(atom): picture for atom, picture in zip(state.cover.atoms.tolist(), state.thumbnails, strict=True)}
+        for state in before.states
+        if state.thumbnails is not None
+    ]
+    for bank, known in zip(model.model.banks, pictures, strict=False):  # none of ridge's
+        stayed = [atom for atom in range(len(bank.atoms)) if tuple(bank.atoms[atom].tolist()) in known]
+        assert stayed
+        for atom in stayed:
+            assert torch.equal(bank.thumbnails[atom], known[tuple(bank.atoms[atom].tolist())])
