@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,10 +89,13 @@ def _next_command(listening: socket.socket) -> list[str]:
 
 
 if __name__ == "__main__":
+    # OpenVINO's would be sent by a thread, and what a thread holds locked would stay so in a fork
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import anomalib.cli.cli  # noqa: F401
 
-    for started in multiprocessing.active_children():  # by an import
-        started.join()
+    del sys.modules["openvino_telemetry"]
+    if threading.active_count() > 1 or multiprocessing.active_children():
+        sys.exit(f"an import has started {threading.enumerate()}, {multiprocessing.active_children()}")
     gc.freeze()  # which the forks would otherwise copy, to look through it
     sys.argv = _next_command(socket.socket(fileno=int(sys.argv[1])))
     sys.path[0] = str(Path(sys.argv[0]).parent)

@@ -69,6 +69,7 @@ def test_visualizer_writes_pictures(trained: tuple[Sgfr, Engine]) -> None:
     assert len(list(folder.rglob("*.png"))) == 12
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("export_type", [ExportType.TORCH, ExportType.ONNX, ExportType.OPENVINO])
 def test_export_agrees_with_the_model(
     export_type: ExportType,

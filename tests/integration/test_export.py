@@ -99,6 +99,7 @@ def test_every_backbone_and_solver_exports_with_a_free_batch(
         assert np.abs(compiled(images.numpy())["anomaly_map"] - expected).max() <= 1e-3 * np.ptp(expected)
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("compression", [CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ])
 def test_compressed_files_still_tell_good_from_bad(
     compression: CompressionType, exported: tuple[Sgfr, Path], parts: Path, tmp_path: Path

@@ -150,6 +150,7 @@ def test_no_image_is_looked_for_when_something_else_failed(
         engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("export_type", [ExportType.TORCH, ExportType.OPENVINO])
 def test_a_failed_export_leaves_the_earlier_one(
     export_type: ExportType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

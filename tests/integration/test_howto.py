@@ -1,4 +1,4 @@
-"""The commands of docs/howto.md, run one after the other as a reader would."""
+"""The commands of docs/howto.md, run one after the other as by a reader, with the ``anomalib`` of ``tests/warm.py``."""
 
 import os
 import re
@@ -32,33 +32,36 @@ LEAVES = {
 }
 
 
-def run(kind: str, code: str, folder: Path) -> None:
-    binaries = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+def run(kind: str, code: str, folder: Path, warm: Path) -> None:
+    search = os.pathsep.join([str(warm), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": search, "PYTHONPATH": str(ROOT)}
     command = ["bash", "-euc", code] if kind == "sh" else [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
 
 @pytest.fixture(scope="module")
-def workplace(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("howto")
-    shutil.copytree(parts, folder / "parts")
+    for index in range(8):
+        write_image(folder / "parts" / "good" / f"{index:02}.png", index)
+    for index in range(2):
+        write_image(folder / "parts" / "bad" / f"{index:02}.png", 200 + index, defect=True)
     for index in range(4):
         write_image(folder / "parts" / "more" / f"{index:02}.png", 300 + index)
         write_image(folder / "parts" / "few" / f"{index:02}.png", 400 + index)
     shutil.copytree(ROOT / "examples", folder / "examples")
     first = "Train on my own folder"
     for kind, code in SECTIONS[first]:
-        run(kind, code, folder)
+        run(kind, code, folder, warm)
     return folder
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_the_commands_of(section: str, workplace: Path) -> None:
+def test_the_commands_of(section: str, workplace: Path, warm: Path) -> None:
     if section != "Train on my own folder":
         for kind, code in SECTIONS[section]:
-            run(kind, code, workplace)
+            run(kind, code, workplace, warm)
     assert list(workplace.glob(LEAVES[section]))
 
 
