@@ -96,8 +96,13 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
 
     with :math:`D_j` the distance of the atom from its ``j``-th nearest; for ``"ridge"``,
     :math:`\|r\|^2 \le \beta^2 + \alpha` with the :math:`\alpha` of
-    :func:`~anomalib_sgfr.core.self_expression.ridge_operator`. On average over an atom's patches none is larger than at
-    the root of their mean squared distance (Jensen).
+    :func:`~anomalib_sgfr.core.self_expression.ridge_operator`. Far from the origin, rounding may make ``"omp"`` take
+    another atom than the best, so that it is bounded by
+
+    .. math:: \|r\|^2 \le \beta^2 + 2 (d + 4) \epsilon (\|a\| + \beta)^2,
+
+    with :math:`\epsilon` the precision of the atoms :math:`a` in :math:`d` dimensions. On average over an atom's
+    patches none is larger than at the root of their mean squared distance (Jensen).
 
     Args:
         cover (Cover): Atoms and what they stand for.
@@ -117,8 +122,12 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
             return (distance.square() + share * (distance[:, None] + spread).square().mean(1)).sqrt()
 
     else:
-        energy = cover.atoms.double().square().sum() / cover.atoms.shape[1]
-        alpha = regularisation * energy if solver == "ridge" else torch.zeros_like(energy)
+        alpha = torch.zeros_like(radius)
+        length = cover.atoms.double().norm(dim=1)
+        if solver == "ridge":
+            alpha = alpha + regularisation * length.square().sum() / cover.atoms.shape[1]
+        elif solver == "omp":  # four times the error of a product of d values
+            alpha = 2.0 * (cover.atoms.shape[1] + 4) * torch.finfo(cover.atoms.dtype).eps * (length + radius).square()
 
         def bound(distance: Tensor) -> Tensor:
             return (distance.square() + alpha).sqrt()

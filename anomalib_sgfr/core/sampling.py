@@ -113,7 +113,7 @@ class SubspaceSampler:
         if len(embeddings) == 0:
             return
         if self._cover is None:
-            self._thin(Cover.of(embeddings.clone(), origin), 2 * self.working_size, self.tolerance)
+            self._thin(Cover.of(embeddings, origin), 2 * self.working_size, self.tolerance)
         else:
             self._cover = absorb(self._cover, embeddings, self.threshold_, origin)
             if len(self._cover.atoms) > 2 * self.working_size:
@@ -138,7 +138,7 @@ class SubspaceSampler:
         Raises:
             ValueError: If no embedding was observed.
         """
-        return self.cover().atoms.clone()
+        return self.cover().atoms
 
     def images(self) -> set[int]:
         """Numbers of the images that atoms held now come from."""

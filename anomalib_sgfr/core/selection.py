@@ -39,8 +39,8 @@ def farthest_first(
         raise ValueError(msg)
     centred = points - points.mean(0)
     length = centred.square().sum(1)
-    # rounding of the expansion of squared distances; closer than this is the same point
-    same = max(8.0 * torch.finfo(points.dtype).eps * float(length.amax()), tolerance**2)
+    # rounding of the expansion of squared distances, at each point: closer than this is the same point
+    same = 8.0 * torch.finfo(points.dtype).eps * length
     distance = torch.full_like(length, torch.inf)  # squared, from each point to the nearest one taken
     taken: list[int] = []
     fresh = [0] if start is None else start.tolist()
@@ -48,10 +48,24 @@ def farthest_first(
         taken += fresh
         block = torch.tensor(fresh, device=points.device)
         _lower(distance, centred, length, block)
-        distance[block] = 0.0
-        if len(taken) == size or float(distance.amax()) <= same:
-            return torch.tensor(taken, device=points.device), float(distance.amax().clamp_min(0.0).sqrt())
-        fresh = _next_farthest(distance, centred, length, min(size - len(taken), _CANDIDATES), same)
+        distance[block] = -torch.inf
+        left = torch.where(distance > same, distance, 0.0)
+        farthest = float(left.amax())
+        if len(taken) == size or farthest <= tolerance**2:
+            among = torch.tensor(taken, device=points.device)
+            unsure = ((distance <= same) & (distance > -torch.inf) & (same > farthest)).nonzero().flatten()
+            return among, max(farthest, _farthest_of(centred, length, unsure, among)) ** 0.5
+        fresh = _next_farthest(left, centred, length, same, min(size - len(taken), _CANDIDATES), tolerance)
+
+
+def _farthest_of(points: Tensor, length: Tensor, some: Tensor, taken: Tensor) -> float:
+    """Squared distance from those taken of the farthest of some points, without the rounding of its expansion."""
+    farthest = 0.0
+    for part in some.split(max(1, PRODUCT_VALUES // len(taken))):
+        near = torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0).argmin(1)
+        exact = (points[part] - points[taken[near]]).square().sum(1)
+        farthest = max(farthest, float(exact.amax())) if len(part) else farthest
+    return farthest
 
 
 def _lower(distance: Tensor, points: Tensor, length: Tensor, taken: Tensor) -> None:
@@ -63,7 +77,9 @@ def _lower(distance: Tensor, points: Tensor, length: Tensor, taken: Tensor) -> N
         distance[part] = torch.minimum(distance[part], to_taken)
 
 
-def _next_farthest(distance: Tensor, points: Tensor, length: Tensor, most: int, same: float) -> list[int]:
+def _next_farthest(
+    distance: Tensor, points: Tensor, length: Tensor, same: Tensor, most: int, tolerance: float
+) -> list[int]:
     """The next points of the traversal, one or more: as many as can be told from the farthest candidates alone."""
     values, candidates = distance.topk(min(_CANDIDATES + 1, len(distance)))
     # no point that is not a candidate is farther than the last of them, now or later
@@ -72,14 +88,16 @@ def _next_farthest(distance: Tensor, points: Tensor, length: Tensor, most: int, 
     near = points[candidates]
     mutual = torch.addmm(length[candidates], near, near.T, alpha=-2.0) + length[candidates][:, None]
     left, between = values[:_CANDIDATES].cpu().numpy().copy(), mutual.cpu().numpy()
+    rounding = same[candidates].cpu().numpy()
     picks: list[int] = []
     while len(picks) < most:
         pick = int(left.argmax())
-        if picks and (left[pick] < outside or left[pick] <= same):
+        if picks and (left[pick] < outside or left[pick] <= tolerance**2):
             break
         picks.append(pick)
         np.minimum(left, between[pick], out=left)
         left[pick] = -np.inf
+        left[left <= rounding] = -np.inf
     return candidates[picks].tolist()
 
 

@@ -178,8 +178,9 @@ def test_make_takes_a_python_that_runs(works: tuple[str, ...], taken: str | None
         script = tmp_path / name
         script.write_text(f'#!/bin/sh\necho "$0 $*" >> {tmp_path}/calls\nexit {code}\n', encoding="utf-8")
         script.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    environment.pop("PYTHON", None)
+    outer = {"PYTHON", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"}  # of a make that runs the tests
+    environment = {key: value for key, value in os.environ.items() if key not in outer}
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     command = ["make", "-s", ".venv/bin/python"]
     done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
     if taken is None:

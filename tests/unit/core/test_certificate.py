@@ -1,11 +1,12 @@
 """The certificate against a brute-force recomputation of every residual."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.certificate import certify
-from anomalib_sgfr.core.cover import Cover, centred
+from anomalib_sgfr.core.certificate import Certificate, ScaleCertificate, certify
+from anomalib_sgfr.core.cover import Cover, centred, settle
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 
@@ -54,6 +55,93 @@ def test_the_bound_is_attained_where_nothing_was_dropped_twice() -> None:
     by_atom = found.reshape(2, 3).square().mean(1).sqrt()  # means are bounded by root mean squares
     assert certify(cover, "affine").means.tolist() == pytest.approx(by_atom.tolist(), rel=1e-3)
     assert certify(cover, "affine").mean == pytest.approx(float(by_atom.mean()), rel=1e-3)
+
+
+def formula(cover: Cover, solver: str, k: int, regularisation: float) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds and means of the docstring, atom by atom, with numpy."""
+    atoms, radius, count, squares = (part.double().numpy() for part in cover[:4])
+    eps, width = float(torch.finfo(cover.atoms.dtype).eps), atoms.shape[1]
+    found = []
+    for atom, beta, number, total in zip(atoms, radius, count, squares, strict=True):
+        beside = np.sort(np.sqrt(((atoms - atom) ** 2).sum(1)))[:k]
+        values = []
+        for distance in (beta, np.sqrt(total / number)):
+            energy = distance**2
+            if solver == "affine":
+                energy += regularisation * (1 - 1 / len(beside)) * ((distance + beside) ** 2).mean()
+            elif solver == "ridge":
+                energy += regularisation * (atoms**2).sum() / width
+            else:
+                energy += 2 * (width + 4) * eps * (np.sqrt((atom**2).sum()) + beta) ** 2
+            values.append(np.sqrt(energy))
+        found.append((values[0], min(values)))
+    return np.array(found)[:, 0], np.array(found)[:, 1]
+
+
+@pytest.mark.parametrize(
+    ("solver", "k", "regularisation"),
+    [
+        *(("affine", k, strength) for k in (1, 2, 5, 100) for strength in (0.0, 1e-3, 0.3)),
+        *(("ridge", 1, strength) for strength in (0.0, 0.1)),
+        *(("omp", k, 0.3) for k in (1, 3)),
+    ],
+)
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_the_bounds_are_those_of_the_formula(solver: str, k: int, regularisation: float, offset: float) -> None:
+    points = torch.randn(600, 7) + offset
+    cover = settle(Cover.of(points[:40]), Cover.of(points[40:]))
+    bounds, means = formula(cover, solver, k, regularisation)
+    certificate = certify(cover, solver, k, regularisation)
+    rounding = 1 + 3e-4  # with room for it the other way, too
+    for found, wanted in ((certificate.bounds.numpy(), bounds), (certificate.means.numpy(), means)):
+        assert bool((wanted <= found).all())
+        assert bool((found <= wanted * rounding).all())
+    mean = float((means * cover.count.numpy()).sum() / 600)
+    assert bounds.max() <= certificate.largest <= bounds.max() * rounding
+    assert mean <= certificate.mean <= mean * rounding
+    assert certificate.patches == 600
+    assert torch.equal(certificate.counts, cover.count)
+
+
+def test_a_histogram_counts_each_patch_at_the_bound_of_its_atom() -> None:
+    bounds, counts = torch.tensor([0.0, 0.5, 1.0, 1.25, 4.0]), torch.tensor([1, 2, 4, 8, 16])
+    certificate = ScaleCertificate(31, 4.0, 1.0, bounds, bounds, counts)
+    found, edges = certificate.histogram(4)
+    assert found.tolist() == [7, 8, 0, 16]
+    assert edges.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [len(part) for part in certificate.histogram()] == [20, 21]
+    assert certificate.histogram(1)[0].tolist() == [31]
+
+
+@pytest.mark.parametrize(("solver", "k"), [("affine", 2), ("affine", 3), ("omp", 1), ("omp", 2)])
+def test_the_bound_is_attained_across_what_the_atoms_span(solver: str, k: int) -> None:
+    """A patch straight above an atom is no better rebuilt by any other."""
+    atoms = torch.cat((torch.randn(6, 3) + 5, torch.zeros(6, 1)), 1).double()
+    points = atoms[2] + torch.tensor([[0.0, 0.0, 0.0, 0.25]])
+    cover = settle(Cover.of(atoms), Cover.of(points))
+    certificate = certify(cover, solver, k)
+    assert float(certificate.bounds[2]) == pytest.approx(0.25, rel=1e-3)
+    assert float(certificate.means[2]) == pytest.approx(0.25 / 2**0.5, rel=1e-3)
+    assert residuals(points, atoms, solver, k, 0.0).tolist() == pytest.approx([0.25])
+
+
+@pytest.mark.parametrize("offset", [10.0, 1e3, 1e4])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pursuit_far_from_the_origin_is_certified_too(offset: float, k: int, seed: int) -> None:
+    """Products of nearly parallel vectors do not tell the nearest from its neighbours in 32 bits."""
+    points = (0.1 * torch.randn(5, 12) + offset).repeat_interleave(200, 0)
+    points += 1e-3 * torch.randn(points.shape, generator=torch.Generator().manual_seed(seed))
+    cover = settle(Cover.of(points[::200]), Cover.of(points))
+    found, certificate = residuals(points, cover.atoms, "omp", k, 0.0), certify(cover, "omp", k)
+    assert float(found.max()) <= certificate.largest
+    assert float(found.mean()) <= certificate.mean
+
+
+def test_scales_add_up() -> None:
+    one, other = (ScaleCertificate(patches, *sums, *3 * [torch.ones(1)]) for patches, *sums in ((3, 2, 1), (7, 5, 4)))
+    certificate = Certificate((one, other))
+    assert (certificate.patches, certificate.largest, certificate.mean) == (10, 7, 5)
 
 
 def test_a_bank_of_all_patches_rebuilds_each_of_them() -> None:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from anomalib_sgfr.core import sampling
 from anomalib_sgfr.core.certificate import Certificate, certify
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.cover import Cover
+from anomalib_sgfr.core.sampling import WORKING_SIZE, SubspaceSampler
 from anomalib_sgfr.core.selection import farthest_first
 from tests.conftest import coverage, distances
 
@@ -136,11 +137,23 @@ def test_duplicates_take_no_place() -> None:
     assert len(sampler.bank()) == 4
 
 
-def test_reading_the_bank_does_not_hand_out_the_store() -> None:
-    sampler = SubspaceSampler(bank_size=5)
-    sampler.observe(torch.randn(5, 2))
-    sampler.bank().zero_()
-    assert sampler.bank().abs().sum() > 0
+@pytest.mark.parametrize("bank_size", [3, 12])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_neither_reading_nor_feeding_shares_the_store(bank_size: int, resumed: bool) -> None:
+    batches, origin = torch.randn(4, 6, 2), torch.arange(30).reshape(6, 5)
+    sampler = SubspaceSampler(bank_size, working_size=6)
+    given = [*batches.clone(), origin.clone()]
+    if resumed:
+        cover = Cover(*(part.clone() for part in Cover.of(batches[3], origin)))
+        sampler.resume(cover, 0.1)
+        given += list(cover)
+    for batch in given[:4]:
+        sampler.observe(batch, given[4])
+    before = Cover(*(part.clone() for part in sampler.cover()))
+    for part in (*given, sampler.bank(), *sampler.learnt(6)[0], *sampler.cover()):
+        part.fill_(77)
+    for part, kept in zip(sampler.cover(), before, strict=True):
+        assert torch.equal(part, kept)
 
 
 def test_a_bad_batch_is_refused_and_changes_nothing() -> None:

@@ -51,6 +51,30 @@ def test_farthest_first_stops_when_no_distinct_point_is_left() -> None:
     assert len({tuple(row) for row in points[taken].tolist()}) == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [3e3, 1e5])
+@pytest.mark.parametrize("outliers", [1, 3])
+def test_far_outliers_cost_no_more_than_their_own_places(outliers: int, far: float, dtype: torch.dtype) -> None:
+    points = torch.randn(2000, 8, dtype=dtype)
+    points[7 : 7 + outliers] += far
+    taken, radius = farthest_first(points, 100)
+    assert len(taken) == 100
+    reference = greedy_oracle(points.double().numpy(), 100)
+    # within twice the least, as any traversal; what is not told apart at the outliers is what their rounding says
+    found = coverage(points, points[taken])
+    assert found <= 2 * coverage(points, points[reference]) + 1e-3
+    assert found == pytest.approx(radius, rel=1e-2)
+
+
+def test_the_radius_counts_points_too_far_out_to_tell_apart() -> None:
+    points = 1e-3 * torch.randn(60, 5)
+    points[::2] += 1e4
+    points[1::2] -= 1e4
+    taken, radius = farthest_first(points, 10)
+    assert 2 <= len(taken) <= 10
+    assert coverage(points, points[taken]) <= radius * (1 + 1e-3) <= 0.1
+
+
 def test_separated_points_are_the_first_that_fit() -> None:
     points = torch.randn(1500, 3, dtype=torch.float64) + 1
     expected: list[int] = []
