@@ -6,11 +6,12 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint dist bench bench-mtd bench-edge clean help
+.PHONY: demo check test lint dist bench bench-mtd bench-edge clean help
 
 help:
 	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 to 3.14 and pip)"
-	@echo "make test   run the tests"
+	@echo "make check  run the linters and the unit tests"
+	@echo "make test   run all tests"
 	@echo "make lint   run the linters"
 	@echo "make docs   build the documentation: site/index.html"
 	@echo "make dist   build the distributions, check them, and train from a fresh environment"
@@ -39,8 +40,14 @@ demo: $(INSTALLED)-demo
 	@echo "Next, export for the edge:"
 	@echo "  $(BIN)/anomalib export --model Sgfr --ckpt_path $(RESULT)/weights/lightning/model.ckpt --export_type openvino"
 
+# A file's tests share what they fitted, so a file goes to one worker; in their order, which has the long files first.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+check: lint
+	$(TESTS) tests/unit
+
 test: $(INSTALLED)-dev
-	$(BIN)/python -m pytest -n 2
+	$(TESTS)
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
