@@ -3,12 +3,13 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint bench bench-mtd bench-edge clean help
+.PHONY: demo test lint mutate bench bench-mtd bench-edge clean help
 
 help:
 	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 and pip)"
 	@echo "make test   run the tests"
 	@echo "make lint   run the linters"
+	@echo "make mutate  change the method here and there, list the changes that no test notices: minutes"
 	@echo "make docs   build the documentation: site/index.html"
 	@echo "make bench  compare with Patchcore and Padim on solar cells"
 	@echo "make bench-edge  exported models: answers, size and latency"
@@ -41,6 +42,9 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+mutate: $(INSTALLED)-dev
+	$(BIN)/python -m tests.mutate
 
 .PHONY: docs
 docs: $(INSTALLED)-docs
