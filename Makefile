@@ -6,13 +6,14 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo check test lint dist bench bench-mtd bench-edge clean help
+.PHONY: demo check test lint mutate docs dist bench bench-mtd bench-edge clean help
 
 help:
 	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 to 3.14 and pip)"
 	@echo "make check  run the linters and the unit tests"
 	@echo "make test   run all tests"
 	@echo "make lint   run the linters"
+	@echo "make mutate  change the method here and there, list the changes that no test notices: minutes"
 	@echo "make docs   build the documentation: site/index.html"
 	@echo "make dist   build the distributions, check them, and train from a fresh environment"
 	@echo "make bench  compare with Patchcore and Padim on solar cells"
@@ -55,7 +56,9 @@ lint: $(INSTALLED)-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-.PHONY: docs
+mutate: $(INSTALLED)-dev
+	$(BIN)/python -m tests.mutate
+
 docs: $(INSTALLED)-docs
 	$(BIN)/mkdocs build --strict
 

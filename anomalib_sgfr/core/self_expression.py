@@ -91,7 +91,7 @@ def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float =
 
     directions = atoms[:, 1:] - atoms[:, :1]  # (N, k-1, d) span the hull
     squared = (target_.unsqueeze(1) - bank_[found]).square().sum(2)  # (N, k+1), or (N, k) if that is the bank
-    penalty = _penalty(squared.T, k, regularisation).T  # (N, k)
+    penalty = regularisation * squared[:, :k].mean(1, keepdim=True) * _weights(squared.T, k).T  # (N, k)
 
     # In these coordinates c = (1 - sum(z), z): the penalty on c becomes diag(p_2, ..., p_k) + p_1 1 1' on z.
     gram = directions @ directions.transpose(1, 2)
@@ -146,7 +146,8 @@ def affine_distance(
     squared = torch.stack([gram[row, row] for row in range(len(gram))])
     scale = squared[:k].mean(0).clamp_min(torch.finfo(gram.dtype).tiny)
     gram = gram[:k, :k] / scale
-    penalty = _penalty(squared / scale, k, regularisation).clamp_min(0.5 * regularisation)  # if all distances are zero
+    # of distances as they are: where all k are zero, the next would be infinite in their scale
+    penalty = regularisation * _weights(squared, k).clamp_min(0.5)  # below one where rounding mistook the nearest
 
     eye = torch.eye(k, dtype=gram.dtype, device=gram.device)[:, :, None]
     work = torch.cat((gram + eye * penalty, torch.ones_like(gram[:, :1])), 1)  # (k, k+1, N)
@@ -158,13 +159,12 @@ def affine_distance(
     return (length.clamp_min(0.0) * scale).sqrt().to(target.dtype)
 
 
-def _penalty(squared: Tensor, k: int, regularisation: float) -> Tensor:
-    """Penalty on each coefficient, ``(k, N)``, from squared distances ``(k + 1, N)``, or ``(k, N)`` of a whole bank."""
-    penalty = (regularisation * squared[:k].mean(0)).expand(k, -1)
+def _weights(squared: Tensor, k: int) -> Tensor:
+    """Weight of each coefficient, ``(k, N)``, from squared distances ``(k + 1, N)``, or ``(k, N)`` of a whole bank."""
     if len(squared) == k:
-        return penalty
+        return torch.ones_like(squared)
     gap = (squared[k] - squared[:k]).clamp_min(_TIE * squared[k] + torch.finfo(squared.dtype).tiny)
-    return penalty * (gap[0] / gap)
+    return gap[0] / gap
 
 
 def omp(target: Tensor, bank: Tensor, num_atoms: int) -> Expression:

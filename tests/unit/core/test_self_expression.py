@@ -175,6 +175,24 @@ class TestDegenerate:
             length = affine_distance(target, bank.repeat(7, 1), 5, regularisation)
             np.testing.assert_allclose(length.double().numpy(), distance, rtol=1e-5)
 
+    @pytest.mark.parametrize("regularisation", [0.0, 1e-4, 0.1, 10.0])
+    @pytest.mark.parametrize("k", [2, 3, 4, 5, 9])
+    @pytest.mark.parametrize("equal", [2, 4, 9])
+    def test_a_target_at_several_equal_atoms(
+        self, dtype: torch.dtype, equal: int, k: int, regularisation: float
+    ) -> None:
+        _, bank = (tensor.to(dtype) for tensor in data(1, 9, 6))
+        bank[:equal] = bank[0]
+        shift = torch.tensor([0.0, 1e-30, 1e-12, 1e-3], dtype=dtype)[:, None]
+        target = bank[:1] + shift * torch.ones(6, dtype=dtype)
+        whole = affine(target, bank, k, regularisation).residual.norm(dim=1)
+        length = affine_distance(target, bank, k, regularisation)
+        assert torch.isfinite(length).all()
+        torch.testing.assert_close(length, whole, rtol=1e-3, atol=1e-3 if dtype == torch.float32 else 1e-8)
+        if k <= equal or not regularisation:  # nothing else is used
+            assert bool((length <= (target - bank[0]).norm(dim=1) * (1 + 1e-3)).all())
+            assert whole[0] == length[0] == 0.0
+
     def test_zero_targets_and_zero_atoms(self, dtype: torch.dtype) -> None:
         target, bank = (tensor.to(dtype) for tensor in data(5, 9, 6))
         zeros = torch.zeros_like(bank)
