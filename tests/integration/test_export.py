@@ -18,6 +18,7 @@ from PIL import Image
 from anomalib_sgfr import NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.arguments import Solver
 from anomalib_sgfr.core.geometry import to_patches
+from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.edge.quantisation import float_operations, keeping_in_float
 from tests.conftest import engine_in, folder_datamodule, write_image
 
@@ -50,6 +51,27 @@ def test_images_of_any_size_score_as_through_the_engine(exported: tuple[Sgfr, Pa
         assert np.abs(found["anomaly_map"] - reference).max() <= 1e-3 * np.ptp(reference)
         np.testing.assert_allclose(found["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3)
         assert bool(found["pred_label"].ravel()[0]) == bool(batch.pred_label)
+
+
+class _Distance(torch.nn.Module):
+    def __init__(self, bank: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("bank", bank)
+
+    def forward(self, target: torch.Tensor) -> torch.Tensor:
+        return affine_distance(target, self.bank, 5, 0.01)
+
+
+def test_equal_atoms_are_no_trouble_once_exported(tmp_path: Path) -> None:
+    bank = torch.randn(20, 6)
+    bank[:5] = bank[0]
+    target = torch.cat((bank[:2], bank[7:9], torch.randn(3, 6)))
+    module = _Distance(bank).eval()
+    shapes = ({0: torch.export.Dim("n")},)
+    torch.onnx.export(module, (target,), tmp_path / "distance.onnx", dynamo=True, dynamic_shapes=shapes)
+    found = openvino.Core().compile_model(tmp_path / "distance.onnx", "CPU", F32)(target.numpy())[0]
+    assert found[:2].tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(found, module(target).numpy(), atol=1e-3)
 
 
 def test_the_file_holds_backbone_and_bank_once(exported: tuple[Sgfr, Path]) -> None:

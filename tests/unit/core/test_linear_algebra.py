@@ -60,3 +60,12 @@ def test_shares_of_a_spectrum_are_ridge_regressions() -> None:
 def test_null_directions_keep_nothing_without_regularisation() -> None:
     kept = ridge_spectrum(torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), 0.0)[3]
     assert kept.tolist() == [1.0, 0.0]
+
+
+def test_directions_that_rounding_makes_are_null() -> None:
+    """Their energy is judged by the longer side of the bank, as ranks are."""
+    for energy, wanted in ((1e-15, [1.0, 0.0]), (1e-13, [1.0, 1.0])):  # 20 rows: 4.4e-15
+        bank = torch.zeros(20, 2, dtype=torch.float64)
+        bank[0, 0], bank[1, 1] = 3.0, 3.0 * energy**0.5
+        assert ridge_spectrum(bank, 0.0)[3].tolist() == wanted
+        assert ridge_spectrum(bank.T, 0.0)[3].tolist() == wanted

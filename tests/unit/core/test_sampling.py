@@ -166,8 +166,33 @@ def test_a_bad_batch_is_refused_and_changes_nothing() -> None:
         sampler.observe(bad)
     with pytest.raises(ValueError, match=r"shape \(n, 2\)"):
         sampler.observe(torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"shape \(n, 2\), got \(2,\)"):
+        sampler.observe(torch.randn(2))
+    with pytest.raises(ValueError, match="must be floating point"):
+        sampler.observe(torch.ones(3, 2, dtype=torch.int64))
     assert torch.equal(sampler.bank(), before)
     assert sampler.patches_seen_ == 5
+
+
+def test_arguments_have_the_defaults_they_say() -> None:
+    sampler = SubspaceSampler(7)
+    assert (sampler.bank_size, sampler.working_size, sampler.tolerance) == (7, WORKING_SIZE, 0.0)
+    assert WORKING_SIZE == 3500
+    assert (sampler.patches_seen_, sampler.threshold_, sampler.atoms_held) == (0, 0.0, 0)
+    assert SubspaceSampler(9, working_size=2).working_size == 9
+    assert sampler.images() == set()
+
+
+def test_resuming_goes_on_with_what_was_seen() -> None:
+    sampler = SubspaceSampler(5, tolerance=0.5)
+    cover = Cover.of(torch.arange(6.0).reshape(3, 2))._replace(count=torch.tensor([4, 5, 6]))
+    for threshold in (0.25, 0.75):
+        sampler.resume(cover, threshold)
+        assert (sampler.patches_seen_, sampler.atoms_held) == (15, 3)
+        assert sampler.threshold_ == max(threshold, 0.5)
+    sampler.observe(torch.tensor([[0.7, 1.0], [0.0, 2.0]]))
+    assert sorted(sampler.cover().count.tolist()) == [1, 5, 5, 6]
+    assert sampler.patches_seen_ == 17
 
 
 def test_bad_arguments_are_named() -> None:

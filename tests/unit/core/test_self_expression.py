@@ -221,6 +221,20 @@ class TestDegenerate:
         np.testing.assert_allclose(score(affine(target, bank, 50)), score(affine(target, bank, 4)))
         np.testing.assert_allclose(score(omp(target, bank, 50)), score(omp(target, bank, 4)))
 
+    @pytest.mark.parametrize(("atoms", "width"), [(4, 20), (9, 5)])
+    def test_distances_take_the_same_support(self, dtype: torch.dtype, atoms: int, width: int) -> None:
+        target, bank = (tensor.to(dtype) for tensor in data(10, atoms, width))
+        tolerance = {"rtol": 1e-3, "atol": 3e-3 if dtype == torch.float32 else 1e-9}
+        for k in (1, 2, 3, 4, 50):
+            for regularisation in (0.0, 1e-2, 0.1, 3.0):
+                whole = affine(target, bank, k, regularisation).residual.norm(dim=1)
+                torch.testing.assert_close(affine_distance(target, bank, k, regularisation), whole, **tolerance)
+                at_hand = affine_distance(target, bank, k, regularisation, search_index(bank))
+                torch.testing.assert_close(at_hand, whole, **tolerance)
+            torch.testing.assert_close(
+                affine_distance(target, bank, k), affine(target, bank, k).residual.norm(dim=1), **tolerance
+            )
+
     def test_an_atom_of_the_bank_is_rebuilt_exactly(self, dtype: torch.dtype) -> None:
         _, bank = (tensor.to(dtype) for tensor in data(1, 50, 30, offset=2.0))
         assert score(affine(bank, bank, 5)).max() < 1e-4
