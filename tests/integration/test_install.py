@@ -69,9 +69,14 @@ def unpacked(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """An empty virtual environment: no anomalib, no torch."""
-    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    """An empty virtual environment: no anomalib, no torch, nor a pip of its own."""
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     return tmp_path / "venv"
+
+
+def pip(environment: Path, *arguments: object, **variables: str) -> None:
+    """Run this environment's pip for another."""
+    run(sys.executable, "-m", "pip", "--python", environment, *arguments, cwd=environment, **variables)
 
 
 def site_packages(environment: Path) -> Path:
@@ -99,9 +104,9 @@ def test_install_start_and_uninstall_without_anomalib(
     if editable:
         tools = os.pathsep.join(path for path in sys.path if "site-packages" in path)  # the build backend
         arguments = ("--no-build-isolation", "-e", source)
-        run(python, "-m", "pip", "install", "--no-deps", "-q", *arguments, cwd=tmp_path, PYTHONPATH=tools)
+        pip(environment, "install", "--no-deps", "-q", *arguments, PYTHONPATH=tools)
     else:
-        run(python, "-m", "pip", "install", "--no-deps", "-q", wheel, cwd=tmp_path)
+        pip(environment, "install", "--no-deps", "-q", wheel)
     assert {path.name for path in site_packages(environment).iterdir()} >= START_UP
 
     waiting = "import sys; print([type(finder).__name__ for finder in sys.meta_path].count('_AfterImport'))"
@@ -115,14 +120,14 @@ def test_install_start_and_uninstall_without_anomalib(
     assert run(script, "--version", cwd=tmp_path) == f"anomalib-sgfr {PROJECT['version']}\n"
     assert "explain" in run(script, "--help", cwd=tmp_path)  # neither needs what is not installed here
 
-    run(python, "-m", "pip", "uninstall", "-q", "-y", "anomalib-sgfr", cwd=tmp_path)
+    pip(environment, "uninstall", "-q", "-y", "anomalib-sgfr")
     after = {path.relative_to(environment) for path in environment.rglob("*") if path.is_file()}
     assert {path for path in after - before if path.suffix != ".pyc"} == set()
 
 
 def test_start_up_survives_a_package_that_is_gone(wheel: Path, environment: Path, tmp_path: Path) -> None:
     python = environment / "bin" / "python"
-    run(python, "-m", "pip", "install", "--no-deps", "-q", wheel, cwd=tmp_path)
+    pip(environment, "install", "--no-deps", "-q", wheel)
     shutil.rmtree(site_packages(environment) / "anomalib_sgfr")
     assert run(python, "-c", "print('fine')", cwd=tmp_path) == "fine\n"
 

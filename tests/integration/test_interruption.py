@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,6 @@ from anomalib.engine import Engine
 
 from anomalib_sgfr import Sgfr
 from tests.conftest import folder_datamodule
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +33,13 @@ def good(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("cut", "", -signal.SIGXFSZ),
     ],
 )
-def test_the_last_good_checkpoint_survives(good: Path, parts: Path, how: str, says: str, status: int) -> None:
+def test_the_last_good_checkpoint_survives(
+    good: Path, parts: Path, warm: Path, how: str, says: str, status: int
+) -> None:
     out = good.parents[5]
     before = good.read_bytes()
     broken = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("interrupted_fit.py")), str(parts), str(out), str(good), how],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [warm / "script", Path(__file__).with_name("interrupted_fit.py"), parts, out, good, how],
         capture_output=True,
         text=True,
         check=False,
