@@ -7,7 +7,7 @@ from torch import Tensor
 from anomalib_sgfr.core import sampling
 from anomalib_sgfr.core.certificate import Certificate, certify
 from anomalib_sgfr.core.cover import Cover
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.sampling import WORKING_SIZE, SubspaceSampler
 from anomalib_sgfr.core.selection import farthest_first
 from tests.conftest import coverage, distances
 
