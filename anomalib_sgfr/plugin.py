@@ -83,8 +83,9 @@ class _AfterImport:
             sys.meta_path.insert(0, self)
             self.bypassed = True
         if self.bypassed and not self.running and all(map(_is_whole, _HOMES)):
-            self.bypassed = False
-            _register_or_warn()
+            self.register()
+            if fullname in sys.modules:  # imported on the way: to be executed again would make it another module
+                return _spec_of_present(fullname)
         if fullname not in _HOMES and not fullname.startswith(_OURS):
             return None
         for finder in list(sys.meta_path):
@@ -95,6 +96,39 @@ class _AfterImport:
                     spec.loader = _Counted(spec.loader, self)
                 return spec
         return None
+
+    def register(self, whole: str = "") -> None:
+        """Register, unless that is what is being done: what it imports must find it neither done nor to do."""
+        self.bypassed = False
+        self.running += 1
+        try:
+            _register_or_warn(whole)
+        finally:
+            self.running -= 1
+
+
+def _spec_of_present(fullname):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    from importlib.machinery import ModuleSpec
+
+    module = sys.modules[fullname]
+    return ModuleSpec(fullname, _Present(module, module.__spec__), is_package=hasattr(module, "__path__"))  # type: ignore[arg-type]
+
+
+class _Present:
+    """Loader of a module that is there already."""
+
+    def __init__(self, module, spec) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        self._module = module
+        self._spec = spec
+
+    def create_module(self, spec):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        """The module."""
+        del spec
+        return self._module
+
+    def exec_module(self, module) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        """Leave it as it is."""
+        module.__spec__ = self._spec
 
 
 class _Counted:
@@ -120,4 +154,4 @@ class _Counted:
         finally:
             self._finder.running -= 1
         if not self._finder.running:
-            _register_or_warn(module.__name__)
+            self._finder.register(module.__name__)

@@ -49,10 +49,14 @@ SHORT_NAMES = (
     "assert 'MTD' in anomalib.data.__all__;"
     "assert ['_AfterImport' in type(finder).__name__ for finder in sys.meta_path].count(True) == 1"
 )
+ONE_CLASS = (  # a module that is executed twice makes two
+    "; from anomalib.models.components import AnomalibModule;"
+    "assert [kind.__name__ for kind in AnomalibModule.__subclasses__()].count('Sgfr') == 1"
+)
 ONCE = (
     "; assert anomalib.models.Sgfr is Sgfr;"
     "assert anomalib.models.__all__.count('Sgfr') == 1 and len(anomalib.models.list_models()) > 10"
-)
+) + ONE_CLASS
 ORDERS = [
     "from anomalib_sgfr import Sgfr; import anomalib.models",
     "import anomalib.models; from anomalib_sgfr import Sgfr",
@@ -72,8 +76,11 @@ USES = [
     # looked for, not imported
     "import importlib.util; importlib.util.find_spec('anomalib.models'); from anomalib.models import Sgfr",
     # somebody else's finder in front, of anomalib.models alone or of everything
-    f"{FRONT} if a[1] == 'anomalib.models' else None}})()); import anomalib.models; anomalib.models.Sgfr",
-    f"{FRONT}}})()); from anomalib.models import Sgfr",
+    f"{FRONT} if a[1] == 'anomalib.models' else None}})()); import anomalib.models; anomalib.models.Sgfr{ONE_CLASS}",
+    f"{FRONT}}})()); from anomalib.models import Sgfr{ONE_CLASS}",
+    f"{FRONT}}})()); import anomalib.models; import anomalib.visualization, anomalib.engine{ONE_CLASS}",
+    # one that finds nothing, as setuptools puts there at the start of an interpreter
+    f"{FRONT} if 0 else None}})()); import anomalib.models; anomalib.models.Sgfr{ONE_CLASS}",
     # executed once more
     f"{RELOAD}(m); assert m.__all__.count('Sgfr') == 1; m.get_model({{'class_path': 'anomalib_sgfr.Sgfr'}})",
     "import anomalib.data as d, importlib; importlib.reload(d); assert d.__all__.count('MTD') == 1",
