@@ -10,9 +10,9 @@ TYPE_CHECKING = False  # what type checkers take for true; importing it from typ
 if TYPE_CHECKING:
     from anomalib_sgfr.callbacks import SubspaceSampling
     from anomalib_sgfr.core.sampling import SubspaceSampler
-    from anomalib_sgfr.inspection.calibration import NominalPostProcessor
     from anomalib_sgfr.inspection.explanation import explain
     from anomalib_sgfr.inspection.mimic_view import MimicView
+    from anomalib_sgfr.inspection.post_processing import NominalPostProcessor, SgfrPostProcessor
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.torch_model import SgfrModel
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "MimicView": "inspection.mimic_view",
-    "NominalPostProcessor": "inspection.calibration",
+    "NominalPostProcessor": "inspection.post_processing",
     "Sgfr": "lightning_model",
     "SgfrModel": "torch_model",
+    "SgfrPostProcessor": "inspection.post_processing",
     "SubspaceSampler": "core.sampling",
     "SubspaceSampling": "callbacks",
     "explain": "inspection.explanation",
@@ -33,6 +34,7 @@ __all__ = [
     "NominalPostProcessor",
     "Sgfr",
     "SgfrModel",
+    "SgfrPostProcessor",
     "SubspaceSampler",
     "SubspaceSampling",
     "__version__",

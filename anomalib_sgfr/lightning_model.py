@@ -29,7 +29,7 @@ from anomalib_sgfr.fitting.artefacts import check, damage
 from anomalib_sgfr.fitting.learning import learn, samplers_for
 from anomalib_sgfr.fitting.making import make
 from anomalib_sgfr.fitting.suspects import write_suspects
-from anomalib_sgfr.inspection.calibration import NominalPostProcessor, adopted
+from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
@@ -76,7 +76,8 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
             explanations after the training images are gone. Defaults to ``False``.
         pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to 256 x 256
             and normalises as the backbone was trained. Defaults to ``True``.
-        post_processor (nn.Module | bool): Post-processor, or whether to use anomalib's default. Defaults to ``True``.
+        post_processor (nn.Module | bool): Post-processor, or whether to use the default one, a
+            :class:`~anomalib_sgfr.inspection.post_processing.SgfrPostProcessor`. Defaults to ``True``.
         evaluator (Evaluator | bool): Evaluator, or whether to use anomalib's default. Defaults to ``True``.
         visualizer (Visualizer | bool): Visualizer, or whether to use anomalib's default. Defaults to ``True``.
 
@@ -160,6 +161,11 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
             ),
         )
 
+    @staticmethod
+    def configure_post_processor() -> SgfrPostProcessor:
+        """Build the default post-processor, whose threshold needs no defect."""
+        return SgfrPostProcessor()
+
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach the sampling callback, the user's own if the trainer has one."""
         # Lightning replaces a user's callback by the model's of the same type, without a word: hand it back instead.
@@ -226,7 +232,12 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         """
         path = getattr(self._trainer, "ckpt_path", None)
         check(checkpoint, self.hparams, self.model.embedder.layers, path)
-        self.post_processor = adopted(self.post_processor, checkpoint, getattr(self._trainer, "callbacks", []))
+        post_processor = self._own_post_processor
+        stored = checkpoint.get("anomalib_post_processor_config")
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        unmet = post_processor.unmet(stored) if post_processor and stored and not fits else None
+        if unmet:
+            raise ValueError(unmet)
         super().on_load_checkpoint(checkpoint)
         if self.update:
             checkpoint.pop("loops", None)
@@ -259,23 +270,27 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         if self._sampling.patches_seen == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        nominal = self.post_processor if isinstance(self.post_processor, NominalPostProcessor) else None
+        post_processor = self._own_post_processor
+        # what validation will show comes later
+        due = post_processor and not (post_processor.learns_from_validation and self.trainer.validating)
         made = make(
             self.model,
             learn(self._sampling.samplers, self._sampling.images, stay=self.update),
             self.pre_processor,
-            self._training_images(),
+            self.training_images(),
             trim=self.trim,
             thumbnails=self.thumbnails,
             earlier=self.model.learnt if self.update else None,
-            scored=nominal.scores_for if nominal else None,
+            scored=post_processor.nominal_evidence if post_processor and due else None,
         )
         if made.suspects and self.trainer.is_global_zero:
             write_suspects(made.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
         self.model.take(made.learnt)
         self.suspects = made.suspects
-        if nominal:
-            nominal.calibrate(made.scores)
+        if post_processor and due:
+            post_processor.take(post_processor.pooled(made.evidence))
+        elif post_processor:
+            post_processor.forget()
         self._earlier = None
         self._set_fitted(fitted=True)
         self._report_certificate()
@@ -290,10 +305,16 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         for destination in self.trainer.loggers:
             destination.log_metrics(measured, self.trainer.global_step)
 
-    def _training_images(self) -> list[str]:
-        """Paths of the training images; of those that atoms come from, if the data set does not tell."""
+    def training_images(self) -> list[str]:
+        """Paths of the training images but suspects; of those that atoms come from, if the data set does not tell."""
         samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
-        return self.model.images if samples is None else [str(path) for path in samples["image_path"]]
+        paths = self.model.images if samples is None else [str(path) for path in samples["image_path"]]
+        suspected = dict(self.suspects)
+        return [path for path in paths if path not in suspected]
+
+    @property
+    def _own_post_processor(self) -> SgfrPostProcessor | None:
+        return self.post_processor if isinstance(self.post_processor, SgfrPostProcessor) else None
 
     def certificate(self) -> Certificate:
         """Bound the residual of every nominal patch seen in the fit, in the units of the raw anomaly map.

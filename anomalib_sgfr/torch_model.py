@@ -152,13 +152,19 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         other.take(learnt)
         return other
 
-    def without(self, image: int) -> list[Bank]:
-        """The banks without the atoms that come from one training image, to score with.
+    def without(self, images: Sequence[int]) -> list[Bank] | None:
+        """The banks without the atoms that come from some training images, to score with.
 
         Args:
-            image (int): Place of the image in ``images``.
+            images (Sequence[int]): Their places in ``images``.
+
+        Returns:
+            list[Bank] | None: The banks, or ``None`` if one would be left without an atom.
         """
-        return [bank.some(bank.origin[:, 0] != image) for bank in self.banks]
+        stay = [~torch.isin(bank.origin[:, 0], torch.tensor(images).to(bank.origin)) for bank in self.banks]
+        if not all(bool(chosen.any()) for chosen in stay):
+            return None
+        return [bank.some(chosen) for bank, chosen in zip(self.banks, stay, strict=True)]
 
     def certificate(self) -> Certificate:
         """Bound the residual of every nominal patch the banks were learnt from.

@@ -2,23 +2,24 @@
 
     python -m benchmarks.false_alarms --root DIR --out DIR
 
-Sgfr is fitted with :class:`~anomalib_sgfr.NominalPostProcessor`, whose threshold comes from the training images, or
-from a fifth that are held out of the fit (of MTD all photographs of a tile, or none). How many good test images exceed
-it, which nobody had seen, is the realised rate. Writes ``false-alarms.json``, ``README.md`` and a plot;
-an interrupted command, given again, goes on where it stopped.
+The threshold comes from the training images, each scored without its own atoms or without those of its part (of MTD
+all photographs of a tile; of ELPV nothing but the cell is known), or from a fifth of the parts, held out of the fit.
+How many good test images exceed it, which nobody had seen, is the realised rate. Writes ``false-alarms.json``,
+``README.md`` and a plot; an interrupted command, given again, goes on where it stopped.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalib_sgfr.core.thresholds import alarm_threshold
 from anomalib_sgfr.data.mtd import tile_of
-from anomalib_sgfr.inspection.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
+from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
 from benchmarks.common import data
 from benchmarks.common.engine import fitted
 from benchmarks.common.figures import plt, save_figure
@@ -32,35 +33,45 @@ _SHOWN = (0.01, 0.05)
 _HELD_OUT = 0.2
 _IMAGES = 300
 _SOURCES = {
-    "leave-one-out": "training images, their own atoms left out",
+    "leave-one-out": "training images, without their own atoms",
+    "leave-part-out": "training images, without their part's atoms",
     "held-out": "a fifth of the parts, not trained on",
 }
 
 
 def _evaluate(place: Place) -> list[dict[str, Any]]:
     """Realised rates of false alarms and of detection, for each source of the threshold and each chosen rate."""
-    rows = []
-    for source in _SOURCES:
+    tiles = tile_of() if place.dataset == "mtd" else {}
+
+    def part_of(path: str) -> str:
+        return str(tiles.get(Path(path).name, path))
+
+    rows: list[dict[str, Any]] = []
+    for apart in (False, True):
         module = data.build(place.dataset, place.root, place.split, place.seed)
         order = np.random.default_rng(place.seed).permutation(module.train_data.samples["image_path"]).tolist()
-        if source == "held-out":
-            held_out = _part_by_part(order, tile_of() if place.dataset == "mtd" else {})
+        if apart:
+            held_out = _part_by_part(order, part_of)
             data.keep_training_images(module, [path for path in order if path not in held_out])
             order = sorted(held_out)
-        model = fitted(module, place.seed, post_processor=NominalPostProcessor(images=1))
-        nominal = nominal_scores(model.model, model.pre_processor, order[:_IMAGES], source != "held-out")
+        model = fitted(module, place.seed, post_processor=False)
         samples = module.test_data.samples
         tested = nominal_scores(model.model, model.pre_processor, samples["image_path"].tolist(), leave_out=False)
         good = data.kinds(samples) == "good"
-        rows += [_row(source, rate, nominal, np.array(tested), good) for rate in _RATES]
+        for source in ["held-out"] if apart else ["leave-one-out", "leave-part-out"]:
+            group = None if source == "leave-one-out" else part_of
+            chosen = spread_over(order, _IMAGES, group)
+            nominal = nominal_scores(model.model, model.pre_processor, chosen, group=group)
+            units = [part_of(path) if group else path for path in chosen]
+            rows += [_row(source, rate, nominal, units, np.array(tested), good) for rate in _RATES]
     return rows
 
 
-def _part_by_part(paths: Sequence[str], part_of: Mapping[str, int]) -> set[str]:
+def _part_by_part(paths: Sequence[str], part_of: Callable[[str], str]) -> set[str]:
     """A fifth of the images, and with one of them all others of the same part, so that none is trained on."""
     parts: dict[str, list[str]] = {}
     for path in paths:
-        parts.setdefault(str(part_of.get(Path(path).name, path)), []).append(path)
+        parts.setdefault(part_of(path), []).append(path)
     chosen: set[str] = set()
     for images in parts.values():
         if len(chosen) < round(_HELD_OUT * len(paths)):
@@ -69,13 +80,19 @@ def _part_by_part(paths: Sequence[str], part_of: Mapping[str, int]) -> set[str]:
 
 
 def _row(
-    source: str, rate: float, nominal: list[float], scores: NDArray[np.float64], good: NDArray[np.bool_]
+    source: str,
+    rate: float,
+    nominal: list[float],
+    units: list[str],
+    scores: NDArray[np.float64],
+    good: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    threshold = alarm_threshold(nominal, rate)
+    threshold = alarm_threshold(nominal, rate, units)
     return {
         "source": source,
         "rate": rate,
         "nominal_images": len(nominal),
+        "nominal_parts": len(set(units)),
         "good_images": int(good.sum()),
         "threshold": round(threshold, 5),
         "false_alarms": round(float((scores[good] > threshold).mean()), 5),
@@ -109,7 +126,7 @@ def report(folder: Path) -> None:
         + " |",
         "|---" * (3 + 2 * len(_SHOWN)) + "|",
     ]
-    figure, axes = plt.subplots(1, len(_SOURCES), figsize=(9, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(_SOURCES), figsize=(13, 4), sharey=True, layout="constrained")
     for axis, source in zip(axes, _SOURCES, strict=True):
         for place in places:
             name = title(*place)

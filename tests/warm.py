@@ -1,8 +1,8 @@
 """Commands in forks of one process that has imported anomalib: the command's own time, without the seconds of imports.
 
-``with warmed(folder)`` starts it. In the folder are then two executables: ``anomalib``, and ``script`` that takes a
-script as its first argument. Either runs what it is named for in a process of its own, with the caller's arguments,
-environment, working directory and streams, and ends as that does.
+``with warmed(folder)`` starts it. In the folder are then executables: ``anomalib``, ``anomalib-sgfr``, and ``script``
+that takes a script as its first argument. Each runs what it is named for in a process of its own, with the caller's
+arguments, environment, working directory and streams, and ends as that does.
 """
 
 import gc
@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ANOMALIB = Path(sys.executable).with_name("anomalib")
+SGFR = ROOT / "anomalib_sgfr" / "__main__.py"
 # in an interpreter without site-packages, which starts in some hundredths of a second
 _CALL = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -42,7 +43,7 @@ sys.exit(status)
 def warmed(folder: Path) -> Iterator[Path]:
     """Start the process, put the executables into the folder, and end the process and what it started."""
     address = str(folder / "line")
-    for name, script in (("anomalib", [str(ANOMALIB)]), ("script", [])):
+    for name, script in (("anomalib", [str(ANOMALIB)]), ("anomalib-sgfr", [str(SGFR)]), ("script", [])):
         call = folder / name
         call.write_text(_CALL.format(python=sys.executable, address=address, script=script), encoding="utf-8")
         call.chmod(0o755)

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
 OWN = {
     "explain": Command("anomalib_sgfr.commands.explain", "draw why images are anomalous: the mimic view"),
+    "threshold": Command("anomalib_sgfr.commands.threshold", "what a threshold rests on; another one without a fit"),
 }
 ANOMALIBS = ("train", "fit", "validate", "test", "predict", "export", "benchmark", "install")
 _SWITCH = "ANOMALIB_SGFR_TRACEBACK"

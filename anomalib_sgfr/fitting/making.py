@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from anomalib_sgfr.fitting.suspects import without_suspects
+from anomalib_sgfr.inspection.evidence import Evidence
 from anomalib_sgfr.inspection.gallery import thumbnails as make_thumbnails
 from anomalib_sgfr.torch_model import Learnt, SgfrModel
 
@@ -16,12 +17,12 @@ class Made(NamedTuple):
     Attributes:
         learnt (Learnt): Banks, without the suspects' atoms and with thumbnails, if these were asked for.
         suspects (list[tuple[str, float]]): Training images suspected of being defective, and their raw scores.
-        scores (list[float]): Raw scores that a threshold is to rest on.
+        evidence (Evidence): Scores that a threshold is to rest on.
     """
 
     learnt: Learnt
     suspects: list[tuple[str, float]]
-    scores: list[float]
+    evidence: Evidence
 
 
 def make(
@@ -33,7 +34,7 @@ def make(
     trim: float = 0.0,
     thumbnails: bool = False,
     earlier: Learnt | None = None,
-    scored: Callable[[SgfrModel, Any, Sequence[str]], list[float]] | None = None,
+    scored: Callable[[SgfrModel, Any, Sequence[str]], Evidence] | None = None,
 ) -> Made:
     """Make everything; whatever fails, the model is as it was.
 
@@ -63,5 +64,5 @@ def make(
         pictures = make_thumbnails(fitted, pre_processor, earlier)
         for bank, its_pictures in zip(fitted.banks, pictures, strict=True):
             bank.thumbnails = its_pictures
-    scores = scored(fitted, pre_processor, paths) if scored else []
-    return Made(fitted.learnt, suspects, scores)
+    evidence = scored(fitted, pre_processor, paths) if scored else Evidence()
+    return Made(fitted.learnt, suspects, evidence)

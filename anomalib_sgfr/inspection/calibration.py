@@ -1,225 +1,121 @@
-"""Thresholds from nominal images alone: a chosen rate of false alarms instead of a sample of defects."""
+"""Scores of nominal images as if none of their unit had been trained on: what a threshold without a defect rests on."""
 
-import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
-from anomalib.data.utils import get_image_filenames
-from anomalib.post_processing import PostProcessor
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from anomalib_sgfr.core.casts import ExemptFromCasts
 from anomalib_sgfr.features.pre_processing import read_prepared
+from anomalib_sgfr.inspection.evidence import Group, unit_of
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["NominalPostProcessor", "adopted", "alarm_threshold", "nominal_scores"]
+__all__ = ["nominal_scores", "spread_over"]
 
-logger = logging.getLogger(__name__)
-
-_NOWHERE = -2  # no atom comes from there
-_TAIL = 0.25  # share of the largest scores that a tail is fitted to
-
-
-def alarm_threshold(scores: Sequence[float], rate: float) -> float:
-    """Threshold that a new nominal score exceeds with a given probability, at most.
-
-    With enough scores the order statistic of split conformal prediction (Vovk et al. 2005): exceeded with a probability
-    of no more than ``rate``, whatever the distribution, by a score exchangeable with these. With fewer than
-    ``1 / rate - 1`` no such statistic exists, and an exponential tail through the largest quarter is extrapolated, from
-    the largest score up.
-
-    Args:
-        scores (Sequence[float]): Of nominal images, in any order.
-        rate (float): Probability of a false alarm, between zero and one.
-
-    Returns:
-        float: The threshold; an alarm is what exceeds it.
-
-    Raises:
-        ValueError: If there is no score, one is not finite, or ``rate`` is out of range.
-    """
-    ordered = np.sort(np.asarray(scores, float))
-    if not 0.0 < rate < 1.0:
-        msg = f"rate must lie between 0 and 1, got {rate}."
-        raise ValueError(msg)
-    if len(ordered) == 0 or not np.isfinite(ordered).all():
-        msg = f"alarm_threshold needs finite nominal scores, got {len(ordered)}."
-        raise ValueError(msg)
-    place = math.ceil((len(ordered) + 1) * (1.0 - rate))
-    if place <= len(ordered):
-        return float(ordered[place - 1])
-    exceeding = max(1, round(_TAIL * len(ordered)))
-    base = ordered[-exceeding - 1] if len(ordered) > 1 else ordered[0]
-    excess = float((ordered[-exceeding:] - base).mean())
-    tail = float(base + excess * math.log(exceeding / ((len(ordered) + 1) * rate)))
-    # not below the largest score: no larger rate has a threshold above it
-    return max(tail, float(ordered[-1]))
-
-
-class NominalPostProcessor(ExemptFromCasts, PostProcessor):
-    """Labels and masks at a chosen rate of false alarms, set when a fit ends, from nominal images alone.
-
-    Use as Sgfr's ``post_processor``. By default scores of training images are taken, each with the atoms that come from
-    the image itself left out of the bank. Where training images resemble each other more than those to come resemble
-    them (many photographs of one part, say), that is too bold; name a folder of nominal images then that were not
-    trained on.
-
-    Scores and maps are reported as ``s / (s + t)``, with ``t`` the threshold: 0.5 there, and however far outside, a
-    larger raw score stays the larger. An image is anomalous if any pixel of its map is.
-
-    Args:
-        false_alarm_rate (float): Share of nominal images that may be labelled anomalous. Defaults to ``0.01``.
-        held_out (str | None): Folder of nominal images that were not trained on. Defaults to ``None``.
-        images (int): Most images to score. Defaults to ``300``.
-        **kwargs (Any): As anomalib's post-processor takes them.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
-
-    def __init__(
-        self,
-        false_alarm_rate: float = 0.01,
-        held_out: str | None = None,
-        images: int = 300,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        super().__init__(**kwargs)
-        if not 0.0 < false_alarm_rate < 1.0:
-            msg = f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}."
-            raise ValueError(msg)
-        if images < 1:
-            msg = f"images must be at least 1, got {images}."
-            raise ValueError(msg)
-        self.false_alarm_rate = false_alarm_rate
-        self.held_out = held_out
-        self.images = images
-
-    def scores_for(self, model: SgfrModel, pre_processor: Any, paths: Sequence[str]) -> list[float]:  # noqa: ANN401
-        """Score what the thresholds are to rest on, for a model that was fitted to images; sets nothing.
-
-        Args:
-            model (SgfrModel): The model.
-            pre_processor (Any): Its pre-processor.
-            paths (Sequence[str]): Training images, of which some are scored unless there are others to score.
-
-        Returns:
-            list[float]: Raw scores, for :meth:`calibrate`.
-
-        Raises:
-            FileNotFoundError: If there is no image in ``held_out``.
-        """
-        if self.held_out is not None:
-            paths = self._held_out_images()
-        number = min(self.images, len(paths))
-        chosen = [paths[place * len(paths) // number] for place in range(number)]
-        return nominal_scores(model, pre_processor, chosen, leave_out=self.held_out is None)
-
-    def _held_out_images(self) -> list[str]:
-        try:
-            return [str(path) for path in get_image_filenames(str(self.held_out))]
-        except (FileNotFoundError, ValueError) as error:
-            msg = f"held_out: there is no image in '{self.held_out}'."
-            raise FileNotFoundError(msg) from error
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a folder without images before the fit, and not when it ends."""
-        super().on_fit_start(trainer, pl_module)
-        if self.held_out is not None:
-            self._held_out_images()
-
-    @property
-    def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "false_alarm_rate", "held_out", "images")
-
-    def calibrate(self, scores: Sequence[float]) -> None:
-        """Set the thresholds from scores of nominal images.
-
-        Args:
-            scores (Sequence[float]): Raw scores.
-        """
-        threshold = alarm_threshold(scores, self.false_alarm_rate)
-        if len(scores) + 1 < 1.0 / self.false_alarm_rate:
-            logger.warning(
-                "%d nominal images are too few to measure a false-alarm rate of %g: the threshold is extrapolated.",
-                len(scores),
-                self.false_alarm_rate,
-            )
-        self._image_threshold.fill_(threshold)
-        self._pixel_threshold.fill_(threshold)
-        for bound in (self.image_min, self.pixel_min):
-            bound.fill_(0.0)
-        for bound in (self.image_max, self.pixel_max):
-            bound.fill_(2.0 * threshold)
-        logger.info(
-            "Threshold %.4g: at most %.3g%% of nominal images should exceed it, by %d of them.",
-            threshold,
-            100 * self.false_alarm_rate,
-            len(scores),
-        )
-
-    def on_validation_batch_end(self, *args: object, **kwargs: object) -> None:
-        """Learn nothing from validation images: some are defective."""
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn nothing from validation images."""
-
-    @staticmethod
-    def _normalize(preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor) -> Tensor | None:
-        del norm_min, norm_max
-        if preds is None:
-            return None
-        # where all nominal scores are zero, so may be the threshold
-        squashed = preds / (preds + threshold.clamp_min(torch.finfo(threshold.dtype).tiny))
-        return torch.where(torch.isnan(threshold), preds, squashed)
-
-
-def adopted(ours: Any, checkpoint: dict[str, Any], callbacks: list[Any]) -> Any:  # noqa: ANN401
-    """Have the kind of post-processor whose thresholds a checkpoint holds: anomalib restores its default kind.
-
-    Args:
-        ours (Any): The model's post-processor.
-        checkpoint (dict[str, Any]): As Lightning read it.
-        callbacks (list[Any]): The trainer's, where the model's post-processor is replaced too.
-
-    Returns:
-        Any: A post-processor that the checkpoint's state fits, or ours.
-    """
-    stored = checkpoint.get("anomalib_post_processor_config") or {}
-    if "false_alarm_rate" not in stored or type(ours) is not PostProcessor:
-        return ours
-    theirs = NominalPostProcessor()
-    callbacks[:] = [theirs if callback is ours else callback for callback in callbacks]
-    return theirs
+_BATCH = 16
 
 
 @torch.no_grad()
-def nominal_scores(model: SgfrModel, pre_processor: Any, paths: Sequence[str], leave_out: bool) -> list[float]:  # noqa: ANN401
+def nominal_scores(
+    model: SgfrModel,
+    pre_processor: Any,  # noqa: ANN401
+    paths: Sequence[str],
+    *,
+    leave_out: bool = True,
+    group: Group = None,
+) -> list[float]:
     """Raw scores of nominal images.
 
     Args:
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
         paths (Sequence[str]): Images.
-        leave_out (bool): Whether to score each without the atoms that come from the image itself.
+        leave_out (bool): Whether to score each without the atoms that come from images of its unit. Where no other
+            atoms would be left, all are used, and the image is mirrored: the worst of three ways counts.
+        group (Group): What makes a unit, see :func:`~anomalib_sgfr.inspection.evidence.unit_of`.
 
     Returns:
         list[float]: One for each image.
     """
-    numbers = {path: number for number, path in enumerate(model.images)} if leave_out else {}
+    own: dict[str, list[int]] = {}
+    for number, image in enumerate(model.images if leave_out else ()):
+        own.setdefault(unit_of(image, group), []).append(number)
+    # those of one unit together: they share what is left of the banks; those of no atom's unit first, all of them do
+    units = [unit_of(path, group) for path in paths]
+    order = sorted(range(len(paths)), key=lambda index: (units[index] in own, units[index], index))
     was_training = model.training
     model.eval()
-    scores = []
+    scores = torch.zeros(len(paths))
     try:
-        for path in paths:
-            image = read_prepared(path, pre_processor)[None].to(model.image_paths.device)
-            banks = model.without(numbers.get(path, _NOWHERE))
-            found: Any = model.score(model.embed(image), image.shape[-2:], banks)
-            scores.append(float(found.pred_score))
+        for batch, images in _batches(order, paths, pre_processor, model.image_paths.device):
+            embeddings = model.embed(images)
+            for unit, found in groupby(
+                enumerate(batch), lambda item: units[item[1]] if units[item[1]] in own else None
+            ):
+                rows, places = map(list, zip(*found, strict=True))
+                numbers = own[unit] if unit is not None else []
+                banks = model.without(numbers)
+                if banks is not None:
+                    result: Any = model.score([part[rows] for part in embeddings], images.shape[-2:], banks)
+                    scores[places] = result.pred_score.cpu()
+                else:
+                    scores[places] = _mirrored(model, images[rows])
     finally:
         model.train(was_training)
-    return scores
+    return scores.tolist()
+
+
+def _mirrored(model: SgfrModel, images: Tensor) -> Tensor:
+    ways = [model.score(model.embed(images.flip(axes)), images.shape[-2:]) for axes in ((-1,), (-2,), (-2, -1))]
+    return torch.stack([torch.as_tensor(way.pred_score) for way in ways]).amax(0).cpu()
+
+
+def _batches(
+    order: Sequence[int],
+    paths: Sequence[str],
+    pre_processor: Any,  # noqa: ANN401
+    device: torch.device,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Places and images, prepared, of one size in a batch."""
+    held: list[int] = []
+    images: list[Tensor] = []
+    for place in order:
+        image = read_prepared(paths[place], pre_processor)
+        if held and (len(held) == _BATCH or image.shape != images[0].shape):
+            yield held, torch.stack(images).to(device)
+            held, images = [], []
+        held.append(place)
+        images.append(image)
+    if held:
+        yield held, torch.stack(images).to(device)
+
+
+def spread_over(paths: Sequence[str], most: int, group: Group = None) -> list[str]:
+    """Some of the images, evenly spread over the list, and over as many units as there are.
+
+    Args:
+        paths (Sequence[str]): Images.
+        most (int): How many at most.
+        group (Group): What makes a unit.
+
+    Returns:
+        list[str]: All of them, or ``most``: the first of each unit before the second of any.
+    """
+    if len(paths) <= most:
+        return list(paths)
+    rounds: dict[str, int] = {}
+    turn = []
+    for path in paths:
+        unit = unit_of(path, group)
+        turn.append(rounds.get(unit, 0))
+        rounds[unit] = turn[-1] + 1
+    chosen: list[int] = []
+    for number in range(max(turn) + 1):
+        of_turn = [place for place, its in enumerate(turn) if its == number]
+        left = most - len(chosen)
+        if len(of_turn) >= left:
+            chosen += [of_turn[step * len(of_turn) // left] for step in range(left)]
+            break
+        chosen += of_turn
+    return [paths[place] for place in sorted(chosen)]

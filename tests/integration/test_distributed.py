@@ -60,6 +60,8 @@ def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[
         assert not torch.equal(mine, alone)  # it did see the images in another order
     assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 11 * (8 * 8 + 4 * 4)
     assert two[0]["image_AUROC"] == two[1]["image_AUROC"]
+    assert two[0]["threshold"] == two[1]["threshold"]
+    assert two[0]["scored"] == two[1]["scored"] == 12  # each once
 
 
 def test_the_certificate_holds_and_the_bank_is_as_good(

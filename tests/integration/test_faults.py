@@ -12,7 +12,7 @@ import torch
 from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
 
-from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr import NominalPostProcessor, Sgfr, SgfrPostProcessor
 from tests.conftest import engine_in, folder_datamodule, small, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -226,7 +226,7 @@ def test_a_calibrated_threshold_survives_every_way_back(parts: Path, tmp_path: P
     engine.fit(model, datamodule=folder_datamodule(parts))
     threshold = float(model.post_processor.image_threshold)
     restored = Sgfr.load_from_checkpoint(engine.best_model_path, map_location="cpu")
-    assert isinstance(restored.post_processor, NominalPostProcessor)
+    assert isinstance(restored.post_processor, SgfrPostProcessor)
     assert float(restored.post_processor.image_threshold) == threshold
     assert restored.post_processor.false_alarm_rate == 0.2
     fresh = small()  # as the command line makes it, without naming the post-processor again

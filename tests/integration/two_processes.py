@@ -30,6 +30,8 @@ def main(parts: Path, out: Path, devices: int) -> None:
             "largest": certificate.largest,
             "mean": certificate.mean,
             "image_AUROC": float(metrics["image_AUROC"]),
+            "threshold": float(model.post_processor.image_threshold),
+            "scored": len(model.post_processor.evidence.scores),
             "checkpoint": str(engine.best_model_path),
         },
         out / f"rank{engine.trainer.global_rank}.pt",

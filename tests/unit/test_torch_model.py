@@ -281,7 +281,7 @@ def test_atoms_of_one_image_are_left_out_of_every_scale_to_score_with(solver: st
     for bank, fewer in zip(model.banks, expected.banks, strict=True):
         bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 5)
         fewer.set(bank.atoms[bank.origin[:, 0] != 2])
-    left = model.score(model.embed(images), (64, 64), model.without(2))
+    left = model.score(model.embed(images), (64, 64), model.without([2]))
     torch.testing.assert_close(left.anomaly_map, expected(images).anomaly_map)
     assert torch.equal(model(images).anomaly_map, whole)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr import Sgfr, SgfrPostProcessor
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from tests.conftest import fit, folder_datamodule
 
@@ -42,7 +42,7 @@ def test_it_scores_and_certifies_as_before(earlier: tuple[Path, dict[str, Any]])
     assert certificate.patches == expected["patches"] == 4 * (8 * 8 + 4 * 4)
     assert certificate.largest == pytest.approx(expected["largest"], rel=1e-5)
     assert certificate.mean == pytest.approx(expected["mean"], rel=1e-5)
-    assert isinstance(model.post_processor, NominalPostProcessor)
+    assert isinstance(model.post_processor, SgfrPostProcessor)
     assert model.post_processor.false_alarm_rate == 0.2
     assert float(model.post_processor.image_threshold) > 0
 

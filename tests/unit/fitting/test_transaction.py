@@ -183,6 +183,6 @@ def test_a_share_of_a_hundred_is_what_it_says(
 ) -> None:
     from anomalib_sgfr.fitting import suspects
 
-    monkeypatch.setattr(suspects, "nominal_scores", lambda _, __, paths, leave_out: [float(leave_out)] * len(paths))
+    monkeypatch.setattr(suspects, "nominal_scores", lambda _, __, paths: [1.0] * len(paths))
     _, found = suspects.without_suspects(first.model, None, [f"{index}.png" for index in range(100)], share)
     assert len(found) == number

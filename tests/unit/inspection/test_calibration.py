@@ -1,6 +1,7 @@
 """Thresholds from nominal images: the rate of false alarms is what was asked for."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,58 +9,20 @@ import pytest
 import torch
 from anomalib.data import InferenceBatch
 
-from anomalib_sgfr.inspection import calibration
-from anomalib_sgfr.inspection.calibration import NominalPostProcessor, alarm_threshold, nominal_scores
+from anomalib_sgfr import NominalPostProcessor
+from anomalib_sgfr.core.thresholds import alarm_threshold
+from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
+from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from tests.conftest import fit, folder_datamodule, small
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
-@pytest.mark.parametrize("spread", [0.1, 1.5])
-def test_the_realised_rate_is_at_most_the_chosen(rate: float, spread: float) -> None:
-    rng = np.random.default_rng(0)
-    realised = []
-    for _ in range(200):
-        scores = np.exp(spread * rng.normal(size=250))
-        realised.append(np.mean(np.exp(spread * rng.normal(size=1000)) > alarm_threshold(scores, rate)))
-    assert np.mean(realised) <= 1.1 * rate
-    assert np.mean(realised) >= 0.7 * rate  # and no more timid than it must be
-
-
-def test_too_few_scores_are_extrapolated() -> None:
-    scores = np.random.default_rng(0).exponential(size=40)
-    one_in_a_hundred, one_in_a_thousand = (alarm_threshold(scores, rate) for rate in (0.01, 0.001))
-    assert scores.max() < one_in_a_thousand
-    assert one_in_a_hundred < one_in_a_thousand
-    assert one_in_a_thousand == pytest.approx(-np.log(0.001), rel=0.4)
-    assert np.isfinite(alarm_threshold([3.0], 0.01))
-    assert alarm_threshold([3.0] * 10, 0.01) == pytest.approx(3.0)
-
-
-@pytest.mark.parametrize("number", [1, 2, 5, 19, 40])
-def test_a_smaller_rate_never_lowers_the_threshold(number: int) -> None:
-    rates = np.geomspace(1e-4, 0.9, 60).tolist()
-    for seed in range(50):
-        scores = np.random.default_rng(seed).normal(10.0, 1.0, size=number).tolist()
-        thresholds = [alarm_threshold(scores, rate) for rate in rates]
-        assert thresholds == sorted(thresholds, reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("scores", "rate", "message"),
-    [([], 0.1, "needs finite"), ([np.nan], 0.1, "needs finite"), ([1.0], 0.0, "between 0 and 1"), ([1.0], 1.0, "rate")],
-)
-def test_bad_input_is_refused(scores: list[float], rate: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        alarm_threshold(scores, rate)
-    with pytest.raises(ValueError, match="false_alarm_rate must lie"):
-        NominalPostProcessor(false_alarm_rate=0.0)
-    with pytest.raises(ValueError, match="images must be at least 1"):
-        NominalPostProcessor(images=0)
+def nominal(scores: Sequence[float]) -> Evidence:
+    return Evidence.of(scores, Kind.TRAINING, [""] * len(scores))
 
 
 def test_scores_stay_in_order_however_far_outside() -> None:
     processor = NominalPostProcessor(0.05)
-    processor.calibrate(np.linspace(1.0, 2.0, 200).tolist())
+    processor.take(nominal(np.linspace(1.0, 2.0, 200).tolist()))
     raw = torch.tensor([0.0, 1.0, 1.9, 2.1, 10.0, 100.0, 1000.0])
     found = processor(InferenceBatch(pred_score=raw, anomaly_map=raw.reshape(-1, 1, 1, 1)))
     assert (found.pred_score.diff() > 0).all()
@@ -72,7 +35,7 @@ def test_scores_stay_in_order_however_far_outside() -> None:
 
 def test_a_checkpoint_keeps_threshold_and_configuration() -> None:
     processor = NominalPostProcessor(0.05, images=7)
-    processor.calibrate([1.0, 2.0, 3.0])
+    processor.take(nominal([1.0, 2.0, 3.0]))
     restored = NominalPostProcessor()
     restored.load_checkpoint_config(processor.checkpoint_config())
     restored.load_state_dict(processor.state_dict())
@@ -82,7 +45,7 @@ def test_a_checkpoint_keeps_threshold_and_configuration() -> None:
 
 def test_a_threshold_of_zero_still_orders_scores() -> None:
     processor = NominalPostProcessor(0.2)
-    processor.calibrate([0.0] * 9)
+    processor.take(nominal([0.0] * 9))
     found = processor(InferenceBatch(pred_score=torch.tensor([0.0, 1e-3, 2.0])))
     assert torch.isfinite(found.pred_score).all()
     assert found.pred_label.tolist() == [False, True, True]
@@ -118,13 +81,11 @@ def test_training_images_are_scored_without_their_own_atoms(parts: Path, tmp_pat
     assert float(model.post_processor.image_threshold) != pytest.approx(alarm_threshold(having, 0.2))
 
 
-@pytest.mark.parametrize("images", [1, 7, 50, 68, 69, 300])
-def test_as_many_training_images_are_scored_as_was_asked_for(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [1, 7, 50, 68, 69, 300])
+def test_as_many_training_images_are_scored_as_was_asked_for(most: int) -> None:
     """Spread evenly over them, each once."""
-    monkeypatch.setattr(calibration, "nominal_scores", lambda _, __, paths, **___: [int(path) for path in paths])
-    processor = NominalPostProcessor(images=images)
     for number in (1, 2, 69, 100, 299, 300, 301, 1000):
-        chosen = processor.scores_for(None, None, list(map(str, range(number))))  # type: ignore[arg-type]
-        assert len(chosen) == len(set(chosen)) == min(images, number)
+        chosen = [int(path) for path in spread_over(list(map(str, range(number))), most)]
+        assert len(chosen) == len(set(chosen)) == min(most, number)
         steps = {after - before for before, after in itertools.pairwise([*chosen, number])}
         assert max(steps) - min(steps) <= 1

@@ -13,6 +13,7 @@ from torch.nn import functional
 from anomalib_sgfr import NominalPostProcessor, Sgfr
 from anomalib_sgfr.commands.explain import main
 from anomalib_sgfr.inspection.calibration import nominal_scores
+from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from anomalib_sgfr.inspection.explanation import explain
 from anomalib_sgfr.inspection.gallery import Gallery, displayed
 from anomalib_sgfr.inspection.mimic_view import MimicView, draw, save
@@ -225,7 +226,8 @@ def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_
     fit(calibrated, folder_datamodule(images), tmp_path / "calibrated")
     good = [str(path) for path in sorted((images / "good").glob("[0-9]*.png"))]
     expected = NominalPostProcessor(0.1)
-    expected.calibrate(nominal_scores(calibrated.model, calibrated.pre_processor, good, leave_out=True))
+    scores = nominal_scores(calibrated.model, calibrated.pre_processor, good)
+    expected.take(Evidence.of(scores, Kind.TRAINING, good))
     assert calibrated.post_processor.image_threshold == expected.image_threshold
     with pytest.raises(ValueError, match=r"trim must lie between 0 and 0\.5"):
         Sgfr(trim=0.7)

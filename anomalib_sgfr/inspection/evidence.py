@@ -1,0 +1,139 @@
+"""What a threshold rests on: scores of images that are known to be good or defective, and which part each is of."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import IntEnum
+from itertools import compress
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from anomalib_sgfr.core.thresholds import supported_rate, units_needed
+
+__all__ = ["Evidence", "Group", "Kind", "in_all_processes", "require_group", "unit_of"]
+
+
+Group: TypeAlias = str | Callable[[str], str] | None
+
+
+class Kind(IntEnum):
+    """What is known of an image."""
+
+    TRAINING = 0  # good; scored without the atoms of its own unit
+    HELD_OUT = 1  # good, not trained on
+    DEFECTIVE = 2
+
+
+class Evidence(NamedTuple):
+    """Raw scores of images.
+
+    Attributes:
+        scores (tuple[float, ...]): In units of the raw anomaly map.
+        kinds (tuple[int, ...]): A :class:`Kind` for each.
+        paths (tuple[str, ...]): File of each; empty where it is not known.
+    """
+
+    scores: tuple[float, ...] = ()
+    kinds: tuple[int, ...] = ()
+    paths: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, scores: Iterable[float], kind: Kind, paths: Iterable[str]) -> "Evidence":
+        """Scores of images of one kind."""
+        values, files = tuple(scores), tuple(paths)
+        return cls(values, (int(kind),) * len(values), files)
+
+    @classmethod
+    def restored(cls, stored: Any) -> "Evidence":  # noqa: ANN401
+        """From what :meth:`plain` gave; none from anything else."""
+        if not isinstance(stored, Mapping):
+            return cls()
+        return cls(*(tuple(stored.get(name, ())) for name in cls._fields))
+
+    def plain(self) -> dict[str, list[Any]]:
+        """Lists, to store."""
+        return {name: list(values) for name, values in zip(self._fields, self, strict=True)}
+
+    def joined(self, other: "Evidence") -> "Evidence":
+        """With what another says: of an image that both know, the other's word counts."""
+        known = {path for path in other.paths if path}
+        kept = self.some([path not in known for path in self.paths])
+        return Evidence(kept.scores + other.scores, kept.kinds + other.kinds, kept.paths + other.paths)
+
+    def some(self, chosen: Sequence[bool]) -> "Evidence":
+        """Of some of the images, one flag each."""
+        return Evidence(*(tuple(compress(values, chosen)) for values in (self.scores, self.kinds, self.paths)))  # type: ignore[arg-type]
+
+    @property
+    def good(self) -> "Evidence":
+        """Of the images that are known to be good."""
+        return self.some([kind != Kind.DEFECTIVE for kind in self.kinds])
+
+    @property
+    def defective(self) -> "Evidence":
+        """Of the images that are known to be defective."""
+        return self.some([kind == Kind.DEFECTIVE for kind in self.kinds])
+
+    def units(self, group: str | None) -> list[str]:
+        """Name of the unit that each image is of, see :func:`unit_of`."""
+        return [unit_of(path, group) if path else f"\0{number}" for number, path in enumerate(self.paths)]
+
+    def said(self, group: str | None, rate: float) -> str:
+        """How sure a rate of false alarms is that rests on the good ones."""
+        units, needed = len(set(self.good.units(group))), units_needed(rate)
+        said = f"{len(self.good.scores)} good images, {units} independent units: so many support a false-alarm rate of"
+        said = f"{said} {100 * supported_rate(units):.2g}% at 95% confidence, {100 * rate:g}% is chosen"
+        return said if units >= needed else f"{said}, which takes {needed}"
+
+
+def unit_of(path: str, group: Group) -> str:
+    """Name of the unit that an image is of: pictures of one part are one unit.
+
+    Args:
+        path (str): The image file.
+        group (Group): Regular expression, searched in the path with ``/`` between folders. What its groups match, or
+            all of it if it has none, names the unit. Or what gives the name of a path.
+
+    Returns:
+        str: The name; the path itself without a ``group``, or where that matches nothing.
+    """
+    if callable(group):
+        return group(path)
+    found = re.search(group, path.replace("\\", "/")) if group else None
+    if found is None:
+        return path
+    return "\0".join(part or "" for part in found.groups()) if found.re.groups else found[0]
+
+
+def require_group(group: str | None, paths: Sequence[str] = ()) -> None:
+    """Refuse what is no regular expression, or tells none of the images apart.
+
+    Args:
+        group (str | None): As in :func:`unit_of`.
+        paths (Sequence[str]): Images, of which it must match one at least.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if group is None:
+        return
+    try:
+        re.compile(group)
+    except re.error as error:
+        msg = f"group '{group}' is not a regular expression: {error}."
+        raise ValueError(msg) from error
+    if paths and not any(re.search(group, path.replace("\\", "/")) for path in paths):
+        msg = f"group '{group}' matches no image's path: one is '{paths[0]}'."
+        raise ValueError(msg)
+
+
+def in_all_processes(evidence: Evidence) -> Evidence:
+    """What all processes of a run know, the same in each; an image that several know counts once."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return evidence
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, tuple(evidence))
+    known = Evidence()
+    for theirs in found:
+        known = known.joined(Evidence(*theirs))
+    return known

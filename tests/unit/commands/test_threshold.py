@@ -1,0 +1,119 @@
+"""``anomalib-sgfr threshold``: what a threshold rests on, and another checkpoint when asked to change it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import Folder
+from torchvision.transforms.v2 import Resize
+
+from anomalib_sgfr import Sgfr
+from anomalib_sgfr.commands.threshold import main
+from anomalib_sgfr.core.thresholds import alarm_threshold
+from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
+from anomalib_sgfr.inspection.calibration import nominal_scores
+from tests.conftest import fit, small, write_image
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``good`` (12, pictures of six parts in two lines), ``more`` (6) and a checkpoint of a fit to the former."""
+    folder = tmp_path_factory.mktemp("threshold")
+    for index in range(12):
+        write_image(folder / "good" / f"line{index % 4 // 2}_part{index // 2}_{index % 2}.png", index, (64, 64))
+    for index in range(6):
+        write_image(folder / "more" / f"line0_part{index + 10}.png", 50 + index, (64, 64))
+    model = small(pre_processor=SgfrPreProcessor(Resize((64, 64), antialias=True)))
+    module = Folder("p", root=folder, normal_dir="good", normal_test_dir="more", num_workers=0)
+    engine = fit(model, module, folder, limit_val_batches=0)
+    Path(str(engine.best_model_path)).replace(folder / "model.ckpt")
+    return folder
+
+
+def loaded(path: Path) -> Sgfr:
+    return Sgfr.load_from_checkpoint(path, map_location="cpu", visualizer=False, evaluator=False)
+
+
+def test_it_shows_and_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (root / "model.ckpt").read_bytes()
+    assert main([str(root / "model.ckpt"), "--by", r"line(\d)"]) == 0
+    shown = capsys.readouterr().out
+    processor = loaded(root / "model.ckpt").post_processor
+    assert shown.startswith(f"Threshold {float(processor.image_threshold):.6g} of the raw score; it rests on 12 good ")
+    assert "12 independent units: so many support a false-alarm rate of 22% at 95% confidence, 1% is chosen" in shown
+    for line, number in (("0", 6), ("1", 6)):
+        assert f"{line}: 0 of {number} good images are alarms (0%)" in shown
+    assert (root / "model.ckpt").read_bytes() == before
+    assert sorted(path.name for path in root.glob("*.ckpt")) == ["model.ckpt"]
+
+
+def test_another_rate(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.ckpt"
+    assert main([str(root / "model.ckpt"), "--false_alarm_rate", "0.3", "--out", str(out)]) == 0
+    before, after = loaded(root / "model.ckpt"), loaded(out)
+    expected = alarm_threshold(before.post_processor.evidence.scores, 0.3)
+    assert float(after.post_processor.image_threshold) == pytest.approx(expected)
+    assert float(after.post_processor.pixel_threshold) == pytest.approx(expected)
+    assert after.post_processor.false_alarm_rate == 0.3
+    for name, value in before.model.state_dict().items():
+        assert torch.equal(value, after.model.state_dict()[name])
+
+
+def test_a_value_and_a_score(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    assert main([str(root / "model.ckpt"), "--value", "30", "--out", str(first)]) == 0
+    assert main([str(first), "--score", "0.25", "--out", str(second)]) == 0
+    assert "Threshold 30 before, 10 now." in capsys.readouterr().out
+    processor = loaded(second).post_processor
+    assert (processor.value, float(processor.image_threshold)) == (pytest.approx(10.0), pytest.approx(10.0))
+    # set by hand, it stays what it is, until a rate is asked for
+    assert main([str(second), "--false_alarm_rate", "0.01", "--out", str(second)]) == 0
+    assert float(loaded(second).post_processor.image_threshold) == pytest.approx(
+        float(loaded(root / "model.ckpt").post_processor.image_threshold)
+    )
+
+
+def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
+    model = loaded(root / "model.ckpt")
+    out = tmp_path / "new.ckpt"
+    assert main([str(root / "model.ckpt"), "--held_out", str(root / "more"), "--out", str(out)]) == 0
+    paths = sorted(str(path) for path in (root / "more").iterdir())
+    scores = nominal_scores(model.model, model.pre_processor, paths)
+    assert float(loaded(out).post_processor.image_threshold) == pytest.approx(alarm_threshold(scores, 0.01))
+    assert main([str(root / "model.ckpt"), "--group", r"part(\d+)", "--out", str(out)]) == 0
+    evidence = loaded(out).post_processor.evidence
+    grouped = nominal_scores(model.model, model.pre_processor, list(evidence.paths), group=r"part(\d+)")
+    assert evidence.scores == pytest.approx(grouped)
+    assert len(set(evidence.units(r"part(\d+)"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--value", "-1"], "--value must be a finite number, at least 0, got -1.0"),
+        (["--score", "1"], "--score must lie between 0 and 1, got 1.0"),
+        (["--false_alarm_rate", "3"], "false_alarm_rate must lie between 0 and 1, got 3.0"),
+        (["--value", "3", "--score", "0.4"], "--value and --score are ways to say one thing"),
+        (["--group", "("], r"group '\(' is not a regular expression"),
+        (["--group", "unit"], "group 'unit' matches no image's path: one is"),
+        (["--by", "unit"], "group 'unit' matches no image's path: one is"),
+        (["--held_out", "."], "no image in this folder"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(
+    arguments: list[str], message: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        main([str(root / "model.ckpt"), *arguments])
+    assert [path.name for path in root.glob("*.ckpt")] == ["model.ckpt"]
+
+
+def test_training_images_that_are_gone_are_named(root: Path, tmp_path: Path) -> None:
+    stored = torch.load(root / "model.ckpt", weights_only=False)
+    evidence = stored["anomalib_post_processor_config"]["evidence"]
+    evidence["paths"] = [path.replace("/good/", "/gone/") for path in evidence["paths"]]
+    torch.save(stored, tmp_path / "gone.ckpt")
+    assert main([str(tmp_path / "gone.ckpt"), "--false_alarm_rate", "0.2"]) == 0
+    with pytest.raises(ValueError, match=r"scored anew, .* and 12 of 12 are gone: .*/gone/.*Pass --held_out"):
+        main([str(tmp_path / "gone.ckpt"), "--group", r"(part\d+)"])
