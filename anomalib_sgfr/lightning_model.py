@@ -24,6 +24,7 @@ from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.edge.export import WholeExports
 from anomalib_sgfr.features.backbones import normalisation
 from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
+from anomalib_sgfr.fitting.accepting import Record
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
 from anomalib_sgfr.fitting.artefacts import check, damage
 from anomalib_sgfr.fitting.learning import learn, samplers_for
@@ -35,6 +36,8 @@ from anomalib_sgfr.torch_model import SgfrModel
 __all__ = ["Sgfr"]
 
 logger = logging.getLogger(__name__)
+
+_ACCEPTED = "sgfr_accepted"  # in a checkpoint
 
 
 class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
@@ -130,6 +133,7 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         self.thumbnails = thumbnails
         self.suspects: list[tuple[str, float]] = []
         self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur, pooling)
+        self.accepted: Record | None = None
         self._sampling = SubspaceSampling()
         # weights of the backbone that an earlier fit, kept until this one has ended, was made with
         self._earlier: dict[str, Any] | None = None
@@ -239,8 +243,15 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         if unmet:
             raise ValueError(unmet)
         super().on_load_checkpoint(checkpoint)
+        self.accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
         if self.update:
             checkpoint.pop("loops", None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save as anomalib does, and the record of accepted images."""
+        super().on_save_checkpoint(checkpoint)
+        if self.accepted is not None:
+            checkpoint[_ACCEPTED] = self.accepted.plain()
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
         """Embed a batch for the sampling callback.
@@ -286,6 +297,7 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         if made.suspects and self.trainer.is_global_zero:
             write_suspects(made.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
         self.model.take(made.learnt)
+        self.accepted = None
         self.suspects = made.suspects
         if post_processor and due:
             post_processor.take(post_processor.pooled(made.evidence))

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engine = Engine(default_root_dir=scratch, logger=False, devices=1, callbacks=[view])
         engine.predict(model, dataloaders=readable(images, damaged), return_predictions=False)
     if len(damaged) < len(images):
-        print(f"Figures: {options.out}")  # noqa: T201
+        print(f"Figures: {options.out}")
     for path, reason in damaged.items():
-        print(f"error: {path} cannot be read: {reason}", file=sys.stderr)  # noqa: T201
+        print(f"error: {path} cannot be read: {reason}", file=sys.stderr)
     return 1 if damaged else 0

@@ -2,14 +2,16 @@
 
 import argparse
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
     from anomalib_sgfr.lightning_model import Sgfr
 
-__all__ = ["Parser", "at_least", "existing", "images_in", "load", "quiet", "readable"]
+__all__ = ["Parser", "at_least", "existing", "images_in", "load", "post_processor_of", "quiet", "readable", "rewrite"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,6 +91,40 @@ def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
         raise ValueError(msg) from error
     model.require_fitted("use")
     return model
+
+
+def post_processor_of(model: "Sgfr") -> "SgfrPostProcessor":
+    """Post-processor of a model that was loaded.
+
+    Raises:
+        ValueError: If there is none of Sgfr's.
+    """
+    from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+
+    if not isinstance(model.post_processor, SgfrPostProcessor):
+        msg = "the checkpoint was saved without a post-processor: there is no threshold in it."
+        raise ValueError(msg)  # noqa: TRY004  # of the user's, not of the caller's
+    return model.post_processor
+
+
+def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
+    """Write a checkpoint anew with what a model holds, whole or not at all.
+
+    Args:
+        source (Path): The checkpoint that the model was loaded from.
+        target (Path): The new one; may be the same file.
+        model (Sgfr): With another threshold, or other banks.
+    """
+    import torch
+
+    stored = torch.load(source, map_location="cpu", weights_only=False)
+    stored["state_dict"] = model.state_dict()
+    stored.pop("sgfr_accepted", None)
+    model.on_save_checkpoint(stored)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}-") as folder:
+        torch.save(stored, Path(folder) / target.name)
+        (Path(folder) / target.name).replace(target)
 
 
 def readable(paths: list[Path], damaged: dict[Path, str]) -> Any:  # noqa: ANN401

@@ -25,6 +25,7 @@ class Command(NamedTuple):
 
 
 OWN = {
+    "accept": Command("anomalib_sgfr.commands.accept", "this one is good: learn from false alarms, or take that back"),
     "explain": Command("anomalib_sgfr.commands.explain", "draw why images are anomalous: the mimic view"),
     "threshold": Command("anomalib_sgfr.commands.threshold", "what a threshold rests on; another one without a fit"),
 }
@@ -47,15 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["--traceback"]:
         whole, given = True, given[1:]
     if not given:
-        print(_page(), file=sys.stderr)  # noqa: T201
+        print(_page(), file=sys.stderr)
         return 2
     if given[0] in {"-h", "--help"}:
-        print(_page())  # noqa: T201
+        print(_page())
         return 0
     if given[0] == "--version":
         from importlib.metadata import version
 
-        print(f"anomalib-sgfr {version('anomalib-sgfr')}")  # noqa: T201
+        print(f"anomalib-sgfr {version('anomalib-sgfr')}")
         return 0
     if not given[0].startswith("-") and given[0] not in {*OWN, *ANOMALIBS}:
         near = difflib.get_close_matches(given[0], [*OWN, *ANOMALIBS], n=2)
@@ -158,5 +159,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"error: {message}", file=sys.stderr, flush=True)
     return code

@@ -1,18 +1,17 @@
 """``anomalib-sgfr threshold``: what a checkpoint's threshold rests on, and another one without a fit."""
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalib_sgfr.commands.inputs import Parser, existing, images_in, load, quiet
+from anomalib_sgfr.commands.inputs import Parser, existing, images_in, load, post_processor_of, quiet, rewrite
 
 if TYPE_CHECKING:
     from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
     from anomalib_sgfr.lightning_model import Sgfr
 
-__all__ = ["main", "rewritten"]
+__all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,30 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     quiet()
     model = load(options.ckpt_path, visualizer=False, evaluator=False)
-    processor = _own(model)
+    processor = post_processor_of(model)
     wishes = (options.false_alarm_rate, options.held_out, options.group, options.value, options.score)
     if all(wish is None for wish in wishes):
         if options.out:
             parser.error("--out: there is nothing to change")
-        print(_page(processor, options.by))  # noqa: T201
+        print(_page(processor, options.by))
         return 0
     out = options.out or options.ckpt_path.with_stem(f"{options.ckpt_path.stem}_threshold")
     before = float(processor.image_threshold)
     _change(model, processor, options)
-    rewritten(options.ckpt_path, out, processor)
-    print(f"Threshold {before:.6g} before, {float(processor.image_threshold):.6g} now.")  # noqa: T201
-    print(_page(processor, options.by))  # noqa: T201
-    print(f"Checkpoint: {out}")  # noqa: T201
+    rewrite(options.ckpt_path, out, model)
+    print(f"Threshold {before:.6g} before, {float(processor.image_threshold):.6g} now.")
+    print(_page(processor, options.by))
+    print(f"Checkpoint: {out}")
     return 0
-
-
-def _own(model: "Sgfr") -> "SgfrPostProcessor":
-    from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
-
-    if not isinstance(model.post_processor, SgfrPostProcessor):
-        msg = "the checkpoint was saved without a post-processor: there is no threshold in it."
-        raise ValueError(msg)  # noqa: TRY004  # of the user's, not of the caller's
-    return model.post_processor
 
 
 def _change(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> None:  # noqa: ANN401
@@ -109,25 +99,6 @@ def _score_anew(model: "Sgfr", processor: "SgfrPostProcessor", held_out: Path | 
         raise ValueError(msg)
     anew = processor.scored(model.model, model.pre_processor, again, Kind.TRAINING)
     processor.evidence = processor.evidence.joined(anew)
-
-
-def rewritten(source: Path, target: Path, processor: "SgfrPostProcessor") -> None:
-    """Write a checkpoint that differs in its thresholds alone, whole or not at all.
-
-    Args:
-        source (Path): The checkpoint.
-        target (Path): The new one; may be the same file.
-        processor (SgfrPostProcessor): With the thresholds.
-    """
-    import torch
-
-    stored = torch.load(source, map_location="cpu", weights_only=False)
-    stored["state_dict"] |= {f"post_processor.{name}": value for name, value in processor.state_dict().items()}
-    stored["anomalib_post_processor_config"] = processor.checkpoint_config()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".threshold-") as folder:
-        torch.save(stored, Path(folder) / target.name)
-        (Path(folder) / target.name).replace(target)
 
 
 def _page(processor: "SgfrPostProcessor", by: str | None) -> str:

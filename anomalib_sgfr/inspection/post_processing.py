@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -180,6 +181,30 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
         own = paths[rank::processes]
         scores = nominal_scores(model, pre_processor, own, group=self.group)
         return in_all_processes(Evidence.of(scores, kind, own))
+
+    def rescored(self, model: SgfrModel, pre_processor: Any) -> Evidence:  # noqa: ANN401
+        """The evidence, with new scores of the images that are still there; sets nothing.
+
+        Args:
+            model (SgfrModel): The model, of other banks than the evidence is of.
+            pre_processor (Any): Its pre-processor.
+        """
+        there = self.evidence.some([bool(path) and Path(path).is_file() for path in self.evidence.paths])
+        found = self.evidence
+        for kind in Kind:
+            paths = there.some([each == kind for each in there.kinds]).paths
+            leave_out, group = kind != Kind.DEFECTIVE, self.group
+            scores = nominal_scores(model, pre_processor, paths, leave_out=leave_out, group=group)
+            found = found.joined(Evidence.of(scores, kind, paths))
+        return found
+
+    @property
+    def label_threshold(self) -> float:
+        """The raw score above which an image is labelled anomalous: the threshold, moved by the sensitivity."""
+        if self.linear:
+            return self.raw(1.0 - self.image_sensitivity)
+        share = self.image_sensitivity
+        return float(self.image_threshold) * ((1.0 - share) / share if share else torch.inf)
 
     def raw(self, score: float) -> float:
         """The raw score that is reported as ``score``, between zero and one."""

@@ -16,7 +16,16 @@ from torchvision.tv_tensors import Mask
 
 from anomalib_sgfr.data import ELPV, MTD
 
-__all__ = ["DATASETS", "AlteredData", "build", "images", "keep_training_images", "kinds", "masks"]
+__all__ = [
+    "DATASETS",
+    "AlteredData",
+    "add_training_images",
+    "build",
+    "images",
+    "keep_training_images",
+    "kinds",
+    "masks",
+]
 
 DATASETS = ("mtd", "elpv-mono", "elpv-poly", "elpv-both", "folder")
 
@@ -131,6 +140,24 @@ def masks(dataset: AnomalibDataset, transform: Transform) -> NDArray[np.bool_]:
     items = (cast("Any", dataset[row]) for row in range(len(dataset)))
     resized = [transform(item.image[None], Mask(item.gt_mask[None]))[1] for item in items]
     return torch.cat(resized).numpy() > 0
+
+
+def add_training_images(module: AlteredData, rows: pd.DataFrame) -> None:
+    """Train on some test images too, as good ones, also after a trainer has set the data up once more.
+
+    Args:
+        module (AlteredData): As :func:`build` gives it.
+        rows (pd.DataFrame): Of the test samples.
+    """
+
+    def add() -> None:
+        samples = module.train_data.samples
+        more = pd.concat([samples, rows.assign(label_index=0, split="train")], ignore_index=True)
+        more.attrs.update(samples.attrs)
+        module.train_data.samples = more
+
+    module.changes.append(add)
+    add()
 
 
 def keep_training_images(module: AlteredData, paths: Sequence[str]) -> None:

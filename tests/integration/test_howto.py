@@ -21,6 +21,7 @@ LEAVES = {
     "Train on my own folder": "results/Sgfr/parts/latest/images/**/*.png",
     "Choose a threshold without a defect": "results/Sgfr/calibrated/latest/**/model.ckpt",
     "Change the threshold later": "where_results_show_0.6.ckpt",
+    "This one is good": "*.ckpt",
     "See why": "figures/**/*.png",
     "Run at the edge": "heatmaps/**/*.png",
     "Few images": "results/Sgfr/few/latest/**/model.ckpt",

@@ -1,0 +1,143 @@
+"""Accepting false alarms: only what is new is learnt, nothing else changes, and it can be taken back exactly."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder
+
+from anomalib_sgfr import Sgfr
+from anomalib_sgfr.commands.accept import main
+from anomalib_sgfr.features.pre_processing import read_prepared
+from tests.conftest import fit, small, write_image
+
+SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "thumbnails"])
+def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a fit to twelve images, ``odd``: good ones with a mark that those lack, and ``bad``."""
+    folder = tmp_path_factory.mktemp("accept")
+    for index in range(12):
+        write_image(folder / "good" / f"{index:02}.png", index, (64, 64))
+    for index in range(3):
+        write_image(folder / "bad" / f"{index}.png", 100 + index, (64, 64), defect=True)
+        write_image(folder / "odd" / f"{index}.png", 200 + index, (64, 64))
+        marked(folder / "odd" / f"{index}.png")
+    model = small(bank_size=400, pre_processor=SMALL_IMAGES, thumbnails=request.param)
+    module = Folder("p", root=folder, normal_dir="good", normal_test_dir="good", num_workers=0)
+    engine = fit(model, module, folder, limit_val_batches=0)
+    Path(str(engine.best_model_path)).replace(folder / "model.ckpt")
+    return folder
+
+
+def marked(path: Path) -> None:
+    """Draw a cross in the lower left quarter."""
+    from PIL import Image
+
+    pixels = np.array(Image.open(path))
+    pixels[40:56, 14:17] = pixels[46:49, 8:24] = 10
+    Image.fromarray(pixels).save(path)
+
+
+def loaded(path: Path) -> Sgfr:
+    return Sgfr.load_from_checkpoint(path, map_location="cpu", visualizer=False, evaluator=False).eval()
+
+
+def score(model: Sgfr, path: Path) -> float:
+    image = read_prepared(str(path), model.pre_processor)[None]
+    with torch.no_grad():
+        return float(model.model(image).pred_score)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one.nan_to_num(), other.nan_to_num()) and one.dtype == other.dtype
+    return bool(one == other)
+
+
+def test_what_is_new_is_learnt_and_taken_back(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = loaded(root / "model.ckpt")
+    threshold = float(before.post_processor.image_threshold)
+    odd = sorted((root / "odd").iterdir())
+    assert all(score(before, path) > threshold for path in odd)
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    assert main([str(root / "model.ckpt"), str(odd[0]), "--bad", str(root / "bad"), "--out", str(first)]) == 0
+    told = capsys.readouterr().out
+    assert f"{odd[0]}: " in told
+    assert "new atoms, raw score" in told
+
+    after = loaded(first)
+    assert all(score(after, path) < score(before, path) for path in odd[:1])
+    assert score(after, odd[0]) <= float(after.post_processor.image_threshold)
+    assert score(after, root / "bad" / "0.png") > float(after.post_processor.image_threshold)
+    for bank, old in zip(after.model.banks, before.model.banks, strict=True):  # only new atoms, after those there were
+        number = len(old.atoms)
+        assert number < len(bank.atoms) < number + 64
+        for part, earlier in zip(bank.cover[:5], old.cover[:5], strict=True):
+            torch.testing.assert_close(part[:number], earlier, rtol=1e-6, atol=0)
+        assert {after.model.images[image] for image in bank.origin[number:, 0].tolist()} == {str(odd[0])}
+        assert len(bank.thumbnails) in {0, len(bank.atoms)}
+        if len(bank.thumbnails):
+            assert bank.thumbnails[number:].float().std() > 0
+    # once more it is no news
+    assert main([str(first), str(odd[0]), "--out", str(tmp_path / "none.ckpt")]) == 0
+    assert "is no alarm" in capsys.readouterr().out
+    assert not (tmp_path / "none.ckpt").exists()
+
+    assert main([str(first), *map(str, odd[1:]), "--out", str(second)]) == 0
+    capsys.readouterr()
+    assert main([str(second)]) == 0
+    record = capsys.readouterr().out
+    assert record.startswith("1. ")
+    assert str(odd[0]) in record
+    for path, expected in ((second, loaded(first)), (second, before)):
+        assert main([str(path), "--undo", "--out", str(path)]) == 0
+        back = loaded(path)
+        for name, value in expected.state_dict().items():
+            assert same(back.state_dict()[name], value), name
+        assert back.post_processor.checkpoint_config() == expected.post_processor.checkpoint_config()
+    with pytest.raises(ValueError, match="there is nothing to take back"):
+        main([str(second), "--undo"])
+
+
+def test_a_known_defect_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(root / "bad" / "1.png", tmp_path / "looks_good.png")
+    out = tmp_path / "new.ckpt"
+    given = [str(tmp_path / "looks_good.png"), str(root / "odd" / "0.png")]
+    assert main([str(root / "model.ckpt"), *given, "--bad", str(root / "bad"), "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert "looks_good.png is refused: with it 1 of 3 known defects would be called good:" in said.err
+    assert f"{root / 'bad' / '1.png'}" in said.err
+    model = loaded(out)  # the other was accepted
+    assert all(score(model, path) > model.post_processor.label_threshold for path in (root / "bad").iterdir())
+    assert (
+        main([str(root / "model.ckpt"), given[0], "--bad", str(root / "bad"), "--out", str(tmp_path / "no.ckpt")]) == 1
+    )
+    assert not (tmp_path / "no.ckpt").exists()
+
+
+def test_the_threshold_rests_on_what_was_known(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.ckpt"
+    main([str(root / "model.ckpt"), str(root / "odd"), "--out", str(out)])
+    before, after = loaded(root / "model.ckpt").post_processor, loaded(out).post_processor
+    assert set(after.evidence.paths) == set(before.evidence.paths)
+    assert float(after.image_threshold) == pytest.approx(float(before.image_threshold), rel=0.2)
+    # another fit forgets the record
+    model = small(bank_size=400, pre_processor=SMALL_IMAGES)
+    module = Folder("p", root=root, normal_dir="good", normal_test_dir="good", num_workers=0)
+    model.accepted = loaded(out).accepted
+    fit(model, module, tmp_path, limit_val_batches=0)
+    assert model.accepted is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--undo"], "there is nothing to take back"), (["README"], "no such file or folder")]
+)
+def test_mistakes_are_named(arguments: list[str], message: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((ValueError, SystemExit)) as raised:
+        main([str(root / "model.ckpt"), *arguments])
+    assert message in str(raised.value) + capsys.readouterr().err
