@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from anomalib_sgfr.inspection.explanation import explain
     from anomalib_sgfr.inspection.mimic_view import MimicView
     from anomalib_sgfr.inspection.post_processing import NominalPostProcessor, SgfrPostProcessor
+    from anomalib_sgfr.inspector import Inspection, Inspector
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.torch_model import SgfrModel
 
     __version__: str
 
 _HOME = {
+    "Inspection": "inspector",
+    "Inspector": "inspector",
     "MimicView": "inspection.mimic_view",
     "NominalPostProcessor": "inspection.post_processing",
     "Sgfr": "lightning_model",
@@ -30,6 +33,8 @@ _HOME = {
 }
 
 __all__ = [
+    "Inspection",
+    "Inspector",
     "MimicView",
     "NominalPostProcessor",
     "Sgfr",

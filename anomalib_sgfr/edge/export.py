@@ -1,5 +1,6 @@
 """anomalib's exports, but whole or not at all, at an operator set that works, and with eight bits where they do."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from anomalib.deploy import CompressionType
 from anomalib.models.components.base.export_mixin import ExportMixin
 
 from anomalib_sgfr.edge.quantisation import keeping_in_float, resized_to_fit
+from anomalib_sgfr.features.pre_processing import steps_of
 
 __all__ = ["WholeExports", "whole"]
 
@@ -56,8 +58,23 @@ def whole(export_root: Path | str) -> Iterator[_Part]:
         yield _Part(Path(folder), root)
 
 
+def _inscribe(file: Path, transform: Any) -> None:  # noqa: ANN401
+    """Write into an ONNX file how a picture becomes what the model sees; what is made of the file keeps that."""
+    import onnx  # comes with what exports need
+
+    try:
+        about = json.dumps({"steps": steps_of(transform)})
+    except ValueError:  # the file does its work all the same
+        return
+    model = onnx.load(file, load_external_data=False)
+    onnx.helper.set_model_props(model, {"sgfr": about})
+    onnx.save(model, file)
+
+
 class WholeExports(ExportMixin, ABC):
     """anomalib's exports for a fitted model; an earlier export stays until the new one is whole."""
+
+    pre_processor: Any
 
     @abstractmethod
     def require_fitted(self, action: str) -> None:
@@ -83,7 +100,9 @@ class WholeExports(ExportMixin, ABC):
         self.require_fitted("export")
         options = {"opset_version": _ONNX_OPSET, **kwargs}
         with whole(export_root) as part:
-            return part.done(super().to_onnx(part.folder, model_file_name, input_size, **options))
+            made = super().to_onnx(part.folder, model_file_name, input_size, **options)
+            _inscribe(made, getattr(self.pre_processor, "transform", None))
+            return part.done(made)
 
     def to_openvino(
         self,

@@ -6,9 +6,21 @@ import torch
 from anomalib.data.utils import read_image
 from anomalib.pre_processing import PreProcessor
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, Resize, Transform
+from torchvision.transforms.v2 import (
+    CenterCrop,
+    Compose,
+    Grayscale,
+    Identity,
+    Normalize,
+    Pad,
+    Resize,
+    ToDtype,
+    Transform,
+)
 
-__all__ = ["ExactResize", "SgfrPreProcessor", "read_prepared", "resizing"]
+__all__ = ["ExactResize", "SgfrPreProcessor", "read_prepared", "resizing", "steps_of"]
+
+_STAYS = (Normalize, ToDtype, Identity, Grayscale)  # pixels stay where they are
 
 
 def read_prepared(path: str, pre_processor: Any) -> Tensor:  # noqa: ANN401
@@ -107,3 +119,36 @@ def _exact(original: Any, exported: Any) -> Any:  # noqa: ANN401
     # an enumeration, its value or PIL's number, by version and by what the caller gave
     bilinear = getattr(original.interpolation, "value", original.interpolation) in {"bilinear", 2}
     return ExactResize((size[0], size[1])) if bilinear and size is not None and len(size) == 2 else exported  # noqa: PLR2004
+
+
+def steps_of(transform: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
+    """What a transform does to the places of pixels, in the order it does so.
+
+    Args:
+        transform (Any): torchvision's, or ``None``.
+
+    Returns:
+        list[tuple[Any, ...]]: As :func:`~anomalib_sgfr.edge.placement.placed` takes them.
+
+    Raises:
+        ValueError: If the transform moves pixels in a way that is not known.
+    """
+    if transform is None or isinstance(transform, _STAYS):
+        return []
+    if isinstance(transform, Compose):
+        return [step for part in transform.transforms for step in steps_of(part)]
+    match transform:
+        case Resize(size=[height, width]) | ExactResize(size=(height, width)):
+            return [("resize", int(height), int(width))]
+        case Resize(size=[shorter]):
+            return [("shorter", int(shorter), transform.max_size)]
+        case CenterCrop(size=(height, width)):
+            return [("crop", int(height), int(width))]
+        case Pad(padding_mode="constant", padding=padding):
+            sides = padding if isinstance(padding, list | tuple) else [padding]
+            return [("pad", *(list(map(int, sides)) * 4)[:4])]
+    name = type(transform).__name__
+    msg = (
+        f"the pre-processor's {name} moves pixels in a way that cannot be followed back: use Resize, CenterCrop or Pad."
+    )
+    raise ValueError(msg)

@@ -1,6 +1,7 @@
 """Exported models: the same answers, on any backbone, at any batch and image size, compressed or not."""
 
 import csv
+import json
 import logging
 import subprocess
 import sys
@@ -51,6 +52,47 @@ def test_images_of_any_size_score_as_through_the_engine(exported: tuple[Sgfr, Pa
         assert np.abs(found["anomaly_map"] - reference).max() <= 1e-3 * np.ptp(reference)
         np.testing.assert_allclose(found["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3)
         assert bool(found["pred_label"].ravel()[0]) == bool(batch.pred_label)
+
+
+_FRAMES = """
+import json, os, sys
+import numpy as np
+from anomalib_sgfr import Inspector
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+inspector = Inspector.load(sys.argv[1])
+found = [inspector(path) for path in sys.argv[2:]]
+print(json.dumps([[each.score, each.label, each.map.shape, float(each.map.max())] for each in found]))
+rng = np.random.default_rng(0)
+for number in range(220):
+    height, width = rng.integers(20, 400, 2)
+    inspector(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    if number == 60:
+        before = resident()
+print(resident() - before)
+assert not {"torch", "anomalib", "torchvision"} & set(sys.modules)
+"""
+
+
+def test_frames_are_inspected_without_pytorch_in_bounded_memory(exported: tuple[Sgfr, Path], tmp_path: Path) -> None:
+    model, path = exported
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, size in enumerate([(256, 256), (640, 411), (97, 800)]):
+        write_image(files[number], number, size, defect=number > 0)
+    command = [sys.executable, "-c", _FRAMES, str(path), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=EXAMPLE.parents[1])
+    assert done.returncode == 0, done.stderr
+    frames, grown = map(json.loads, done.stdout.splitlines())
+    for (score, label, shape, peak), file in zip(frames, files, strict=True):
+        (batch,) = engine_in(tmp_path).predict(model, dataset=PredictDataset(file))
+        assert score == pytest.approx(float(batch.pred_score), abs=1e-3)
+        assert label == bool(batch.pred_label)
+        assert tuple(shape) == read_image(file).shape[:2]
+        assert peak == pytest.approx(float(batch.anomaly_map.max()), abs=0.02)  # where it is resized, it is less steep
+    assert grown < 20  # MiB
 
 
 class _Distance(torch.nn.Module):

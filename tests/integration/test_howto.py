@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 
 from tests.conftest import write_image
@@ -24,6 +25,7 @@ LEAVES = {
     "This one is good": "*.ckpt",
     "See why": "figures/**/*.png",
     "Run at the edge": "heatmaps/**/*.png",
+    "Inspect the frames of a camera": "last_defect.png",
     "Few images": "results/Sgfr/few/latest/**/model.ckpt",
     "Large images, by tiling": "results/Sgfr/tiled/latest/**/*.png",
     "Two processes": "results/Sgfr/two/v0/**/model.ckpt",
@@ -53,6 +55,10 @@ def workplace(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_image(folder / "parts" / "more" / f"{index:02}.png", 300 + index)
         write_image(folder / "parts" / "few" / f"{index:02}.png", 400 + index)
     shutil.copytree(ROOT / "examples", folder / "examples")
+    film = cv2.VideoWriter(str(folder / "frames.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 96))
+    for path in sorted((folder / "parts").glob("[gb]*d/*.png")):
+        film.write(cv2.imread(str(path)))
+    film.release()
     first = "Train on my own folder"
     for kind, code in SECTIONS[first]:
         run(kind, code, folder, warm)

@@ -1,0 +1,128 @@
+"""One frame at a time: the Engine's answers, in the frame's own pixels."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder, PredictDataset
+from anomalib.deploy import ExportType
+from PIL import Image
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, RandomRotation, Resize
+
+from anomalib_sgfr import Inspection, Inspector, Sgfr
+from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
+from tests.conftest import engine_in, fit, small, write_image
+
+SIZES = {"square": (96, 96), "wide": (80, 200), "tall": (150, 70)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frames")
+    for index in range(8):
+        write_image(folder / "good" / f"{index}.png", index, (96, 96))
+    for index, (name, size) in enumerate(SIZES.items()):
+        write_image(folder / "bad" / f"{name}.png", 50 + index, size, defect=True)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["resize", "crop"])
+def fitted(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr, Path]:
+    """A model and its checkpoint."""
+    pre_processor: Any = Sgfr.configure_pre_processor((64, 64))
+    if request.param == "crop":
+        moved = [Resize(80, antialias=True), CenterCrop((64, 64)), Normalize([0.5] * 3, [0.3] * 3)]
+        pre_processor = SgfrPreProcessor(Compose(moved))
+    model = small(pre_processor=pre_processor)
+    module = Folder("p", root=root, normal_dir="good", normal_test_dir="good", num_workers=0)
+    engine = fit(model, module, tmp_path_factory.mktemp("fit"), limit_val_batches=0)
+    return model, Path(str(engine.best_model_path))
+
+
+def engines(model: Sgfr, path: Path, scratch: Path) -> Any:
+    (batch,) = engine_in(scratch).predict(model, dataset=PredictDataset(path))
+    return batch
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_it_answers_as_the_engine_does(name: str, fitted: tuple[Sgfr, Path], root: Path, tmp_path: Path) -> None:
+    model, checkpoint = fitted
+    inspector = Inspector.load(checkpoint)
+    path = root / "bad" / f"{name}.png"
+    expected = engines(model, path, tmp_path)
+    with Image.open(path) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+        frames = (path, str(path), opened.convert("RGB"), pixels)
+        found = [inspector(frame) for frame in frames]
+    for each in found:
+        assert isinstance(each, Inspection)
+        assert each.score == pytest.approx(float(expected.pred_score), abs=1e-5)
+        assert each.label == bool(expected.pred_label)
+        assert each.map.shape == each.mask.shape == pixels.shape[:2]
+        np.testing.assert_array_equal(each.map, found[0].map)
+    # the peak is in the defect, in the frame's own pixels, unless that was cropped off
+    truth = np.asarray(Image.open(root / "masks" / f"{name}.png")) > 0
+    top, left, bottom, right = found[0].window
+    if truth[top:bottom, left:right].sum() > 0.8 * truth.sum():
+        assert truth[np.unravel_index(found[0].map.argmax(), found[0].map.shape)]
+    outside = np.ones(pixels.shape[:2], bool)
+    outside[top:bottom, left:right] = False
+    assert not found[0].map[outside].any()
+    assert not found[0].mask[outside].any()
+
+
+def test_a_torch_file_is_the_same(fitted: tuple[Sgfr, Path], root: Path, tmp_path: Path) -> None:
+    model, checkpoint = fitted
+    exported = engine_in(tmp_path).export(model, ExportType.TORCH, export_root=tmp_path)
+    path = root / "bad" / "wide.png"
+    for one, other in zip(Inspector.load(exported)(path), Inspector.load(checkpoint)(path), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.ckpt", None, "no such file"),
+        ("model.xyz", b"", r"must be a checkpoint \(.ckpt\) or an exported file"),
+        ("model.ckpt", b"short", "is not a whole checkpoint"),
+        ("model.xml", b"<a/>", r"model.bin' is not beside 'model.xml'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Inspector.load(tmp_path / name)
+
+
+def test_other_exported_files_are_named(tmp_path: Path) -> None:
+    torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="is not a file that `anomalib export --export_type torch` wrote of an Sgfr"):
+        Inspector.load(tmp_path / "model.pt")
+    import openvino as ov
+
+    parameter = ov.opset8.parameter([1, 3, 8, 8])
+    ov.save_model(ov.Model([ov.opset8.relu(parameter)], [parameter]), tmp_path / "model.xml")
+    with pytest.raises(ValueError, match="is not an export of an anomalib model"):
+        Inspector.load(tmp_path / "model.xml")
+    with pytest.raises(ValueError, match=r"device must be one of CPU.*, got 'TPU'"):
+        Inspector.load(tmp_path / "model.xml", device="tpu")
+    (tmp_path / "model.xml").write_text("<a/>", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not a model that OpenVINO can read"):
+        Inspector.load(tmp_path / "model.xml")
+
+
+def test_pixels_that_cannot_be_followed_are_refused() -> None:
+    from anomalib_sgfr.features.pre_processing import steps_of
+
+    with pytest.raises(ValueError, match="RandomRotation moves pixels in a way that cannot be followed back"):
+        steps_of(Compose([Resize((64, 64)), RandomRotation(10)]))
+
+
+def test_importing_it_imports_no_torch() -> None:
+    code = "import anomalib_sgfr, sys; anomalib_sgfr.Inspector; assert not {'torch', 'anomalib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
