@@ -8,7 +8,9 @@ from anomalib.pre_processing import PreProcessor
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Resize, Transform
 
-__all__ = ["ExactResize", "SgfrPreProcessor", "read_prepared", "resizing"]
+__all__ = ["ExactResize", "SgfrPreProcessor", "made_size", "read_prepared", "resizing"]
+
+_TRIED = ((31, 47), (64, 50))
 
 
 def read_prepared(path: str, pre_processor: Any) -> Tensor:  # noqa: ANN401
@@ -24,6 +26,22 @@ def read_prepared(path: str, pre_processor: Any) -> Tensor:  # noqa: ANN401
     image: Any = read_image(path, as_tensor=True)
     transform = getattr(pre_processor, "transform", None)
     return image if transform is None else transform(image)
+
+
+def made_size(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
+    """Height and width of what a pre-processor makes of any image; ``None`` if that depends on the image.
+
+    Args:
+        pre_processor (Any): anomalib's or one like it, or ``None``.
+    """
+    transform = getattr(pre_processor, "transform", None)
+    if transform is None:
+        return None
+    try:
+        sizes = {tuple(transform(torch.zeros(3, *size)).shape[-2:]) for size in _TRIED}
+    except (RuntimeError, TypeError, ValueError):  # a transform of other things
+        return None
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def resizing(before: int, after: int, device: torch.device | None = None) -> Tensor:
