@@ -20,7 +20,9 @@ __all__ = ["Frame", "Framed", "as_size"]
 
 logger = logging.getLogger(__name__)
 
-_STORED = "sgfr_tiling"  # in a checkpoint; one without it is of a version that forgot its tiles
+# in a checkpoint; one without the first is of a version that forgot its tiles
+_TILING = "sgfr_tiling"
+_ROI = "sgfr_roi"  # its hyper-parameters are no witness: Lightning puts the arguments of a restored model there
 
 
 class Frame(NamedTuple):
@@ -29,10 +31,12 @@ class Frame(NamedTuple):
     Attributes:
         tiling (Tiling | None): Tiles, if any.
         region (Tensor): As in :class:`~anomalib_sgfr.torch_model.SgfrModel`.
+        roi (str | None): Where the mask was read from.
     """
 
     tiling: Tiling | None
     region: Tensor
+    roi: str | None
 
 
 def as_size(size: int | Sequence[int]) -> tuple[int, int]:
@@ -121,7 +125,6 @@ class Framed(LightningModule):
             return
         if self._frame is not None and (stage != "fit" or self.update):
             _require_same(asked, self._frame.tiling, "the model")
-            self._require_same_region(self._frame.region, "the model", known=None)
             self.look_as_learnt()
         elif stage == "fit" and self._roi is not None:
             self.model.region = self._read_region()
@@ -149,16 +152,13 @@ class Framed(LightningModule):
         return found.to(self.model.region.device)
 
     def _require_same_region(self, theirs: Tensor, name: str, known: str | None) -> None:
-        """Refuse a region other than what was learnt; ``known`` is the file that it came from."""
+        """Refuse a region other than what was learnt; ``known`` is the file that it came from, which may be gone."""
         if self._roi is None:
             return
         if not theirs.numel():
             msg = f"{name} was fitted without a roi, '{self._roi}' is asked for: leave it out, or fit again."
             raise ValueError(msg)
-        # a checkpoint needs no file: the one that it names is looked at only if it is there
         if self._roi == known and not Path(self._roi).is_file():
-            return
-        if known is None and not Path(self._roi).is_file():
             return
         ours = self._read_region()
         if ours.shape == theirs.shape and torch.equal(ours.cpu(), theirs.cpu()):
@@ -171,7 +171,8 @@ class Framed(LightningModule):
 
     def keep_look(self) -> None:
         """Remember what has been learnt with."""
-        self._frame = Frame(Tiling.of(self.model.tiler), self.model.region)
+        roi = self._frame.roi if self._roi is None and self._frame is not None else self._roi
+        self._frame = Frame(Tiling.of(self.model.tiler), self.model.region, roi)
 
     def look_as_learnt(self) -> None:
         """Return to what was learnt with, if anything was."""
@@ -183,7 +184,8 @@ class Framed(LightningModule):
         """Save the tiles, as plain data; the region is a part of the model's state."""
         super().on_save_checkpoint(checkpoint)
         tiling = Tiling.of(self.model.tiler)
-        checkpoint[_STORED] = None if tiling is None else tiling.plain()
+        checkpoint[_TILING] = None if tiling is None else tiling.plain()
+        checkpoint[_ROI] = self._roi if self._frame is None else self._frame.roi
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore, and refuse what was asked for and is not what was learnt with.
@@ -201,12 +203,12 @@ class Framed(LightningModule):
             )
             raise ValueError(msg)
         region = checkpoint["state_dict"].get("model.region", torch.empty(0, dtype=torch.uint8))
-        self._require_same_region(region, name, known=checkpoint.get("hyper_parameters", {}).get("roi"))
+        self._require_same_region(region, name, checkpoint.get(_ROI))
         tiling = Tiling.of(self.model.tiler)
-        if _STORED in checkpoint:
-            tiling = Tiling.stored(checkpoint[_STORED])
+        if _TILING in checkpoint:
+            tiling = Tiling.stored(checkpoint[_TILING])
             _require_same(self._asked_tiling(), tiling, name)
-        self._frame = Frame(tiling, region.clone())
+        self._frame = Frame(tiling, region.clone(), checkpoint.get(_ROI))
         self.look_as_learnt()
 
 
