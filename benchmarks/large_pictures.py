@@ -63,9 +63,11 @@ def _make(folder: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     (folder / "good").mkdir()
     for number in range(_TRAINED):
-        Image.fromarray((255 * picture(rng)).astype(np.uint8)).save(folder / "good" / f"{number}.png", compress_level=1)
+        Image.fromarray((255 * picture(rng, _SIZE)).astype(np.uint8)).save(
+            folder / "good" / f"{number}.png", compress_level=1
+        )
     for number, defect in enumerate([0] * _GOOD + list(_DEFECTS) * _EACH):
-        image, mask = torch.from_numpy(picture(rng)).expand(3, -1, -1), np.zeros(_SIZE, bool)
+        image, mask = torch.from_numpy(picture(rng, _SIZE)).expand(3, -1, -1), np.zeros(_SIZE, bool)
         if defect:
             image, mask = draw_defect(image, defect, rng)
         pixels = (255 * image[0]).to(torch.uint8).numpy()
