@@ -42,8 +42,8 @@ _WAYS: dict[str, dict[str, Any]] = {
     "256 x 256": {"image_size": 256},
     "512 x 512": {"image_size": 512},
     "1024 x 1024": {"image_size": 1024},
-    "1500 x 2000": {"image_size": _SIZE},
     "1500 x 2000, tiles of 256": {"image_size": _SIZE, "tile_size": 256},
+    "1500 x 2000": {"image_size": _SIZE},
 }
 
 
