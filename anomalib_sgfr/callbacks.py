@@ -89,8 +89,11 @@ class SubspaceSampling(Callback):
             raise ValueError(msg)
         numbers = self._numbers(batch.image_path, images, embeddings[0].device)
         new = ~is_padding(trainer.train_dataloader, batch_idx, images).to(numbers.device)
-        for sampler, part in zip(self.samplers, embeddings, strict=True):
-            sampler.observe(to_patches(part[new]), origins(numbers[new], part.shape[2:]))
+        inside = outputs.get("inside") or [None] * len(embeddings)
+        for sampler, part, mask in zip(self.samplers, embeddings, inside, strict=True):
+            patches, places = to_patches(part[new]), origins(numbers[new], part.shape[2:])
+            seen = slice(None) if mask is None else mask.flatten().repeat(int(new.sum()))
+            sampler.observe(patches[seen], places[seen])
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
             seconds = max(time.perf_counter() - self._started, 1e-9)
             report = {

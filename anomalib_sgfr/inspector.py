@@ -194,8 +194,8 @@ class _OpenVino(_Model):
         about = _about(model)
         if about is None:
             msg = (
-                f"'{file}' does not say how it resizes a picture: it is of an earlier version, or of a pre-processor with "
-                "more than Resize, CenterCrop and Pad. Export it again."
+                f"'{file}' does not say how it resizes a picture: it is of an earlier version, or its pre-processor "
+                "does more than Resize, CenterCrop and Pad. Export it again."
             )
             raise ValueError(msg)
         self._steps = [tuple(step) for step in about["steps"]]

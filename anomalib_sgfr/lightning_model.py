@@ -23,10 +23,12 @@ from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.edge.export import WholeExports
 from anomalib_sgfr.features.backbones import normalisation
+from anomalib_sgfr.features.embedding import default_size
 from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.fitting.accepting import Record
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
 from anomalib_sgfr.fitting.artefacts import check, damage
+from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import learn, samplers_for
 from anomalib_sgfr.fitting.making import make
 from anomalib_sgfr.fitting.suspects import write_suspects
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 _ACCEPTED = "sgfr_accepted"  # in a checkpoint
 
 
-class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
+class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
     """Subspace-guided feature reconstruction: find and localise defects after seeing only good parts.
 
     Learns small banks of nominal patch embeddings, one for each scale, in one pass over the training images, rebuilds
@@ -77,8 +79,18 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
             ``suspects.csv`` in the run's folder. Scores every training image once more. Defaults to ``0.0``.
         thumbnails (bool): Whether to keep a small picture of where each atom was seen, 1,728 bytes an atom, for
             explanations after the training images are gone. Defaults to ``False``.
-        pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to 256 x 256
-            and normalises as the backbone was trained. Defaults to ``True``.
+        image_size (int | tuple[int, int] | None): Height and width that the default pre-processor resizes images to.
+            ``None`` for 256 x 256, or what comes near it for a transformer that does not take that, 392 x 392 for
+            patches of 14 pixels. Defaults to ``None``.
+        tile_size (int | tuple[int, int] | None): Height and width of tiles that images are embedded in after resizing,
+            a few at a time, so that memory does not grow with the image; multiples of the coarsest layer's stride.
+            ``None`` for the whole image, or what anomalib's ``TilerConfigurationCallback`` says. Defaults to ``None``.
+        tile_stride (int | tuple[int, int] | None): Pixels from one tile to the next, at most ``tile_size``; ``None``
+            for ``tile_size``. Defaults to ``None``.
+        roi (str | None): Mask picture, white where to inspect, framed as the images are. What lies outside is not seen,
+            learnt or scored. Kept in the checkpoint. Defaults to ``None``.
+        pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to
+            ``image_size`` and normalises as the backbone was trained. Defaults to ``True``.
         post_processor (nn.Module | bool): Post-processor, or whether to use the default one, a
             :class:`~anomalib_sgfr.inspection.post_processing.SgfrPostProcessor`. Defaults to ``True``.
         evaluator (Evaluator | bool): Evaluator, or whether to use anomalib's default. Defaults to ``True``.
@@ -104,6 +116,10 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         seed: int | None = None,
         trim: float = 0.0,
         thumbnails: bool = False,
+        image_size: int | tuple[int, int] | None = None,
+        tile_size: int | tuple[int, int] | None = None,
+        tile_stride: int | tuple[int, int] | None = None,
+        roi: str | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -117,7 +133,8 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
             msg = f"trim must lie between 0 and 0.5, got {trim}."
             raise ValueError(msg)
         if pre_processor is True:  # the default normalisation depends on the backbone
-            pre_processor = self.configure_pre_processor(backbone=backbone)
+            size = default_size(backbone, layers) if image_size is None else as_size(image_size)
+            pre_processor = self.configure_pre_processor(size, backbone)
         super().__init__(
             pre_processor=pre_processor,
             post_processor=post_processor,
@@ -134,6 +151,7 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         self.suspects: list[tuple[str, float]] = []
         self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur, pooling)
         self.accepted: Record | None = None
+        self.look_at(image_size, tile_size, tile_stride, roi)
         self._sampling = SubspaceSampling()
         # weights of the backbone that an earlier fit, kept until this one has ended, was made with
         self._earlier: dict[str, Any] | None = None
@@ -146,7 +164,8 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         """Build the default pre-processor: resize, then normalise as the backbone was trained.
 
         Args:
-            image_size (tuple[int, int] | None): Height and width in pixels. Defaults to ``(256, 256)``.
+            image_size (tuple[int, int] | None): Height and width in pixels; ``None`` for what suits the backbone,
+                mostly 256 x 256. Defaults to ``None``.
             backbone (str): Name of the timm model whose normalisation to use.
 
         Returns:
@@ -159,7 +178,7 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         return SgfrPreProcessor(
             transform=Compose(
                 [
-                    Resize(image_size or (256, 256), antialias=True),
+                    Resize(image_size or default_size(backbone), antialias=True),
                     Normalize(mean=list(mean), std=list(std)),
                 ]
             ),
@@ -262,12 +281,15 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
             **kwargs: Unused.
 
         Returns:
-            dict[str, Any]: ``embeddings`` of each scale, shape ``(B, d, h, w)``, and a dummy ``loss`` that lets
-            Lightning's automatic optimisation, and with it checkpointing, run.
+            dict[str, Any]: ``embeddings`` of each scale, shape ``(B, d, h, w)``, which of their patches are ``inside``
+            the region, if there is one, and a dummy ``loss`` that lets Lightning's automatic optimisation, and with it
+            checkpointing, run.
         """
         del args, kwargs
         images: Any = batch.image
-        return {"loss": self.dummy_loss(), "embeddings": self.model.embed(images)}
+        embeddings = self.model.embed(images)
+        inside = self.model.patches_inside([part.shape[-2:] for part in embeddings])
+        return {"loss": self.dummy_loss(), "embeddings": embeddings, "inside": inside}
 
     @torch.no_grad()
     def fit(self) -> None:
@@ -304,6 +326,7 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
         elif post_processor:
             post_processor.forget()
         self._earlier = None
+        self.keep_look()
         self._set_fitted(fitted=True)
         self._report_certificate()
 
@@ -345,6 +368,7 @@ class Sgfr(MemoryBankMixin, WholeExports, DataParallelAnchor, AnomalibModule):  
             self.model.embedder.extractor.load_state_dict(self._earlier)
             self._earlier = None
             self._set_fitted(fitted=True)
+        self.look_as_learnt()
 
     def on_fit_end(self) -> None:
         """Keep what an earlier fit made, if this one had no images to learn from."""

@@ -1,13 +1,13 @@
 """The Sgfr torch model: image -> patch embeddings -> self-expressive residuals -> anomaly map and score."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
-from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
+from anomalib.data.utils.tiler import Tiler
 from anomalib.models.components import DynamicBufferMixin, GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,11 +16,13 @@ from anomalib_sgfr.bank import Bank, BankState
 from anomalib_sgfr.core.arguments import Pooling
 from anomalib_sgfr.core.casts import ExemptFromCasts
 from anomalib_sgfr.core.certificate import Certificate
-from anomalib_sgfr.core.geometry import cropped_to_image, require_whole_tiles, stitched
+from anomalib_sgfr.core.geometry import cropped_to_image, grid_of, require_whole_tiles, slots, stitched, touched
 from anomalib_sgfr.features.embedding import PatchEmbedder
 
 __all__ = ["Learnt", "SgfrModel"]
 
+_TILED_PIXELS = 4 * 256 * 256  # of tiles that are embedded at once
+_LEAST = 1e-12  # weight of the patches around a pixel that has none
 _SMOOTHING = 16  # matrices kept, of the latest sizes: a map of two scales takes four
 
 
@@ -45,6 +47,17 @@ class _Blur(ExemptFromCasts, GaussianBlur2d):
         del self.kernel
         self.register_buffer("kernel", kernel, persistent=False)
         self.register_load_state_dict_pre_hook(_Blur._adopt_earlier)
+        self.padding = "valid"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Blur images of any size."""
+        blurred: Tensor = super().forward(_reflected(images, (self.height // 2, self.width // 2)))
+        return blurred
+
+    def downwards(self, columns: Tensor) -> Tensor:
+        """The same along the first of the two axes alone, shape ``(B, 1, L, 1)``."""
+        kernel = self.kernel.sum(-1, keepdim=True)
+        return functional.conv2d(_reflected(columns, (self.height // 2, 0)), kernel)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
         """Leave what version 0.1 stored."""
@@ -71,6 +84,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     Attributes:
         banks (Sequence[Bank]): A :class:`~anomalib_sgfr.bank.Bank` for each scale, the finest first.
         image_paths (Tensor): Encoded ``images``.
+        region (Tensor): Pixels to inspect, one inside and zero outside, shape ``(H, W)``, ``uint8``; empty for all.
+        tiler (Tiler | None): Lengths of tiles to embed images in; what else it holds is not used.
 
     Raises:
         ValueError: If an argument is out of range or the backbone or a layer is unknown.
@@ -78,6 +93,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     banks: Sequence[Bank]
     image_paths: Tensor
+    region: Tensor
 
     def __init__(
         self,
@@ -100,11 +116,17 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             Bank(solver, num_atoms, regularisation) for _ in range(self.embedder.scales)
         )
         self.register_buffer("image_paths", torch.empty(0, dtype=torch.uint8))
+        self.register_buffer("region", torch.empty(0, dtype=torch.uint8))
+        self.register_load_state_dict_pre_hook(SgfrModel._adopt_earlier)
         self._smoothing: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without what can be made again."""
         return {**self.__dict__, "_smoothing": {}}
+
+    def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
+        """Read what knew no region."""
+        state.setdefault(f"{prefix}region", torch.empty(0, dtype=torch.uint8))
 
     @property
     def is_fitted(self) -> bool:
@@ -197,39 +219,84 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         return embeddings if self.training else self.score(embeddings, images.shape[-2:])
 
     def embed(self, images: Tensor) -> list[Tensor]:
-        """Embed images, tile by tile if there is a tiler.
+        """Embed images, tile by tile if there is a tiler; what lies outside the region is not seen, if there is one.
 
         Args:
             images (Tensor): Normalised images, shape ``(B, 3, H, W)``.
 
         Returns:
             list[Tensor]: Patch embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
+
+        Raises:
+            ValueError: If tiles, the size of the images or that of the region cannot be right.
         """
+        if self.region.numel():
+            self._require_regions_size(images.shape[-2:])
+            images = torch.where(self.region > 0, images, torch.zeros_like(images))
         return self.embedder(images) if self.tiler is None else self._embed_tiles(images, self.tiler)
 
     def _embed_tiles(self, images: Tensor, tiler: Tiler) -> list[Tensor]:
-        """Embed tile by tile, and put each scale's embeddings where those of the whole image would lie.
+        """Embed a few tiles at a time, and put each scale's embeddings where those of the whole image would lie.
 
-        anomalib's own ``untile`` crops to pixels, which crops nothing of an embedding.
+        Of the tiler only the lengths are used: its own tiles end in a band of zeros where they do not fill the image,
+        and its ``untile`` crops to pixels, which crops nothing of an embedding.
         """
-        tile, step = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
+        step = (tiler.stride_h, tiler.stride_w)
         strides = self.embedder.scale_strides
-        require_whole_tiles(tile, step, strides[-1])
+        require_whole_tiles((tiler.tile_size_h, tiler.tile_size_w), step, strides[-1])
         if tiler.remove_border_count:
             msg = (
                 "the tiler's remove_border_count must be 0: the border of the image would have no embedding, "
                 f"got {tiler.remove_border_count}."
             )
             raise ValueError(msg)
-        embeddings = self.embedder(tiler.tile(images))
-        across = (tiler.num_patches_h, tiler.num_patches_w)
-        whole = [
-            stitched(part, len(images), across, (step[0] // stride, step[1] // stride))
-            for part, stride in zip(embeddings, strides, strict=True)
+        size = images.shape[-2:]
+        if not all(isinstance(length, int) for length in size):
+            msg = "a tiled model is exported for one size of image: pass --input_size, or let its pre-processor resize."
+            raise ValueError(msg)
+        covered = [number * strides[-1] for number in grid_of(size, strides[-1])]
+        tile = [min(pair) for pair in zip((tiler.tile_size_h, tiler.tile_size_w), covered, strict=True)]
+        if tile == covered:  # one tile
+            return self.embedder(images)
+        # up to whole patches of the coarsest scale, so that all tiles are alike
+        images = functional.pad(images, (0, covered[1] - size[1], 0, covered[0] - size[0]), mode="replicate")
+        at = [[slots(*lengths, stride) for lengths in zip(covered, tile, step, strict=True)] for stride in strides]
+        corners = [(row.start, column.start) for row in at[0][0] for column in at[0][1]]
+        tiles = [images[..., top : top + tile[0], left : left + tile[1]] for top, left in corners]
+        embedded = [self._embed_alike(some) for some in _groups(tiles)]
+        parts = [[part for group in embedded for part in group[scale]] for scale in range(len(strides))]
+        return [
+            cropped_to_image(stitched(part, rows, columns), size, stride)
+            for part, (rows, columns), stride in zip(parts, at, strides, strict=True)
         ]
-        if tiler.mode == ImageUpscaleMode.INTERPOLATION:  # nothing was added
-            return whole
-        return [cropped_to_image(part, images.shape[-2:], stride) for part, stride in zip(whole, strides, strict=True)]
+
+    def _embed_alike(self, tiles: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Embeddings of some tiles ``(B, 3, H, W)``: of each scale, of each tile."""
+        number = len(tiles)
+        found = self.embedder(torch.stack(list(tiles)).flatten(0, 1))
+        return [part.unflatten(0, (number, -1)).unbind(0) for part in found]
+
+    def patches_inside(self, grids: Sequence[Sequence[int]]) -> list[Tensor] | None:
+        """Patches that are learnt and scored, if there is a region: those of which it has a pixel.
+
+        Args:
+            grids (Sequence[Sequence[int]]): Rows and columns of each scale.
+
+        Returns:
+            list[Tensor] | None: Masks of the grids, ``bool``; ``None`` if all are.
+        """
+        if not self.region.numel():
+            return None
+        return [
+            touched(self.region, grid, stride) for grid, stride in zip(grids, self.embedder.scale_strides, strict=True)
+        ]
+
+    def _require_regions_size(self, size: Sequence[int]) -> None:
+        known = all(isinstance(length, int) for length in size)
+        if known and tuple(size) != tuple(self.region.shape):
+            of, its = (" x ".join(map(str, lengths)) for lengths in (size, self.region.shape))
+            msg = f"the region of interest is {its} pixels, the image {of}: pictures must be of the shape of the roi."
+            raise ValueError(msg)
 
     def score(
         self, embeddings: Sequence[Tensor], size: Sequence[int], banks: Sequence[Bank] | None = None
@@ -259,10 +326,14 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         """
         self._require_banks()
         chosen = self.banks if banks is None else banks
-        return [bank.residual_map(embedding) for bank, embedding in zip(chosen, embeddings, strict=True)]
+        found = [bank.residual_map(embedding) for bank, embedding in zip(chosen, embeddings, strict=True)]
+        inside = self.patches_inside([part.shape[-2:] for part in found])
+        return found if inside is None else [part * mask for part, mask in zip(found, inside, strict=True)]
 
     def combine(self, residuals: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Make one map of all scales' residuals: the sum of each, interpolated (bilinear) and smoothed by the Gaussian.
+
+        With a region, what is smoothed is averaged over patches inside it alone, and the map is zero outside.
 
         Args:
             residuals (Sequence[Tensor]): Of each scale, shape ``(B, 1, h, w)``, ``float32``.
@@ -271,12 +342,26 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         Returns:
             Tensor: Shape ``(B, 1, H, W)``.
         """
+        inside = self.patches_inside([part.shape[-2:] for part in residuals])
+        if inside is not None:
+            with torch.autocast(residuals[0].device.type, enabled=False):
+                weights = [self._spread(mask[None, None].float(), size) for mask in inside]
+                spread = [self._spread(part, size) for part in residuals]
+                means = [part / weight.clamp_min(_LEAST) for part, weight in zip(spread, weights, strict=True)]
+                return torch.where(self.region > 0, reduce(torch.add, means), torch.zeros_like(means[0]))
         lengths = [*size, *(length for part in residuals for length in part.shape[-2:])]
         if not all(isinstance(length, int) for length in lengths):  # unknown while exporting
             blurred: Tensor = self.blur(reduce(torch.add, [_interpolate(part, size) for part in residuals]))
             return blurred
         with torch.autocast(residuals[0].device.type, enabled=False):
             return reduce(torch.add, [self._smooth(part, size) for part in residuals])
+
+    def _spread(self, residuals: Tensor, size: Sequence[int]) -> Tensor:
+        """Interpolation and Gaussian of one scale."""
+        if all(isinstance(length, int) for length in (*size, *residuals.shape[-2:])):
+            return self._smooth(residuals, size)
+        blurred: Tensor = self.blur(_interpolate(residuals, size))
+        return blurred
 
     def _smooth(self, residuals: Tensor, size: Sequence[int]) -> Tensor:
         """Interpolation and Gaussian as one linear step along each axis."""
@@ -290,12 +375,13 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         """What interpolation and Gaussian do along one axis, shape ``(after, before)``."""
         key = (before, after, device)
         if key not in self._smoothing:
-            unit = torch.eye(before, device=device)[:, None, :, None]  # a one in each place, alike in all columns
-            columns = self.blur.width if isinstance(self.blur, GaussianBlur2d) else 1
-            spread = self.blur(_interpolate(unit, (after, columns)))
+            unit = torch.eye(before, device=device)[:, None, :, None]  # a one in each place
+            spread = _interpolate(unit, (after, 1))
+            if isinstance(self.blur, _Blur):
+                spread = self.blur.downwards(spread)
             while len(self._smoothing) >= _SMOOTHING:
                 self._smoothing.pop(next(iter(self._smoothing)))
-            self._smoothing[key] = spread[:, 0, :, columns // 2].T.contiguous()
+            self._smoothing[key] = spread[:, 0, :, 0].T.contiguous()
         return self._smoothing[key]
 
     def _require_banks(self) -> None:
@@ -304,5 +390,28 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             raise RuntimeError(msg)
 
 
+def _groups(tiles: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """As many tiles at a time as bounded memory allows; all in an exported graph, which holds the backbone once."""
+    number = len(tiles)
+    if not torch.compiler.is_compiling():
+        batch, _, height, width = tiles[0].shape
+        number = max(1, _TILED_PIXELS // (batch * height * width))
+    for first in range(0, len(tiles), number):
+        yield tiles[first : first + number]
+
+
 def _interpolate(residuals: Tensor, size: Sequence[int]) -> Tensor:
     return functional.interpolate(residuals, size=size, mode="bilinear", align_corners=False)
+
+
+def _reflected(images: Tensor, reach: Sequence[int]) -> Tensor:
+    """Continue images ``(B, C, H, W)`` by reflection; narrow ones as often as it takes, which PyTorch refuses."""
+    padding = [reach[1], reach[1], reach[0], reach[0]]  # left, right, top, bottom
+    for axis, at in ((-1, 0), (-2, 2)):
+        length, wide = images.shape[axis], padding[at]
+        if isinstance(length, int) and 0 < length <= wide:
+            period = 2 * (length - 1)
+            places = torch.arange(-wide, length + wide, device=images.device).abs() % max(1, period)
+            images = images.index_select(axis, torch.minimum(places, period - places))
+            padding[at : at + 2] = (0, 0)
+    return functional.pad(images, padding, mode="reflect")

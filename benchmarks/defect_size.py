@@ -23,51 +23,21 @@ from anomalib_sgfr import Sgfr
 from anomalib_sgfr.core.arguments import Pooling
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks.common import data
+from benchmarks.common.defects import draw_defect
 from benchmarks.common.engine import fitted
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.places import Place, median, seeds, study_places
 from benchmarks.common.records import write_text
 from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 
-__all__ = ["draw_defect", "main", "report"]
+__all__ = ["main", "report"]
 
 _DATA = ("mtd:canonical", "elpv-mono", "elpv-poly")
 _SIZES = (4, 8, 16, 32, 64)  # pixels across, of 256
 _BLURS = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0)
 _TEST_IMAGES = 96
 _METRICS = ("image_AUROC", "pixel_AP", "AUPRO")
-_CONTRAST = (0.15, 0.35)
 _BATCH = 8
-
-
-def draw_defect(image: Tensor, size: int, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.bool_]]:
-    """Draw a spot, a scratch or a smudge into an image.
-
-    Args:
-        image (Tensor): Shape ``(3, H, W)``, between 0 and 1.
-        size (int): Width in pixels of a spot or smudge; length of a scratch, an eighth as wide, at least 2.
-        rng (np.random.Generator): Chooses kind, place, direction and contrast.
-
-    Returns:
-        tuple[Tensor, NDArray[np.bool_]]: The image and the mask of the defect, shape ``(H, W)``.
-    """
-    height, width = image.shape[1:]
-    rows, columns = np.mgrid[:height, :width].astype(float)
-    margin = min(size // 2 + 2, height // 2 - 1, width // 2 - 1)
-    row, column = rng.integers(margin, height - margin), rng.integers(margin, width - margin)
-    angle = rng.uniform(0, np.pi)
-    along = (columns - column) * np.cos(angle) + (rows - row) * np.sin(angle)
-    across = (rows - row) * np.cos(angle) - (columns - column) * np.sin(angle)
-    kind = rng.integers(3)
-    if kind == 0:  # spot
-        strength = (np.hypot(along, across) <= size / 2).astype(float)
-    elif kind == 1:  # scratch
-        strength = ((np.abs(along) <= size / 2) & (np.abs(across) <= max(1.0, size / 16))).astype(float)
-    else:  # smudge
-        strength = np.exp(-2.0 * (along**2 + (1.5 * across) ** 2) / (size / 2) ** 2)
-    amount = rng.uniform(*_CONTRAST) * rng.choice([-1.0, 1.0])
-    changed = (image + amount * torch.from_numpy(strength).float()).clamp(0.0, 1.0)
-    return changed, strength > 0.3  # noqa: PLR2004
 
 
 @torch.no_grad()

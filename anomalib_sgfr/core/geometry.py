@@ -7,22 +7,25 @@ together.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 __all__ = [
     "ORIGIN",
     "Place",
+    "Slot",
     "Window",
     "cropped_to_image",
     "grid_of",
     "origins",
     "require_whole_tiles",
+    "slots",
     "stitched",
     "to_patches",
+    "touched",
     "unknown_origins",
 ]
 
@@ -120,43 +123,80 @@ def require_whole_tiles(tile: Sequence[int], step: Sequence[int], stride: int) -
         stride (int): Of the coarsest scale.
 
     Raises:
-        ValueError: If a length is no multiple of the stride; the message names lengths that are.
+        ValueError: If a length is no multiple of the stride; the message names lengths that are. If there are gaps.
     """
     for name, lengths in (("tile_size", tile), ("stride", step)):
-        if any(length % stride for length in lengths):
+        if any(length < 1 or length % stride for length in lengths):
             near = [max(stride, round(length / stride) * stride) for length in lengths]
             msg = (
                 f"the tiler's {name} must be a multiple of {stride}, the stride of the coarsest layer, "
                 f"got {tuple(lengths)}: {tuple(near)} would do."
             )
             raise ValueError(msg)
+    if any(far > length for length, far in zip(tile, step, strict=True)):
+        msg = f"the tiler's stride must not exceed its tile_size {tuple(tile)}, got {tuple(step)}: there would be gaps."
+        raise ValueError(msg)
 
 
-def stitched(tiles: Tensor, batch: int, across: Sequence[int], step: Sequence[int]) -> Tensor:
-    """Put tiles together, row by row; where they overlap, their mean.
+class Slot(NamedTuple):
+    """A tile along one axis.
+
+    Attributes:
+        start (int): Its first pixel.
+        first (int): The first of its patches that is kept.
+        last (int): The one after the last that is kept.
+    """
+
+    start: int
+    first: int
+    last: int
+
+
+def slots(length: int, tile: int, step: int, stride: int) -> list[Slot]:
+    """Tiles that cover a length, the last of which ends with it; where two overlap, each keeps the half on its side.
+
+    So no patch is closer to the edge of its tile than half an overlap, but at the edge of the image.
 
     Args:
-        tiles (Tensor): Of one image after the other, shape ``(batch * rows * columns, d, h, w)``.
-        batch (int): Number of images.
-        across (Sequence[int]): Rows and columns of tiles in an image.
-        step (Sequence[int]): From one tile to the next, in the unit of ``h`` and ``w``.
+        length (int): Pixels to cover; like the next two, a multiple of ``stride``.
+        tile (int): Length of a tile, at most ``length``.
+        step (int): From one tile to the next.
+        stride (int): Of the patches to keep.
 
     Returns:
-        Tensor: Shape ``(batch, d, h + (rows - 1) * step, w + (columns - 1) * step)``.
+        list[Slot]: In order; what they keep lies side by side, without a gap.
     """
-    width, size = tiles.shape[1], tiles.shape[2:]
-    if tuple(step) == tuple(size):
-        rows = tiles.reshape(batch, *across, width, *size).permute(0, 3, 1, 4, 2, 5)
-        return rows.reshape(batch, width, across[0] * size[0], across[1] * size[1])
-    whole = (size[0] + (across[0] - 1) * step[0], size[1] + (across[1] - 1) * step[1])
-    columns = tiles.reshape(batch, across[0] * across[1], -1).transpose(1, 2)
-    total = functional.fold(columns, whole, size, stride=tuple(step))
-    one = torch.ones_like(columns[:1, : size[0] * size[1]])
-    return total / functional.fold(one, whole, size, stride=tuple(step))
+    starts = [*range(0, length - tile, step), length - tile]
+    edges = [0, *((before + tile + after) // (2 * stride) for before, after in pairwise(starts)), length // stride]
+    return [
+        Slot(start, first - start // stride, last - start // stride)
+        for start, (first, last) in zip(starts, pairwise(edges), strict=True)
+    ]
+
+
+def stitched(tiles: Sequence[Tensor], rows: Sequence[Slot], columns: Sequence[Slot]) -> Tensor:
+    """Put together what tiles keep.
+
+    Args:
+        tiles (Sequence[Tensor]): Row by row, each of shape ``(B, d, h, w)``.
+        rows (Sequence[Slot]): Of the tiles, from the top.
+        columns (Sequence[Slot]): From the left.
+
+    Returns:
+        Tensor: Shape ``(B, d, H, W)``.
+    """
+    parts = iter(tiles)
+    return torch.cat(
+        [
+            torch.cat([next(parts)[..., row.first : row.last, column.first : column.last] for column in columns], -1)
+            for row in rows
+        ],
+        -2,
+    )
 
 
 def cropped_to_image(embedding: Tensor, size: Sequence[int], stride: int) -> Tensor:
-    """Leave out patches of what was added at the bottom and the right to fill a last tile.
+    """Leave out patches of what was added at the bottom and the right to fill a last one of the coarsest scale.
 
     Args:
         embedding (Tensor): Of the larger image, shape ``(B, d, h, w)``.
@@ -165,3 +205,23 @@ def cropped_to_image(embedding: Tensor, size: Sequence[int], stride: int) -> Ten
     """
     rows, columns = grid_of(size, stride)
     return embedding[..., :rows, :columns]
+
+
+def touched(region: Tensor, grid: Sequence[int], stride: int) -> Tensor:
+    """Patches that have at least one pixel in a region.
+
+    Args:
+        region (Tensor): One where a pixel lies inside, zero elsewhere; shape ``(H, W)``.
+        grid (Sequence[int]): Rows and columns of the image's patches.
+        stride (int): Pixels from one patch to the next.
+
+    Returns:
+        Tensor: Mask of shape ``grid``, ``bool``.
+    """
+    found = region.float()
+    for axis, number in enumerate(grid):
+        # pixels that a backbone leaves over at the end belong to its last patch
+        patch_of = (torch.arange(region.shape[axis], device=region.device) // stride).clamp_max(number - 1)
+        belongs = (patch_of == torch.arange(number, device=region.device)[:, None]).float()
+        found = belongs @ found if axis == 0 else found @ belongs.T
+    return found > 0

@@ -18,9 +18,10 @@ from torchvision.transforms.v2 import (
     Transform,
 )
 
-__all__ = ["ExactResize", "SgfrPreProcessor", "read_prepared", "resizing", "steps_of"]
+__all__ = ["ExactResize", "SgfrPreProcessor", "made_size", "read_prepared", "resizing", "steps_of"]
 
 _STAYS = (Normalize, ToDtype, Identity, Grayscale)  # pixels stay where they are
+_TRIED = ((31, 47), (64, 50))
 
 
 def read_prepared(path: str, pre_processor: Any) -> Tensor:  # noqa: ANN401
@@ -36,6 +37,22 @@ def read_prepared(path: str, pre_processor: Any) -> Tensor:  # noqa: ANN401
     image: Any = read_image(path, as_tensor=True)
     transform = getattr(pre_processor, "transform", None)
     return image if transform is None else transform(image)
+
+
+def made_size(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
+    """Height and width of what a pre-processor makes of any image; ``None`` if that depends on the image.
+
+    Args:
+        pre_processor (Any): anomalib's or one like it, or ``None``.
+    """
+    transform = getattr(pre_processor, "transform", None)
+    if transform is None:
+        return None
+    try:
+        sizes = {tuple(transform(torch.zeros(3, *size)).shape[-2:]) for size in _TRIED}
+    except (RuntimeError, TypeError, ValueError):  # a transform of other things
+        return None
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def resizing(before: int, after: int, device: torch.device | None = None) -> Tensor:

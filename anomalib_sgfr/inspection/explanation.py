@@ -142,6 +142,9 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     rows, columns = residuals[0].shape[2:]
     # the map at the patches' own resolution: its largest value over each patch
     coarse = torch.nn.functional.adaptive_max_pool2d(anomaly_map[None], (rows, columns))[0]
+    inside = model.patches_inside([part.shape[2:] for part in residuals])
+    if inside is not None:
+        coarse = coarse.masked_fill(~inside[0], -torch.inf)
     places = _worst(coarse, regions)
     by_scale = [
         _reconstructions(model, scale, certificate.scales[scale], embedding, residual, places, (rows, columns))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.defect_size import draw_defect, main
+from benchmarks.common.defects import draw_defect
+from benchmarks.defect_size import main
 
 
 @pytest.mark.parametrize("size", [4, 16, 64])

@@ -11,6 +11,7 @@ COMMANDS = (
     "edge",
     "false_alarms",
     "headline",
+    "large_pictures",
     "pages",
     "scaling",
     "startup",

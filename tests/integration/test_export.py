@@ -254,3 +254,46 @@ def test_the_example_runs_without_pytorch(
     for row in rows:
         scores[Path(row["file"]).parent.name].append(float(row["score"]))
     assert min(scores["bad"]) > max(scores["good_test"])
+
+
+def test_tiles_and_region_are_in_every_exported_file(parts: Path, tmp_path: Path) -> None:
+    size = 100  # no multiple of a stride
+    inside = np.zeros((96, 96), np.uint8)
+    inside[5:, :80] = 255
+    Image.fromarray(inside).save(tmp_path / "roi.png")
+    model = Sgfr(
+        "resnet18",
+        pre_trained=False,
+        bank_size=100,
+        image_size=size,
+        tile_size=64,
+        tile_stride=48,
+        roi=str(tmp_path / "roi.png"),
+        post_processor=NominalPostProcessor(0.1),
+        visualizer=False,
+        evaluator=False,
+    )
+    engine = engine_in(tmp_path)
+    engine.fit(model, datamodule=folder_datamodule(parts))
+    (tmp_path / "roi.png").unlink()
+    restored = Sgfr.load_from_checkpoint(engine.best_model_path)
+    compiled = openvino.Core().compile_model(
+        engine.export(restored, ExportType.OPENVINO, export_root=tmp_path), "CPU", F32
+    )
+    torch_file = engine.export(restored, ExportType.TORCH, export_root=tmp_path)
+    assert torch_file is not None
+    loaded = torch.load(torch_file, weights_only=False)["model"].eval()
+    paths = [parts / "bad" / "00.png", parts / "good_test" / "00.png"]
+    for path in paths:
+        (batch,) = engine_in(tmp_path).predict(model, dataset=PredictDataset(path))
+        image = torch.from_numpy(read_image(path).transpose(2, 0, 1)[None].copy()).float()
+        with torch.no_grad():
+            by_torch = loaded(image)
+        by_file = compiled(image.numpy())
+        reference = batch.anomaly_map.numpy()
+        for found in (np.asarray(by_torch.anomaly_map), by_file["anomaly_map"]):
+            assert np.abs(found - reference).max() <= 1e-3 * np.ptp(reference)
+        np.testing.assert_allclose(by_file["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3)
+        assert reference[..., int(size * 0.9) :].max() == 0.0
+    both = torch.stack([torch.from_numpy(read_image(path).transpose(2, 0, 1).copy()) for path in paths])
+    assert compiled(both.numpy())["anomaly_map"].shape == (2, 1, size, size)  # with a free batch

@@ -28,6 +28,7 @@ LEAVES = {
     "Inspect the frames of a camera": "last_defect.png",
     "Few images": "results/Sgfr/few/latest/**/model.ckpt",
     "Large images, by tiling": "results/Sgfr/tiled/latest/**/*.png",
+    "Leave a part of the picture out": "results/Sgfr/masked/latest/**/model.ckpt",
     "Two processes": "results/Sgfr/two/v0/**/model.ckpt",
     "New good parts later": "results/Sgfr/updated/latest/**/model.ckpt",
     "Training images I do not trust": "results/Sgfr/trimmed/latest/suspects.csv",

@@ -14,10 +14,12 @@ def main(parts: Path, out: Path, devices: int) -> None:
     """Leave what each process ended with in ``out``."""
     datamodule = folder_datamodule(parts, train_batch_size=2)
     model = Sgfr(
-        bank_size=150,
+        bank_size=120,
         seed=0,
         visualizer=False,
-        pre_processor=Sgfr.configure_pre_processor((64, 64)),
+        image_size=64,
+        tile_size=32,
+        roi=str(parts / "roi.png"),
     )
     engine = Engine(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", default_root_dir=out)
     engine.fit(model, datamodule=datamodule)

@@ -3,7 +3,9 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from anomalib.data.utils.tiler import Tiler
 from anomalib.models.components import GaussianBlur2d
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr import bank as module
+from anomalib_sgfr import torch_model
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.core.geometry import to_patches
+from anomalib_sgfr.core.geometry import slots, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -89,6 +92,154 @@ def test_a_defect_in_tiles_is_found_where_it_is(place: tuple[int, int], size: tu
     row, column = divmod(int(found.argmax()), size[1])
     assert abs(row - place[0]) <= 16
     assert abs(column - place[1]) <= 16
+
+
+class Brightness(nn.Module):
+    """Stands for an embedder: mean and spread of each patch."""
+
+    scale_strides = (8, 16)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        both = torch.cat((images, images.square()), 1)
+        return [functional.avg_pool2d(both, stride, ceil_mode=True) for stride in self.scale_strides]
+
+
+_TILES = [(64, 64), (128, 48), ((256, 80), (160, 64)), (128, 128), (512, 256), (1024, 1024)]
+
+
+def test_a_maps_peak_is_in_the_defect_at_every_size_and_tile() -> None:
+    model = SgfrModel("resnet18", blur=2.0).eval()
+    model.embedder = Brightness()
+    for bank in model.banks:
+        bank.set(torch.rand(8, 2) * 0.01)
+    rng = np.random.default_rng(0)
+    for number, height in enumerate(range(256, 641, 4)):
+        width = 256 + 4 * int(rng.integers(97)) if number % 2 else height
+        top, left = (int(rng.integers(0, length - 24)) for length in (height, width))
+        image = torch.zeros(1, 1, height, width)
+        image[..., top : top + 24, left : left + 24] = 1.0
+        model.tiler = Tiler(*_TILES[number % len(_TILES)])
+        found = model(image).anomaly_map[0, 0]
+        row, column = divmod(int(found.argmax()), width)
+        assert found.shape == (height, width)
+        assert top <= row < top + 24, (height, width, top, row, model.tiler.tile_size_h)
+        assert left <= column < left + 24
+
+
+@pytest.mark.parametrize(
+    ("backbone", "tile", "step", "stride", "apart"),
+    [
+        ("resnet18", 128, 128, 0, 44),
+        ("resnet18", 128, 128, 1, 84),
+        ("resnet18", 256, 128, 1, 0),  # overlap of more than twice that
+        ("tf_efficientnet_lite0", 192, 192, 0, 60),
+    ],
+)
+def test_tiles_are_exact_away_from_where_they_join(
+    backbone: str, tile: int, step: int, stride: int, apart: int
+) -> None:
+    model = SgfrModel(backbone)
+    images = torch.randn(1, 3, 384, 384)
+    plain = model.embed(images)[stride]
+    model.tiler = Tiler(tile, step)
+    found = model.embed(images)[stride]
+    pixels = model.embedder.scale_strides[stride]
+    joins = [slot.start + slot.first * pixels for slot in slots(384, tile, step, pixels)[1:]]
+    centres = torch.arange(len(plain[0, 0])) * pixels + pixels / 2
+    far = torch.stack([(centres - join).abs() >= apart for join in joins]).all(0)
+    assert far.any()
+    assert apart == 0 or not torch.allclose(found, plain)
+    torch.testing.assert_close(found[..., far, :][..., far], plain[..., far, :][..., far], rtol=1e-4, atol=1e-4)
+
+
+def test_a_tile_larger_than_the_image_is_the_image() -> None:
+    model = fitted(blur=4.0)
+    images = torch.randn(2, 3, 70, 61)
+    expected = model(images).anomaly_map
+    model.tiler = Tiler(128, 64)
+    assert torch.equal(model(images).anomaly_map, expected)
+    wide = torch.randn(1, 3, 64, 256)  # along one axis alone
+    assert model(wide).anomaly_map.shape == (1, 1, 64, 256)
+
+
+def test_tiles_are_embedded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted()
+    model.tiler = Tiler(64, 32)
+    images = torch.randn(2, 3, 192, 224)
+    whole = model(images).anomaly_map
+    seen: list[int] = []
+    model.embedder.register_forward_pre_hook(lambda _, given: seen.append(given[0].numel() // 3))
+    monkeypatch.setattr(torch_model, "_TILED_PIXELS", 3 * 2 * 64 * 64)
+    torch.testing.assert_close(model(images).anomaly_map, whole)
+    assert max(seen) == 3 * 2 * 64 * 64
+    assert sum(seen) == 5 * 6 * 2 * 64 * 64
+
+
+@pytest.mark.parametrize("size", [(16, 16), (1, 1), (9, 40), (3, 2)])
+def test_small_images_are_scored(size: tuple[int, int]) -> None:
+    model = fitted(blur=4.0)
+    images = torch.randn(2, 3, *size)
+    found = model(images).anomaly_map
+    assert found.shape == (2, 1, *size)
+    rough = torch.zeros_like(found)
+    for part in model.residual_maps(model.embed(images)):
+        rough += functional.interpolate(part, size=size, mode="bilinear", align_corners=False)
+    expected = scipy.ndimage.gaussian_filter(rough.numpy(), 4.0, mode="mirror", radius=16, axes=(2, 3))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model.blur(rough), found)
+
+
+def inside_of(size: tuple[int, int]) -> Tensor:
+    region = torch.zeros(size, dtype=torch.uint8)
+    region[20:90, 13:70] = 1
+    return region
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_nothing_outside_the_region_matters(tiled: bool) -> None:
+    model = fitted(blur=4.0)
+    model.tiler = Tiler(64, 48) if tiled else None
+    model.region = inside_of((128, 100))
+    images = torch.randn(2, 3, 128, 100)
+    found = model(images)
+    assert float(found.pred_score.min()) > 0
+    assert bool((found.anomaly_map[..., model.region == 0] == 0).all())
+    assert bool((found.anomaly_map[..., model.region == 1] > 0).all())
+    changed = torch.where(model.region > 0, images, torch.full_like(images, torch.nan))
+    assert torch.equal(model(changed).anomaly_map, found.anomaly_map)
+    images[:, :, 50, 40] += 5.0  # inside
+    assert not torch.equal(model(images).anomaly_map, found.anomaly_map)
+
+
+def test_a_regions_map_is_the_mean_over_the_patches_inside() -> None:
+    model = fitted(blur=3.0)
+    model.region = inside_of((96, 80))
+    embeddings = model.embed(torch.randn(1, 3, 96, 80))
+    expected = torch.zeros(1, 1, 96, 80)
+    for bank, part, stride in zip(model.banks, embeddings, (8, 16), strict=True):
+        mask = functional.max_pool2d(model.region[None, None].float(), stride, ceil_mode=True)
+        residual = bank.residual_map(part)
+        spread = [
+            model.blur(functional.interpolate(each, size=(96, 80), mode="bilinear", align_corners=False))
+            for each in (residual * mask, mask)
+        ]
+        expected += spread[0] / spread[1].clamp_min(1e-12)
+    found = model.score(embeddings, (96, 80)).anomaly_map
+    torch.testing.assert_close(found, expected * model.region)
+
+
+def test_images_of_another_shape_than_the_regions_are_refused() -> None:
+    model = fitted()
+    model.region = inside_of((128, 100))
+    with pytest.raises(ValueError, match="region of interest is 128 x 100 pixels, the image 64 x 64: pictures must be"):
+        model(torch.randn(1, 3, 64, 64))
+
+
+def test_a_state_of_before_regions_is_read() -> None:
+    model = fitted()
+    state = {name: value for name, value in model.state_dict().items() if name != "region"}
+    model.load_state_dict(state)
+    assert not model.region.numel()
 
 
 @pytest.mark.parametrize(

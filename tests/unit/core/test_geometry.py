@@ -10,8 +10,10 @@ from anomalib_sgfr.core.geometry import (
     grid_of,
     origins,
     require_whole_tiles,
+    slots,
     stitched,
     to_patches,
+    touched,
 )
 
 
@@ -56,24 +58,42 @@ def test_a_grid_covers_the_image(size: tuple[int, int], stride: int, grid: tuple
     assert torch.equal(cropped_to_image(larger, size, stride), larger[:, :, : grid[0], : grid[1]])
 
 
-@pytest.mark.parametrize(
-    ("across", "size", "step"), [((3, 2), (4, 5), (4, 5)), ((3, 4), (4, 6), (2, 3)), ((2, 1), (5, 3), (3, 3))]
-)
-def test_stitched_tiles_are_the_mean_of_what_lies_there(
-    across: tuple[int, int], size: tuple[int, int], step: tuple[int, int]
-) -> None:
-    tiles = torch.randn(2 * across[0] * across[1], 3, *size)
-    height, width = ((n - 1) * by + length for n, by, length in zip(across, step, size, strict=True))
-    total, seen = np.zeros((2, 3, height, width)), np.zeros((height, width))
-    for number, tile in enumerate(tiles.numpy()):
-        image, place = divmod(number, across[0] * across[1])
-        top, left = (at * by for at, by in zip(divmod(place, across[1]), step, strict=True))
-        total[image, :, top : top + size[0], left : left + size[1]] += tile
-        seen[top : top + size[0], left : left + size[1]] += image == 0
-    found = stitched(tiles, 2, across, step)
-    np.testing.assert_allclose(found.numpy(), total / seen, rtol=1e-5, atol=1e-6)
-    if step == size:
-        np.testing.assert_array_equal(found.numpy(), total.astype(np.float32))
+@pytest.mark.parametrize(("length", "tile", "step"), [(96, 96, 96), (96, 64, 64), (160, 64, 32), (304, 128, 48)])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_tiles_keep_each_patch_once_and_far_from_their_edges(length: int, tile: int, step: int, stride: int) -> None:
+    found = slots(length, tile, step, stride)
+    kept = [slot.start + stride * patch for slot in found for patch in range(slot.first, slot.last)]
+    assert kept == [*range(0, length, stride)]
+    assert (found[0].start, found[-1].start + tile) == (0, length)
+    for slot in found:
+        assert all(slot.start % stride == 0 and 0 <= edge <= tile // stride for edge in slot[1:])
+        for patch in range(slot.first, slot.last):
+            begin, end = stride * patch, stride * (patch + 1)
+            assert slot.start == 0 or begin + stride > (tile - step) // 2
+            assert slot.start + tile == length or tile - end + stride > (tile - step) // 2
+
+
+def test_what_tiles_keep_is_put_side_by_side() -> None:
+    image = torch.randn(2, 3, 20, 38)
+    rows, columns = slots(160, 64, 48, 8), slots(304, 128, 80, 8)
+    tiles = [
+        image[..., row.start // 8 : row.start // 8 + 8, column.start // 8 : column.start // 8 + 16]
+        for row in rows
+        for column in columns
+    ]
+    assert torch.equal(stitched(tiles, rows, columns), image)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((40, 24), 8), ((37, 70), 16), ((5, 5), 8)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_patch_is_touched_if_one_of_its_pixels_is_inside(size: tuple[int, int], stride: int, whole: bool) -> None:
+    region = torch.rand(size) > 0.99
+    region[-1, -1] = True
+    grid = grid_of(size, stride) if whole else tuple(max(1, length // stride) for length in size)
+    expected = np.zeros(grid, bool)
+    for row, column in region.nonzero().tolist():
+        expected[min(row // stride, grid[0] - 1), min(column // stride, grid[1] - 1)] = True
+    np.testing.assert_array_equal(touched(region, grid, stride).numpy(), expected)
 
 
 def test_tiles_that_cannot_be_right_are_refused_with_some_that_are() -> None:
@@ -84,3 +104,5 @@ def test_tiles_that_cannot_be_right_are_refused_with_some_that_are() -> None:
         require_whole_tiles((100, 64), (64, 64), 16)
     with pytest.raises(ValueError, match=r"stride must be a multiple of 16, .* got \(64, 3\): \(64, 16\) would do"):
         require_whole_tiles((64, 64), (64, 3), 16)
+    with pytest.raises(ValueError, match=r"stride must not exceed its tile_size \(64, 64\), got \(80, 64\)"):
+        require_whole_tiles((64, 64), (80, 64), 16)
