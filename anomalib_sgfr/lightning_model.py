@@ -32,7 +32,7 @@ from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import learn, samplers_for
 from anomalib_sgfr.fitting.making import make
 from anomalib_sgfr.fitting.suspects import write_suspects
-from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor, sensitivities
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
@@ -261,7 +261,10 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
         unmet = post_processor.unmet(stored) if post_processor and stored and not fits else None
         if unmet:
             raise ValueError(unmet)
+        asked = sensitivities(self.post_processor)
         super().on_load_checkpoint(checkpoint)
+        for name, value in asked.items():
+            setattr(self.post_processor, name, value)
         self.accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
         if self.update:
             checkpoint.pop("loops", None)

@@ -18,7 +18,7 @@ from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
 from anomalib_sgfr.inspection.evidence import Evidence, Kind, in_all_processes, require_group, unit_of
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["DEFAULT_RATE", "NominalPostProcessor", "SgfrPostProcessor", "checked"]
+__all__ = ["DEFAULT_RATE", "NominalPostProcessor", "SgfrPostProcessor", "checked", "sensitivities"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,13 @@ def checked(**asked: Any) -> dict[str, Any]:  # noqa: ANN401
             raise ValueError(msg)
     require_group(asked.get("group"))
     return asked
+
+
+def sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
+    """What was asked for of anomalib's own post-processor, which a checkpoint would overrule without a word."""
+    default = PostProcessor()
+    names = ("image_sensitivity", "pixel_sensitivity") if type(processor) is PostProcessor else ()
+    return {name: value for name in names if (value := getattr(processor, name)) != getattr(default, name)}
 
 
 class SgfrPostProcessor(ExemptFromCasts, PostProcessor):

@@ -132,6 +132,19 @@ def test_another_rate_takes_effect_on_a_checkpoint(
     assert (predicted(same, many / "bad", tmp_path)[1] == (predicted(same, many / "bad", tmp_path)[0] > 0.3)).all()
 
 
+def test_a_sensitivity_of_anomalibs_own_takes_effect_too(
+    without_defects: tuple[Sgfr, Path], many: Path, tmp_path: Path
+) -> None:
+    _, path = without_defects
+    labels = {}
+    for asked in (0.5, 0.99):
+        fresh = tiny(post_processor=PostProcessor(image_sensitivity=asked))
+        labels[asked] = predicted(fresh, many / "more", tmp_path, ckpt_path=path)[1].mean()
+        assert fresh.post_processor.image_sensitivity == asked
+    assert labels[0.5] < 0.2
+    assert labels[0.99] == 1.0
+
+
 def test_what_needs_new_scores_is_refused(without_defects: tuple[Sgfr, Path], many: Path, tmp_path: Path) -> None:
     _, path = without_defects
     for arguments, message in (
