@@ -153,7 +153,7 @@ class Looks:
         """
         if 2 * len(self._flat) > self._seen:
             self._refuse()
-        elif self._flat:
+        if self._flat:
             logger.warning("Nearly one value in %d of %d training pictures: %s.", *self._said())
         self._seen, self._flat = 0, []
 

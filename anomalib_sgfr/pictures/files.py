@@ -16,6 +16,7 @@ _DEPTHS = (8, 10, 12, 14, 16)
 _HEADERS, _PICTURES = 1000, 64  # looked at, at most, to tell the depth of a set
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ORIENTATION = ExifTags.Base.Orientation
 _CONTAINER = 16  # bits; says nothing of the camera
 _ORIENTED: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda values: values[:, ::-1],
@@ -125,11 +126,11 @@ def _stored(path: Path | str) -> Stored:
         with Image.open(path) as opened:
             if opened.format == "PPM":
                 return _portable(path, opened)
-            upright = opened.mode.startswith("I;16")
+            grey = opened.mode.startswith("I;16")
             if opened.format == "PNG":
-                values = np.array(opened) if upright else _png_in_colour(path)
+                values = np.array(opened) if grey else _png_in_colour(path)
                 return Stored(values, significant=_significant_bits(path))
-            if isinstance(opened, TiffImagePlugin.TiffImageFile) and upright:
+            if isinstance(opened, TiffImagePlugin.TiffImageFile) and grey and opened.tag_v2.get(_ORIENTATION, 1) == 1:
                 _require_white_above_black(path, opened.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
                 bits = opened.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (_CONTAINER,))[0]
                 return Stored(np.array(opened), _full(bits))
@@ -188,14 +189,14 @@ def _tiff(path: Path | str) -> Stored:
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
-            _require_white_above_black(path, int(page.photometric))
-            values = page.asarray()
+            photometric, values = int(page.photometric), page.asarray()
             planes = int(page.planarconfig) != 1 and page.samplesperpixel > 1
-            orientation = page.tags.get(ExifTags.Base.Orientation)
+            orientation = page.tags.get(_ORIENTATION)
             bits = int(page.bitspersample) if values.dtype.kind == "u" else _CONTAINER
-    except (tifffile.TiffFileError, RuntimeError) as error:
+    except (tifffile.TiffFileError, RuntimeError, ValueError) as error:
         msg = f"{path}: {error}"
         raise OSError(msg) from error
+    _require_white_above_black(path, photometric)
     values = np.moveaxis(values, 0, -1) if planes else values
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 2 else values  # noqa: PLR2004  # alpha
     turn = _ORIENTED.get(orientation.value if orientation else 1)
