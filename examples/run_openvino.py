@@ -107,6 +107,8 @@ def load(file: Path, device: str, precision: str) -> tuple[ov.CompiledModel, int
         end(f"{file.with_suffix('.bin')}: no such file; it belongs to {file.name}, copy both")
     core = ov.Core()
     try:
+        if file.suffix == ".xml" and b"<net" not in file.read_bytes()[:4096]:  # OpenVINO would try it as other kinds
+            raise RuntimeError  # noqa: TRY301
         network = core.read_model(file)
     except RuntimeError:
         end(f"{file}: not a model that OpenVINO can read; it takes .xml and .onnx")
