@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_sgfr.edge.placement import Placement, laid_over, placed
+from anomalib_sgfr.pictures.reading import picture
 
 __all__ = ["Inspection", "Inspector"]
 
@@ -47,7 +48,7 @@ class _Model(ABC):
     """What runs a model: gives what it predicts of a picture, and says how it looks at one."""
 
     steps: Sequence[Sequence[Any]]
-    bit_depth: int | None
+    bit_depth: int
 
     @abstractmethod
     def predict(self, picture: NDArray[np.float32]) -> Mapping[str, Any]:
@@ -102,17 +103,19 @@ class Inspector:
         """Inspect a frame.
 
         Args:
-            frame (Any): A file, a PIL picture, or an array.
+            frame (Any): A file, a PIL picture, or an array, see :func:`~anomalib_sgfr.pictures.reading.picture`.
 
         Returns:
             Inspection: In the frame's own pixels.
 
         Raises:
+            OSError: If the file cannot be read.
+            TypeError: If it is no picture.
             ValueError: If the frame cannot be right.
         """
-        picture = as_picture(frame, self._model.bit_depth)
-        size = picture.shape[:2]
-        found = self._model.predict(picture)
+        image = picture(frame, self._model.bit_depth)
+        size = image.shape[:2]
+        found = self._model.predict(image)
         over = placed(self._model.steps, size)
         label, mask = found.get("pred_label"), found.get("pred_mask")
         return Inspection(
@@ -150,7 +153,7 @@ class _Torch(_Model):
         self._model = model.eval().to(device)
         self._transform = getattr(model.pre_processor, "transform", None)
         self.steps = steps_of(self._transform)
-        self.bit_depth = getattr(model, "bit_depth", None)
+        self.bit_depth = model.model.bit_depth
 
     def predict(self, picture: NDArray[np.float32]) -> Mapping[str, Any]:
         import torch
@@ -192,14 +195,14 @@ class _OpenVino(_Model):
             raise ValueError(msg)
         self._outputs = outputs
         about = _about(model)
-        if about is None:
+        if about is None or "steps" not in about:
             msg = (
                 f"'{file}' does not say how it resizes a picture: it is of an earlier version, or its pre-processor "
                 "does more than Resize, CenterCrop and Pad. Export it again."
             )
             raise ValueError(msg)
         self._steps = [tuple(step) for step in about["steps"]]
-        self.bit_depth = about.get("bit_depth")
+        self.bit_depth = about.get("bit_depth", 8)
         height, width = self._compiled.input(0).partial_shape[2], self._compiled.input(0).partial_shape[3]
         # what is resized here is resized no more in the graph, which then sees but one size
         self._first: tuple[int, int] | None = None
@@ -232,12 +235,3 @@ def _resized(channel: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
         return channel
     picture = Image.fromarray(np.ascontiguousarray(channel))
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def as_picture(frame: Any, bit_depth: int | None = None) -> NDArray[np.float32]:  # noqa: ANN401
-    """A stand-in until pictures are read at their true range."""
-    del bit_depth
-    if isinstance(frame, str | Path):
-        with Image.open(frame) as opened:
-            frame = opened.convert("RGB")
-    return np.asarray(frame, np.float32) / np.float32(255.0)

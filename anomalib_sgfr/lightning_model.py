@@ -10,7 +10,7 @@ import torch
 from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
-from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.models.components import MemoryBankMixin
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -27,12 +27,14 @@ from anomalib_sgfr.features.embedding import default_size
 from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.fitting.accepting import Record
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
-from anomalib_sgfr.fitting.artefacts import check, damage
+from anomalib_sgfr.fitting.artefacts import BIT_DEPTH, bit_depth_of, check, damage
+from anomalib_sgfr.fitting.camera import FromCameras
 from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import learn, samplers_for
 from anomalib_sgfr.fitting.making import make
 from anomalib_sgfr.fitting.suspects import write_suspects
 from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor, sensitivities
+from anomalib_sgfr.pictures.reading import require_depth
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Sgfr"]
@@ -42,7 +44,7 @@ logger = logging.getLogger(__name__)
 _ACCEPTED = "sgfr_accepted"  # in a checkpoint
 
 
-class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
+class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCameras):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
     """Subspace-guided feature reconstruction: find and localise defects after seeing only good parts.
 
     Learns small banks of nominal patch embeddings, one for each scale, in one pass over the training images, rebuilds
@@ -89,6 +91,9 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
             for ``tile_size``. Defaults to ``None``.
         roi (str | None): Mask picture, white where to inspect, framed as the images are. What lies outside is not seen,
             learnt or scored. Kept in the checkpoint. Defaults to ``None``.
+        bit_depth (int | None): Bits that the camera gives, 8 to 16, where files of 16 bits do not say. ``None`` takes
+            the smallest of 8, 10, 12, 14 and 16 that hold the training images' values, or a checkpoint's. Given, it
+            vouches for the training images too: they are not refused for their looks. Defaults to ``None``.
         pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to
             ``image_size`` and normalises as the backbone was trained. Defaults to ``True``.
         post_processor (nn.Module | bool): Post-processor, or whether to use the default one, a
@@ -120,6 +125,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
         tile_size: int | tuple[int, int] | None = None,
         tile_stride: int | tuple[int, int] | None = None,
         roi: str | None = None,
+        bit_depth: int | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -132,6 +138,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
         if not 0.0 <= trim <= 0.5:  # noqa: PLR2004
             msg = f"trim must lie between 0 and 0.5, got {trim}."
             raise ValueError(msg)
+        require_depth(bit_depth)
         if pre_processor is True:  # the default normalisation depends on the backbone
             size = default_size(backbone, layers) if image_size is None else as_size(image_size)
             pre_processor = self.configure_pre_processor(size, backbone)
@@ -152,9 +159,11 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
         self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur, pooling)
         self.accepted: Record | None = None
         self.look_at(image_size, tile_size, tile_stride, roi)
+        self.bit_depth = bit_depth
+        self.model.bit_depth = bit_depth or 8
         self._sampling = SubspaceSampling()
-        # weights of the backbone that an earlier fit, kept until this one has ended, was made with
-        self._earlier: dict[str, Any] | None = None
+        # weights of the backbone that an earlier fit, kept until this one has ended, was made with, and its depth
+        self._earlier: tuple[dict[str, Any], int] | None = None
 
     @staticmethod
     def configure_pre_processor(
@@ -220,7 +229,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
         if self.pre_trained and not self.update:
             self.model.embedder.load_pretrained()
         # what an earlier fit made stays until this one has made all of its own, so that a failed fit loses nothing
-        self._earlier = earlier
+        self._earlier = None if earlier is None else (earlier, self.model.bit_depth)
         self._set_fitted(fitted=False)
 
     def new_samplers(self) -> list[SubspaceSampler]:
@@ -261,6 +270,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
         unmet = post_processor.unmet(stored) if post_processor and stored and not fits else None
         if unmet:
             raise ValueError(unmet)
+        self.model.bit_depth = bit_depth_of(checkpoint, self.bit_depth)
         asked = sensitivities(self.post_processor)
         super().on_load_checkpoint(checkpoint)
         for name, value in asked.items():
@@ -270,8 +280,9 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
             checkpoint.pop("loops", None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as anomalib does, and the record of accepted images."""
+        """Save as anomalib does, and the depth of pictures and the record of accepted images."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint[BIT_DEPTH] = self.model.bit_depth
         if self.accepted is not None:
             checkpoint[_ACCEPTED] = self.accepted.plain()
 
@@ -306,6 +317,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
         if self._sampling.patches_seen == 0:
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
+        self.require_good_looks()
         post_processor = self._own_post_processor
         # what validation will show comes later
         due = post_processor and not (post_processor.learns_from_validation and self.trainer.validating)
@@ -368,7 +380,8 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, AnomalibMo
     def abandon_fit(self) -> None:
         """Return to what an earlier fit made, if there is one, unless a later fit has taken its own into use."""
         if self._earlier is not None:
-            self.model.embedder.extractor.load_state_dict(self._earlier)
+            weights, self.model.bit_depth = self._earlier
+            self.model.embedder.extractor.load_state_dict(weights)
             self._earlier = None
             self._set_fitted(fitted=True)
         self.look_as_learnt()

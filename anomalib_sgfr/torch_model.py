@@ -86,6 +86,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         image_paths (Tensor): Encoded ``images``.
         region (Tensor): Pixels to inspect, one inside and zero outside, shape ``(H, W)``, ``uint8``; empty for all.
         tiler (Tiler | None): Lengths of tiles to embed images in; what else it holds is not used.
+        bit_depth (int): Bits that the camera gives, for pictures of more than 8 bits whose files do not say.
 
     Raises:
         ValueError: If an argument is out of range or the backbone or a layer is unknown.
@@ -94,6 +95,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     banks: Sequence[Bank]
     image_paths: Tensor
     region: Tensor
+    bit_depth: int = 8
 
     def __init__(
         self,

@@ -112,7 +112,7 @@ def _accept(model: Sgfr, paths: Sequence[str], threshold: float) -> list[Additio
     for path in paths:
         current = own.refitted(added(own.learnt, additions))
         with torch.no_grad():
-            addition = novel(current, read_prepared(path, model.pre_processor), path, threshold)
+            addition = novel(current, read_prepared(path, model.pre_processor, own.bit_depth), path, threshold)
         additions += [addition] if addition else []
     return additions
 

@@ -109,7 +109,7 @@ def _score(model: "SgfrModel", embedding: Any, size: Any, banks: Any = None) -> 
 def _known(model: "Sgfr", paths: list[str]) -> _Known:
     from anomalib_sgfr.features.pre_processing import read_prepared
 
-    images = [read_prepared(path, model.pre_processor)[None] for path in paths]
+    images = [read_prepared(path, model.pre_processor, model.model.bit_depth)[None] for path in paths]
     embeddings = [model.model.embed(image) for image in images]
     sizes = [image.shape[-2:] for image in images]
     scores = [_score(model.model, part, size) for part, size in zip(embeddings, sizes, strict=True)]
@@ -135,7 +135,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str]) -> tuple[int, int]:
         known = _known(model, bad)
         current = model.model
         for path in files:
-            image = read_prepared(path, model.pre_processor)
+            image = read_prepared(path, model.pre_processor, model.model.bit_depth)
             before = _score(current, current.embed(image[None]), image.shape[-2:])
             addition = novel(current, image, path, threshold)
             if addition is None:

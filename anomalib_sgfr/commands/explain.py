@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     damaged: dict[Path, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         engine = Engine(default_root_dir=scratch, logger=False, devices=1, callbacks=[view])
-        engine.predict(model, dataloaders=readable(images, damaged), return_predictions=False)
+        engine.predict(model, dataloaders=readable(images, damaged, model.model.bit_depth), return_predictions=False)
     if len(damaged) < len(images):
         print(f"Figures: {options.out}")
     for path, reason in damaged.items():

@@ -127,25 +127,28 @@ def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
         (Path(folder) / target.name).replace(target)
 
 
-def readable(paths: list[Path], damaged: dict[Path, str]) -> Any:  # noqa: ANN401
+def readable(paths: list[Path], damaged: dict[Path, str], bit_depth: int = 8) -> Any:  # noqa: ANN401
     """Loader of the images that can be read, one by one, for the Engine; in this process.
 
     Args:
         paths (list[Path]): Image files.
         damaged (dict[Path, str]): Is told of those that cannot be read, and why.
+        bit_depth (int): Of the model.
     """
     from anomalib.data import ImageBatch, ImageItem
-    from anomalib.data.utils import read_image
     from torch.utils.data import DataLoader, IterableDataset
+
+    from anomalib_sgfr.features.true_range import READS_ITSELF, read_tensor
 
     class Readable(IterableDataset[Any]):
         def __iter__(self) -> Iterator[Any]:
             for path in paths:
                 try:
-                    image = read_image(path, as_tensor=True)
+                    image = read_tensor(str(path), bit_depth)
                 except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
                     damaged[path] = f"{type(error).__name__}: {error}"
                 else:
                     yield ImageItem(image=image, image_path=str(path))
 
+    setattr(Readable, READS_ITSELF, True)
     return DataLoader(Readable(), collate_fn=ImageBatch.collate)

@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +12,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.models.components.base.export_mixin import ExportMixin
 
-from anomalib_sgfr.edge.quantisation import keeping_in_float, resized_to_fit
+from anomalib_sgfr.edge.quantisation import keeping_in_float, read_whole, resized_to_fit
 from anomalib_sgfr.features.pre_processing import steps_of
 
 __all__ = ["WholeExports", "whole"]
@@ -58,16 +58,15 @@ def whole(export_root: Path | str) -> Iterator[_Part]:
         yield _Part(Path(folder), root)
 
 
-def _inscribe(file: Path, transform: Any) -> None:  # noqa: ANN401
+def _inscribe(file: Path, transform: Any, bit_depth: int) -> None:  # noqa: ANN401
     """Write into an ONNX file how a picture becomes what the model sees; what is made of the file keeps that."""
     import onnx  # comes with what exports need
 
-    try:
-        about = json.dumps({"steps": steps_of(transform)})
-    except ValueError:  # the file does its work all the same
-        return
+    about: dict[str, Any] = {"bit_depth": bit_depth}
+    with suppress(ValueError):  # the file does its work all the same
+        about["steps"] = steps_of(transform)
     model = onnx.load(file, load_external_data=False)
-    onnx.helper.set_model_props(model, {"sgfr": about})
+    onnx.helper.set_model_props(model, {"sgfr": json.dumps(about)})
     onnx.save(model, file)
 
 
@@ -79,6 +78,10 @@ class WholeExports(ExportMixin, ABC):
     @abstractmethod
     def require_fitted(self, action: str) -> None:
         """Refuse what only a fitted model can do; the model says when it is."""
+
+    @property
+    def _bit_depth(self) -> int:
+        return int(getattr(self.model, "bit_depth", 8))
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as anomalib does, once fitted; the file is replaced when the new one is whole."""
@@ -95,13 +98,13 @@ class WholeExports(ExportMixin, ABC):
     ) -> Path:
         """Export as anomalib does, once fitted, at an operator set that the exporter reaches without a conversion.
 
-        The files are replaced when the new ones are whole.
+        The files are replaced when the new ones are whole. Their metadata tell the depth at which pictures are read.
         """
         self.require_fitted("export")
         options = {"opset_version": _ONNX_OPSET, **kwargs}
         with whole(export_root) as part:
             made = super().to_onnx(part.folder, model_file_name, input_size, **options)
-            _inscribe(made, getattr(self.pre_processor, "transform", None))
+            _inscribe(made, getattr(self.pre_processor, "transform", None), self._bit_depth)
             return part.done(made)
 
     def to_openvino(
@@ -139,5 +142,5 @@ class WholeExports(ExportMixin, ABC):
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         """Compress as anomalib does, but for what eight bits would ruin, with images of the size the model takes."""
-        with keeping_in_float(model), resized_to_fit(datamodule, model):
+        with keeping_in_float(model), resized_to_fit(datamodule, model), read_whole(datamodule, self._bit_depth):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)

@@ -5,9 +5,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from anomalib.data import ImageBatch
 from torchvision.transforms.v2 import Compose, Resize
 
-__all__ = ["float_operations", "keeping_in_float", "resized_to_fit"]
+from anomalib_sgfr.features.true_range import at_true_range
+
+__all__ = ["float_operations", "keeping_in_float", "read_whole", "resized_to_fit"]
 
 _CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 _LOOPS = {"TensorIterator", "Loop"}
@@ -102,3 +105,28 @@ def resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN4
     finally:
         for name, original in originals.items():
             setattr(datamodule, name, original)
+
+
+@contextmanager
+def read_whole(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
+    """Let a data module give pictures of more than 8 bits at their true range, while the context lasts.
+
+    Args:
+        datamodule (AnomalibDataModule | None): Gives calibration images.
+        bit_depth (int): Of the model.
+    """
+    if datamodule is None:
+        yield
+        return
+    original = datamodule.external_collate_fn
+    try:
+        datamodule.external_collate_fn = partial(_collated, datamodule, original or ImageBatch.collate, bit_depth)
+        yield
+    finally:
+        datamodule.external_collate_fn = original
+
+
+def _collated(datamodule: Any, collate: Any, bit_depth: int, items: Any) -> Any:  # noqa: ANN401
+    batch = collate(items)
+    at_true_range(batch, datamodule.val_data, bit_depth)
+    return batch

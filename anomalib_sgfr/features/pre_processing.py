@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from anomalib.data.utils import read_image
 from anomalib.pre_processing import PreProcessor
 from torch import Tensor, nn
 from torchvision.transforms.v2 import (
@@ -18,23 +17,26 @@ from torchvision.transforms.v2 import (
     Transform,
 )
 
+from anomalib_sgfr.features.true_range import read_tensor
+
 __all__ = ["ExactResize", "SgfrPreProcessor", "made_size", "read_prepared", "resizing", "steps_of"]
 
 _STAYS = (Normalize, ToDtype, Identity, Grayscale)  # pixels stay where they are
 _TRIED = ((31, 47), (64, 50))
 
 
-def read_prepared(path: str, pre_processor: Any) -> Tensor:  # noqa: ANN401
+def read_prepared(path: str, pre_processor: Any, bit_depth: int = 8) -> Tensor:  # noqa: ANN401
     """Read an image and pre-process it as the Engine does.
 
     Args:
         path (str): The file.
         pre_processor (Any): anomalib's or one like it, or ``None``.
+        bit_depth (int): Of the model, see :func:`~anomalib_sgfr.features.true_range.read_tensor`.
 
     Returns:
         Tensor: Shape ``(3, H, W)``.
     """
-    image: Any = read_image(path, as_tensor=True)
+    image = read_tensor(path, bit_depth)
     transform = getattr(pre_processor, "transform", None)
     return image if transform is None else transform(image)
 

@@ -13,8 +13,9 @@ from lightning.pytorch import Trainer
 
 from anomalib_sgfr.features.embedding import resolve_layers
 
-__all__ = ["Reason", "check", "damage", "unreadable"]
+__all__ = ["BIT_DEPTH", "Reason", "bit_depth_of", "check", "damage", "unreadable"]
 
+BIT_DEPTH = "sgfr_bit_depth"  # of a checkpoint
 _MATTERS = {"affine": ("num_atoms", "regularisation"), "omp": ("num_atoms",), "ridge": ("regularisation",)}
 _LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
 
@@ -83,6 +84,26 @@ def check(
     if not all(bool(torch.isfinite(bank).all()) for bank in banks):
         msg = f"the bank in {name} holds NaN or infinite values: the file is damaged; fit again."
         raise ValueError(msg)
+
+
+def bit_depth_of(checkpoint: Mapping[str, Any], given: int | None) -> int:
+    """Depth at which pictures of more than 8 bits are to be read.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As Lightning read it.
+        given (int | None): What the user asks for. Takes effect where the training images were of 8 bits.
+
+    Raises:
+        ValueError: If the training images were read otherwise.
+    """
+    fitted: int = checkpoint.get(BIT_DEPTH, 8)
+    if given not in {None, fitted} and fitted > 8:  # noqa: PLR2004
+        msg = (
+            f"the checkpoint's training images were read with bit_depth {fitted}, the model has {given}: "
+            f"pass --model.bit_depth {fitted}, or fit again."
+        )
+        raise ValueError(msg)
+    return given or fitted
 
 
 def unreadable(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ def nominal_scores(
     model.eval()
     scores = torch.zeros(len(paths))
     try:
-        for batch, images in _batches(order, paths, pre_processor, model.image_paths.device):
+        for batch, images in _batches(order, paths, pre_processor, model):
             embeddings = model.embed(images)
             for unit, found in groupby(
                 enumerate(batch), lambda item: units[item[1]] if units[item[1]] in own else None
@@ -75,20 +75,20 @@ def _batches(
     order: Sequence[int],
     paths: Sequence[str],
     pre_processor: Any,  # noqa: ANN401
-    device: torch.device,
+    model: SgfrModel,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Places and images, prepared, of one size in a batch."""
     held: list[int] = []
     images: list[Tensor] = []
     for place in order:
-        image = read_prepared(paths[place], pre_processor)
+        image = read_prepared(paths[place], pre_processor, model.bit_depth)
         if held and (len(held) == _BATCH or image.shape != images[0].shape):
-            yield held, torch.stack(images).to(device)
+            yield held, torch.stack(images).to(model.image_paths.device)
             held, images = [], []
         held.append(place)
         images.append(image)
     if held:
-        yield held, torch.stack(images).to(device)
+        yield held, torch.stack(images).to(model.image_paths.device)
 
 
 def spread_over(paths: Sequence[str], most: int, group: Group = None) -> list[str]:

@@ -54,12 +54,13 @@ class Gallery:
     def __init__(self, model: SgfrModel, pre_processor: Any) -> None:  # noqa: ANN401
         self._pre_processor = pre_processor
         self._images = model.images
+        self._bit_depth = model.bit_depth
         self._banks = list(model.banks)
         self._read = lru_cache(_KEPT_IMAGES)(self._load)
 
     def _load(self, path: str) -> NDArray[np.float32] | None:
         try:
-            image = read_prepared(path, self._pre_processor)
+            image = read_prepared(path, self._pre_processor, self._bit_depth)
         except (OSError, ValueError, SyntaxError):  # gone, or not an image any more, as Pillow's readers say it
             return None
         return displayed(self._pre_processor, image)

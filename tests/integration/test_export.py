@@ -32,7 +32,9 @@ def exported(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgf
     """A fitted model, and its export for any image size."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
-    model = Sgfr(bank_size=300, post_processor=NominalPostProcessor(0.1), visualizer=False, evaluator=False)
+    model = Sgfr(
+        bank_size=300, bit_depth=12, post_processor=NominalPostProcessor(0.1), visualizer=False, evaluator=False
+    )
     engine = engine_in(folder)
     engine.fit(model, datamodule=folder_datamodule(parts))
     path = engine.export(model, ExportType.OPENVINO, export_root=folder)
@@ -297,3 +299,69 @@ def test_tiles_and_region_are_in_every_exported_file(parts: Path, tmp_path: Path
         assert reference[..., int(size * 0.9) :].max() == 0.0
     both = torch.stack([torch.from_numpy(read_image(path).transpose(2, 0, 1).copy()) for path in paths])
     assert compiled(both.numpy())["anomaly_map"].shape == (2, 1, size, size)  # with a free batch
+
+
+def run_example(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLE), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def table(folder: Path) -> dict[str, float]:
+    with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
+        return {Path(row["file"]).name: float(row["score"]) for row in csv.DictReader(file)}
+
+
+def test_the_example_scores_deep_pictures_as_the_engine_does_and_leaves_its_own_output_alone(
+    exported: tuple[Sgfr, Path], parts: Path, tmp_path: Path
+) -> None:
+    model, path = exported
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(2):
+        values = np.asarray(Image.open(parts / "bad" / f"{number:02}.png").convert("L")).astype(np.uint16)
+        Image.fromarray(values * 16 + 7).save(folder / f"{number}.png")
+        Image.fromarray(values * 16 + 7).save(folder / f"{number}.tif")
+    Image.fromarray(np.full((64, 64), 5000, np.uint16)).save(folder / "bright.png")
+    for _ in range(2):  # the second run finds the first one's heatmaps
+        done = run_example(path, folder, "--out", folder / "heatmaps")
+        assert done.returncode == 1
+        assert "4 images in" in done.stdout
+        assert len(done.stderr.splitlines()) == 1
+        assert (
+            f"{folder / 'bright.png'}: cannot be read: it holds values up to 5000, more than the 12 bits" in done.stderr
+        )
+    (folder / "bright.png").unlink()
+    batches = engine_in(tmp_path).predict(model, dataset=PredictDataset(folder))
+    engine = {
+        Path(file).name: float(score)
+        for one in batches
+        for file, score in zip(one.image_path, one.pred_score, strict=True)
+    }
+    found = table(folder / "heatmaps")
+    assert found == pytest.approx({name: engine[name] for name in ("0.png", "0.tif", "1.png", "1.tif")}, abs=1e-3)
+    alone = run_example(path, folder / "0.png", "--out", tmp_path / "alone", "--device", "cpu")
+    assert alone.returncode == 0, alone.stderr
+    assert table(tmp_path / "alone") == pytest.approx({"0.png": engine["0.png"]}, abs=1e-3)
+
+
+def test_the_example_says_in_one_line_what_is_wrong(exported: tuple[Sgfr, Path], parts: Path, tmp_path: Path) -> None:
+    path = exported[1]
+    lonely = tmp_path / "lonely.xml"
+    lonely.write_bytes(path.read_bytes())
+    for suffix in ("xml", "bin"):
+        (tmp_path / f"text.{suffix}").write_text("no model")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for arguments, words in [
+        ((path, tmp_path / "nowhere"), "nowhere: no such file or folder"),
+        ((path, tmp_path / "empty"), "no images in it"),
+        ((tmp_path / "no.xml", parts), "no.xml: no such file"),
+        ((lonely, parts), "lonely.bin: no such file"),
+        ((tmp_path / "text.xml", parts), "not a model that OpenVINO can read"),
+        ((path, parts, "--out", tmp_path / "file"), "is a file, and has to be a folder"),
+        ((path, parts, "--device", "abacus"), "there is CPU"),
+    ]:
+        done = run_example(*arguments)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert words in done.stderr

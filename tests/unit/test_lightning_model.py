@@ -307,6 +307,6 @@ def test_a_bank_smaller_than_the_support_still_scores(tmp_path: Path) -> None:
         (root / name).parent.mkdir(parents=True)
         Image.new("RGB", (64, 64), (90, 90, 90)).save(root / name)
     write_image(root / "bad" / "0.png", 11, (64, 64), defect=True)
-    model = small(bank_size=3, num_atoms=3, solver="affine", layers=["blocks.4"])
+    model = small(bank_size=3, num_atoms=3, solver="affine", layers=["blocks.4"], bit_depth=8)
     fit(model, folder_datamodule(root), tmp_path)
     assert torch.isfinite(scores(model)).all()

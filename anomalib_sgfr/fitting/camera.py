@@ -1,0 +1,137 @@
+"""What a model does with pictures as cameras give them: files in a run, and frames in memory."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from anomalib.data import ImageBatch
+from anomalib.models.components import AnomalibModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from anomalib_sgfr.features.true_range import Looks, at_true_range, frames, require_true_sources
+from anomalib_sgfr.pictures.files import depth_of
+from anomalib_sgfr.torch_model import SgfrModel
+
+__all__ = ["FromCameras"]
+
+
+class FromCameras(AnomalibModule, ABC):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
+    """Reads pictures at their true range, wherever anomalib would clip them, and looks at those to learn from.
+
+    Attributes:
+        bit_depth (int | None): As the user gave it; what is in use is the torch model's.
+    """
+
+    model: SgfrModel
+    bit_depth: int | None = None
+    update: bool
+    _looks: Looks | None = None
+
+    @abstractmethod
+    def require_fitted(self, action: str) -> None:
+        """Refuse what only a fitted model can do; the model says when it is."""
+
+    def on_train_start(self) -> None:
+        """Choose the depth at which pictures are read: files of 16 bits may come from a camera of fewer.
+
+        Raises:
+            OSError: If a picture cannot be read.
+            ValueError: If one cannot be read at its true range.
+        """
+        self._looks = Looks(vouched=self.bit_depth is not None)
+        require_true_sources(getattr(self.trainer, "datamodule", None))
+        if not self.update and self.bit_depth is None:
+            samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
+            self.model.bit_depth = depth_of([] if samples is None else samples["image_path"].tolist())
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Attach what reads pictures again, before anomalib's pre-processor."""
+        callbacks = super().configure_callbacks()
+        return [_TrueRange(), *(callbacks if isinstance(callbacks, Sequence) else [callbacks])]
+
+    def take_in(self, batch: Any, number: int) -> None:  # noqa: ANN401
+        """Read images of a batch that hold more than 8 bits again, at their true range; look at those to learn from.
+
+        Args:
+            batch (Any): As the data set gave it, before the pre-processor.
+            number (int): Of the loader, if there are several.
+
+        Raises:
+            ValueError: If one cannot be read so, or nearly all training images look misread.
+        """
+        if isinstance(batch, ImageBatch):
+            at_true_range(batch, _data_set(self.trainer, number), self.model.bit_depth)
+            if self.trainer.training and self._looks:
+                images: Any = batch.image
+                self._looks.see(images, batch.image_path)
+
+    def require_good_looks(self) -> None:
+        """Refuse to learn from pictures that look misread.
+
+        Raises:
+            ValueError: If most of those seen do.
+        """
+        if self._looks:
+            self._looks.judge()
+
+    def forward(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Score images as the Engine does, whatever mode the model is in.
+
+        Args:
+            batch (Any): A batch of shape ``(B, C, H, W)`` or one frame: an array, a Pillow picture or a path, as
+                :func:`~anomalib_sgfr.pictures.reading.picture` takes it.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            InferenceBatch: Maps, scores, labels and masks, of the size of the model's input.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+            TypeError: If it is no picture.
+            ValueError: If values are out of range, or the shape is not a picture's.
+        """
+        if torch.compiler.is_compiling():
+            return super().forward(batch, *args, **kwargs)
+        images = frames(batch, self.model.bit_depth).to(self.device)
+        was_training = self.training
+        if was_training:  # what a model in training computes is no score
+            self.require_fitted("score with")
+            self.eval()
+        try:
+            return super().forward(images, *args, **kwargs)
+        finally:
+            if was_training:
+                self.train()
+
+
+class _TrueRange(Callback):
+    """A hook of the model itself would do, but that Lightning warns of each use of it beside a data module."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        del trainer, batch_idx
+        cast("FromCameras", pl_module).take_in(batch, 0)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        del trainer, batch_idx
+        cast("FromCameras", pl_module).take_in(batch, dataloader_idx)
+
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
+
+
+def _data_set(trainer: Trainer, number: int) -> Any:  # noqa: ANN401
+    """What the batches of a running stage come from, of the loader with a number if there are several."""
+    stage = trainer.state.stage
+    name = "train_dataloader" if trainer.training or not stage else f"{stage.dataloader_prefix}_dataloaders"
+    loaders = getattr(trainer, name, None)
+    loader = loaders[number] if isinstance(loaders, list | tuple) and number < len(loaders) else loaders
+    return getattr(loader, "dataset", None)

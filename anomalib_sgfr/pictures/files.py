@@ -1,0 +1,250 @@
+"""What a picture's file holds, when that is more than 8 bits a value: Pillow alone would clip or drop bits."""
+
+import re
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+
+__all__ = ["Stored", "depth_of", "is_deep", "more_than_8_bits", "spread", "stored"]
+
+_DEPTHS = (8, 10, 12, 14, 16)
+_HEADERS, _PICTURES = 1000, 64  # looked at, at most, to tell the depth of a set
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ORIENTATION = ExifTags.Base.Orientation
+_CONTAINER = 16  # bits; says nothing of the camera
+_ORIENTED: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda values: values[:, ::-1],
+    3: lambda values: values[::-1, ::-1],
+    4: lambda values: values[::-1],
+    5: lambda values: values.swapaxes(0, 1),
+    6: lambda values: np.rot90(values, -1),
+    7: lambda values: values[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+class Stored(NamedTuple):
+    """Values as a file holds them.
+
+    Attributes:
+        values (NDArray): Shape ``(H, W)`` or ``(H, W, C)``, numbers of any kind.
+        full (int | None): The value that stands for white, if the file says so.
+        significant (int): Bits that the camera gave at least, by what the file says; ``0`` if it does not.
+    """
+
+    values: NDArray[Any]
+    full: int | None = None
+    significant: int = 0
+
+
+def is_deep(path: Path | str) -> bool:
+    """Whether a file holds more than 8 bits a value, by its first bytes; those of no picture are not deep.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(32)
+        if head.startswith(_PNG):
+            return head[24:25] > b"\x08"
+        if head.startswith(_TIFF[:2]):
+            return _tiff_bits(file, head) > 8  # noqa: PLR2004
+    if head.startswith(_TIFF) or re.match(rb"P[2356fF]\s", head):
+        with Image.open(path) as opened:
+            return more_than_8_bits(opened)
+    return False
+
+
+def _tiff_bits(file: BinaryIO, head: bytes) -> int:
+    """Bits a value of the first picture; Pillow would take ten times as long, and knows not all."""
+    order: Literal["little", "big"] = "little" if head.startswith(b"II") else "big"
+
+    def numbers(content: bytes, width: int) -> list[int]:
+        return [int.from_bytes(content[at : at + width], order) for at in range(0, len(content), width)]
+
+    file.seek(numbers(head[4:8], 4)[0])
+    entries = file.read(12 * numbers(file.read(2), 2)[0])
+    for at in range(0, len(entries), 12):
+        tag, _ = numbers(entries[at : at + 4], 2)
+        if tag == TiffImagePlugin.BITSPERSAMPLE:
+            count, where = numbers(entries[at + 4 : at + 12], 4)
+            if count <= 2:  # noqa: PLR2004
+                return max(numbers(entries[at + 8 : at + 12], 2)[:count])
+            file.seek(where)
+            return max(numbers(file.read(2 * count), 2), default=1)
+    return 1
+
+
+def more_than_8_bits(opened: Image.Image) -> bool:
+    """Whether the file of a picture that Pillow has opened, and not yet read, holds more than 8 bits a value."""
+    if opened.mode.startswith(("I", "F")):
+        return True
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        return max(opened.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8  # noqa: PLR2004
+    arguments = _tile(opened)[1]
+    if opened.format == "PPM":
+        return isinstance(arguments, tuple) and isinstance(arguments[-1], int) and arguments[-1] > 255  # noqa: PLR2004
+    return ";16" in str(arguments)
+
+
+def _tile(opened: Image.Image) -> tuple[str, Any, int]:
+    """Name of the decoder that Pillow will use, its arguments, and where the values begin."""
+    tiles = getattr(opened, "tile", None)
+    return (tiles[0][0], tiles[0][3], tiles[0][2]) if tiles else ("", None, 0)
+
+
+def stored(path: Path | str) -> Stored:
+    """Read a file that :func:`is_deep`, turned upright as Pillow turns TIFF files.
+
+    Args:
+        path (Path | str): The file.
+
+    Returns:
+        Stored: Its values, as they are.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is of a kind that is not served, or what reads it is not installed.
+    """
+    try:
+        return _stored(path)
+    except (OSError, SyntaxError) as error:
+        if str(path) in str(error):
+            raise
+        msg = f"{path} cannot be read: {error}"
+        raise OSError(msg) from error
+
+
+def _stored(path: Path | str) -> Stored:
+    try:
+        with Image.open(path) as opened:
+            if opened.format == "PPM":
+                return _portable(path, opened)
+            grey = opened.mode.startswith("I;16")
+            if opened.format == "PNG":
+                values = np.array(opened) if grey else _png_in_colour(path)
+                return Stored(values, significant=_significant_bits(path))
+            if isinstance(opened, TiffImagePlugin.TiffImageFile) and grey and opened.tag_v2.get(_ORIENTATION, 1) == 1:
+                _require_white_above_black(path, opened.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
+                bits = opened.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (_CONTAINER,))[0]
+                return Stored(np.array(opened), _full(bits))
+    except UnidentifiedImageError:
+        with Path(path).open("rb") as file:
+            if not file.read(4).startswith(_TIFF):
+                raise
+    return _tiff(path)
+
+
+def _full(bits: int) -> int | None:
+    return (1 << bits) - 1 if bits < _CONTAINER else None
+
+
+def _portable(path: Path | str, opened: Image.Image) -> Stored:
+    """PGM and PPM, binary or plain: Pillow scales these value by value, or to 8 bits."""
+    decoder, arguments, offset = _tile(opened)
+    if opened.mode == "F":
+        return Stored(np.array(opened))
+    top = arguments[-1] if isinstance(arguments, tuple) else 65535
+    content = Path(path).read_bytes()[offset:]
+    channels = 3 if opened.mode == "RGB" else 1
+    count = opened.width * opened.height * channels
+    if decoder == "ppm_plain":
+        values = np.array(re.sub(rb"#[^\r\n]*", b"", content).split()[:count], dtype=np.int64)
+    else:
+        values = np.frombuffer(content[: 2 * count], ">u2")
+    if len(values) < count:
+        msg = f"{path}: the file is cut short."
+        raise OSError(msg)
+    return Stored(values.reshape(opened.height, opened.width, channels), None if top == 65535 else top)  # noqa: PLR2004
+
+
+def _png_in_colour(path: Path | str) -> NDArray[Any]:
+    cv2 = _needed("cv2", "opencv-python-headless", path)
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        msg = f"{path}: the file is damaged."
+        raise OSError(msg)
+    return values[..., 2::-1]  # from blue, green, red; without alpha
+
+
+def _significant_bits(path: Path | str) -> int:
+    """Of a PNG, by its chunk ``sBIT``, which comes before the values."""
+    with Path(path).open("rb") as file:
+        file.seek(len(_PNG))
+        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":  # noqa: PLR2004
+            content = file.read(int.from_bytes(head[:4], "big") + 4)
+            if head[4:] == b"sBIT":
+                return max(content[:-4])
+    return 0
+
+
+def _tiff(path: Path | str) -> Stored:
+    tifffile = _needed("tifffile", "tifffile", path)
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            photometric, values = int(page.photometric), page.asarray()
+            planes = int(page.planarconfig) != 1 and page.samplesperpixel > 1
+            orientation = page.tags.get(_ORIENTATION)
+            bits = int(page.bitspersample) if values.dtype.kind == "u" else _CONTAINER
+    except (tifffile.TiffFileError, RuntimeError, ValueError) as error:
+        msg = f"{path}: {error}"
+        raise OSError(msg) from error
+    _require_white_above_black(path, photometric)
+    values = np.moveaxis(values, 0, -1) if planes else values
+    values = values[..., 0] if values.ndim == 3 and values.shape[2] == 2 else values  # noqa: PLR2004  # alpha
+    turn = _ORIENTED.get(orientation.value if orientation else 1)
+    return Stored(turn(values) if turn else values, _full(bits))
+
+
+def _require_white_above_black(path: Path | str, photometric: int) -> None:
+    if photometric not in {1, 2}:
+        msg = (
+            f"{path}: of pictures with more than 8 bits, grey ones with white above black and RGB are read, not those "
+            f"of photometric interpretation {photometric}: save it as one of these."
+        )
+        raise ValueError(msg)
+
+
+def _needed(module: str, package: str, path: Path | str) -> Any:  # noqa: ANN401
+    try:
+        return import_module(module)
+    except ImportError as error:
+        msg = f"{path}: this kind of picture is read with {package}: install it, or save the picture in 8 bits."
+        raise ValueError(msg) from error
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Some of a sequence, evenly spread over it."""
+    return list(items) if len(items) <= most else [items[step * len(items) // most] for step in range(most)]
+
+
+def depth_of(paths: Sequence[Path | str]) -> int:
+    """Bits a value that the camera gave: the smallest of 8, 10, 12, 14, 16 that hold the largest value of a sample.
+
+    Args:
+        paths (Sequence[Path | str]): Files, of which up to 1,000 headers and 64 deep pictures are looked at.
+
+    Returns:
+        int: Bits; 8 if no file is deep, or those that are say by themselves what is white.
+
+    Raises:
+        OSError: If a file cannot be read.
+        ValueError: If a file is of a kind that is not served, or holds more than 16 bits.
+    """
+    deep = [path for path in spread(paths, _HEADERS) if is_deep(path)]
+    bits = _DEPTHS[0]
+    for path in spread(deep, _PICTURES):
+        found = stored(path)
+        if found.full is None and found.values.dtype.kind in "iu":
+            bits = max(bits, found.significant, int(found.values.max()).bit_length())
+    if bits > _CONTAINER:
+        msg = f"pictures hold values of {bits} bits, more than 16: save them with 16, or as floats between 0 and 1."
+        raise ValueError(msg)
+    return next(depth for depth in _DEPTHS if depth >= bits)

@@ -1,0 +1,229 @@
+"""A 12-bit camera, mixed sets, frames in memory: what a model does with pictures, from fit to prediction."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder, PredictDataset
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import RandomHorizontalFlip
+
+from anomalib_sgfr import Sgfr
+from anomalib_sgfr.commands.inputs import readable
+from anomalib_sgfr.inspection.calibration import nominal_scores
+from anomalib_sgfr.inspection.gallery import Gallery
+from tests.conftest import engine_in, fit, folder_datamodule, small
+
+INPUT = (64, 64)
+
+
+def frame(seed: int, *, defect: bool = False) -> NDArray[np.uint16]:
+    """A part as a camera of 12 bits sees it: nearly all of it brighter than 8 bits can say."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:64, :64]
+    image = 1500 + 500 * np.sin(rows / 5) * np.cos(columns / 5) + rng.normal(0, 80, INPUT)
+    if defect:
+        row, column = rng.integers(16, 48, 2)
+        image[(rows - row) ** 2 + (columns - column) ** 2 < 64] = 3900
+    return image.astype(np.uint16)
+
+
+def write(path: Path, values: NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("camera")
+    for index in range(10):
+        write(root / "good" / f"{index}.png", frame(index))
+    for index in range(4):
+        write(root / "good_test" / f"{index}.tif", frame(100 + index))
+        write(root / "bad" / f"{index}.tif", frame(200 + index, defect=True))
+    return root
+
+
+def data(root: Path, **overrides: Any) -> Folder:
+    return folder_datamodule(root, mask_dir=None, **overrides)
+
+
+def model_for(**arguments: Any) -> Sgfr:
+    return small(**{"pre_processor": Sgfr.configure_pre_processor(INPUT), "bank_size": 100, **arguments})
+
+
+@pytest.fixture(scope="module")
+def fitted(camera: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr, Path, dict[str, float]]:
+    """A model, its checkpoint, and its figures on test images."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("fitted")
+    model = model_for(evaluator=True)
+    engine = fit(model, data(camera), folder)
+    (figures,) = engine.test(model, datamodule=data(camera))
+    engine.trainer.save_checkpoint(folder / "model.ckpt")
+    return model, folder / "model.ckpt", dict(figures)
+
+
+def engine_score(model: Sgfr, path: Path, folder: Path) -> float:
+    (batch,) = engine_in(folder).predict(model, dataset=PredictDataset(path))
+    return float(batch.pred_score)
+
+
+def test_defects_in_pictures_of_12_bits_are_found(fitted: tuple[Sgfr, Path, dict[str, float]]) -> None:
+    model, _, figures = fitted
+    assert model.model.bit_depth == 12
+    assert figures["image_AUROC"] == pytest.approx(1.0)
+    assert figures["image_F1Score"] == pytest.approx(1.0)
+
+
+def test_it_learns_what_it_would_from_the_same_pictures_in_other_containers(
+    fitted: tuple[Sgfr, Path, dict[str, float]], camera: Path, tmp_path: Path
+) -> None:
+    model = fitted[0]
+    path = camera / "bad" / "0.tif"
+    values = np.asarray(Image.open(path))
+    score = engine_score(model, path, tmp_path)
+    head = b"P5 64 64 4095\n"
+    (tmp_path / "same.pgm").write_bytes(head + values.astype(">u2").tobytes())
+    Image.fromarray((values / 4095).astype(np.float32)).save(tmp_path / "same.tif")
+    write(tmp_path / "plain.png", np.round(values / 4095 * 255).astype(np.uint8))
+    assert engine_score(model, tmp_path / "same.pgm", tmp_path) == pytest.approx(score, abs=1e-5)
+    assert engine_score(model, tmp_path / "same.tif", tmp_path) == pytest.approx(score, abs=1e-5)
+    assert engine_score(model, tmp_path / "plain.png", tmp_path) == pytest.approx(score, abs=2e-2)  # of rounding
+
+
+def test_every_tool_reads_the_same(fitted: tuple[Sgfr, Path, dict[str, float]], camera: Path, tmp_path: Path) -> None:
+    model = fitted[0]
+    path = camera / "bad" / "1.tif"
+    score = engine_score(model, path, tmp_path)
+    (raw,) = nominal_scores(model.model, model.pre_processor, [str(path)])
+    assert raw / (raw + float(model.post_processor.image_threshold)) == pytest.approx(score, abs=1e-5)
+    damaged: dict[Path, str] = {}
+    (batch,) = engine_in(tmp_path).predict(model, dataloaders=readable([path], damaged, model.model.bit_depth))
+    assert not damaged
+    assert float(batch.pred_score) == pytest.approx(score, abs=1e-5)
+    shown = Gallery(model.model, model.pre_processor)._load(str(camera / "good" / "0.png"))
+    assert shown is not None
+    np.testing.assert_allclose(shown[..., 0], frame(0) / 4095, atol=1e-5)
+
+
+def test_the_depth_is_in_the_checkpoint(
+    fitted: tuple[Sgfr, Path, dict[str, float]], camera: Path, tmp_path: Path
+) -> None:
+    model, checkpoint, _ = fitted
+    restored = Sgfr.load_from_checkpoint(checkpoint, visualizer=False, evaluator=False)
+    assert restored.model.bit_depth == 12
+    path = camera / "bad" / "0.tif"
+    assert engine_score(restored, path, tmp_path) == pytest.approx(engine_score(model, path, tmp_path), abs=1e-6)
+    (batch,) = engine_in(tmp_path).predict(model_for(), dataset=PredictDataset(path), ckpt_path=checkpoint)
+    assert float(batch.pred_score) == pytest.approx(engine_score(model, path, tmp_path), abs=1e-6)
+    with pytest.raises(ValueError, match=r"read with bit_depth 12, the model has 16: pass --model.bit_depth 12"):
+        Sgfr.load_from_checkpoint(checkpoint, visualizer=False, bit_depth=16)
+    stored = torch.load(checkpoint, weights_only=False)
+    assert stored.pop("sgfr_bit_depth") == 12
+    torch.save(stored, tmp_path / "before.ckpt")  # of a version that read 8 bits alone
+    assert Sgfr.load_from_checkpoint(tmp_path / "before.ckpt", visualizer=False).model.bit_depth == 8
+    assert Sgfr.load_from_checkpoint(tmp_path / "before.ckpt", visualizer=False, bit_depth=12).model.bit_depth == 12
+
+
+def test_a_picture_of_more_bits_is_refused_by_name(fitted: tuple[Sgfr, Path, dict[str, float]], tmp_path: Path) -> None:
+    write(tmp_path / "brighter.png", frame(0) * 8)
+    with pytest.raises(ValueError, match=r"brighter.png holds values up to \d+, more than the 12 bits"):
+        engine_in(tmp_path).predict(fitted[0], dataset=PredictDataset(tmp_path))
+
+
+WAYS: dict[str, Callable[[NDArray[np.uint16]], Any]] = {
+    "grey": lambda values: values,
+    "channels first": lambda values: np.repeat(values[None], 3, 0),
+    "channels last": lambda values: np.repeat(values[..., None], 3, 2),
+    "Pillow": Image.fromarray,
+    "tensor of integers": lambda values: torch.from_numpy(values.astype(np.int32)),
+    "tensor of one channel": lambda values: torch.from_numpy(values / np.float32(4095))[None],
+    "batch of one channel": lambda values: torch.from_numpy(values / np.float32(4095))[None, None],
+    "batch": lambda values: torch.from_numpy(values / np.float32(4095)).expand(1, 3, -1, -1),
+    "batch of doubles": lambda values: torch.from_numpy(values / 4095).expand(1, 3, -1, -1),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_frame_in_memory_scores_as_through_the_engine(
+    way: str, training: bool, fitted: tuple[Sgfr, Path, dict[str, float]], camera: Path, tmp_path: Path
+) -> None:
+    model = fitted[0]
+    path = camera / "bad" / "2.tif"
+    expected = engine_score(model, path, tmp_path)
+    model.train(training)
+    with torch.no_grad():
+        found = model(WAYS[way](np.array(Image.open(path))))
+    assert model.training is training
+    assert float(found.pred_score) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [torch.rand(1, 3, 64, 64) * 255, torch.randn(3, 64, 64), torch.rand(2, 64, 64)])
+def test_a_frame_that_cannot_be_right_is_refused(bad: torch.Tensor, fitted: tuple[Sgfr, Path, Any]) -> None:
+    with pytest.raises(ValueError, match=r"pass them between 0 and 1|one picture has shape"):
+        fitted[0](bad)
+    with pytest.raises(RuntimeError, match="not fitted"):
+        model_for()(torch.rand(1, 3, 64, 64))
+
+
+def test_pictures_of_other_depths_in_one_set_are_each_read_right(tmp_path: Path) -> None:
+    for index in range(5):
+        write(tmp_path / "good" / f"{index}.png", frame(index))
+        write(tmp_path / "good" / f"plain{index}.png", np.round(frame(10 + index) / 4095 * 255).astype(np.uint8))
+    write(tmp_path / "good_test" / "0.png", frame(100))
+    write(tmp_path / "bad" / "0.png", frame(200, defect=True))
+    model = model_for(trim=0.5)
+    fit(model, data(tmp_path), tmp_path)
+    assert model.model.bit_depth == 12
+    raw = [score for _, score in model.suspects]
+    assert max(raw) < 2.0 * min(raw)  # none of them is white
+
+
+def test_a_failed_fit_leaves_the_depth_and_a_misread_set_is_refused_before_it_is_learnt(
+    camera: Path, tmp_path: Path
+) -> None:
+    for index in range(3):
+        write(tmp_path / "good" / f"{index}.png", np.minimum(frame(index), 255).astype(np.uint8))
+    write(tmp_path / "good_test" / "0.png", frame(100))
+    write(tmp_path / "bad" / "0.png", frame(200, defect=True))
+    model = model_for()
+    fit(model, data(camera), tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"3 of 3 training pictures look misread.*good/\d.png"):
+        fit(model, data(tmp_path), tmp_path)
+    assert model.model.bit_depth == 12
+    model.require_fitted("predict with")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_anomalib_would_do_to_deep_pictures_is_refused(camera: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave out the augmentations"):
+        fit(model_for(), data(camera, train_augmentations=RandomHorizontalFlip()), tmp_path)
+    with pytest.raises(ValueError, match="synthetic anomalies with 8 bits"):
+        fit(model_for(), data(camera, val_split_mode="synthetic"), tmp_path)
+
+
+def test_a_depth_that_is_none_is_refused() -> None:
+    for depth in (7, 17, 12.0):
+        with pytest.raises(ValueError, match="bit_depth must be an integer from 8 to 16"):
+            model_for(bit_depth=depth)
+
+
+def test_a_loader_of_somebody_elses_is_read_too(
+    fitted: tuple[Sgfr, Path, dict[str, float]], camera: Path, tmp_path: Path
+) -> None:
+    model = fitted[0]
+    dataset = PredictDataset(camera / "bad")
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=2, collate_fn=dataset.collate_fn)
+    batches = engine_in(tmp_path).predict(model, dataloaders=[loader, loader])
+    flat = [batch for part in batches for batch in (part if isinstance(part, list) else [part])]
+    scores = torch.cat([batch.pred_score for batch in flat])
+    assert torch.equal(scores[:4], scores[4:])
+    assert float(scores[0]) == pytest.approx(engine_score(model, camera / "bad" / "0.tif", tmp_path), abs=1e-5)
