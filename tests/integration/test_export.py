@@ -16,7 +16,7 @@ from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, ExportType
 from PIL import Image
 
-from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.arguments import Solver
 from anomalib_sgfr.core.geometry import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
@@ -339,6 +339,7 @@ def test_the_example_scores_deep_pictures_as_the_engine_does_and_leaves_its_own_
     }
     found = table(folder / "heatmaps")
     assert found == pytest.approx({name: engine[name] for name in ("0.png", "0.tif", "1.png", "1.tif")}, abs=1e-3)
+    assert Inspector.load(path)(folder / "0.png").score == pytest.approx(engine["0.png"], abs=1e-3)
     alone = run_example(path, folder / "0.png", "--out", tmp_path / "alone", "--device", "cpu")
     assert alone.returncode == 0, alone.stderr
     assert table(tmp_path / "alone") == pytest.approx({"0.png": engine["0.png"]}, abs=1e-3)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
-from anomalib_sgfr import Sgfr
+from anomalib_sgfr import Inspector, Sgfr
 from anomalib_sgfr.commands.inputs import readable
 from anomalib_sgfr.inspection.calibration import nominal_scores
 from anomalib_sgfr.inspection.gallery import Gallery
@@ -107,6 +107,9 @@ def test_every_tool_reads_the_same(fitted: tuple[Sgfr, Path, dict[str, float]], 
     (batch,) = engine_in(tmp_path).predict(model, dataloaders=readable([path], damaged, model.model.bit_depth))
     assert not damaged
     assert float(batch.pred_score) == pytest.approx(score, abs=1e-5)
+    found = Inspector.load(fitted[1])(path)
+    assert found.score == pytest.approx(score, abs=1e-5)
+    assert Inspector.load(fitted[1])(np.array(Image.open(path))).score == pytest.approx(score, abs=1e-5)
     shown = Gallery(model.model, model.pre_processor)._load(str(camera / "good" / "0.png"))
     assert shown is not None
     np.testing.assert_allclose(shown[..., 0], frame(0) / 4095, atol=1e-5)
