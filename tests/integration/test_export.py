@@ -21,6 +21,7 @@ from anomalib_sgfr.core.arguments import Solver
 from anomalib_sgfr.core.geometry import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.edge.quantisation import float_operations, keeping_in_float
+from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from tests.conftest import engine_in, folder_datamodule, write_image
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -149,7 +150,7 @@ def test_every_backbone_and_solver_exports_with_a_free_batch(
     for bank, embedding in zip(model.model.banks, embeddings, strict=True):
         # of many atoms, two correlate with a patch so alike that rounding decides which of them omp takes
         bank.set(to_patches(embedding)[::3][: 30 if solver == "omp" else 200])
-    model.post_processor.calibrate([1.0, 2.0])
+    model.post_processor.take(Evidence.of([1.0, 2.0], Kind.HELD_OUT, ["", ""]))
     model._is_fitted = torch.tensor([True])
     with caplog.at_level(logging.WARNING):
         path = model.to_openvino(tmp_path, input_size=size)
