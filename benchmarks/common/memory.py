@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-__all__ = ["peak_mb", "reset_peak"]
+__all__ = ["peak_mb", "reset_peak", "resident_mb"]
 
 
 def reset_peak() -> None:
@@ -18,3 +18,9 @@ def peak_mb() -> float:
     """Largest resident memory since the start or the last :func:`reset_peak`, in MiB (Linux)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def resident_mb() -> float:
+    """Resident memory now, in MiB (Linux)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024

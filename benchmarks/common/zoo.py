@@ -90,6 +90,10 @@ MODELS: dict[str, Entry] = {
 }
 
 
+# How pictures are looked at: recorded only where it is asked for, as records were before there was a choice.
+_UNRECORDED = {"image_size", "tile_size", "tile_stride", "roi", "bit_depth"}
+
+
 def resolve_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a model but backbone, seed and components: its defaults, then what was asked for.
 
@@ -106,7 +110,8 @@ def resolve_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
         defaults["n_features"] = 100
     if model == "patchcore":  # an enumeration, which JSON cannot hold
         defaults["precision"] = "float32"
-    return {**defaults, **overrides}
+    recorded = defaults.keys() - _UNRECORDED
+    return {name: value for name, value in {**defaults, **overrides}.items() if name in recorded | overrides.keys()}
 
 
 class BareExtraction(Sgfr):

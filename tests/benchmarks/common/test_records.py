@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def test_the_file_has_the_documented_fields(tmp_path: Path) -> None:
     documented = {
         line.strip().split(" (")[0]
         for text in (Spec.__doc__, Record.__doc__)
-        for line in (text or "").splitlines()
-        if line.startswith("        ") and " (" in line and not line.startswith("         ")
+        for line in inspect.cleandoc(text or "").splitlines()
+        if line.startswith("    ") and " (" in line and not line.startswith("     ")
     }
     assert set(row) == documented
     assert set(row["metrics"]) == {"image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_AP", "AUPRO"}
