@@ -10,7 +10,7 @@ import torch
 from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
-from anomalib.models.components import MemoryBankMixin
+from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 _ACCEPTED = "sgfr_accepted"  # in a checkpoint
 
 
-class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCameras):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
+class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCameras, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
     """Subspace-guided feature reconstruction: find and localise defects after seeing only good parts.
 
     Learns small banks of nominal patch embeddings, one for each scale, in one pass over the training images, rebuilds
@@ -270,8 +270,8 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         unmet = post_processor.unmet(stored) if post_processor and stored and not fits else None
         if unmet:
             raise ValueError(unmet)
-        self.model.bit_depth = bit_depth_of(checkpoint, self.bit_depth)
         asked = sensitivities(self.post_processor)
+        self.model.bit_depth = bit_depth_of(checkpoint, self.bit_depth)
         super().on_load_checkpoint(checkpoint)
         for name, value in asked.items():
             setattr(self.post_processor, name, value)

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from anomalib.data import ImageBatch
-from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_sgfr.features.true_range import Looks, at_true_range, frames, require_true_sources
@@ -16,8 +15,8 @@ from anomalib_sgfr.torch_model import SgfrModel
 __all__ = ["FromCameras"]
 
 
-class FromCameras(AnomalibModule, ABC):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
-    """Reads pictures at their true range, wherever anomalib would clip them, and looks at those to learn from.
+class FromCameras(LightningModule, ABC):
+    """Mixin that reads pictures at their true range, where anomalib would clip them, and looks at those to learn from.
 
     Attributes:
         bit_depth (int | None): As the user gave it; what is in use is the torch model's.
