@@ -26,6 +26,7 @@ LEAVES = {
     "See why": "figures/**/*.png",
     "Run at the edge": "heatmaps/**/*.png",
     "Inspect the frames of a camera": "last_defect.png",
+    "A camera of 10, 12 or 16 bits": "results/Sgfr/deep/latest/**/model.ckpt",
     "Few images": "results/Sgfr/few/latest/**/model.ckpt",
     "Large images, by tiling": "results/Sgfr/tiled/latest/**/*.png",
     "Leave a part of the picture out": "results/Sgfr/masked/latest/**/model.ckpt",
