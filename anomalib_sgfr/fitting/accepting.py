@@ -17,7 +17,7 @@ __all__ = ["Addition", "Record", "added", "novel"]
 
 # Which share of the threshold the map must exceed for a place to be looked at, and how far from an atom, in what the
 # bank resolves, a patch must be to be new. If one is not enough, the next; with the last, its own patches rebuild it.
-_EFFORTS = ((0.7, 1.0), (0.4, 1.0), (0.4, 0.5), (0.0, 0.5), (0.0, 0.0))
+_EFFORTS = ((0.7, 1.0), (0.4, 1.0), (0.7, 0.25), (0.7, 0.0), (0.4, 0.0), (0.0, 0.0))
 _NEAR = 0.25  # share of the threshold, for each scale, that counts as resolved where the bank is far from full
 
 
