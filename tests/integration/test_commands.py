@@ -16,13 +16,6 @@ from tests.conftest import engine_in, folder_datamodule, small, write_image
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    engine = engine_in(tmp_path_factory.mktemp("fitted"))
-    engine.fit(small(), datamodule=folder_datamodule(parts))
-    return Path(engine.best_model_path)
-
-
 def command(*arguments: object, cwd: Path, **environment: str) -> tuple[int, str, list[str]]:
     """Exit code, output and lines of errors of ``python -m anomalib_sgfr``."""
     done = subprocess.run(
