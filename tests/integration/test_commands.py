@@ -11,7 +11,7 @@ import torch
 
 from anomalib_sgfr.commands.explain import main as explain
 from anomalib_sgfr.commands.main import main
-from tests.conftest import engine_in, folder_datamodule, small, write_image
+from tests.conftest import small, write_image
 
 ROOT = Path(__file__).parents[2]
 
