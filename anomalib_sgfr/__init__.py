@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from anomalib_sgfr.inspection.explanation import explain
     from anomalib_sgfr.inspection.mimic_view import MimicView
     from anomalib_sgfr.inspection.post_processing import NominalPostProcessor, SgfrPostProcessor
+    from anomalib_sgfr.inspection.score_table import ScoreTable
     from anomalib_sgfr.inspector import Inspection, Inspector
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.torch_model import SgfrModel
@@ -24,6 +25,7 @@ _HOME = {
     "Inspector": "inspector",
     "MimicView": "inspection.mimic_view",
     "NominalPostProcessor": "inspection.post_processing",
+    "ScoreTable": "inspection.score_table",
     "Sgfr": "lightning_model",
     "SgfrModel": "torch_model",
     "SgfrPostProcessor": "inspection.post_processing",
@@ -37,6 +39,7 @@ __all__ = [
     "Inspector",
     "MimicView",
     "NominalPostProcessor",
+    "ScoreTable",
     "Sgfr",
     "SgfrModel",
     "SgfrPostProcessor",

@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from anomalib import LearningType
@@ -34,6 +34,8 @@ from anomalib_sgfr.fitting.learning import learn, samplers_for
 from anomalib_sgfr.fitting.making import make
 from anomalib_sgfr.fitting.suspects import write_suspects
 from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor, sensitivities
+from anomalib_sgfr.inspection.quiet import QuietRun
+from anomalib_sgfr.inspection.score_table import ScoreTable
 from anomalib_sgfr.pictures.reading import require_depth
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -42,6 +44,12 @@ __all__ = ["Sgfr"]
 logger = logging.getLogger(__name__)
 
 _ACCEPTED = "sgfr_accepted"  # in a checkpoint
+_Its = TypeVar("_Its", bound=Callback)
+
+
+def _given(attached: Sequence[Callback], own: _Its) -> _Its:
+    """A trainer's callback of the same kind as the model's own, or that."""
+    return next((item for item in attached if isinstance(item, type(own))), own)
 
 
 class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCameras, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
@@ -162,6 +170,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         self.bit_depth = bit_depth
         self.model.bit_depth = bit_depth or 8
         self._sampling = SubspaceSampling()
+        self._table = ScoreTable()
         # weights of the backbone that an earlier fit, kept until this one has ended, was made with, and its depth
         self._earlier: tuple[dict[str, Any], int] | None = None
 
@@ -199,12 +208,14 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         return SgfrPostProcessor()
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Attach the sampling callback, the user's own if the trainer has one."""
+        """Attach what samples, what tells the scores and what keeps quiet; the user's own if the trainer has one."""
         # Lightning replaces a user's callback by the model's of the same type, without a word: hand it back instead.
-        attached = getattr(self._trainer, "callbacks", [])
-        self._sampling = next((item for item in attached if isinstance(item, SubspaceSampling)), self._sampling)
+        attached = list(getattr(self._trainer, "callbacks", []))
+        self._sampling = _given(attached, self._sampling)
+        table, quiet = _given(attached, self._table), _given(attached, QuietRun())
         callbacks = super().configure_callbacks()
-        return [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), self._sampling]
+        every = [quiet, *(callbacks if isinstance(callbacks, Sequence) else [callbacks]), self._sampling, table]
+        return [item for item in every if not any(item is other for other in attached)]
 
     @staticmethod
     def configure_optimizers() -> None:

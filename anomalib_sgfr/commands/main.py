@@ -86,12 +86,12 @@ def _page() -> str:
 def _run(given: list[str], *, whole: bool) -> int:
     """Run one of Sgfr's commands, or hand on to anomalib; what goes wrong ends in a line that says what."""
     try:
-        if given[0] in OWN:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # of other packages, to each other
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of other packages, to each other
+            if given[0] in OWN:
                 code: int = import_module(OWN[given[0]].module).main(given[1:])
-            return code
-        _hand_on(given)
+                return code
+            _hand_on(given)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     except Exception as raised:  # noqa: BLE001  # whatever it is, its reason comes last
@@ -103,13 +103,17 @@ def _run(given: list[str], *, whole: bool) -> int:
 
 
 def _hand_on(given: list[str]) -> None:
-    """Do as anomalib's own ``main`` does, with Sgfr and the data sets loaded, wherever the plugin is not."""
+    """Do as anomalib's own ``main`` does, with Sgfr and the data sets loaded, wherever the plugin is not.
+
+    But that each line is told once, where anomalib's has two handlers.
+    """
     from anomalib.cli import AnomalibCLI
-    from anomalib.loggers import configure_logger
+
+    from anomalib_sgfr.inspection.quiet import configure_logging
 
     import_module("anomalib_sgfr.data")
     import_module("anomalib_sgfr.lightning_model")
-    configure_logger()
+    configure_logging()
     AnomalibCLI(given)
 
 

@@ -1,6 +1,7 @@
 """anomalib's exports, but whole or not at all, at an operator set that works, and with eight bits where they do."""
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,11 +15,15 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 
 from anomalib_sgfr.edge.quantisation import keeping_in_float, read_whole, resized_to_fit
 from anomalib_sgfr.features.pre_processing import steps_of
+from anomalib_sgfr.inspection.quiet import quiet_loggers
 
 __all__ = ["WholeExports", "whole"]
 
+logger = logging.getLogger(__name__)
+
 # What the dynamo exporter implements natively; anomalib asks for 14, which it can only reach by a failing conversion.
 _ONNX_OPSET = 18
+_EXPORTERS = ("onnx_ir", "onnxscript", "torch.onnx")  # each tells of every node that it has looked at
 _MEASURED = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}  # need images
 
 
@@ -101,8 +106,9 @@ class WholeExports(ExportMixin, ABC):
         The files are replaced when the new ones are whole. Their metadata tell the depth at which pictures are read.
         """
         self.require_fitted("export")
-        options = {"opset_version": _ONNX_OPSET, **kwargs}
-        with whole(export_root) as part:
+        options = {"opset_version": _ONNX_OPSET, "verbose": False, **kwargs}
+        logger.info("Tracing the model for the export: half a minute or so.")
+        with whole(export_root) as part, quiet_loggers(*_EXPORTERS):
             made = super().to_onnx(part.folder, model_file_name, input_size, **options)
             _inscribe(made, getattr(self.pre_processor, "transform", None), self._bit_depth)
             return part.done(made)

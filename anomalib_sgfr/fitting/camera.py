@@ -47,7 +47,7 @@ class FromCameras(LightningModule, ABC):
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach what reads pictures again, before anomalib's pre-processor."""
         callbacks = super().configure_callbacks()
-        return [_TrueRange(), *(callbacks if isinstance(callbacks, Sequence) else [callbacks])]
+        return [_TRUE_RANGE, *(callbacks if isinstance(callbacks, Sequence) else [callbacks])]
 
     def take_in(self, batch: Any, number: int) -> None:  # noqa: ANN401
         """Read images of a batch that hold more than 8 bits again, at their true range; look at those to learn from.
@@ -134,3 +134,6 @@ def _data_set(trainer: Trainer, number: int) -> Any:  # noqa: ANN401
     loaders = getattr(trainer, name, None)
     loader = loaders[number] if isinstance(loaders, list | tuple) and number < len(loaders) else loaders
     return getattr(loader, "dataset", None)
+
+
+_TRUE_RANGE = _TrueRange()  # holds nothing; another one would replace it in a second run, with a word about it

@@ -82,7 +82,7 @@ def test_evaluate_from_the_checkpoint(
 
 
 def test_predict_a_folder_by_the_dotted_name(trained: Path, parts: Path, tmp_path: Path) -> None:
-    anomalib(
+    output = anomalib(
         "predict",
         "--model",
         "anomalib_sgfr.Sgfr",
@@ -93,6 +93,13 @@ def test_predict_a_folder_by_the_dotted_name(trained: Path, parts: Path, tmp_pat
         cwd=tmp_path,
     )
     assert len(list(tmp_path.rglob("*.png"))) == 6
+    (table,) = tmp_path.rglob("scores.csv")
+    scores = pd.read_csv(table)
+    assert sorted(scores["image"]) == sorted(map(str, (parts / "bad").iterdir()))
+    assert (scores["label"] == (scores["score"] > scores["threshold"])).all()
+    assert output.count(f"Scores: {table}") == 1  # once, though anomalib has two handlers tell it
+    assert output.count(f"Pictures: {table.parent / 'images'}") == 1
+    assert "pin_memory" not in output
 
 
 def test_fit_through_the_module_without_the_plugin(data_config: Path, tmp_path: Path) -> None:
@@ -110,7 +117,7 @@ def test_fit_through_the_module_without_the_plugin(data_config: Path, tmp_path: 
 
 
 def test_export_to_openvino_runs(trained: Path, parts: Path, warm: Path, tmp_path: Path) -> None:
-    anomalib(
+    output = anomalib(
         "export",
         "--model",
         "Sgfr",
@@ -124,6 +131,7 @@ def test_export_to_openvino_runs(trained: Path, parts: Path, warm: Path, tmp_pat
         warm=warm,
     )
     (model,) = tmp_path.rglob("model.xml")
+    assert len(output.splitlines()) < 36, output  # each line twice, by anomalib's two handlers
     from anomalib.deploy import OpenVINOInferencer
 
     prediction = OpenVINOInferencer(model).predict(parts / "bad" / "00.png")

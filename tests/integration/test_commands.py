@@ -11,16 +11,9 @@ import torch
 
 from anomalib_sgfr.commands.explain import main as explain
 from anomalib_sgfr.commands.main import main
-from tests.conftest import engine_in, folder_datamodule, small, write_image
+from tests.conftest import small, write_image
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    engine = engine_in(tmp_path_factory.mktemp("fitted"))
-    engine.fit(small(), datamodule=folder_datamodule(parts))
-    return Path(engine.best_model_path)
 
 
 def command(*arguments: object, cwd: Path, **environment: str) -> tuple[int, str, list[str]]:

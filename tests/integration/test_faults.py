@@ -18,13 +18,6 @@ from tests.conftest import engine_in, folder_datamodule, small, write_image
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    engine = engine_in(tmp_path_factory.mktemp("fitted"))
-    engine.fit(small(), datamodule=folder_datamodule(parts))
-    return Path(engine.best_model_path)
-
-
 def changed(checkpoint: Path, folder: Path, **entries: object) -> Path:
     """A copy of a checkpoint with other entries in its state."""
     content = torch.load(checkpoint, weights_only=True)
@@ -238,12 +231,11 @@ def test_a_calibrated_threshold_survives_every_way_back(parts: Path, tmp_path: P
     assert 0.5 < float(batch.pred_score) < 1.0
 
 
-def test_odd_and_damaged_files_are_scored_or_named(checkpoint: Path, tmp_path: Path) -> None:
+def test_odd_and_damaged_files_are_scored_or_named(checkpoint: Path, warm: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("fuzz_predict.py")
     command = [script, checkpoint, tmp_path / "fuzz", "--files", "40", "--refusals", "1"]
     thrown = subprocess.run(
-        [sys.executable, *map(str, command)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [warm / "script", *command],
         capture_output=True,
         text=True,
         check=False,

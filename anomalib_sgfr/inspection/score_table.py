@@ -1,0 +1,162 @@
+"""A table of what each image of a run scored, and a word on where it is and where the pictures are."""
+
+import csv
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+__all__ = ["ScoreTable", "Scored", "write_scores"]
+
+logger = logging.getLogger(__name__)
+
+
+class Scored(NamedTuple):
+    """An image and what came of it; a line of the table.
+
+    Attributes:
+        image (str): Its file; empty if that is not known.
+        score (float): As it is reported.
+        threshold (float | None): Of reported scores: larger ones are anomalous. ``None`` if there is none.
+        label (int | None): 1 for anomalous, 0 for good.
+        truth (int | None): What the data set says of it.
+    """
+
+    image: str
+    score: float
+    threshold: float | None = None
+    label: int | None = None
+    truth: int | None = None
+
+
+class ScoreTable(Callback):
+    """Write a table of scores when a prediction or a test has ended, and say where it is.
+
+    Sgfr attaches one by itself: ``scores.csv`` of a prediction, ``test_scores.csv`` of a test, in the run's folder. To
+    have it elsewhere, add your own under ``trainer.callbacks``. Several processes write one table.
+
+    Args:
+        file (str | Path | None): The table; ``None`` for the one in the run's folder.
+
+    Attributes:
+        rows (list[Scored]): Images that this process has seen in the run.
+    """
+
+    def __init__(self, file: str | Path | None = None) -> None:
+        super().__init__()
+        self.file = file
+        self.rows: list[Scored] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a table."""
+        del trainer, pl_module
+        self.rows = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a table."""
+        del trainer, pl_module
+        self.rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        *args: object,
+        **kwargs: object,
+    ) -> None:
+        """Note the scores of a batch."""
+        del trainer, args, kwargs
+        self.rows += _scored(outputs, getattr(pl_module, "post_processor", None))
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        *args: object,
+        **kwargs: object,
+    ) -> None:
+        """Note the scores of a batch."""
+        del trainer, args, kwargs
+        self.rows += _scored(outputs, getattr(pl_module, "post_processor", None))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table."""
+        del pl_module
+        self._end(trainer, "scores.csv")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the table."""
+        del pl_module
+        self._end(trainer, "test_scores.csv")
+
+    def _end(self, trainer: Trainer, name: str) -> None:
+        rows = _of_all_processes(self.rows)
+        self.rows = []
+        if not rows or not trainer.is_global_zero:
+            return
+        file = Path(trainer.default_root_dir) / name if self.file is None else Path(self.file)
+        labelled = [row.label for row in rows if row.label is not None]
+        said = f"{sum(labelled)} of {len(rows)} labelled anomalous" if labelled else f"{len(rows)} images, no labels"
+        try:
+            write_scores(rows, file)
+        except OSError as error:  # what was predicted is not lost for it
+            logger.warning("The table of scores could not be written: %s", error)
+        else:
+            logger.info("Scores: %s (%s)", file, said)
+        for visualizer in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it when it runs
+            folder = getattr(visualizer, "output_dir", None) if isinstance(visualizer, Visualizer) else None
+            if folder is not None and Path(folder).is_dir():
+                logger.info("Pictures: %s", folder)
+
+
+def _scored(outputs: Any, post_processor: Any) -> list[Scored]:  # noqa: ANN401
+    """Lines of a batch."""
+    if getattr(outputs, "pred_score", None) is None:
+        return []
+    scores = outputs.pred_score.flatten().tolist()
+    paths = [str(path) for path in outputs.image_path or [""] * len(scores)]
+    threshold = getattr(post_processor, "normalized_image_threshold", None)
+    value = None if threshold is None else float(threshold)
+    if value is not None and (math.isnan(value) or not getattr(post_processor, "is_set", True)):
+        value = None
+    columns = [_whole(outputs.pred_label, len(scores)), _whole(outputs.gt_label, len(scores))]
+    return [Scored(path, score, value, *both) for path, score, *both in zip(paths, scores, *columns, strict=True)]
+
+
+def _whole(labels: torch.Tensor | None, number: int) -> list[int | None]:
+    return [None] * number if labels is None else [int(label) for label in labels.flatten().tolist()]
+
+
+def _of_all_processes(rows: Sequence[Scored]) -> list[Scored]:
+    """What all processes of a run have seen, by file; what several were given, to have equally many, counts once."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(rows)
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, [tuple(row) for row in rows])
+    every = [Scored(*row) for part in found for row in part]
+    once = {row.image: row for row in every if row.image}
+    return sorted(once.values()) + [row for row in every if not row.image]
+
+
+def write_scores(rows: Sequence[Scored], file: Path) -> None:
+    """Write a table as CSV, whole or not at all.
+
+    Args:
+        rows (Sequence[Scored]): Its lines.
+        file (Path): The table; its folder is made.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table:
+            csv.writer(table).writerows([Scored._fields, *rows])
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
