@@ -19,13 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from anomalib.data import Folder
-from anomalib.deploy import ExportType
-from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_sgfr import Inspector
-from benchmarks.common.engine import fitted
 from benchmarks.common.memory import resident_mb
 from benchmarks.common.records import write_text
 
@@ -38,6 +34,12 @@ _SIZES = (256, 64)  # for the time of a frame, and for many
 
 def _files(folder: Path, size: int) -> dict[str, Path]:
     """A model of one size, as a checkpoint and as an OpenVINO file."""
+    from anomalib.data import Folder  # what measures does without
+    from anomalib.deploy import ExportType
+    from anomalib.engine import Engine
+
+    from benchmarks.common.engine import fitted
+
     rng = np.random.default_rng(0)
     (folder / "good").mkdir(parents=True, exist_ok=True)
     for number in range(16):
