@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anomalib_sgfr.core import self_expression
 from anomalib_sgfr.core.arguments import Solver
-from anomalib_sgfr.core.casts import ExemptFromCasts
+from anomalib_sgfr.core.casts import ExemptFromCasts, home
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
 from anomalib_sgfr.core.cover import Cover, moved
 from anomalib_sgfr.core.loops import mapped
@@ -77,6 +77,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     index_atoms: Tensor
     index_centre: Tensor
 
+    _DOUBLES = ("squares", "threshold")
     _DERIVED = ("operator", "index_atoms", "index_centre")
 
     def __init__(self, solver: str = "affine", num_atoms: int = 5, regularisation: float = 1e-3) -> None:
@@ -97,10 +98,10 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             ("thumbnails", torch.uint8),
         ):
             self.register_buffer(name, torch.empty(0, dtype=dtype))
-        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("unit", torch.ones((), dtype=torch.float32))
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
         for name in self._DERIVED:
-            self.register_buffer(name, torch.empty(0), persistent=False)
+            self.register_buffer(name, torch.empty(0, dtype=torch.float32), persistent=False)
         self.register_load_state_dict_pre_hook(Bank._adopt_earlier)
         self.register_load_state_dict_post_hook(Bank._derive)
 
@@ -117,8 +118,13 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     @property
     def cover(self) -> Cover:
         """The atoms with what they stand for; their offsets are not stored."""
-        unknown = torch.full_like(self.atoms, torch.nan, dtype=torch.float64)
-        return Cover(self.atoms, self.radius, self.count, self.squares, self.origin, unknown)
+        place = home(self.stored.device)
+        atoms = self.atoms.to(place)
+        unknown = torch.full_like(atoms, torch.nan, dtype=torch.float64)
+        radius, count, squares, origin = (
+            part.to(place) for part in (self.radius, self.count, self.squares, self.origin)
+        )
+        return Cover(atoms, radius, count, squares, origin, unknown)
 
     @property
     def state(self) -> BankState:
@@ -133,18 +139,20 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             threshold (float): As in :class:`BankState`.
             thumbnails (Tensor | None): As in :class:`BankState`.
         """
-        cover = bank if isinstance(bank, Cover) else Cover.of(bank)
-        device = cover.atoms.device
+        cover = bank if isinstance(bank, Cover) else Cover.of(bank.to(home(bank.device)))
+        place = cover.atoms.device
+        device = self.stored.device if home(self.stored.device) == place else place
         largest = cover.atoms.detach().abs().amax().float().clamp_min(_LEAST)
-        self.unit = 2.0 ** (largest.log2().floor() - _EXPONENT)
-        self.stored = (cover.atoms.detach() / self.unit).half()
-        cover = moved(cover, self.atoms)
+        unit = 2.0 ** (largest.log2().floor() - _EXPONENT)
+        stored = (cover.atoms.detach() / unit).half()
+        cover = moved(cover, stored.float() * unit)
+        self.unit, self.stored = unit.to(device), stored.to(device)
         # nothing is shared with where it came from
-        self.radius, self.squares = cover.radius.float(), cover.squares
-        self.count, self.origin = cover.count.clone(), cover.origin.int().clone()
-        self.threshold = torch.tensor(threshold, dtype=torch.float64, device=device)
+        self.radius, self.squares = cover.radius.float().to(device), cover.squares
+        self.count, self.origin = cover.count.clone().to(device), cover.origin.int().clone().to(device)
+        self.threshold = torch.tensor(threshold, dtype=torch.float64, device=place)
         none = torch.empty(0, dtype=torch.uint8, device=device)
-        self.thumbnails = none if thumbnails is None else thumbnails.clone()
+        self.thumbnails = none if thumbnails is None else thumbnails.clone().to(device)
         self._derive()
 
     def some(self, atoms: Tensor) -> "Bank":
@@ -156,14 +164,14 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         if bool(atoms.all()) or not bool(atoms.any()):
             return self
         fewer = Bank(self.solver, self.num_atoms, self.regularisation)
-        fewer.stored, fewer.unit = self.stored[atoms], self.unit
+        fewer.stored, fewer.unit = self.stored[atoms.to(self.stored.device)], self.unit
         fewer._derive()  # of this class
         return fewer
 
     def _derive(self, *_: object) -> None:
         """Make what follows from the atoms and the arguments: whenever the atoms have changed, and only here."""
         for name in self._DERIVED:
-            setattr(self, name, torch.empty(0, device=self.stored.device))
+            setattr(self, name, torch.empty(0, dtype=torch.float32, device=self.stored.device))
         if self.is_learnt and self.solver == "affine":
             self.index_atoms, self.index_centre = search_index(self.atoms)
         elif self.is_learnt and self.solver == "ridge":
@@ -180,14 +188,20 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             self.origin = torch.empty_like(state[f"{prefix}origin"], device=self.origin.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without what follows from the atoms."""
+        """Pickle without what follows from the atoms, and as a device without 64 bits of floating point can read it."""
         state = self.__dict__.copy()
-        state["_buffers"] = {**self._buffers, **{name: torch.empty(0) for name in self._DERIVED}}
+        bits = {name: getattr(self, name).view(torch.int64) for name in self._DOUBLES}
+        derived = {name: torch.empty(0, dtype=torch.float32) for name in self._DERIVED}
+        state["_buffers"] = {**self._buffers, **bits, **derived}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make again what was left out."""
         super().__setstate__(state)
+        for name in self._DOUBLES:
+            kept = getattr(self, name)
+            if kept.dtype == torch.int64:
+                setattr(self, name, kept.to(home(kept.device)).view(torch.float64))
         self._derive()
 
     def certificate(self) -> ScaleCertificate:

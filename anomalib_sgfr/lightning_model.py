@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.core.arguments import Pooling, Solver
+from anomalib_sgfr.core.casts import home
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.edge.export import WholeExports
@@ -44,6 +45,7 @@ __all__ = ["Sgfr"]
 logger = logging.getLogger(__name__)
 
 _ACCEPTED = "sgfr_accepted"  # in a checkpoint
+_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
 _Its = TypeVar("_Its", bound=Callback)
 
 
@@ -217,6 +219,17 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         every = [quiet, *(callbacks if isinstance(callbacks, Sequence) else [callbacks]), self._sampling, table]
         return [item for item in every if not any(item is other for other in attached)]
 
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that puts other layers into the backbone.
+
+        Raises:
+            ValueError: If it is none of 16, 32 or 64 bits.
+        """
+        if str(self.trainer.precision) not in _PRECISIONS:
+            msg = f"precision must be one of {', '.join(_PRECISIONS)}, got '{self.trainer.precision}'."
+            raise ValueError(msg)
+        super().setup(stage)
+
     @staticmethod
     def configure_optimizers() -> None:
         """Nothing is optimised by gradient."""
@@ -257,14 +270,21 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "Sgfr":  # noqa: ANN401
         """Restore as anomalib does; a file that is cut short is refused by name.
 
+        Read on the CPU where ``map_location`` is a device without 64 bits of floating point.
+
         Raises:
             ValueError: If the file is not a whole checkpoint, or not one that Sgfr can use.
         """
         wrong = damage(checkpoint_path) if isinstance(checkpoint_path, str | Path) else None
         if wrong:
             raise ValueError(wrong)
-        restored: Any = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-        return restored
+        device = kwargs.get("map_location")
+        device = torch.device(device) if isinstance(device, str | torch.device) else None
+        if device is None or home(device) == device:
+            restored: Any = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            return restored
+        restored = super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "map_location": home(device)})
+        return restored.to(device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.

@@ -171,7 +171,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         # a shallow copy shares the registries; with its own, it has banks of its own
         other._modules, other._buffers = dict(self._modules), dict(self._buffers)  # noqa: SLF001
         other.banks = nn.ModuleList(  # type: ignore[assignment]  # see above
-            Bank(bank.solver, bank.num_atoms, bank.regularisation) for bank in self.banks
+            Bank(bank.solver, bank.num_atoms, bank.regularisation).to(bank.stored.device) for bank in self.banks
         )
         other.take(learnt)
         return other
@@ -377,7 +377,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         """What interpolation and Gaussian do along one axis, shape ``(after, before)``."""
         key = (before, after, device)
         if key not in self._smoothing:
-            unit = torch.eye(before, device=device)[:, None, :, None]  # a one in each place
+            unit = torch.eye(before, dtype=torch.float32, device=device)[:, None, :, None]  # a one in each place
             spread = _interpolate(unit, (after, 1))
             if isinstance(self.blur, _Blur):
                 spread = self.blur.downwards(spread)

@@ -118,14 +118,14 @@ def _hand_on(given: list[str]) -> None:
 
 
 def _explains_itself(error: BaseException) -> bool:
-    """Whether somebody meant the message for the user: the system, this package or anomalib, by a ``raise``."""
+    """Whether somebody meant the message for the user: the system, this package, anomalib or Lightning, by a raise."""
     if isinstance(error, OSError) or _notes(error):
         return True
     if not isinstance(error, _EXPLAINED) or not str(error):
         return False
     package, frame, line = _raised_in(error)
     statement = linecache.getline(frame.f_code.co_filename, line).lstrip() if frame else ""
-    return package in {"anomalib", "anomalib_sgfr"} and statement.startswith("raise ")
+    return package in {"anomalib", "anomalib_sgfr", "lightning"} and statement.startswith("raise ")
 
 
 def _meant(error: BaseException) -> BaseException:

@@ -49,7 +49,7 @@ class ScaleCertificate:
         if bins < 1:
             msg = f"bins must be at least 1, got {bins}."
             raise ValueError(msg)
-        edges = torch.linspace(0.0, max(self.largest, torch.finfo(torch.float32).tiny), bins + 1)
+        edges = torch.linspace(0.0, max(self.largest, torch.finfo(torch.float32).tiny), bins + 1, dtype=torch.float32)
         place = torch.bucketize(self.bounds.detach().cpu(), edges[1:-1])
         return torch.zeros(bins, dtype=torch.int64).index_add(0, place, self.counts.cpu()), edges
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.core.casts import home
+
 __all__ = ["pivot_tolerance", "ridge_spectrum", "safe_reciprocal", "spd_inverse"]
 
 
@@ -51,9 +53,10 @@ def ridge_spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor,
 
     Returns:
         tuple[Tensor, Tensor, Tensor, Tensor]: Left vectors ``(M, r)``, singular values ``(r,)``, axes ``(r, d)``, and
-        the shares ``(r,)``, between zero and one, with ``r`` the lesser of ``M`` and ``d``.
+        the shares ``(r,)``, between zero and one, with ``r`` the lesser of ``M`` and ``d``; on the CPU, if the bank's
+        device has no float64.
     """
-    left, singular, axes = torch.linalg.svd(bank.double(), full_matrices=False)
+    left, singular, axes = torch.linalg.svd(bank.to(home(bank.device)).double(), full_matrices=False)
     energy = singular.square()
     alpha = regularisation * energy.sum() / bank.shape[1]
     cutoff = energy.amax() * torch.finfo(torch.float64).eps * max(bank.shape)

@@ -16,6 +16,7 @@ stands for (:func:`~anomalib_sgfr.core.cover.centred`).
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.core.casts import home
 from anomalib_sgfr.core.cover import Cover, absorb, settle, thin
 from anomalib_sgfr.core.geometry import ORIGIN
 
@@ -105,6 +106,8 @@ class SubspaceSampler:
         if not embeddings.is_floating_point():
             msg = f"embeddings must be floating point, got {embeddings.dtype}."
             raise ValueError(msg)
+        embeddings = embeddings.to(home(embeddings.device))
+        origin = None if origin is None else origin.to(embeddings.device)
         if embeddings.dtype not in {torch.float32, torch.float64}:
             embeddings = embeddings.float()
         if not torch.isfinite(embeddings).all():

@@ -246,8 +246,8 @@ def ridge_operator(bank: Tensor, regularisation: float) -> Tensor:
     """
     _check(bank, bank, regularisation=regularisation)
     _, _, axes, kept = ridge_spectrum(bank, regularisation)
-    operator = torch.eye(bank.shape[1], dtype=torch.float64, device=bank.device) - (axes.T * kept) @ axes
-    return operator.to(bank.dtype)
+    operator = torch.eye(bank.shape[1], dtype=torch.float64, device=axes.device) - (axes.T * kept) @ axes
+    return operator.to(bank)
 
 
 def ridge(target: Tensor, operator: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def ridge_code(target: Tensor, bank: Tensor, regularisation: float) -> Tensor:
     _check(target, bank, regularisation=regularisation)
     left, singular, axes, kept = ridge_spectrum(bank, regularisation)
     gain = safe_reciprocal(singular, torch.zeros_like(singular)) * kept
-    return ((target.double() @ axes.T * gain) @ left.T).to(target.dtype)
+    return ((target.to(axes.device).double() @ axes.T * gain) @ left.T).to(target)
 
 
 def check_arguments(num_atoms: int, regularisation: float) -> None:

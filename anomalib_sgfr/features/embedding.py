@@ -238,7 +238,8 @@ class PatchEmbedder(nn.Module):
         Returns:
             list[Tensor]: Embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
         """
-        features = self._features(images)
+        weights = next(self.extractor.parameters())
+        features = self._features(images if images.dtype == weights.dtype else images.to(weights.dtype))
         return assemble(
             [
                 feature

@@ -73,7 +73,7 @@ def resizing(before: int, after: int, device: torch.device | None = None) -> Ten
     """
     places = torch.arange(before, device=device).float()
     step = (places[-1] + 1.0) / after
-    centres = (torch.arange(after, device=device) + 0.5) * step
+    centres = (torch.arange(after, device=device).float() + 0.5) * step
     weights = (1.0 - (places + 0.5 - centres[:, None]).abs() / step.clamp_min(1.0)).clamp_min(0.0)
     return weights / weights.sum(1, keepdim=True)
 

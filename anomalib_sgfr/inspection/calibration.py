@@ -46,7 +46,7 @@ def nominal_scores(
     order = sorted(range(len(paths)), key=lambda index: (units[index] in own, units[index], index))
     was_training = model.training
     model.eval()
-    scores = torch.zeros(len(paths))
+    scores = torch.zeros(len(paths), dtype=torch.float32)
     try:
         for batch, images in _batches(order, paths, pre_processor, model):
             embeddings = model.embed(images)

@@ -387,7 +387,7 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
 
     def _reported(self, threshold: Tensor, sensitivity: float) -> Tensor:
         if self.enable_normalization or self.linear:
-            return torch.tensor(1.0 - sensitivity)
+            return torch.tensor(1.0 - sensitivity, dtype=torch.float32)
         return threshold * ((1.0 - sensitivity) / sensitivity if sensitivity else torch.inf)
 
     # What a checkpoint keeps

@@ -19,6 +19,8 @@ _IDLE_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode at the start of training",
     r"The ``compute`` method of metric \w+ was called before the ``update`` method",  # pixels, without masks
     r"The dirpath has changed from ",
+    r"The number of training batches \(\d+\) is smaller than the logging interval",  # one pass is all there is
+    r"Precision [\w-]+ is not supported by the model summary",
     r"'pin_memory' argument is set as true but no accelerator is found",
 )
 _IDLE_LINES = re.compile(
