@@ -97,8 +97,8 @@ class SubspaceSampling(Callback):
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
             seconds = max(time.perf_counter() - self._started, 1e-9)
             report = {
-                "atoms": float(sum(sampler.atoms_held for sampler in self.samplers)),
-                "threshold": sum(sampler.threshold_ for sampler in self.samplers),
+                "candidates": float(sum(sampler.atoms_held for sampler in self.samplers)),
+                "admission_threshold": sum(sampler.threshold_ for sampler in self.samplers),
                 "patches_per_s": (self.patches_seen - self._already_seen) / seconds,
             }
             pl_module.log_dict(report, prog_bar=True, batch_size=images)

@@ -387,11 +387,9 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             destination.log_metrics(measured, self.trainer.global_step)
 
     def training_images(self) -> list[str]:
-        """Paths of the training images but suspects; of those that atoms come from, if the data set does not tell."""
+        """Paths of the training images; of those that atoms come from, if the data set does not tell."""
         samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
-        paths = self.model.images if samples is None else [str(path) for path in samples["image_path"]]
-        suspected = dict(self.suspects)
-        return [path for path in paths if path not in suspected]
+        return self.model.images if samples is None else [str(path) for path in samples["image_path"]]
 
     @property
     def _own_post_processor(self) -> SgfrPostProcessor | None:

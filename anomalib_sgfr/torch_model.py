@@ -1,27 +1,26 @@
 """The Sgfr torch model: image -> patch embeddings -> self-expressive residuals -> anomaly map and score."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
 from anomalib.data.utils.tiler import Tiler
-from anomalib.models.components import DynamicBufferMixin, GaussianBlur2d
+from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
-from torch.nn import functional
 
 from anomalib_sgfr.bank import Bank, BankState
 from anomalib_sgfr.core.arguments import Pooling
-from anomalib_sgfr.core.casts import ExemptFromCasts
 from anomalib_sgfr.core.certificate import Certificate
-from anomalib_sgfr.core.geometry import cropped_to_image, grid_of, require_whole_tiles, slots, stitched, touched
+from anomalib_sgfr.core.geometry import touched
 from anomalib_sgfr.features.embedding import PatchEmbedder
+from anomalib_sgfr.features.tiling import embed_tiles
+from anomalib_sgfr.smoothing import Blur, interpolate
 
 __all__ = ["Learnt", "SgfrModel"]
 
-_TILED_PIXELS = 4 * 256 * 256  # of tiles that are embedded at once
 _LEAST = 1e-12  # weight of the patches around a pixel that has none
 _SMOOTHING = 16  # matrices kept, of the latest sizes: a map of two scales takes four
 
@@ -36,32 +35,6 @@ class Learnt(NamedTuple):
 
     states: list[BankState]
     images: list[str]
-
-
-class _Blur(ExemptFromCasts, GaussianBlur2d):
-    """anomalib's, but that its kernel, which follows from the argument, is no part of a checkpoint."""
-
-    def __init__(self, sigma: float) -> None:
-        super().__init__(sigma=sigma)
-        kernel = self.kernel
-        del self.kernel
-        self.register_buffer("kernel", kernel, persistent=False)
-        self.register_load_state_dict_pre_hook(_Blur._adopt_earlier)
-        self.padding = "valid"
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Blur images of any size."""
-        blurred: Tensor = super().forward(_reflected(images, (self.height // 2, self.width // 2)))
-        return blurred
-
-    def downwards(self, columns: Tensor) -> Tensor:
-        """The same along the first of the two axes alone, shape ``(B, 1, L, 1)``."""
-        kernel = self.kernel.sum(-1, keepdim=True)
-        return functional.conv2d(_reflected(columns, (self.height // 2, 0)), kernel)
-
-    def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
-        """Leave what version 0.1 stored."""
-        state.pop(f"{prefix}kernel", None)
 
 
 class SgfrModel(DynamicBufferMixin, nn.Module):
@@ -113,7 +86,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             raise ValueError(msg)
         self.tiler: Tiler | None = None
         self.embedder = PatchEmbedder(backbone, layers, pooling)
-        self.blur: nn.Module = _Blur(blur) if blur > 0 else nn.Identity()
+        self.blur: nn.Module = Blur(blur) if blur > 0 else nn.Identity()
         self.banks = nn.ModuleList(  # type: ignore[assignment]  # it is one, but does not say of what
             Bank(solver, num_atoms, regularisation) for _ in range(self.embedder.scales)
         )
@@ -235,48 +208,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         if self.region.numel():
             self._require_regions_size(images.shape[-2:])
             images = torch.where(self.region > 0, images, torch.zeros_like(images))
-        return self.embedder(images) if self.tiler is None else self._embed_tiles(images, self.tiler)
-
-    def _embed_tiles(self, images: Tensor, tiler: Tiler) -> list[Tensor]:
-        """Embed a few tiles at a time, and put each scale's embeddings where those of the whole image would lie.
-
-        Of the tiler only the lengths are used: its own tiles end in a band of zeros where they do not fill the image,
-        and its ``untile`` crops to pixels, which crops nothing of an embedding.
-        """
-        step = (tiler.stride_h, tiler.stride_w)
-        strides = self.embedder.scale_strides
-        require_whole_tiles((tiler.tile_size_h, tiler.tile_size_w), step, strides[-1])
-        if tiler.remove_border_count:
-            msg = (
-                "the tiler's remove_border_count must be 0: the border of the image would have no embedding, "
-                f"got {tiler.remove_border_count}."
-            )
-            raise ValueError(msg)
-        size = images.shape[-2:]
-        if not all(isinstance(length, int) for length in size):
-            msg = "a tiled model is exported for one size of image: pass --input_size, or let its pre-processor resize."
-            raise ValueError(msg)
-        covered = [number * strides[-1] for number in grid_of(size, strides[-1])]
-        tile = [min(pair) for pair in zip((tiler.tile_size_h, tiler.tile_size_w), covered, strict=True)]
-        if tile == covered:  # one tile
-            return self.embedder(images)
-        # up to whole patches of the coarsest scale, so that all tiles are alike
-        images = functional.pad(images, (0, covered[1] - size[1], 0, covered[0] - size[0]), mode="replicate")
-        at = [[slots(*lengths, stride) for lengths in zip(covered, tile, step, strict=True)] for stride in strides]
-        corners = [(row.start, column.start) for row in at[0][0] for column in at[0][1]]
-        tiles = [images[..., top : top + tile[0], left : left + tile[1]] for top, left in corners]
-        embedded = [self._embed_alike(some) for some in _groups(tiles)]
-        parts = [[part for group in embedded for part in group[scale]] for scale in range(len(strides))]
-        return [
-            cropped_to_image(stitched(part, rows, columns), size, stride)
-            for part, (rows, columns), stride in zip(parts, at, strides, strict=True)
-        ]
-
-    def _embed_alike(self, tiles: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        """Embeddings of some tiles ``(B, 3, H, W)``: of each scale, of each tile."""
-        number = len(tiles)
-        found = self.embedder(torch.stack(list(tiles)).flatten(0, 1))
-        return [part.unflatten(0, (number, -1)).unbind(0) for part in found]
+        return self.embedder(images) if self.tiler is None else embed_tiles(self.embedder, images, self.tiler)
 
     def patches_inside(self, grids: Sequence[Sequence[int]]) -> list[Tensor] | None:
         """Patches that are learnt and scored, if there is a region: those of which it has a pixel.
@@ -353,7 +285,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
                 return torch.where(self.region > 0, reduce(torch.add, means), torch.zeros_like(means[0]))
         lengths = [*size, *(length for part in residuals for length in part.shape[-2:])]
         if not all(isinstance(length, int) for length in lengths):  # unknown while exporting
-            blurred: Tensor = self.blur(reduce(torch.add, [_interpolate(part, size) for part in residuals]))
+            blurred: Tensor = self.blur(reduce(torch.add, [interpolate(part, size) for part in residuals]))
             return blurred
         with torch.autocast(residuals[0].device.type, enabled=False):
             return reduce(torch.add, [self._smooth(part, size) for part in residuals])
@@ -362,7 +294,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         """Interpolation and Gaussian of one scale."""
         if all(isinstance(length, int) for length in (*size, *residuals.shape[-2:])):
             return self._smooth(residuals, size)
-        blurred: Tensor = self.blur(_interpolate(residuals, size))
+        blurred: Tensor = self.blur(interpolate(residuals, size))
         return blurred
 
     def _smooth(self, residuals: Tensor, size: Sequence[int]) -> Tensor:
@@ -378,8 +310,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         key = (before, after, device)
         if key not in self._smoothing:
             unit = torch.eye(before, dtype=torch.float32, device=device)[:, None, :, None]  # a one in each place
-            spread = _interpolate(unit, (after, 1))
-            if isinstance(self.blur, _Blur):
+            spread = interpolate(unit, (after, 1))
+            if isinstance(self.blur, Blur):
                 spread = self.blur.downwards(spread)
             while len(self._smoothing) >= _SMOOTHING:
                 self._smoothing.pop(next(iter(self._smoothing)))
@@ -390,30 +322,3 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         if not self.is_fitted:
             msg = "the model has no bank: fit it first, or load a checkpoint that was saved after its fit ended."
             raise RuntimeError(msg)
-
-
-def _groups(tiles: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """As many tiles at a time as bounded memory allows; all in an exported graph, which holds the backbone once."""
-    number = len(tiles)
-    if not torch.compiler.is_compiling():
-        batch, _, height, width = tiles[0].shape
-        number = max(1, _TILED_PIXELS // (batch * height * width))
-    for first in range(0, len(tiles), number):
-        yield tiles[first : first + number]
-
-
-def _interpolate(residuals: Tensor, size: Sequence[int]) -> Tensor:
-    return functional.interpolate(residuals, size=size, mode="bilinear", align_corners=False)
-
-
-def _reflected(images: Tensor, reach: Sequence[int]) -> Tensor:
-    """Continue images ``(B, C, H, W)`` by reflection; narrow ones as often as it takes, which PyTorch refuses."""
-    padding = [reach[1], reach[1], reach[0], reach[0]]  # left, right, top, bottom
-    for axis, at in ((-1, 0), (-2, 2)):
-        length, wide = images.shape[axis], padding[at]
-        if isinstance(length, int) and 0 < length <= wide:
-            period = 2 * (length - 1)
-            places = torch.arange(-wide, length + wide, device=images.device).abs() % max(1, period)
-            images = images.index_select(axis, torch.minimum(places, period - places))
-            padding[at : at + 2] = (0, 0)
-    return functional.pad(images, padding, mode="reflect")

@@ -184,16 +184,16 @@ def _with_thumbnails(model: "Sgfr", addition: "Addition") -> "Addition":
 
 def _recalibrate(model: "Sgfr", known: _Known, before: float) -> None:
     """Choose the threshold anew from what it rested on, scored by the banks as they are now."""
-    from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+    from anomalib_sgfr.inspection.calibration import rescored
 
-    processor: SgfrPostProcessor = post_processor_of(model)
+    processor = post_processor_of(model)
     earlier = processor.evidence, {name: value.clone() for name, value in processor.state_dict().items()}
     told = f"Threshold {float(processor.image_threshold):.6g}"
     if processor.value is not None or not processor.evidence.scores:
         print(f"{told}, as it was: it rests on {processor.basis}.")
         return
     pixel = float(processor.pixel_threshold)  # where defects suggest it, apart from the other
-    processor.evidence = processor.rescored(model.model, model.pre_processor)
+    processor.evidence = rescored(processor.evidence, model.model, model.pre_processor, processor.group)
     processor.choose(None if pixel == float(processor.image_threshold) else pixel)
     now = processor.label_threshold
     turned = known.turned(None, model.model, before, now)

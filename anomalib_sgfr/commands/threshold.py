@@ -75,6 +75,7 @@ def _change(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> None
 
 def _score_anew(model: "Sgfr", processor: "SgfrPostProcessor", held_out: Path | None, group: str | None) -> None:
     """Have other scores for the threshold to rest on: of other images, or without those of the same part."""
+    from anomalib_sgfr.inspection.calibration import scored
     from anomalib_sgfr.inspection.evidence import Kind, require_group, unit_of
 
     regrouped, processor.group = group != processor.group, group
@@ -97,7 +98,7 @@ def _score_anew(model: "Sgfr", processor: "SgfrPostProcessor", held_out: Path | 
             f"gone: {gone[0]}. Pass --held_out FOLDER with others."
         )
         raise ValueError(msg)
-    anew = processor.scored(model.model, model.pre_processor, again, Kind.TRAINING)
+    anew = scored(model.model, model.pre_processor, again, Kind.TRAINING, group)
     processor.evidence = processor.evidence.joined(anew)
 
 

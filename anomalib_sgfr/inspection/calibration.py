@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anomalib_sgfr.features.pre_processing import read_prepared
-from anomalib_sgfr.inspection.evidence import Group, unit_of
+from anomalib_sgfr.inspection.evidence import Evidence, Group, Kind, in_all_processes, unit_of
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["nominal_scores", "spread_over"]
+__all__ = ["nominal_scores", "rescored", "scored", "spread_over"]
 
 _BATCH = 16
 
@@ -119,3 +120,50 @@ def spread_over(paths: Sequence[str], most: int, group: Group = None) -> list[st
             break
         chosen += of_turn
     return [paths[place] for place in sorted(chosen)]
+
+
+def scored(
+    model: SgfrModel,
+    pre_processor: Any,  # noqa: ANN401
+    paths: Sequence[str],
+    kind: Kind,
+    group: Group = None,
+) -> Evidence:
+    """Score good images, each without the atoms of its unit, in all processes together.
+
+    Args:
+        model (SgfrModel): A fitted model.
+        pre_processor (Any): Its pre-processor.
+        paths (Sequence[str]): Images.
+        kind (Kind): What they are.
+        group (Group): What makes a unit.
+
+    Returns:
+        Evidence: The same in all processes, which share the work.
+    """
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+    own = paths[rank::processes]
+    return in_all_processes(Evidence.of(nominal_scores(model, pre_processor, own, group=group), kind, own))
+
+
+def rescored(
+    evidence: Evidence,
+    model: SgfrModel,
+    pre_processor: Any,  # noqa: ANN401
+    group: Group = None,
+) -> Evidence:
+    """Evidence with new scores of the images that are still there.
+
+    Args:
+        evidence (Evidence): Of other banks than the model's.
+        model (SgfrModel): A fitted model.
+        pre_processor (Any): Its pre-processor.
+        group (Group): What makes a unit.
+    """
+    there = evidence.some([bool(path) and Path(path).is_file() for path in evidence.paths])
+    for kind in Kind:
+        paths = there.some([each == kind for each in there.kinds]).paths
+        scores = nominal_scores(model, pre_processor, paths, leave_out=kind != Kind.DEFECTIVE, group=group)
+        evidence = evidence.joined(Evidence.of(scores, kind, paths))
+    return evidence

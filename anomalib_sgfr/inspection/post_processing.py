@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from anomalib_sgfr.core.casts import ExemptFromCasts
 from anomalib_sgfr.core.thresholds import alarm_threshold, dividing_threshold
-from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
+from anomalib_sgfr.inspection.calibration import scored, spread_over
 from anomalib_sgfr.inspection.evidence import Evidence, Kind, in_all_processes, require_group, unit_of
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -61,8 +60,8 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
     good parts exceed at a chosen rate, see :func:`~anomalib_sgfr.core.thresholds.alarm_threshold`: from good validation
     images, and from training images, each scored without the atoms of its own unit.
 
-    Scores and maps are reported as ``s / (s + t)``, with ``t`` the threshold: 0.5 there, and however far outside, a
-    larger raw score stays the larger.
+    Scores and maps are reported as ``s^2 / (s^2 + t^2)``, with ``t`` the threshold: 0.5 there, and a larger raw score
+    stays the larger up to thousands of times ``t``.
 
     Args:
         false_alarm_rate (float | None): Share of good images that may be labelled anomalous. If given, the threshold
@@ -113,6 +112,7 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
         self.pixel_sensitivity = 0.5 if pixel_sensitivity is None else pixel_sensitivity
         self.value: float | None = None
         self.evidence = Evidence()
+        self.power = 2.0  # of the score in what is reported
         self.linear = False  # scaled as anomalib does: a checkpoint of anomalib's own post-processor
         self._stored_rate: float | None = None  # of the checkpoint that was read
         self._known = Evidence()  # of the fit that this one adds to
@@ -170,55 +170,21 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
         kind = Kind.TRAINING if self.held_out is None else Kind.HELD_OUT
         chosen = spread_over(paths if self.held_out is None else self.held_out_images(), self.images, self.group)
         require_group(self.group, chosen)
-        return self.scored(model, pre_processor, chosen, kind)
-
-    def scored(self, model: SgfrModel, pre_processor: Any, paths: Sequence[str], kind: Kind) -> Evidence:  # noqa: ANN401
-        """Score good images, each without the atoms of its unit; sets nothing.
-
-        Args:
-            model (SgfrModel): A fitted model.
-            pre_processor (Any): Its pre-processor.
-            paths (Sequence[str]): Images.
-            kind (Kind): What they are.
-
-        Returns:
-            Evidence: The same in all processes, which share the work.
-        """
-        rank, processes = _place()
-        own = paths[rank::processes]
-        scores = nominal_scores(model, pre_processor, own, group=self.group)
-        return in_all_processes(Evidence.of(scores, kind, own))
-
-    def rescored(self, model: SgfrModel, pre_processor: Any) -> Evidence:  # noqa: ANN401
-        """The evidence, with new scores of the images that are still there; sets nothing.
-
-        Args:
-            model (SgfrModel): The model, of other banks than the evidence is of.
-            pre_processor (Any): Its pre-processor.
-        """
-        there = self.evidence.some([bool(path) and Path(path).is_file() for path in self.evidence.paths])
-        found = self.evidence
-        for kind in Kind:
-            paths = there.some([each == kind for each in there.kinds]).paths
-            leave_out, group = kind != Kind.DEFECTIVE, self.group
-            scores = nominal_scores(model, pre_processor, paths, leave_out=leave_out, group=group)
-            found = found.joined(Evidence.of(scores, kind, paths))
-        return found
+        return scored(model, pre_processor, chosen, kind, self.group)
 
     @property
     def label_threshold(self) -> float:
         """The raw score above which an image is labelled anomalous: the threshold, moved by the sensitivity."""
         if self.linear:
             return self.raw(1.0 - self.image_sensitivity)
-        share = self.image_sensitivity
-        return float(self.image_threshold) * ((1.0 - share) / share if share else torch.inf)
+        return float(self.image_threshold) * self._odds(1.0 - self.image_sensitivity)
 
     def raw(self, score: float) -> float:
         """The raw score that is reported as ``score``, between zero and one."""
         if self.linear:
             span = float(self.image_max - self.image_min)
             return float(self.image_threshold) + (score - 0.5) * span
-        return float(self.image_threshold) * score / (1.0 - score) if self.enable_normalization else score
+        return float(self.image_threshold) * self._odds(score) if self.enable_normalization else score
 
     def held_out_images(self) -> list[str]:
         """Images in ``held_out``.
@@ -319,7 +285,7 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the threshold from what was seen, and from training images where that has no defect or no good one."""
         seen, self._seen = in_all_processes(self._seen), Evidence()
-        if not self.learns_from_validation or not seen.scores:
+        if not self.learns_from_validation or not (seen.scores or trainer.state.fn == "fit"):
             return
         pixel = None
         if seen.defective.scores and self._pixel_threshold_metric.update_called:
@@ -333,13 +299,14 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
         """With training images, and good ones that training images are of one unit with scored as those are."""
         if trainer.state.fn != "fit":
             return self.evidence.good.joined(seen)
-        training = pl_module.training_images()
+        left_out = {path for path, _ in pl_module.suspects} - set(pl_module.model.images)
+        training = [path for path in pl_module.training_images() if path not in left_out]
         known = {unit_of(path, self.group) for path in training}
         units = zip(seen.units(self.group), seen.kinds, strict=True)
         siblings = [unit in known and kind == Kind.HELD_OUT for unit, kind in units]
-        scored = pl_module.model, pl_module.pre_processor
-        again = self.scored(*scored, seen.some(siblings).paths, Kind.TRAINING)
-        nominal = self.nominal_evidence(*scored, training)
+        model = pl_module.model, pl_module.pre_processor
+        again = scored(*model, seen.some(siblings).paths, Kind.TRAINING, self.group)
+        nominal = self.nominal_evidence(*model, training)
         return nominal.joined(again).joined(seen.some([not sibling for sibling in siblings]))
 
     # What predictions become
@@ -372,8 +339,12 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
         if preds is None or self.linear:
             scaled: Tensor | None = super()._normalize(preds, norm_min, norm_max, threshold)
             return scaled
-        # where all nominal scores are zero, so may be the threshold
-        return preds / (preds + threshold.clamp_min(torch.finfo(threshold.dtype).tiny))
+        # where all nominal scores are zero, so may be the threshold; shares overflow in no precision
+        threshold = threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
+        share, rest = preds / (preds + threshold), threshold / (preds + threshold)
+        if self.power == 1.0:
+            return share
+        return share**self.power / (share**self.power + rest**self.power)
 
     @property
     def normalized_image_threshold(self) -> Tensor:
@@ -388,13 +359,26 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
     def _reported(self, threshold: Tensor, sensitivity: float) -> Tensor:
         if self.enable_normalization or self.linear:
             return torch.tensor(1.0 - sensitivity, dtype=torch.float32)
-        return threshold * ((1.0 - sensitivity) / sensitivity if sensitivity else torch.inf)
+        return threshold * self._odds(1.0 - sensitivity)
+
+    def _odds(self, score: float) -> float:
+        """The raw score over the threshold that is reported as ``score``."""
+        return (score / (1.0 - score)) ** (1.0 / self.power) if score < 1.0 else torch.inf
 
     # What a checkpoint keeps
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "false_alarm_rate", "held_out", "group", "images", "value", "linear")
+        return (
+            *super()._checkpoint_config_keys,
+            "false_alarm_rate",
+            "held_out",
+            "group",
+            "images",
+            "value",
+            "linear",
+            "power",
+        )
 
     def checkpoint_config(self) -> dict[str, Any]:
         """As anomalib's, and what the threshold rests on."""
@@ -430,6 +414,7 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
         super().load_checkpoint_config(config)
         self.evidence = Evidence.restored(config.get("evidence"))
         self.linear = config.get("linear", "false_alarm_rate" not in config)
+        self.power = config.get("power", 1.0)  # of version 0.2
         self._stored_rate = self.false_alarm_rate
         for name, value in self._asked_of(config).items():
             setattr(self, name, value)
@@ -478,10 +463,3 @@ class NominalPostProcessor(SgfrPostProcessor):
         if config.get("false_alarm_rate") is None and "false_alarm_rate" in config:
             return {"false_alarm_rate": DEFAULT_RATE, **self._asked}
         return self._asked
-
-
-def _place() -> tuple[int, int]:
-    """Number of this process, and of all."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -57,10 +57,7 @@ class ScoreTable(Callback):
         del trainer, pl_module
         self.rows = []
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a table."""
-        del trainer, pl_module
-        self.rows = []
+    on_test_start = on_predict_start
 
     def on_predict_batch_end(
         self,
@@ -74,17 +71,7 @@ class ScoreTable(Callback):
         del trainer, args, kwargs
         self.rows += _scored(outputs, getattr(pl_module, "post_processor", None))
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        *args: object,
-        **kwargs: object,
-    ) -> None:
-        """Note the scores of a batch."""
-        del trainer, args, kwargs
-        self.rows += _scored(outputs, getattr(pl_module, "post_processor", None))
+    on_test_batch_end = on_predict_batch_end
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""

@@ -62,7 +62,7 @@ def test_another_rate(root: Path, tmp_path: Path) -> None:
 def test_a_value_and_a_score(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
     assert main([str(root / "model.ckpt"), "--value", "30", "--out", str(first)]) == 0
-    assert main([str(first), "--score", "0.25", "--out", str(second)]) == 0
+    assert main([str(first), "--score", "0.1", "--out", str(second)]) == 0
     assert "Threshold 30 before, 10 now." in capsys.readouterr().out
     processor = loaded(second).post_processor
     assert (processor.value, float(processor.image_threshold)) == (pytest.approx(10.0), pytest.approx(10.0))

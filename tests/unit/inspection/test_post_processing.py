@@ -10,6 +10,7 @@ import torch
 from anomalib.data import Folder, InferenceBatch, PredictDataset
 from anomalib.deploy import ExportType, TorchInferencer
 from anomalib.post_processing import PostProcessor
+from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Resize
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr, SgfrPostProcessor
@@ -95,6 +96,32 @@ def test_a_folder_of_good_images_alone_makes_a_threshold(many: Path, tmp_path: P
     assert len(kinds) == len(set(model.post_processor.evidence.paths)) > 12
 
 
+class WithoutLabels(Callback):
+    """Takes the labels of what is validated."""
+
+    def on_validation_batch_start(self, trainer: object, pl_module: object, batch: Any, *_: object) -> None:
+        del trainer, pl_module
+        batch.gt_label = None
+
+
+def test_validation_without_labels_leaves_a_threshold(many: Path, tmp_path: Path) -> None:
+    model = tiny()
+    fit(model, folder_datamodule(many, normal_test_dir="more"), tmp_path, callbacks=[WithoutLabels()])
+    assert set(model.post_processor.evidence.kinds) == {Kind.TRAINING}
+    assert predicted(model, many / "bad", tmp_path)[1].all()
+
+
+def test_a_second_fit_suspects_anew(many: Path, tmp_path: Path) -> None:
+    """And its threshold rests on all that it does not suspect, however many an earlier fit did."""
+    module = Folder("good", root=many, normal_dir="good", normal_test_dir=many / "more", num_workers=0)
+    model = tiny(trim=0.25)
+    for _ in range(2):
+        fit(model, module, tmp_path)
+        training = [path for path in model.post_processor.evidence.paths if Path(path).parent.name == "good"]
+        assert set(training).isdisjoint(dict(model.suspects))
+        assert (len(training), len(model.suspects)) == (12, 4)
+
+
 @pytest.mark.parametrize("number", [1, 4])
 def test_separated_validation_images_are_told_apart(number: int, many: Path, tmp_path: Path) -> None:
     bad = tmp_path / "few"
@@ -122,7 +149,7 @@ def test_another_rate_takes_effect_on_a_checkpoint(
     assert float(fresh.post_processor.image_threshold) == pytest.approx(expected)
     assert (labels == (scores > 0.5)).all()
     raw = nominal_scores(fresh.model, fresh.pre_processor, [str(file) for file in sorted((many / "more").iterdir())])
-    np.testing.assert_allclose(scores, np.array(raw) / (np.array(raw) + expected), rtol=1e-5)
+    np.testing.assert_allclose(scores, np.square(raw) / (np.square(raw) + expected**2), rtol=1e-4)
     # the same rate, or none, leaves the threshold as it was; a value set by hand stays too
     same = tiny(post_processor=SgfrPostProcessor(image_sensitivity=0.7))
     np.testing.assert_allclose(

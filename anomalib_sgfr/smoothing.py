@@ -1,0 +1,57 @@
+"""Interpolation and Gaussian blur of maps of any size."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from anomalib.models.components import GaussianBlur2d
+from torch import Tensor
+from torch.nn import functional
+
+from anomalib_sgfr.core.casts import ExemptFromCasts
+
+__all__ = ["Blur", "interpolate"]
+
+
+class Blur(ExemptFromCasts, GaussianBlur2d):
+    """anomalib's, but that its kernel, which follows from the argument, is no part of a checkpoint."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__(sigma=sigma)
+        kernel = self.kernel
+        del self.kernel
+        self.register_buffer("kernel", kernel, persistent=False)
+        self.register_load_state_dict_pre_hook(Blur._adopt_earlier)
+        self.padding = "valid"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Blur images of any size."""
+        blurred: Tensor = super().forward(_reflected(images, (self.height // 2, self.width // 2)))
+        return blurred
+
+    def downwards(self, columns: Tensor) -> Tensor:
+        """The same along the first of the two axes alone, shape ``(B, 1, L, 1)``."""
+        kernel = self.kernel.sum(-1, keepdim=True)
+        return functional.conv2d(_reflected(columns, (self.height // 2, 0)), kernel)
+
+    def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
+        """Leave what version 0.1 stored."""
+        state.pop(f"{prefix}kernel", None)
+
+
+def interpolate(residuals: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear interpolation of residuals ``(B, 1, h, w)`` to a height and a width."""
+    return functional.interpolate(residuals, size=size, mode="bilinear", align_corners=False)
+
+
+def _reflected(images: Tensor, reach: Sequence[int]) -> Tensor:
+    """Continue images ``(B, C, H, W)`` by reflection; narrow ones as often as it takes, which PyTorch refuses."""
+    padding = [reach[1], reach[1], reach[0], reach[0]]  # left, right, top, bottom
+    for axis, at in ((-1, 0), (-2, 2)):
+        length, wide = images.shape[axis], padding[at]
+        if isinstance(length, int) and 0 < length <= wide:
+            period = 2 * (length - 1)
+            places = torch.arange(-wide, length + wide, device=images.device).abs() % max(1, period)
+            images = images.index_select(axis, torch.minimum(places, period - places))
+            padding[at : at + 2] = (0, 0)
+    return functional.pad(images, padding, mode="reflect")
