@@ -226,7 +226,7 @@ def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> 
     model = small()
     engine = fit(model, datamodule, tmp_path, callbacks=[watched], log_every_n_steps=1)
     assert engine.trainer.logged_metrics.keys() >= {"candidates", "admission_threshold", "patches_per_s"}
-    assert engine.trainer.logged_metrics["atoms"] == watched.held
+    assert engine.trainer.logged_metrics["candidates"] == watched.held
     assert 2 * 200 < watched.held <= 2 * 2 * WORKING_SIZE  # chosen from more than the banks have
 
 
