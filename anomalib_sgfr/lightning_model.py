@@ -149,6 +149,9 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             msg = f"trim must lie between 0 and 0.5, got {trim}."
             raise ValueError(msg)
         require_depth(bit_depth)
+        if seed is not None and not -(2**63) <= seed < 2**64:
+            msg = f"seed must be a whole number of 64 bits, got {seed}."
+            raise ValueError(msg)
         if pre_processor is True:  # the default normalisation depends on the backbone
             size = default_size(backbone, layers) if image_size is None else as_size(image_size)
             pre_processor = self.configure_pre_processor(size, backbone)
