@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core.geometry import unknown_origins
+from anomalib_sgfr.core.linear_algebra import middle
 from anomalib_sgfr.core.selection import PRODUCT_VALUES, farthest_first, separated
 
 __all__ = ["Cover", "absorb", "centred", "merge", "moved", "settle", "squares_about", "thin"]
@@ -237,7 +238,7 @@ def moved(cover: Cover, atoms: Tensor) -> Cover:
 
 def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row of the nearest atom and the Euclidean distance from it, each ``(n,)``, and the point less the atom."""
-    centre = atoms.mean(0)
+    centre = middle(atoms)
     about_centre = atoms - centre
     length = about_centre.square().sum(1)
     rows = max(1, PRODUCT_VALUES // len(atoms))

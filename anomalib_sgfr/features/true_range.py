@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from anomalib.data.utils import read_image
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
