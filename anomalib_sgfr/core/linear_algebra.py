@@ -55,7 +55,7 @@ def middle(points: Tensor) -> Tensor:
         Tensor: Shape ``(d,)``.
     """
     mean = points.mean(0)
-    if not len(points):
+    if not len(points) or points.is_meta:
         return mean
     some = points[:: max(1, len(points) // _SAMPLED)]
     median = some.median(0).values
