@@ -9,13 +9,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from anomalib_sgfr.core.geometry import origins, to_patches
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.sampling import LARGEST, SubspaceSampler
 from anomalib_sgfr.fitting.artefacts import Reason, damage, unreadable
 from anomalib_sgfr.fitting.distributed import is_padding
 
 __all__ = ["SubspaceSampling"]
 
 _PATHS = 10_000  # of images whose patches are no atoms any more, before they are forgotten
+
+
+def _finite(embedding: Tensor) -> bool:
+    return bool(torch.isfinite(embedding).all())
 
 
 class SubspaceSampling(Callback):
@@ -81,11 +85,12 @@ class SubspaceSampling(Callback):
             return
         embeddings = outputs["embeddings"]
         images = len(batch.image)
-        finite = torch.stack([torch.isfinite(part.flatten(1)).all(1) for part in embeddings]).all(0)
+        finite = torch.stack([(part.flatten(1).abs() < LARGEST).all(1) for part in embeddings]).all(0)
         if not finite.all():
             paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
             named = ", ".join(str(path) for path, fine in zip(paths, finite.tolist(), strict=True) if not fine)
-            msg = f"embeddings hold NaN or infinite values for: {named}. Check the images and the backbone's weights."
+            what = "NaN or infinite values" if not all(map(_finite, embeddings)) else f"values of {LARGEST:g} and more"
+            msg = f"embeddings hold {what} for: {named}. Check the images and the backbone's weights."
             raise ValueError(msg)
         numbers = self._numbers(batch.image_path, images, embeddings[0].device)
         new = ~is_padding(trainer.train_dataloader, batch_idx, images).to(numbers.device)

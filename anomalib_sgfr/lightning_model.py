@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.core.arguments import Pooling, Solver
 from anomalib_sgfr.core.casts import home
@@ -149,6 +150,9 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             msg = f"trim must lie between 0 and 0.5, got {trim}."
             raise ValueError(msg)
         require_depth(bit_depth)
+        if seed is not None and not -(2**63) <= seed < 2**64:
+            msg = f"seed must be a whole number of 64 bits, got {seed}."
+            raise ValueError(msg)
         if pre_processor is True:  # the default normalisation depends on the backbone
             size = default_size(backbone, layers) if image_size is None else as_size(image_size)
             pre_processor = self.configure_pre_processor(size, backbone)
@@ -380,11 +384,26 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         found = self.certificate()
         if self.trainer.is_global_zero:
             for bank, scale in zip(self.model.banks, found.scales, strict=True):
+                self._warn_of_outliers(bank)
                 logger.info("Learnt a bank of %d atoms x %d from %d patches.", *bank.atoms.shape, scale.patches)
             logger.info("Certified: each rebuilt to within %.4g, on average within %.4g.", found.largest, found.mean)
         measured = {"certified_residual": found.largest, "certified_mean_residual": found.mean}
         for destination in self.trainer.loggers:
             destination.log_metrics(measured, self.trainer.global_step)
+
+    def _warn_of_outliers(self, bank: Bank) -> None:
+        """Say which image's embedding is so large that it leaves most others no digits."""
+        atoms = bank.atoms
+        different = len(torch.unique(bank.stored, dim=0))
+        if 2 * different < len(atoms):
+            image = int(bank.origin[atoms.abs().amax(1).argmax(), 0])
+            logger.warning(
+                "%d of %d atoms are alike in 16 bits beside the largest, of %.3g: look at %s.",
+                len(atoms) - different,
+                len(atoms),
+                float(atoms.abs().max()),
+                self.model.images[image] if image >= 0 else "the training images",
+            )
 
     def training_images(self) -> list[str]:
         """Paths of the training images; of those that atoms come from, if the data set does not tell."""

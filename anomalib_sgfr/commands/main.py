@@ -9,12 +9,19 @@ import os
 import sys
 import traceback
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["ANOMALIBS", "OWN", "Command", "main"]
+from anomalib_sgfr.commands.mistakes import in_one_line, in_words
+
+__all__ = ["ANOMALIBS", "OWN", "Command", "Mistake", "main"]
+
+
+class Mistake(Exception):  # noqa: N818
+    """Of the user, in the arguments."""
 
 
 class Command(NamedTuple):
@@ -31,6 +38,7 @@ OWN = {
 }
 ANOMALIBS = ("train", "fit", "validate", "test", "predict", "export", "benchmark", "install")
 _SWITCH = "ANOMALIB_SGFR_TRACEBACK"
+_MEANT = {"anomalib", "anomalib_sgfr", "lightning"}
 _EXPLAINED = (ValueError, TypeError, RuntimeError, LookupError, ImportError)
 
 
@@ -92,6 +100,8 @@ def _run(given: list[str], *, whole: bool) -> int:
                 code: int = import_module(OWN[given[0]].module).main(given[1:])
                 return code
             _hand_on(given)
+    except Mistake as mistake:
+        return _say(str(mistake), 2)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     except Exception as raised:  # noqa: BLE001  # whatever it is, its reason comes last
@@ -113,19 +123,32 @@ def _hand_on(given: list[str]) -> None:
 
     import_module("anomalib_sgfr.data")
     import_module("anomalib_sgfr.lightning_model")
+
+    class Telling(AnomalibCLI):
+        """Has its parsers raise what is wrong, in place of printing it with the usage."""
+
+        @staticmethod
+        def init_parser(**kwargs: Any) -> Any:  # noqa: ANN401
+            return AnomalibCLI.init_parser(exit_on_error=False, **kwargs)
+
     configure_logging()
-    AnomalibCLI(given)
+    try:
+        Telling(given)
+    except ArgumentError as error:
+        raise Mistake(in_one_line(str(error))) from None
 
 
 def _explains_itself(error: BaseException) -> bool:
     """Whether somebody meant the message for the user: the system, this package, anomalib or Lightning, by a raise."""
     if isinstance(error, OSError) or _notes(error):
         return True
-    if not isinstance(error, _EXPLAINED) or not str(error):
-        return False
     package, frame, line = _raised_in(error)
+    if in_words(error, frame):
+        return True
+    if not (isinstance(error, _EXPLAINED) or type(error).__name__ == "MisconfigurationException") or not str(error):
+        return False
     statement = linecache.getline(frame.f_code.co_filename, line).lstrip() if frame else ""
-    return package in {"anomalib", "anomalib_sgfr", "lightning"} and statement.startswith("raise ")
+    return package in _MEANT and statement.startswith("raise ")
 
 
 def _meant(error: BaseException) -> BaseException:
@@ -156,7 +179,8 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _reason(error: BaseException) -> str:
-    said = " ".join("; ".join(_notes(error) or [str(error)]).split())
+    words = in_words(error, _raised_in(error)[1])
+    said = " ".join("; ".join(_notes(error) or [words or str(error)]).split())
     if _explains_itself(error) and said:
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

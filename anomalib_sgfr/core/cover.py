@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core.geometry import unknown_origins
+from anomalib_sgfr.core.linear_algebra import middle
 from anomalib_sgfr.core.selection import PRODUCT_VALUES, farthest_first, separated
 
 __all__ = ["Cover", "absorb", "centred", "merge", "moved", "settle", "squares_about", "thin"]
@@ -167,14 +168,30 @@ def settle(cover: Cover, others: Cover) -> Cover:
 def merge(covers: list[Cover], size: int, tolerance: float = 0.0) -> tuple[Cover, float]:
     """Join covers of parts of the data into one of at most ``size`` atoms; arguments as for :func:`thin`.
 
+    Within the tolerance of the atoms is then all that these stand for, not the dropped atoms alone, as long as there is
+    room.
+
     Returns:
-        tuple[Cover, float]: The cover, and the largest distance of a dropped atom from those kept.
+        tuple[Cover, float]: The cover, and the largest distance of a dropped atom from those kept; of what a dropped
+        atom stands for, if that exceeds the tolerance and there was no room.
     """
     joined = covers[0]
     for other in covers[1:]:
         joined = joined.joined(other)
     kept, dropped, radius = thin(joined, size, tolerance)
+    if tolerance > 0.0 and radius <= tolerance and len(dropped.atoms):
+        reach = _reach(dropped, kept)
+        order = reach.argsort(descending=True, stable=True)
+        room = min(int((reach > tolerance).sum()), size - len(kept.atoms))
+        kept, dropped = kept.joined(dropped.rows(order[:room])), dropped.rows(order[room:])
+        farthest = float(_reach(dropped, kept).max()) if len(dropped.atoms) else 0.0
+        radius = farthest if farthest > tolerance else radius
     return settle(kept, dropped), radius
+
+
+def _reach(others: Cover, cover: Cover) -> Tensor:
+    """How far what ``others``' atoms stand for may lie from the nearest atom of a cover."""
+    return _nearest_atom(others.atoms, cover.atoms)[1] + others.radius
 
 
 def centred(cover: Cover, limit: float = torch.inf) -> Cover:
@@ -221,7 +238,7 @@ def moved(cover: Cover, atoms: Tensor) -> Cover:
 
 def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row of the nearest atom and the Euclidean distance from it, each ``(n,)``, and the point less the atom."""
-    centre = atoms.mean(0)
+    centre = middle(atoms)
     about_centre = atoms - centre
     length = about_centre.square().sum(1)
     rows = max(1, PRODUCT_VALUES // len(atoms))

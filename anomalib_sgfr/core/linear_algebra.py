@@ -5,7 +5,10 @@ from torch import Tensor
 
 from anomalib_sgfr.core.casts import home
 
-__all__ = ["pivot_tolerance", "ridge_spectrum", "safe_reciprocal", "spd_inverse"]
+__all__ = ["middle", "pivot_tolerance", "ridge_spectrum", "safe_reciprocal", "spd_inverse"]
+
+_FAR = 1e4  # times the squared spread of most points
+_SAMPLED = 256  # points that tell it
 
 
 def spd_inverse(matrix: Tensor) -> Tensor:
@@ -40,6 +43,24 @@ def spd_inverse(matrix: Tensor) -> Tensor:
         keep = keep + chosen * (pivot > tolerance)
     keep = keep * scale
     return work[:, :, k:] * keep[:, :, None] * keep[:, None, :]
+
+
+def middle(points: Tensor) -> Tensor:
+    """A point to expand squared distances about: the mean, or the median where far outliers take the mean along.
+
+    Args:
+        points (Tensor): Shape ``(n, d)``.
+
+    Returns:
+        Tensor: Shape ``(d,)``.
+    """
+    mean = points.mean(0)
+    if not len(points) or points.is_meta:
+        return mean
+    some = points[:: max(1, len(points) // _SAMPLED)]
+    median = some.median(0).values
+    spread = (some - median).square().sum(1).median()
+    return median if bool((mean - median).square().sum() > _FAR * spread) else mean
 
 
 def ridge_spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -20,7 +20,9 @@ from anomalib_sgfr.core.casts import home
 from anomalib_sgfr.core.cover import Cover, absorb, settle, thin
 from anomalib_sgfr.core.geometry import ORIGIN
 
-__all__ = ["WORKING_SIZE", "SubspaceSampler"]
+__all__ = ["LARGEST", "WORKING_SIZE", "SubspaceSampler"]
+
+LARGEST = 1e15  # of an embedding's values: larger ones cannot be squared and summed
 
 WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least
 _RETIRED = 4  # times the atoms in use, before their accounts go to atoms in use after all
@@ -110,8 +112,11 @@ class SubspaceSampler:
         origin = None if origin is None else origin.to(embeddings.device)
         if embeddings.dtype not in {torch.float32, torch.float64}:
             embeddings = embeddings.float()
-        if not torch.isfinite(embeddings).all():
-            msg = "embeddings hold NaN or infinite values; check the images and the backbone's weights."
+        if not (embeddings.abs() < LARGEST).all():
+            msg = (
+                f"embeddings hold NaN or infinite values, or some of {LARGEST:g} and more; check the images and the "
+                "backbone's weights."
+            )
             raise ValueError(msg)
         if len(embeddings) == 0:
             return

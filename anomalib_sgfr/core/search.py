@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from anomalib_sgfr.core.linear_algebra import middle
+
 __all__ = ["Index", "nearest", "search_index"]
 
 _GROUP = 8  # atoms whose least distance stands for them all while the nearest are looked for
@@ -36,7 +38,7 @@ def search_index(bank: Tensor) -> Index:
     Returns:
         Index: Of the same dtype.
     """
-    centre = bank.mean(0)
+    centre = middle(bank)
     atoms = bank - centre
     missing = -len(bank) % _GROUP
     length = functional.pad(atoms.square().sum(1, keepdim=True), (0, 0, 0, missing), value=_FAR)

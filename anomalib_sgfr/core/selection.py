@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.core.linear_algebra import middle
+
 __all__ = ["PRODUCT_VALUES", "farthest_first", "separated"]
 
 PRODUCT_VALUES = 2**23  # distances computed at once, 32 MiB of float32
@@ -37,7 +39,7 @@ def farthest_first(
     if size < 1 or points.ndim != 2 or points.shape[0] == 0:  # noqa: PLR2004
         msg = f"farthest_first needs a non-empty (n, d) matrix and size >= 1, got {tuple(points.shape)} and {size}."
         raise ValueError(msg)
-    centred = points - points.mean(0)
+    centred = points - middle(points)
     length = centred.square().sum(1)
     # rounding of the expansion of squared distances, at each point: closer than this is the same point
     same = 8.0 * torch.finfo(points.dtype).eps * length
@@ -111,7 +113,7 @@ def separated(points: Tensor, distance: float) -> Tensor:
     Returns:
         Tensor: Indices in rising order, ``int64``.
     """
-    centred = points - points.mean(0)
+    centred = points - middle(points)
     length = centred.square().sum(1)
     kept = torch.empty(0, dtype=torch.int64, device=points.device)
     for block in torch.arange(len(points), device=points.device).split(_CANDIDATES):

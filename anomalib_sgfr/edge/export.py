@@ -106,6 +106,9 @@ class WholeExports(ExportMixin, ABC):
         The files are replaced when the new ones are whole. Their metadata tell the depth at which pictures are read.
         """
         self.require_fitted("export")
+        if input_size is not None and min(input_size) < 1:
+            msg = f"input_size must be a height and a width of at least 1 pixel, got {tuple(input_size)}."
+            raise ValueError(msg)
         options = {"opset_version": _ONNX_OPSET, "verbose": False, **kwargs}
         logger.info("Tracing the model for the export: half a minute or so.")
         with whole(export_root) as part, quiet_loggers(*_EXPORTERS):

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from anomalib.data.utils import read_image
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
@@ -194,6 +193,5 @@ def frames(source: Any, bit_depth: int) -> Tensor:  # noqa: ANN401
     whole = source.ndim == 4 if hasattr(source, "ndim") else False  # noqa: PLR2004
     device = source.device if isinstance(source, Tensor) else None
     pictures = [picture(frame, bit_depth) for frame in (source if whole else [source])]
-    return torch.stack(
-        [torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1) for image in pictures]
-    ).to(device)
+    writable = (image if image.flags.writeable else image.copy() for image in pictures)  # or PyTorch warns
+    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in writable]).to(device)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,12 @@ from tests.conftest import small, write_image
 ROOT = Path(__file__).parents[2]
 
 
-def command(*arguments: object, cwd: Path, **environment: str) -> tuple[int, str, list[str]]:
-    """Exit code, output and lines of errors of ``python -m anomalib_sgfr``."""
+def command(*arguments: object, warm: Path, cwd: Path, **environment: str) -> tuple[int, str, list[str]]:
+    """Exit code, output and lines of errors of ``anomalib-sgfr``."""
     done = subprocess.run(
-        [sys.executable, "-m", "anomalib_sgfr", *map(str, arguments)],
+        [warm / "anomalib-sgfr", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -29,14 +28,16 @@ def command(*arguments: object, cwd: Path, **environment: str) -> tuple[int, str
     return done.returncode, done.stdout, done.stderr.splitlines()
 
 
-def test_a_damaged_picture_does_not_keep_the_others_from_being_explained(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_damaged_picture_does_not_keep_the_others_from_being_explained(
+    checkpoint: Path, warm: Path, tmp_path: Path
+) -> None:
     images = tmp_path / "images"
     for index in range(3):
         write_image(images / f"{index}.png", index, defect=True)
     shutil.rmtree(tmp_path / "masks")
     (images / "0.png").write_bytes((images / "0.png").read_bytes()[:200])
     code, output, errors = command(
-        "explain", images, "--ckpt_path", checkpoint, "--out", tmp_path / "out", cwd=tmp_path
+        "explain", images, "--ckpt_path", checkpoint, "--out", tmp_path / "out", warm=warm, cwd=tmp_path
     )
     assert code == 1, errors
     assert sorted(path.name for path in tmp_path.glob("out/**/*.png")) == ["1.png", "2.png"]
@@ -95,29 +96,57 @@ def test_images_that_are_all_damaged(checkpoint: Path, tmp_path: Path, capsys: p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistake_in_a_command_of_anomalib_ends_in_one_line(parts: Path, tmp_path: Path) -> None:
+def test_a_mistake_in_a_command_of_anomalib_ends_in_one_line(parts: Path, warm: Path, tmp_path: Path) -> None:
     arguments = ("predict", "--model", "Sgfr", "--data", parts / "bad", "--ckpt_path", "gone.ckpt")
-    code, _, errors = command(*arguments, cwd=tmp_path)
+    code, _, errors = command(*arguments, warm=warm, cwd=tmp_path)
     assert code == 1
     assert errors[-1].startswith("error: ")
     assert "gone.ckpt" in errors[-1]
     assert not any("Traceback" in line for line in errors), errors
-    code, output, errors = command(*arguments, cwd=tmp_path, ANOMALIB_SGFR_TRACEBACK="1")
+    code, output, errors = command(*arguments, warm=warm, cwd=tmp_path, ANOMALIB_SGFR_TRACEBACK="1")
     assert code == 1
     assert any("Traceback" in line for line in [*errors, *output.splitlines()])
     assert "gone.ckpt" in errors[-1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--model.trim", "0.7"), "trim must lie between 0 and 0.5, got 0.7."),
-        (("--data", "MTD", "--data.split", "tiles"), "split_name must be one of canonical, tile, got 'tiles'."),
-        (("--data", "MTD"), "no MTD data at root 'datasets/MTD'"),
-    ],
-)
-def test_a_mistake_in_training_ends_in_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    code, _, errors = command("train", "--model", "Sgfr", *arguments, cwd=tmp_path)
-    assert code in {1, 2}
-    assert said in errors[-1]
-    assert not any("Traceback" in line for line in errors), errors
+TRAIN = ("train", "--model", "Sgfr")
+EXPORT = ("export", "--model", "Sgfr", "--ckpt_path", "CKPT")
+MISTAKES = [
+    (TRAIN, 1, "there are no images to train on: pass --data"),
+    ((*TRAIN, "--model.trim", "0.7"), 1, "trim must lie between 0 and 0.5, got 0.7."),
+    ((*TRAIN, "--model.seed", "99999999999999999999"), 1, "seed must be a whole number of 64 bits, got 9"),
+    ((*TRAIN, "--model.bank_sise", "9"), 2, "there is no --model.bank_sise: did you mean bank_size?"),
+    ((*TRAIN, "--model.bank_size", "x"), 2, "--model.bank_size must be a whole number, got 'x'"),
+    ((*TRAIN, "--model.solver", "lasso"), 2, "--model.solver must be one of affine, omp, ridge, got 'lasso'"),
+    ((*TRAIN, "--trainer.precision", "8"), 2, "--trainer.precision must be one of 64, 32, 16, transformer-engine,"),
+    ((*TRAIN, "--trainer.precision", "transformer-engine"), 1, "Requirement 'transformer_engine"),
+    ((*TRAIN, "--data", "Fodler"), 2, "--data: there is no 'Fodler': did you mean Folder or Folder3D?"),
+    (("train", "--model", "Sgrf"), 2, "--model: there is no 'Sgrf': did you mean Sgfr?"),
+    (("predict", "--model", "Sgfr"), 2, "--data is missing"),
+    ((*TRAIN, "--data", "MTD", "--data.split", "tiles"), 1, "split_name must be one of canonical, tile, got 'tiles'."),
+    ((*TRAIN, "--data", "MTD"), 1, "no MTD data at root 'datasets/MTD'"),
+    ((*TRAIN, "--data", "ELPV", "--data.root", "."), 1, "no ELPV data at root '.'"),
+    (EXPORT, 2, "--export_type is missing"),
+    ((*EXPORT, "--export_type", "tflite"), 1, "'tflite' is not a valid ExportType: it must be one of "),
+    ((*EXPORT, "--export_type", "torch", "--export_root", "file"), 1, "'file' is a file, or lies under one: a folder"),
+    ((*EXPORT, "--export_type", "onnx", "--input_size", "[0, 9]"), 1, "input_size must be a height and a width of at"),
+    (("test", "--model", "Sgfr", "--ckpt_path", "CKPT"), 1, "there are no images to test with: pass --data"),
+    (("explain", "file", "--ckpt_path", "CKPT"), 1, "file: not an image"),
+    (("threshold", "."), 1, "is a folder: a file is needed there"),
+    (("threshold", "CKPT", "--false_alarm_rate", "0.1", "--out", "file/x.ckpt"), 1, "'file' is a file, or lies under"),
+    (("accept", "CKPT", "--undo"), 1, "no image was accepted: there is nothing to take back."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), MISTAKES, ids=[" ".join(item[0])[:60] for item in MISTAKES])
+def test_every_mistake_ends_in_one_line(
+    arguments: tuple[str, ...], code: int, said: str, checkpoint: Path, warm: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("hello", encoding="utf-8")
+    given = [checkpoint if part == "CKPT" else part for part in arguments]
+    found, output, errors = command(*given, warm=warm, cwd=tmp_path)
+    assert found == code, errors
+    assert errors[-1].startswith("error: ")
+    assert said in errors[-1], errors
+    assert not any("Traceback" in line for line in [*errors, *output.splitlines()]), errors
+    assert sum(line.startswith("error: ") for line in errors) == 1

@@ -1,5 +1,6 @@
 """The Lightning wrapper: fitting, restoring, and refusing what cannot work."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -230,19 +231,42 @@ def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> 
     assert 2 * 200 < watched.held <= 2 * 2 * WORKING_SIZE  # chosen from more than the banks have
 
 
-def test_features_that_are_not_finite_name_the_images(
-    datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("value", "said"), [(torch.nan, "NaN or infinite values"), (1e16, r"values of 1e\+15 and more")]
+)
+def test_features_that_cannot_be_used_name_the_images(
+    value: float, said: str, datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed = PatchEmbedder.forward
 
     def poisoned(self: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
         embeddings = embed(self, images)
-        embeddings[1][0, :, 0, 5] = torch.nan  # in the first image of the batch
+        embeddings[1][0, :, 0, 5] = value  # in the first image of the batch
         return embeddings
 
     monkeypatch.setattr(PatchEmbedder, "forward", poisoned)
-    with pytest.raises(ValueError, match=r"NaN or infinite values for: [^,]*good/\d\d\.png\. Check the images"):
+    with pytest.raises(ValueError, match=said + r" for: [^,]*good/\d\d\.png\. Check the images"):
         fit(small(), datamodule, tmp_path)
+
+
+def test_one_feature_that_leaves_all_others_no_digits_names_its_image(
+    datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    embed, images_seen = PatchEmbedder.forward, 0
+
+    def poisoned(self: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+        nonlocal images_seen
+        embeddings = embed(self, images)
+        if not images_seen:
+            embeddings[1][0, :, 0, 2] = 1e13
+        images_seen += len(images)
+        return embeddings
+
+    monkeypatch.setattr(PatchEmbedder, "forward", poisoned)
+    fit(small(image_size=64, post_processor=False), datamodule, tmp_path, limit_val_batches=0)
+    assert re.search(
+        r"\d+ of \d+ atoms are alike in 16 bits beside the largest, of \S+: look at .*good/\d\d\.png", caplog.text
+    )
 
 
 def test_an_empty_training_set_is_refused(parts: Path, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """What scores depend on and what they do not: repetition, workers, batches, precision."""
 
+import gc
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from anomalib.data import PredictDataset
@@ -80,3 +83,19 @@ def test_a_precision_that_alters_the_backbone_is_refused() -> None:
     model._trainer = SimpleNamespace(precision="transformer-engine")
     with pytest.raises(ValueError, match=r"precision must be one of 32-true, .*, got 'transformer-engine'"):
         model.setup("fit")
+
+
+def test_memory_stays_flat_over_images_of_ever_new_sizes(references: dict[str, Sgfr]) -> None:
+    model = references["affine"]
+    held = []
+    for number in range(90):
+        if number == 30:  # what is kept of a few sizes is there
+            tracemalloc.start()
+        model(np.full((40 + number, 200 - number, 3), number, np.uint8))
+        if number % 4 == 0:
+            model.model(torch.zeros(1, 3, 32 + 4 * (number % 40), 64))
+        if number in {59, 89}:
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert held[1] - held[0] < 20_000, held

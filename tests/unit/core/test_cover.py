@@ -161,3 +161,38 @@ def test_a_bank_of_many_covers_is_better_for_more_atoms_in_each() -> None:
         assert coverage(points, merged.atoms) <= float(merged.radius.max()) * (1 + 1e-5)
         bound[size] = float(merged.radius.max())
     assert bound[400] < bound[None]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("size", [400, 12])
+def test_several_processes_keep_the_tolerance_or_say_that_they_do_not(processes: int, size: int) -> None:
+    points = torch.rand(600, 2, dtype=torch.float64)
+    parts = []
+    for number in range(processes):
+        sampler = SubspaceSampler(400, tolerance=0.1)
+        for batch in points[number::processes].split(50):
+            sampler.observe(batch)
+        cover, threshold = sampler.learnt()
+        assert threshold == 0.1
+        parts.append(cover)
+    merged, said = merge(parts, size, 0.1)
+    assert len(merged.atoms) <= size
+    assert coverage(points, merged.atoms) <= float(merged.radius.max()) + 1e-9
+    if size == 400:
+        assert float(merged.radius.max()) <= 0.1
+    else:
+        assert said > 0.1
+    if said <= 0.1:
+        assert coverage(points, merged.atoms) <= 0.1
+
+
+def test_two_processes_that_overlap_by_half() -> None:
+    one, other = SubspaceSampler(10, tolerance=1.0), SubspaceSampler(10, tolerance=1.0)
+    one.observe(torch.tensor([[0.0]]))
+    for value in (0.9, 1.8):
+        other.observe(torch.tensor([[value]]))
+    merged, said = merge([one.cover(), other.cover()], 10, 1.0)
+    assert float(merged.radius.max()) <= 1.0
+    assert said <= 1.0
+    merged, said = merge([one.cover(), other.cover()], 1, 1.0)
+    assert said == pytest.approx(1.8)

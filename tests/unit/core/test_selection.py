@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.search import nearest, search_index
 from anomalib_sgfr.core.selection import farthest_first, separated
 
 
@@ -87,3 +89,21 @@ def test_separated_points_are_the_first_that_fit() -> None:
 def test_nothing_to_select_from_is_refused() -> None:
     with pytest.raises(ValueError, match="non-empty"):
         farthest_first(torch.zeros(0, 3), 2)
+
+
+@pytest.mark.parametrize("far", [1e9, 1e12])
+def test_outliers_do_not_take_the_digits_of_all_others_along(far: float) -> None:
+    points = torch.randn(2000, 8)
+    points[7] += far
+    taken, radius = farthest_first(points, 100)
+    assert len(taken) == 100
+    others = torch.arange(len(points)) != 7
+    assert coverage(points[others], points[taken]) == pytest.approx(radius, rel=1e-2)
+    sampler = SubspaceSampler(100)
+    for batch in points.split(64):
+        sampler.observe(batch)
+    assert len(sampler.bank()) == 100
+    assert coverage(points[others], sampler.bank()) < 4
+    index = search_index(points)
+    found = nearest(points[:50] + 1e-3, index, 1)[:, 0]
+    assert torch.equal(found[others[:50]], torch.arange(50)[others[:50]])
