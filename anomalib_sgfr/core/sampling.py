@@ -112,7 +112,7 @@ class SubspaceSampler:
         origin = None if origin is None else origin.to(embeddings.device)
         if embeddings.dtype not in {torch.float32, torch.float64}:
             embeddings = embeddings.float()
-        if not (embeddings.abs() < LARGEST).all():
+        if embeddings.numel() and not embeddings.abs().amax() < LARGEST:  # of NaN, NaN
             msg = (
                 f"embeddings hold NaN or infinite values, or some of {LARGEST:g} and more; check the images and the "
                 "backbone's weights."

@@ -60,11 +60,11 @@ def test_other_batches_differ_by_rounding(
     ("solver", "precision", "most"),
     [
         ("affine", "64-true", 1e-5),
-        ("affine", "bf16-mixed", 0.005),
-        ("affine", "16-mixed", 0.005),
-        ("affine", "16-true", 0.005),
-        ("affine", "bf16-true", 0.005),
-        ("omp", "bf16-true", 0.005),
+        ("affine", "bf16-mixed", 0.01),
+        ("affine", "16-mixed", 0.01),
+        ("affine", "16-true", 0.01),
+        ("affine", "bf16-true", 0.01),
+        ("omp", "bf16-true", 0.01),
         ("ridge", "64-true", 1e-5),
     ],
 )

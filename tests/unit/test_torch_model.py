@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr import bank as module
-from anomalib_sgfr import torch_model
 from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core.geometry import slots, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
+from anomalib_sgfr.features import tiling
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -169,7 +169,7 @@ def test_tiles_are_embedded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     whole = model(images).anomaly_map
     seen: list[int] = []
     model.embedder.register_forward_pre_hook(lambda _, given: seen.append(given[0].numel() // 3))
-    monkeypatch.setattr(torch_model, "_TILED_PIXELS", 3 * 2 * 64 * 64)
+    monkeypatch.setattr(tiling, "_TILED_PIXELS", 3 * 2 * 64 * 64)
     torch.testing.assert_close(model(images).anomaly_map, whole)
     assert max(seen) == 3 * 2 * 64 * 64
     assert sum(seen) == 5 * 6 * 2 * 64 * 64
