@@ -29,7 +29,16 @@ from anomalib_sgfr.features.embedding import default_size
 from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.fitting.accepting import Record
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
-from anomalib_sgfr.fitting.artefacts import BIT_DEPTH, bit_depth_of, check, damage
+from anomalib_sgfr.fitting.artefacts import (
+    ARGUMENTS,
+    BIT_DEPTH,
+    bit_depth_of,
+    changes,
+    check,
+    damage,
+    that_matter,
+    without_threshold,
+)
 from anomalib_sgfr.fitting.camera import FromCameras
 from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import learn, samplers_for
@@ -153,6 +162,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         if seed is not None and not -(2**63) <= seed < 2**64:
             msg = f"seed must be a whole number of 64 bits, got {seed}."
             raise ValueError(msg)
+        own_pre_processor = not isinstance(pre_processor, bool)
         if pre_processor is True:  # the default normalisation depends on the backbone
             size = default_size(backbone, layers) if image_size is None else as_size(image_size)
             pre_processor = self.configure_pre_processor(size, backbone)
@@ -172,7 +182,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         self.suspects: list[tuple[str, float]] = []
         self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur, pooling)
         self.accepted: Record | None = None
-        self.look_at(image_size, tile_size, tile_stride, roi)
+        self.look_at(image_size, tile_size, tile_stride, roi, own_pre_processor)
         self.bit_depth = bit_depth
         self.model.bit_depth = bit_depth or 8
         self._sampling = SubspaceSampling()
@@ -307,6 +317,11 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             raise ValueError(unmet)
         asked = sensitivities(self.post_processor)
         self.model.bit_depth = bit_depth_of(checkpoint, self.bit_depth)
+        changed = changes(checkpoint, self.hparams)
+        if changed:
+            logger.warning("%s: the threshold was chosen from other scores; choose it again.", ", ".join(changed))
+            if post_processor:
+                without_threshold(checkpoint)
         super().on_load_checkpoint(checkpoint)
         for name, value in asked.items():
             setattr(self.post_processor, name, value)
@@ -315,9 +330,10 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             checkpoint.pop("loops", None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as anomalib does, and the depth of pictures and the record of accepted images."""
+        """Save as anomalib does, the arguments that matter, the depth of pictures and the record of accepted images."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[BIT_DEPTH] = self.model.bit_depth
+        checkpoint[ARGUMENTS] = that_matter(self.hparams)
         if self.accepted is not None:
             checkpoint[_ACCEPTED] = self.accepted.plain()
 

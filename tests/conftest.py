@@ -125,6 +125,13 @@ def fit(model: Sgfr, datamodule: Folder, folder: Path, **arguments: object) -> E
     return engine
 
 
+def stored_bytes(model: Sgfr) -> int:
+    """Of what an exported file must hold: the backbone, and of each bank what its solver needs."""
+    tensors = list(model.model.embedder.extractor.parameters())
+    tensors += [bank.operator if model.hparams.solver == "ridge" else bank.atoms for bank in model.model.banks]
+    return sum(4 * tensor.numel() for tensor in tensors)
+
+
 def atoms(model: Sgfr) -> torch.Tensor:
     """All atoms of a fitted model, one after the other."""
     return torch.cat([bank.atoms.flatten() for bank in model.model.banks])

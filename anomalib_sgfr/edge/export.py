@@ -12,6 +12,7 @@ from typing import Any
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.models.components.base.export_mixin import ExportMixin
+from torch import nn
 
 from anomalib_sgfr.edge.quantisation import keeping_in_float, read_whole, resized_to_fit
 from anomalib_sgfr.features.pre_processing import steps_of
@@ -63,6 +64,19 @@ def whole(export_root: Path | str) -> Iterator[_Part]:
         yield _Part(Path(folder), root)
 
 
+@contextmanager
+def _out_of_place(model: nn.Module) -> Iterator[None]:
+    """Have activations make new tensors: writing over their input takes the exporter half as long again to trace."""
+    writing = [part for part in model.modules() if getattr(part, "inplace", False) is True]
+    for part in writing:
+        part.inplace = False  # type: ignore[assignment]  # of activations, a plain attribute
+    try:
+        yield
+    finally:
+        for part in writing:
+            part.inplace = True  # type: ignore[assignment]
+
+
 def _inscribe(file: Path, transform: Any, bit_depth: int) -> None:  # noqa: ANN401
     """Write into an ONNX file how a picture becomes what the model sees; what is made of the file keeps that."""
     import onnx  # comes with what exports need
@@ -111,7 +125,7 @@ class WholeExports(ExportMixin, ABC):
             raise ValueError(msg)
         options = {"opset_version": _ONNX_OPSET, "verbose": False, **kwargs}
         logger.info("Tracing the model for the export: half a minute or so.")
-        with whole(export_root) as part, quiet_loggers(*_EXPORTERS):
+        with whole(export_root) as part, quiet_loggers(*_EXPORTERS), _out_of_place(self.model):
             made = super().to_onnx(part.folder, model_file_name, input_size, **options)
             _inscribe(made, getattr(self.pre_processor, "transform", None), self._bit_depth)
             return part.done(made)

@@ -13,9 +13,22 @@ from lightning.pytorch import Trainer
 
 from anomalib_sgfr.features.embedding import resolve_layers
 
-__all__ = ["BIT_DEPTH", "Reason", "bit_depth_of", "check", "damage", "unreadable"]
+__all__ = [
+    "ARGUMENTS",
+    "BIT_DEPTH",
+    "Reason",
+    "bit_depth_of",
+    "changes",
+    "check",
+    "damage",
+    "that_matter",
+    "unreadable",
+    "without_threshold",
+]
 
-BIT_DEPTH = "sgfr_bit_depth"  # of a checkpoint
+# of a checkpoint
+BIT_DEPTH = "sgfr_bit_depth"
+ARGUMENTS = "sgfr_arguments"  # as fitted: Lightning puts those of `load_from_checkpoint` among the hyper-parameters
 _MATTERS = {"affine": ("num_atoms", "regularisation"), "omp": ("num_atoms",), "ridge": ("regularisation",)}
 _LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
 
@@ -38,6 +51,12 @@ def damage(path: Path | str | None) -> str | None:
     if path is None or not Path(path).is_file() or zipfile.is_zipfile(path):
         return None
     return f"'{path}' is not a whole checkpoint: it was cut short, or is another kind of file."
+
+
+def that_matter(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's arguments that its scores depend on, as plain data."""
+    names = ("backbone", "pooling", "solver", *_MATTERS[arguments.get("solver", "affine")], "blur")
+    return {name: arguments[name] for name in names if name in arguments}
 
 
 def check(
@@ -66,9 +85,8 @@ def check(
         raise ValueError(msg)
     fitted = checkpoint.get("hyper_parameters", {})
     # a bank is of no use to other embeddings, nor a threshold to other scores
-    for argument in ("backbone", "pooling", "solver", *_MATTERS[fitted.get("solver", "affine")], "blur"):
+    for argument, theirs in that_matter(fitted).items():
         ours = arguments.get(argument)
-        theirs = fitted.get(argument, ours)
         if theirs != ours:
             msg = (
                 f"{name} was fitted with {argument} '{theirs}', the model has '{ours}': "
@@ -84,6 +102,31 @@ def check(
     if not all(bool(torch.isfinite(bank).all()) for bank in banks):
         msg = f"the bank in {name} holds NaN or infinite values: the file is damaged; fit again."
         raise ValueError(msg)
+
+
+def changes(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments that scores depend on and that were asked for instead of those of the fit, in words.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As Lightning read it, and :func:`check` let it pass.
+        arguments (Mapping[str, Any]): Of the model to restore.
+    """
+    ours, fitted = that_matter(arguments), checkpoint.get(ARGUMENTS, {})
+    return [
+        f"{name} is {ours.get(name)!r}, and was {theirs!r} in the fit"
+        for name, theirs in fitted.items()
+        if name in ours and ours[name] != theirs
+    ]
+
+
+def without_threshold(checkpoint: dict[str, Any]) -> None:
+    """Take a threshold, and the scores that it rests on, out of a checkpoint that was read."""
+    config = checkpoint.get("anomalib_post_processor_config")
+    if config:
+        checkpoint["anomalib_post_processor_config"] = {**config, "evidence": None, "value": None}
+    for name, value in checkpoint["state_dict"].items():
+        if name in {"post_processor._image_threshold", "post_processor._pixel_threshold"}:
+            checkpoint["state_dict"][name] = torch.full_like(value, torch.nan)
 
 
 def bit_depth_of(checkpoint: Mapping[str, Any], given: int | None) -> int:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # in a checkpoint; one without the first is of a version that forgot its tiles
 _TILING = "sgfr_tiling"
+_CONFIG = "anomalib_pre_processor_config"
+_NOT_KEPT = "sgfr_transform_not_kept"
 _ROI = "sgfr_roi"  # its hyper-parameters are no witness: Lightning puts the arguments of a restored model there
 
 
@@ -65,6 +67,7 @@ class Framed(LightningModule):
         tile_size: int | Sequence[int] | None,
         tile_stride: int | Sequence[int] | None,
         roi: str | Path | None,
+        own_pre_processor: bool = False,
     ) -> None:
         """Take the arguments, once the model is made.
 
@@ -73,6 +76,7 @@ class Framed(LightningModule):
             tile_size (int | Sequence[int] | None): Height and width of a tile.
             tile_stride (int | Sequence[int] | None): From one tile to the next.
             roi (str | Path | None): Mask picture.
+            own_pre_processor (bool): Whether the pre-processor is the user's.
 
         Raises:
             ValueError: If they contradict each other or the backbone.
@@ -91,6 +95,7 @@ class Framed(LightningModule):
         self._given_tiling = None if tile_size is None else Tiling.given(tile_size, tile_stride, self._coarsest)
         self.model.tiler = None if self._given_tiling is None else self._given_tiling.tiler()
         self._roi = None if roi is None else str(roi)
+        self._has_own_pre_processor = own_pre_processor
         self._frame: Frame | None = None  # of what was learnt; nothing is known of it before a fit
 
     @property
@@ -186,15 +191,18 @@ class Framed(LightningModule):
         tiling = Tiling.of(self.model.tiler)
         checkpoint[_TILING] = None if tiling is None else tiling.plain()
         checkpoint[_ROI] = self._roi if self._frame is None else self._frame.roi
+        transform = getattr(self.pre_processor, "transform", None)
+        kept = checkpoint.get(_CONFIG, {}).get("transform")
+        checkpoint[_NOT_KEPT] = repr(transform) if transform is not None and kept is None else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore, and refuse what was asked for and is not what was learnt with.
 
         Raises:
-            ValueError: If image size, tiles or region differ.
+            ValueError: If pre-processor, image size, tiles or region differ.
         """
-        super().on_load_checkpoint(checkpoint)
         name = "the checkpoint"
+        self._take_pre_processor(checkpoint, name)
         made = made_size(self.pre_processor)
         if self._given_size is not None and made is not None and made != self._given_size:
             msg = (
@@ -210,6 +218,23 @@ class Framed(LightningModule):
             _require_same(self._asked_tiling(), tiling, name)
         self._frame = Frame(tiling, region.clone(), checkpoint.get(_ROI))
         self.look_as_learnt()
+
+    def _take_pre_processor(self, checkpoint: dict[str, Any], name: str) -> None:
+        """Restore, and refuse a pre-processor of the user's that is not what was learnt with."""
+        own = self.pre_processor if self._has_own_pre_processor else None
+        lost = checkpoint.get(_NOT_KEPT)
+        if lost and own is None:
+            msg = f"{name} was fitted with a pre_processor that no checkpoint can keep: pass it again. It did {lost}"
+            raise ValueError(msg)
+        transforms = {key: value for key, value in vars(own).items() if "transform" in key} if own is not None else {}
+        asked = own.checkpoint_config() if own is not None and hasattr(own, "checkpoint_config") and not lost else None
+        super().on_load_checkpoint(checkpoint)
+        if lost and own is not None:  # anomalib has put nothing in their place
+            vars(own).update(transforms)
+        elif asked is not None and asked != checkpoint.get(_CONFIG, asked if self.pre_processor else None):
+            its = "none" if self.pre_processor is None else repr(self.pre_processor.transform)
+            msg = f"{name} was fitted with another pre_processor: leave yours out, or fit again. It had {its}"
+            raise ValueError(msg)
 
 
 def _require_same(asked: Tiling | None, learnt: Tiling | None, name: str) -> None:

@@ -1,17 +1,21 @@
 """One frame after the other: both kinds of file are measured, each in a process of its own."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks import frames
+from benchmarks.common import engine
 
 
 @pytest.mark.usefixtures("traced_once")
 def test_measures_both_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "_TIMED", 2)
     monkeypatch.setattr(frames, "_SIZES", (64, 64))
+    tiny = partial(engine.fitted, backbone="test_resnet", layers=["layer1"], pre_trained=False, bank_size=50)
+    monkeypatch.setattr(engine, "fitted", tiny)
     assert frames.main(["--frames", "30", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "frames.json").read_text(encoding="utf-8"))
     assert [(row["kind"], row["frames"]) for row in rows] == [

@@ -13,7 +13,7 @@ from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
 
 from anomalib_sgfr import Sgfr
-from tests.conftest import folder_datamodule
+from tests.conftest import folder_datamodule, stored_bytes
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ def test_every_solver_exports_with_a_free_batch(solver: str, parts: Path, tmp_pa
     engine = another(tmp_path)
     engine.fit(model, datamodule=folder_datamodule(parts))
     path = engine.export(model, ExportType.OPENVINO, export_root=tmp_path)
+    assert path.with_suffix(".bin").stat().st_size < 1.05 * stored_bytes(model) + 500_000
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     model.eval()
     paths = sorted((parts / "bad").iterdir())[:2] + sorted((parts / "good_test").iterdir())[:1]

@@ -13,7 +13,7 @@ from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr, SgfrPostProcessor
-from tests.conftest import engine_in, folder_datamodule, small, write_image
+from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,9 +146,10 @@ def test_no_image_is_looked_for_when_something_else_failed(
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("export_type", [ExportType.TORCH, ExportType.OPENVINO])
 def test_a_failed_export_leaves_the_earlier_one(
-    export_type: ExportType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export_type: ExportType, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    model = small(backbone="test_resnet", layers=["layer1"], pre_trained=False, image_size=64)
+    fit(model, folder_datamodule(parts), tmp_path)
     path = engine_in(tmp_path).export(model, export_type, export_root=tmp_path)
     assert path is not None
     files = {file.name: file.read_bytes() for file in path.parent.iterdir()}

@@ -1,16 +1,28 @@
 """A checkpoint of other arguments is refused by name, unless it was asked for."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from anomalib.data import PredictDataset
+from anomalib.pre_processing import PreProcessor
+from torchvision.transforms.v2 import Resize, Transform, functional
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.bank import Bank
 from tests.conftest import engine_in, fit, folder_datamodule, small
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
+
+
+class Mirrored(Transform):
+    """A user's own, of which anomalib knows nothing."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        del params
+        return functional.horizontal_flip(functional.resize(inpt, [64, 64]))
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +75,48 @@ def test_other_arguments_that_were_asked_for_take_effect(checkpoint: Path) -> No
             assert bank.certificate().largest == expected.certificate().largest
         with torch.no_grad():
             assert torch.isfinite(model.model(images).anomaly_map).all()
+        assert not model.post_processor.is_set  # the threshold is of other scores
+        assert model.post_processor.basis == "nothing: there is none"
+    assert plain.post_processor.is_set
+
+
+def test_another_blur_leaves_no_threshold(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", blur=3.0)
+    assert not model.post_processor.is_set
+    assert "blur is 3.0, and was 2.0 in the fit: the threshold was chosen from other scores" in caplog.text
+    # what scores do not depend on, and what is as it was
+    assert Sgfr.load_from_checkpoint(
+        checkpoint, map_location="cpu", blur=2.0, seed=1, num_atoms=2
+    ).post_processor.is_set
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        Sgfr.configure_pre_processor((96, 96)),
+        PreProcessor(Resize((64, 64), antialias=True)),
+        PreProcessor(Mirrored()),
+        PreProcessor(),
+    ],
+)
+def test_another_pre_processor_is_refused(own: PreProcessor, checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    model = small(pre_processor=own, bank_size=50, solver="ridge", regularisation=0.01, blur=2.0)
+    with pytest.raises(ValueError, match=r"fitted with another pre_processor: .* It had Compose\("):
+        engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint))
+
+
+def test_a_transform_that_no_checkpoint_keeps_is_asked_for_again(parts: Path, tmp_path: Path) -> None:
+    def mirrored() -> Sgfr:
+        return small(pre_processor=PreProcessor(Mirrored()), bank_size=50)
+
+    model = mirrored()
+    path = str(fit(model, folder_datamodule(parts), tmp_path).best_model_path)
+    with pytest.raises(ValueError, match=r"that no checkpoint can keep: pass it again. It did Mirrored\("):
+        Sgfr.load_from_checkpoint(path)
+    image = PredictDataset(parts / "bad" / "00.png")
+    scores = [
+        float(engine_in(tmp_path).predict(each, dataset=image, ckpt_path=path)[0].pred_score)
+        for each in (mirrored(), model)
+    ]
+    assert scores[0] == scores[1]
