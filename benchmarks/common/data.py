@@ -7,7 +7,8 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
-from anomalib.data import AnomalibDataModule, AnomalibDataset, Folder
+from anomalib.data import AnomalibDataModule, AnomalibDataset, BTech, Folder, Kolektor, MVTecAD, Visa
+from anomalib.data.datasets.image import btech, mvtecad, visa
 from anomalib.data.utils import ValSplitMode
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,6 +19,7 @@ from anomalib_sgfr.data import ELPV, MTD
 
 __all__ = [
     "DATASETS",
+    "PARTS",
     "AlteredData",
     "add_training_images",
     "build",
@@ -27,7 +29,22 @@ __all__ = [
     "masks",
 ]
 
-DATASETS = ("mtd", "elpv-mono", "elpv-poly", "elpv-both", "folder")
+DATASETS = ("mtd", "elpv-mono", "elpv-poly", "elpv-both", "mvtec", "btech", "visa", "kolektor", "folder")
+# Of the data sets that have parts, each measured by itself: splits of one, categories of the others.
+PARTS: dict[str, tuple[str, ...]] = {
+    "mtd": ("canonical", "tile"),
+    "mvtec": mvtecad.CATEGORIES,
+    "btech": btech.CATEGORIES,
+    "visa": visa.CATEGORIES,
+}
+_SOURCES = {
+    "mtd": "the folder of `git clone https://github.com/abin24/Magnetic-tile-defect-datasets.`",
+    "mvtec": "MVTec AD in its own layout, a folder for each category",
+    "btech": "BTech in its own layout, the folders 01, 02 and 03",
+    "visa": "VisA in its own layout, a folder for each category and split_csv",
+    "kolektor": "KolektorSDD in its own layout, a folder for each commutator",
+    "folder": "it holds the folders good and bad",
+}
 
 
 class AlteredData(AnomalibDataModule):
@@ -56,6 +73,18 @@ class _ELPV(AlteredData, ELPV): ...
 class _Folder(AlteredData, Folder): ...
 
 
+class _MVTecAD(AlteredData, MVTecAD): ...
+
+
+class _BTech(AlteredData, BTech): ...
+
+
+class _Visa(AlteredData, Visa): ...
+
+
+class _Kolektor(AlteredData, Kolektor): ...
+
+
 def build(
     dataset: str,
     root: Path | None = None,
@@ -70,9 +99,9 @@ def build(
     Args:
         dataset (str): One of :data:`DATASETS`. ``folder`` is your own: ``good`` and ``bad`` under ``root``, and where
             they exist ``good_test`` and ``masks`` (of the names in ``bad``).
-        root (Path | None): Where the images are; needed by ``mtd`` and ``folder``.
-        split (str | None): Split of ``mtd``. Defaults to ``canonical``.
-        seed (int): Split of ``elpv-*`` and of ``folder``, and choice of the ``limit_train`` images.
+        root (Path | None): Where the images are; needed by all but ``elpv-*``.
+        split (str | None): One of :data:`PARTS`. Defaults to the first.
+        seed (int): Split of ``elpv-*``, ``kolektor`` and ``folder``, and choice of the ``limit_train`` images.
         limit_train (int | None): Number of training images to use; ``None`` for all.
         contamination (float | None): Share of the training images to be defective: so many of the defective test
             images, chosen by the seed, are trained on as if they were good, and not tested.
@@ -86,22 +115,26 @@ def build(
             defective ones than ``contamination`` asks for.
         FileNotFoundError: If the data is not there; the message says where it comes from.
     """
-    module: AlteredData
-    if dataset == "mtd":
-        if root is None:
-            msg = (
-                "--root is needed for mtd: the folder of "
-                "`git clone https://github.com/abin24/Magnetic-tile-defect-datasets.`"
-            )
-            raise ValueError(msg)
-        module = _MTD(root=root, split=split or "canonical", num_workers=num_workers)
-    elif dataset.startswith("elpv-"):
-        module = _ELPV(root=root, cell_type=dataset.removeprefix("elpv-"), split_seed=seed, num_workers=num_workers)
-    elif dataset == "folder":
-        if root is None:
-            msg = "--root is needed for folder: it holds the folders good and bad."
-            raise ValueError(msg)
-        module = _Folder(
+    module = _module(dataset, root, split, seed, num_workers)
+    if limit_train is not None:
+        module.changes.append(lambda: _limit(module, limit_train, seed))
+    if contamination:
+        module.changes.append(lambda: _contaminate(module, contamination, seed))
+    module.setup()
+    return module
+
+
+def _module(dataset: str, root: Path | None, split: str | None, seed: int, num_workers: int) -> AlteredData:
+    if dataset not in DATASETS:
+        msg = f"dataset must be one of {', '.join(DATASETS)}, got '{dataset}'."
+        raise ValueError(msg)
+    if dataset.startswith("elpv-"):
+        return _ELPV(root=root, cell_type=dataset.removeprefix("elpv-"), split_seed=seed, num_workers=num_workers)
+    if root is None:
+        msg = f"--root is needed for {dataset}: {_SOURCES[dataset]}."
+        raise ValueError(msg)
+    if dataset == "folder":
+        return _Folder(
             name=root.name,
             root=root,
             normal_dir="good",
@@ -112,15 +145,41 @@ def build(
             num_workers=num_workers,
             seed=seed,
         )
-    else:
-        msg = f"dataset must be one of {', '.join(DATASETS)}, got '{dataset}'."
+    if dataset == "kolektor":
+        module = _Kolektor(root=_there(root, dataset), num_workers=num_workers)
+        module.changes.append(lambda: _by_commutator(module, seed))
+        return module
+    split = split or PARTS[dataset][0]
+    if split not in PARTS[dataset]:
+        msg = f"{dataset} has no '{split}'; it has {', '.join(PARTS[dataset])}."
         raise ValueError(msg)
-    if limit_train is not None:
-        module.changes.append(lambda: _limit(module, limit_train, seed))
-    if contamination:
-        module.changes.append(lambda: _contaminate(module, contamination, seed))
-    module.setup()
-    return module
+    if dataset == "mtd":
+        return _MTD(root=root, split=split, num_workers=num_workers)
+    _there(root / split, dataset)
+    if dataset == "visa":
+        of_visa = _Visa(root=root, category=split, num_workers=num_workers)
+        of_visa.prepare_data()  # what is there, laid out by its split
+        return of_visa
+    kind = {"mvtec": _MVTecAD, "btech": _BTech}[dataset]
+    return kind(root=root, category=split, num_workers=num_workers)
+
+
+def _there(folder: Path, dataset: str) -> Path:
+    if not folder.is_dir():
+        msg = f"there is no folder '{folder}': --root is {_SOURCES[dataset]}."
+        raise FileNotFoundError(msg)
+    return folder
+
+
+def _by_commutator(module: AlteredData, seed: int) -> None:
+    """Keep all surfaces of one commutator on one side: good ones of half of the commutators are trained on."""
+    samples = pd.concat([module.train_data.samples, module.test_data.samples]).sort_values("image_path")
+    commutators = samples["item"].drop_duplicates()
+    to_fit = samples["item"].isin(commutators.sample(frac=0.5, random_state=seed))
+    for data, chosen in ((module.train_data, to_fit & (samples["label_index"] == 0)), (module.test_data, ~to_fit)):
+        rows = samples[chosen].reset_index(drop=True)
+        rows.attrs.update(data.samples.attrs)
+        data.samples = rows
 
 
 def kinds(samples: pd.DataFrame, paths: Sequence[str] | None = None) -> NDArray[np.str_]:

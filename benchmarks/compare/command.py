@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = {spec.key for spec in specs}
     report.write(options.out)
     records = [record for record in read(results) if record.key in wanted]
-    _say(report.table(records))
+    _say("\n\n".join(filter(None, (report.table(records), report.averages(records)))))
     _say(f"Tables and plots: {options.out / 'README.md'}")
     return int(any(record.error is not None for record in records))
 
@@ -64,8 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True, choices=data.DATASETS)
-    parser.add_argument("--root", type=Path, help="folder of the images (mtd, folder)")
-    parser.add_argument("--split", type=_names, default=None, help="mtd: canonical, tile, or both with a comma")
+    parser.add_argument("--root", type=Path, help="folder of the images; elpv-* need none")
+    parser.add_argument("--split", type=_names, help="mtd: canonical, tile, or both with a comma")
+    parser.add_argument(
+        "--category", dest="split", type=_names, help="mvtec, btech, visa: some, with commas; default those in --root"
+    )
     parser.add_argument("--models", type=_names, default=list(MODELS), help="of: " + ", ".join(MODELS))
     parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="a timm name")
     parser.add_argument("--image-size", type=int, default=256, help="height and width in pixels")
@@ -83,10 +86,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [model for model in options.models if model not in MODELS]
     if unknown:
         parser.error(f"--models: unknown {', '.join(unknown)}; choose from {', '.join(MODELS)}")
-    if options.dataset != "mtd" and options.split:
-        parser.error("--split: only mtd has splits")
+    parts = data.PARTS.get(options.dataset, ())
+    if options.split and not parts:
+        parser.error(f"--split: {options.dataset} has none")
     if options.dataset == "mtd":
         options.split = options.split or ["canonical"]
+    elif parts and options.root is not None and not options.split:
+        options.split = [part for part in parts if (options.root / part).is_dir()] or None
     options.out = options.out or Path("runs/compare") / options.dataset
     try:
         for split in options.split or [None]:  # say what is wrong with the data before the first long run

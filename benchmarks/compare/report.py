@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.common.records import METRICS, Record, read, write_text
 from benchmarks.compare.plots import plot_curves, plot_examples, plot_trade
-from benchmarks.compare.rows import NAMES, changes, data_title, model_title, rows_by_data
+from benchmarks.compare.rows import NAMES, Row, changes, data_title, model_title, rows_by_data
 
-__all__ = ["table", "write"]
+__all__ = ["averages", "table", "write"]
 
 _MOST_DRAWN = 4  # data sets; of more, only tables: pictures would bury them
 _NOTES = "Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the images."
@@ -64,6 +64,37 @@ def table(records: Iterable[Record]) -> str:
             lines.append(f"| {model_title(row.spec)}{failures} | {len(row.finished)} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def averages(records: Iterable[Record]) -> str:
+    """Markdown tables of means over the categories of a data set, of models that ran on all of them; may be empty."""
+    of_model: dict[tuple[str, str], dict[str, Row]] = {}
+    categories: dict[str, set[str]] = {}
+    for data, rows in rows_by_data(records).items():
+        for row in rows:
+            name, part = row.spec.dataset, row.spec.split
+            if name == "mtd" or part is None or not row.finished:
+                continue
+            whole = data.replace(f"{name} {part}", name, 1)
+            categories.setdefault(whole, set()).add(part)
+            of_model.setdefault((whole, model_title(row.spec)), {})[part] = row
+    parts = []
+    for whole, of in categories.items():
+        complete = {model: rows for (data, model), rows in of_model.items() if data == whole and rows.keys() == of}
+        if len(of) < 2 or not complete:  # noqa: PLR2004
+            continue
+        lines = [f"### {whole}, mean of {len(of)} categories", "", "| model | " + " | ".join(METRICS) + " |"]
+        lines.append("|---|" + "---|" * len(METRICS))
+        for model, of_category in complete.items():
+            means = [_mean([row.median(_metric(name)) for row in of_category.values()]) for name in METRICS]
+            lines.append(f"| {model} | " + " | ".join(_format(mean, "percent") for mean in means) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _format(value: float | None, style: str) -> str:
@@ -146,13 +177,14 @@ def write(folder: Path) -> None:
             file for kind in ("trade", "curves", "examples") if (folder / (file := f"{name}-{kind}.png")).exists()
         ]
     commands = (folder / "commands.txt").read_text(encoding="utf-8")
-    defects = _per_defect(records)
+    defects, means = _per_defect(records), averages(records)
     parts = [
         f"# {folder.name}",
         _NOTES,
         *([_PATCHCORE] if any(record.model == "patchcore" for record in records) else []),
         f"```sh\n{commands}```",
         table(records),
+        *([means] if means else []),
         f"## Where Sgfr loses\n\n{_losses(records)}",
         *([f"## Image AUROC by kind of defect\n\n{defects}"] if defects else []),
         *(f"![{picture.removesuffix('.png')}]({picture})" for picture in pictures),

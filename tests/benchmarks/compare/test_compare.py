@@ -1,5 +1,6 @@
 """The comparison: what it plans, how it resumes, and one real run of it on small images."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_the_command_is_kept_with_what_its_memory_depends_on(
         (["--dataset", "mtd"], "git clone"),
         (["--dataset", "mtd", "--root", "nowhere"], "git clone"),
         (["--dataset", "elpv-mono", "--models", "efficientad"], "efficientad"),
-        (["--dataset", "elpv-mono", "--split", "tile"], "only mtd"),
+        (["--dataset", "elpv-mono", "--split", "tile"], "has none"),
         (["--dataset", "elpv-mono", "--limit-train", "100000"], "limit_train"),
         (["--dataset", "elpv-mono", "--set", "sgfr.colour=1"], "colour"),
         (["--dataset", "elpv-mono", "--set", "bank_size=1"], "MODEL.ARGUMENT=VALUE"),
@@ -255,3 +256,20 @@ def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path
     assert max(len(curve[0]) for curve in kept.values()) <= 300
     for picture in ("trade", "curves", "examples"):
         assert (tmp_path / f"folder-6-training-images-{picture}.png").stat().st_size > 1000
+
+
+def test_categories_are_averaged_of_models_that_ran_on_all() -> None:
+    def of(category: str, model: str, value: float, seed: int = 0) -> Record:
+        return dataclasses.replace(record_of(model, seed, value), dataset="mvtec", split=category)
+
+    records = [
+        of("bottle", "sgfr", 0.9),
+        of("bottle", "sgfr", 0.8, 1),
+        of("bottle", "sgfr", 0.99, 2),
+        of("grid", "sgfr", 0.7),
+        of("grid", "padim", 0.6),
+    ]
+    (line,) = [line for line in report.averages(records).splitlines() if line.startswith(("| Sgfr", "| Padim"))]
+    assert line.startswith("| Sgfr | 80.0 | 80.0 | - |")
+    assert "mvtec (b, 256 px), mean of 2 categories" in report.averages(records)
+    assert report.averages(records[:3]) == report.averages([record_of("sgfr", 0)]) == ""
