@@ -114,8 +114,9 @@ def engine_in(folder: Path, **arguments: object) -> Engine:
 
 
 def small(**arguments: object) -> Sgfr:
-    """Build a model with a small bank, without pictures and metrics."""
-    return Sgfr(**{"bank_size": 200, "visualizer": False, "evaluator": False, **arguments})  # type: ignore[arg-type]
+    """Build a model of small images with a small bank, without pictures and metrics."""
+    size = {} if "pre_processor" in arguments else {"image_size": 128}
+    return Sgfr(**{"bank_size": 200, "visualizer": False, "evaluator": False, **size, **arguments})  # type: ignore[arg-type]
 
 
 def fit(model: Sgfr, datamodule: Folder, folder: Path, **arguments: object) -> Engine:

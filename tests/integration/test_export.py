@@ -250,7 +250,7 @@ def test_tiles_and_region_are_in_every_exported_file(parts: Path, tmp_path: Path
     inside[5:, :80] = 255
     Image.fromarray(inside).save(tmp_path / "roi.png")
     model = Sgfr(
-        "resnet18",
+        "test_resnet",
         pre_trained=False,
         bank_size=100,
         image_size=size,
