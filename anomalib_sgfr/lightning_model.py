@@ -44,6 +44,7 @@ from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import learn, samplers_for
 from anomalib_sgfr.fitting.making import make
 from anomalib_sgfr.fitting.suspects import write_suspects
+from anomalib_sgfr.inspection.deep_visualizer import DeepVisualizer
 from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor, sensitivities
 from anomalib_sgfr.inspection.quiet import QuietRun
 from anomalib_sgfr.inspection.score_table import ScoreTable
@@ -222,6 +223,11 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
     def configure_post_processor() -> SgfrPostProcessor:
         """Build the default post-processor, whose threshold needs no defect."""
         return SgfrPostProcessor()
+
+    @classmethod
+    def configure_visualizer(cls) -> DeepVisualizer:
+        """Build the default visualizer, which shows pictures of any depth."""
+        return DeepVisualizer()
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach what samples, what tells the scores and what keeps quiet; the user's own if the trainer has one."""

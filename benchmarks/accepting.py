@@ -36,7 +36,7 @@ __all__ = ["main", "report"]
 _ALARMS = 0.2
 _ACCEPTED = 20
 _IMAGES = 300
-_DATA = ("mtd:tile", "elpv-mono", "elpv-poly")
+_DATA = ("mtd:tile", "elpv-mono")
 _WAYS = {"before": "before", "accepted": "20 accepted", "refit": "fitted again with the 20"}
 
 

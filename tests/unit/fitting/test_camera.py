@@ -230,3 +230,21 @@ def test_a_loader_of_somebody_elses_is_read_too(
     scores = torch.cat([batch.pred_score for batch in flat])
     assert torch.equal(scores[:4], scores[4:])
     assert float(scores[0]) == pytest.approx(engine_score(model, camera / "bad" / "0.tif", tmp_path), abs=1e-5)
+
+
+def test_result_pictures_show_what_the_camera_saw(camera: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        write(tmp_path / "parts" / "more" / f"{index}.png", (frame(300 + index) >> 4).astype(np.uint8))
+    module = data(camera, normal_test_dir=[camera / "good_test", tmp_path / "parts" / "more"])
+    model = model_for(visualizer=True)
+    engine = fit(model, module, tmp_path)
+    engine.test(model, datamodule=module)
+    drawn = {path.parent.name + "/" + path.name: path for path in tmp_path.rglob("images/**/*.*") if path.is_file()}
+    assert len(drawn) == 10
+    for name, source in (("bad/0.tif", camera / "bad" / "0.tif"), ("good_test/1.tif", camera / "good_test" / "1.tif")):
+        with Image.open(drawn[name]) as opened:
+            shown = np.asarray(opened.convert("RGB").crop((0, 0, 256, 256)).resize(INPUT, Image.Resampling.BOX), float)
+        expected = np.asarray(Image.open(source), float) / 4095 * 255
+        difference = np.abs(shown[20:, :, 0] - expected[20:])  # the name of the field stands above
+        assert np.median(difference) < 6
+    assert {str(path) for path in module.test_data.samples.image_path} >= {str(camera / "bad" / "0.tif")}
