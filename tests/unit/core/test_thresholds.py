@@ -1,5 +1,8 @@
 """Thresholds: the rate of false alarms is what was asked for, and separated scores are separated."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -41,7 +44,12 @@ def test_a_smaller_rate_never_lowers_the_threshold(number: int) -> None:
 
 @pytest.mark.parametrize(
     ("scores", "rate", "message"),
-    [([], 0.1, "needs finite"), ([np.nan], 0.1, "needs finite"), ([1.0], 0.0, "between 0 and 1"), ([1.0], 1.0, "rate")],
+    [
+        ([], 0.1, "needs finite"),
+        ([1.0, np.nan], 0.1, "needs finite"),
+        ([1.0], 0.0, "between 0 and 1"),
+        ([1.0], 1.0, "rate"),
+    ],
 )
 def test_bad_input_is_refused(scores: list[float], rate: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -115,3 +123,29 @@ def test_equal_scores_are_all_called_anomalous_or_none() -> None:
         assert dividing_threshold([score], [score, score]) < score
     with pytest.raises(ValueError, match="finite"):
         dividing_threshold([], [1.0])
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 7, 9, 19, 39, 40, 99])
+@pytest.mark.parametrize("share", [Fraction(1, 100), Fraction(1, 20), Fraction(1, 10), Fraction(1, 5), Fraction(1, 2)])
+def test_the_threshold_is_that_of_the_formula(number: int, share: Fraction) -> None:
+    """The order statistic by exact counting; beyond it, an exponential tail by sums written out."""
+    scores = sorted(np.random.default_rng(number).exponential(size=number).tolist())
+    found = alarm_threshold(scores[::-1], float(share))
+    rank = math.ceil((number + 1) * (1 - share))
+    if rank <= number:
+        assert found == scores[rank - 1]
+        return
+    most = max(round(number / 4), 1)
+    tail, base = scores[number - most :], scores[max(number - most - 1, 0)]
+    mean_excess = sum(score - base for score in tail) / len(tail)
+    expected = base + mean_excess * math.log(len(tail) / (number + 1) / float(share))
+    assert found == pytest.approx(max(expected, scores[-1]), rel=1e-12)
+
+
+def test_of_equal_f1_the_one_with_the_fewest_alarms_is_chosen_half_way_to_the_next() -> None:
+    # above 4: 1 of 2, no alarm; above 0: 2 of 2, 2 alarms; both 2/3
+    assert dividing_threshold([2.0, 3.0], [1.0, 5.0]) == 4.0
+    # no number lies between: the lower one itself, which is no alarm then
+    below = np.nextafter(5.0, 0.0)
+    assert dividing_threshold([below], [5.0]) == below
+    assert dividing_threshold([1.0, below], [0.5, 5.0, 6.0]) == below
