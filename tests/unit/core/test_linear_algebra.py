@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_sgfr.core.linear_algebra import ridge_spectrum, safe_reciprocal, spd_inverse
+from anomalib_sgfr.core.linear_algebra import middle, ridge_spectrum, safe_reciprocal, spd_inverse
 
 
 def gram(rank: int, size: int, dtype: torch.dtype = torch.float64, number: int = 7) -> torch.Tensor:
@@ -69,3 +69,29 @@ def test_directions_that_rounding_makes_are_null() -> None:
         bank[0, 0], bank[1, 1] = 3.0, 3.0 * energy**0.5
         assert ridge_spectrum(bank, 0.0)[3].tolist() == wanted
         assert ridge_spectrum(bank.T, 0.0)[3].tolist() == wanted
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 64, 65, 1000])
+def test_the_middle_is_the_mean_unless_outliers_take_it_along(number: int) -> None:
+    points = torch.randn(number, 5, dtype=torch.float64) + 3.0
+    torch.testing.assert_close(middle(points), points.mean(0))
+    if number < 7:
+        return
+    points[3] = 1e12
+    found = middle(points)
+    some = points[:: max(1, number // 64)]
+    torch.testing.assert_close(found, some.sort(0).values[(len(some) + 1) // 2 - 1])  # the lower median of some
+    assert (found - 3.0).abs().max() < 2.0
+
+
+def test_the_middle_of_groups_is_their_mean() -> None:
+    """A spread that most points share is no outlier's."""
+    points = torch.randn(100, 2)
+    points[40:] += 50.0
+    torch.testing.assert_close(middle(points), points.mean(0))
+    # the spread of most points, 2, times a hundred is the least distance of mean and median that counts
+    near, far = torch.randn(1000, 2), torch.randn(1000, 2)
+    near[0], far[0] = 5e4, 5e5
+    torch.testing.assert_close(middle(near), near.mean(0))
+    assert middle(far).abs().max() < 1.0
+    assert middle(torch.empty(0, 3)).shape == (3,)
