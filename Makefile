@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo check test lint mutate docs dist bench bench-mtd bench-edge clean help
+.PHONY: demo check test lint mutate docs dist bench bench-mtd bench-mvtec bench-edge clean help
 
 help:
 	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 to 3.14 and pip)"
@@ -18,6 +18,7 @@ help:
 	@echo "make dist   build the distributions, check them, and train from a fresh environment"
 	@echo "make bench  compare with Patchcore and Padim on solar cells"
 	@echo "make bench-edge  exported models: answers, size and latency"
+	@echo "make bench-mvtec ROOT=...  the comparison on MVTec AD, hours"
 	@echo "make bench-mtd ROOT=...  the full comparison on magnetic tiles, hours"
 
 $(BIN)/python:
@@ -72,6 +73,10 @@ bench: $(INSTALLED)-demo
 
 bench-edge: $(INSTALLED)-dev
 	$(BIN)/python -m benchmarks.edge --cases bare,sgfr-1000,sgfr-5000,padim --out runs/bench-edge
+
+bench-mvtec: $(INSTALLED)-demo
+	@test -n "$(ROOT)" || { echo 'Say where MVTec AD is, a folder for each category: make bench-mvtec ROOT=DIR'; exit 2; }
+	$(BENCH) --dataset mvtec --root "$(ROOT)" --models sgfr,patchcore,padim --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench-mvtec
 
 bench-mtd: $(INSTALLED)-demo
 	@test -n "$(ROOT)" || { echo 'Say where the images are: make bench-mtd ROOT=DIR, after'; \

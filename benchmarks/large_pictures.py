@@ -139,8 +139,7 @@ def report(folder: Path) -> None:
         "`python -m benchmarks.large_pictures`: spots, scratches and smudges of 6 to 20 pixels, drawn into made",
         "pictures of 1,500 x 2,000 pixels, a brushed surface under uneven light. Accuracy in percent; pixels are",
         f"counted by squares of 4 x 4. {_TRAINED} good pictures to fit to; {_GOOD} good ones and {_EACH} of each",
-        "size are scored. One thread; seconds are medians. Memory is",
-        "what scoring a picture adds at its peak.",
+        "size are scored. One thread; seconds are medians. Memory is what scoring a picture adds at its peak.",
         "",
         "| the model sees | " + " | ".join(f"image AUROC, {size} px" for size in sizes) + " | all | pixel AP | AUPRO | "
         "s a picture | MiB | s to fit |",
