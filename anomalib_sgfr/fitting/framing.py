@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from anomalib.callbacks.tiler_configuration import TilerConfigurationCallback
+from anomalib.pre_processing.utils.spec import spec_to_transform
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
@@ -220,21 +221,23 @@ class Framed(LightningModule):
         self.look_as_learnt()
 
     def _take_pre_processor(self, checkpoint: dict[str, Any], name: str) -> None:
-        """Restore, and refuse a pre-processor of the user's that is not what was learnt with."""
-        own = self.pre_processor if self._has_own_pre_processor else None
+        """Restore; first refuse a pre-processor of the user's that is not what was learnt with."""
+        own: Any = self.pre_processor if self._has_own_pre_processor else None
         lost = checkpoint.get(_NOT_KEPT)
         if lost and own is None:
             msg = f"{name} was fitted with a pre_processor that no checkpoint can keep: pass it again. It did {lost}"
             raise ValueError(msg)
-        transforms = {key: value for key, value in vars(own).items() if "transform" in key} if own is not None else {}
-        asked = own.checkpoint_config() if own is not None and hasattr(own, "checkpoint_config") and not lost else None
+        if not lost and hasattr(own, "checkpoint_config"):
+            had_one = checkpoint.get("anomalib_components_enabled", {}).get("pre_processor", True)
+            config = checkpoint.get(_CONFIG) if had_one else {}
+            if config is not None and config != own.checkpoint_config():
+                its = repr(spec_to_transform(config["transform"])) if config else "none"
+                msg = f"{name} was fitted with another pre_processor: leave yours out, or fit again. It had {its}"
+                raise ValueError(msg)
+        transforms = {key: value for key, value in vars(own).items() if "transform" in key} if lost else {}
         super().on_load_checkpoint(checkpoint)
-        if lost and own is not None:  # anomalib has put nothing in their place
-            vars(own).update(transforms)
-        elif asked is not None and asked != checkpoint.get(_CONFIG, asked if self.pre_processor else None):
-            its = "none" if self.pre_processor is None else repr(self.pre_processor.transform)
-            msg = f"{name} was fitted with another pre_processor: leave yours out, or fit again. It had {its}"
-            raise ValueError(msg)
+        if own is not None:
+            vars(own).update(transforms)  # in whose place anomalib has put nothing
 
 
 def _require_same(asked: Tiling | None, learnt: Tiling | None, name: str) -> None:

@@ -102,8 +102,19 @@ def test_another_blur_leaves_no_threshold(checkpoint: Path, caplog: pytest.LogCa
 )
 def test_another_pre_processor_is_refused(own: PreProcessor, checkpoint: Path, parts: Path, tmp_path: Path) -> None:
     model = small(pre_processor=own, bank_size=50, solver="ridge", regularisation=0.01, blur=2.0)
+    transform = own.transform
     with pytest.raises(ValueError, match=r"fitted with another pre_processor: .* It had Compose\("):
         engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint))
+    assert model.pre_processor is own
+    assert own.transform is transform  # as it was
+
+
+def test_a_pre_processor_for_what_was_fitted_without_is_refused(parts: Path, tmp_path: Path) -> None:
+    path = str(fit(small(pre_processor=False, bank_size=50), folder_datamodule(parts), tmp_path).best_model_path)
+    other = small(pre_processor=SMALL_IMAGES, bank_size=50)
+    with pytest.raises(ValueError, match=r"fitted with another pre_processor: .* It had none"):
+        engine_in(tmp_path).predict(other, dataset=PredictDataset(parts / "bad"), ckpt_path=path)
+    assert other.pre_processor is SMALL_IMAGES
 
 
 def test_a_transform_that_no_checkpoint_keeps_is_asked_for_again(parts: Path, tmp_path: Path) -> None:
