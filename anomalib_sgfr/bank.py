@@ -13,13 +13,15 @@ from anomalib_sgfr.core.certificate import ScaleCertificate, certify
 from anomalib_sgfr.core.cover import Cover, moved
 from anomalib_sgfr.core.loops import mapped
 from anomalib_sgfr.core.search import Index, search_index
+from anomalib_sgfr.core.self_expression import left_out_distance
 
-__all__ = ["Bank", "BankState"]
+__all__ = ["Bank", "BankState", "nominal_residual"]
 
 # Largest number of values one chunk of patches may hold in temporary tensors: 64 MiB of float32.
 _CHUNK_VALUES = 2**24
 _EXPONENT = 14  # of the largest value in 16 bits, which go up to 2^16
 _LEAST = 2.0**-100  # a bank smaller than that is one of zeros; its unit is still a normal number
+_LEAST_SHARE = 1e-3  # of the atoms' length
 _EXPORTED_PATCHES = 2048  # rebuilt at once in an exported graph
 
 
@@ -31,16 +33,40 @@ class BankState(NamedTuple):
         threshold (float): Distance above which the sampler would have taken another atom; where a later fit that adds
             to these atoms goes on.
         thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``, ``uint8``.
+        nominal (float | None): What residuals are measured by, see :func:`nominal_residual`; ``None`` to find it anew.
     """
 
     cover: Cover
     threshold: float = 0.0
     thumbnails: Tensor | None = None
+    nominal: float | None = None
 
     def rows(self, index: Tensor) -> "BankState":
         """Some of the atoms, by index or mask."""
         pictures = None if self.thumbnails is None else self.thumbnails[index]
         return self._replace(cover=self.cover.rows(index), thumbnails=pictures)
+
+
+def nominal_residual(atoms: Tensor, num_atoms: int, regularisation: float) -> float:
+    """Length that scales of different embeddings are made alike by: what atoms leave of a nominal patch not among them.
+
+    The mean over the atoms of what the others leave of each, by the ``"affine"`` solver: known when the fit ends,
+    without another pass, and as fair to one training image as to a thousand.
+
+    Args:
+        atoms (Tensor): Shape ``(M, d)``.
+        num_atoms (int): Size of the support.
+        regularisation (float): As the solver takes it.
+
+    Returns:
+        float: At least a thousandth of the atoms' own length, which is the measure where there is no other; of atoms
+        that are all zero, one.
+    """
+    length = float(atoms.double().square().sum(1).mean().sqrt())
+    found = float(left_out_distance(atoms, num_atoms, regularisation).double().mean()) if len(atoms) > 1 else 0.0
+    if found == 0.0:
+        found = length
+    return max(found, _LEAST_SHARE * length) or 1.0
 
 
 class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
@@ -58,6 +84,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         radius, count, squares, origin (Tensor): What each atom stands for and where it was seen, as in
             :class:`~anomalib_sgfr.core.cover.Cover`.
         threshold, thumbnails (Tensor): As in :class:`BankState`; no thumbnails are an empty tensor.
+        nominal (Tensor): What residuals are measured by, ``float32``, see :func:`nominal_residual`.
         index_atoms, index_centre, operator (Tensor): What follows from the atoms and the arguments: the search index of
             ``"affine"``, and the residual operator of ``"ridge"``, shape ``(d, d)``. Never stored.
 
@@ -73,6 +100,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     origin: Tensor
     threshold: Tensor
     thumbnails: Tensor
+    nominal: Tensor
     operator: Tensor
     index_atoms: Tensor
     index_centre: Tensor
@@ -98,7 +126,8 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             ("thumbnails", torch.uint8),
         ):
             self.register_buffer(name, torch.empty(0, dtype=dtype))
-        self.register_buffer("unit", torch.ones((), dtype=torch.float32))
+        for name in ("unit", "nominal"):
+            self.register_buffer(name, torch.ones((), dtype=torch.float32))
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
         for name in self._DERIVED:
             self.register_buffer(name, torch.empty(0, dtype=torch.float32), persistent=False)
@@ -129,15 +158,23 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     @property
     def state(self) -> BankState:
         """All that is kept; ``set(*state)`` takes it up again."""
-        return BankState(self.cover, float(self.threshold), self.thumbnails if self.thumbnails.numel() else None)
+        thumbnails = self.thumbnails if self.thumbnails.numel() else None
+        return BankState(self.cover, float(self.threshold), thumbnails, float(self.nominal))
 
-    def set(self, bank: Tensor | Cover, threshold: float = 0.0, thumbnails: Tensor | None = None) -> None:
+    def set(
+        self,
+        bank: Tensor | Cover,
+        threshold: float = 0.0,
+        thumbnails: Tensor | None = None,
+        nominal: float | None = None,
+    ) -> None:
         """Take atoms into use, replacing any earlier ones, in 16 bits each value; the bounds account for the rounding.
 
         Args:
             bank (Tensor | Cover): Atoms, shape ``(M, d)``, or atoms with what they stand for.
             threshold (float): As in :class:`BankState`.
             thumbnails (Tensor | None): As in :class:`BankState`.
+            nominal (float | None): As in :class:`BankState`.
         """
         cover = bank if isinstance(bank, Cover) else Cover.of(bank.to(home(bank.device)))
         place = cover.atoms.device
@@ -153,6 +190,9 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         self.threshold = torch.tensor(threshold, dtype=torch.float64, device=place)
         none = torch.empty(0, dtype=torch.uint8, device=device)
         self.thumbnails = none if thumbnails is None else thumbnails.clone().to(device)
+        if nominal is None:
+            nominal = nominal_residual(cover.atoms, self.num_atoms, self.regularisation)
+        self.nominal = torch.tensor(nominal, dtype=torch.float32, device=device)
         self._derive()
 
     def some(self, atoms: Tensor) -> "Bank":
@@ -165,6 +205,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             return self
         fewer = Bank(self.solver, self.num_atoms, self.regularisation)
         fewer.stored, fewer.unit = self.stored[atoms.to(self.stored.device)], self.unit
+        fewer.nominal = self.nominal
         fewer._derive()  # of this class
         return fewer
 
@@ -178,8 +219,11 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             self.operator = self_expression.ridge_operator(self.atoms, self.regularisation)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
-        """Read what version 0.1 stored: one grid for all origins, in 64 bits, and the operator."""
+        """Read what earlier versions stored: one grid for all origins, in 64 bits; the operator."""
         state.pop(f"{prefix}operator", None)
+        if f"{prefix}stored" in state:
+            # residuals were taken as they are
+            state.setdefault(f"{prefix}nominal", torch.ones((), dtype=torch.float32))
         grid = state.pop(f"{prefix}grid", None)
         if grid is not None:
             origin = state[f"{prefix}origin"]
@@ -205,8 +249,9 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         self._derive()
 
     def certificate(self) -> ScaleCertificate:
-        """Bound the residual of every nominal patch the bank was learnt from."""
-        return certify(self.cover, self.solver, self.num_atoms, self.regularisation)
+        """Bound the residual of every nominal patch the bank was learnt from, in units of ``nominal``."""
+        found = certify(self.cover, self.solver, self.num_atoms, self.regularisation)
+        return found.over(float(self.nominal))
 
     def residuals(self, patches: Tensor) -> Tensor:
         """Length of what cannot be rebuilt of each patch, in chunks of bounded memory.
@@ -226,7 +271,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             return torch.cat([self._length(chunk) for chunk in chunks])
 
     def residual_map(self, embedding: Tensor) -> Tensor:
-        """The same for embedding maps.
+        """The same for embedding maps, in units of ``nominal``.
 
         Args:
             embedding (Tensor): Shape ``(B, d, h, w)``.
@@ -243,7 +288,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             found = self._exported(patches, columns)
         else:
             found = self.residuals(patches.reshape(-1, width))
-        return found.reshape(batch, 1, rows, columns)
+        return found.reshape(batch, 1, rows, columns) / self.nominal
 
     def _exported(self, patches: Tensor, columns: int) -> Tensor:
         """Residuals inside an exported graph, image by image, or by parts of a large image."""

@@ -35,6 +35,8 @@ class Inspection(NamedTuple):
         mask (NDArray[np.bool_] | None): What is anomalous, shape ``(H, W)``.
         window (tuple[int, int, int, int]): The part of the frame that is inspected, all of it unless the model crops:
             top, left, bottom, right.
+        place (tuple[int, int] | None): Row and column of the pixel that raised the score, which need not be the map's
+            largest; ``None`` from an ONNX or OpenVINO file, which does not tell.
     """
 
     score: float
@@ -42,6 +44,7 @@ class Inspection(NamedTuple):
     map: NDArray[np.float32]
     mask: NDArray[np.bool_] | None
     window: tuple[int, int, int, int]
+    place: tuple[int, int] | None = None
 
 
 class _Model(ABC):
@@ -52,7 +55,7 @@ class _Model(ABC):
 
     @abstractmethod
     def predict(self, picture: NDArray[np.float32]) -> Mapping[str, Any]:
-        """``pred_score``, ``anomaly_map`` and perhaps ``pred_label`` and ``pred_mask``, of a picture ``(H, W, 3)``."""
+        """``pred_score``, ``anomaly_map`` and perhaps ``pred_label``, ``pred_mask``, ``place``, of ``(H, W, 3)``."""
 
 
 class Inspector:
@@ -117,13 +120,14 @@ class Inspector:
         size = image.shape[:2]
         found = self._model.predict(image)
         over = placed(self._model.steps, size)
-        label, mask = found.get("pred_label"), found.get("pred_mask")
+        label, mask, place = (found.get(name) for name in ("pred_label", "pred_mask", "place"))
         return Inspection(
             score=float(np.ravel(found["pred_score"])[0]),
             label=None if label is None else bool(np.ravel(label)[0]),
             map=_laid(found["anomaly_map"], over, size),
             mask=None if mask is None else _laid(mask, over, size) > 0.5,  # noqa: PLR2004
             window=over.window(size),
+            place=None if place is None else over.pixel(place, np.shape(found["anomaly_map"])[-2:], size),
         )
 
 
@@ -161,10 +165,11 @@ class _Torch(_Model):
         with torch.inference_mode():
             image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
             prepared = image if self._transform is None else self._transform(image)
-            found: Any = self._model.model(prepared[None].to(self._model.device))
+            heard = self._model.model.hear(prepared[None].to(self._model.device))
+            found: Any = heard.predicted
             if self._model.post_processor is not None:
                 found = self._model.post_processor(found)
-            values = found._asdict().items()
+            values = {**found._asdict(), "place": heard.places[0]}.items()
             return {name: value.numpy(force=True) for name, value in values if value is not None}
 
 

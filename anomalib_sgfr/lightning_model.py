@@ -14,12 +14,12 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.callbacks import SubspaceSampling
-from anomalib_sgfr.core.arguments import Pooling, Solver
+from anomalib_sgfr.core.arguments import BankPer, Pooling, Solver
 from anomalib_sgfr.core.casts import home
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.sampling import SubspaceSampler
@@ -36,12 +36,14 @@ from anomalib_sgfr.fitting.artefacts import (
     changes,
     check,
     damage,
+    earlier_layers,
+    require_widths,
     that_matter,
     without_threshold,
 )
 from anomalib_sgfr.fitting.camera import FromCameras
 from anomalib_sgfr.fitting.framing import Framed, as_size
-from anomalib_sgfr.fitting.learning import learn, samplers_for
+from anomalib_sgfr.fitting.learning import bank_sizes, learn, samplers_for
 from anomalib_sgfr.fitting.making import make
 from anomalib_sgfr.fitting.suspects import write_suspects
 from anomalib_sgfr.inspection.deep_visualizer import DeepVisualizer
@@ -76,21 +78,23 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
     Args:
         backbone (str): Name of a timm model, convolutional or transformer. The default's weights come with this
             package. Defaults to ``"tf_efficientnet_lite0"``.
-        layers (Sequence[str] | None): Backbone layers to take features from. Layers of one stride make a scale, those
-            finer than stride 8 join it, and each scale has a bank of its own. ``None`` takes the stages of stride 8 and
-            16 (``layer2`` and ``layer3`` of a ResNet). Defaults to ``None``.
+        layers (Sequence[str] | None): Backbone layers that the anomaly map hears, each alike. ``None`` takes the stages
+            of stride 4, 8 and 16 (``layer1`` to ``layer3`` of a ResNet); of a plain transformer, the blocks that end
+            its first half and its first three quarters. Defaults to ``None``.
         pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5 with weights that fall
             off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to ``"binomial"``.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
-        bank_size (int): Largest number of nominal embeddings (atoms) kept of each scale, whatever the size of the data
-            set. Defaults to ``5000``.
+        bank_size (int | Sequence[int] | None): Most nominal embeddings (atoms) kept of each scale, whatever the size of
+            the data set: one number, or one for each scale, the finest first. ``None`` takes 1,000 up to stride 8,
+            5,000 beyond, and 3,000 from stride 32. Defaults to ``None``.
         solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from atoms picked
             greedily, ``"ridge"`` from all. Defaults to ``"affine"``.
         num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by ``"ridge"``. Defaults to ``5``.
         regularisation (float): Ridge penalty on the coefficients, relative to the data's own scale; not used by
             ``"omp"``. Defaults to ``0.001``.
-        tolerance (float): Value of the raw anomaly map, shared equally among the scales, within which nominal patches
-            need no atom of their own: banks stay smaller than ``bank_size`` if that suffices. Defaults to ``0.0``.
+        tolerance (float): Euclidean length, in units of the embeddings and shared equally among the scales, within
+            which nominal patches need no atom of their own: banks stay smaller than ``bank_size`` if that suffices.
+            Defaults to ``0.0``.
         update (bool): Whether a fit adds to the bank of an earlier one, from a checkpoint or of this object, without
             the images of that one, instead of starting afresh. Defaults to ``False``.
         blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the model's input;
@@ -115,6 +119,12 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         bit_depth (int | None): Bits that the camera gives, 8 to 16, where files of 16 bits do not say. ``None`` takes
             the smallest of 8, 10, 12, 14 and 16 that hold the training images' values, or a checkpoint's. Given, it
             vouches for the training images too: they are not refused for their looks. Defaults to ``None``.
+        score_layers (Sequence[str] | None): Backbone layers that the image's score hears: the verdict gains by a deeper
+            stage that would blur the map. ``None`` takes ``layers``, if these are given or the backbone is a plain
+            transformer; otherwise the stages of stride 8, 16 and 32, of the last of which the first block where it has
+            several. Defaults to ``None``.
+        bank_per (BankPer): ``"layer"`` for a bank of each layer; ``"stride"`` for one of all layers of a grid that are
+            heard in the same. Defaults to ``"layer"``.
         pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to
             ``image_size`` and normalises as the backbone was trained. Defaults to ``True``.
         post_processor (nn.Module | bool): Post-processor, or whether to use the default one, a
@@ -132,7 +142,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         layers: Sequence[str] | None = None,
         pooling: Pooling = "binomial",
         pre_trained: bool = True,
-        bank_size: int = 5000,
+        bank_size: int | Sequence[int] | None = None,
         solver: Solver = "affine",
         num_atoms: int = 5,
         regularisation: float = 1e-3,
@@ -147,15 +157,14 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         tile_stride: int | tuple[int, int] | None = None,
         roi: str | None = None,
         bit_depth: int | None = None,
+        score_layers: Sequence[str] | None = None,
+        bank_per: BankPer = "layer",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        SubspaceSampler(bank_size, tolerance)  # refuses what is out of range
-        if solver != "ridge" and num_atoms > bank_size:
-            msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({bank_size})."
-            raise ValueError(msg)
+        SubspaceSampler(1, tolerance)  # refuses what is out of range
         if not 0.0 <= trim <= 0.5:  # noqa: PLR2004
             msg = f"trim must lie between 0 and 0.5, got {trim}."
             raise ValueError(msg)
@@ -165,7 +174,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             raise ValueError(msg)
         own_pre_processor = not isinstance(pre_processor, bool)
         if pre_processor is True:  # the default normalisation depends on the backbone
-            size = default_size(backbone, layers) if image_size is None else as_size(image_size)
+            size = default_size(backbone, layers, score_layers) if image_size is None else as_size(image_size)
             pre_processor = self.configure_pre_processor(size, backbone)
         super().__init__(
             pre_processor=pre_processor,
@@ -181,8 +190,15 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         self.trim = trim
         self.thumbnails = thumbnails
         self.suspects: list[tuple[str, float]] = []
-        self.model: SgfrModel = SgfrModel(backbone, layers, solver, num_atoms, regularisation, blur, pooling)
+        self.model: SgfrModel = SgfrModel(
+            backbone, layers, solver, num_atoms, regularisation, blur, pooling, score_layers, bank_per
+        )
+        fewest = min(bank_sizes(self.model.embedder.scales, bank_size))
+        if solver != "ridge" and num_atoms > fewest:
+            msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({fewest})."
+            raise ValueError(msg)
         self.accepted: Record | None = None
+        self.places: Tensor | None = None  # of the latest batch, where each score was raised: row and column of the map
         self.look_at(image_size, tile_size, tile_stride, roi, own_pre_processor)
         self.bit_depth = bit_depth
         self.model.bit_depth = bit_depth or 8
@@ -278,9 +294,8 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
 
     def new_samplers(self) -> list[SubspaceSampler]:
         """Samplers for a fit that starts now, one for each scale, with the banks it adds to, if any."""
-        return samplers_for(
-            self.model.banks, self.bank_size, self.tolerance, self.update, global_rank=self.trainer.global_rank
-        )
+        sizes = bank_sizes(self.model.embedder.scales, self.bank_size)
+        return samplers_for(self.model.banks, sizes, self.tolerance, self.update, global_rank=self.trainer.global_rank)
 
     def images_known(self) -> list[str]:
         """Paths of the images that atoms of the bank which a fit adds to come from."""
@@ -314,7 +329,11 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
                 depend on, or a bank is not finite.
         """
         path = getattr(self._trainer, "ckpt_path", None)
-        check(checkpoint, self.hparams, self.model.embedder.layers, path)
+        check(checkpoint, self.hparams, path)
+        earlier = earlier_layers(checkpoint)
+        if earlier is not None:
+            self._be_earlier(earlier)
+        require_widths(checkpoint, self.model.embedder.widths)
         post_processor = self._own_post_processor
         stored = checkpoint.get("anomalib_post_processor_config")
         fits = self._trainer is not None and self.trainer.state.fn == "fit"
@@ -334,6 +353,15 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         self.accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
         if self.update:
             checkpoint.pop("loops", None)
+
+    def _be_earlier(self, layers: list[str]) -> None:
+        """Build the model again as it was when map and score heard the same layers, with a bank for each stride."""
+        self.hparams.update({"layers": layers, "score_layers": layers, "bank_per": "stride"})
+        names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "pooling")
+        arguments = {name: self.hparams[name] for name in (*names, "layers", "score_layers", "bank_per")}
+        other = SgfrModel(**arguments).to(self.device)
+        other.bit_depth, other.tiler = self.model.bit_depth, self.model.tiler
+        self.model = other.train(self.model.training)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save as anomalib does, the arguments that matter, the depth of pictures and the record of accepted images."""
@@ -376,16 +404,17 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             raise ValueError(msg)
         self.require_good_looks()
         post_processor = self._own_post_processor
+        earlier = self.model.learnt if self.update else None
         # what validation will show comes later
         due = post_processor and not (post_processor.learns_from_validation and self.trainer.validating)
         made = make(
             self.model,
-            learn(self._sampling.samplers, self._sampling.images, stay=self.update),
+            learn(self._sampling.samplers, self._sampling.images, earlier),
             self.pre_processor,
             self.training_images(),
             trim=self.trim,
             thumbnails=self.thumbnails,
-            earlier=self.model.learnt if self.update else None,
+            earlier=earlier,
             scored=post_processor.nominal_evidence if post_processor and due else None,
         )
         if made.suspects and self.trainer.is_global_zero:
@@ -409,7 +438,11 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
                 self._warn_of_outliers(bank)
                 logger.info("Learnt a bank of %d atoms x %d from %d patches.", *bank.atoms.shape, scale.patches)
             logger.info("Certified: each rebuilt to within %.4g, on average within %.4g.", found.largest, found.mean)
-        measured = {"certified_residual": found.largest, "certified_mean_residual": found.mean}
+        measured = {
+            "certified_residual": found.largest,
+            "certified_mean_residual": found.mean,
+            "certified_score": found.largest_score,
+        }
         for destination in self.trainer.loggers:
             destination.log_metrics(measured, self.trainer.global_step)
 
@@ -475,7 +508,10 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             STEP_OUTPUT: The batch with ``anomaly_map`` and ``pred_score``.
         """
         del args, kwargs
-        return batch.update(**self.model(batch.image)._asdict())
+        images: Any = batch.image
+        heard = self.model.hear(images)
+        self.places = heard.places
+        return batch.update(**heard.predicted._asdict())
 
     def on_test_start(self) -> None:
         """Refuse to test a model that is not fitted."""

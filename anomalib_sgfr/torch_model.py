@@ -12,17 +12,17 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_sgfr.bank import Bank, BankState
-from anomalib_sgfr.core.arguments import Pooling
+from anomalib_sgfr.core.arguments import BankPer, Pooling
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.geometry import touched
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from anomalib_sgfr.features.tiling import embed_tiles
 from anomalib_sgfr.smoothing import Blur, interpolate
 
-__all__ = ["Learnt", "SgfrModel"]
+__all__ = ["Ears", "Learnt", "SgfrModel"]
 
 _LEAST = 1e-12  # weight of the patches around a pixel that has none
-_SMOOTHING = 16  # matrices kept, of the latest sizes: a map of two scales takes four
+_SMOOTHING = 32  # matrices kept, of the latest sizes: a map of four scales takes eight
 
 
 class Learnt(NamedTuple):
@@ -37,6 +37,30 @@ class Learnt(NamedTuple):
     images: list[str]
 
 
+class Ears(NamedTuple):
+    """What is heard of an image's residuals.
+
+    Attributes:
+        anomaly_map (Tensor): The sum over the scales that the map hears, shape ``(B, 1, H, W)``.
+        score_map (Tensor): The sum over those that the score hears, of the same shape: the score is its maximum.
+    """
+
+    anomaly_map: Tensor
+    score_map: Tensor
+
+    @property
+    def predicted(self) -> InferenceBatch:
+        """Map and score, shape ``(B,)``, as anomalib takes them."""
+        return InferenceBatch(anomaly_map=self.anomaly_map, pred_score=self.score_map.amax(dim=(1, 2, 3)))
+
+    @property
+    def places(self) -> Tensor:
+        """Row and column of the pixel that raised each score, shape ``(B, 2)``, ``int64``."""
+        highest = self.score_map.flatten(1).argmax(1)
+        columns = self.score_map.shape[-1]
+        return torch.stack((highest // columns, highest % columns), 1)
+
+
 class SgfrModel(DynamicBufferMixin, nn.Module):
     """Score images by how badly banks of nominal patch embeddings, one for each scale, rebuild their patches.
 
@@ -45,7 +69,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     Args:
         backbone (str): Name of a timm model. Defaults to ``"tf_efficientnet_lite0"``.
-        layers (Sequence[str] | None): Layers to take features from; ``None`` for the stages of stride 8 and 16.
+        layers (Sequence[str] | None): Layers that the anomaly map hears; ``None`` for the stages of stride 4, 8 and 16.
         solver (str): See :class:`~anomalib_sgfr.bank.Bank`; so for ``num_atoms`` and ``regularisation``.
         num_atoms (int): Size of the support. Defaults to ``5``.
         regularisation (float): Strength of the ridge penalty. Defaults to ``0.001``.
@@ -53,6 +77,10 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             none. Defaults to ``4.0``.
         pooling (Pooling): How features are averaged with their neighbours, ``"binomial"`` or ``"box"``; see
             :func:`~anomalib_sgfr.features.embedding.pool`. Defaults to ``"binomial"``.
+        score_layers (Sequence[str] | None): Layers that the score hears; ``None`` for ``layers``, if these are given,
+            or the stages of stride 8, 16 and 32.
+        bank_per (BankPer): Whether each layer has a bank, or each stride; see
+            :func:`~anomalib_sgfr.features.embedding.scales_of`. Defaults to ``"layer"``.
 
     Attributes:
         banks (Sequence[Bank]): A :class:`~anomalib_sgfr.bank.Bank` for each scale, the finest first.
@@ -79,16 +107,18 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         regularisation: float = 1e-3,
         blur: float = 4.0,
         pooling: Pooling = "binomial",
+        score_layers: Sequence[str] | None = None,
+        bank_per: BankPer = "layer",
     ) -> None:
         super().__init__()
         if not 0.0 <= blur < float("inf"):
             msg = f"blur must be a finite number of pixels, at least 0, got {blur}."
             raise ValueError(msg)
         self.tiler: Tiler | None = None
-        self.embedder = PatchEmbedder(backbone, layers, pooling)
+        self.embedder = PatchEmbedder(backbone, layers, pooling, score_layers, bank_per)
         self.blur: nn.Module = Blur(blur) if blur > 0 else nn.Identity()
         self.banks = nn.ModuleList(  # type: ignore[assignment]  # it is one, but does not say of what
-            Bank(solver, num_atoms, regularisation) for _ in range(self.embedder.scales)
+            Bank(solver, num_atoms, regularisation) for _ in self.embedder.scales
         )
         self.register_buffer("image_paths", torch.empty(0, dtype=torch.uint8))
         self.register_buffer("region", torch.empty(0, dtype=torch.uint8))
@@ -173,7 +203,12 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             RuntimeError: If the model is not fitted.
         """
         self._require_banks()
-        return Certificate(tuple(bank.certificate() for bank in self.banks))
+        scales = self.embedder.scales
+        return Certificate(
+            tuple(bank.certificate() for bank in self.banks),
+            tuple(scale.in_map for scale in scales),
+            tuple(scale.in_score for scale in scales),
+        )
 
     def forward(self, images: Tensor) -> list[Tensor] | InferenceBatch:
         """Embed images (training mode) or score them (evaluation mode).
@@ -183,15 +218,18 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
         Returns:
             list[Tensor] | InferenceBatch: In training mode as :meth:`embed`. In evaluation mode ``anomaly_map`` of
-            shape ``(B, 1, H, W)``, in units of the embeddings' Euclidean length, and ``pred_score`` of shape ``(B,)``,
-            the map's maximum.
+            shape ``(B, 1, H, W)``, and ``pred_score`` of shape ``(B,)``, the maximum of the score map: both in units of
+            what is left of nominal patches, summed over the scales that each hears, see :class:`Ears`.
 
         Raises:
             RuntimeError: In evaluation mode, if the model is not fitted.
             ValueError: If an embedding is not finite.
         """
-        embeddings = self.embed(images)
-        return embeddings if self.training else self.score(embeddings, images.shape[-2:])
+        return self.embed(images) if self.training else self.hear(images).predicted
+
+    def hear(self, images: Tensor) -> Ears:
+        """What :meth:`forward` is made of in evaluation mode, with the place that raised the score."""
+        return self.combine(self.residual_maps(self.embed(images)), images.shape[-2:])
 
     def embed(self, images: Tensor) -> list[Tensor]:
         """Embed images, tile by tile if there is a tiler; what lies outside the region is not seen, if there is one.
@@ -249,14 +287,14 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             RuntimeError: If the model is not fitted.
             ValueError: If an embedding is not finite.
         """
-        anomaly_map = self.combine(self.residual_maps(embeddings, banks), size)
-        return InferenceBatch(anomaly_map=anomaly_map, pred_score=anomaly_map.amax(dim=(1, 2, 3)))
+        return self.combine(self.residual_maps(embeddings, banks), size).predicted
 
     def residual_maps(self, embeddings: Sequence[Tensor], banks: Sequence[Bank] | None = None) -> list[Tensor]:
         """What the banks cannot rebuild; arguments as :meth:`score`.
 
         Returns:
-            list[Tensor]: Length of the residual of each patch, for each scale of shape ``(B, 1, h, w)``.
+            list[Tensor]: Length of the residual of each patch over the bank's ``nominal``, for each scale of shape
+            ``(B, 1, h, w)``.
         """
         self._require_banks()
         chosen = self.banks if banks is None else banks
@@ -264,31 +302,48 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         inside = self.patches_inside([part.shape[-2:] for part in found])
         return found if inside is None else [part * mask for part, mask in zip(found, inside, strict=True)]
 
-    def combine(self, residuals: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Make one map of all scales' residuals: the sum of each, interpolated (bilinear) and smoothed by the Gaussian.
+    def combine(self, residuals: Sequence[Tensor], size: Sequence[int]) -> Ears:
+        """Make maps of all scales' residuals: the sum of each, interpolated (bilinear) and smoothed by the Gaussian.
 
-        With a region, what is smoothed is averaged over patches inside it alone, and the map is zero outside.
+        With a region, what is smoothed is averaged over patches inside it alone, and the maps are zero outside.
 
         Args:
             residuals (Sequence[Tensor]): Of each scale, shape ``(B, 1, h, w)``, ``float32``.
-            size (Sequence[int]): Height and width ``(H, W)`` of the map.
+            size (Sequence[int]): Height and width ``(H, W)`` of the maps.
 
         Returns:
-            Tensor: Shape ``(B, 1, H, W)``.
+            Ears: Shapes ``(B, 1, H, W)``.
+        """
+        lengths = [*size, *(length for part in residuals for length in part.shape[-2:])]
+        if self.region.numel() or all(isinstance(length, int) for length in lengths):
+            return self._heard(self.smoothed(residuals, size))
+        # unknown while exporting: one Gaussian of each sum
+        summed = self._heard([interpolate(part, size) for part in residuals])
+        return Ears(*(self.blur(heard) for heard in summed))
+
+    def smoothed(self, residuals: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
+        """What each scale adds to :meth:`combine`, whose arguments these are.
+
+        Returns:
+            list[Tensor]: Of each scale, shape ``(B, 1, H, W)``.
         """
         inside = self.patches_inside([part.shape[-2:] for part in residuals])
-        if inside is not None:
-            with torch.autocast(residuals[0].device.type, enabled=False):
-                weights = [self._spread(mask[None, None].float(), size) for mask in inside]
-                spread = [self._spread(part, size) for part in residuals]
-                means = [part / weight.clamp_min(_LEAST) for part, weight in zip(spread, weights, strict=True)]
-                return torch.where(self.region > 0, reduce(torch.add, means), torch.zeros_like(means[0]))
-        lengths = [*size, *(length for part in residuals for length in part.shape[-2:])]
-        if not all(isinstance(length, int) for length in lengths):  # unknown while exporting
-            blurred: Tensor = self.blur(reduce(torch.add, [interpolate(part, size) for part in residuals]))
-            return blurred
         with torch.autocast(residuals[0].device.type, enabled=False):
-            return reduce(torch.add, [self._smooth(part, size) for part in residuals])
+            spread = [self._spread(part, size) for part in residuals]
+            if inside is None:
+                return spread
+            weights = [self._spread(mask[None, None].float(), size) for mask in inside]
+            means = [part / weight.clamp_min(_LEAST) for part, weight in zip(spread, weights, strict=True)]
+            return [torch.where(self.region > 0, mean, torch.zeros_like(mean)) for mean in means]
+
+    def _heard(self, parts: Sequence[Tensor]) -> Ears:
+        """Sums of what each ear hears; one sum where both hear the same."""
+        scales = self.embedder.scales
+        anomaly_map = reduce(torch.add, [part for part, scale in zip(parts, scales, strict=True) if scale.in_map])
+        if all(scale.in_map == scale.in_score for scale in scales):
+            return Ears(anomaly_map, anomaly_map)
+        score = [part for part, scale in zip(parts, scales, strict=True) if scale.in_score]
+        return Ears(anomaly_map, reduce(torch.add, score))
 
     def _spread(self, residuals: Tensor, size: Sequence[int]) -> Tensor:
         """Interpolation and Gaussian of one scale."""

@@ -66,7 +66,7 @@ def _by_blur(scores: list[Tensor], masks: NDArray[np.bool_]) -> Iterator[dict[st
     """Metrics of residuals ``(B, 1, h, w)`` of each scale against masks ``(B, H, W)``, by each Gaussian in turn."""
     regions, kinds = label_regions(masks), np.where(masks.any((1, 2)), "drawn", "good")
     for blur in _BLURS:
-        maps = SgfrModel(blur=blur).combine(scores, masks.shape[1:])[:, 0].numpy()
+        maps = SgfrModel(blur=blur).combine(scores, masks.shape[1:]).anomaly_map[:, 0].numpy()
         metrics = accuracy(maps.max((1, 2)), kinds, pixel_scores(maps, regions))["metrics"]
         yield {"blur": blur, **{name: metrics[name] for name in _METRICS}}
 

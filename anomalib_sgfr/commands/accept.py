@@ -127,7 +127,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str]) -> tuple[int, int]:
     if not processor.is_set:
         msg = "the checkpoint has no threshold, so nothing was called anomalous: `anomalib-sgfr threshold` sets one."
         raise ValueError(msg)
-    threshold = processor.label_threshold
+    threshold, peak = processor.label_threshold, processor.peak_threshold
     model.eval()
     additions: list[Addition] = []
     refused = 0
@@ -137,7 +137,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str]) -> tuple[int, int]:
         for path in files:
             image = read_prepared(path, model.pre_processor, model.model.bit_depth)
             before = _score(current, current.embed(image[None]), image.shape[-2:])
-            addition = novel(current, image, path, threshold)
+            addition = novel(current, image, path, threshold, peak)
             if addition is None:
                 print(f"{path}: is no alarm (raw score {before:.4g}, threshold {threshold:.4g}): nothing to add")
                 continue
@@ -192,9 +192,9 @@ def _recalibrate(model: "Sgfr", known: _Known, before: float) -> None:
     if processor.value is not None or not processor.evidence.scores:
         print(f"{told}, as it was: it rests on {processor.basis}.")
         return
-    pixel = float(processor.pixel_threshold)  # where defects suggest it, apart from the other
+    pixel = processor.pixel_by_defects
     processor.evidence = rescored(processor.evidence, model.model, model.pre_processor, processor.group)
-    processor.choose(None if pixel == float(processor.image_threshold) else pixel)
+    processor.choose(pixel)
     now = processor.label_threshold
     turned = known.turned(None, model.model, before, now)
     if turned:

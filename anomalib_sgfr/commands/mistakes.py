@@ -9,7 +9,14 @@ from types import FrameType
 
 __all__ = ["in_one_line", "in_words"]
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "Sequence": "a list",
+}
 _HOMES = {"model": "anomalib.models", "data": "anomalib.data"}
 
 

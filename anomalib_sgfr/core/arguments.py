@@ -2,5 +2,6 @@
 
 from typing import Literal
 
+BankPer = Literal["layer", "stride"]
 Pooling = Literal["binomial", "box"]
 Solver = Literal["affine", "omp", "ridge"]

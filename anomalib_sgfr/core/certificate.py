@@ -1,6 +1,7 @@
 """The certificate of a bank: how badly any nominal patch that was seen can be rebuilt, without seeing it again."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True)
 class ScaleCertificate:
-    """Bounds on the residual of every nominal patch of one scale seen in a fit, in the units of the anomaly map.
+    """Bounds on the residual of every nominal patch of one scale seen in a fit.
 
     Attributes:
         patches (int): Number of patches.
@@ -33,6 +34,14 @@ class ScaleCertificate:
     bounds: Tensor
     means: Tensor
     counts: Tensor
+
+    def over(self, unit: float) -> "ScaleCertificate":
+        """The same in another unit, given in the present one."""
+        if unit == 1.0:
+            return self
+        bounds, means = self.bounds / unit, self.means / unit
+        largest, mean = self.largest / unit * _ROUNDING, self.mean / unit * _ROUNDING
+        return replace(self, largest=largest, mean=mean, bounds=bounds, means=means)
 
     def histogram(self, bins: int = 20) -> tuple[Tensor, Tensor]:
         """Histogram that bounds the distribution of residuals: each patch at the bound of its atom.
@@ -56,16 +65,21 @@ class ScaleCertificate:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Bounds of all scales together.
+    """Bounds of all scales together, in the units of the anomaly map.
 
-    The anomaly map is the sum over scales of residuals, each averaged with weights that sum to one. So ``largest``
-    bounds the maps of the training images.
+    The map is the sum over the scales that it hears of their residuals, each averaged with weights that sum to one; the
+    score is the maximum of such a sum over those that it hears. So ``largest`` and ``largest_score`` bound the maps and
+    the scores of the training images.
 
     Attributes:
         scales (tuple[ScaleCertificate, ...]): Of each scale, the finest first.
+        in_map (tuple[bool, ...]): Which of them the map hears.
+        in_score (tuple[bool, ...]): Which of them the score hears.
     """
 
     scales: tuple[ScaleCertificate, ...]
+    in_map: tuple[bool, ...]
+    in_score: tuple[bool, ...]
 
     @property
     def patches(self) -> int:
@@ -74,13 +88,21 @@ class Certificate:
 
     @property
     def largest(self) -> float:
-        """No sum of residuals over scales is larger."""
-        return sum(scale.largest for scale in self.scales)
+        """No sum of residuals over the map's scales is larger."""
+        return sum(scale.largest for scale in self._heard(self.in_map))
 
     @property
     def mean(self) -> float:
-        """Sum over scales of what the residuals average to at most."""
-        return sum(scale.mean for scale in self.scales)
+        """Sum over the map's scales of what the residuals average to at most."""
+        return sum(scale.mean for scale in self._heard(self.in_map))
+
+    @property
+    def largest_score(self) -> float:
+        """No training image has a larger score."""
+        return sum(scale.largest for scale in self._heard(self.in_score))
+
+    def _heard(self, flags: Sequence[bool]) -> list[ScaleCertificate]:
+        return [scale for scale, heard in zip(self.scales, flags, strict=True) if heard]
 
 
 @torch.no_grad()

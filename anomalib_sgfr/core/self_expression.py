@@ -23,6 +23,7 @@ __all__ = [
     "affine",
     "affine_distance",
     "check_arguments",
+    "left_out_distance",
     "omp",
     "ridge",
     "ridge_code",
@@ -31,6 +32,7 @@ __all__ = [
 
 _TIE = 1e-6  # relative difference of squared distances that rounding may turn round
 _WELL_CONDITIONED = 1e-4  # regularisation from which float32 solves the normal equations as they are
+_ROWS = 1024
 
 
 class Expression(NamedTuple):
@@ -135,10 +137,45 @@ def affine_distance(
         return affine(target, bank, num_atoms, regularisation).residual.norm(dim=1)
     _check(target, bank, num_atoms=num_atoms, regularisation=regularisation)
     target_, bank_ = _working(target), _working(bank)
-    k = min(num_atoms, bank.shape[0])
     index = search_index(bank_) if index is None else index
-    support = nearest(target_, index, min(k + 1, bank.shape[0]))
-    negative = functional.pad(index.centre - target_, (0, 1))
+    support = nearest(target_, index, min(num_atoms + 1, bank.shape[0]))
+    return _distance(target_, index, support, min(num_atoms, bank.shape[0]), regularisation).to(target.dtype)
+
+
+def left_out_distance(bank: Tensor, num_atoms: int, regularisation: float = 0.0) -> Tensor:
+    """Length of what the other atoms of a bank leave of each: :func:`affine_distance` without the atom itself.
+
+    Args:
+        bank (Tensor): Nominal vectors, shape ``(M, d)``, floating point.
+        num_atoms (int): Size of the support; all others if there are no more.
+        regularisation (float): Strength of the penalty; 1e-4 if it is less.
+
+    Returns:
+        Tensor: Lengths, shape ``(M,)``. Zero for an atom that has no other beside it.
+
+    Raises:
+        ValueError: As :func:`affine`.
+    """
+    _check(bank, bank, num_atoms=num_atoms, regularisation=regularisation)
+    bank_ = _working(bank)
+    others = bank.shape[0] - 1
+    if others == 0:
+        return torch.zeros_like(bank[:, 0])
+    index = search_index(bank_)
+    found = []
+    for rows in torch.arange(len(bank_), device=bank.device).split(_ROWS):
+        support = nearest(bank_[rows], index, min(num_atoms + 2, others + 1))
+        own = support == rows[:, None]
+        own[:, -1] |= ~own.any(1)  # copies of the atom may have crowded it out
+        support = support[~own].reshape(len(rows), -1)
+        k = min(num_atoms, others)
+        found.append(_distance(bank_[rows], index, support, k, max(regularisation, _WELL_CONDITIONED)))
+    return torch.cat(found).to(bank.dtype)
+
+
+def _distance(target: Tensor, index: Index, support: Tensor, k: int, regularisation: float) -> Tensor:
+    """Lengths for targets whose nearest atoms are known: ``k``, and one more unless that is the whole bank."""
+    negative = functional.pad(index.centre - target, (0, 1))
     # the squared length beside each atom is masked, not cut off, which would make an exported graph hold the bank twice
     mask = functional.pad(torch.ones_like(index.centre), (0, 1))
     offsets = (index.atoms[support] + negative.unsqueeze(1)) * mask  # (N, k+1, d+1)
@@ -156,7 +193,7 @@ def affine_distance(
         work = work[:, 1:] - (work[:, :1] - eye[:, step : step + 1]) * row
     code = work[:, 0] / work[:, 0].sum(0)
     length = (code * (gram * code).sum(1)).sum(0)
-    return (length.clamp_min(0.0) * scale).sqrt().to(target.dtype)
+    return (length.clamp_min(0.0) * scale).sqrt()
 
 
 def _weights(squared: Tensor, k: int) -> Tensor:

@@ -65,6 +65,21 @@ class Placement(NamedTuple):
         )
         return top, left, bottom, right
 
+    def pixel(self, place: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
+        """Pixel of the frame under the centre of one of a map's.
+
+        Args:
+            place (Sequence[int]): Row and column in the map.
+            shape (Sequence[int]): Height and width of the map.
+            size (Sequence[int]): Height and width of the frame.
+        """
+        axes = [axis.resized(length) for axis, length in zip(self, shape, strict=True)]
+        row, column = (
+            min(max(math.floor(axis.offset + (at + 0.5) * axis.step), 0), length - 1)
+            for axis, at, length in zip(axes, map(int, place), size, strict=True)
+        )
+        return row, column
+
 
 def placed(steps: Sequence[Step], size: Sequence[int]) -> Placement:
     """Follow a frame through what a pre-processor does to it.

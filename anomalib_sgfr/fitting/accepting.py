@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_sgfr.bank import Bank, BankState
+from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core.cover import Cover
 from anomalib_sgfr.core.geometry import origins, to_patches
 from anomalib_sgfr.core.selection import farthest_first
@@ -95,7 +95,7 @@ class Step(NamedTuple):
 
 
 def added(learnt: Learnt, additions: Sequence[Addition]) -> Learnt:
-    """Banks with new atoms after those they have, which stay as they are."""
+    """Banks with new atoms after those they have, which stay as they are, as does what residuals are measured by."""
     images = list(learnt.images)
     numbers = []
     for addition in additions:
@@ -111,44 +111,55 @@ def added(learnt: Learnt, additions: Sequence[Addition]) -> Learnt:
             cover = cover.joined(Cover.of(atoms, origin.int()))
             if addition.thumbnails is not None and pictures:
                 pictures.append(addition.thumbnails[scale].to(cover.atoms.device))
-        states.append(BankState(cover, state.threshold, torch.cat(pictures) if pictures else None))
+        states.append(state._replace(cover=cover, thumbnails=torch.cat(pictures) if pictures else None))
     return Learnt(states, images)
 
 
 @torch.no_grad()
-def novel(model: SgfrModel, image: Tensor, path: str, threshold: float) -> Addition | None:
+def novel(
+    model: SgfrModel, image: Tensor, path: str, threshold: float, mask_threshold: float | None = None
+) -> Addition | None:
     """What of an image is new, so that it is no alarm any more.
 
-    At the places where the map is near the threshold or above: patches farther from all atoms than the bank resolves,
-    farthest first. If that is not enough, at more places.
+    At the places where what a scale is heard in is near its threshold or above: patches farther from all atoms than the
+    bank resolves, farthest first. If that is not enough, at more places.
 
     Args:
         model (SgfrModel): A fitted model in evaluation mode.
         image (Tensor): Pre-processed, shape ``(3, H, W)``.
         path (str): Its file.
         threshold (float): Of the raw score.
+        mask_threshold (float | None): Of the raw map; ``None`` for that of the score.
 
     Returns:
         Addition | None: What is new; ``None`` if the image is no alarm.
     """
+    scales = model.embedder.scales
+    # of the map, and of the score
+    limits = (threshold if mask_threshold is None else mask_threshold, threshold)
+    heard_by = (sum(scale.in_map for scale in scales), sum(scale.in_score for scale in scales))
     embeddings = model.embed(image[None])
-    found: Any = model.score(embeddings, image.shape[-2:])
-    if float(found.pred_score) <= threshold:
+    found = model.combine(model.residual_maps(embeddings), image.shape[-2:])
+    if float(found.score_map.amax()) <= threshold:
         return None
     addition = Addition(path, [], [])
     for share, distance in _EFFORTS:
         atoms, places = [], []
-        for bank, embedding in zip(model.banks, embeddings, strict=True):
+        for bank, scale, embedding in zip(model.banks, scales, embeddings, strict=True):
             grid = embedding.shape[-2:]
-            there = functional.adaptive_max_pool2d(found.anomaly_map, grid).flatten() > share * threshold
+            ears = [place for place, heard in enumerate((scale.in_map, scale.in_score)) if heard]
+            loud = [functional.adaptive_max_pool2d(found[ear], grid).flatten() > share * limits[ear] for ear in ears]
+            there = torch.stack(loud).any(0)
             where = origins(torch.zeros(1, dtype=torch.int64, device=image.device), grid)[there]
-            near = max(float(bank.threshold), _NEAR * threshold / len(model.banks))
+            resolved = min(limits[ear] / heard_by[ear] for ear in ears) * float(bank.nominal)
+            near = max(float(bank.threshold), _NEAR * resolved)
             taken = _taken(bank, to_patches(embedding)[there], distance * near)
             atoms.append(to_patches(embedding)[there][taken])
             places.append(where[taken, 1:])
         addition = Addition(path, atoms, places)
-        after: Any = model.score(embeddings, image.shape[-2:], model.refitted(added(model.learnt, [addition])).banks)
-        if float(after.pred_score) <= threshold:
+        banks = model.refitted(added(model.learnt, [addition])).banks
+        after = model.combine(model.residual_maps(embeddings, banks), image.shape[-2:])
+        if all(float(heard.amax()) <= limit for heard, limit in zip(after, limits, strict=True)):
             break
     return addition
 

@@ -1,5 +1,6 @@
 """Files that a run is given: checkpoints checked before they are used, and what cannot be read named."""
 
+import re
 import time
 import traceback
 import zipfile
@@ -11,7 +12,7 @@ import torch
 from anomalib.data.utils import read_image
 from lightning.pytorch import Trainer
 
-from anomalib_sgfr.features.embedding import resolve_layers
+from anomalib_sgfr.features.embedding import resolve_layers, resolve_score_layers, strided_layers
 
 __all__ = [
     "ARGUMENTS",
@@ -21,6 +22,8 @@ __all__ = [
     "changes",
     "check",
     "damage",
+    "earlier_layers",
+    "require_widths",
     "that_matter",
     "unreadable",
     "without_threshold",
@@ -30,6 +33,7 @@ __all__ = [
 BIT_DEPTH = "sgfr_bit_depth"
 ARGUMENTS = "sgfr_arguments"  # as fitted: Lightning puts those of `load_from_checkpoint` among the hyper-parameters
 _MATTERS = {"affine": ("num_atoms", "regularisation"), "omp": ("num_atoms",), "ridge": ("regularisation",)}
+_EARLIER_STRIDES = (8, 16)  # before the map and the score had layers of their own
 _LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
 
 
@@ -54,20 +58,39 @@ def damage(path: Path | str | None) -> str | None:
 
 
 def that_matter(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a model's arguments that its scores depend on, as plain data."""
-    names = ("backbone", "pooling", "solver", *_MATTERS[arguments.get("solver", "affine")], "blur")
-    return {name: arguments[name] for name in names if name in arguments}
+    """Those of a model's arguments that its scores depend on, as plain data; layers by name."""
+    names = ("backbone", "pooling", "solver", *_MATTERS[arguments.get("solver", "affine")], "blur", "bank_per")
+    found = {name: arguments[name] for name in names if name in arguments}
+    if "score_layers" in arguments:
+        backbone, layers, score_layers = (arguments[name] for name in ("backbone", "layers", "score_layers"))
+        found["layers"] = resolve_layers(backbone, layers)
+        found["score_layers"] = resolve_score_layers(backbone, layers, score_layers)
+    return found
 
 
-def check(
-    checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], layers: Sequence[str], path: Path | str | None = None
-) -> None:
+def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
+    """Layers of a checkpoint of before the map and the score had each their own, and every layer a bank.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As Lightning read it.
+
+    Returns:
+        list[str] | None: Names; ``None`` if the checkpoint is a later one.
+    """
+    if "model.banks.0.stored" not in checkpoint["state_dict"] or "model.banks.0.nominal" in checkpoint["state_dict"]:
+        return None
+    fitted = checkpoint["hyper_parameters"]
+    backbone, layers = fitted["backbone"], fitted.get("layers")
+    strided = strided_layers(backbone, _EARLIER_STRIDES)
+    return resolve_layers(backbone, layers if layers is not None else strided or None)
+
+
+def check(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Path | str | None = None) -> None:
     """Refuse a checkpoint that a model cannot use, and say why.
 
     Args:
         checkpoint (Mapping[str, Any]): As Lightning read it.
         arguments (Mapping[str, Any]): Of the model to restore.
-        layers (Sequence[str]): That it takes features from.
         path (Path | str | None): Where the checkpoint was read from, if that is known.
 
     Raises:
@@ -83,24 +106,48 @@ def check(
     if not banks:
         msg = f"{name} is not Sgfr's: it holds no bank. Pass one that `anomalib fit --model Sgfr` saved."
         raise ValueError(msg)
-    fitted = checkpoint.get("hyper_parameters", {})
+    earlier = earlier_layers(checkpoint)
+    ours, theirs = that_matter(arguments), that_matter(checkpoint.get("hyper_parameters", {}))
+    if earlier is not None:  # what was not asked for is as it was then
+        asked = {key: ours[key] for key in ("layers", "score_layers") if arguments.get(key) is not None}
+        then = {"layers": earlier, "score_layers": earlier, "bank_per": ours.get("bank_per")}
+        ours, theirs = {**ours, **then, **asked}, {**theirs, **then}
     # a bank is of no use to other embeddings, nor a threshold to other scores
-    for argument, theirs in that_matter(fitted).items():
-        ours = arguments.get(argument)
-        if theirs != ours:
+    for argument, wanted in theirs.items():
+        if ours.get(argument) == wanted:
+            continue
+        if isinstance(wanted, list):
+            option = f'--model.{argument} "[{", ".join(wanted)}]"'
+            msg = f"{name} was fitted with {argument} {wanted}, the model has {ours.get(argument)}: pass {option}."
+        else:
             msg = (
-                f"{name} was fitted with {argument} '{theirs}', the model has '{ours}': "
-                f"pass --model.{argument} {theirs}."
+                f"{name} was fitted with {argument} '{wanted}', the model has '{ours.get(argument)}': "
+                f"pass --model.{argument} {wanted}."
             )
-            raise ValueError(msg)
-    if "layers" in fitted:
-        found, wanted = resolve_layers(fitted["backbone"], fitted["layers"]), list(layers)
-        if found != wanted:
-            option = f'--model.layers "[{", ".join(found)}]"'
-            msg = f"{name} was fitted with layers {found}, the model has {wanted}: pass {option}."
-            raise ValueError(msg)
+        raise ValueError(msg)
     if not all(bool(torch.isfinite(bank).all()) for bank in banks):
         msg = f"the bank in {name} holds NaN or infinite values: the file is damaged; fit again."
+        raise ValueError(msg)
+
+
+def require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None:
+    """Refuse banks of other embeddings than a model makes: of layers that were asked for instead of those of the fit.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As Lightning read it, and :func:`check` let it pass.
+        widths (Sequence[int]): Of the model's embeddings, scale by scale.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    numbered = (re.fullmatch(r"model\.banks\.(\d+)\.stored", key) for key in checkpoint["state_dict"])
+    scales = sorted(int(key[1]) for key in numbered if key)
+    found = [checkpoint["state_dict"][f"model.banks.{scale}.stored"].shape[-1] for scale in scales]
+    if any(found) and found != list(widths):  # a fit that has not ended has no atoms yet
+        msg = (
+            f"the checkpoint's banks are of {' + '.join(map(str, found))} values a patch, the model's layers give "
+            f"{' + '.join(map(str, widths))}: leave layers, score_layers and bank_per out, or fit again."
+        )
         raise ValueError(msg)
 
 

@@ -1,7 +1,7 @@
 """What the processes of a distributed fit exchange, and the one bank they make of it."""
 
 import itertools
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,12 +23,12 @@ def several() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:
+def unite(own: Learnt, sizes: Sequence[int], tolerance: float = 0.0) -> Learnt:
     """Make one bank of what all processes learnt.
 
     Args:
-        own (Learnt): What this process learnt; of more than ``bank_size`` atoms a better bank is made.
-        bank_size (int): Largest number of atoms of a scale to keep.
+        own (Learnt): What this process learnt; of more atoms than are to be kept a better bank is made.
+        sizes (Sequence[int]): Largest number of atoms of each scale to keep.
         tolerance (float): Distance within which atoms of a scale stand for each other; see
             :func:`~anomalib_sgfr.core.cover.merge`.
 
@@ -39,10 +39,10 @@ def unite(own: Learnt, bank_size: int, tolerance: float = 0.0) -> Learnt:
         return own
     known = _gather_objects(own.images)
     covers, thresholds = [], []
-    for state in own.states:
+    for state, size in zip(own.states, sizes, strict=True):
         gathered = enumerate(_gather(state.cover))
         every = [shifted(cover, sum(map(len, known[:rank]))) for rank, cover in gathered]
-        cover, radius = merge(every, bank_size, tolerance)
+        cover, radius = merge(every, size, tolerance)
         covers.append(cover)
         thresholds.append(max(_largest(state.threshold, cover.atoms.device), radius))
     covers, images = renumbered(covers, dict(enumerate(itertools.chain.from_iterable(known))))

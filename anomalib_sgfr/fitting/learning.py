@@ -8,21 +8,53 @@ from anomalib_sgfr.bank import Bank, BankState
 from anomalib_sgfr.core.cover import centred
 from anomalib_sgfr.core.provenance import renumbered
 from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.features.embedding import Scale
 from anomalib_sgfr.fitting.distributed import several, unite
 from anomalib_sgfr.torch_model import Learnt
 
-__all__ = ["learn", "samplers_for"]
+__all__ = ["bank_sizes", "learn", "samplers_for"]
+
+_SIZES = {8: 1000, 31: 5000, float("inf"): 3000}  # by the largest stride
+
+
+def bank_sizes(scales: Sequence[Scale], bank_size: int | Sequence[int] | None) -> list[int]:
+    """Most atoms of each scale's bank.
+
+    Args:
+        scales (Sequence[Scale]): The finest first.
+        bank_size (int | Sequence[int] | None): One number for all, or one for each scale. ``None`` for 1,000 up to
+            stride 8, which has many patches alike, 5,000 beyond, and 3,000 from stride 32, which has few.
+
+    Returns:
+        list[int]: One for each scale.
+
+    Raises:
+        ValueError: If there is not one for each scale, or one is below one.
+    """
+    if bank_size is None:
+        return [next(size for stride, size in _SIZES.items() if scale.stride <= stride) for scale in scales]
+    if isinstance(bank_size, int):
+        sizes = [bank_size] * len(scales)
+    else:
+        sizes = list(bank_size)
+        if len(sizes) != len(scales):
+            strides = ", ".join(str(scale.stride) for scale in scales)
+            msg = f"bank_size must be one number, or one for each scale (of strides {strides}), got {sizes}."
+            raise ValueError(msg)
+    for size in sizes:
+        SubspaceSampler(size)  # refuses what is out of range
+    return sizes
 
 
 def samplers_for(
-    banks: Sequence[Bank], bank_size: int, tolerance: float, update: bool, global_rank: int
+    banks: Sequence[Bank], sizes: Sequence[int], tolerance: float, update: bool, global_rank: int
 ) -> list[SubspaceSampler]:
     """Samplers for a fit that starts now, one for each scale.
 
     Args:
         banks (Sequence[Bank]): The model's.
-        bank_size (int): Largest number of atoms of each.
-        tolerance (float): Of the anomaly map, which sums the scales: each may use up an equal share.
+        sizes (Sequence[int]): Largest number of atoms of each.
+        tolerance (float): Of the sum over scales of what is left of an embedding: each may use up an equal share.
         update (bool): Whether to go on from the atoms that the banks have.
         global_rank (int): Of this process; what was seen before counts once among all of them.
 
@@ -30,8 +62,8 @@ def samplers_for(
         list[SubspaceSampler]: In the order of the banks.
     """
     samplers = []
-    for bank in banks:
-        sampler = SubspaceSampler(bank_size, tolerance / len(banks))
+    for bank, size in zip(banks, sizes, strict=True):
+        sampler = SubspaceSampler(size, tolerance / len(banks))
         if update:
             cover = bank.cover
             if global_rank > 0:
@@ -41,14 +73,15 @@ def samplers_for(
     return samplers
 
 
-def learn(samplers: Sequence[SubspaceSampler], images: Mapping[int, str], stay: bool) -> Learnt:
+def learn(samplers: Sequence[SubspaceSampler], images: Mapping[int, str], earlier: Learnt | None = None) -> Learnt:
     """Make of what samplers hold what a model is to take into use, in all processes together.
 
     Args:
         samplers (Sequence[SubspaceSampler]): Of each scale.
         images (Mapping[int, str]): Paths by the numbers in the atoms' origins.
-        stay (bool): Whether atoms stay where they are, and with them what was certified of an earlier bank, instead of
-            moving to the mean of what they stand for.
+        earlier (Learnt | None): What the fit adds to, if anything. Atoms then stay where they are, instead of moving to
+            the mean of what they stand for, and with them what was certified; and residuals are measured as before, so
+            that scores of before, and a threshold that rests on them, keep their meaning.
 
     Returns:
         Learnt: The same in all processes.
@@ -56,9 +89,11 @@ def learn(samplers: Sequence[SubspaceSampler], images: Mapping[int, str], stay: 
     found = [sampler.learnt(sampler.working_size if several() else None) for sampler in samplers]
     covers, paths = renumbered([cover for cover, _ in found], images)
     own = Learnt([BankState(cover, threshold) for cover, (_, threshold) in zip(covers, found, strict=True)], paths)
-    learnt = unite(own, samplers[0].bank_size, samplers[0].tolerance)
-    if stay:
-        return learnt
+    learnt = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
+    if earlier is not None:
+        before = [state.nominal for state in earlier.states]
+        states = [state._replace(nominal=its) for state, its in zip(learnt.states, before, strict=True)]
+        return learnt._replace(states=states)
     moved = [
         state._replace(
             cover=centred(state.cover, sampler.tolerance if state.threshold <= sampler.tolerance else torch.inf)

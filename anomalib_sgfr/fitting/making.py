@@ -56,6 +56,9 @@ def make(
     suspects: list[tuple[str, float]] = []
     if trim:
         left, suspects = without_suspects(fitted, pre_processor, paths, trim)
+        measures = [state.nominal for state in learnt.states]  # of an update as before, otherwise to be found anew
+        states = [state._replace(nominal=its) for state, its in zip(left.states, measures, strict=True)]
+        left = left._replace(states=states)
         if len(left.images) < len(learnt.images):  # they were left out
             suspected = dict(suspects)
             paths = [path for path in paths if path not in suspected]

@@ -12,12 +12,11 @@ from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.inspection.evidence import Evidence, Group, Kind, in_all_processes, unit_of
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["nominal_scores", "rescored", "scored", "spread_over"]
+__all__ = ["nominal_scores", "rescored", "scored", "scores_and_peaks", "spread_over"]
 
 _BATCH = 16
 
 
-@torch.no_grad()
 def nominal_scores(
     model: SgfrModel,
     pre_processor: Any,  # noqa: ANN401
@@ -26,7 +25,20 @@ def nominal_scores(
     leave_out: bool = True,
     group: Group = None,
 ) -> list[float]:
-    """Raw scores of nominal images.
+    """The first of :func:`scores_and_peaks`, whose arguments these are."""
+    return scores_and_peaks(model, pre_processor, paths, leave_out=leave_out, group=group)[0]
+
+
+@torch.no_grad()
+def scores_and_peaks(
+    model: SgfrModel,
+    pre_processor: Any,  # noqa: ANN401
+    paths: Sequence[str],
+    *,
+    leave_out: bool = True,
+    group: Group = None,
+) -> tuple[list[float], list[float]]:
+    """Raw scores of nominal images, and the largest values of their maps.
 
     Args:
         model (SgfrModel): A fitted model.
@@ -37,7 +49,7 @@ def nominal_scores(
         group (Group): What makes a unit, see :func:`~anomalib_sgfr.inspection.evidence.unit_of`.
 
     Returns:
-        list[float]: One for each image.
+        tuple[list[float], list[float]]: Of each image.
     """
     own: dict[str, list[int]] = {}
     for number, image in enumerate(model.images if leave_out else ()):
@@ -47,7 +59,7 @@ def nominal_scores(
     order = sorted(range(len(paths)), key=lambda index: (units[index] in own, units[index], index))
     was_training = model.training
     model.eval()
-    scores = torch.zeros(len(paths), dtype=torch.float32)
+    found_of = torch.zeros(2, len(paths), dtype=torch.float32)
     try:
         for batch, images in _batches(order, paths, pre_processor, model):
             embeddings = model.embed(images)
@@ -58,18 +70,24 @@ def nominal_scores(
                 numbers = own[unit] if unit is not None else []
                 banks = model.without(numbers)
                 if banks is not None:
-                    result: Any = model.score([part[rows] for part in embeddings], images.shape[-2:], banks)
-                    scores[places] = result.pred_score.cpu()
+                    result = model.score([part[rows] for part in embeddings], images.shape[-2:], banks)
+                    found_of[:, places] = _largest(result)
                 else:
-                    scores[places] = _mirrored(model, images[rows])
+                    found_of[:, places] = _mirrored(model, images[rows])
     finally:
         model.train(was_training)
-    return scores.tolist()
+    scores, peaks = found_of.tolist()
+    return scores, peaks
+
+
+def _largest(result: Any) -> Tensor:  # noqa: ANN401
+    """Scores and peaks ``(2, B)``."""
+    return torch.stack((result.pred_score, result.anomaly_map.amax(dim=(1, 2, 3)))).cpu()
 
 
 def _mirrored(model: SgfrModel, images: Tensor) -> Tensor:
-    ways = [model.score(model.embed(images.flip(axes)), images.shape[-2:]) for axes in ((-1,), (-2,), (-2, -1))]
-    return torch.stack([torch.as_tensor(way.pred_score) for way in ways]).amax(0).cpu()
+    ways = [model.hear(images.flip(axes)).predicted for axes in ((-1,), (-2,), (-2, -1))]
+    return torch.stack([_largest(way) for way in ways]).amax(0)
 
 
 def _batches(
@@ -144,7 +162,8 @@ def scored(
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
     own = paths[rank::processes]
-    return in_all_processes(Evidence.of(nominal_scores(model, pre_processor, own, group=group), kind, own))
+    scores, peaks = scores_and_peaks(model, pre_processor, own, group=group)
+    return in_all_processes(Evidence.of(scores, kind, own, peaks))
 
 
 def rescored(
@@ -164,6 +183,7 @@ def rescored(
     there = evidence.some([bool(path) and Path(path).is_file() for path in evidence.paths])
     for kind in Kind:
         paths = there.some([each == kind for each in there.kinds]).paths
-        scores = nominal_scores(model, pre_processor, paths, leave_out=kind != Kind.DEFECTIVE, group=group)
-        evidence = evidence.joined(Evidence.of(scores, kind, paths))
+        leave_out = kind != Kind.DEFECTIVE
+        scores, peaks = scores_and_peaks(model, pre_processor, paths, leave_out=leave_out, group=group)
+        evidence = evidence.joined(Evidence.of(scores, kind, paths, peaks))
     return evidence

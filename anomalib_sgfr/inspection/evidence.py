@@ -31,23 +31,29 @@ class Evidence(NamedTuple):
         scores (tuple[float, ...]): In units of the raw anomaly map.
         kinds (tuple[int, ...]): A :class:`Kind` for each.
         paths (tuple[str, ...]): File of each; empty where it is not known.
+        peaks (tuple[float, ...]): Largest value of each one's raw anomaly map, which may hear other scales than the
+            score.
     """
 
     scores: tuple[float, ...] = ()
     kinds: tuple[int, ...] = ()
     paths: tuple[str, ...] = ()
+    peaks: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, scores: Iterable[float], kind: Kind, paths: Iterable[str]) -> "Evidence":
-        """Scores of images of one kind."""
+    def of(
+        cls, scores: Iterable[float], kind: Kind, paths: Iterable[str], peaks: Iterable[float] | None = None
+    ) -> "Evidence":
+        """Scores of images of one kind; without peaks, those of a map that hears what the score does."""
         values, files = tuple(scores), tuple(paths)
-        return cls(values, (int(kind),) * len(values), files)
+        return cls(values, (int(kind),) * len(values), files, values if peaks is None else tuple(peaks))
 
     @classmethod
     def restored(cls, stored: Any) -> "Evidence":  # noqa: ANN401
-        """From what :meth:`plain` gave; none from anything else."""
+        """From what :meth:`plain` gave, or an earlier version whose score was the map's peak; none from aught else."""
         if not isinstance(stored, Mapping):
             return cls()
+        stored = {"peaks": stored.get("scores", ()), **stored}
         return cls(*(tuple(stored.get(name, ())) for name in cls._fields))
 
     def plain(self) -> dict[str, list[Any]]:
@@ -58,11 +64,11 @@ class Evidence(NamedTuple):
         """With what another says: of an image that both know, the other's word counts."""
         known = {path for path in other.paths if path}
         kept = self.some([path not in known for path in self.paths])
-        return Evidence(kept.scores + other.scores, kept.kinds + other.kinds, kept.paths + other.paths)
+        return Evidence(*(ours + theirs for ours, theirs in zip(kept, other, strict=True)))  # type: ignore[arg-type]
 
     def some(self, chosen: Sequence[bool]) -> "Evidence":
         """Of some of the images, one flag each."""
-        return Evidence(*(tuple(compress(values, chosen)) for values in (self.scores, self.kinds, self.paths)))  # type: ignore[arg-type]
+        return Evidence(*(tuple(compress(values, chosen)) for values in self))  # type: ignore[arg-type]
 
     @property
     def good(self) -> "Evidence":

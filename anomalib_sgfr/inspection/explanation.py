@@ -76,10 +76,11 @@ class Region:
     """A place of an image where it is rebuilt worst.
 
     Attributes:
-        row (int): Row of the patch of the finest scale.
+        row (int): Row of the patch of the finest scale that the score hears.
         column (int): Column of that patch.
-        score (float): Of the anomaly map there.
-        reconstructions (tuple[Reconstruction, ...]): Of the patch of each scale that lies there, the finest first.
+        score (float): Of the score map there.
+        reconstructions (tuple[Reconstruction, ...]): Of the patch that lies there, of each scale that the score hears,
+            the finest first.
     """
 
     row: int
@@ -89,28 +90,33 @@ class Region:
 
     @property
     def residual(self) -> float:
-        """Sum over scales, as the anomaly map sums them."""
+        """Sum over scales, as the score map sums them."""
         return sum(part.residual for part in self.reconstructions)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """An image's anomaly map and its worst regions.
+    """An image's maps and its worst regions.
 
     Attributes:
         anomaly_map (Tensor): Raw map, shape ``(H, W)``.
-        residuals (tuple[Tensor, ...]): Residual of each patch, for each scale of shape ``(h, w)``, the finest first.
-        regions (tuple[Region, ...]): The worst first.
+        score_map (Tensor): What the score is the maximum of, shape ``(H, W)``.
+        residuals (tuple[Tensor, ...]): Residual of each patch over the bank's ``nominal``, for each scale of shape
+            ``(h, w)``, the finest first.
+        grid (tuple[int, int]): Rows and columns that the regions' places count in.
+        regions (tuple[Region, ...]): The worst first: the place that raised the score.
     """
 
     anomaly_map: Tensor
+    score_map: Tensor
     residuals: tuple[Tensor, ...]
+    grid: tuple[int, int]
     regions: tuple[Region, ...]
 
 
 @torch.no_grad()
 def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
-    """Explain the anomaly map of an image.
+    """Explain the score and the anomaly map of an image.
 
     Args:
         model (SgfrModel): A fitted model.
@@ -118,7 +124,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
         regions (int): Most regions to explain; they are at least six patches apart.
 
     Returns:
-        Explanation: The map and its worst regions.
+        Explanation: The maps and the worst regions, by what the score hears.
 
     Raises:
         RuntimeError: If the model is not fitted.
@@ -136,25 +142,29 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     try:
         embeddings = model.embed(image[None])
         residuals = model.residual_maps(embeddings)
-        anomaly_map = model.combine(residuals, image.shape[1:])[0, 0]
+        ears = model.combine(residuals, image.shape[1:])
     finally:
         model.train(was_training)
-    rows, columns = residuals[0].shape[2:]
+    heard = [number for number, scale in enumerate(model.embedder.scales) if scale.in_score]
+    rows, columns = residuals[heard[0]].shape[2:]
     # the map at the patches' own resolution: its largest value over each patch
-    coarse = torch.nn.functional.adaptive_max_pool2d(anomaly_map[None], (rows, columns))[0]
+    coarse = torch.nn.functional.adaptive_max_pool2d(ears.score_map[0], (rows, columns))[0]
     inside = model.patches_inside([part.shape[2:] for part in residuals])
     if inside is not None:
-        coarse = coarse.masked_fill(~inside[0], -torch.inf)
+        coarse = coarse.masked_fill(~inside[heard[0]], -torch.inf)
     places = _worst(coarse, regions)
     by_scale = [
-        _reconstructions(model, scale, certificate.scales[scale], embedding, residual, places, (rows, columns))
-        for scale, (embedding, residual) in enumerate(zip(embeddings, residuals, strict=True))
+        _reconstructions(
+            model, scale, certificate.scales[scale], embeddings[scale], residuals[scale], places, (rows, columns)
+        )
+        for scale in heard
     ]
     found = [
         Region(*place, float(coarse[place]), parts)
         for place, parts in zip(places, zip(*by_scale, strict=True), strict=True)
     ]
-    return Explanation(anomaly_map, tuple(residual[0, 0] for residual in residuals), tuple(found))
+    of_scales = tuple(residual[0, 0] for residual in residuals)
+    return Explanation(ears.anomaly_map[0, 0], ears.score_map[0, 0], of_scales, (rows, columns), tuple(found))
 
 
 def _reconstructions(

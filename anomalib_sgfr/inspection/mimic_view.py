@@ -53,7 +53,6 @@ def draw(
     found = explain(model, image) if explanation is None else explanation
     gallery = gallery or Gallery(model, pre_processor)
     shown = displayed(pre_processor, image)
-    finest = (found.residuals[0].shape[0], found.residuals[0].shape[1])
     rebuilt = [(number, part) for number, region in enumerate(found.regions, 1) for part in region.reconstructions]
     across = max(3, 1 + max(len(part.contributions) for _, part in rebuilt))
     figure = Figure(figsize=(1.5 * across, 3.2 + 1.9 * len(rebuilt)), layout="constrained", dpi=110)
@@ -71,7 +70,7 @@ def draw(
         views[2].imshow(truth, cmap="gray", vmin=0, vmax=1)
         views[2].set_title("truth", fontsize="small")
     for number, region in enumerate(found.regions, 1):
-        window = Place(region.row, region.column, finest).window(shown.shape[:2], CONTEXT)
+        window = Place(region.row, region.column, found.grid).window(shown.shape[:2], CONTEXT)
         corner = (window.left, window.top)
         for axis in views[:2]:
             axis.add_patch(Rectangle(corner, window.width, window.height, fill=False, color="cyan", lw=1.2))

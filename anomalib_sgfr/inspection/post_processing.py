@@ -1,6 +1,7 @@
 """Labels and masks from a threshold that is always there, and that says what it rests on."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,6 +180,14 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
             return self.raw(1.0 - self.image_sensitivity)
         return float(self.image_threshold) * self._odds(1.0 - self.image_sensitivity)
 
+    @property
+    def mask_threshold(self) -> float:
+        """The value of the raw map above which a pixel is anomalous: as :attr:`label_threshold`."""
+        if self.linear:
+            span = float(self.pixel_max - self.pixel_min)
+            return float(self.pixel_threshold) + (0.5 - self.pixel_sensitivity) * span
+        return float(self.pixel_threshold) * self._odds(1.0 - self.pixel_sensitivity)
+
     def raw(self, score: float) -> float:
         """The raw score that is reported as ``score``, between zero and one."""
         if self.linear:
@@ -228,22 +237,49 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
         Raises:
             ValueError: If there is nothing to choose it from.
         """
-        good, bad = self.evidence.good, self.evidence.defective
-        divides = self.learns_from_validation and bool(bad.scores) and bool(good.scores)
-        if self.value is not None:
-            threshold = self.value
-        elif divides:
-            threshold = dividing_threshold(good.scores, bad.scores)
+        by_defects = pixel if self._divides else None
+        if self.value is None:
+            threshold, its_peaks = self._from_evidence()
         else:
-            threshold = alarm_threshold(good.scores, self.rate, good.units(self.group))
+            threshold = its_peaks = self.value
+            if self.evidence.good.scores:  # the map may hear other scales: as much above as its own would be
+                image, of_map = self._from_evidence()
+                its_peaks = self.value * of_map / image if image > 0.0 else self.value
         self._image_threshold.fill_(threshold)
-        self._pixel_threshold.fill_(threshold if pixel is None or not divides else pixel)
+        self._pixel_threshold.fill_(its_peaks if by_defects is None else by_defects)
         for bound in (self.image_min, self.pixel_min):
             bound.fill_(0.0)
         for bound, its in ((self.image_max, self._image_threshold), (self.pixel_max, self._pixel_threshold)):
             bound.copy_(2.0 * its)
         self.linear = False
         self._is_set = True
+
+    @property
+    def _divides(self) -> bool:
+        """Whether the threshold lies between good and defective ones."""
+        return self.learns_from_validation and bool(self.evidence.defective.scores) and bool(self.evidence.good.scores)
+
+    def _from_evidence(self) -> tuple[float, float]:
+        """Thresholds of scores, and of pixels by the peaks of maps: what is a peak's share of alarms is an image's."""
+        good, bad = self.evidence.good, self.evidence.defective
+        if self._divides:
+            return dividing_threshold(good.scores, bad.scores), dividing_threshold(good.peaks, bad.peaks)
+        units = good.units(self.group)
+        return alarm_threshold(good.scores, self.rate, units), alarm_threshold(good.peaks, self.rate, units)
+
+    @property
+    def pixel_by_defects(self) -> float | None:
+        """The pixels' threshold, if masks of defects suggested it and not the peaks of maps."""
+        if self.value is not None or not self._is_set or not self._divides:
+            return None
+        pixel = float(self._pixel_threshold)
+        return None if math.isclose(pixel, self._from_evidence()[1], rel_tol=1e-6) else pixel
+
+    @property
+    def peak_threshold(self) -> float:
+        """As :attr:`mask_threshold`; where masks of defects chose that, as peaks would: good ones may lie above it."""
+        pixel = self.pixel_by_defects
+        return self.mask_threshold if not pixel else self.mask_threshold * self._from_evidence()[1] / pixel
 
     # What Lightning calls
 
@@ -279,7 +315,9 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
             return
         kinds = torch.where(labels.bool(), int(Kind.DEFECTIVE), int(Kind.HELD_OUT)).flatten().tolist()
         paths = tuple(str(path) for path in outputs.image_path or [""] * len(kinds))
-        self._seen = self._seen.joined(Evidence(tuple(scores.flatten().tolist()), tuple(kinds), paths))
+        peaks = outputs.anomaly_map.flatten(1).amax(1)
+        seen = Evidence(tuple(scores.flatten().tolist()), tuple(kinds), paths, tuple(peaks.tolist()))
+        self._seen = self._seen.joined(seen)
         self._pixel_threshold_metric.update(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -25,6 +25,8 @@ class Scored(NamedTuple):
         threshold (float | None): Of reported scores: larger ones are anomalous. ``None`` if there is none.
         label (int | None): 1 for anomalous, 0 for good.
         truth (int | None): What the data set says of it.
+        row (int | None): Of the pixel of the anomaly map that raised the score, if that is known.
+        column (int | None): Of that pixel.
     """
 
     image: str
@@ -32,6 +34,8 @@ class Scored(NamedTuple):
     threshold: float | None = None
     label: int | None = None
     truth: int | None = None
+    row: int | None = None
+    column: int | None = None
 
 
 class ScoreTable(Callback):
@@ -69,7 +73,7 @@ class ScoreTable(Callback):
     ) -> None:
         """Note the scores of a batch."""
         del trainer, args, kwargs
-        self.rows += _scored(outputs, getattr(pl_module, "post_processor", None))
+        self.rows += _scored(outputs, getattr(pl_module, "post_processor", None), getattr(pl_module, "places", None))
 
     on_test_batch_end = on_predict_batch_end
 
@@ -103,7 +107,7 @@ class ScoreTable(Callback):
                 logger.info("Pictures: %s", folder)
 
 
-def _scored(outputs: Any, post_processor: Any) -> list[Scored]:  # noqa: ANN401
+def _scored(outputs: Any, post_processor: Any, places: torch.Tensor | None) -> list[Scored]:  # noqa: ANN401
     """Lines of a batch."""
     if getattr(outputs, "pred_score", None) is None:
         return []
@@ -113,12 +117,14 @@ def _scored(outputs: Any, post_processor: Any) -> list[Scored]:  # noqa: ANN401
     value = None if threshold is None else float(threshold)
     if value is not None and (math.isnan(value) or not getattr(post_processor, "is_set", True)):
         value = None
-    columns = [_whole(outputs.pred_label, len(scores)), _whole(outputs.gt_label, len(scores))]
-    return [Scored(path, score, value, *both) for path, score, *both in zip(paths, scores, *columns, strict=True)]
+    columns = [_whole(labels, len(scores)) for labels in (outputs.pred_label, outputs.gt_label)]
+    where = (None, None) if places is None or len(places) != len(scores) else places.T
+    columns += [_whole(part, len(scores)) for part in where]
+    return [Scored(path, score, value, *rest) for path, score, *rest in zip(paths, scores, *columns, strict=True)]
 
 
-def _whole(labels: torch.Tensor | None, number: int) -> list[int | None]:
-    return [None] * number if labels is None else [int(label) for label in labels.flatten().tolist()]
+def _whole(values: torch.Tensor | None, number: int) -> list[int | None]:
+    return [None] * number if values is None else [int(value) for value in values.flatten().tolist()]
 
 
 def _of_all_processes(rows: Sequence[Scored]) -> list[Scored]:

@@ -1,7 +1,8 @@
-"""Patch embeddings of a data set, computed once and kept on disk, for studies that vary what comes after them."""
+"""Pooled features of a data set, computed once and kept on disk, for studies that vary what comes after them."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.core.arguments import Pooling
-from anomalib_sgfr.features.embedding import PatchEmbedder
+from anomalib_sgfr.core.arguments import BankPer, Pooling
+from anomalib_sgfr.features.embedding import PatchEmbedder, Scale, scales_of, strided_layers
 from benchmarks.common import data
 from benchmarks.common.scores import label_regions
-from benchmarks.common.zoo import strided_layers
 
 __all__ = ["Features", "load"]
 
@@ -27,27 +27,39 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Features:
-    """Embeddings of one split.
+    """Pooled features of one split.
 
     Attributes:
-        train (list[NDArray[np.float32]]): Of the training images, for each scale ``(N, d, h, w)``.
-        test (list[NDArray[np.float32]]): Of the test images, for each scale ``(T, d, h, w)``.
+        strides (tuple[int, ...]): Of the layers, each on the grid of its scale.
+        train (list[NDArray[np.float32]]): Of the training images, for each layer ``(N, d, h, w)``.
+        test (list[NDArray[np.float32]]): Of the test images, for each layer ``(T, d, h, w)``.
         kinds (NDArray[np.str_]): Kind of defect of each test image, ``"good"`` for none.
         regions (NDArray[np.int32] | None): Numbered defective regions ``(T, H, W)``; ``None`` without masks.
         image_size (tuple[int, int]): Height and width of the images that were embedded.
     """
 
+    strides: tuple[int, ...]
     train: list[NDArray[np.float32]]
     test: list[NDArray[np.float32]]
     kinds: NDArray[np.str_]
     regions: NDArray[np.int32] | None
     image_size: tuple[int, int]
 
-    def batches(self, seed: int) -> list[list[Tensor]]:
-        """The training patches of each scale as a fit sees them: batches ``(n, d)`` of 32 images in random order."""
+    def scales(self, in_map: Sequence[int], in_score: Sequence[int], bank_per: BankPer = "layer") -> list[Scale]:
+        """What a model would be made of whose map and score hear layers of these strides."""
+        heard = [(stride in in_map, stride in in_score) for stride in self.strides]
+        found = scales_of(self.strides, heard, bank_per)
+        return [scale for scale in found if scale.in_map or scale.in_score]
+
+    def batches(self, members: Sequence[int], seed: int) -> list[Tensor]:
+        """The training patches of a scale as a fit sees them: batches ``(n, d)`` of 32 images in random order."""
         order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(seed)).numpy()
-        starts = range(0, len(order), _BATCH)
-        return [[_patches(maps[order[start : start + _BATCH]]) for start in starts] for maps in self.train]
+        parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+        return [_patches(np.concatenate([self.train[member][part] for member in members], 1)) for part in parts]
+
+    def tested(self, members: Sequence[int], images: slice) -> Tensor:
+        """Embeddings of some test images at a scale, ``(B, d, h, w)``."""
+        return torch.from_numpy(np.concatenate([self.test[member][images] for member in members], 1))
 
 
 def _patches(maps: NDArray[np.float32]) -> Tensor:
@@ -77,17 +89,19 @@ def load(
         backbone (str): Name of a timm model with pretrained weights at hand.
         strides (tuple[int, ...]): Strides of the stages to take.
         image_size (tuple[int, int]): Height and width.
-        cache (Path): Folder for embeddings; they take 4 bytes a value.
+        cache (Path): Folder for features; they take 4 bytes a value.
         pooling (Pooling): How features are averaged with their neighbours.
 
     Returns:
-        Features: The embeddings.
+        Features: The features, layer by layer.
     """
     module = data.build(dataset, root, split, seed, limit_train, num_workers=0)
     everything = data.build(dataset, root, split, seed, num_workers=0)
     full = pd.concat([everything.train_data.samples, everything.test_data.samples])
     full = full.drop_duplicates("image_path").sort_values("image_path")
-    stored = _embed(full, everything.test_data, backbone, strides, image_size, cache, pooling)
+    layers = strided_layers(backbone, strides)
+    embedder = PatchEmbedder(backbone, layers, pooling)
+    stored = _embed(full, everything.test_data, embedder, image_size, cache)
     row = {path: index for index, path in enumerate(full["image_path"])}
     train, test = (
         [maps[[row[path] for path in samples["image_path"]]] for maps in stored]
@@ -98,27 +112,24 @@ def load(
     if samples.attrs.get("task") == "segmentation":
         transform = cast("Any", Sgfr.configure_pre_processor(image_size, backbone).transform)
         regions = label_regions(data.masks(module.test_data, transform))
-    return Features(train, test, data.kinds(samples), regions, image_size)
+    return Features(tuple(embedder.strides), train, test, data.kinds(samples), regions, image_size)
 
 
 def _embed(
     samples: pd.DataFrame,
     template: AnomalibDataset,
-    backbone: str,
-    strides: tuple[int, ...],
+    embedder: PatchEmbedder,
     image_size: tuple[int, int],
     cache: Path,
-    pooling: Pooling,
 ) -> list[NDArray[np.float32]]:
-    embedder = PatchEmbedder(backbone, strided_layers(backbone, strides), pooling)
-    identity = json.dumps([sorted(samples["image_path"]), backbone, strides, image_size, pooling])
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    paths = [cache / f"{name}-{scale}-of-{embedder.scales}.npy" for scale in range(embedder.scales)]
+    identity = [sorted(samples["image_path"]), embedder.backbone, embedder.layers, image_size, embedder.pooling]
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    paths = [cache / f"{name}-{layer}.npy" for layer in embedder.layers]
     if all(path.exists() for path in paths):
         return [np.load(path, mmap_mode="r") for path in paths]
     cache.mkdir(parents=True, exist_ok=True)
     embedder.load_pretrained()
-    transform = cast("Any", Sgfr.configure_pre_processor(image_size, backbone).transform)
+    transform = cast("Any", Sgfr.configure_pre_processor(image_size, embedder.backbone).transform)
     attributes = template.samples.attrs
     template.samples = samples.reset_index(drop=True)
     template.samples.attrs.update(attributes)
@@ -127,14 +138,14 @@ def _embed(
     with torch.no_grad():
         for start in range(0, len(samples), _BATCH):
             images = data.images(template, range(start, min(start + _BATCH, len(samples))), transform)
-            scales = [maps.float().numpy() for maps in embedder(images)]
+            layers = [maps.float().numpy() for maps in embedder(images)]
             if not stores:
-                shapes = [(len(samples), *maps.shape[1:]) for maps in scales]
+                shapes = [(len(samples), *maps.shape[1:]) for maps in layers]
                 stores = [
                     np.lib.format.open_memmap(path, "w+", np.float32, shape)
                     for path, shape in zip(partial, shapes, strict=True)
                 ]
-            for store, maps in zip(stores, scales, strict=True):
+            for store, maps in zip(stores, layers, strict=True):
                 store[start : start + len(maps)] = maps
     for store in stores:
         store.flush()

@@ -11,7 +11,7 @@ from benchmarks.common.records import write_text
 
 __all__ = ["DATA", "Place", "add_options", "alike", "chosen", "median", "seeds", "study_places", "title"]
 
-DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly")
+DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly", "mvtec:bottle", "mvtec:grid", "kolektor")
 Row = dict[str, Any]
 
 
@@ -41,22 +41,39 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
         data (Sequence[str]): Data sets by default, with a colon before the split.
         out (Path): Output folder by default.
     """
-    parser.add_argument("--root", type=Path, help="folder of the MTD images")
-    parser.add_argument("--data", default=",".join(data), help=f"data sets; default {','.join(data)}")
+    parser.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="DIR | NAME=DIR",
+        help="folder of a data set's images, mtd's without a name; again for another",
+    )
+    parser.add_argument("--data", help=f"data sets; default: of {','.join(data)} those whose folder is given, and elpv")
+    parser.set_defaults(known=tuple(data))
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=out)
 
 
 def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Place]:
     """The places a command was asked for, one seed after the other; ends the command if a folder is missing."""
-    data = [(dataset, split or None) for dataset, _, split in (item.partition(":") for item in options.data.split(","))]
-    if options.root is None and any(dataset == "mtd" for dataset, _ in data):
-        parser.error("--root is needed for mtd; or leave it out with --data elpv-mono,elpv-poly")
+    roots = {name: Path(folder) for name, _, folder in (_named(item) for item in options.root)}
+    names = list(options.known) if options.data is None else options.data.split(",")
+    data = [(dataset, split or None) for dataset, _, split in (item.partition(":") for item in names)]
+    if options.data is None:
+        data = [(dataset, split) for dataset, split in data if dataset in roots or dataset.startswith("elpv")]
+    missing = sorted({dataset for dataset, _ in data if not dataset.startswith("elpv")} - set(roots))
+    if missing:
+        parser.error(f"--root {missing[0]}=DIR is needed; or leave {missing[0]} out of --data")
     return [
-        Place(dataset, split, seed, None if dataset.startswith("elpv") else options.root)
+        Place(dataset, split, seed, None if dataset.startswith("elpv") else roots[dataset])
         for seed in options.seeds
         for dataset, split in data
     ]
+
+
+def _named(item: str) -> tuple[str, str, str]:
+    name, equals, folder = item.partition("=")
+    return (name, equals, folder) if equals else ("mtd", "=", item)
 
 
 def study_places(

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from anomalib_sgfr import Sgfr, SubspaceSampling
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.features.backbones import OFFLINE_SUFFIX
-from anomalib_sgfr.features.embedding import backbone_stages, resolve_layers
+from anomalib_sgfr.features.embedding import resolve_layers, strided_layers
 
-__all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "strided_layers", "timed"]
+__all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "timed"]
 
 _COMPONENTS = {"backbone", "layers", "pre_trained", "seed"}
 _COMPONENTS |= {"pre_processor", "post_processor", "evaluator", "visualizer", "thumbnails"}
@@ -36,18 +36,20 @@ class Entry:
     Attributes:
         model (Callable[..., AnomalibModule]): Its class.
         sampling (Callable): From a model to the (owner, method name) pairs that do its own work during a fit.
-        strides (tuple[int, ...]): Strides of the backbone stages it uses.
+        strides (tuple[int, ...] | None): Strides of the backbone stages it uses; ``None`` if it chooses for itself.
         environment (tuple[tuple[str, str], ...]): Environment variables its process needs.
     """
 
     model: Callable[..., AnomalibModule]
     sampling: Callable[[Any], list[tuple[Any, str]]]
-    strides: tuple[int, ...] = (8, 16)
+    strides: tuple[int, ...] | None = (8, 16)
     environment: tuple[tuple[str, str], ...] = ()
 
-    def layers(self, backbone: str) -> list[str]:
+    def layers(self, backbone: str) -> list[str] | None:
         """Backbone layers this model takes: its own choice of strides."""
-        return strided_layers(backbone, self.strides)
+        if self.strides is None:
+            return None
+        return strided_layers(backbone, self.strides) or resolve_layers(backbone)  # of a vision transformer
 
     def build(self, backbone: str, image_size: tuple[int, int], seed: int, arguments: dict[str, Any]) -> AnomalibModule:
         """Build the model, to give raw scores."""
@@ -65,18 +67,12 @@ class Entry:
         return self.model(backbone=name, **common, **arguments)
 
 
-def strided_layers(backbone: str, strides: tuple[int, ...]) -> list[str]:
-    """Layers of a backbone by their stride; Sgfr's default where it has none of these (a vision transformer)."""
-    chosen = [stage.layer for stage in backbone_stages(backbone) if stage.stride in strides]
-    return chosen or resolve_layers(backbone)
-
-
 # Without the first, anomalib's coreset selection can fragment the C library's heap to many times what it needs. The
 # second backs its large temporaries by large pages, which makes it faster (benchmarks.pages).
 _LARGE_BLOCKS = (("MALLOC_MMAP_THRESHOLD_", "1048576"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"))
 
 MODELS: dict[str, Entry] = {
-    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "learnt")]),
+    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "learnt")], strides=None),
     "patchcore": Entry(Patchcore, lambda model: [(model, "fit")], environment=_LARGE_BLOCKS),
     "padim": Entry(Padim, lambda model: [(model, "fit")], strides=(4, 8, 16)),
     "mhpatchcore": Entry(

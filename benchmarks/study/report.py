@@ -25,7 +25,7 @@ def report(name: str, folder: Path) -> None:
         (dataset, split, metric)
         for dataset, split in places
         for metric in METRICS
-        if metric != "image_F1Max" and (dataset == "mtd" or metric.startswith("image"))
+        if metric != "image_F1Max" and (not dataset.startswith("elpv") or metric.startswith("image"))
     ]
     heading = [f"{dataset} {split} {metric}".replace("  ", " ") for dataset, split, metric in columns]
     lines = [f"| {name} | " + " | ".join(heading) + " | mean |", "|---|" + "---|" * (len(columns) + 1)]

@@ -9,22 +9,16 @@ from benchmarks.common.records import Spec
 
 __all__ = ["STUDIES", "Variant", "spec_of", "specs_of"]
 
-_VARIED = {"pooling", "bank_size", "solver", "num_atoms", "regularisation", "blur"}
-# Ideas that lost their study and left the code. Records still say that none was used, as those from before do: what
-# was measured beside them stays valid.
-_LEFT_OUT = {
-    "scales": "own",
-    "combination": "sum",
-    "channel_scaling": "none",
-    "residual_scaling": "none",
-    "local_normalisation": False,
-    "image_score": "max",
-    "sampler": "stream",
-}
+_VARIED = {"pooling", "bank_size", "solver", "num_atoms", "regularisation", "blur", "bank_per"}
 _DEFAULTS: dict[str, Any] = {
     **{name: item.default for name, item in inspect.signature(Sgfr).parameters.items() if name in _VARIED},
-    "strides": [8, 16],  # Sgfr's ``layers``, whatever the backbone calls them
-    **_LEFT_OUT,
+    # Sgfr's ``layers`` and ``score_layers``, whatever the backbone calls them
+    "strides": [4, 8, 16],
+    "score_strides": [8, 16, 32],
+    # what Sgfr does not leave to choose: each scale over its ``nominal``, or as it is; stages that the score alone
+    # hears summed into its map, or each by its own maximum
+    "weights": "equal",
+    "deep": "summed",
 }
 
 
@@ -41,33 +35,48 @@ def _over(name: str, values: Sequence[Any]) -> list[Variant]:
     return [Variant(str(value), {name: value}) for value in values]
 
 
+def _ears(in_map: Sequence[int], in_score: Sequence[int], **changes: Any) -> Variant:  # noqa: ANN401
+    named = [", ".join(map(str, strides)) for strides in (in_map, in_score)]
+    words = "".join(f"; {name} {value}" for name, value in changes.items())
+    return Variant(" and ".join(named) + words, {"strides": list(in_map), "score_strides": list(in_score), **changes})
+
+
 STUDIES: dict[str, list[Variant]] = {
-    "k": _over("num_atoms", (1, 2, 3, 5, 10, 20, 50)),
-    "bank": [
-        Variant(f"{size}, k {k}", {"bank_size": size, "num_atoms": k})
-        for size in (100, 250, 1000, 2000, 5000, 10_000, 16_000)
-        for k in (1, 5)
+    "ears": [
+        _ears((4, 8, 16), (8, 16, 32)),
+        _ears((8, 16), (8, 16)),
+        _ears((8, 16), (8, 16, 32)),
+        _ears((4, 8, 16), (4, 8, 16)),
+        _ears((4, 8, 16), (4, 8, 16, 32)),
+        _ears((4, 8, 16), (16, 32)),
+        _ears((4, 8, 16, 32), (8, 16, 32)),
+        _ears((4, 8, 16), (8, 16, 32), weights="sum"),
+        _ears((4, 8, 16), (8, 16, 32), deep="maximum"),
+        _ears((4, 8, 16), (4, 8, 16), bank_per="stride"),
     ],
+    "bank": [
+        Variant("1,000, 1,000, 5,000, 3,000"),
+        *(
+            Variant(", ".join(f"{size:,}" for size in sizes), {"bank_size": list(sizes)})
+            for sizes in (
+                (250, 250, 1250, 750),
+                (500, 500, 2500, 1500),
+                (1000, 1000, 1000, 1000),
+                (2000, 2000, 5000, 3000),
+                (5000, 5000, 5000, 3000),
+                (1000, 1000, 10_000, 3000),
+                (1000, 1000, 5000, 1000),
+                (1000, 1000, 5000, 5000),
+            )
+        ),
+    ],
+    "k": _over("num_atoms", (1, 2, 3, 5, 10, 20)),
     "solver": [
         *_over("solver", ("affine", "omp")),
         *(Variant(f"ridge {strength}", {"solver": "ridge", "regularisation": strength}) for strength in (1e-4, 1e-2)),
     ],
-    "regularisation": _over("regularisation", (0.0, 1e-3, 1e-2, 1e-1)),
-    "layers": [
-        Variant("8, 16"),
-        Variant("4, 8, 16", {"strides": [4, 8, 16]}),
-        Variant("8", {"strides": [8]}),
-        Variant("16", {"strides": [16]}),
-        Variant("8, 16, 32", {"strides": [8, 16, 32]}),
-    ],
     "pooling": _over("pooling", ("box", "binomial")),
-    "blur": _over("blur", (0.0, 2.0, 4.0, 6.0, 8.0, 12.0)),
-    "image-size": [Variant("256"), Variant("320", image_size=320)],
-    "few-shot": [
-        Variant(f"{images} images, k {k}", {"num_atoms": k}, limit_train=images)
-        for images in (4, 16, 64)
-        for k in (1, 5)
-    ],
+    "blur": _over("blur", (0.0, 2.0, 4.0, 6.0, 8.0)),
 }
 
 

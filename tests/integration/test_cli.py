@@ -143,7 +143,7 @@ def test_help_documents_every_argument(warm: Path, tmp_path: Path) -> None:
     flat = " ".join(output.split())
     for argument in ("backbone", "layers", "pre_trained", "bank_size", "solver", "num_atoms", "regularisation", "blur"):
         assert f"--model.init_args.{argument}" in flat or f"--model.{argument}" in flat, output
-    assert "Largest number of nominal embeddings" in flat
+    assert "Most nominal embeddings" in flat
     assert "affine,omp,ridge" in flat
 
 

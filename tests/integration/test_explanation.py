@@ -12,12 +12,14 @@ from torch.nn import functional
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
 from anomalib_sgfr.commands.explain import main
-from anomalib_sgfr.inspection.calibration import nominal_scores
+from anomalib_sgfr.inspection.calibration import scores_and_peaks
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from anomalib_sgfr.inspection.explanation import explain
 from anomalib_sgfr.inspection.gallery import Gallery, displayed
 from anomalib_sgfr.inspection.mimic_view import MimicView, draw, save
 from tests.conftest import fit, folder_datamodule, small
+
+STRIDES = (8, 8, 16, 32)  # of the grids of each scale
 
 
 @pytest.fixture(scope="module", params=["affine", "omp", "ridge"])
@@ -53,7 +55,7 @@ def test_an_atom_that_stands_for_one_patch_is_that_patch(parts: Path, tmp_path: 
     pre_processor = Sgfr.configure_pre_processor((64, 64))
     model = small(bank_size=5000, pre_processor=pre_processor)
     fit(model, folder_datamodule(parts), tmp_path)
-    assert [len(bank.atoms) for bank in model.model.banks] == [12 * 8 * 8, 12 * 4 * 4]  # all of them
+    assert [len(bank.atoms) for bank in model.model.banks] == [12 * 64, 12 * 64, 12 * 16, 12 * 4]  # all of them
     for scale, bank in enumerate(model.model.banks):
         for atom in range(0, len(bank.atoms), 97):
             number, row, column, *_ = bank.origin[atom].tolist()
@@ -66,18 +68,23 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
     image = image_of(fitted, parts / "bad" / "00.png")
     found = explain(fitted.model, image, regions=4)
     assert len(found.regions) == 4
-    assert found.regions[0].score == pytest.approx(float(found.anomaly_map.max()), rel=1e-6)
+    assert found.regions[0].score == pytest.approx(float(found.score_map.max()), rel=1e-6)
+    with torch.no_grad():
+        heard = fitted.model.eval().hear(image[None])
+    assert torch.equal(found.anomaly_map, heard.anomaly_map[0, 0])
+    row, column = heard.places[0].tolist()
+    assert (found.regions[0].row, found.regions[0].column) == (row // 8, column // 8)  # what raised the score
     scores = [region.score for region in found.regions]
     assert scores == sorted(scores, reverse=True)
     with torch.no_grad():
         embeddings = fitted.model.eval().embed(image[None])
     certificate = fitted.certificate()
     for region in found.regions:
-        assert [part.scale for part in region.reconstructions] == [0, 1]
+        assert [part.scale for part in region.reconstructions] == [1, 2, 3]  # that the score hears
         assert region.residual == pytest.approx(sum(part.residual for part in region.reconstructions))
         for part in region.reconstructions:
             bank = fitted.model.banks[part.scale]
-            times = 2**part.scale
+            times = 2 ** (part.scale - 1)
             assert (part.row, part.column, part.grid) == (
                 region.row // times,
                 region.column // times,
@@ -90,7 +97,7 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
             if bank.solver == "ridge":
                 continue  # shows the largest only
             mixture = sum(share.coefficient * bank.atoms[share.atom] for share in part.contributions)
-            left = float((embeddings[part.scale][0, :, part.row, part.column] - mixture).norm())
+            left = float((embeddings[part.scale][0, :, part.row, part.column] - mixture).norm() / bank.nominal)
             assert part.residual == pytest.approx(left, rel=1e-3)
     places = [(region.row, region.column) for region in found.regions]
     for number, (row, column) in enumerate(places):
@@ -136,9 +143,9 @@ def wide(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Sgfr:
 
 def test_rows_are_rows_and_columns_are_columns(wide: Sgfr, parts: Path) -> None:
     images = {path: image_of(wide, Path(path)) for path in wide.model.images}
-    for scale, bank in enumerate(wide.model.banks):
-        assert bank.origin[:, 3:].unique(dim=0).tolist() == [[8 // 2**scale, 12 // 2**scale]]
-        assert int(bank.origin[:, 2].max()) == 12 // 2**scale - 1
+    for scale, (bank, stride) in enumerate(zip(wide.model.banks, STRIDES, strict=True)):
+        assert bank.origin[:, 3:].unique(dim=0).tolist() == [[64 // stride, 96 // stride]]
+        assert int(bank.origin[:, 2].max()) == 96 // stride - 1
         for atom in range(0, len(bank.atoms), 101):
             number, row, column, *_ = bank.origin[atom].tolist()
             with torch.no_grad():
@@ -148,12 +155,12 @@ def test_rows_are_rows_and_columns_are_columns(wide: Sgfr, parts: Path) -> None:
     image[:, 8:24, 72:88] = 4.0  # rows 1 and 2, columns 9 and 10 of the finest patches
     found = explain(wide.model, image, regions=1)
     assert found.anomaly_map.shape == (64, 96)
-    assert [tuple(residual.shape) for residual in found.residuals] == [(8, 12), (4, 6)]
+    assert [tuple(residual.shape) for residual in found.residuals] == [(8, 12), (8, 12), (4, 6), (2, 3)]
     (region,) = found.regions
     assert 0 <= region.row <= 3
     assert 8 <= region.column <= 11
     for part in region.reconstructions:
-        assert part.grid == (8 // 2**part.scale, 12 // 2**part.scale)
+        assert part.grid == (64 // STRIDES[part.scale], 96 // STRIDES[part.scale])
         assert part.residual == pytest.approx(float(found.residuals[part.scale][part.row, part.column]))
         for share in part.contributions:
             assert share.grid == part.grid
@@ -163,8 +170,7 @@ def test_rows_are_rows_and_columns_are_columns(wide: Sgfr, parts: Path) -> None:
 
 def test_a_crop_is_of_the_place_it_says(wide: Sgfr) -> None:
     gallery = Gallery(wide.model, wide.pre_processor)
-    for scale, bank in enumerate(wide.model.banks):
-        side = 8 * 2**scale
+    for scale, (bank, side) in enumerate(zip(wide.model.banks, STRIDES, strict=True)):
         for atom in range(0, len(bank.atoms), 211):
             number, row, column, *_ = bank.origin[atom].tolist()
             picture = displayed(wide.pre_processor, image_of(wide, Path(wide.model.images[number])))
@@ -193,8 +199,9 @@ def test_thumbnails_stand_in_for_training_images_that_are_gone(parts: Path, tmp_
     engine.fit(model, datamodule=folder_datamodule(images))
     model = Sgfr.load_from_checkpoint(engine.best_model_path, map_location="cpu")
     originals = Gallery(model.model, model.pre_processor)
-    before = [[originals.crop(scale, atom) for atom in range(60)] for scale in range(2)]
-    assert [crop.shape for crop in (before[0][0], before[1][0]) if crop is not None] == [(40, 40, 3), (80, 80, 3)]
+    before = [[originals.crop(scale, atom) for atom in range(60)] for scale in range(4)]
+    shapes = [crops[0].shape for crops in before if crops[0] is not None]
+    assert shapes == [(5 * stride, 5 * stride, 3) for stride in STRIDES]
     shutil.rmtree(images)
     left = Gallery(model.model, model.pre_processor)
     for scale, bank in enumerate(model.model.banks):
@@ -220,14 +227,15 @@ def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_
     assert not any("defective" in path for path in model.model.images)
     (table,) = (tmp_path / "run").rglob("suspects.csv")
     assert "defective0.png" in table.read_text(encoding="utf-8")
-    assert model.certificate().patches == 14 * (1024 + 256)
+    assert model.certificate().patches == 14 * (2 * 1024 + 256 + 64)
     # neither does the threshold know them: it is that of the ten good images
     calibrated = small(bank_size=300, trim=0.14, post_processor=NominalPostProcessor(0.1))
     fit(calibrated, folder_datamodule(images), tmp_path / "calibrated")
     good = [str(path) for path in sorted((images / "good").glob("[0-9]*.png"))]
     expected = NominalPostProcessor(0.1)
-    scores = nominal_scores(calibrated.model, calibrated.pre_processor, good)
-    expected.take(Evidence.of(scores, Kind.TRAINING, good))
+    scores, peaks = scores_and_peaks(calibrated.model, calibrated.pre_processor, good)
+    expected.take(Evidence.of(scores, Kind.TRAINING, good, peaks))
     assert calibrated.post_processor.image_threshold == expected.image_threshold
+    assert calibrated.post_processor.pixel_threshold == expected.pixel_threshold
     with pytest.raises(ValueError, match=r"trim must lie between 0 and 0\.5"):
         Sgfr(trim=0.7)

@@ -43,7 +43,7 @@ def test_a_checkpoint_cut_short_is_named(share: float, checkpoint: Path, parts: 
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    foreign = changed(checkpoint, tmp_path, **{"banks.0.stored": None, "banks.1.stored": None})
+    foreign = changed(checkpoint, tmp_path, **{f"banks.{scale}.stored": None for scale in range(4)})
     with pytest.raises(ValueError, match="is not Sgfr's: it holds no bank"):
         Sgfr.load_from_checkpoint(foreign, map_location="cpu")
 
@@ -85,11 +85,20 @@ def test_another_pooling_is_refused_by_name(checkpoint: Path, parts: Path, tmp_p
 
 
 def test_other_layers_are_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'fitted with layers .*: pass --model.layers "\[blocks.2, blocks.4\]"'):
+    with pytest.raises(ValueError, match=r'fitted with layers .*: pass --model.layers "\[blocks.1, blocks.2, b'):
         engine_in(tmp_path).predict(
             small(layers=["blocks.2"]), dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint)
         )
-    same = small(layers=["blocks.4", "blocks.2"])  # the default, spelt out
+    with pytest.raises(
+        ValueError, match=r'with score_layers .*--model.score_layers "\[blocks.2, blocks.4, blocks.5\]"'
+    ):
+        engine_in(tmp_path).predict(
+            small(layers=["blocks.1", "blocks.2", "blocks.4"]),
+            dataset=PredictDataset(parts / "bad"),
+            ckpt_path=str(checkpoint),
+        )
+    # the default, spelt out
+    same = small(layers=["blocks.4", "blocks.2", "blocks.1"], score_layers=["blocks.5", "blocks.4", "blocks.2"])
     engine_in(tmp_path).predict(same, dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint))
 
 

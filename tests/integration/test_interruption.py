@@ -63,4 +63,4 @@ def test_new_images_are_added_after_an_interruption(good: Path, parts: Path) -> 
     model = Sgfr(bank_size=150, update=True, visualizer=False, pre_processor=Sgfr.configure_pre_processor((64, 64)))
     engine = Engine(accelerator="cpu", default_root_dir=good.parents[5], logger=False)
     engine.fit(model, datamodule=folder_datamodule(parts), ckpt_path=str(good))
-    assert model.certificate().patches == 2 * 12 * (8 * 8 + 4 * 4)
+    assert model.certificate().patches == 2 * 12 * (2 * 8 * 8 + 4 * 4 + 2 * 2)

@@ -13,6 +13,7 @@ from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core.geometry import origins
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.fitting.learning import learn, samplers_for
+from anomalib_sgfr.torch_model import Learnt
 
 GRID = (4, 7)
 
@@ -35,17 +36,17 @@ def main(out: Path, rank: int, world: int) -> None:
     """Fit to six images, then update with two more, the earlier bank being known to every process."""
     distributed.init_process_group("gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=world)
     banks = [Bank(num_atoms=1, regularisation=0.0) for _ in range(2)]
-    samplers = samplers_for(banks, 60, 4.0, update=False, global_rank=rank)
+    samplers = samplers_for(banks, [60, 60], 4.0, update=False, global_rank=rank)
     seen = dict(enumerate(range(rank, 6, world)))
     observe(samplers, seen)
-    first = learn(samplers, {number: f"image {image}" for number, image in seen.items()}, stay=False)
+    first = learn(samplers, {number: f"image {image}" for number, image in seen.items()})
     for bank, state in zip(banks, first.states, strict=True):
         bank.set(*state)
-    samplers = samplers_for(banks, 60, 4.0, update=True, global_rank=rank)
+    samplers = samplers_for(banks, [60, 60], 4.0, update=True, global_rank=rank)
     new = {len(first.images) + number: image for number, image in enumerate(range(6 + rank, 8, world))}
     observe(samplers, new)
     known = dict(enumerate(first.images)) | {number: f"image {image}" for number, image in new.items()}
-    second = learn(samplers, known, stay=True)
+    second = learn(samplers, known, Learnt([bank.state for bank in banks], first.images))
     torch.save(
         [
             {

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
-from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.bank import Bank, nominal_residual
 from anomalib_sgfr.core.cover import Cover, centred, settle
+from anomalib_sgfr.core.geometry import to_patches
 from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.self_expression import affine
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 1e4, 1e9])
@@ -42,12 +44,52 @@ def test_the_certificate_holds_for_the_rounded_atoms(shift: float, solver: str) 
     bank = Bank(solver, num_atoms=1, regularisation=0.0)
     bank.set(centred(sampler.cover()))
     nearest = torch.cdist(points.double(), bank.atoms.double()).amin(1)
-    certificate = bank.certificate()
-    assert float(nearest.max()) <= certificate.largest
-    assert float(nearest.mean()) <= certificate.mean
+    certificate, unit = bank.certificate(), float(bank.nominal)
+    assert float(nearest.max()) <= certificate.largest * unit
+    assert float(nearest.mean()) <= certificate.mean * unit
     if shift:  # what is stored is not what was learnt, and the bounds know
         exact = copy.deepcopy(sampler).cover()
-        assert certificate.largest > float(centred(exact).radius.max())
+        assert certificate.largest * unit > float(centred(exact).radius.max())
+
+
+@pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
+def test_residuals_are_measured_by_what_atoms_leave_of_each_other(solver: str) -> None:
+    atoms = torch.randn(60, 4)
+    bank = Bank(solver, num_atoms=3, regularisation=0.01)
+    bank.set(atoms)
+    left_out = []
+    for row in range(60):
+        others = torch.arange(60) != row
+        left_out.append(float(affine(bank.atoms[row : row + 1], bank.atoms[others], 3, 0.01).residual.norm()))
+    assert float(bank.nominal) == pytest.approx(sum(left_out) / 60, rel=1e-3)
+    patches = torch.randn(2, 4, 3, 5)
+    found = bank.residual_map(patches)
+    torch.testing.assert_close(found.flatten() * bank.nominal, bank.residuals(to_patches(patches)))
+    # kept: by a state dict, a state, and when atoms are left out
+    restored, again = (Bank(solver, num_atoms=3, regularisation=0.01) for _ in range(2))
+    restored.load_state_dict(bank.state_dict())
+    again.set(*bank.state._replace(cover=bank.cover.rows(slice(0, 30))))
+    for other in (restored, again, bank.some(torch.arange(60) < 9), copy.deepcopy(bank)):
+        assert torch.equal(other.nominal, bank.nominal)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "nominal"),
+    [
+        (torch.zeros(3, 4), 1.0),
+        (torch.zeros(1, 4), 1.0),
+        (torch.full((1, 4), 2.0), 4.0),  # one atom, or all alike: their length
+        (torch.full((9, 4), 2.0), 4.0),
+        (torch.tensor([[1e3, 0.0], [1e3, 1e-2]]), 1.0),  # hardly different beside their length
+    ],
+)
+def test_where_atoms_leave_nothing_of_each_other_their_length_is_the_measure(
+    atoms: torch.Tensor, nominal: float
+) -> None:
+    assert nominal_residual(atoms, 5, 1e-3) == pytest.approx(nominal)
+    bank = Bank()
+    bank.set(atoms)
+    assert torch.isfinite(bank.residual_map(torch.randn(1, atoms.shape[1], 2, 2))).all()
 
 
 def test_bounds_hold_atom_by_atom() -> None:
@@ -85,7 +127,7 @@ def learnt(solver: str = "affine", **arguments: object) -> Bank:
 def test_what_follows_from_the_atoms_is_never_stored_and_always_of_the_arguments(solver: str) -> None:
     stored, other = learnt(solver, regularisation=0.01), Bank(solver, num_atoms=2, regularisation=0.3)
     assert set(stored.state_dict()) == {
-        *("stored", "unit", "radius", "count", "squares", "origin", "threshold", "thumbnails")
+        *("stored", "unit", "radius", "count", "squares", "origin", "threshold", "thumbnails", "nominal")
     }
     other.load_state_dict(stored.state_dict())
     patches = torch.randn(25, 6)
@@ -95,6 +137,7 @@ def test_what_follows_from_the_atoms_is_never_stored_and_always_of_the_arguments
     assert other.state.threshold == 0.3
     if solver != "omp":  # which has no penalty
         assert other.certificate().largest > stored.certificate().largest
+        assert torch.equal(other.nominal, stored.nominal)
     for copied in (copy.deepcopy(other), other.some(torch.ones(40, dtype=torch.bool))):
         assert torch.equal(copied.residuals(patches), expected.residuals(patches))
 

@@ -30,10 +30,25 @@ def scores(model: Sgfr, images: torch.Tensor | None = None) -> torch.Tensor:
 def test_fit_learns_a_bank_of_at_most_bank_size(datamodule: Folder, tmp_path: Path) -> None:
     model = small()
     engine = fit(model, datamodule, tmp_path)
-    assert [bank.atoms.shape for bank in model.model.banks] == [(200, 40), (200, 112)]
+    shapes = [bank.atoms.shape for bank in model.model.banks]
+    assert shapes == [(200, 24), (200, 40), (200, 112), (192, 192)]  # of 12 images there are but 192 of the last
     assert bool(model._is_fitted)
     assert model._sampling.samplers == []  # their stores are freed
     assert Path(engine.best_model_path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("bank_size", "sizes"), [(150, [150] * 4), ([90, 80, 70, 60], [90, 80, 70, 60]), (None, [1000, 1000, 768, 192])]
+)
+def test_each_scale_has_a_bank_size_of_its_own(
+    bank_size: int | list[int] | None, sizes: list[int], datamodule: Folder, tmp_path: Path
+) -> None:
+    model = small(bank_size=bank_size)
+    engine = fit(model, datamodule, tmp_path)
+    assert [len(bank.atoms) for bank in model.model.banks] == sizes
+    restored = Sgfr.load_from_checkpoint(engine.best_model_path)
+    assert restored.bank_size == bank_size
+    assert torch.equal(scores(restored), scores(model))
 
 
 def test_fit_is_deterministic_for_a_seed(parts: Path, tmp_path: Path) -> None:
@@ -208,7 +223,7 @@ def test_the_users_sampling_callback_is_the_one_used(datamodule: Folder, tmp_pat
     model = small()
     engine = fit(model, datamodule, tmp_path, callbacks=[mine])
     assert model._sampling is mine
-    assert seen == [12 * (16 * 16 + 8 * 8)]
+    assert seen == [12 * (2 * 16 * 16 + 8 * 8 + 4 * 4)]
     assert sum(isinstance(callback, SubspaceSampling) for callback in engine.trainer.callbacks) == 1
 
 
@@ -312,6 +327,12 @@ def test_an_unreadable_image_is_named(content: bytes, parts: Path, tmp_path: Pat
         ({"bank_size": 0}, "bank_size must be at least 1, got 0"),
         ({"bank_size": -5}, "bank_size must be at least 1, got -5"),
         ({"bank_size": 4, "num_atoms": 5}, r"num_atoms \(5\) must not exceed bank_size \(4\)"),
+        ({"bank_size": [9, 4, 9, 9], "num_atoms": 5}, r"num_atoms \(5\) must not exceed bank_size \(4\)"),
+        ({"bank_size": [9, 9, 0, 9]}, "bank_size must be at least 1, got 0"),
+        ({"bank_size": [9, 9]}, r"one for each scale \(of strides 8, 8, 16, 32\), got \[9, 9\]"),
+        ({"score_layers": []}, "score_layers must be a list of one or more different names"),
+        ({"score_layers": ["stem"]}, r"score_layers \['stem'\] are not in backbone"),
+        ({"bank_per": "image"}, "bank_per must be one of layer, stride, got 'image'"),
         ({"solver": "nnls"}, "solver must be one of affine, omp, ridge"),
         ({"backbone": "resnet18", "layers": ["layer2", "blocks.3"]}, r"layer4 \(stride 32\)"),
         ({"backbone": "lite0"}, "is not a timm model"),

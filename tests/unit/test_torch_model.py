@@ -17,6 +17,7 @@ from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core.geometry import slots, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.features import tiling
+from anomalib_sgfr.features.embedding import scales_of
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -26,6 +27,7 @@ class Coordinates(nn.Module):
     """Stands for an embedder: the image, one value in eight, and one in sixteen."""
 
     scale_strides = (8, 16)
+    scales = scales_of(scale_strides)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [images[:, :, ::8, ::8], images[:, :, ::16, ::16]]
@@ -98,6 +100,7 @@ class Brightness(nn.Module):
     """Stands for an embedder: mean and spread of each patch."""
 
     scale_strides = (8, 16)
+    scales = scales_of(scale_strides)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         both = torch.cat((images, images.square()), 1)
@@ -108,7 +111,7 @@ _TILES = [(64, 64), (128, 48), ((256, 80), (160, 64)), (128, 128), (512, 256), (
 
 
 def test_a_maps_peak_is_in_the_defect_at_every_size_and_tile() -> None:
-    model = SgfrModel("resnet18", blur=2.0).eval()
+    model = SgfrModel("resnet18", LAYERS, blur=2.0).eval()
     model.embedder = Brightness()
     for bank in model.banks:
         bank.set(torch.rand(8, 2) * 0.01)
@@ -275,11 +278,11 @@ def test_a_model_in_half_precision_scores_with_the_same_banks(dtype: torch.dtype
 def test_few_matrices_are_kept_however_many_sizes_come() -> None:
     model = SgfrModel("resnet18")
     for size in range(30, 90):
-        model.combine([torch.rand(1, 1, 4, 5)], (size, size + 1))
-    assert len(model._smoothing) <= 16
+        model.smoothed([torch.rand(1, 1, 4, 5)], (size, size + 1))
+    assert len(model._smoothing) <= 32
     scores = torch.rand(1, 1, 4, 5)
     expected = functional.interpolate(scores, size=(30, 31), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(model.combine([scores], (30, 31)), GaussianBlur2d(sigma=4.0)(expected))
+    torch.testing.assert_close(model.smoothed([scores], (30, 31))[0], GaussianBlur2d(sigma=4.0)(expected))
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
@@ -295,21 +298,70 @@ def test_the_map_is_the_sum_of_the_scales_residuals(solver: str) -> None:
             "omp": omp(patches, bank.atoms, 4).residual,
             "ridge": ridge(patches, ridge_operator(bank.atoms, 0.01)),
         }[solver]
-        coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:])
+        coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
         expected += functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
     torch.testing.assert_close(result.anomaly_map, expected)
     torch.testing.assert_close(result.pred_score, result.anomaly_map.amax((1, 2, 3)))
     assert result.anomaly_map.shape == (3, 1, 64, 96)
 
 
+def test_map_and_score_hear_each_their_own() -> None:
+    """Against models of the same banks that hear one thing each."""
+    torch.manual_seed(0)
+    whole = fitted_default()
+    images = torch.randn(3, 3, 64, 96)
+    embeddings = whole.embed(images)
+    alone = {}
+    for bank, scale, embedding in zip(whole.banks, whole.embedder.scales, embeddings, strict=True):
+        coarse = bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
+        spread = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
+        alone[whole.embedder.layers[scale.members[0]]] = GaussianBlur2d(sigma=4.0)(spread)
+    heard = whole.hear(images)
+    torch.testing.assert_close(heard.anomaly_map, alone["layer1"] + alone["layer2"] + alone["layer3"])
+    torch.testing.assert_close(heard.score_map, alone["layer2"] + alone["layer3"] + alone["layer4"])
+    found = whole(images)
+    torch.testing.assert_close(found.pred_score, heard.score_map.amax((1, 2, 3)))
+    for number, (row, column) in enumerate(heard.places.tolist()):
+        assert heard.score_map[number, 0, row, column] == found.pred_score[number]
+    certificate = whole.certificate()
+    of_bank = [bank.certificate() for bank in whole.banks]
+    assert certificate.largest == pytest.approx(sum(part.largest for part in of_bank[:3]))
+    assert certificate.largest_score == pytest.approx(sum(part.largest for part in of_bank[1:]))
+
+
+def fitted_default() -> SgfrModel:
+    model = SgfrModel("resnet18")
+    with torch.no_grad():
+        embeddings = model.train()(torch.randn(2, 3, 64, 64))
+    for bank, embedding in zip(model.banks, embeddings, strict=True):
+        bank.set(to_patches(embedding)[::2])
+    return model.eval()
+
+
+def test_scales_of_any_length_weigh_alike() -> None:
+    """What is left of a scale counts by what is left of nominal patches of it, whatever the length of its features."""
+    model = fitted_default()
+    images = torch.randn(2, 3, 64, 64)
+    embeddings = model.embed(images)
+    expected = model.score(embeddings, (64, 64))
+    longer = model.refitted(model.learnt)
+    factors = (8.0, 0.25, 2.0, 64.0)
+    for bank, factor in zip(longer.banks, factors, strict=True):
+        bank.set(factor * bank.atoms)
+    scaled = [factor * part for factor, part in zip(factors, embeddings, strict=True)]
+    found = longer.score(scaled, (64, 64))
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map)
+    torch.testing.assert_close(found.pred_score, expected.pred_score)
+
+
 def test_nominal_patches_of_the_bank_score_zero_and_others_do_not() -> None:
-    model = SgfrModel("resnet18", blur=0.0, regularisation=0.0)
+    model = SgfrModel("resnet18", LAYERS, blur=0.0, regularisation=0.0)
     images = torch.randn(1, 3, 64, 64)
     for bank, embedding in zip(model.banks, model.train()(images), strict=True):
         bank.set(to_patches(embedding))
     model.eval()
     # atoms are kept in 16 bits, and the certificate knows how far that moved them
-    assert model(images).pred_score <= model.certificate().largest < 0.01
+    assert model(images).pred_score <= model.certificate().largest < 0.02
     assert model(torch.randn(1, 3, 64, 64)).pred_score > 0.1
 
 
@@ -334,8 +386,10 @@ def test_smoothing_is_interpolation_and_anomalibs_blur(
         expected = GaussianBlur2d(sigma=blur)(expected)
     model = SgfrModel("resnet18", blur=blur)
     for _ in range(2):
-        torch.testing.assert_close(model.combine([scores], after), expected)
-        torch.testing.assert_close(model.combine([scores, scores], after), 2 * expected)
+        torch.testing.assert_close(model.smoothed([scores], after)[0], expected)
+        ears = model.combine([scores] * 4, after)
+        torch.testing.assert_close(ears.anomaly_map, 3 * expected)
+        torch.testing.assert_close(ears.score_map, 3 * expected)
     assert not any("smoothing" in name for name in model.state_dict())
 
 
@@ -352,8 +406,8 @@ def test_mixed_precision_does_not_blur_the_residual() -> None:
     model = fitted()
     embeddings = model.embed(torch.randn(2, 3, 64, 64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        in_autocast = model.combine(model.residual_maps(embeddings), (64, 64))
-    assert torch.equal(in_autocast, model.combine(model.residual_maps(embeddings), (64, 64)))
+        in_autocast = model.combine(model.residual_maps(embeddings), (64, 64)).anomaly_map
+    assert torch.equal(in_autocast, model.combine(model.residual_maps(embeddings), (64, 64)).anomaly_map)
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
@@ -431,7 +485,7 @@ def test_atoms_of_one_image_are_left_out_of_every_scale_to_score_with(solver: st
     expected.embedder.load_state_dict(model.embedder.state_dict())
     for bank, fewer in zip(model.banks, expected.banks, strict=True):
         bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 5)
-        fewer.set(bank.atoms[bank.origin[:, 0] != 2])
+        fewer.set(bank.atoms[bank.origin[:, 0] != 2], nominal=float(bank.nominal))  # measured as all are
     left = model.score(model.embed(images), (64, 64), model.without([2]))
     torch.testing.assert_close(left.anomaly_map, expected(images).anomaly_map)
     assert torch.equal(model(images).anomaly_map, whole)

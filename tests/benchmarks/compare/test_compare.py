@@ -243,7 +243,7 @@ def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path
     sgfr, padim = sorted(read(tmp_path / "results.json"), key=lambda item: item.model != "sgfr")
     assert "n_features" in (padim.error or "")
     assert sgfr.error is None
-    assert (sgfr.n_train, sgfr.n_test, sgfr.bank_atoms) == (6, 12, 2 * 50)
+    assert (sgfr.n_train, sgfr.n_test, sgfr.bank_atoms) == (6, 12, 174)
     paths = 6 * (len(str(parts / "good" / "00.png")) + 1)
     accounts = 2 * (50 * 40 + 4 + 8)  # of two banks: atoms' accounts and origins, unit and threshold
     assert 0 < (sgfr.bank_bytes or 0) - 50 * (40 + 112) * 2 - accounts <= paths

@@ -140,8 +140,20 @@ def test_a_pursuit_far_from_the_origin_is_certified_too(offset: float, k: int, s
 
 def test_scales_add_up() -> None:
     one, other = (ScaleCertificate(patches, *sums, *3 * [torch.ones(1)]) for patches, *sums in ((3, 2, 1), (7, 5, 4)))
-    certificate = Certificate((one, other))
+    certificate = Certificate((one, other), (True, True), (False, True))
     assert (certificate.patches, certificate.largest, certificate.mean) == (10, 7, 5)
+    assert certificate.largest_score == 5
+    assert Certificate((one, other), (True, False), (True, True)).largest == 2
+
+
+def test_bounds_in_another_unit_hold_there() -> None:
+    certificate = certify(stream(torch.randn(500, 4), 20), "affine", 3, 1e-3)
+    other = certificate.over(0.125)
+    assert other.largest >= certificate.largest / 0.125
+    assert other.mean >= certificate.mean / 0.125
+    assert torch.equal(other.bounds, certificate.bounds * 8)
+    assert torch.equal(other.means, certificate.means * 8)
+    assert other.patches == certificate.patches
 
 
 def test_a_bank_of_all_patches_rebuilds_each_of_them() -> None:

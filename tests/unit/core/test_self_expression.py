@@ -12,6 +12,7 @@ from anomalib_sgfr.core.self_expression import (
     Expression,
     affine,
     affine_distance,
+    left_out_distance,
     omp,
     ridge,
     ridge_code,
@@ -322,3 +323,33 @@ def test_ridge_coefficients_leave_the_residual_and_are_scikit_learns(atoms: int,
     else:
         expected = np.linalg.lstsq(bank.T.numpy(), target.T.numpy(), rcond=None)[0].T  # of least length
     np.testing.assert_allclose(code.numpy(), expected.reshape(code.shape), atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("number", "k"), [(40, 5), (6, 5), (7, 5), (5, 5), (2, 5), (30, 1), (2, 1), (1, 3)])
+def test_what_the_others_leave_of_each_atom(number: int, k: int, dtype: torch.dtype) -> None:
+    bank = torch.randn(number, 8, dtype=dtype)
+    found = left_out_distance(bank, k, 0.01)
+    assert found.dtype == dtype
+    if number == 1:
+        assert found.tolist() == [0.0]
+        return
+    for row in range(number):
+        others = bank[torch.arange(number) != row]
+        expected = affine(bank[row : row + 1].double(), others.double(), k, 0.01).residual.norm()
+        torch.testing.assert_close(found[row].double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_copy_of_an_atom_stands_for_it() -> None:
+    bank = torch.randn(9, 4).repeat(12, 1)  # more copies than are looked at
+    assert float(left_out_distance(bank, 5, 1e-3).max()) < 1e-3
+    assert float(left_out_distance(torch.zeros(4, 3), 5, 1e-3).max()) == 0.0
+
+
+def test_many_atoms_are_left_out_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = torch.randn(100, 6)
+    whole = left_out_distance(bank, 4, 1e-3)
+    monkeypatch.setattr("anomalib_sgfr.core.self_expression._ROWS", 7)
+    torch.testing.assert_close(left_out_distance(bank, 4, 1e-3), whole)
+    with pytest.raises(ValueError, match="num_atoms must be at least 1"):
+        left_out_distance(bank, 0)

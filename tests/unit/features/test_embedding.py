@@ -13,73 +13,103 @@ from torch.nn import functional
 from anomalib_sgfr.core.arguments import Pooling
 from anomalib_sgfr.features.embedding import (
     PatchEmbedder,
+    Scale,
     assemble,
     backbone_stages,
     pool,
     resolve_layers,
+    resolve_score_layers,
     scales_of,
+    strided_layers,
 )
 
 
 @pytest.mark.parametrize(
-    ("backbone", "layers"),
+    ("backbone", "layers", "score_layers"),
     [
-        ("tf_efficientnet_lite0", ["blocks.2", "blocks.4"]),
-        ("resnet18", ["layer2", "layer3"]),
-        ("wide_resnet50_2", ["layer2", "layer3"]),
-        ("convnext_atto", ["stages.1", "stages.2"]),
-        ("vit_tiny_patch16_224", ["blocks.5", "blocks.8"]),
+        ("tf_efficientnet_lite0", ["blocks.1", "blocks.2", "blocks.4"], ["blocks.2", "blocks.4", "blocks.5"]),
+        ("resnet18", ["layer1", "layer2", "layer3"], ["layer2", "layer3", "layer4"]),
+        ("convnext_atto", ["stages.0", "stages.1", "stages.2"], ["stages.1", "stages.2", "stages.3"]),
+        ("vit_tiny_patch16_224", ["blocks.5", "blocks.8"], ["blocks.5", "blocks.8"]),
     ],
 )
-def test_default_layers_are_strides_8_and_16(backbone: str, layers: list[str]) -> None:
+def test_the_map_hears_fine_stages_and_the_score_deep_ones(
+    backbone: str, layers: list[str], score_layers: list[str]
+) -> None:
     assert resolve_layers(backbone) == layers
+    assert resolve_score_layers(backbone) == score_layers
+    assert resolve_score_layers(backbone, layers[:1]) == layers[:1]  # what is given is for both
+    assert resolve_score_layers(backbone, layers, score_layers[::-1]) == score_layers
 
 
 @pytest.mark.parametrize(
     ("backbone", "size", "shapes"),
     [
-        ("tf_efficientnet_lite0", 256, [(2, 40, 32, 32), (2, 112, 16, 16)]),
-        ("resnet18", 96, [(2, 128, 12, 12), (2, 256, 6, 6)]),
-        ("resnet18", 90, [(2, 128, 12, 12), (2, 256, 6, 6)]),  # no multiple of a stride
-        ("convnext_atto", 100, [(2, 80, 12, 12), (2, 160, 6, 6)]),  # rounds sizes down
-        ("vit_tiny_patch16_224", 96, [(2, 384, 6, 6)]),  # layers of one stride are one scale
-        ("deit_tiny_patch16_224", 256, [(2, 384, 16, 16)]),  # a plain transformer without "vit" in its name
-        ("mobilevit_xxs", 256, [(2, 48, 32, 32), (2, 64, 16, 16)]),  # a pyramid with "vit" in its name
-        ("swin_tiny_patch4_window7_224", 224, [(2, 192, 28, 28), (2, 384, 14, 14)]),  # channels last
-        ("mixer_s16_224", 224, [(2, 1024, 14, 14)]),  # a plain token mixer of fixed size
+        ("tf_efficientnet_lite0", 256, [(2, 24, 32, 32), (2, 40, 32, 32), (2, 112, 16, 16), (2, 192, 8, 8)]),
+        ("resnet18", 96, [(2, 64, 12, 12), (2, 128, 12, 12), (2, 256, 6, 6), (2, 512, 3, 3)]),
+        # no multiple of a stride
+        ("resnet18", 90, [(2, 64, 12, 12), (2, 128, 12, 12), (2, 256, 6, 6), (2, 512, 3, 3)]),
+        # rounds sizes down
+        ("convnext_atto", 100, [(2, 40, 12, 12), (2, 80, 12, 12), (2, 160, 6, 6), (2, 320, 3, 3)]),
+        ("vit_tiny_patch16_224", 96, [(2, 192, 6, 6)] * 2),  # a plain transformer has but one stride
+        ("deit_tiny_patch16_224", 256, [(2, 192, 16, 16)] * 2),  # one without "vit" in its name
+        # a pyramid with "vit" in its name
+        ("mobilevit_xxs", 256, [(2, 24, 32, 32), (2, 48, 32, 32), (2, 64, 16, 16), (2, 320, 8, 8)]),
+        # channels last
+        (
+            "swin_tiny_patch4_window7_224",
+            224,
+            [(2, 96, 28, 28), (2, 192, 28, 28), (2, 384, 14, 14), (2, 768, 7, 7)],
+        ),
+        ("mixer_s16_224", 224, [(2, 512, 14, 14)] * 2),  # a plain token mixer of fixed size
     ],
 )
 def test_embedding_shapes(backbone: str, size: int, shapes: list[tuple[int, ...]]) -> None:
     embedder = PatchEmbedder(backbone)
     assert [embedding.shape for embedding in embedder(torch.randn(2, 3, size, size))] == shapes
-    assert sum(embedder.channels) == sum(shape[1] for shape in shapes)
-    assert embedder.scales == len(shapes)
+    assert embedder.channels == [shape[1] for shape in shapes]
+    assert len(embedder.scales) == len(embedder.scale_strides) == len(shapes)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
 @pytest.mark.parametrize("size", [64, 90, 100])
-def test_finer_layers_join_that_of_stride_8_at_any_size(backbone: str, size: int) -> None:
+def test_finer_layers_go_to_the_grid_of_stride_8_at_any_size(backbone: str, size: int) -> None:
     layers = [stage.layer for stage in backbone_stages(backbone) if stage.stride in {4, 8, 16}]
-    fine, coarse = PatchEmbedder(backbone)(torch.randn(1, 3, size, size))
-    joined, same = PatchEmbedder(backbone, layers)(torch.randn(1, 3, size, size))
-    assert joined.shape[2:] == fine.shape[2:]
-    assert joined.shape[1] > fine.shape[1]
+    images = torch.randn(1, 3, size, size)
+    fine, middle, coarse = PatchEmbedder(backbone, layers)(images)
+    assert fine.shape[2:] == middle.shape[2:]
+    joined, same = PatchEmbedder(backbone, layers, bank_per="stride")(images)
+    assert joined.shape[1] == fine.shape[1] + middle.shape[1]
+    assert joined.shape[2:] == middle.shape[2:]
     assert same.shape == coarse.shape
 
 
 @pytest.mark.parametrize(
-    ("strides", "scales"),
+    ("strides", "by_layer", "by_stride"),
     [
-        ([4, 8, 16], [[0, 1], [2]]),
-        ([16, 4, 2, 8], [[2, 1, 3], [0]]),
-        ([8, 16, 32], [[0], [1], [2]]),
-        ([4, 16], [[0], [1]]),  # with no layer of stride 8, each on its own
-        ([16, 16], [[0, 1]]),
-        ([4], [[0]]),
+        ([4, 8, 16], [((0,), 8), ((1,), 8), ((2,), 16)], [((0, 1), 8), ((2,), 16)]),
+        ([2, 4, 8, 16], [((0,), 8), ((1,), 8), ((2,), 8), ((3,), 16)], [((0, 1, 2), 8), ((3,), 16)]),
+        ([4, 16], [((0,), 4), ((1,), 16)], [((0,), 4), ((1,), 16)]),  # with no layer of stride 8, each on its own
+        ([16, 16], [((0,), 16), ((1,), 16)], [((0, 1), 16)]),
+        ([4], [((0,), 4)], [((0,), 4)]),
     ],
 )
-def test_layers_finer_than_stride_8_join_it(strides: list[int], scales: list[list[int]]) -> None:
-    assert scales_of(strides) == scales
+def test_which_layers_make_a_scale(
+    strides: list[int],
+    by_layer: list[tuple[tuple[int, ...], int]],
+    by_stride: list[tuple[tuple[int, ...], int]],
+) -> None:
+    assert [(scale.members, scale.stride) for scale in scales_of(strides)] == by_layer
+    assert [(scale.members, scale.stride) for scale in scales_of(strides, bank_per="stride")] == by_stride
+
+
+def test_layers_of_other_roles_are_not_joined() -> None:
+    roles = [(True, True), (True, False), (False, True), (True, False)]
+    assert scales_of([16] * 4, roles, "stride") == [
+        Scale((0,), 16),
+        Scale((1, 3), 16, in_score=False),
+        Scale((2,), 16, in_map=False),
+    ]
 
 
 def test_embedding_is_of_the_layers_named_in_any_order() -> None:
@@ -90,7 +120,7 @@ def test_embedding_is_of_the_layers_named_in_any_order() -> None:
     network = timm.create_model("resnet18", features_only=True, out_indices=(1, 3)).eval()
     network.load_state_dict(embedder.extractor.feature_extractor.state_dict())
     with torch.no_grad():
-        expected = assemble(network(images), [4, 16])
+        expected = assemble(network(images), [4, 16], scales_of([4, 16]))
     assert [part.shape[1:] for part in expected] == [(64, 16, 16), (256, 4, 4)]
     for found, wanted in zip(embedder(images), expected, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -98,13 +128,17 @@ def test_embedding_is_of_the_layers_named_in_any_order() -> None:
 
 def test_assemble_averages_joins_and_keeps_scales_apart() -> None:
     finest, fine, coarse = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 4, 4)
-    joined, apart = assemble([coarse, finest, fine], [16, 4, 8], "box")
+    maps, strides = [finest, fine, coarse], [4, 8, 16]
+    joined, apart = assemble(maps, strides, scales_of(strides, bank_per="stride"), "box")
     assert (joined.shape, apart.shape) == ((2, 7, 8, 8), (2, 5, 4, 4))
     expected = fine[:, :, 2:5, 3:6].mean((2, 3))  # the 3 x 3 neighbourhood of row 3, column 4
     torch.testing.assert_close(joined[:, 3:, 3, 4], expected)
     torch.testing.assert_close(apart, functional.avg_pool2d(coarse, 3, 1, 1))
     averaged = functional.avg_pool2d(functional.avg_pool2d(finest, 3, 1, 1), 2)  # resizing by two is averaging
     torch.testing.assert_close(joined[:, :3], averaged)
+    alone, beside, last = assemble(maps, strides, scales_of(strides), "box")
+    torch.testing.assert_close(torch.cat((alone, beside), 1), joined)
+    assert torch.equal(last, apart)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 9), (2, 2), (1, 7), (1, 1)])
@@ -122,14 +156,19 @@ def test_pooling_is_a_correlation_with_zeros_beyond_the_border(
 def test_an_embedder_pools_as_it_is_told() -> None:
     torch.manual_seed(0)
     images = torch.randn(1, 3, 64, 64)
-    box, binomial = PatchEmbedder("resnet18", pooling="box"), PatchEmbedder("resnet18")
+    layers = ["layer2", "layer3"]
+    box, binomial = PatchEmbedder("resnet18", layers, "box"), PatchEmbedder("resnet18", layers)
     binomial.load_state_dict(box.state_dict())
     features = list(box.extractor(images).values())
     for embedder in (box, binomial):
-        for found, wanted in zip(embedder(images), assemble(features, [8, 16], embedder.pooling), strict=True):
+        for found, wanted in zip(
+            embedder(images), assemble(features, [8, 16], embedder.scales, embedder.pooling), strict=True
+        ):
             torch.testing.assert_close(found, wanted)
     with pytest.raises(ValueError, match="pooling must be one of binomial, box, got 'mean'"):
         PatchEmbedder("resnet18", pooling="mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="bank_per must be one of layer, stride, got 'image'"):
+        PatchEmbedder("resnet18", bank_per="image")  # type: ignore[arg-type]
 
 
 def test_backbone_stays_in_evaluation_mode_and_frozen() -> None:
@@ -157,11 +196,36 @@ def test_unknown_backbone_gets_suggestions() -> None:
         backbone_stages("resnet1")
 
 
-def test_stages_are_timms() -> None:
+def test_stages_are_timms_and_the_blocks_between() -> None:
     stages = backbone_stages("tf_efficientnet_lite0")
-    assert [stage.stride for stage in stages] == [2, 4, 8, 16, 32]
-    assert [stage.channels for stage in stages] == [16, 24, 40, 112, 320]
-    np.testing.assert_equal([stage.layer for stage in stages], [f"blocks.{index}" for index in (0, 1, 2, 4, 6)])
+    assert [stage.layer for stage in stages] == [f"blocks.{index}" for index in range(7)]
+    assert [stage.stride for stage in stages] == [2, 4, 8, 16, 16, 32, 32]
+    assert [stage.channels for stage in stages] == [16, 24, 40, 80, 112, 192, 320]
+    listed = timm.create_model("tf_efficientnet_lite0", features_only=True).feature_info
+    assert {(item["module"], item["reduction"], item["num_chs"]) for item in listed.info} < set(stages)
+    assert strided_layers("tf_efficientnet_lite0", (4, 8, 16, 32)) == ["blocks.1", "blocks.2", "blocks.4", "blocks.5"]
+    assert [stage.layer for stage in backbone_stages("resnet18")] == ["act1", "layer1", "layer2", "layer3", "layer4"]
+
+
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "mobilenetv4_conv_small"])
+def test_blocks_are_those_of_timm_and_none_is_run_in_vain(backbone: str) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(backbone, features_only=True).eval()
+    named = {item["module"]: index for index, item in enumerate(network.feature_info.info)}
+    layers = [stage.layer for stage in backbone_stages(backbone)]
+    images = torch.randn(2, 3, 96, 64)
+    whole = PatchEmbedder(backbone, layers).extractor
+    whole.feature_extractor.load_state_dict(network.state_dict())
+    found = whole(images)
+    assert list(found) == layers
+    with torch.no_grad():
+        expected = network(images)
+    for layer, index in named.items():
+        torch.testing.assert_close(found[layer], expected[index])
+    early = PatchEmbedder(backbone, layers[:2]).extractor
+    early.feature_extractor.load_state_dict(network.state_dict())
+    early.feature_extractor.blocks[-1].register_forward_hook(lambda *_: pytest.fail("run in vain"))
+    assert all(map(torch.equal, early(images).values(), (found[layer] for layer in layers[:2])))
 
 
 def _knows_no_feature_info(**_: object) -> nn.Module:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from anomalib.data import PredictDataset
 
 from anomalib_sgfr import Sgfr, SgfrPostProcessor
 from anomalib_sgfr.features.embedding import PatchEmbedder
-from tests.conftest import fit, folder_datamodule
+from tests.conftest import engine_in, fit, folder_datamodule, small
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -22,7 +23,7 @@ DATA = Path(__file__).parents[2] / "data"
 @pytest.fixture(params=["affine", "ridge"])
 def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     state = torch.load(DATA / f"version_0.1.0_{request.param}.ckpt", weights_only=True)
-    embedder = PatchEmbedder("tf_efficientnet_lite0")
+    embedder = PatchEmbedder("tf_efficientnet_lite0", ["blocks.2", "blocks.4"])
     embedder.load_pretrained()
     state["state_dict"] |= {f"model.embedder.{name}": value for name, value in embedder.state_dict().items()}
     expected = state.pop("expected")
@@ -73,3 +74,59 @@ def test_new_images_are_added_to_it(earlier: tuple[Path, dict[str, Any]], parts:
         assert stayed
         for atom in stayed:
             assert torch.equal(bank.thumbnails[atom], known[tuple(bank.atoms[atom].tolist())])
+
+
+@pytest.fixture
+def of_one_ear(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
+    """A checkpoint as of before map and score heard layers of their own, with what it is to score like."""
+    model = small(layers=["blocks.2", "blocks.4"], bank_per="stride", seed=0)
+    path = Path(fit(model, folder_datamodule(parts), tmp_path / "fit").best_model_path)
+    for bank in model.model.banks:
+        bank.nominal.fill_(1.0)
+    state = torch.load(path, weights_only=True)
+    state["state_dict"] = {key: value for key, value in state["state_dict"].items() if not key.endswith(".nominal")}
+    for arguments in (state["hyper_parameters"], state["sgfr_arguments"]):
+        for name in ("score_layers", "bank_per"):
+            arguments.pop(name)
+    del state["sgfr_arguments"]["layers"]
+    state["hyper_parameters"]["layers"] = None
+    del state["anomalib_post_processor_config"]["evidence"]["peaks"]
+    torch.save(state, tmp_path / "earlier.ckpt")
+    return tmp_path / "earlier.ckpt", model.eval()
+
+
+def test_one_of_a_single_ear_scores_as_it_did_and_is_kept_so(
+    of_one_ear: tuple[Path, Sgfr], parts: Path, tmp_path: Path
+) -> None:
+    path, expected = of_one_ear
+    images = torch.rand(2, 3, 128, 128)
+    restored = Sgfr.load_from_checkpoint(path)
+    evidence = restored.post_processor.evidence
+    assert evidence.peaks == evidence.scores
+    engine = engine_in(tmp_path)
+    engine.predict(restored, dataset=PredictDataset(parts / "bad"))
+    engine.trainer.save_checkpoint(tmp_path / "again.ckpt")
+    by_trainer = small(image_size=None)
+    engine_in(tmp_path).predict(by_trainer, dataset=PredictDataset(parts / "bad"), ckpt_path=path)
+    for model in (restored, Sgfr.load_from_checkpoint(tmp_path / "again.ckpt"), by_trainer):
+        with torch.no_grad():
+            found, wanted = model.eval().model(images), expected.model(images)
+        assert torch.equal(found.anomaly_map, wanted.anomaly_map)
+        assert torch.equal(found.pred_score, wanted.anomaly_map.amax((1, 2, 3)))
+        assert model.hparams["layers"] == model.hparams["score_layers"] == ["blocks.2", "blocks.4"]
+        assert model.certificate().largest == expected.certificate().largest
+
+
+def test_what_one_of_a_single_ear_cannot_be_is_refused(
+    of_one_ear: tuple[Path, Sgfr], parts: Path, tmp_path: Path
+) -> None:
+    for arguments, message in (
+        ({"layers": ["blocks.1", "blocks.2"]}, r"banks are of 40 \+ 112 values a patch, the model's layers give 64: "),
+        ({"score_layers": ["blocks.6"]}, r"with score_layers \['blocks.2', 'blocks.4'\], .*pass --model.score_layers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Sgfr.load_from_checkpoint(of_one_ear[0], **arguments)
+    with pytest.raises(ValueError, match=r"with layers .*pass --model.layers \"\[blocks.2, blocks.4\]\""):
+        engine_in(tmp_path).predict(
+            small(layers=["blocks.1"], image_size=None), dataset=PredictDataset(parts / "bad"), ckpt_path=of_one_ear[0]
+        )

@@ -20,6 +20,7 @@ from tests.conftest import atoms, engine_in, fit, folder_datamodule, small, writ
 
 _SIZE = 96
 _TILES = Tiling((48, 48), (48, 48))
+_LAYERS = ["blocks.2", "blocks.4"]  # tiles are multiples of the coarsest stride, 16
 
 
 def tiler(**arguments: object) -> TilerConfigurationCallback:
@@ -27,7 +28,7 @@ def tiler(**arguments: object) -> TilerConfigurationCallback:
 
 
 def framed(**arguments: object) -> Sgfr:
-    return small(**{"image_size": _SIZE, "seed": 3, **arguments})
+    return small(**{"image_size": _SIZE, "layers": _LAYERS, "seed": 3, **arguments})
 
 
 def fitted(folder: Path, model: Sgfr, root: Path, *callbacks: TilerConfigurationCallback) -> Path:
@@ -75,7 +76,11 @@ def test_tiles_are_kept_in_the_checkpoint(by_callback: tuple[Sgfr, Path], parts:
     picture = parts / "bad" / "00.png"
     expected = answers(model, picture, tmp_path)
     assert torch.load(path, weights_only=True)["sgfr_tiling"] == {"tile": [48, 48], "step": [48, 48]}
-    for other in (Sgfr.load_from_checkpoint(path), Sgfr(visualizer=False), framed(tile_size=(48, 48), tile_stride=48)):
+    for other in (
+        Sgfr.load_from_checkpoint(path),
+        Sgfr(layers=_LAYERS, visualizer=False),
+        framed(tile_size=(48, 48), tile_stride=48),
+    ):
         for callbacks in ([], [tiler()], [TilerConfigurationCallback(tile_size=64)]):  # the last is not enabled
             assert torch.equal(answers(other, picture, tmp_path, path, callbacks=callbacks), expected)
     assert torch.equal(answers(Sgfr.load_from_checkpoint(path), picture, tmp_path), expected)
@@ -124,7 +129,7 @@ def test_tiles_for_what_was_learnt_without_are_refused(parts: Path, tmp_path: Pa
     with pytest.raises(ValueError, match="was fitted at an image_size of 96 x 96, 64 x 64 is asked for"):
         Sgfr.load_from_checkpoint(path, image_size=64)
     with pytest.raises(ValueError, match="was fitted at an image_size of 96 x 96, 64 x 64 is asked for"):
-        answers(small(image_size=64), parts / "bad" / "00.png", tmp_path, path)
+        answers(framed(image_size=64), parts / "bad" / "00.png", tmp_path, path)
     with pytest.raises(ValueError, match=r"was fitted without a roi, 'new.png' is asked for"):
         Sgfr.load_from_checkpoint(path, roi="new.png")
     state = torch.load(path, weights_only=True)

@@ -22,10 +22,13 @@ def outputs(scores: list[float], labels: list[bool] | None = None) -> ImageBatch
     )
 
 
-def told(folder: Path, batch: ImageBatch, threshold: float | None, table: ScoreTable) -> list[list[str]]:
+def told(
+    folder: Path, batch: ImageBatch, threshold: float | None, table: ScoreTable, placed: bool = False
+) -> list[list[str]]:
     trainer: Any = SimpleNamespace(default_root_dir=folder, is_global_zero=True, callbacks=[])
     value = None if threshold is None else torch.tensor(threshold)
-    module: Any = SimpleNamespace(post_processor=SimpleNamespace(normalized_image_threshold=value))
+    places = torch.tensor([[3, 1]] * len(batch.pred_score)) if placed else None
+    module: Any = SimpleNamespace(post_processor=SimpleNamespace(normalized_image_threshold=value), places=places)
     table.on_predict_start(trainer, module)
     table.on_predict_batch_end(trainer, module, batch, batch, 0)
     table.on_predict_end(trainer, module)
@@ -36,14 +39,16 @@ def told(folder: Path, batch: ImageBatch, threshold: float | None, table: ScoreT
 
 def test_a_line_for_each_image(tmp_path: Path) -> None:
     head, *rows = told(tmp_path, outputs([0.25, 0.75], [False, True]), 0.5, ScoreTable())
-    assert head == ["image", "score", "threshold", "label", "truth"]
-    assert rows == [["0.png", "0.25", "0.5", "0", ""], ["1.png", "0.75", "0.5", "1", ""]]
+    assert head == ["image", "score", "threshold", "label", "truth", "row", "column"]
+    assert rows == [["0.png", "0.25", "0.5", "0", "", "", ""], ["1.png", "0.75", "0.5", "1", "", "", ""]]
+    _, *rows = told(tmp_path, outputs([0.25, 0.75]), None, ScoreTable(), placed=True)
+    assert rows[1] == ["1.png", "0.75", "", "", "", "3", "1"]
 
 
 @pytest.mark.parametrize("threshold", [None, float("nan")])
 def test_without_a_threshold_there_are_no_labels(threshold: float | None, tmp_path: Path) -> None:
     _, row = told(tmp_path, outputs([0.25]), threshold, ScoreTable())
-    assert row == ["0.png", "0.25", "", "", ""]
+    assert row == ["0.png", "0.25", "", "", "", "", ""]
 
 
 def test_a_file_of_the_users_own(tmp_path: Path) -> None:
