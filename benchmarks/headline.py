@@ -25,6 +25,9 @@ _PLACES = (
     ("mtd", "tile", "magnetic tiles, new tiles"),
     ("elpv-mono", None, "solar cells, mono"),
     ("elpv-poly", None, "solar cells, poly"),
+    ("mvtec", "bottle", "MVTec AD bottle"),
+    ("mvtec", "grid", "MVTec AD grid"),
+    ("kolektor", None, "KolektorSDD"),
 )
 _METRICS = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "pixel_AP": "pixel AP", "AUPRO": "AUPRO"}
 # what Patchcore stores by default would take hours to choose; its default is also compared, on fewer images
@@ -37,17 +40,19 @@ def table(results: Path) -> str:
     """Markdown: a line for each data set and metric, a column for each model, the best of a line in bold.
 
     Args:
-        results (Path): Folder that holds ``mtd``, ``elpv-mono`` and ``elpv-poly``.
+        results (Path): Folder that holds a folder for each data set.
 
     Returns:
-        str: The table. A line takes its medians over the seeds that Sgfr and Patchcore, if it has a result there, both
-        ran with; a model that ran with fewer of them says how many, and one that ran with none has no result.
+        str: The table. A line takes medians over the seeds that Sgfr and Patchcore, if it has a result there, both ran
+        with, and between which values they lie; a model that ran with fewer of them says how many, and one that ran
+        with none has no result. What overlaps with the best between the seeds is a tie, and in bold too.
     """
     wanted = {model: resolve_arguments(model, dict(_CHANGED.get(model, {}))) for model in NAMES}
     lines = [
-        "| %, medians over seeds | " + " | ".join(NAMES.values()) + " | seeds |",
+        "| %, medians and ranges over seeds | " + " | ".join(NAMES.values()) + " | seeds |",
         "|---" * (len(NAMES) + 2) + "|",
     ]
+    medians: dict[str, list[float]] = {model: [] for model in NAMES}
     for dataset, split, label in _PLACES:
         found = [
             record
@@ -64,29 +69,41 @@ def table(results: Path) -> str:
         compared = [set(runs[model]) for model in ("sgfr", "patchcore") if runs[model]]
         seeds = sorted(set.intersection(*compared)) if compared else []
         for metric, name in _METRICS.items():
-            values = {model: _median(of, seeds, metric) for model, of in runs.items()}
-            best = max((value for value in values.values() if value is not None), default=None)
-            if best is None:
+            values = {model: _values(of, seeds, metric) for model, of in runs.items()}
+            if not any(values.values()):
                 continue
-            cells = ["-" if value is None else f"{value:.1f}" for value in values.values()]
-            cells = [f"**{cell}**" if cell == f"{best:.1f}" else cell for cell in cells]
-            ran = [len(of.keys() & seeds) for of in runs.values()]
-            cells = [
-                f"{cell} ({number} of {len(seeds)})" if 0 < number < len(seeds) else cell
-                for cell, number in zip(cells, ran, strict=True)
-            ]
+            best = max((its for its in values.values() if its), key=statistics.median)
+            cells = [_cell(its, best, len(seeds)) for its in values.values()]
             lines.append(f"| {label}: {name} | " + " | ".join(cells) + f" | {', '.join(map(str, seeds))} |")
+            if metric == "image_AUROC":
+                for model, its in values.items():
+                    medians[model] += [statistics.median(its)] if its else []
         if dataset == "mtd" and found:
             stored = [[record.bank_bytes for record in of.values() if record.bank_bytes] for of in runs.values()]
             cells = [f"{statistics.median(sizes) / 2**20:.1f}" if sizes else "-" for sizes in stored]
             lines.append(f"| {label}: stored, MiB | " + " | ".join(cells) + " | |")
+    means = [f"{statistics.mean(its):.1f}" if len(its) == len(_PLACES) else "-" for its in medians.values()]
+    if any(mean != "-" for mean in means):
+        lines.append(f"| mean of all {len(_PLACES)}: image AUROC | " + " | ".join(means) + " | |")
     return "\n".join(lines) + "\n"
 
 
-def _median(runs: Mapping[int, Record], seeds: Sequence[int], metric: str) -> float | None:
+def _values(runs: Mapping[int, Record], seeds: Sequence[int], metric: str) -> list[float]:
+    """Of a model, rounded as they are shown."""
     values = [runs[seed].metrics[metric] for seed in seeds if seed in runs]
-    known = [100 * value for value in values if value is not None]
-    return statistics.median(known) if known else None
+    return [round(100 * value, 1) for value in values if value is not None]
+
+
+def _cell(values: Sequence[float], best: Sequence[float], seeds: int) -> str:
+    """Median and range, in bold if it is the best or overlaps with it."""
+    if not values:
+        return "-"
+    text = f"{statistics.median(values):.1f}"
+    if max(values) >= min(best):
+        text = f"**{text}**"
+    if len(values) > 1:
+        text += f" ({min(values):.1f} to {max(values):.1f})"
+    return text if len(values) == seeds else f"{text} ({len(values)} of {seeds})"
 
 
 def main() -> int:

@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
         action="append",
         default=[],
         metavar="DIR | NAME=DIR",
-        help="folder of a data set's images, mtd's without a name; again for another",
+        help="folder of images: of a data set, or of all that have none of their own; again for another",
     )
     parser.add_argument("--data", help=f"data sets; default: of {','.join(data)} those whose folder is given, and elpv")
     parser.set_defaults(known=tuple(data))
@@ -56,24 +56,24 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
 
 def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Place]:
     """The places a command was asked for, one seed after the other; ends the command if a folder is missing."""
-    roots = {name: Path(folder) for name, _, folder in (_named(item) for item in options.root)}
+    roots = {name if equals else "": Path(folder if equals else name) for name, equals, folder in _named(options.root)}
     names = list(options.known) if options.data is None else options.data.split(",")
     data = [(dataset, split or None) for dataset, _, split in (item.partition(":") for item in names)]
     if options.data is None:
-        data = [(dataset, split) for dataset, split in data if dataset in roots or dataset.startswith("elpv")]
+        given = {*roots, *(["mtd"] if "" in roots else [])}
+        data = [(dataset, split) for dataset, split in data if dataset in given or dataset.startswith("elpv")]
     missing = sorted({dataset for dataset, _ in data if not dataset.startswith("elpv")} - set(roots))
-    if missing:
+    if missing and "" not in roots:
         parser.error(f"--root {missing[0]}=DIR is needed; or leave {missing[0]} out of --data")
     return [
-        Place(dataset, split, seed, None if dataset.startswith("elpv") else roots[dataset])
+        Place(dataset, split, seed, None if dataset.startswith("elpv") else roots.get(dataset, roots.get("")))
         for seed in options.seeds
         for dataset, split in data
     ]
 
 
-def _named(item: str) -> tuple[str, str, str]:
-    name, equals, folder = item.partition("=")
-    return (name, equals, folder) if equals else ("mtd", "=", item)
+def _named(roots: Sequence[str]) -> list[tuple[str, str, str]]:
+    return [item.partition("=") for item in roots]
 
 
 def study_places(

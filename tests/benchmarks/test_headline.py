@@ -39,7 +39,9 @@ def test_a_line_takes_the_seeds_of_sgfr_and_patchcore_and_marks_who_ran_with_few
         ],
     )
     (line,) = headline.table(tmp_path).splitlines()[2:]
-    assert line == "| solar cells, mono: image AUROC | **80.0** | - | 72.5 (2 of 3) | - | 0, 1, 2 |"
+    assert line == (
+        "| solar cells, mono: image AUROC | **80.0** (70.0 to 90.0) | - | **72.5** (50.0 to 95.0) (2 of 3) | - | 0, 1, 2 |"
+    )
 
     merge(
         tmp_path / "elpv-mono" / "results.json",
@@ -49,7 +51,19 @@ def test_a_line_takes_the_seeds_of_sgfr_and_patchcore_and_marks_who_ran_with_few
         ],
     )
     (line,) = headline.table(tmp_path).splitlines()[2:]
-    assert line == "| solar cells, mono: image AUROC | 75.0 | 80.0 | **95.0** (1 of 2) | 30.0 (1 of 2) | 1, 2 |"
+    assert line == (
+        "| solar cells, mono: image AUROC | 75.0 (70.0 to 80.0) | 80.0 (75.0 to 85.0) | **95.0** (1 of 2) "
+        "| 30.0 (1 of 2) | 1, 2 |"
+    )
+
+
+def test_a_mean_is_of_models_that_have_all_data_sets(tmp_path: Path) -> None:
+    for dataset, split, _ in headline._PLACES:
+        file = tmp_path / dataset / "results.json"
+        merge(file, [run("sgfr", seed, 0.9, dataset=dataset, split=split) for seed in (0, 1)])
+        if dataset != "kolektor":
+            merge(file, [run("padim", seed, 0.8, dataset=dataset, split=split) for seed in (0, 1)])
+    assert headline.table(tmp_path).splitlines()[-1] == "| mean of all 7: image AUROC | 90.0 | - | - | - | |"
 
 
 def test_the_readme_shows_the_committed_results() -> None:

@@ -14,9 +14,9 @@ def test_bounds_hold_and_are_reported(parts: Path, tmp_path: Path, monkeypatch: 
     arguments = ["--root", str(parts), "--data", "folder", "--seeds", "0", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     rows = json.loads((tmp_path / "out" / "tightness.json").read_text(encoding="utf-8"))
-    assert [(row["scale"], row["atoms"]) for row in rows] == [(0, 50), (0, 300), (1, 50), (1, 300)]
+    assert [(row["scale"], row["atoms"]) for row in rows] == [(scale, size) for scale in range(4) for size in (50, 300)]
     for row in rows:
-        assert row["patches"] == 12 * (32, 16)[row["scale"]] ** 2
+        assert row["patches"] == 12 * (32, 32, 16, 8)[row["scale"]] ** 2
         assert row["largest"] <= row["largest_bound"]
         assert 0 < row["mean"] <= row["mean_bound"]
     assert rows[1]["mean"] < rows[0]["mean"]  # more atoms leave less

@@ -58,11 +58,13 @@ def both(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str,
 def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     one, two = both
     assert len(two) == 2
-    for mine, theirs, alone in zip(two[0]["banks"], two[1]["banks"], one["banks"], strict=True):
+    sizes = (120, 120, 120, 11 * 4)  # of the last there are no more patches
+    for mine, theirs, alone, size in zip(two[0]["banks"], two[1]["banks"], one["banks"], sizes, strict=True):
         assert torch.equal(mine, theirs)
-        assert len(mine) == len(alone) == 120
+        assert len(mine) == len(alone) == size
         assert not torch.equal(mine, alone)  # it did see the images in another order
-    assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 11 * (8 * 6 + 4 * 3)
+    assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 11 * (2 * 8 * 6 + 4 * 3 + 2 * 2)
+    assert two[0]["nominal"] == two[1]["nominal"]
     assert two[0]["image_AUROC"] == two[1]["image_AUROC"]
     assert two[0]["threshold"] == two[1]["threshold"]
     assert two[0]["scored"] == two[1]["scored"] == 12  # each once
@@ -85,7 +87,8 @@ def test_the_certificate_holds_and_the_bank_is_as_good(
             lengths = model.model.residual_maps(model.model.embed(torch.cat([batch.image for batch in batches])))
         inside = model.model.patches_inside([length.shape[2:] for length in lengths])
         assert inside is not None
-        lengths = [length[..., mask] for length, mask in zip(lengths, inside, strict=True)]
+        # of the scales that the map hears
+        lengths = [length[..., mask] for length, mask in zip(lengths, inside, strict=True)][:3]
         worst[name] = sum(float(length.max()) for length in lengths)
         assert worst[name] <= ended["largest"]
         assert sum(float(length.mean()) for length in lengths) <= ended["mean"]

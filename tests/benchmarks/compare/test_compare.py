@@ -245,8 +245,8 @@ def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path
     assert sgfr.error is None
     assert (sgfr.n_train, sgfr.n_test, sgfr.bank_atoms) == (6, 12, 174)
     paths = 6 * (len(str(parts / "good" / "00.png")) + 1)
-    accounts = 2 * (50 * 40 + 4 + 8)  # of two banks: atoms' accounts and origins, unit and threshold
-    assert 0 < (sgfr.bank_bytes or 0) - 50 * (40 + 112) * 2 - accounts <= paths
+    accounts = 174 * 40 + 4 * (4 + 4 + 8)  # of four banks: atoms' accounts and origins, unit, nominal and threshold
+    assert 0 < (sgfr.bank_bytes or 0) - 2 * (50 * (24 + 40 + 112) + 24 * 192) - accounts <= paths
     assert all(value is not None and 0 <= value <= 1 for value in sgfr.metrics.values())
     assert 0 < (sgfr.sampling_s or 0) < (sgfr.fit_s or 0)
     assert (sgfr.fit_peak_rss_mb or 0) > 100
@@ -272,4 +272,9 @@ def test_categories_are_averaged_of_models_that_ran_on_all() -> None:
     (line,) = [line for line in report.averages(records).splitlines() if line.startswith(("| Sgfr", "| Padim"))]
     assert line.startswith("| Sgfr | 80.0 | 80.0 | - |")
     assert "mvtec (b, 256 px), mean of 2 categories" in report.averages(records)
+    assert "published" not in report.averages(records)  # of other categories
+    whole = [of(f"category {number}", "sgfr", 0.9) for number in range(15)]
+    assert "| published: PatchCore, 1%, WideResNet-50, 224 px (arXiv 2106.08265) | 99.0 | - | 98.0 | - | 93.1 |" in (
+        report.averages(whole)
+    )
     assert report.averages(records[:3]) == report.averages([record_of("sgfr", 0)]) == ""
