@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.common.records import Record, read, write_text
 from benchmarks.common.zoo import resolve_arguments
-from benchmarks.compare.rows import NAMES
+from benchmarks.compare import rows
 
 __all__ = ["main", "table"]
 
@@ -33,6 +33,7 @@ _METRICS = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "pixel_A
 # what Patchcore stores by default would take hours to choose; its default is also compared, on fewer images
 _CHANGED: Mapping[str, Mapping[str, object]] = {"patchcore": {"coreset_sampling_ratio": 0.01}}
 _BACKBONE = "tf_efficientnet_lite0"
+_NAMES = {model: name for model, name in rows.NAMES.items() if model != "anomalydino"}  # which takes other backbones
 _BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 
 
@@ -47,12 +48,12 @@ def table(results: Path) -> str:
         with, and between which values they lie; a model that ran with fewer of them says how many, and one that ran
         with none has no result. What overlaps with the best between the seeds is a tie, and in bold too.
     """
-    wanted = {model: resolve_arguments(model, dict(_CHANGED.get(model, {}))) for model in NAMES}
+    wanted = {model: resolve_arguments(model, dict(_CHANGED.get(model, {}))) for model in _NAMES}
     lines = [
-        "| %, medians and ranges over seeds | " + " | ".join(NAMES.values()) + " | seeds |",
-        "|---" * (len(NAMES) + 2) + "|",
+        "| %, medians and ranges over seeds | " + " | ".join(_NAMES.values()) + " | seeds |",
+        "|---" * (len(_NAMES) + 2) + "|",
     ]
-    medians: dict[str, list[float]] = {model: [] for model in NAMES}
+    medians: dict[str, list[float]] = {model: [] for model in _NAMES}
     for dataset, split, label in _PLACES:
         found = [
             record
@@ -65,7 +66,7 @@ def table(results: Path) -> str:
             and record.image_size == [256, 256]
             and record.arguments == wanted[record.model]
         ]
-        runs = {model: {record.seed: record for record in found if record.model == model} for model in NAMES}
+        runs = {model: {record.seed: record for record in found if record.model == model} for model in _NAMES}
         compared = [set(runs[model]) for model in ("sgfr", "patchcore") if runs[model]]
         seeds = sorted(set.intersection(*compared)) if compared else []
         for metric, name in _METRICS.items():

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import timm
-from anomalib.models import MHPatchcore, Padim, Patchcore
+from anomalib.models import AnomalyDINO, MHPatchcore, Padim, Patchcore
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback
@@ -25,7 +25,7 @@ from anomalib_sgfr.features.embedding import resolve_layers, strided_layers
 
 __all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "timed"]
 
-_COMPONENTS = {"backbone", "layers", "pre_trained", "seed"}
+_COMPONENTS = {"backbone", "encoder_name", "layers", "pre_trained", "seed"}
 _COMPONENTS |= {"pre_processor", "post_processor", "evaluator", "visualizer", "thumbnails"}
 
 
@@ -54,7 +54,6 @@ class Entry:
     def build(self, backbone: str, image_size: tuple[int, int], seed: int, arguments: dict[str, Any]) -> AnomalibModule:
         """Build the model, to give raw scores."""
         common: dict[str, Any] = {
-            "layers": self.layers(backbone),
             "pre_processor": Sgfr.configure_pre_processor(image_size, backbone),
             "post_processor": PostProcessor(enable_normalization=False, enable_thresholding=False),
             "evaluator": False,
@@ -64,7 +63,9 @@ class Entry:
             return Sgfr(backbone=backbone, seed=seed, **common, **arguments)
         offline = backbone + OFFLINE_SUFFIX
         name = offline if timm.is_model(offline) else backbone
-        return self.model(backbone=name, **common, **arguments)
+        if self.model is AnomalyDINO:  # of the last block
+            return AnomalyDINO(encoder_name=name, **common, **arguments)
+        return self.model(backbone=name, layers=self.layers(backbone), **common, **arguments)
 
 
 # Without the first, anomalib's coreset selection can fragment the C library's heap to many times what it needs. The
@@ -83,6 +84,7 @@ MODELS: dict[str, Entry] = {
             for step in ("forward", "update", "finalize")
         ],
     ),
+    "anomalydino": Entry(AnomalyDINO, lambda model: [(model, "fit")], strides=None),
 }
 
 
@@ -104,7 +106,7 @@ def resolve_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(msg)
     if model == "padim":  # anomalib asks for it with any backbone but two; 100 is what it gives the smaller
         defaults["n_features"] = 100
-    if model == "patchcore":  # an enumeration, which JSON cannot hold
+    if model in {"patchcore", "anomalydino"}:  # an enumeration, which JSON cannot hold
         defaults["precision"] = "float32"
     recorded = defaults.keys() - _UNRECORDED
     return {name: value for name, value in {**defaults, **overrides}.items() if name in recorded | overrides.keys()}
@@ -128,7 +130,7 @@ class BareExtraction(Sgfr):
 def stored(model: AnomalibModule) -> tuple[int | None, int]:
     """Number of embeddings a fitted model stores, and the bytes of all it learnt."""
     inner: Any = model.model
-    extractor: nn.Module = inner.embedder.extractor if isinstance(model, Sgfr) else inner.feature_extractor
+    extractor: nn.Module = inner.embedder.extractor if isinstance(model, Sgfr) else _extractor(inner)
     backbone = {id(tensor) for tensor in (*extractor.parameters(), *extractor.buffers())}
     kept = inner.state_dict().keys()
     learnt = [
@@ -139,11 +141,16 @@ def stored(model: AnomalibModule) -> tuple[int | None, int]:
     atoms = None
     if isinstance(model, Sgfr):
         atoms = sum(len(bank.atoms) for bank in inner.banks)
-    elif isinstance(model, Patchcore):
+    elif isinstance(model, Patchcore | AnomalyDINO):
         atoms = len(inner.memory_bank)
     elif isinstance(model, MHPatchcore):
         atoms = len(inner.memory_bank.bank)
     return atoms, sum(tensor.numel() * tensor.element_size() for tensor in learnt)
+
+
+def _extractor(inner: Any) -> nn.Module:  # noqa: ANN401
+    found: nn.Module = inner.feature_encoder if hasattr(inner, "feature_encoder") else inner.feature_extractor
+    return found
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from anomalib_sgfr.features.embedding import default_size
 from benchmarks.common import data
 from benchmarks.common.records import Record, Spec, merge, read, write_text
 from benchmarks.common.zoo import MODELS, resolve_arguments
@@ -29,6 +30,7 @@ from benchmarks.compare.rows import title
 
 __all__ = ["main"]
 
+_MODELS = [model for model in MODELS if model != "anomalydino"]  # which takes DINO's transformers alone
 _MALLOC = "MALLOC_MMAP_THRESHOLD_"  # of the C library: what is larger goes back to the system at once
 
 
@@ -69,9 +71,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--category", dest="split", type=_names, help="mvtec, btech, visa: some, with commas; default those in --root"
     )
-    parser.add_argument("--models", type=_names, default=list(MODELS), help="of: " + ", ".join(MODELS))
+    parser.add_argument("--models", type=_names, default=_MODELS, help="of: " + ", ".join(MODELS))
     parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="a timm name")
-    parser.add_argument("--image-size", type=int, default=256, help="height and width in pixels")
+    parser.add_argument("--image-size", type=int, help="height and width in pixels; default what suits the backbone")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
     parser.add_argument("--limit-train", type=int, help="use only so many training images, chosen by the seed")
     parser.add_argument(
@@ -86,6 +88,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [model for model in options.models if model not in MODELS]
     if unknown:
         parser.error(f"--models: unknown {', '.join(unknown)}; choose from {', '.join(MODELS)}")
+    options.image_size = options.image_size or default_size(options.backbone)[0]
     parts = data.PARTS.get(options.dataset, ())
     if options.split and not parts:
         parser.error(f"--split: {options.dataset} has none")

@@ -10,7 +10,13 @@ from benchmarks.common.zoo import resolve_arguments
 
 __all__ = ["NAMES", "Row", "changes", "data_title", "model_title", "rows_by_data", "title"]
 
-NAMES = {"sgfr": "Sgfr", "patchcore": "Patchcore", "padim": "Padim", "mhpatchcore": "MHPatchcore"}
+NAMES = {
+    "sgfr": "Sgfr",
+    "patchcore": "Patchcore",
+    "padim": "Padim",
+    "mhpatchcore": "MHPatchcore",
+    "anomalydino": "AnomalyDINO",
+}
 
 
 @functools.cache

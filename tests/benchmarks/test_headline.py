@@ -40,7 +40,8 @@ def test_a_line_takes_the_seeds_of_sgfr_and_patchcore_and_marks_who_ran_with_few
     )
     (line,) = headline.table(tmp_path).splitlines()[2:]
     assert line == (
-        "| solar cells, mono: image AUROC | **80.0** (70.0 to 90.0) | - | **72.5** (50.0 to 95.0) (2 of 3) | - | 0, 1, 2 |"
+        "| solar cells, mono: image AUROC | **80.0** (70.0 to 90.0) | - "
+        "| **72.5** (50.0 to 95.0) (2 of 3) | - | 0, 1, 2 |"
     )
 
     merge(
