@@ -12,7 +12,7 @@ import torch
 from anomalib.data.utils import read_image
 from lightning.pytorch import Trainer
 
-from anomalib_sgfr.features.embedding import resolve_layers, resolve_score_layers, strided_layers
+from anomalib_sgfr.features.layers import resolve_layers, resolve_score_layers, strided_layers
 
 __all__ = [
     "ARGUMENTS",

@@ -8,7 +8,7 @@ from anomalib_sgfr.bank import Bank, BankState
 from anomalib_sgfr.core.cover import centred
 from anomalib_sgfr.core.provenance import renumbered
 from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.features.embedding import Scale
+from anomalib_sgfr.features.layers import Scale
 from anomalib_sgfr.fitting.distributed import several, unite
 from anomalib_sgfr.torch_model import Learnt
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.core.arguments import BankPer, Pooling
-from anomalib_sgfr.features.embedding import PatchEmbedder, Scale, scales_of, strided_layers
+from anomalib_sgfr.features.embedding import PatchEmbedder
+from anomalib_sgfr.features.layers import Scale, scales_of, strided_layers
 from benchmarks.common import data
 from benchmarks.common.scores import label_regions
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from anomalib_sgfr import Sgfr, SubspaceSampling
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.features.backbones import OFFLINE_SUFFIX
-from anomalib_sgfr.features.embedding import resolve_layers, strided_layers
+from anomalib_sgfr.features.layers import resolve_layers, strided_layers
 
 __all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "timed"]
 

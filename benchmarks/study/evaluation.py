@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.features.embedding import Scale
+from anomalib_sgfr.features.layers import Scale
 from anomalib_sgfr.fitting.learning import bank_sizes
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks.common import features

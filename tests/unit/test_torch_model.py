@@ -17,7 +17,7 @@ from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core.geometry import slots, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.features import tiling
-from anomalib_sgfr.features.embedding import scales_of
+from anomalib_sgfr.features.layers import scales_of
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]

@@ -11,12 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from anomalib_sgfr.core.arguments import Pooling
-from anomalib_sgfr.features.embedding import (
-    PatchEmbedder,
+from anomalib_sgfr.features.embedding import PatchEmbedder, assemble, pool
+from anomalib_sgfr.features.layers import (
     Scale,
-    assemble,
     backbone_stages,
-    pool,
     resolve_layers,
     resolve_score_layers,
     scales_of,
