@@ -85,7 +85,9 @@ class SubspaceSampling(Callback):
             return
         embeddings = outputs["embeddings"]
         images = len(batch.image)
+        copies = len(embeddings[0]) // images
         finite = torch.stack([(part.flatten(1).abs() < LARGEST).all(1) for part in embeddings]).all(0)
+        finite = finite.unflatten(0, (copies, images)).all(0)
         if not finite.all():
             paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
             named = ", ".join(str(path) for path, fine in zip(paths, finite.tolist(), strict=True) if not fine)
@@ -94,6 +96,7 @@ class SubspaceSampling(Callback):
             raise ValueError(msg)
         numbers = self._numbers(batch.image_path, images, embeddings[0].device)
         new = ~is_padding(trainer.train_dataloader, batch_idx, images).to(numbers.device)
+        numbers, new = numbers.repeat(copies), new.repeat(copies)
         inside = outputs.get("inside") or [None] * len(embeddings)
         for sampler, part, mask in zip(self.samplers, embeddings, inside, strict=True):
             patches, places = to_patches(part[new]), origins(numbers[new], part.shape[2:])

@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from anomalib import LearningType
@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.callbacks import SubspaceSampling
-from anomalib_sgfr.core.arguments import BankPer, Pooling, Solver
+from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.casts import home
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.sampling import SubspaceSampler
@@ -125,6 +125,9 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             several. Defaults to ``None``.
         bank_per (BankPer): ``"layer"`` for a bank of each layer; ``"stride"`` for one of all layers of a grid that are
             heard in the same. Defaults to ``"layer"``.
+        copies (Copies): Copies of the training images to learn from too: ``"mirrored"``, left to right, top to bottom
+            and both, or ``"turned"``, by each right angle; four times the time. For few images of what may lie any way
+            round. Defaults to ``"none"``.
         pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to
             ``image_size`` and normalises as the backbone was trained. Defaults to ``True``.
         post_processor (nn.Module | bool): Post-processor, or whether to use the default one, a
@@ -159,6 +162,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         bit_depth: int | None = None,
         score_layers: Sequence[str] | None = None,
         bank_per: BankPer = "layer",
+        copies: Copies = "none",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -169,6 +173,9 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             msg = f"trim must lie between 0 and 0.5, got {trim}."
             raise ValueError(msg)
         require_depth(bit_depth)
+        if copies not in get_args(Copies):
+            msg = f"copies must be one of {', '.join(get_args(Copies))}, got '{copies}'."
+            raise ValueError(msg)
         if seed is not None and not -(2**63) <= seed < 2**64:
             msg = f"seed must be a whole number of 64 bits, got {seed}."
             raise ValueError(msg)
@@ -189,6 +196,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         self.seed = seed
         self.trim = trim
         self.thumbnails = thumbnails
+        self.copies: Copies = copies
         self.suspects: list[tuple[str, float]] = []
         self.model: SgfrModel = SgfrModel(
             backbone, layers, solver, num_atoms, regularisation, blur, pooling, score_layers, bank_per
@@ -380,13 +388,13 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             **kwargs: Unused.
 
         Returns:
-            dict[str, Any]: ``embeddings`` of each scale, shape ``(B, d, h, w)``, which of their patches are ``inside``
-            the region, if there is one, and a dummy ``loss`` that lets Lightning's automatic optimisation, and with it
-            checkpointing, run.
+            dict[str, Any]: ``embeddings`` of each scale, shape ``(C B, d, h, w)``, of the images and then of each copy
+            of all of them, which of their patches are ``inside`` the region, if there is one, and a dummy ``loss`` that
+            lets Lightning's automatic optimisation, and with it checkpointing, run.
         """
         del args, kwargs
         images: Any = batch.image
-        embeddings = self.model.embed(images)
+        embeddings = self.model.embed_copies(images, self.copies)
         inside = self.model.patches_inside([part.shape[-2:] for part in embeddings])
         return {"loss": self.dummy_loss(), "embeddings": embeddings, "inside": inside}
 

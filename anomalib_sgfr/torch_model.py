@@ -12,7 +12,7 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_sgfr.bank import Bank, BankState
-from anomalib_sgfr.core.arguments import BankPer, Pooling
+from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.geometry import touched
 from anomalib_sgfr.features.embedding import PatchEmbedder
@@ -22,6 +22,12 @@ from anomalib_sgfr.smoothing import Blur, interpolate
 __all__ = ["Ears", "Learnt", "SgfrModel"]
 
 _LEAST = 1e-12  # weight of the patches around a pixel that has none
+# Turns by so many quarters, and whether the left and the right change places before: none is the image itself.
+_COPIES: dict[Copies, tuple[tuple[int, bool], ...]] = {
+    "none": ((0, False),),
+    "mirrored": ((0, False), (0, True), (2, False), (2, True)),
+    "turned": ((0, False), (1, False), (2, False), (3, False)),
+}
 _SMOOTHING = 32  # matrices kept, of the latest sizes: a map of four scales takes eight
 
 
@@ -243,10 +249,39 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         Raises:
             ValueError: If tiles, the size of the images or that of the region cannot be right.
         """
-        if self.region.numel():
-            self._require_regions_size(images.shape[-2:])
-            images = torch.where(self.region > 0, images, torch.zeros_like(images))
+        return self._embed(self._seen(images))
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """Images without what lies outside the region."""
+        if not self.region.numel():
+            return images
+        self._require_regions_size(images.shape[-2:])
+        return torch.where(self.region > 0, images, torch.zeros_like(images))
+
+    def _embed(self, images: Tensor) -> list[Tensor]:
         return self.embedder(images) if self.tiler is None else embed_tiles(self.embedder, images, self.tiler)
+
+    def embed_copies(self, images: Tensor, copies: Copies = "none") -> list[Tensor]:
+        """Embed images and copies of them; each patch of a copy where it lies in the image itself.
+
+        Args:
+            images (Tensor): Normalised images, shape ``(B, 3, H, W)``.
+            copies (Copies): ``"mirrored"``: left to right, top to bottom, and both. ``"turned"``: by each right angle.
+
+        Returns:
+            list[Tensor]: Patch embeddings of each scale, the images first and then one copy of each after the other,
+            shape ``(C B, d, h, w)``.
+
+        Raises:
+            ValueError: As :meth:`embed`.
+        """
+        found = []
+        seen = self._seen(images)
+        for quarters, mirrored in _COPIES[copies]:
+            copy_of = torch.rot90(seen.flip(-1) if mirrored else seen, quarters, (-2, -1))
+            back = [torch.rot90(part, -quarters, (-2, -1)) for part in self._embed(copy_of)]
+            found.append([part.flip(-1) if mirrored else part for part in back])
+        return [torch.cat(scale) for scale in zip(*found, strict=True)]
 
     def patches_inside(self, grids: Sequence[Sequence[int]]) -> list[Tensor] | None:
         """Patches that are learnt and scored, if there is a region: those of which it has a pixel.

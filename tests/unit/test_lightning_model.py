@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from anomalib.data import Folder, PredictDataset
@@ -49,6 +50,26 @@ def test_each_scale_has_a_bank_size_of_its_own(
     restored = Sgfr.load_from_checkpoint(engine.best_model_path)
     assert restored.bank_size == bank_size
     assert torch.equal(scores(restored), scores(model))
+
+
+def test_copies_are_learnt_from_too(parts: Path, tmp_path: Path) -> None:
+    roi = tmp_path / "roi.png"
+    inside = np.zeros((96, 96), np.uint8)
+    inside[:, 8:40] = 255  # nowhere in the middle
+    Image.fromarray(inside).save(roi)
+    found = {}
+    for copies in ("none", "mirrored", "turned"):
+        model = small(image_size=96, copies=copies, bank_size=3000, roi=str(roi))
+        fit(model, folder_datamodule(parts), tmp_path)
+        found[copies] = model.certificate().patches
+        for bank in model.model.banks:  # copies lie where the image does: in the region
+            left, right = 8 * bank.origin[0, 4] // 96, -(-40 * bank.origin[0, 4] // 96)
+            assert int(bank.origin[:, 2].min()) >= left
+            assert int(bank.origin[:, 2].max()) < right
+        assert len(model.model.images) == 12
+    assert found["mirrored"] == found["turned"] == 4 * found["none"]
+    with pytest.raises(ValueError, match="copies must be one of none, mirrored, turned, got 'blurred'"):
+        small(copies="blurred")
 
 
 def test_fit_is_deterministic_for_a_seed(parts: Path, tmp_path: Path) -> None:

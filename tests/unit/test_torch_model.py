@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from anomalib_sgfr import bank as module
 from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.geometry import slots, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.features import tiling
@@ -498,3 +499,35 @@ def test_the_certificate_of_the_model_sums_its_scales() -> None:
     for name in ("patches", "largest", "mean"):
         total = sum(getattr(bank.certificate(), name) for bank in model.banks)
         assert getattr(found, name) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("copies", ["none", "mirrored", "turned"])
+def test_copies_lie_where_the_image_does(copies: Copies) -> None:
+    model = SgfrModel("resnet18").train()
+    model.embedder = Coordinates()
+    images = coordinate_images(2, 64, 96)
+    found = model.embed_copies(images, copies)
+    number = 1 if copies == "none" else 4
+    for part, whole in zip(found, model.embed(images), strict=True):
+        assert part.shape == (number * 2, *whole.shape[1:])
+        assert torch.equal(part[:2], whole)
+        for copy_of in part.unflatten(0, (number, 2)):
+            # one pixel of the patch at each place, whichever of its corners comes first
+            stride = 64 // part.shape[2]
+            difference = (copy_of - whole)[:, 1:]
+            assert 0 <= float(difference.min()) <= float(difference.max()) < stride
+            assert torch.equal(copy_of[:, 0], whole[:, 0])
+
+
+def test_copies_are_of_the_images_by_every_way_round() -> None:
+    model = SgfrModel("resnet18").train()
+    images = torch.randn(1, 3, 64, 64)
+    turned = [part.unflatten(0, (4, 1)) for part in model.embed_copies(images, "turned")]
+    mirrored = [part.unflatten(0, (4, 1)) for part in model.embed_copies(images, "mirrored")]
+    for scale, (ways, sides) in enumerate(zip(turned, mirrored, strict=True)):
+        for quarters in range(4):
+            expected = model.embed(torch.rot90(images, quarters, (2, 3)))[scale]
+            torch.testing.assert_close(torch.rot90(ways[quarters], quarters, (2, 3)), expected)
+        for number, axes in enumerate(((), (3,), (2, 3), (2,))):
+            expected = model.embed(images.flip(axes))[scale]
+            torch.testing.assert_close(sides[number].flip(axes), expected)
