@@ -13,6 +13,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torchvision.transforms.v2 import Normalize, Resize
 
 from anomalib_sgfr import Sgfr, SubspaceSampling
