@@ -7,7 +7,6 @@ import pytest
 
 COMMANDS = (
     "compare",
-    "defect_size",
     "edge",
     "false_alarms",
     "headline",
@@ -16,7 +15,6 @@ COMMANDS = (
     "scaling",
     "startup",
     "study",
-    "tightness",
 )
 
 

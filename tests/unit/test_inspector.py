@@ -126,3 +126,20 @@ def test_pixels_that_cannot_be_followed_are_refused() -> None:
 def test_importing_it_imports_no_torch() -> None:
     code = "import anomalib_sgfr, sys; anomalib_sgfr.Inspector; assert not {'torch', 'anomalib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_it_says_where_the_score_was_raised(fitted: tuple[Sgfr, Path], root: Path) -> None:
+    model, checkpoint = fitted
+    path = root / "bad" / "wide.png"
+    with Image.open(path) as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    found = Inspector.load(checkpoint)(path)
+    assert found.place is not None
+    prepared = model.pre_processor.transform(torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255.0)
+    with torch.no_grad():
+        heard = model.model.eval().hear(prepared[None])
+    row, column = heard.places[0].tolist()
+    top, left, bottom, right = found.window
+    for at, of_map, first, last in ((found.place[0], row, top, bottom), (found.place[1], column, left, right)):
+        assert first <= at < last
+        assert abs(at - (first + (of_map + 0.5) * (last - first) / 64)) <= 1

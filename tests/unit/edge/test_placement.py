@@ -56,3 +56,15 @@ def test_what_the_map_does_not_reach_is_zero() -> None:
 def test_an_unknown_step_is_refused() -> None:
     with pytest.raises(ValueError, match="must be resize, shorter, crop or pad, got 'turn'"):
         placed([("turn", 90)], (10, 10))
+
+
+def test_a_pixel_of_a_map_lies_over_one_of_the_frame() -> None:
+    whole = placed([("resize", 64, 96)], (128, 192))
+    assert whole.pixel((0, 0), (64, 96), (128, 192)) == (1, 1)
+    assert whole.pixel((63, 95), (64, 96), (128, 192)) == (127, 191)
+    assert whole.pixel((10, 20), (64, 96), (128, 192)) == (21, 41)
+    assert whole.pixel((3, 3), (8, 12), (128, 192)) == (56, 56)  # a coarser map over the same
+    middle = placed([("crop", 64, 56)], (120, 200))
+    assert middle.pixel((0, 0), (64, 56), (120, 200)) == (28, 72)
+    outside = placed([("crop", 300, 400)], (100, 100))  # beyond the frame: its nearest pixel
+    assert outside.pixel((0, 399), (300, 400), (100, 100)) == (0, 99)
