@@ -89,7 +89,7 @@ MODELS: dict[str, Entry] = {
 
 
 # How pictures are looked at: recorded only where it is asked for, as records were before there was a choice.
-_UNRECORDED = {"image_size", "tile_size", "tile_stride", "roi", "bit_depth"}
+_UNRECORDED = {"image_size", "tile_size", "tile_stride", "roi", "bit_depth", "copies"}
 
 
 def resolve_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
