@@ -11,6 +11,8 @@ from benchmarks.study.variants import STUDIES, spec_of, specs_of
 
 __all__ = ["report"]
 
+_LONGEST = 10  # of a label below an axis
+
 
 def report(name: str, folder: Path) -> None:
     """Write the tables of a study: medians over seeds, and the mean over data sets."""
@@ -73,9 +75,10 @@ def _plot(
                 if of == metric and None not in found:
                     percent = [100 * (value or 0.0) for value in found]
                     style = {"color": colours[dataset, split], "label": " ".join(filter(None, (dataset, split, line)))}
-                    axis.plot(list(points), percent, f"o{dash}", lw=1.2, ms=4, **style)
-        axis.set(title=f"{metric}, %", xlabel=name)
-        axis.tick_params("x", rotation=_rotation(list(next(iter(lines.values())))))
+                    axis.plot(_ticks(list(points)), percent, f"o{dash}", lw=1.2, ms=4, **style)
+        ticks = list(next(iter(lines.values())))
+        axis.set(title=f"{metric}, %", xlabel=name if _ticks(ticks) == ticks else f"{name}: line of the table")
+        axis.tick_params("x", rotation=_rotation(_ticks(ticks)))
         axis.grid(alpha=0.3)
     # every data set has an image AUROC, the first panel; below, where it hides no point
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colours))
@@ -92,6 +95,11 @@ def _lines(labels: Sequence[str]) -> dict[str, dict[str, int]]:
     if any((first, second) not in rows for first in firsts for second in seconds):
         return {"": {label: row for row, label in enumerate(labels)}}
     return {second: {first: rows[first, second] for first in firsts} for second in seconds}
+
+
+def _ticks(labels: list[str]) -> list[str]:
+    """What stands below an axis: labels that are short, or their number."""
+    return labels if max(map(len, labels)) <= _LONGEST else [str(number) for number in range(1, len(labels) + 1)]
 
 
 def _rotation(labels: Sequence[str]) -> int:

@@ -89,6 +89,11 @@ def test_a_plot_has_a_line_for_each_second_part_of_its_labels() -> None:
         assert report._lines(labels) == {"": {label: row for row, label in enumerate(labels)}}
 
 
+def test_long_labels_are_numbers_below_a_plot() -> None:
+    assert report._ticks(["1", "affine"]) == ["1", "affine"]
+    assert report._ticks(["4, 8, 16 and 8, 16, 32", "1"]) == ["1", "2"]
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_committed_records_are_those_of_the_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "results.json").write_bytes((STUDIED / name / "results.json").read_bytes())
