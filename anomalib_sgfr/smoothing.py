@@ -1,16 +1,18 @@
-"""Interpolation and Gaussian blur of maps of any size."""
+"""Interpolation and Gaussian blur of maps of any size, apart or as one step."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from anomalib.models.components import GaussianBlur2d
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr.core.casts import ExemptFromCasts
 
-__all__ = ["Blur", "interpolate"]
+__all__ = ["Blur", "Smoothing", "interpolate"]
+
+_KEPT = 32  # matrices, of the latest sizes: a map of four scales takes eight
 
 
 class Blur(ExemptFromCasts, GaussianBlur2d):
@@ -37,6 +39,50 @@ class Blur(ExemptFromCasts, GaussianBlur2d):
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
         """Leave what version 0.1 stored."""
         state.pop(f"{prefix}kernel", None)
+
+
+class Smoothing:
+    """Interpolation and Gaussian as one linear step along each axis; matrices of the latest sizes are kept.
+
+    Args:
+        blur (nn.Module): The Gaussian; anything but a :class:`Blur` is none.
+    """
+
+    def __init__(self, blur: nn.Module) -> None:
+        self._blur = blur
+        self._matrices: dict[tuple[int, int, torch.device], Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without what can be made again."""
+        return {**self.__dict__, "_matrices": {}}
+
+    def __len__(self) -> int:
+        """Number of matrices kept."""
+        return len(self._matrices)
+
+    def __call__(self, residuals: Tensor, size: Sequence[int]) -> Tensor:
+        """Residuals ``(B, 1, h, w)`` at a height and a width, which an export may not know."""
+        if not all(isinstance(length, int) for length in (*size, *residuals.shape[-2:])):
+            blurred: Tensor = self._blur(interpolate(residuals, size))
+            return blurred
+        vertical, horizontal = (
+            self._matrix(before, after, residuals.device)
+            for before, after in zip(residuals.shape[-2:], size, strict=True)
+        )
+        return vertical @ residuals @ horizontal.T
+
+    def _matrix(self, before: int, after: int, device: torch.device) -> Tensor:
+        """What both do along one axis, shape ``(after, before)``."""
+        key = (before, after, device)
+        if key not in self._matrices:
+            unit = torch.eye(before, dtype=torch.float32, device=device)[:, None, :, None]  # a one in each place
+            spread = interpolate(unit, (after, 1))
+            if isinstance(self._blur, Blur):
+                spread = self._blur.downwards(spread)
+            while len(self._matrices) >= _KEPT:
+                self._matrices.pop(next(iter(self._matrices)))
+            self._matrices[key] = spread[:, 0, :, 0].T.contiguous()
+        return self._matrices[key]
 
 
 def interpolate(residuals: Tensor, size: Sequence[int]) -> Tensor:

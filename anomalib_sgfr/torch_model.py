@@ -17,18 +17,16 @@ from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.geometry import touched
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from anomalib_sgfr.features.tiling import embed_tiles
-from anomalib_sgfr.smoothing import Blur, interpolate
+from anomalib_sgfr.smoothing import Blur, Smoothing, interpolate
 
 __all__ = ["Ears", "Learnt", "SgfrModel"]
 
 _LEAST = 1e-12  # weight of the patches around a pixel that has none
-# Turns by so many quarters, and whether the left and the right change places before: none is the image itself.
+# Turns by so many quarters, and whether the left and the right change places before; the image itself is the first.
 _COPIES: dict[Copies, tuple[tuple[int, bool], ...]] = {
-    "none": ((0, False),),
     "mirrored": ((0, False), (0, True), (2, False), (2, True)),
     "turned": ((0, False), (1, False), (2, False), (3, False)),
 }
-_SMOOTHING = 32  # matrices kept, of the latest sizes: a map of four scales takes eight
 
 
 class Learnt(NamedTuple):
@@ -129,11 +127,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.register_buffer("image_paths", torch.empty(0, dtype=torch.uint8))
         self.register_buffer("region", torch.empty(0, dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(SgfrModel._adopt_earlier)
-        self._smoothing: dict[tuple[int, int, torch.device], Tensor] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without what can be made again."""
-        return {**self.__dict__, "_smoothing": {}}
+        self._smoothing = Smoothing(self.blur)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
         """Read what knew no region."""
@@ -275,6 +269,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         Raises:
             ValueError: As :meth:`embed`.
         """
+        if copies == "none":
+            return self.embed(images)
         found = []
         seen = self._seen(images)
         for quarters, mirrored in _COPIES[copies]:
@@ -364,10 +360,10 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         """
         inside = self.patches_inside([part.shape[-2:] for part in residuals])
         with torch.autocast(residuals[0].device.type, enabled=False):
-            spread = [self._spread(part, size) for part in residuals]
+            spread = [self._smoothing(part, size) for part in residuals]
             if inside is None:
                 return spread
-            weights = [self._spread(mask[None, None].float(), size) for mask in inside]
+            weights = [self._smoothing(mask[None, None].float(), size) for mask in inside]
             means = [part / weight.clamp_min(_LEAST) for part, weight in zip(spread, weights, strict=True)]
             return [torch.where(self.region > 0, mean, torch.zeros_like(mean)) for mean in means]
 
@@ -379,34 +375,6 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             return Ears(anomaly_map, anomaly_map)
         score = [part for part, scale in zip(parts, scales, strict=True) if scale.in_score]
         return Ears(anomaly_map, reduce(torch.add, score))
-
-    def _spread(self, residuals: Tensor, size: Sequence[int]) -> Tensor:
-        """Interpolation and Gaussian of one scale."""
-        if all(isinstance(length, int) for length in (*size, *residuals.shape[-2:])):
-            return self._smooth(residuals, size)
-        blurred: Tensor = self.blur(interpolate(residuals, size))
-        return blurred
-
-    def _smooth(self, residuals: Tensor, size: Sequence[int]) -> Tensor:
-        """Interpolation and Gaussian as one linear step along each axis."""
-        vertical, horizontal = (
-            self._axis_smoothing(before, after, residuals.device)
-            for before, after in zip(residuals.shape[-2:], size, strict=True)
-        )
-        return vertical @ residuals @ horizontal.T
-
-    def _axis_smoothing(self, before: int, after: int, device: torch.device) -> Tensor:
-        """What interpolation and Gaussian do along one axis, shape ``(after, before)``."""
-        key = (before, after, device)
-        if key not in self._smoothing:
-            unit = torch.eye(before, dtype=torch.float32, device=device)[:, None, :, None]  # a one in each place
-            spread = interpolate(unit, (after, 1))
-            if isinstance(self.blur, Blur):
-                spread = self.blur.downwards(spread)
-            while len(self._smoothing) >= _SMOOTHING:
-                self._smoothing.pop(next(iter(self._smoothing)))
-            self._smoothing[key] = spread[:, 0, :, 0].T.contiguous()
-        return self._smoothing[key]
 
     def _require_banks(self) -> None:
         if not self.is_fitted:

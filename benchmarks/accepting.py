@@ -55,10 +55,10 @@ def _evaluate(place: Place) -> list[dict[str, Any]]:
     model = fitted(module, place.seed, post_processor=False)
 
     def nominal(other: SgfrModel) -> list[float]:
-        return nominal_scores(other, model.pre_processor, training, group=part_of)
+        return nominal_scores(other, model.pre_processor, training, group=part_of).scores
 
     def scores(other: SgfrModel) -> NDArray[np.float64]:
-        return np.array(nominal_scores(other, model.pre_processor, paths, leave_out=False))
+        return np.array(nominal_scores(other, model.pre_processor, paths, leave_out=False).scores)
 
     before = scores(model.model)
     threshold = float(np.quantile(before[good], 1.0 - _ALARMS))

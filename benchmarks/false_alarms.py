@@ -56,12 +56,14 @@ def _evaluate(place: Place) -> list[dict[str, Any]]:
             order = sorted(held_out)
         model = fitted(module, place.seed, post_processor=False)
         samples = module.test_data.samples
-        tested = nominal_scores(model.model, model.pre_processor, samples["image_path"].tolist(), leave_out=False)
+        tested = nominal_scores(
+            model.model, model.pre_processor, samples["image_path"].tolist(), leave_out=False
+        ).scores
         good = data.kinds(samples) == "good"
         for source in ["held-out"] if apart else ["leave-one-out", "leave-part-out"]:
             group = None if source == "leave-one-out" else part_of
             chosen = spread_over(order, _IMAGES, group)
-            nominal = nominal_scores(model.model, model.pre_processor, chosen, group=group)
+            nominal = nominal_scores(model.model, model.pre_processor, chosen, group=group).scores
             units = [part_of(path) if group else path for path in chosen]
             rows += [_row(source, rate, nominal, units, np.array(tested), good) for rate in _RATES]
     return rows

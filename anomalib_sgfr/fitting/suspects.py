@@ -42,7 +42,7 @@ def without_suspects(
         tuple[Learnt, list[tuple[str, float]]]: What is left of what the model learnt, all of it if nothing would be
         left of a scale, and the suspects with their raw scores, the worst first.
     """
-    scores = nominal_scores(model, pre_processor, paths)
+    scores = nominal_scores(model, pre_processor, paths).scores
     worst = sorted(zip(paths, scores, strict=True), key=lambda item: -item[1])
     suspects = worst[: math.ceil(share * len(paths) * (1.0 - _ROUNDING))]
     suspected = {path for path, _ in suspects}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,24 @@ from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.inspection.evidence import Evidence, Group, Kind, in_all_processes, unit_of
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["nominal_scores", "rescored", "scored", "scores_and_peaks", "spread_over"]
+__all__ = ["NominalScores", "nominal_scores", "rescored", "scored", "spread_over"]
 
 _BATCH = 16
 
 
+class NominalScores(NamedTuple):
+    """What images come to, one after the other.
+
+    Attributes:
+        scores (list[float]): Raw scores.
+        peaks (list[float]): Largest values of the raw maps, which may hear other scales.
+    """
+
+    scores: list[float]
+    peaks: list[float]
+
+
+@torch.no_grad()
 def nominal_scores(
     model: SgfrModel,
     pre_processor: Any,  # noqa: ANN401
@@ -24,20 +37,7 @@ def nominal_scores(
     *,
     leave_out: bool = True,
     group: Group = None,
-) -> list[float]:
-    """The first of :func:`scores_and_peaks`, whose arguments these are."""
-    return scores_and_peaks(model, pre_processor, paths, leave_out=leave_out, group=group)[0]
-
-
-@torch.no_grad()
-def scores_and_peaks(
-    model: SgfrModel,
-    pre_processor: Any,  # noqa: ANN401
-    paths: Sequence[str],
-    *,
-    leave_out: bool = True,
-    group: Group = None,
-) -> tuple[list[float], list[float]]:
+) -> NominalScores:
     """Raw scores of nominal images, and the largest values of their maps.
 
     Args:
@@ -49,7 +49,7 @@ def scores_and_peaks(
         group (Group): What makes a unit, see :func:`~anomalib_sgfr.inspection.evidence.unit_of`.
 
     Returns:
-        tuple[list[float], list[float]]: Of each image.
+        NominalScores: Of each image.
     """
     own: dict[str, list[int]] = {}
     for number, image in enumerate(model.images if leave_out else ()):
@@ -76,8 +76,7 @@ def scores_and_peaks(
                     found_of[:, places] = _mirrored(model, images[rows])
     finally:
         model.train(was_training)
-    scores, peaks = found_of.tolist()
-    return scores, peaks
+    return NominalScores(*found_of.tolist())
 
 
 def _largest(result: Any) -> Tensor:  # noqa: ANN401
@@ -162,7 +161,7 @@ def scored(
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
     own = paths[rank::processes]
-    scores, peaks = scores_and_peaks(model, pre_processor, own, group=group)
+    scores, peaks = nominal_scores(model, pre_processor, own, group=group)
     return in_all_processes(Evidence.of(scores, kind, own, peaks))
 
 
@@ -184,6 +183,6 @@ def rescored(
     for kind in Kind:
         paths = there.some([each == kind for each in there.kinds]).paths
         leave_out = kind != Kind.DEFECTIVE
-        scores, peaks = scores_and_peaks(model, pre_processor, paths, leave_out=leave_out, group=group)
+        scores, peaks = nominal_scores(model, pre_processor, paths, leave_out=leave_out, group=group)
         evidence = evidence.joined(Evidence.of(scores, kind, paths, peaks))
     return evidence

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
 from anomalib_sgfr.commands.explain import main
-from anomalib_sgfr.inspection.calibration import scores_and_peaks
+from anomalib_sgfr.inspection.calibration import nominal_scores
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from anomalib_sgfr.inspection.explanation import explain
 from anomalib_sgfr.inspection.gallery import Gallery, displayed
@@ -233,7 +233,7 @@ def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_
     fit(calibrated, folder_datamodule(images), tmp_path / "calibrated")
     good = [str(path) for path in sorted((images / "good").glob("[0-9]*.png"))]
     expected = NominalPostProcessor(0.1)
-    scores, peaks = scores_and_peaks(calibrated.model, calibrated.pre_processor, good)
+    scores, peaks = nominal_scores(calibrated.model, calibrated.pre_processor, good)
     expected.take(Evidence.of(scores, Kind.TRAINING, good, peaks))
     assert calibrated.post_processor.image_threshold == expected.image_threshold
     assert calibrated.post_processor.pixel_threshold == expected.pixel_threshold

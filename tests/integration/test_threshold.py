@@ -80,11 +80,11 @@ def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.ckpt"
     assert main([str(root / "model.ckpt"), "--held_out", str(root / "more"), "--out", str(out)]) == 0
     paths = sorted(str(path) for path in (root / "more").iterdir())
-    scores = nominal_scores(model.model, model.pre_processor, paths)
+    scores = nominal_scores(model.model, model.pre_processor, paths).scores
     assert float(loaded(out).post_processor.image_threshold) == pytest.approx(alarm_threshold(scores, 0.01))
     assert main([str(root / "model.ckpt"), "--group", r"part(\d+)", "--out", str(out)]) == 0
     evidence = loaded(out).post_processor.evidence
-    grouped = nominal_scores(model.model, model.pre_processor, list(evidence.paths), group=r"part(\d+)")
+    grouped = nominal_scores(model.model, model.pre_processor, list(evidence.paths), group=r"part(\d+)").scores
     assert evidence.scores == pytest.approx(grouped)
     assert len(set(evidence.units(r"part(\d+)"))) == 6
 

@@ -1,6 +1,7 @@
 """The torch model: from images to map and score."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,10 @@ def coordinate_images(batch: int, height: int, width: int) -> Tensor:
     return torch.stack(grid, 1).float()
 
 
-def fitted(solver: str = "affine", blur: float = 0.0, **arguments: object) -> SgfrModel:
-    model = SgfrModel("resnet18", LAYERS, solver=solver, blur=blur, **arguments)  # type: ignore[arg-type]
+def fitted(
+    solver: str = "affine", blur: float = 0.0, layers: Sequence[str] | None = LAYERS, **arguments: object
+) -> SgfrModel:
+    model = SgfrModel("resnet18", layers, solver=solver, blur=blur, **arguments)  # type: ignore[arg-type]
     with torch.no_grad():
         embeddings = model.train()(torch.randn(2, 3, 64, 64))
     for bank, embedding in zip(model.banks, embeddings, strict=True):
@@ -281,6 +284,7 @@ def test_few_matrices_are_kept_however_many_sizes_come() -> None:
     for size in range(30, 90):
         model.smoothed([torch.rand(1, 1, 4, 5)], (size, size + 1))
     assert len(model._smoothing) <= 32
+    assert len(copy.deepcopy(model)._smoothing) == 0  # made again where they are wanted
     scores = torch.rand(1, 1, 4, 5)
     expected = functional.interpolate(scores, size=(30, 31), mode="bilinear", align_corners=False)
     torch.testing.assert_close(model.smoothed([scores], (30, 31))[0], GaussianBlur2d(sigma=4.0)(expected))
@@ -309,7 +313,7 @@ def test_the_map_is_the_sum_of_the_scales_residuals(solver: str) -> None:
 def test_map_and_score_hear_each_their_own() -> None:
     """Against models of the same banks that hear one thing each."""
     torch.manual_seed(0)
-    whole = fitted_default()
+    whole = fitted(layers=None, blur=4.0)
     images = torch.randn(3, 3, 64, 96)
     embeddings = whole.embed(images)
     alone = {}
@@ -330,18 +334,9 @@ def test_map_and_score_hear_each_their_own() -> None:
     assert certificate.largest_score == pytest.approx(sum(part.largest for part in of_bank[1:]))
 
 
-def fitted_default() -> SgfrModel:
-    model = SgfrModel("resnet18")
-    with torch.no_grad():
-        embeddings = model.train()(torch.randn(2, 3, 64, 64))
-    for bank, embedding in zip(model.banks, embeddings, strict=True):
-        bank.set(to_patches(embedding)[::2])
-    return model.eval()
-
-
 def test_scales_of_any_length_weigh_alike() -> None:
     """What is left of a scale counts by what is left of nominal patches of it, whatever the length of its features."""
-    model = fitted_default()
+    model = fitted(layers=None, blur=4.0)
     images = torch.randn(2, 3, 64, 64)
     embeddings = model.embed(images)
     expected = model.score(embeddings, (64, 64))

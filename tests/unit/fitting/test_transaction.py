@@ -182,7 +182,8 @@ def test_a_share_of_a_hundred_is_what_it_says(
     share: float, number: int, monkeypatch: pytest.MonkeyPatch, first: Sgfr
 ) -> None:
     from anomalib_sgfr.fitting import suspects
+    from anomalib_sgfr.inspection.calibration import NominalScores
 
-    monkeypatch.setattr(suspects, "nominal_scores", lambda _, __, paths: [1.0] * len(paths))
+    monkeypatch.setattr(suspects, "nominal_scores", lambda _, __, paths: NominalScores([1.0] * len(paths), []))
     _, found = suspects.without_suspects(first.model, None, [f"{index}.png" for index in range(100)], share)
     assert len(found) == number

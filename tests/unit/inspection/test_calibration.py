@@ -64,10 +64,12 @@ def test_held_out_images_set_the_threshold(parts: Path, tmp_path: Path) -> None:
     model = small(post_processor=NominalPostProcessor(0.2, held_out=str(parts / "good_test")))
     fit(model, folder_datamodule(parts), tmp_path)
     paths = [str(path) for path in sorted((parts / "good_test").iterdir())]
-    scores = nominal_scores(model.model, model.pre_processor, paths, leave_out=False)
+    scores = nominal_scores(model.model, model.pre_processor, paths, leave_out=False).scores
     assert float(model.post_processor.image_threshold) == pytest.approx(alarm_threshold(scores, 0.2))
     seen = [str(path) for path in sorted((parts / "good").iterdir())]
-    known, unknown = (nominal_scores(model.model, model.pre_processor, seen, leave_out=out) for out in (False, True))
+    known, unknown = (
+        nominal_scores(model.model, model.pre_processor, seen, leave_out=out).scores for out in (False, True)
+    )
     assert all(without > having for without, having in zip(unknown, known, strict=True))
 
 
@@ -76,7 +78,9 @@ def test_training_images_are_scored_without_their_own_atoms(parts: Path, tmp_pat
     model = small(post_processor=NominalPostProcessor(0.2), bank_size=5000)
     fit(model, folder_datamodule(parts), tmp_path)
     paths = [str(path) for path in sorted((parts / "good").iterdir())]
-    without, having = (nominal_scores(model.model, model.pre_processor, paths, leave_out=out) for out in (True, False))
+    without, having = (
+        nominal_scores(model.model, model.pre_processor, paths, leave_out=out).scores for out in (True, False)
+    )
     assert float(model.post_processor.image_threshold) == pytest.approx(alarm_threshold(without, 0.2))
     assert float(model.post_processor.image_threshold) != pytest.approx(alarm_threshold(having, 0.2))
 

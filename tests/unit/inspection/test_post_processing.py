@@ -148,7 +148,9 @@ def test_another_rate_takes_effect_on_a_checkpoint(
     expected = alarm_threshold(model.post_processor.evidence.scores, 0.3)
     assert float(fresh.post_processor.image_threshold) == pytest.approx(expected)
     assert (labels == (scores > 0.5)).all()
-    raw = nominal_scores(fresh.model, fresh.pre_processor, [str(file) for file in sorted((many / "more").iterdir())])
+    raw = nominal_scores(
+        fresh.model, fresh.pre_processor, [str(file) for file in sorted((many / "more").iterdir())]
+    ).scores
     np.testing.assert_allclose(scores, np.square(raw) / (np.square(raw) + expected**2), rtol=1e-4)
     # the same rate, or none, leaves the threshold as it was; a value set by hand stays too
     same = tiny(post_processor=SgfrPostProcessor(image_sensitivity=0.7))
@@ -203,8 +205,8 @@ def test_the_pictures_of_a_part_do_not_vouch_for_each_other(many: Path, tmp_path
         tmp_path,
     )
     paths = sorted(str(path) for path in (tmp_path / "good").iterdir())
-    alone = nominal_scores(model.model, model.pre_processor, paths)
-    grouped = nominal_scores(model.model, model.pre_processor, paths, group=r"part(\d)_")
+    alone = nominal_scores(model.model, model.pre_processor, paths).scores
+    grouped = nominal_scores(model.model, model.pre_processor, paths, group=r"part(\d)_").scores
     assert np.median(alone) < 0.2 * min(grouped)
     # scored one by one, without the atoms of the part
     for path, score in zip(paths, grouped, strict=True):
@@ -306,3 +308,36 @@ def test_units_are_named_by_a_regular_expression() -> None:
 def test_arguments_out_of_range_are_refused(kind: type, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**arguments)
+
+
+def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
+    """The map may hear other scales than the score: neither threshold is of use to the other."""
+    good = Evidence.of([1.0, 2.0, 3.0], Kind.HELD_OUT, ["a", "b", "c"], [10.0, 30.0, 20.0])
+    bad = Evidence.of([6.0, 7.0], Kind.DEFECTIVE, ["d", "e"], [90.0, 50.0])
+    by_rate = SgfrPostProcessor(0.3)
+    by_rate.take(good)
+    assert float(by_rate.image_threshold) == alarm_threshold(good.scores, 0.3)
+    assert float(by_rate.pixel_threshold) == alarm_threshold(good.peaks, 0.3)
+    assert by_rate.mask_threshold == by_rate.peak_threshold == float(by_rate.pixel_threshold)
+    by_rate.value = 2 * float(by_rate.image_threshold)  # by hand: both alike
+    by_rate.choose()
+    assert float(by_rate.pixel_threshold) == pytest.approx(2 * alarm_threshold(good.peaks, 0.3))
+    dividing = SgfrPostProcessor(pixel_sensitivity=0.8)
+    dividing.take(good.joined(bad))
+    assert float(dividing.image_threshold) == 4.5
+    assert float(dividing.pixel_threshold) == 40.0
+    assert dividing.pixel_by_defects is None
+    assert dividing.mask_threshold == pytest.approx(20.0)  # half: 0.2 is reported there
+    dividing.take(good.joined(bad), pixel=25.0)  # what masks of the defects suggest
+    assert float(dividing.pixel_threshold) == dividing.pixel_by_defects == 25.0
+    assert dividing.peak_threshold == pytest.approx(20.0)  # but peaks are still those of before
+    assert dividing.mask_threshold == pytest.approx(12.5)
+
+
+def test_evidence_of_before_has_the_scores_for_peaks() -> None:
+    stored = Evidence.of([1.0, 2.0], Kind.HELD_OUT, ["a", "b"], [3.0, 4.0]).plain()
+    assert Evidence.restored(stored).peaks == (3.0, 4.0)
+    del stored["peaks"]
+    assert Evidence.restored(stored).peaks == (1.0, 2.0)
+    both = Evidence.restored(stored).joined(Evidence.of([5.0], Kind.HELD_OUT, ["b"], [6.0]))
+    assert (both.scores, both.peaks) == ((1.0, 5.0), (1.0, 6.0))
