@@ -10,12 +10,12 @@ from anomalib.data import Batch, InferenceBatch
 from anomalib.data.utils import get_image_filenames
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
 from anomalib_sgfr.core.casts import ExemptFromCasts
 from anomalib_sgfr.core.thresholds import alarm_threshold, dividing_threshold
 from anomalib_sgfr.inspection.calibration import scored, spread_over
 from anomalib_sgfr.inspection.evidence import Evidence, Kind, in_all_processes, require_group, unit_of
+from anomalib_sgfr.inspection.reporting import ReportingScale
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["DEFAULT_RATE", "NominalPostProcessor", "SgfrPostProcessor", "checked", "sensitivities"]
@@ -53,7 +53,7 @@ def sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
     return {name: value for name in names if (value := getattr(processor, name)) != getattr(default, name)}
 
 
-class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
+class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
     """Sgfr's own: a threshold with defects at hand or without, the same in the Engine, checkpoints and exported files.
 
     With defective images in validation it lies between the good and the defective scores, see
@@ -61,8 +61,7 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
     good parts exceed at a chosen rate, see :func:`~anomalib_sgfr.core.thresholds.alarm_threshold`: from good validation
     images, and from training images, each scored without the atoms of its own unit.
 
-    Scores and maps are reported as ``s^2 / (s^2 + t^2)``, with ``t`` the threshold: 0.5 there, and a larger raw score
-    stays the larger up to thousands of times ``t``.
+    Scores and maps are reported as :class:`~anomalib_sgfr.inspection.reporting.ReportingScale` says.
 
     Args:
         false_alarm_rate (float | None): Share of good images that may be labelled anomalous. If given, the threshold
@@ -113,8 +112,6 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
         self.pixel_sensitivity = 0.5 if pixel_sensitivity is None else pixel_sensitivity
         self.value: float | None = None
         self.evidence = Evidence()
-        self.power = 2.0  # of the score in what is reported
-        self.linear = False  # scaled as anomalib does: a checkpoint of anomalib's own post-processor
         self._stored_rate: float | None = None  # of the checkpoint that was read
         self._known = Evidence()  # of the fit that this one adds to
         self._seen = Evidence()  # in this validation
@@ -172,28 +169,6 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
         chosen = spread_over(paths if self.held_out is None else self.held_out_images(), self.images, self.group)
         require_group(self.group, chosen)
         return scored(model, pre_processor, chosen, kind, self.group)
-
-    @property
-    def label_threshold(self) -> float:
-        """The raw score above which an image is labelled anomalous: the threshold, moved by the sensitivity."""
-        if self.linear:
-            return self.raw(1.0 - self.image_sensitivity)
-        return float(self.image_threshold) * self._odds(1.0 - self.image_sensitivity)
-
-    @property
-    def mask_threshold(self) -> float:
-        """The value of the raw map above which a pixel is anomalous: as :attr:`label_threshold`."""
-        if self.linear:
-            span = float(self.pixel_max - self.pixel_min)
-            return float(self.pixel_threshold) + (0.5 - self.pixel_sensitivity) * span
-        return float(self.pixel_threshold) * self._odds(1.0 - self.pixel_sensitivity)
-
-    def raw(self, score: float) -> float:
-        """The raw score that is reported as ``score``, between zero and one."""
-        if self.linear:
-            span = float(self.image_max - self.image_min)
-            return float(self.image_threshold) + (score - 0.5) * span
-        return float(self.image_threshold) * self._odds(score) if self.enable_normalization else score
 
     def held_out_images(self) -> list[str]:
         """Images in ``held_out``.
@@ -370,38 +345,6 @@ class SgfrPostProcessor(ExemptFromCasts, PostProcessor):
                 "There is no threshold, so no labels and no masks are given: "
                 "`anomalib-sgfr threshold CKPT --held_out FOLDER` sets one from good images."
             )
-
-    def _normalize(  # type: ignore[override]  # anomalib's is static, and called on the object
-        self, preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor
-    ) -> Tensor | None:
-        if preds is None or self.linear:
-            scaled: Tensor | None = super()._normalize(preds, norm_min, norm_max, threshold)
-            return scaled
-        # where all nominal scores are zero, so may be the threshold; shares overflow in no precision
-        threshold = threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
-        share, rest = preds / (preds + threshold), threshold / (preds + threshold)
-        if self.power == 1.0:
-            return share
-        return share**self.power / (share**self.power + rest**self.power)
-
-    @property
-    def normalized_image_threshold(self) -> Tensor:
-        """The threshold in what is reported, moved by the sensitivity."""
-        return self._reported(self.image_threshold, self.image_sensitivity)
-
-    @property
-    def normalized_pixel_threshold(self) -> Tensor:
-        """The threshold of pixels in what is reported, moved by the sensitivity."""
-        return self._reported(self.pixel_threshold, self.pixel_sensitivity)
-
-    def _reported(self, threshold: Tensor, sensitivity: float) -> Tensor:
-        if self.enable_normalization or self.linear:
-            return torch.tensor(1.0 - sensitivity, dtype=torch.float32)
-        return threshold * self._odds(1.0 - sensitivity)
-
-    def _odds(self, score: float) -> float:
-        """The raw score over the threshold that is reported as ``score``."""
-        return (score / (1.0 - score)) ** (1.0 / self.power) if score < 1.0 else torch.inf
 
     # What a checkpoint keeps
 
