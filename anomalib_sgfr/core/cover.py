@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core.geometry import unknown_origins
-from anomalib_sgfr.core.linear_algebra import middle
+from anomalib_sgfr.core.linear_algebra import least_in_row, middle
 from anomalib_sgfr.core.selection import PRODUCT_VALUES, farthest_first, separated
 
 __all__ = ["Cover", "absorb", "centred", "merge", "moved", "settle", "squares_about", "thin"]
@@ -242,7 +242,7 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor
     about_centre = atoms - centre
     length = about_centre.square().sum(1)
     rows = max(1, PRODUCT_VALUES // len(atoms))
-    parts = [torch.addmm(length, part - centre, about_centre.T, alpha=-2.0).argmin(1) for part in points.split(rows)]
-    index = torch.cat(parts)
+    products = (torch.addmm(length, part - centre, about_centre.T, alpha=-2.0) for part in points.split(rows))
+    index = torch.cat([least_in_row(part) for part in products])
     difference = points - atoms[index]
     return index, difference.norm(dim=1), difference  # exact where it is small

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from anomalib_sgfr.core.casts import home
 
-__all__ = ["middle", "pivot_tolerance", "ridge_spectrum", "safe_reciprocal", "spd_inverse"]
+__all__ = ["least_in_row", "middle", "pivot_tolerance", "ridge_spectrum", "safe_reciprocal", "spd_inverse"]
 
 _FAR = 1e4  # times the squared spread of most points
 _SAMPLED = 64  # points that tell it
@@ -43,6 +43,20 @@ def spd_inverse(matrix: Tensor) -> Tensor:
         keep = keep + chosen * (pivot > tolerance)
     keep = keep * scale
     return work[:, :, k:] * keep[:, :, None] * keep[:, None, :]
+
+
+def least_in_row(values: Tensor) -> Tensor:
+    """Where in its row each row's least value is, the first of equal ones.
+
+    Args:
+        values (Tensor): Shape ``(n, m)``, ``float32`` or ``float64``, without NaN.
+
+    Returns:
+        Tensor: Shape ``(n,)``, ``int64``.
+    """
+    if values.device.type == "cpu":  # by SIMD; PyTorch's own takes longer than the matrix product before it
+        return torch.from_numpy(values.numpy().argmin(1))
+    return values.argmin(1)
 
 
 def middle(points: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.linear_algebra import middle
+from anomalib_sgfr.core.linear_algebra import least_in_row, middle
 
 __all__ = ["PRODUCT_VALUES", "farthest_first", "separated"]
 
@@ -64,7 +64,7 @@ def _farthest_of(points: Tensor, length: Tensor, some: Tensor, taken: Tensor) ->
     """Squared distance from those taken of the farthest of some points, without the rounding of its expansion."""
     farthest = 0.0
     for part in some.split(max(1, PRODUCT_VALUES // len(taken))):
-        near = torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0).argmin(1)
+        near = least_in_row(torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0))
         exact = (points[part] - points[taken[near]]).square().sum(1)
         farthest = max(farthest, float(exact.amax())) if len(part) else farthest
     return farthest
