@@ -1,0 +1,220 @@
+"""A fitted model under another light: what eight good images of it mend, as an update and otherwise.
+
+    python -m benchmarks.another_light --root mtd=DIR --root mvtec=DIR --out DIR
+
+A model is fitted to all training images but eight. Then the light or the camera changes, drawn into every picture, and
+the test images are scored: by the model as it is, after an update with the eight, by a fit to the eight alone, and by a
+fit to everything, the eight as they look now. False alarms are good test images above the threshold that one in twenty
+of them exceeded before the change. Writes ``another-light.json`` and ``README.md``; an interrupted command, given
+again, goes on where it stopped.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from anomalib.data import AnomalibDataset
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as pictures
+
+from anomalib_sgfr import Sgfr
+from benchmarks.common import data
+from benchmarks.common.engine import fitted, quiet_fit
+from benchmarks.common.places import Place, median, seeds, study_places, title
+from benchmarks.common.records import write_text
+from benchmarks.common.scores import accuracy, label_regions, pixel_scores
+
+__all__ = ["CHANGES", "main", "report"]
+
+_DATA = ("mtd:canonical", "mvtec:bottle")
+_NEW = 8  # good images of the new light
+_ALARMS = 0.05  # of good test images, before
+_BATCH = 16
+_WAYS = {
+    "as it was": "the model, before the change",
+    "nothing": "the model as it is",
+    "update": "updated with the new images",
+    "alone": "fitted to the new images alone",
+    "refit": "fitted again to old and new",
+}
+
+
+def _darker(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Seven tenths of the light."""
+    del rng
+    return 0.7 * image
+
+
+def _blurred(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Out of focus: a Gaussian of 0.6% of the shorter side."""
+    del rng
+    sigma = 0.006 * min(image.shape[-2:])
+    return cast("Tensor", pictures.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma]))
+
+
+def _camera(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Another camera: less sharp, flatter, with another gamma and noise."""
+    sigma = 0.003 * min(image.shape[-2:])
+    soft = pictures.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
+    noise = torch.from_numpy(rng.normal(0.0, 0.015, soft.shape)).float()
+    return cast("Tensor", (0.85 * soft + 0.08).clamp(0.0, 1.0) ** 1.15 + noise)
+
+
+CHANGES: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
+    "darker": _darker,
+    "out of focus": _blurred,
+    "another camera": _camera,
+}
+
+
+def _changed(dataset: AnomalibDataset, row: int, change: str | None) -> Tensor:
+    """A picture of a data set, between 0 and 1, in steps of 8 bits, as it looks after the change."""
+    image = cast("Tensor", cast("Any", dataset[row]).image)
+    if change is not None:
+        image = CHANGES[change](image, np.random.default_rng(row))
+    return image.clamp(0.0, 1.0).mul(255.0).round().div(255.0)
+
+
+def _evaluate(place: Place) -> list[dict[str, Any]]:
+    """Accuracy and false alarms of each way, before and after each change."""
+    module = data.build(place.dataset, place.root, place.split, place.seed, num_workers=0)
+    everything = module.train_data.samples.copy()
+    chosen = np.sort(np.random.default_rng(place.seed).permutation(len(everything))[:_NEW])
+    kept = everything.drop(index=everything.index[chosen])["image_path"].tolist()
+    originals = [_changed(module.train_data, int(row), None) for row in chosen]
+    data.keep_training_images(module, kept)
+    test = _Test(module.test_data)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model = fitted(module, place.seed, post_processor=False)
+        model.trainer.save_checkpoint(folder / "model.ckpt")
+        before, as_it_was = test.scored(model, None)
+        threshold = float(np.quantile(before[test.good], 1.0 - _ALARMS))
+        rows = [_row(None, "as it was", 0.0, before, test, threshold) | as_it_was]
+        for change in CHANGES:
+            new = _drawn(folder / change, originals, everything.iloc[chosen], change)
+            for way, other, seconds in _ways(place, module, model, folder / "model.ckpt", new):
+                scores, found = test.scored(other, change)
+                rows.append(_row(change, way, seconds, scores, test, threshold) | found)
+    return rows
+
+
+def _drawn(folder: Path, originals: Sequence[Tensor], samples: pd.DataFrame, change: str) -> pd.DataFrame:
+    """The eight as they look now, in files, as samples."""
+    folder.mkdir()
+    paths = []
+    for number, image in enumerate(originals):
+        now = CHANGES[change](image, np.random.default_rng(10**6 + number)).clamp(0.0, 1.0)
+        paths.append(str(folder / f"{number}.png"))
+        Image.fromarray(now.mul(255.0).round().byte().permute(1, 2, 0).numpy()).save(paths[-1])
+    return samples.assign(image_path=paths)
+
+
+def _ways(
+    place: Place, module: data.AlteredData, model: Sgfr, checkpoint: Path, new: pd.DataFrame
+) -> Iterator[tuple[str, Sgfr, float]]:
+    """Each way's name, its model, and the seconds it took to make."""
+    yield "nothing", model, 0.0
+
+    def module_of(*paths: str) -> data.AlteredData:
+        other = data.build(place.dataset, place.root, place.split, place.seed, num_workers=0)
+        data.add_training_images(other, new)
+        data.keep_training_images(other, [*paths, *new["image_path"]])
+        return other
+
+    alone, all_of_them = module_of(), module_of(*module.train_data.samples["image_path"])
+    start = time.perf_counter()
+    updated = Sgfr.load_from_checkpoint(checkpoint, update=True, evaluator=False, visualizer=False)
+    quiet_fit(updated, alone)
+    yield "update", updated, time.perf_counter() - start
+    for way, images in (("alone", alone), ("refit", all_of_them)):
+        start = time.perf_counter()
+        fresh = fitted(images, place.seed, post_processor=False)
+        yield way, fresh, time.perf_counter() - start
+
+
+class _Test:
+    """Test images, to be looked at again and again."""
+
+    def __init__(self, dataset: AnomalibDataset) -> None:
+        self.dataset = dataset
+        self.kinds = data.kinds(dataset.samples)
+        self.good = self.kinds == "good"
+        self.regions: NDArray[np.int32] | None = None
+
+    @torch.no_grad()
+    def scored(self, model: Sgfr, change: str | None) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Scores of all images after a change, and accuracy."""
+        model.eval()
+        transform = cast("Any", model.pre_processor).transform
+        if self.regions is None and self.dataset.samples.attrs.get("task") == "segmentation":
+            self.regions = label_regions(data.masks(self.dataset, transform))
+        scores, maps = [], []
+        for start in range(0, len(self.kinds), _BATCH):
+            rows = range(start, min(start + _BATCH, len(self.kinds)))
+            images = torch.cat([transform(_changed(self.dataset, row, change)[None]) for row in rows])
+            found: Any = model.model(images)
+            scores.append(found.pred_score.flatten().double().numpy())
+            maps.append(found.anomaly_map[:, 0].numpy())
+        score = np.concatenate(scores)
+        pixels = None if self.regions is None else pixel_scores(np.concatenate(maps), self.regions)
+        return score, {"metrics": accuracy(score, self.kinds, pixels)["metrics"]}
+
+
+def _row(
+    change: str | None, way: str, seconds: float, scores: NDArray[np.float64], test: _Test, threshold: float
+) -> dict[str, Any]:
+    return {
+        "change": change,
+        "way": way,
+        "seconds": round(seconds, 1),
+        "false_alarms": round(float((scores[test.good] > threshold).mean()), 5),
+        "missed": round(float((scores[~test.good] <= threshold).mean()), 5),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report; returns the exit code."""
+    about = (__doc__ or "").splitlines()[0]
+    return study_places("another_light", about, _DATA, _evaluate, report, arguments)
+
+
+def report(folder: Path) -> None:
+    """Write ``README.md`` from ``another-light.json``: medians over seeds."""
+    found = json.loads((folder / "another-light.json").read_text(encoding="utf-8"))
+    names = [name for name, value in found[0]["metrics"].items() if name != "image_F1Max" and value is not None]
+    rows = [{**row, **{name: row["metrics"][name] for name in names}} for row in found]
+    lines = [
+        "# Another light",
+        "",
+        f"`python -m benchmarks.another_light --root mtd=DIR --root mvtec=DIR`: {_NEW} good images are taken from the",
+        "training images, the model is fitted to the others, and then every picture changes. False alarms and missed",
+        f"defects at the threshold that {100 * _ALARMS:g}% of good test images exceeded before. Medians over seeds",
+        f"{seeds(rows)}, in percent; seconds of what was done.",
+        "",
+        f"| data | change | | {' | '.join(names)} | false alarms | missed | s |",
+        "|---" * (6 + len(names)) + "|",
+    ]
+    places = dict.fromkeys((row["dataset"], row["split"], row["change"], row["way"]) for row in rows)
+    for dataset, split, change, way in places:
+        of = {
+            name: median(rows, name, dataset=dataset, split=split, change=change, way=way)
+            for name in (*names, "false_alarms", "missed", "seconds")
+        }
+        seconds = of.pop("seconds")
+        cells = " | ".join(f"{100 * value:.1f}" for value in of.values())
+        lines.append(f"| {title(dataset, split)} | {change or '-'} | {_WAYS[way]} | {cells} | {seconds:.0f} |")
+    write_text(folder / "README.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
