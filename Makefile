@@ -72,7 +72,7 @@ bench: $(INSTALLED)-demo
 	$(BENCH) --dataset elpv-mono --models sgfr,patchcore,padim --limit-train 100 --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench
 
 bench-edge: $(INSTALLED)-dev
-	$(BIN)/python -m benchmarks.edge --cases bare,sgfr-1000,sgfr-5000,padim --out runs/bench-edge
+	$(BIN)/python -m benchmarks.edge --cases bare,sgfr,sgfr-half,padim --out runs/bench-edge
 
 bench-mvtec: $(INSTALLED)-demo
 	@test -n "$(ROOT)" || { echo 'Say where MVTec AD is, a folder for each category: make bench-mvtec ROOT=DIR'; exit 2; }

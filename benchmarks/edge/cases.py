@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ANSWERS", "BACKBONES", "CASES", "F32", "PRECISIONS", "SEARCHED", "SIZE", "Case"]
+__all__ = ["ANSWERS", "BACKBONES", "CASES", "F32", "PRECISIONS", "SEARCHED", "Case", "size_of"]
 
-_LITE, _WIDE = "tf_efficientnet_lite0", "wide_resnet50_2"
+_LITE, _VIT = "tf_efficientnet_lite0", "vit_small_patch14_dinov2"
+_SIZES = {_LITE: [256, 256], _VIT: [392, 392]}
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Case:
     Attributes:
         model (str): As in :mod:`benchmarks.compare`, or ``bare`` for the backbone alone.
         backbone (str): A timm name.
-        atoms (int): Atoms of the bank.
+        atoms (int): Atoms of Patchcore's bank.
         arguments (dict[str, Any]): Arguments of the model that differ from its defaults.
         compared (bool): Whether its answers are compared.
         compressed (bool): Whether those of its compressed files are.
@@ -34,35 +35,49 @@ class Case:
         return self.backbone == _LITE
 
 
+_HALF, _QUARTER = [500, 500, 2500, 1500], [250, 250, 1250, 750]
+_FOUR_LAYERS = {"layers": ["blocks.3", "blocks.4", "blocks.6", "blocks.9"]}  # as in configs/mvtecad_dinov2s.yaml
 CASES: dict[str, Case] = {
     "bare": Case("bare"),
-    "sgfr-1000": Case("sgfr", atoms=1000, compared=True, compressed=True),
-    "sgfr-5000": Case("sgfr", atoms=5000),
-    "sgfr-omp-1000": Case("sgfr", atoms=1000, arguments={"solver": "omp"}, compared=True),
-    "sgfr-ridge": Case("sgfr", atoms=1000, arguments={"solver": "ridge"}, compared=True),
+    "sgfr": Case("sgfr", compared=True, compressed=True),
+    "sgfr-half": Case("sgfr", arguments={"bank_size": _HALF}),
+    "sgfr-quarter": Case("sgfr", arguments={"bank_size": _QUARTER}),
+    "sgfr-omp": Case("sgfr", arguments={"solver": "omp"}, compared=True),
+    "sgfr-ridge": Case("sgfr", arguments={"solver": "ridge"}, compared=True),
     "padim": Case("padim"),
     "mhpatchcore": Case("mhpatchcore"),
     "patchcore-0.01": Case("patchcore", atoms=2048, arguments={"coreset_sampling_ratio": 0.001}),
     "patchcore-0.1": Case("patchcore", atoms=20_480, arguments={"coreset_sampling_ratio": 0.001}),
-    "bare-wide": Case("bare", backbone=_WIDE),
-    "sgfr-wide-1000": Case("sgfr", backbone=_WIDE, atoms=1000),
+    "bare-vit": Case("bare", backbone=_VIT, arguments=_FOUR_LAYERS),
+    "sgfr-vit": Case("sgfr", backbone=_VIT, arguments={**_FOUR_LAYERS, "bank_size": 2000}),
 }
-BACKBONES = {_LITE: "bare", _WIDE: "bare-wide"}  # and the case that is the backbone alone
+BACKBONES = {_LITE: "bare", _VIT: "bare-vit"}  # and the case that is the backbone alone
 F32: dict[str, str] = {"INFERENCE_PRECISION_HINT": "f32"}
 PRECISIONS: dict[str, dict[str, str]] = {"f32": F32, "default": {}}
-SIZE = [256, 256]
-SEARCHED = {  # of each scale, width of what is searched, and patches of an image
-    _LITE: ((41, 1024), (113, 256)),
-    _WIDE: ((513, 1024), (1025, 256)),
+
+
+def _scales(*atoms: int) -> tuple[tuple[int, int, int], ...]:
+    return tuple(zip((25, 41, 113, 193), (1024, 1024, 256, 64), atoms, strict=True))
+
+
+# of each scale, width of what is searched, patches of an image, atoms
+SEARCHED: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
+    _LITE: {"sgfr": _scales(1000, 1000, 5000, 3000), "sgfr-half": _scales(*_HALF), "sgfr-quarter": _scales(*_QUARTER)},
+    _VIT: {"sgfr-vit": ((385, 784, 2000),) * 4},
 }
 ANSWERS: dict[str, tuple[str, dict[str, str], list[int] | None]] = {
     "ONNX Runtime": ("model.onnx", {}, None),
     "OpenVINO f32": ("any_size.xml", F32, None),
-    "OpenVINO f32, fixed size": ("model.xml", F32, SIZE),
-    "OpenVINO default": ("model.xml", {}, SIZE),
-    "FP16, f32": ("fp16.xml", F32, SIZE),
-    "FP16, default": ("fp16.xml", {}, SIZE),
-    "INT8": ("int8.xml", {}, SIZE),
-    "INT8_PTQ": ("int8_ptq.xml", {}, SIZE),
-    "INT8_ACQ": ("int8_acq.xml", {}, SIZE),
+    "OpenVINO f32, fixed size": ("model.xml", F32, _SIZES[_LITE]),
+    "OpenVINO default": ("model.xml", {}, _SIZES[_LITE]),
+    "FP16, f32": ("fp16.xml", F32, _SIZES[_LITE]),
+    "FP16, default": ("fp16.xml", {}, _SIZES[_LITE]),
+    "INT8": ("int8.xml", {}, _SIZES[_LITE]),
+    "INT8_PTQ": ("int8_ptq.xml", {}, _SIZES[_LITE]),
+    "INT8_ACQ": ("int8_acq.xml", {}, _SIZES[_LITE]),
 }
+
+
+def size_of(case: Case) -> list[int]:
+    """Height and width of a case's images, in pixels."""
+    return _SIZES[case.backbone]

@@ -6,6 +6,7 @@ answers are compared ``reference.npz``: scores, labels and maps of the test imag
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from anomalib_sgfr import NominalPostProcessor, Sgfr
 from benchmarks.common import data
 from benchmarks.common.engine import quiet_engine, silence
 from benchmarks.common.zoo import MODELS, resolve_arguments
-from benchmarks.edge.cases import CASES, Case
+from benchmarks.edge.cases import CASES, Case, size_of
 
-_IMAGE = (256, 256)
 _TRAIN_IMAGES = 100
 _COMPRESSIONS = {
     "fp16": CompressionType.FP16,
@@ -51,14 +51,15 @@ def main(name: str, folder: str, root: str | None = None) -> None:
     silence()
     seed_everything(0, verbose=False)
     case, out = CASES[name], Path(folder)
+    height, width = size_of(case)
     out.mkdir(parents=True, exist_ok=True)
     dataset, place = ("mtd", Path(root)) if root else ("elpv-mono", None)
     if case.model == "bare":
-        bare = _Bare(Sgfr(backbone=case.backbone, evaluator=False, visualizer=False)).eval()
+        bare = _Bare(Sgfr(backbone=case.backbone, evaluator=False, visualizer=False, **case.arguments)).eval()
         batch = torch.export.Dim("batch")
         torch.onnx.export(
             bare,
-            (torch.zeros(2, 3, *_IMAGE),),
+            (torch.zeros(2, 3, height, width),),
             str(out / "model.onnx"),
             input_names=["input"],
             dynamo=True,
@@ -79,10 +80,12 @@ def main(name: str, folder: str, root: str | None = None) -> None:
         if case.model == "patchcore":
             _fill(model, case.atoms)
         static: dict[str, Any] = {} if case.model == "sgfr" else {"onnx_kwargs": {"dynamic_shapes": None}}
-        _move(engine.export(model, ExportType.OPENVINO, scratch, input_size=_IMAGE, **static), out / "model.xml")
+        _move(
+            engine.export(model, ExportType.OPENVINO, scratch, input_size=(height, width), **static), out / "model.xml"
+        )
         if not case.compared:
             return
-        _reference(model, datamodule, out)
+        _reference(model, datamodule, out, size_of(case))
         _move(engine.export(model, ExportType.ONNX, scratch), out / "model.onnx")
         _move(engine.export(model, ExportType.OPENVINO, scratch), out / "any_size.xml")
         for suffix, compression in _COMPRESSIONS.items() if case.compressed else ():
@@ -90,7 +93,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
                 model,
                 ExportType.OPENVINO,
                 scratch,
-                input_size=_IMAGE,
+                input_size=(height, width),
                 compression_type=compression,
                 datamodule=datamodule if suffix.endswith(("ptq", "acq")) else None,
             )
@@ -99,10 +102,11 @@ def main(name: str, folder: str, root: str | None = None) -> None:
 
 def _model(case: Case) -> AnomalibModule:
     if case.model != "sgfr":
-        return MODELS[case.model].build(case.backbone, _IMAGE, 0, resolve_arguments(case.model, case.arguments))
+        height, width = size_of(case)
+        arguments = resolve_arguments(case.model, case.arguments)
+        return MODELS[case.model].build(case.backbone, (height, width), 0, arguments)
     return Sgfr(
         backbone=case.backbone,
-        bank_size=case.atoms,
         pre_trained=case.pre_trained,
         seed=0,
         post_processor=NominalPostProcessor(0.05),
@@ -118,20 +122,20 @@ def _fill(model: Any, atoms: int) -> None:  # noqa: ANN401
     model.model.memory_bank = bank[torch.arange(atoms) % len(bank)] + 1e-3 * torch.randn(atoms, bank.shape[1])
 
 
-def _reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path) -> None:
+def _reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path, size: Sequence[int]) -> None:
     """What the model answers through anomalib's Engine."""
     with tempfile.TemporaryDirectory() as scratch:
         batches: Any = quiet_engine(scratch).predict(model, dataloaders=datamodule.test_dataloader())
     paths = [path for batch in batches for path in batch.image_path]
     masks = [batch.gt_mask.numpy().astype(bool) for batch in batches if batch.gt_mask is not None]
-    arrays: dict[str, Any] = {"masks": np.concatenate(masks).reshape(-1, *_IMAGE)} if masks else {}
+    arrays: dict[str, Any] = {"masks": np.concatenate(masks).reshape(-1, *size)} if masks else {}
     np.savez(
         out / "reference.npz",
         paths=np.array(paths),
         kinds=data.kinds(datamodule.test_data.samples, paths),
         scores=np.concatenate([batch.pred_score.numpy().ravel() for batch in batches]),
         labels=np.concatenate([batch.pred_label.numpy().ravel() for batch in batches]).astype(bool),
-        maps=np.concatenate([batch.anomaly_map.numpy().reshape(-1, *_IMAGE) for batch in batches]),
+        maps=np.concatenate([batch.anomaly_map.numpy().reshape(-1, *size) for batch in batches]),
         **arrays,
     )
 

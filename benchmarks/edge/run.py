@@ -41,12 +41,11 @@ def products(job: dict[str, Any]) -> dict[str, Any]:
     core, rng = openvino.Core(), np.random.default_rng(0)
     requests = {"bare": core.compile_model(job["bare"], "CPU", job["config"]).create_infer_request()}
     inputs = {"bare": [rng.random((1, 3, *job["size"]), np.float32)]}
-    for atoms in job["atoms"]:
-        name = f"product with {atoms}"
+    for name, scales in job["searched"].items():
         parameters, results, inputs[name] = [], [], []
-        for width, number in job["searched"]:
+        for width, number, atoms in scales:
             patches = openvino.opset8.parameter([width, number], np.float32)
-            bank = openvino.opset8.constant(rng.random((atoms, width), np.float32))
+            bank = openvino.opset8.constant(rng.random((atoms // 8 * 8, width), np.float32))
             # the least of each group, so that the product is made but need not be handed over
             product = openvino.opset8.matmul(bank, patches, transpose_a=False, transpose_b=False)
             groups = openvino.opset8.reshape(product, [atoms // 8, 8, number], special_zero=False)

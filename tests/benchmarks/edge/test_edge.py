@@ -29,7 +29,7 @@ def test_the_runner_measures_without_pytorch(tmp_path: Path) -> None:
     common = {"config": {}, "runs": 20, "size": [16, 16]}
     jobs = {
         "latency": {"models": {"relu": str(tmp_path / "model.xml")}, **common},
-        "products": {"bare": str(tmp_path / "model.xml"), "atoms": [16], "searched": [[9, 12], [5, 4]], **common},
+        "products": {"bare": str(tmp_path / "model.xml"), "searched": {"sgfr": [[9, 12, 16], [5, 4, 19]]}, **common},
         "memory": {"model": str(tmp_path / "model.xml"), "shape": [2, 3, 16, 16], **common},
     }
     for step, job in jobs.items():
@@ -43,16 +43,16 @@ def test_the_runner_measures_without_pytorch(tmp_path: Path) -> None:
 
 
 def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> None:
-    times = {"bare": {"median_ms": 2.0, "least_ms": 1.0}, "sgfr-1000": {"median_ms": 5.0, "least_ms": 3.0}}
+    times = {"bare": {"median_ms": 2.0, "least_ms": 1.0}, "sgfr": {"median_ms": 5.0, "least_ms": 3.0}}
     found = {
-        "export sgfr-1000": {"bytes": {"model.xml": 3 * 2**20, "fp16.xml": 2**20}},
+        "export sgfr": {"bytes": {"model.xml": 3 * 2**20, "fp16.xml": 2**20}},
         "latency tf_efficientnet_lite0 f32": times,
         "products tf_efficientnet_lite0": {
             "bare": {"median_ms": 2.0, "least_ms": 1.0},
-            "product with 1000": {"median_ms": 1.0, "least_ms": 1.0},
+            "sgfr": {"median_ms": 1.0, "least_ms": 1.0},
         },
-        "memory sgfr-1000 batch 1": {"runtime_mib": 50.0, "loaded_mib": 7.0, "inference_mib": 31.0},
-        "answers sgfr-1000 OpenVINO f32": {
+        "memory sgfr batch 1": {"runtime_mib": 50.0, "loaded_mib": 7.0, "inference_mib": 31.0},
+        "answers sgfr OpenVINO f32": {
             "map_difference": 2e-4,
             "score_difference": 1e-5,
             "labels_changed": 0,
@@ -65,10 +65,10 @@ def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> Non
     (tmp_path / "edge.json").write_text(json.dumps(found), encoding="utf-8")
     report.report(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| sgfr-1000 | tf_efficientnet_lite0 | 5.00 | 2.50 | 3.00 | - | - | - |" in text
-    assert "| 1,000 | 0.14 | 1.00 | 142 | 2.00 | 1.50 |" in text
-    assert "| sgfr-1000 | 3.0 | 1.0 | - | 7 | 31 | - | - |" in text
-    assert "| sgfr-1000 | OpenVINO f32 | 2.0e-04 | 1.0e-05 | 0 of 12 | 95.00 (-0.10) | - |" in text
+    assert "| sgfr | tf_efficientnet_lite0 | 5.00 | 2.50 | 3.00 | - | - | - |" in text
+    assert "| sgfr | 1,000, 1,000, 5,000, 3,000 | 0.50 | 1.00 | 499 | 2.00 | 1.50 |" in text
+    assert "| sgfr | 3.0 | 1.0 | - | 7 | 31 | - | - |" in text
+    assert "| sgfr | OpenVINO f32 | 2.0e-04 | 1.0e-05 | 0 of 12 | 95.00 (-0.10) | - |" in text
     assert "- export padim: no space left" in text
     assert (tmp_path / "latency.png").exists()
 
@@ -76,4 +76,4 @@ def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> Non
 def test_what_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--cases", "sgfr-7"])
-    assert "unknown sgfr-7; choose from bare, sgfr-1000" in capsys.readouterr().err
+    assert "unknown sgfr-7; choose from bare, sgfr," in capsys.readouterr().err
