@@ -34,12 +34,15 @@ class BankState(NamedTuple):
             to these atoms goes on.
         thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``, ``uint8``.
         nominal (float | None): What residuals are measured by, see :func:`nominal_residual`; ``None`` to find it anew.
+        nuisance (Tensor | None): Directions that atoms and patches are compared without, orthonormal rows ``(n, d)``;
+            see :mod:`~anomalib_sgfr.core.nuisance`.
     """
 
     cover: Cover
     threshold: float = 0.0
     thumbnails: Tensor | None = None
     nominal: float | None = None
+    nuisance: Tensor | None = None
 
     def rows(self, index: Tensor) -> "BankState":
         """Some of the atoms, by index or mask."""
@@ -85,6 +88,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             :class:`~anomalib_sgfr.core.cover.Cover`.
         threshold, thumbnails (Tensor): As in :class:`BankState`; no thumbnails are an empty tensor.
         nominal (Tensor): What residuals are measured by, ``float32``, see :func:`nominal_residual`.
+        nuisance (Tensor): As in :class:`BankState`, ``float32``; whoever embeds patches leaves it out. Empty for none.
         index_atoms, index_centre, operator (Tensor): What follows from the atoms and the arguments: the search index of
             ``"affine"``, and the residual operator of ``"ridge"``, shape ``(d, d)``. Never stored.
 
@@ -101,6 +105,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     threshold: Tensor
     thumbnails: Tensor
     nominal: Tensor
+    nuisance: Tensor
     operator: Tensor
     index_atoms: Tensor
     index_centre: Tensor
@@ -124,6 +129,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             ("squares", torch.float64),
             ("origin", torch.int32),
             ("thumbnails", torch.uint8),
+            ("nuisance", torch.float32),
         ):
             self.register_buffer(name, torch.empty(0, dtype=dtype))
         for name in ("unit", "nominal"):
@@ -159,7 +165,8 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     def state(self) -> BankState:
         """All that is kept; ``set(*state)`` takes it up again."""
         thumbnails = self.thumbnails if self.thumbnails.numel() else None
-        return BankState(self.cover, float(self.threshold), thumbnails, float(self.nominal))
+        nuisance = self.nuisance if self.nuisance.numel() else None
+        return BankState(self.cover, float(self.threshold), thumbnails, float(self.nominal), nuisance)
 
     def set(
         self,
@@ -167,6 +174,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         threshold: float = 0.0,
         thumbnails: Tensor | None = None,
         nominal: float | None = None,
+        nuisance: Tensor | None = None,
     ) -> None:
         """Take atoms into use, replacing any earlier ones, in 16 bits each value; the bounds account for the rounding.
 
@@ -175,6 +183,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             threshold (float): As in :class:`BankState`.
             thumbnails (Tensor | None): As in :class:`BankState`.
             nominal (float | None): As in :class:`BankState`.
+            nuisance (Tensor | None): As in :class:`BankState`.
         """
         cover = bank if isinstance(bank, Cover) else Cover.of(bank.to(home(bank.device)))
         place = cover.atoms.device
@@ -193,6 +202,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         if nominal is None:
             nominal = nominal_residual(cover.atoms, self.num_atoms, self.regularisation)
         self.nominal = torch.tensor(nominal, dtype=torch.float32, device=device)
+        self.nuisance = none.float() if nuisance is None else nuisance.float().clone().to(device)
         self._derive()
 
     def some(self, atoms: Tensor) -> "Bank":
@@ -219,7 +229,9 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             self.operator = self_expression.ridge_operator(self.atoms, self.regularisation)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
-        """Read what earlier versions stored: one grid for all origins, in 64 bits; the operator."""
+        """Read what earlier versions stored: one grid for all origins, in 64 bits; the operator; no nuisance."""
+        if f"{prefix}stored" in state:
+            state.setdefault(f"{prefix}nuisance", torch.empty(0, dtype=torch.float32))
         state.pop(f"{prefix}operator", None)
         if f"{prefix}stored" in state:
             # residuals were taken as they are
@@ -260,10 +272,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             patches (Tensor): Embeddings, shape ``(N, d)``, ``float32``.
 
         Returns:
-            Tensor: Shape ``(N,)``.
-
-        Raises:
-            ValueError: If an embedding is not finite.
+            Tensor: Shape ``(N,)``; not finite where a patch is not.
         """
         values_per_patch = self.stored.shape[0] + 4 * self.num_atoms * self.stored.shape[1]
         chunks = patches.split(max(1, _CHUNK_VALUES // values_per_patch))
@@ -277,14 +286,11 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             embedding (Tensor): Shape ``(B, d, h, w)``.
 
         Returns:
-            Tensor: Shape ``(B, 1, h, w)``, ``float32``.
-
-        Raises:
-            ValueError: If an embedding is not finite.
+            Tensor: Shape ``(B, 1, h, w)``, ``float32``; not finite where an embedding is not.
         """
         batch, width, rows, columns = embedding.shape
         patches = embedding.flatten(2).transpose(1, 2).float()  # (B, h * w, d)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
             found = self._exported(patches, columns)
         else:
             found = self.residuals(patches.reshape(-1, width))

@@ -394,7 +394,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         """
         del args, kwargs
         images: Any = batch.image
-        embeddings = self.model.embed_copies(images, self.copies)
+        embeddings = self.model.embed_copies(images, self.copies, plain=not self.update)
         inside = self.model.patches_inside([part.shape[-2:] for part in embeddings])
         return {"loss": self.dummy_loss(), "embeddings": embeddings, "inside": inside}
 

@@ -15,6 +15,8 @@ from anomalib_sgfr.bank import Bank, BankState
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.geometry import touched
+from anomalib_sgfr.core.linear_algebra import require_finite
+from anomalib_sgfr.core.nuisance import projected_out
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from anomalib_sgfr.features.tiling import embed_tiles
 from anomalib_sgfr.smoothing import Blur, Smoothing, interpolate
@@ -252,15 +254,19 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self._require_regions_size(images.shape[-2:])
         return torch.where(self.region > 0, images, torch.zeros_like(images))
 
-    def _embed(self, images: Tensor) -> list[Tensor]:
-        return self.embedder(images) if self.tiler is None else embed_tiles(self.embedder, images, self.tiler)
+    def _embed(self, images: Tensor, plain: bool = False) -> list[Tensor]:
+        found = self.embedder(images) if self.tiler is None else embed_tiles(self.embedder, images, self.tiler)
+        if plain:
+            return found
+        return [projected_out(part, bank.nuisance) for part, bank in zip(found, self.banks, strict=True)]
 
-    def embed_copies(self, images: Tensor, copies: Copies = "none") -> list[Tensor]:
+    def embed_copies(self, images: Tensor, copies: Copies = "none", plain: bool = False) -> list[Tensor]:
         """Embed images and copies of them; each patch of a copy where it lies in the image itself.
 
         Args:
             images (Tensor): Normalised images, shape ``(B, 3, H, W)``.
             copies (Copies): ``"mirrored"``: left to right, top to bottom, and both. ``"turned"``: by each right angle.
+            plain (bool): For banks that start anew, which have no nuisance yet.
 
         Returns:
             list[Tensor]: Patch embeddings of each scale, the images first and then one copy of each after the other,
@@ -269,13 +275,13 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         Raises:
             ValueError: As :meth:`embed`.
         """
-        if copies == "none":
-            return self.embed(images)
-        found = []
         seen = self._seen(images)
+        if copies == "none":
+            return self._embed(seen, plain)
+        found = []
         for quarters, mirrored in _COPIES[copies]:
             copy_of = torch.rot90(seen.flip(-1) if mirrored else seen, quarters, (-2, -1))
-            back = [torch.rot90(part, -quarters, (-2, -1)) for part in self._embed(copy_of)]
+            back = [torch.rot90(part, -quarters, (-2, -1)) for part in self._embed(copy_of, plain)]
             found.append([part.flip(-1) if mirrored else part for part in back])
         return [torch.cat(scale) for scale in zip(*found, strict=True)]
 
@@ -326,10 +332,15 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         Returns:
             list[Tensor]: Length of the residual of each patch over the bank's ``nominal``, for each scale of shape
             ``(B, 1, h, w)``.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+            ValueError: If an embedding is not finite.
         """
         self._require_banks()
         chosen = self.banks if banks is None else banks
         found = [bank.residual_map(embedding) for bank, embedding in zip(chosen, embeddings, strict=True)]
+        require_finite(torch.stack([part.sum() for part in found]), "an embedding")  # one wait for a card, not one each
         inside = self.patches_inside([part.shape[-2:] for part in found])
         return found if inside is None else [part * mask for part, mask in zip(found, inside, strict=True)]
 

@@ -5,7 +5,15 @@ from torch import Tensor
 
 from anomalib_sgfr.core.casts import home
 
-__all__ = ["least_in_row", "middle", "pivot_tolerance", "ridge_spectrum", "safe_reciprocal", "spd_inverse"]
+__all__ = [
+    "least_in_row",
+    "middle",
+    "pivot_tolerance",
+    "require_finite",
+    "ridge_spectrum",
+    "safe_reciprocal",
+    "spd_inverse",
+]
 
 _FAR = 1e4  # times the squared spread of most points
 _SAMPLED = 64  # points that tell it
@@ -121,3 +129,20 @@ def safe_reciprocal(value: Tensor, floor: Tensor) -> Tensor:
 def pivot_tolerance(dtype: torch.dtype) -> float:
     """Relative size below which a pivot is rounding error."""
     return 32.0 * torch.finfo(dtype).eps
+
+
+def require_finite(values: Tensor, name: str) -> None:
+    """Refuse NaN and infinite values, where it is possible to look: not in a graph that is being made.
+
+    Args:
+        values (Tensor): Any shape; a graphics card has to be waited for.
+        name (str): What to call them.
+
+    Raises:
+        ValueError: If one is not finite.
+    """
+    if torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    if not torch.isfinite(values).all():
+        msg = f"{name} holds NaN or infinite values; check the images and the backbone's weights."
+        raise ValueError(msg)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_sgfr.core.linear_algebra import middle
+from anomalib_sgfr.core.linear_algebra import middle, require_finite
 
 __all__ = ["Index", "nearest", "search_index"]
 
@@ -37,7 +37,11 @@ def search_index(bank: Tensor) -> Index:
 
     Returns:
         Index: Of the same dtype.
+
+    Raises:
+        ValueError: If a value is not finite: such an atom would be passed over in silence.
     """
+    require_finite(bank, "bank")
     centre = middle(bank)
     atoms = bank - centre
     missing = -len(bank) % _GROUP

@@ -7,6 +7,8 @@ support, so that it exports to ONNX and OpenVINO, and calls no dense linear-alge
 
 Degenerate input has its mathematical limit: duplicate or linearly dependent atoms add nothing to the span (their
 coefficient is zero), an all-zero atom is never a direction, and a support larger than the bank is the whole bank.
+What is left of a target that is not finite is not finite either; nobody has to look before (a graphics card would have
+to wait for that). A bank is looked at once, where it is made ready for the search.
 """
 
 from typing import NamedTuple
@@ -15,7 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_sgfr.core.linear_algebra import pivot_tolerance, ridge_spectrum, safe_reciprocal, spd_inverse
+from anomalib_sgfr.core.linear_algebra import (
+    pivot_tolerance,
+    require_finite,
+    ridge_spectrum,
+    safe_reciprocal,
+    spd_inverse,
+)
 from anomalib_sgfr.core.search import Index, nearest, search_index
 
 __all__ = [
@@ -79,12 +87,13 @@ def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float =
         Expression: Residuals ``(N, d)``, support ``(N, k)`` from nearest to farthest, and coefficients that sum to one.
 
     Raises:
-        ValueError: If shapes or dtypes disagree, the bank is empty, a value is not finite or an argument out of range.
+        ValueError: If shapes or dtypes disagree, the bank is empty or not finite, or an argument is out of range.
     """
     _check(target, bank, num_atoms=num_atoms, regularisation=regularisation)
     target_, bank_ = _working(target), _working(bank)
     k = min(num_atoms, bank.shape[0])
     found = nearest(target_, search_index(bank_), min(k + 1, bank.shape[0]))
+    found = found.clamp_max(bank.shape[0] - 1)  # nothing is nearest to NaN, not even an atom that fills a group
     support = found[:, :k]
     atoms = bank_[support]  # (N, k, d)
     offset = target_ - atoms[:, 0]  # (N, d), from the nearest atom
@@ -221,9 +230,10 @@ def omp(target: Tensor, bank: Tensor, num_atoms: int) -> Expression:
         that adds nothing to the span (duplicate, zero, or past the dimension) has coefficient zero.
 
     Raises:
-        ValueError: If shapes or dtypes disagree, the bank is empty, a value is not finite or an argument out of range.
+        ValueError: If shapes or dtypes disagree, the bank is empty or not finite, or an argument is out of range.
     """
     _check(target, bank, num_atoms=num_atoms)
+    require_finite(bank, "bank")
     target_, bank_ = _working(target), _working(bank)
     k = min(num_atoms, bank.shape[0])
     tolerance = pivot_tolerance(bank_.dtype)
@@ -282,6 +292,7 @@ def ridge_operator(bank: Tensor, regularisation: float) -> Tensor:
         ValueError: If the bank is empty or not finite, or ``regularisation`` is negative.
     """
     _check(bank, bank, regularisation=regularisation)
+    require_finite(bank, "bank")
     _, _, axes, kept = ridge_spectrum(bank, regularisation)
     operator = torch.eye(bank.shape[1], dtype=torch.float64, device=axes.device) - (axes.T * kept) @ axes
     return operator.to(bank)
@@ -298,7 +309,7 @@ def ridge(target: Tensor, operator: Tensor) -> Tensor:
         Tensor: Residuals, shape ``(N, d)``.
 
     Raises:
-        ValueError: If shapes or dtypes disagree or a value is not finite.
+        ValueError: If shapes or dtypes disagree.
     """
     _check(target, operator)
     return (_working(target) @ _working(operator)).to(target.dtype)
@@ -319,6 +330,7 @@ def ridge_code(target: Tensor, bank: Tensor, regularisation: float) -> Tensor:
         ValueError: As :func:`ridge_operator`, or if shapes or dtypes disagree.
     """
     _check(target, bank, regularisation=regularisation)
+    require_finite(bank, "bank")
     left, singular, axes, kept = ridge_spectrum(bank, regularisation)
     gain = safe_reciprocal(singular, torch.zeros_like(singular)) * kept
     return ((target.to(axes.device).double() @ axes.T * gain) @ left.T).to(target)
@@ -348,7 +360,7 @@ def _working(tensor: Tensor) -> Tensor:
 
 
 def _check(target: Tensor, bank: Tensor, num_atoms: int = 1, regularisation: float = 0.0) -> None:
-    """Validate arguments; ``target`` and ``bank`` must be finite matrices of one dtype and width."""
+    """Validate arguments; ``target`` and ``bank`` must be matrices of one dtype and width."""
     check_arguments(num_atoms, regularisation)
     if target.ndim != 2 or bank.ndim != 2 or target.shape[1] != bank.shape[1]:  # noqa: PLR2004
         msg = f"target and bank must be matrices of one width, got {tuple(target.shape)} and {tuple(bank.shape)}."
@@ -359,9 +371,3 @@ def _check(target: Tensor, bank: Tensor, num_atoms: int = 1, regularisation: flo
     if target.dtype != bank.dtype or not target.is_floating_point():
         msg = f"target and bank must share a floating-point dtype, got {target.dtype} and {bank.dtype}."
         raise ValueError(msg)
-    if torch.compiler.is_compiling():  # a data-dependent check cannot be traced
-        return
-    for name, tensor in (("target", target), ("bank", bank)):
-        if not torch.isfinite(tensor).all():
-            msg = f"{name} holds NaN or infinite values; check the images and the backbone's weights."
-            raise ValueError(msg)

@@ -133,7 +133,7 @@ def _embed_alike(embedder: PatchEmbedder, tiles: Sequence[Tensor]) -> list[Seque
 def _groups(tiles: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
     """As many tiles at a time as bounded memory allows; all in an exported graph, which holds the backbone once."""
     number = len(tiles)
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_exporting():
         batch, _, height, width = tiles[0].shape
         number = max(1, _TILED_PIXELS // (batch * height * width))
     for first in range(0, len(tiles), number):

@@ -91,8 +91,8 @@ def learn(samplers: Sequence[SubspaceSampler], images: Mapping[int, str], earlie
     own = Learnt([BankState(cover, threshold) for cover, (_, threshold) in zip(covers, found, strict=True)], paths)
     learnt = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
     if earlier is not None:
-        before = [state.nominal for state in earlier.states]
-        states = [state._replace(nominal=its) for state, its in zip(learnt.states, before, strict=True)]
+        both = zip(learnt.states, earlier.states, strict=True)
+        states = [state._replace(nominal=before.nominal, nuisance=before.nuisance) for state, before in both]
         return learnt._replace(states=states)
     moved = [
         state._replace(

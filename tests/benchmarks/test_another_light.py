@@ -27,13 +27,14 @@ def test_measures_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch:
     assert main(arguments) == 0
     rows = json.loads((tmp_path / "another-light.json").read_text(encoding="utf-8"))
     found = {row["way"]: row for row in rows}
-    assert list(found) == ["as it was", "nothing", "update", "alone", "refit"]
-    assert [row["change"] for row in rows] == [None, *["darker"] * 4]
+    assert list(found) == ["as it was", "nothing", "adapted", "update", "alone", "refit"]
+    assert [row["change"] for row in rows] == [None, *["darker"] * 5]
     new = [f"{number}.png" for number in range(4)]
     base, alone, refit = fits
     assert (len(base), alone, refit) == (8, new, sorted([*base, *new]))  # the four as they looked before: nowhere
     assert found["as it was"]["metrics"]["image_AUROC"] == 1.0
     assert found["nothing"]["false_alarms"] > found["update"]["false_alarms"]
+    assert found["nothing"]["false_alarms"] > found["adapted"]["false_alarms"]
     assert found["update"]["metrics"]["AUPRO"] > found["nothing"]["metrics"]["AUPRO"]
     assert "| folder | darker | updated with the new images | " in (tmp_path / "README.md").read_text(encoding="utf-8")
 

@@ -1,5 +1,7 @@
 """The solvers against numpy's and scikit-learn's, over dtype, shape and degenerate input."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -280,14 +282,38 @@ def test_ridge_without_penalty_is_the_projector_on_what_the_bank_does_not_span()
     assert round(float(operator.trace()), 6) == 5
 
 
-@pytest.mark.parametrize("position", ["target", "bank"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_refused(position: str, value: float) -> None:
-    tensors = dict(zip(("target", "bank"), data(4, 6, 3), strict=True))
-    tensors[position][1, 1] = value
+_NOT_FINITE = [float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("value", _NOT_FINITE)
+def test_a_bank_that_is_not_finite_is_refused(value: float) -> None:
+    target, bank = data(4, 6, 3)
+    bank[1, 1] = value
     for solve in (affine, omp, lambda *tensors: affine_distance(*tensors, 0.1)):
-        with pytest.raises(ValueError, match=f"{position} holds NaN"):
-            solve(tensors["target"], tensors["bank"], 2)
+        with pytest.raises(ValueError, match="bank holds NaN"):
+            solve(target, bank, 2)
+    for of_ridge in (ridge_operator, lambda bank, strength: ridge_code(target, bank, strength)):
+        with pytest.raises(ValueError, match="bank holds NaN"):
+            of_ridge(bank, 0.1)
+
+
+@pytest.mark.parametrize("value", _NOT_FINITE)
+@pytest.mark.parametrize("atoms", [2, 6, 8])
+def test_of_a_target_that_is_not_finite_nothing_finite_is_left(value: float, atoms: int) -> None:
+    target, bank = data(4, atoms, 3)
+    spoilt = target.clone()
+    spoilt[1, 1] = value
+    solvers: list[Callable[[Tensor], Tensor]] = [
+        lambda target: affine(target, bank, 1).residual.norm(dim=1),
+        lambda target: affine(target, bank, 2).residual.norm(dim=1),
+        lambda target: affine_distance(target, bank, 2, 0.1),
+        lambda target: omp(target, bank, 2).residual.norm(dim=1),
+        lambda target: ridge(target, ridge_operator(bank, 0.1)).norm(dim=1),
+    ]
+    for solve in solvers:
+        found = solve(spoilt)
+        assert torch.isfinite(found).tolist() == [True, False, True, True]
+        torch.testing.assert_close(found[[0, 2, 3]], solve(target)[[0, 2, 3]])
 
 
 @pytest.mark.parametrize(

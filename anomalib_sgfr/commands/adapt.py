@@ -1,0 +1,121 @@
+"""``anomalib-sgfr adapt``: go on under another light or with another camera, from a few good images of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomalib_sgfr.commands.inputs import Parser, at_least, existing, images_in, load, quiet, rewrite
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+    from anomalib_sgfr.lightning_model import Sgfr
+
+__all__ = ["main"]
+
+_SUFFIX = "_adapted"
+_FEWEST = 2  # each is scored by what the others tell
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Adapt, and tell what it did; returns the exit code."""
+    parser = Parser(prog="anomalib-sgfr adapt", description=__doc__.partition(": ")[2])
+    parser.add_argument("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
+    parser.add_argument("images", nargs="+", type=existing, help="good images as they look now, or folders of such")
+    parser.add_argument(
+        "--bad", type=existing, help="folder of defective images as they look now, to see what is found"
+    )
+    parser.add_argument(
+        "--directions", type=at_least(1), default=4, help="to leave out of the patches of each scale (default: 4)"
+    )
+    parser.add_argument("--out", type=Path, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
+    options = parser.parse_args(arguments)
+
+    quiet()
+    model = load(options.ckpt_path, visualizer=False, evaluator=False)
+    files = list(dict.fromkeys(str(file) for path in options.images for file in images_in(path)))
+    if len(files) < _FEWEST:
+        parser.error(f"at least {_FEWEST} good images are needed, better 4 to 16; there is one")
+    bad = [str(path) for path in images_in(options.bad)] if options.bad else []
+    _adapt(model, files, bad, options.directions)
+    out = options.out or options.ckpt_path.with_stem(options.ckpt_path.stem + _SUFFIX)
+    rewrite(options.ckpt_path, out, model)
+    print(f"Checkpoint: {out}")
+    return 0
+
+
+def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int) -> None:
+    """Adapt a model in place; each good image is scored as the others alone would have it."""
+    import torch
+
+    from anomalib_sgfr.features.pre_processing import read_prepared
+    from anomalib_sgfr.fitting.adapting import adapted, residual_moments
+
+    model.eval()
+    own = model.model
+
+    def read(path: str) -> "Tensor":
+        return read_prepared(path, model.pre_processor, own.bit_depth)
+
+    def score(of: Any, path: str) -> tuple[float, float]:  # noqa: ANN401
+        found = of(read(path)[None])
+        return float(found.pred_score), float(found.anomaly_map.amax())
+
+    with torch.no_grad():
+        moments = [residual_moments(own, [read(path)]) for path in files]
+        together = [torch.stack(list(scale)).sum(0) for scale in zip(*moments, strict=True)]
+        before = [score(own, path)[0] for path in files]
+        others = ([all_ - one for all_, one in zip(together, its, strict=True)] for its in moments)
+        now = [
+            score(own.refitted(adapted(own, moment, directions)), path)
+            for moment, path in zip(others, files, strict=True)
+        ]
+        found_before = [score(own, path)[0] for path in bad]
+        own.take(adapted(own, together, directions))
+        found_now = [score(own, path)[0] for path in bad]
+    model.accepted = None  # of banks that there are no more
+    _tell(model, before, [each for each, _ in now], found_before, found_now)
+    _rest_on(model, files, now)
+
+
+def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list[float], bad_now: list[float]) -> None:
+    processor = _with_threshold(model)
+    for what, scores, then in (("Good", before, now), ("Defective", bad_before, bad_now)):
+        if not scores:
+            continue
+        line = f"{what}: {len(scores)} images, median raw score {_middle(scores):.4g} before, {_middle(then):.4g} now"
+        if processor is not None:
+            threshold = processor.label_threshold
+            alarms = [sum(score > threshold for score in found) for found in (scores, then)]
+            line += f"; above the threshold of {threshold:.4g}: {alarms[0]} before, {alarms[1]} now"
+        print(f"{line}.")
+    print("Each good image was scored as the others alone would have it.")
+
+
+def _rest_on(model: "Sgfr", files: list[str], scores: list[tuple[float, float]]) -> None:
+    """Keep the threshold, which other scores were behind, as a value; with the new ones at hand to choose another."""
+    from anomalib_sgfr.inspection.evidence import Evidence, Kind
+
+    processor = _with_threshold(model)
+    if processor is None:
+        return
+    raw, peaks = zip(*scores, strict=True)
+    processor.evidence = Evidence.of(raw, Kind.HELD_OUT, files, peaks)
+    processor.value = float(processor.image_threshold)
+    print(
+        "The threshold stays, as a value set by hand: choose it again, from more good images of now, by "
+        "`anomalib-sgfr threshold CKPT --held_out FOLDER`."
+    )
+
+
+def _with_threshold(model: "Sgfr") -> "SgfrPostProcessor | None":
+    """The post-processor, if it is Sgfr's and there is a threshold."""
+    from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+
+    found = model.post_processor
+    return found if isinstance(found, SgfrPostProcessor) and found.is_set else None
+
+
+def _middle(scores: list[float]) -> float:
+    return sorted(scores)[len(scores) // 2]
