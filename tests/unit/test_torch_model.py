@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from anomalib.data.utils.tiler import Tiler
 from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomalib_sgfr import bank as module
 from anomalib_sgfr.bank import Bank
@@ -440,6 +442,37 @@ def test_scoring_without_a_bank_is_refused() -> None:
 def test_an_image_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
         fitted()(torch.full((1, 3, 64, 64), torch.nan))
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what a graphics card would have to be waited for: numbers that Python asks of a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("solver", ["affine", "ridge"])
+def test_scoring_waits_for_a_card_once(solver: str) -> None:
+    model = fitted(solver=solver)
+    images = torch.randn(3, 3, 64, 64)
+    model(images)  # what is made once, is made now
+    with torch.no_grad(), _Waits() as waits:
+        model(images)
+    assert waits.count == 1
+
+
+def test_a_compiled_model_is_one_graph_and_scores_alike() -> None:
+    model = fitted(blur=4.0)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for number in (1, 3):
+            images = torch.randn(number, 3, 64, 64)
+            found, expected = compiled(images), model(images)
+            torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=1e-5, atol=0.0)
+            torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
