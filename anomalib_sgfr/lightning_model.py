@@ -42,6 +42,7 @@ from anomalib_sgfr.fitting.artefacts import (
     without_threshold,
 )
 from anomalib_sgfr.fitting.camera import FromCameras
+from anomalib_sgfr.fitting.distributed import drop_padding, leave_out_empty
 from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import bank_sizes, learn, samplers_for
 from anomalib_sgfr.fitting.making import make
@@ -273,6 +274,8 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             msg = f"precision must be one of {', '.join(_PRECISIONS)}, got '{self.trainer.precision}'."
             raise ValueError(msg)
         super().setup(stage)
+        if self.trainer.world_size > 1 and self.evaluator is not None:
+            leave_out_empty(self.evaluator)
 
     @staticmethod
     def configure_optimizers() -> None:
@@ -504,11 +507,18 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
     def _set_fitted(self, *, fitted: bool) -> None:
         self._is_fitted = torch.tensor([fitted], device=self.device)
 
-    def validation_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
-        """Score a batch.
+    def validation_step(
+        self,
+        batch: ImageBatch,
+        batch_idx: int,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> STEP_OUTPUT:
+        """Score a batch; of several processes' images, each once.
 
         Args:
             batch (ImageBatch): Images with or without ground truth.
+            batch_idx (int): Number of the batch in this process.
             *args: Unused.
             **kwargs: Unused.
 
@@ -516,7 +526,27 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             STEP_OUTPUT: The batch with ``anomaly_map`` and ``pred_score``.
         """
         del args, kwargs
+        if self._trainer is not None:
+            drop_padding(batch, self.trainer.val_dataloaders, batch_idx)
+        return self._scored(batch)
+
+    def test_step(self, batch: Any, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+        """As :meth:`validation_step`."""
+        del args, kwargs
+        if self._trainer is not None:
+            drop_padding(batch, self.trainer.test_dataloaders, batch_idx)
+        return self._scored(batch)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
+        """As :meth:`validation_step`; Lightning gives each image once."""
+        del batch_idx, dataloader_idx
+        return self._scored(batch)
+
+    def _scored(self, batch: ImageBatch) -> STEP_OUTPUT:
         images: Any = batch.image
+        if not len(images):  # all of them are other batches'
+            self.places = None
+            return batch.update(anomaly_map=images[:, :1], pred_score=images.new_zeros(0))
         heard = self.model.hear(images)
         self.places = heard.places
         return batch.update(**heard.predicted._asdict())

@@ -1,7 +1,8 @@
 """What the processes of a distributed fit exchange, and the one bank they make of it."""
 
 import itertools
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,7 +16,7 @@ from anomalib_sgfr.torch_model import Learnt
 
 _T = TypeVar("_T")
 
-__all__ = ["is_padding", "several", "unite"]
+__all__ = ["drop_padding", "is_padding", "leave_out_empty", "several", "unite"]
 
 
 def several() -> bool:
@@ -65,6 +66,44 @@ def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
         return torch.zeros(images, dtype=torch.bool)
     place = batch * (loader.batch_size or 1) + torch.arange(images)  # in this process
     return place * sampler.num_replicas + sampler.rank >= len(cast("Sized", sampler.dataset))
+
+
+def drop_padding(batch: Any, loader: Any, number: int) -> None:  # noqa: ANN401
+    """Leave out of a batch, in place, the images that are there for the second time: metrics would count them twice.
+
+    Args:
+        batch (Any): anomalib's, of the process's data loader.
+        loader (Any): The data loader.
+        number (int): Of the batch in the process.
+    """
+    images = len(batch.image)
+    kept = ~is_padding(loader, number, images)
+    if kept.all():
+        return
+    rows = kept.nonzero().flatten().tolist()
+    for field in ("image", *(name for name in vars(batch) if name != "image")):
+        value = getattr(batch, field)
+        if isinstance(value, Tensor) and value.ndim and len(value) == images:
+            setattr(batch, field, value[rows])
+        elif isinstance(value, list) and len(value) == images:
+            setattr(batch, field, [value[row] for row in rows])
+
+
+def leave_out_empty(evaluator: Any) -> None:  # noqa: ANN401
+    """Have metrics not see batches that :func:`drop_padding` left empty: some cannot take them.
+
+    Args:
+        evaluator (Any): anomalib's callback.
+    """
+    for hook in ("on_validation_batch_end", "on_test_batch_end"):
+        method = getattr(evaluator, hook)
+        if not isinstance(method, partial):
+            setattr(evaluator, hook, partial(_unless_empty, method))
+
+
+def _unless_empty(method: Callable[..., None], trainer: Any, module: Any, outputs: Any, batch: Any, *rest: Any) -> None:  # noqa: ANN401
+    if len(batch.image):
+        method(trainer, module, outputs, batch, *rest)
 
 
 def _gather(cover: Cover) -> list[Cover]:

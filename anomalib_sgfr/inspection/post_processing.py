@@ -286,7 +286,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         """Note raw scores and labels."""
         del trainer, pl_module, args, kwargs
         scores, labels = outputs.pred_score, outputs.gt_label
-        if not self.learns_from_validation or scores is None or labels is None:
+        if not self.learns_from_validation or scores is None or labels is None or not len(scores):
             return
         kinds = torch.where(labels.bool(), int(Kind.DEFECTIVE), int(Kind.HELD_OUT)).flatten().tolist()
         paths = tuple(str(path) for path in outputs.image_path or [""] * len(kinds))

@@ -38,10 +38,11 @@ def run(parts: Path, out: Path, devices: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def odd(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven parts: one of two processes sees one of them twice, to have as many as the other."""
+    """Eleven parts to fit and to test: one of two processes gets one of them twice, to have as many as the other."""
     root = tmp_path_factory.mktemp("odd") / "parts"
     shutil.copytree(parts, root)
     (root / "good" / "11.png").unlink()
+    (root / "good_test" / "05.png").unlink()
     region = Image.new("L", (96, 96))
     region.paste(255, (0, 0, 72, 96))  # three quarters of the columns
     region.save(root / "roi.png")
@@ -67,7 +68,8 @@ def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[
     assert two[0]["nominal"] == two[1]["nominal"]
     assert two[0]["image_AUROC"] == two[1]["image_AUROC"]
     assert two[0]["threshold"] == two[1]["threshold"]
-    assert two[0]["scored"] == two[1]["scored"] == 12  # each once
+    assert two[0]["scored"] == two[1]["scored"] == 11  # each once
+    assert two[0]["defects"] == two[1]["defects"] == one["defects"] == 6
 
 
 def test_the_certificate_holds_and_the_bank_is_as_good(

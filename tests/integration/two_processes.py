@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 from anomalib.engine import Engine
+from anomalib.metrics import AUROC, Evaluator, create_anomalib_metric
+from torchmetrics import SumMetric
 
 from anomalib_sgfr import Sgfr
 from tests.conftest import folder_datamodule
@@ -12,11 +14,14 @@ from tests.conftest import folder_datamodule
 
 def main(parts: Path, out: Path, devices: int) -> None:
     """Leave what each process ended with in ``out``."""
-    datamodule = folder_datamodule(parts, train_batch_size=2)
+    # of 11 test images two processes have six each: one is there twice, in a batch of its own
+    datamodule = folder_datamodule(parts, train_batch_size=2, eval_batch_size=5)
+    defects = create_anomalib_metric(SumMetric)(fields=["gt_label"], prefix="defects_")
     model = Sgfr(
         bank_size=120,
         seed=0,
         visualizer=False,
+        evaluator=Evaluator(test_metrics=[AUROC(fields=["pred_score", "gt_label"], prefix="image_"), defects]),
         image_size=64,
         tile_size=32,
         roi=str(parts / "roi.png"),
@@ -33,6 +38,7 @@ def main(parts: Path, out: Path, devices: int) -> None:
             "largest": certificate.largest,
             "mean": certificate.mean,
             "image_AUROC": float(metrics["image_AUROC"]),
+            "defects": float(metrics["defects_SumMetric"]),
             "threshold": float(model.post_processor.image_threshold),
             "scored": len(model.post_processor.evidence.scores),
             "checkpoint": str(engine.best_model_path),

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from anomalib.data import ImageBatch
+from anomalib.data import Folder, ImageBatch, PredictDataset
 
+from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.inspection import score_table
 from anomalib_sgfr.inspection.score_table import Scored, ScoreTable, write_scores
+from tests.conftest import fit, small
 
 
 def outputs(scores: list[float], labels: list[bool] | None = None) -> ImageBatch:
@@ -92,3 +94,19 @@ def test_several_processes_tell_of_each_image_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
     rows = score_table._of_all_processes([Scored("c.png", 0.75), Scored("b.png", 0.5)])
     assert rows == [Scored("a.png", 0.25), Scored("b.png", 0.5), Scored("c.png", 0.75)]
+
+
+def test_the_table_of_a_run_says_where_each_score_was_raised(parts: Path, datamodule: Folder, tmp_path: Path) -> None:
+    model = small()
+    engine = fit(model, datamodule, tmp_path)  # validation, which sees the same images, has places of its own
+    engine.test(model, datamodule=datamodule, verbose=False)
+    engine.predict(model, dataset=PredictDataset(parts / "bad"), return_predictions=False)
+    for name, number in (("test_scores.csv", 12), ("scores.csv", 6)):
+        (table,) = tmp_path.rglob(name)
+        with table.open(encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        assert len(lines) == number
+        for line in lines:
+            with torch.no_grad():
+                heard = model.model.hear(read_prepared(line["image"], model.pre_processor)[None])
+            assert [int(line["row"]), int(line["column"])] == heard.places[0].tolist()
