@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 __all__ = ["ScoreTable", "Scored", "write_scores"]
 
@@ -55,6 +56,14 @@ class ScoreTable(Callback):
         super().__init__()
         self.file = file
         self.rows: list[Scored] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Come after the post-processor, also if the user's callbacks come first: before it scores are raw."""
+        del pl_module, stage
+        every: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it when it runs
+        others = [callback for callback in every if callback is not self]
+        last = next((place for place, other in enumerate(others) if isinstance(other, Checkpoint)), len(others))
+        trainer.callbacks = [*others[:last], self, *others[last:]]  # type: ignore[attr-defined]  # see above
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a table."""

@@ -96,17 +96,33 @@ def test_several_processes_tell_of_each_image_once(monkeypatch: pytest.MonkeyPat
     assert rows == [Scored("a.png", 0.25), Scored("b.png", 0.5), Scored("c.png", 0.75)]
 
 
-def test_the_table_of_a_run_says_where_each_score_was_raised(parts: Path, datamodule: Folder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["attached", "the user's"])
+def test_the_table_of_a_run_says_how_and_where_each_score_was_raised(
+    own: bool, parts: Path, datamodule: Folder, tmp_path: Path
+) -> None:
     model = small()
-    engine = fit(model, datamodule, tmp_path)  # validation, which sees the same images, has places of its own
-    engine.test(model, datamodule=datamodule, verbose=False)
-    engine.predict(model, dataset=PredictDataset(parts / "bad"), return_predictions=False)
-    for name, number in (("test_scores.csv", 12), ("scores.csv", 6)):
-        (table,) = tmp_path.rglob(name)
-        with table.open(encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
+    table = ScoreTable(tmp_path / "own.csv")
+    # validation, which sees the same images, has places of its own
+    engine = fit(model, datamodule, tmp_path, callbacks=[table] if own else [])
+    threshold = float(model.post_processor.image_threshold)
+
+    def test() -> None:
+        engine.test(model, datamodule=datamodule, verbose=False)
+
+    def predict() -> None:
+        engine.predict(model, dataset=PredictDataset(parts / "bad"), return_predictions=False)
+
+    for run, name, number in ((test, "test_scores.csv", 12), (predict, "scores.csv", 6)):
+        run()
+        (file,) = tmp_path.rglob("own.csv" if own else name)
+        with file.open(encoding="utf-8") as opened:
+            lines = list(csv.DictReader(opened))
         assert len(lines) == number
         for line in lines:
             with torch.no_grad():
                 heard = model.model.hear(read_prepared(line["image"], model.pre_processor)[None])
             assert [int(line["row"]), int(line["column"])] == heard.places[0].tolist()
+            assert int(line["label"]) == int(float(heard.predicted.pred_score) > threshold)
+            assert float(line["score"]) == pytest.approx(
+                float(model.post_processor(heard.predicted).pred_score), abs=1e-4
+            )
