@@ -56,8 +56,11 @@ class Ears(NamedTuple):
 
     @property
     def predicted(self) -> InferenceBatch:
-        """Map and score, shape ``(B,)``, as anomalib takes them."""
-        return InferenceBatch(anomaly_map=self.anomaly_map, pred_score=self.score_map.amax(dim=(1, 2, 3)))
+        """Map and score, shape ``(B,)``, as anomalib takes them; what is no number scores as the largest: not good."""
+        score = self.score_map.amax(dim=(1, 2, 3))
+        most = torch.finfo(score.dtype).max
+        score = torch.where(score < most, score, most)  # NaN is not less; infinity would be reported as NaN
+        return InferenceBatch(anomaly_map=self.anomaly_map, pred_score=score)
 
     @property
     def places(self) -> Tensor:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import openvino
 import pytest
 import torch
@@ -21,7 +22,7 @@ from anomalib_sgfr.core.geometry import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.edge.quantisation import float_operations, keeping_in_float
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
-from tests.conftest import engine_in, folder_datamodule, stored_bytes, write_image
+from tests.conftest import engine_in, folder_datamodule, small, stored_bytes, write_image
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
@@ -116,6 +117,21 @@ def test_equal_atoms_are_no_trouble_once_exported(tmp_path: Path) -> None:
     found = openvino.Core().compile_model(tmp_path / "distance.onnx", "CPU", F32)(target.numpy())[0]
     assert found[:2].tolist() == [0.0, 0.0]
     np.testing.assert_allclose(found, module(target).numpy(), atol=1e-3)
+
+
+def test_what_is_no_number_is_never_good(parts: Path, tmp_path: Path) -> None:
+    model = small(image_size=64)
+    engine_in(tmp_path, limit_val_batches=0).fit(model, datamodule=folder_datamodule(parts))
+    session = onnxruntime.InferenceSession(model.to_onnx(tmp_path, input_size=(64, 64)))
+    names = [output.name for output in session.get_outputs()]
+    image = read_image(parts / "good" / "00.png").astype(np.float32).transpose(2, 0, 1)[None, :, :64, :64] / 255.0
+    labels = []
+    for value in (0.5, np.nan, np.inf):
+        image[:, :, 10:12, 10:12] = value
+        found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
+        labels.append(bool(found["pred_label"].all()))
+        assert value == 0.5 or float(found["pred_score"].item()) == 1.0
+    assert labels[1:] == [True, True]
 
 
 def test_the_file_holds_backbone_and_bank_once(exported: tuple[Sgfr, Path]) -> None:

@@ -473,6 +473,9 @@ def test_a_compiled_model_is_one_graph_and_scores_alike() -> None:
             found, expected = compiled(images), model(images)
             torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=1e-5, atol=0.0)
             torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-5)
+        images[1, :, 30] = torch.nan
+        found, largest = compiled(images).pred_score, torch.finfo(torch.float32).max
+        assert (found == largest).tolist() == [False, True, False]  # where nobody can raise an error
 
 
 @pytest.mark.parametrize(
