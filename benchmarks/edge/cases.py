@@ -74,7 +74,6 @@ ANSWERS: dict[str, tuple[str, dict[str, str], list[int] | None]] = {
     "FP16, default": ("fp16.xml", {}, _SIZES[_LITE]),
     "INT8": ("int8.xml", {}, _SIZES[_LITE]),
     "INT8_PTQ": ("int8_ptq.xml", {}, _SIZES[_LITE]),
-    "INT8_ACQ": ("int8_acq.xml", {}, _SIZES[_LITE]),
 }
 
 

@@ -29,7 +29,6 @@ _COMPRESSIONS = {
     "fp16": CompressionType.FP16,
     "int8": CompressionType.INT8,
     "int8_ptq": CompressionType.INT8_PTQ,
-    "int8_acq": CompressionType.INT8_ACQ,
 }
 
 
@@ -95,7 +94,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
                 scratch,
                 input_size=(height, width),
                 compression_type=compression,
-                datamodule=datamodule if suffix.endswith(("ptq", "acq")) else None,
+                datamodule=datamodule if suffix.endswith("ptq") else None,
             )
             _move(path, out / f"{suffix}.xml")
 
