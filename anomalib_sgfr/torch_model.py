@@ -259,7 +259,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     def _embed(self, images: Tensor, plain: bool = False) -> list[Tensor]:
         found = self.embedder(images) if self.tiler is None else embed_tiles(self.embedder, images, self.tiler)
-        if plain:
+        if plain or not any(bank.nuisance.numel() for bank in self.banks):
             return found
         return [projected_out(part, bank.nuisance) for part, bank in zip(found, self.banks, strict=True)]
 

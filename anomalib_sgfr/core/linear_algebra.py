@@ -141,7 +141,7 @@ def require_finite(values: Tensor, name: str) -> None:
     Raises:
         ValueError: If one is not finite.
     """
-    if torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if values.is_meta or torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     if not torch.isfinite(values).all():
         msg = f"{name} holds NaN or infinite values; check the images and the backbone's weights."

@@ -32,6 +32,7 @@ LEAVES = {
     "Leave a part of the picture out": "results/Sgfr/masked/latest/**/model.ckpt",
     "Two processes": "results/Sgfr/two/v0/**/model.ckpt",
     "New good parts later": "results/Sgfr/updated/latest/**/model.ckpt",
+    "Another light, another camera": "adapted_threshold.ckpt",
     "Training images I do not trust": "results/Sgfr/trimmed/latest/suspects.csv",
     "Compare with Patchcore": "runs/parts/README.md",
     "The offline weights in another model": "results/Patchcore/weights/latest/**/model.ckpt",

@@ -127,7 +127,8 @@ def learnt(solver: str = "affine", **arguments: object) -> Bank:
 def test_what_follows_from_the_atoms_is_never_stored_and_always_of_the_arguments(solver: str) -> None:
     stored, other = learnt(solver, regularisation=0.01), Bank(solver, num_atoms=2, regularisation=0.3)
     assert set(stored.state_dict()) == {
-        *("stored", "unit", "radius", "count", "squares", "origin", "threshold", "thumbnails", "nominal")
+        *("stored", "unit", "radius", "count", "squares", "origin", "threshold", "thumbnails", "nominal"),
+        "nuisance",
     }
     other.load_state_dict(stored.state_dict())
     patches = torch.randn(25, 6)
