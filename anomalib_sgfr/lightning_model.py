@@ -20,35 +20,22 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
-from anomalib_sgfr.core.casts import home
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.edge.export import WholeExports
 from anomalib_sgfr.features.backbones import normalisation
 from anomalib_sgfr.features.embedding import default_size
 from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
-from anomalib_sgfr.fitting.accepting import Record
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
-from anomalib_sgfr.fitting.artefacts import (
-    ARGUMENTS,
-    BIT_DEPTH,
-    bit_depth_of,
-    changes,
-    check,
-    damage,
-    earlier_layers,
-    require_widths,
-    that_matter,
-    without_threshold,
-)
 from anomalib_sgfr.fitting.camera import FromCameras
 from anomalib_sgfr.fitting.distributed import drop_padding, leave_out_empty
 from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import bank_sizes, learn, samplers_for
 from anomalib_sgfr.fitting.making import make
+from anomalib_sgfr.fitting.restoring import Restored
 from anomalib_sgfr.fitting.suspects import write_suspects
 from anomalib_sgfr.inspection.deep_visualizer import DeepVisualizer
-from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor, sensitivities
+from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
 from anomalib_sgfr.inspection.quiet import QuietRun
 from anomalib_sgfr.inspection.score_table import ScoreTable
 from anomalib_sgfr.pictures.reading import require_depth
@@ -58,7 +45,6 @@ __all__ = ["Sgfr"]
 
 logger = logging.getLogger(__name__)
 
-_ACCEPTED = "sgfr_accepted"  # in a checkpoint
 _PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
 _Its = TypeVar("_Its", bound=Callback)
 
@@ -68,7 +54,7 @@ def _given(attached: Sequence[Callback], own: _Its) -> _Its:
     return next((item for item in attached if isinstance(item, type(own))), own)
 
 
-class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCameras, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
+class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCameras, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
     """Subspace-guided feature reconstruction: find and localise defects after seeing only good parts.
 
     Learns small banks of nominal patch embeddings, one for each scale, in one pass over the training images, rebuilds
@@ -206,7 +192,7 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         if solver != "ridge" and num_atoms > fewest:
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({fewest})."
             raise ValueError(msg)
-        self.accepted: Record | None = None
+        self.accepted = None
         self.places: Tensor | None = None  # of the latest batch, where each score was raised: row and column of the map
         self.look_at(image_size, tile_size, tile_stride, roi, own_pre_processor)
         self.bit_depth = bit_depth
@@ -312,76 +298,6 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         """Paths of the images that atoms of the bank which a fit adds to come from."""
         return self.model.images if self.update else []
 
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "Sgfr":  # noqa: ANN401
-        """Restore as anomalib does; a file that is cut short is refused by name.
-
-        Read on the CPU where ``map_location`` is a device without 64 bits of floating point.
-
-        Raises:
-            ValueError: If the file is not a whole checkpoint, or not one that Sgfr can use.
-        """
-        wrong = damage(checkpoint_path) if isinstance(checkpoint_path, str | Path) else None
-        if wrong:
-            raise ValueError(wrong)
-        device = kwargs.get("map_location")
-        device = torch.device(device) if isinstance(device, str | torch.device) else None
-        if device is None or home(device) == device:
-            restored: Any = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-            return restored
-        restored = super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "map_location": home(device)})
-        return restored.to(device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.
-
-        Raises:
-            ValueError: If the checkpoint is another model's or an earlier version's, of other arguments that scores
-                depend on, or a bank is not finite.
-        """
-        path = getattr(self._trainer, "ckpt_path", None)
-        check(checkpoint, self.hparams, path)
-        earlier = earlier_layers(checkpoint)
-        if earlier is not None:
-            self._be_earlier(earlier)
-        require_widths(checkpoint, self.model.embedder.widths)
-        post_processor = self._own_post_processor
-        stored = checkpoint.get("anomalib_post_processor_config")
-        fits = self._trainer is not None and self.trainer.state.fn == "fit"
-        unmet = post_processor.unmet(stored) if post_processor and stored and not fits else None
-        if unmet:
-            raise ValueError(unmet)
-        asked = sensitivities(self.post_processor)
-        self.model.bit_depth = bit_depth_of(checkpoint, self.bit_depth)
-        changed = changes(checkpoint, self.hparams)
-        if changed:
-            logger.warning("%s: the threshold was chosen from other scores; choose it again.", ", ".join(changed))
-            if post_processor:
-                without_threshold(checkpoint)
-        super().on_load_checkpoint(checkpoint)
-        for name, value in asked.items():
-            setattr(self.post_processor, name, value)
-        self.accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
-        if self.update:
-            checkpoint.pop("loops", None)
-
-    def _be_earlier(self, layers: list[str]) -> None:
-        """Build the model again as it was when map and score heard the same layers, with a bank for each stride."""
-        self.hparams.update({"layers": layers, "score_layers": layers, "bank_per": "stride"})
-        names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "pooling")
-        arguments = {name: self.hparams[name] for name in (*names, "layers", "score_layers", "bank_per")}
-        other = SgfrModel(**arguments).to(self.device)
-        other.bit_depth, other.tiler = self.model.bit_depth, self.model.tiler
-        self.model = other.train(self.model.training)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as anomalib does, the arguments that matter, the depth of pictures and the record of accepted images."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[BIT_DEPTH] = self.model.bit_depth
-        checkpoint[ARGUMENTS] = that_matter(self.hparams)
-        if self.accepted is not None:
-            checkpoint[_ACCEPTED] = self.accepted.plain()
-
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
         """Embed a batch for the sampling callback.
 
@@ -476,10 +392,6 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
         samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
         return self.model.images if samples is None else [str(path) for path in samples["image_path"]]
 
-    @property
-    def _own_post_processor(self) -> SgfrPostProcessor | None:
-        return self.post_processor if isinstance(self.post_processor, SgfrPostProcessor) else None
-
     def certificate(self) -> Certificate:
         """Bound the residual of every nominal patch seen in the fit, in the units of the raw anomaly map.
 
@@ -526,15 +438,13 @@ class Sgfr(MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCamera
             STEP_OUTPUT: The batch with ``anomaly_map`` and ``pred_score``.
         """
         del args, kwargs
-        if self._trainer is not None:
-            drop_padding(batch, self.trainer.val_dataloaders, batch_idx)
+        drop_padding(batch, getattr(self._trainer, "val_dataloaders", None), batch_idx)
         return self._scored(batch)
 
     def test_step(self, batch: Any, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """As :meth:`validation_step`."""
         del args, kwargs
-        if self._trainer is not None:
-            drop_padding(batch, self.trainer.test_dataloaders, batch_idx)
+        drop_padding(batch, getattr(self._trainer, "test_dataloaders", None), batch_idx)
         return self._scored(batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401

@@ -1,0 +1,119 @@
+"""What of a model is kept in a checkpoint, and how it is taken up again: of this version or an earlier one."""
+
+import logging
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from lightning.pytorch import LightningModule
+
+from anomalib_sgfr.core.casts import home
+from anomalib_sgfr.fitting.accepting import Record
+from anomalib_sgfr.fitting.artefacts import (
+    ARGUMENTS,
+    BIT_DEPTH,
+    bit_depth_of,
+    changes,
+    check,
+    damage,
+    earlier_layers,
+    require_widths,
+    that_matter,
+    without_threshold,
+)
+from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor, sensitivities
+from anomalib_sgfr.torch_model import SgfrModel
+
+__all__ = ["Restored"]
+
+logger = logging.getLogger(__name__)
+
+_ACCEPTED = "sgfr_accepted"
+
+
+class Restored(LightningModule):
+    """Mixin that saves what a model is made of beside its state, and restores it, or refuses what it cannot use.
+
+    Attributes:
+        accepted (Record | None): Good images that were called anomalous, and what was learnt from them.
+    """
+
+    model: SgfrModel
+    post_processor: Any
+    bit_depth: int | None
+    update: bool
+    accepted: Record | None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
+        """Restore as anomalib does; a file that is cut short is refused by name.
+
+        Read on the CPU where ``map_location`` is a device without 64 bits of floating point.
+
+        Raises:
+            ValueError: If the file is not a whole checkpoint, or not one that Sgfr can use.
+        """
+        wrong = damage(checkpoint_path) if isinstance(checkpoint_path, str | Path) else None
+        if wrong:
+            raise ValueError(wrong)
+        device = kwargs.get("map_location")
+        device = torch.device(device) if isinstance(device, str | torch.device) else None
+        if device is None or home(device) == device:
+            restored: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            return restored
+        restored = super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "map_location": home(device)})
+        return restored.to(device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.
+
+        Raises:
+            ValueError: If the checkpoint is another model's or an earlier version's, of other arguments that scores
+                depend on, or a bank is not finite.
+        """
+        path = getattr(self._trainer, "ckpt_path", None)
+        check(checkpoint, self.hparams, path)
+        earlier = earlier_layers(checkpoint)
+        if earlier is not None:
+            self._be_earlier(earlier)
+        require_widths(checkpoint, self.model.embedder.widths)
+        post_processor = self._own_post_processor
+        stored = checkpoint.get("anomalib_post_processor_config")
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        unmet = post_processor.unmet(stored) if post_processor and stored and not fits else None
+        if unmet:
+            raise ValueError(unmet)
+        asked = sensitivities(self.post_processor)
+        self.model.bit_depth = bit_depth_of(checkpoint, self.bit_depth)
+        changed = changes(checkpoint, self.hparams)
+        if changed:
+            logger.warning("%s: the threshold was chosen from other scores; choose it again.", ", ".join(changed))
+            if post_processor:
+                without_threshold(checkpoint)
+        super().on_load_checkpoint(checkpoint)
+        for name, value in asked.items():
+            setattr(self.post_processor, name, value)
+        self.accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
+        if self.update:
+            checkpoint.pop("loops", None)
+
+    def _be_earlier(self, layers: list[str]) -> None:
+        """Build the model again as it was when map and score heard the same layers, with a bank for each stride."""
+        self.hparams.update({"layers": layers, "score_layers": layers, "bank_per": "stride"})
+        names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "pooling")
+        arguments = {name: self.hparams[name] for name in (*names, "layers", "score_layers", "bank_per")}
+        other = SgfrModel(**arguments).to(self.device)
+        other.bit_depth, other.tiler = self.model.bit_depth, self.model.tiler
+        self.model = other.train(self.model.training)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save as anomalib does, the arguments that matter, the depth of pictures and the record of accepted images."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[BIT_DEPTH] = self.model.bit_depth
+        checkpoint[ARGUMENTS] = that_matter(self.hparams)
+        if self.accepted is not None:
+            checkpoint[_ACCEPTED] = self.accepted.plain()
+
+    @property
+    def _own_post_processor(self) -> SgfrPostProcessor | None:
+        return self.post_processor if isinstance(self.post_processor, SgfrPostProcessor) else None
