@@ -230,10 +230,9 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
         """Read what earlier versions stored: one grid for all origins, in 64 bits; the operator; no nuisance."""
-        if f"{prefix}stored" in state:
-            state.setdefault(f"{prefix}nuisance", torch.empty(0, dtype=torch.float32))
         state.pop(f"{prefix}operator", None)
         if f"{prefix}stored" in state:
+            state.setdefault(f"{prefix}nuisance", torch.empty(0, dtype=torch.float32))
             # residuals were taken as they are
             state.setdefault(f"{prefix}nominal", torch.ones((), dtype=torch.float32))
         grid = state.pop(f"{prefix}grid", None)

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anomalib_sgfr.commands.inputs import Parser, at_least, existing, images_in, load, quiet, rewrite
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from anomalib_sgfr.inspection.calibration import NominalScores
+    from anomalib_sgfr.inspection.evidence import Evidence
     from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
     from anomalib_sgfr.lightning_model import Sgfr
+    from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["main"]
 
@@ -51,32 +52,27 @@ def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int) -> 
 
     from anomalib_sgfr.features.pre_processing import read_prepared
     from anomalib_sgfr.fitting.adapting import adapted, residual_moments
+    from anomalib_sgfr.inspection.calibration import nominal_scores
+    from anomalib_sgfr.inspection.evidence import Evidence, Kind
 
-    model.eval()
-    own = model.model
+    own = model.eval().model
 
-    def read(path: str) -> "Tensor":
-        return read_prepared(path, model.pre_processor, own.bit_depth)
+    def scored(of: "SgfrModel", paths: list[str]) -> "NominalScores":
+        return nominal_scores(of, model.pre_processor, paths, leave_out=False)
 
-    def score(of: Any, path: str) -> tuple[float, float]:  # noqa: ANN401
-        found = of(read(path)[None])
-        return float(found.pred_score), float(found.anomaly_map.amax())
-
-    with torch.no_grad():
-        moments = [residual_moments(own, [read(path)]) for path in files]
-        together = [torch.stack(list(scale)).sum(0) for scale in zip(*moments, strict=True)]
-        before = [score(own, path)[0] for path in files]
-        others = ([all_ - one for all_, one in zip(together, its, strict=True)] for its in moments)
-        now = [
-            score(own.refitted(adapted(own, moment, directions)), path)
-            for moment, path in zip(others, files, strict=True)
-        ]
-        found_before = [score(own, path)[0] for path in bad]
-        own.take(adapted(own, together, directions))
-        found_now = [score(own, path)[0] for path in bad]
+    moments = [residual_moments(own, [read_prepared(path, model.pre_processor, own.bit_depth)]) for path in files]
+    together = [torch.stack(scale).sum(0) for scale in zip(*moments, strict=True)]
+    before, bad_before = (scored(own, paths).scores for paths in (files, bad))
+    now, peaks = [], []
+    for path, its in zip(files, moments, strict=True):
+        others = [every - one for every, one in zip(together, its, strict=True)]
+        found = scored(own.refitted(adapted(own, others, directions)), [path])
+        now += found.scores
+        peaks += found.peaks
+    own.take(adapted(own, together, directions))
     model.accepted = None  # of banks that there are no more
-    _tell(model, before, [each for each, _ in now], found_before, found_now)
-    _rest_on(model, files, now)
+    _tell(model, before, now, bad_before, scored(own, bad).scores)
+    _rest_on(model, Evidence.of(now, Kind.HELD_OUT, files, peaks))
 
 
 def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list[float], bad_now: list[float]) -> None:
@@ -93,16 +89,12 @@ def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list
     print("Each good image was scored as the others alone would have it.")
 
 
-def _rest_on(model: "Sgfr", files: list[str], scores: list[tuple[float, float]]) -> None:
+def _rest_on(model: "Sgfr", evidence: "Evidence") -> None:
     """Keep the threshold, which other scores were behind, as a value; with the new ones at hand to choose another."""
-    from anomalib_sgfr.inspection.evidence import Evidence, Kind
-
     processor = _with_threshold(model)
     if processor is None:
         return
-    raw, peaks = zip(*scores, strict=True)
-    processor.evidence = Evidence.of(raw, Kind.HELD_OUT, files, peaks)
-    processor.value = float(processor.image_threshold)
+    processor.evidence, processor.value = evidence, float(processor.image_threshold)
     print(
         "The threshold stays, as a value set by hand: choose it again, from more good images of now, by "
         "`anomalib-sgfr threshold CKPT --held_out FOLDER`."

@@ -54,7 +54,7 @@ def spd_inverse(matrix: Tensor) -> Tensor:
 
 
 def least_in_row(values: Tensor) -> Tensor:
-    """Where in its row each row's least value is, the first of equal ones.
+    """Where in its row each row's least value is; of equal ones, on a CPU the first.
 
     Args:
         values (Tensor): Shape ``(n, m)``, ``float32`` or ``float64``, without NaN.

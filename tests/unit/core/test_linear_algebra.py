@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_sgfr.core.linear_algebra import middle, ridge_spectrum, safe_reciprocal, spd_inverse
+from anomalib_sgfr.core.linear_algebra import (
+    least_in_row,
+    middle,
+    require_finite,
+    ridge_spectrum,
+    safe_reciprocal,
+    spd_inverse,
+)
 
 
 def gram(rank: int, size: int, dtype: torch.dtype = torch.float64, number: int = 7) -> torch.Tensor:
@@ -95,3 +102,20 @@ def test_the_middle_of_groups_is_their_mean() -> None:
     torch.testing.assert_close(middle(near), near.mean(0))
     assert (middle(far) - 30.0).abs().max() < 5.0
     assert middle(torch.empty(0, 3)).shape == (3,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300), (300, 7)])
+def test_the_least_in_a_row_is_the_first_of_equal_ones(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    values = torch.randint(-3, 3, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for each in (values, values.T.contiguous().T):
+        found = least_in_row(each)
+        assert found.dtype == torch.int64
+        assert found.tolist() == [row.index(min(row)) for row in values.tolist()]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named(value: float) -> None:
+    require_finite(torch.zeros(0), "nothing")
+    with pytest.raises(ValueError, match="atoms holds NaN or infinite values"):
+        require_finite(torch.tensor([0.0, value]), "atoms")
