@@ -42,6 +42,7 @@ _NEW = 8  # good images of the new light
 _DIRECTIONS = 4  # as `anomalib-sgfr adapt` does by default
 _ALARMS = 0.05  # of good test images, before
 _BATCH = 16
+_FAR = 10**6  # seeds of the new images begin here, those of test images at zero
 _WAYS = {
     "as it was": "the model, before the change",
     "nothing": "the model as it is",
@@ -80,12 +81,15 @@ CHANGES: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
 }
 
 
-def _changed(dataset: AnomalibDataset, row: int, change: str | None) -> Tensor:
-    """A picture of a data set, between 0 and 1, in steps of 8 bits, as it looks after the change."""
-    image = cast("Tensor", cast("Any", dataset[row]).image)
+def _changed(image: Tensor, change: str | None, seed: int) -> Tensor:
+    """A picture between 0 and 1, in steps of 8 bits, as it looks after the change."""
     if change is not None:
-        image = CHANGES[change](image, np.random.default_rng(row))
+        image = CHANGES[change](image, np.random.default_rng(seed))
     return image.clamp(0.0, 1.0).mul(255.0).round().div(255.0)
+
+
+def _image(dataset: AnomalibDataset, row: int) -> Tensor:
+    return cast("Tensor", cast("Any", dataset[row]).image)
 
 
 def _evaluate(place: Place) -> list[dict[str, Any]]:
@@ -94,7 +98,7 @@ def _evaluate(place: Place) -> list[dict[str, Any]]:
     everything = module.train_data.samples.copy()
     chosen = np.sort(np.random.default_rng(place.seed).permutation(len(everything))[:_NEW])
     kept = everything.drop(index=everything.index[chosen])["image_path"].tolist()
-    originals = [_changed(module.train_data, int(row), None) for row in chosen]
+    originals = [_image(module.train_data, int(row)) for row in chosen]
     data.keep_training_images(module, kept)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -117,7 +121,7 @@ def _drawn(folder: Path, originals: Sequence[Tensor], samples: pd.DataFrame, cha
     folder.mkdir()
     paths = []
     for number, image in enumerate(originals):
-        now = CHANGES[change](image, np.random.default_rng(10**6 + number)).clamp(0.0, 1.0)
+        now = _changed(image, change, _FAR + number)
         paths.append(str(folder / f"{number}.png"))
         Image.fromarray(now.mul(255.0).round().byte().permute(1, 2, 0).numpy()).save(paths[-1])
     return samples.assign(image_path=paths)
@@ -169,7 +173,7 @@ class _Test:
         scores, maps = [], []
         for start in range(0, len(self.kinds), _BATCH):
             rows = range(start, min(start + _BATCH, len(self.kinds)))
-            images = torch.cat([self.transform(_changed(self.dataset, row, change)[None]) for row in rows])
+            images = torch.cat([self.transform(_changed(_image(self.dataset, row), change, row)[None]) for row in rows])
             found: Any = model(images)
             scores.append(found.pred_score.flatten().double().numpy())
             maps.append(found.anomaly_map[:, 0].numpy())

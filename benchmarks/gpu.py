@@ -32,10 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomalib_sgfr import Sgfr
 from benchmarks.common import data
+from benchmarks.common.defects import picture
 from benchmarks.common.engine import silence
 from benchmarks.common.records import write_text
 from benchmarks.common.zoo import MODELS, BareExtraction, resolve_arguments
-from benchmarks.large_pictures import picture
 
 __all__ = ["main", "report"]
 
@@ -179,12 +179,11 @@ def _measured(images: Tensor, options: _Options) -> Iterator[tuple[str, dict[str
 
 
 def _fits(model: Sgfr, images: Tensor, options: _Options) -> dict[str, Any]:
-    found = {f"batch {options.batch}": _fit(model, images, options)}
+    single = {}
     if options.single:
-        found["batch 1"] = _fit(model, images[: options.single], options._replace(batch=1))
-    if options.single and not isinstance(model, BareExtraction):  # scored with the banks of all images
-        _fit(model, images, options)
-    return found
+        single["batch 1"] = _fit(model, images[: options.single], options._replace(batch=1))
+    # last, because with its banks the model is scored
+    return {f"batch {options.batch}": _fit(model, images, options), **single}
 
 
 def _fit(model: AnomalibModule, images: Tensor, options: _Options) -> dict[str, float | None]:

@@ -21,18 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 from anomalib.data import Folder
-from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 from torch.nn import functional
 
-from benchmarks.common.defects import draw_defect
+from benchmarks.common.defects import draw_defect, picture
 from benchmarks.common.engine import fitted
 from benchmarks.common.memory import peak_mb, reset_peak
 from benchmarks.common.records import write_text
 from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 
-__all__ = ["main", "picture", "report"]
+__all__ = ["main", "report"]
 
 _SIZE = (1500, 2000)
 _DEFECTS = (6, 10, 14, 20)
@@ -44,17 +42,6 @@ _WAYS: dict[str, dict[str, Any]] = {
     "1024 x 1024": {"image_size": 1024},
     "1500 x 2000, tiles of 256": {"image_size": _SIZE, "tile_size": 256},
 }
-
-
-def picture(rng: np.random.Generator, size: Sequence[int] = _SIZE) -> NDArray[np.float32]:
-    """A brushed surface under uneven light, shape ``(H, W)``, between 0 and 1."""
-    found = np.full(size, 0.5)
-    for spread, strength in (((1.0, 20.0), 0.02), ((2.5, 2.5), 0.01), ((0.7, 0.7), 0.01)):
-        part = ndimage.gaussian_filter(rng.normal(size=size), spread)
-        found += strength * part / part.std()
-    light = torch.from_numpy(rng.normal(0.0, 0.03, (1, 1, 5, 6)))
-    found += functional.interpolate(light, tuple(size), mode="bicubic")[0, 0].numpy()
-    return np.clip(found, 0.0, 1.0).astype(np.float32)
 
 
 def _make(folder: Path, seed: int) -> None:

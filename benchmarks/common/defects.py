@@ -1,11 +1,15 @@
-"""Defects of a known size, drawn into images."""
+"""Made pictures, and defects of a known size drawn into them."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["draw_defect"]
+__all__ = ["draw_defect", "picture"]
 
 _CONTRAST = (0.15, 0.35)
 
@@ -38,3 +42,22 @@ def draw_defect(image: Tensor, size: int, rng: np.random.Generator) -> tuple[Ten
     amount = rng.uniform(*_CONTRAST) * rng.choice([-1.0, 1.0])
     changed = (image + amount * torch.from_numpy(strength).float()).clamp(0.0, 1.0)
     return changed, strength > 0.3  # noqa: PLR2004
+
+
+def picture(rng: np.random.Generator, size: Sequence[int]) -> NDArray[np.float32]:
+    """Make a picture of a good part: a brushed surface under uneven light.
+
+    Args:
+        rng (np.random.Generator): Draws grain and light.
+        size (Sequence[int]): Height and width.
+
+    Returns:
+        NDArray[np.float32]: Shape ``(H, W)``, between 0 and 1.
+    """
+    found = np.full(size, 0.5)
+    for spread, strength in (((1.0, 20.0), 0.02), ((2.5, 2.5), 0.01), ((0.7, 0.7), 0.01)):
+        part = ndimage.gaussian_filter(rng.normal(size=size), spread)
+        found += strength * part / part.std()
+    light = torch.from_numpy(rng.normal(0.0, 0.03, (1, 1, 5, 6)))
+    found += functional.interpolate(light, tuple(size), mode="bicubic")[0, 0].numpy()
+    return np.clip(found, 0.0, 1.0).astype(np.float32)

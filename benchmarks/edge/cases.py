@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ANSWERS", "BACKBONES", "CASES", "F32", "PRECISIONS", "SEARCHED", "Case", "size_of"]
+__all__ = ["ANSWERS", "BACKBONES", "CASES", "F32", "PRECISIONS", "SEARCHED", "Case"]
 
 _LITE, _VIT = "tf_efficientnet_lite0", "vit_small_patch14_dinov2"
 _SIZES = {_LITE: [256, 256], _VIT: [392, 392]}
@@ -33,6 +33,11 @@ class Case:
     def pre_trained(self) -> bool:
         """Whether weights that work without a network exist; without them, only time can be measured."""
         return self.backbone == _LITE
+
+    @property
+    def size(self) -> list[int]:
+        """Height and width of its images, in pixels."""
+        return _SIZES[self.backbone]
 
 
 _HALF, _QUARTER = [500, 500, 2500, 1500], [250, 250, 1250, 750]
@@ -75,8 +80,3 @@ ANSWERS: dict[str, tuple[str, dict[str, str], list[int] | None]] = {
     "INT8": ("int8.xml", {}, _SIZES[_LITE]),
     "INT8_PTQ": ("int8_ptq.xml", {}, _SIZES[_LITE]),
 }
-
-
-def size_of(case: Case) -> list[int]:
-    """Height and width of a case's images, in pixels."""
-    return _SIZES[case.backbone]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import write_text
-from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, F32, PRECISIONS, SEARCHED, size_of
+from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, F32, PRECISIONS, SEARCHED
 from benchmarks.edge.report import report
 
 __all__ = ["main"]
@@ -79,19 +79,19 @@ def _time_jobs(folders: dict[str, Path], runs: int) -> list[tuple[str, str, dict
             name: str(folder / "model.xml") for name, folder in folders.items() if CASES[name].backbone == backbone
         }
         for precision, config in PRECISIONS.items():
-            job: dict[str, Any] = {"models": models, "config": config, "runs": runs, "size": size_of(CASES[bare])}
+            job: dict[str, Any] = {"models": models, "config": config, "runs": runs, "size": CASES[bare].size}
             if models:
                 jobs.append((f"latency {backbone} {precision}", "latency", job))
         if bare in models:
             searched = {name: scales for name, scales in SEARCHED[backbone].items() if name in models}
-            job = {"bare": models[bare], "searched": searched, "size": size_of(CASES[bare])}
+            job = {"bare": models[bare], "searched": searched, "size": CASES[bare].size}
             jobs.append((f"products {backbone}", "products", {**job, "config": F32, "runs": runs}))
     return jobs
 
 
 def _memory_jobs(name: str, folder: Path) -> list[tuple[str, str, dict[str, Any]]]:
     jobs: list[tuple[str, str, dict[str, Any]]] = []
-    for shape in ([batch, 3, *size_of(CASES[name])] for batch in (1, 8)):
+    for shape in ([batch, 3, *CASES[name].size] for batch in (1, 8)):
         if shape[0] == 1 or CASES[name].model in {"sgfr", "bare"}:  # the others' files take one image
             job = {"model": str(folder / "model.xml"), "config": F32, "shape": shape}
             jobs.append((f"memory {name} batch {shape[0]}", "memory", job))

@@ -22,7 +22,7 @@ from anomalib_sgfr import NominalPostProcessor, Sgfr
 from benchmarks.common import data
 from benchmarks.common.engine import quiet_engine, silence
 from benchmarks.common.zoo import MODELS, resolve_arguments
-from benchmarks.edge.cases import CASES, Case, size_of
+from benchmarks.edge.cases import CASES, Case
 
 _TRAIN_IMAGES = 100
 _COMPRESSIONS = {
@@ -50,7 +50,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
     silence()
     seed_everything(0, verbose=False)
     case, out = CASES[name], Path(folder)
-    height, width = size_of(case)
+    height, width = case.size
     out.mkdir(parents=True, exist_ok=True)
     dataset, place = ("mtd", Path(root)) if root else ("elpv-mono", None)
     if case.model == "bare":
@@ -84,7 +84,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
         )
         if not case.compared:
             return
-        _reference(model, datamodule, out, size_of(case))
+        _reference(model, datamodule, out, case.size)
         _move(engine.export(model, ExportType.ONNX, scratch), out / "model.onnx")
         _move(engine.export(model, ExportType.OPENVINO, scratch), out / "any_size.xml")
         for suffix, compression in _COMPRESSIONS.items() if case.compressed else ():
@@ -101,7 +101,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
 
 def _model(case: Case) -> AnomalibModule:
     if case.model != "sgfr":
-        height, width = size_of(case)
+        height, width = case.size
         arguments = resolve_arguments(case.model, case.arguments)
         return MODELS[case.model].build(case.backbone, (height, width), 0, arguments)
     return Sgfr(

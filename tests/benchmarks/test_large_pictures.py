@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.large_pictures import main, picture, report
+from benchmarks.common.defects import picture
+from benchmarks.large_pictures import main, report
 
 
 def test_pictures_are_uneven_but_have_no_defect() -> None:
