@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -29,6 +30,7 @@ from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
 from anomalib_sgfr.fitting.camera import FromCameras
 from anomalib_sgfr.fitting.distributed import drop_padding, leave_out_empty
+from anomalib_sgfr.fitting.fit_record import FitRecord
 from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import bank_sizes, learn, samplers_for
 from anomalib_sgfr.fitting.making import make
@@ -193,6 +195,8 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({fewest})."
             raise ValueError(msg)
         self.accepted = None
+        self.fit_record = None
+        self._started = 0.0
         self.places: Tensor | None = None  # of the latest batch, where each score was raised: row and column of the map
         self.look_at(image_size, tile_size, tile_stride, roi, own_pre_processor)
         self.bit_depth = bit_depth
@@ -280,6 +284,7 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         elif self.trainer.ckpt_path is not None:
             self.require_fitted("resume from")
             return
+        self._started = time.perf_counter()
         if self.seed is not None:
             torch.manual_seed(self.seed)
         earlier = copy.deepcopy(self.model.embedder.extractor.state_dict()) if self._is_fitted else None
@@ -355,6 +360,7 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
             post_processor.forget()
         self._earlier = None
         self.keep_look()
+        self.fit_record = FitRecord.of(time.perf_counter() - self._started, self.device, self.training_images())
         self._set_fitted(fitted=True)
         self._report_certificate()
 

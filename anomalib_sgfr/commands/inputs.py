@@ -3,15 +3,26 @@
 import argparse
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
     from anomalib_sgfr.lightning_model import Sgfr
 
-__all__ = ["Parser", "at_least", "existing", "images_in", "load", "post_processor_of", "quiet", "readable", "rewrite"]
+__all__ = [
+    "Parser",
+    "Truth",
+    "at_least",
+    "existing",
+    "images_in",
+    "load",
+    "post_processor_of",
+    "quiet",
+    "readable",
+    "rewrite",
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,13 +138,30 @@ def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
         (Path(folder) / target.name).replace(target)
 
 
-def readable(paths: list[Path], damaged: dict[Path, str], bit_depth: int = 8) -> Any:  # noqa: ANN401
+class Truth(NamedTuple):
+    """What is known of an image.
+
+    Attributes:
+        defective (bool | None): ``None`` if that is not known.
+        kind (str): Of defect, or ``"good"``.
+        mask (Path | None): White where the defect is.
+    """
+
+    defective: bool | None = None
+    kind: str = ""
+    mask: Path | None = None
+
+
+def readable(
+    paths: list[Path], damaged: dict[Path, str], bit_depth: int = 8, truths: Mapping[Path, Truth] | None = None
+) -> Any:  # noqa: ANN401
     """Loader of the images that can be read, one by one, for the Engine; in this process.
 
     Args:
         paths (list[Path]): Image files.
         damaged (dict[Path, str]): Is told of those that cannot be read, and why.
         bit_depth (int): Of the model.
+        truths (Mapping[Path, Truth] | None): What is known of the images.
     """
     from anomalib.data import ImageBatch, ImageItem
     from torch.utils.data import DataLoader, IterableDataset
@@ -145,10 +173,34 @@ def readable(paths: list[Path], damaged: dict[Path, str], bit_depth: int = 8) ->
             for path in paths:
                 try:
                     image = read_tensor(str(path), bit_depth)
+                    its = _known(truths.get(path, Truth()), image.shape[-2:]) if truths else {}
                 except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
                     damaged[path] = f"{type(error).__name__}: {error}"
                 else:
-                    yield ImageItem(image=image, image_path=str(path))
+                    yield ImageItem(image=image, image_path=str(path), **its)
 
     setattr(Readable, READS_ITSELF, True)
     return DataLoader(Readable(), collate_fn=ImageBatch.collate)
+
+
+def _known(truth: Truth, size: Sequence[int]) -> dict[str, Any]:
+    """Label and mask of an image of a size, as anomalib takes them.
+
+    Raises:
+        ValueError: If the mask is of another size.
+    """
+    import torch
+    from anomalib.data.utils import read_mask
+    from torchvision.tv_tensors import Mask
+
+    if truth.defective is None:
+        return {}
+    label = {"gt_label": torch.tensor(truth.defective)}
+    if truth.mask is None:
+        return label if truth.defective else {**label, "gt_mask": Mask(torch.zeros(tuple(size), dtype=torch.bool))}
+    mask = read_mask(truth.mask, as_tensor=True)
+    if tuple(mask.shape[-2:]) != tuple(size):
+        found, wanted = (" x ".join(map(str, shape)) for shape in (mask.shape[-2:], size))
+        msg = f"its mask {truth.mask} is of {found} pixels, the image of {wanted}"
+        raise ValueError(msg)
+    return {**label, "gt_mask": Mask(mask.squeeze() > 0)}

@@ -1,6 +1,5 @@
 """``anomalib-sgfr threshold``: what a checkpoint's threshold rests on, and another one without a fit."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--held_out", type=existing, help="folder of good images that were not trained on: score them")
     parser.add_argument("--group", help="regular expression that names the part in an image's path")
     parser.add_argument("--value", type=float, help="set the threshold, in units of the raw score")
-    parser.add_argument("--score", type=float, help="set the threshold where results now show this score, 0 to 1")
+    parser.add_argument("--score", type=float, help="set it where results now show this score: larger ones are alarms")
     parser.add_argument("--by", help="regular expression on the path: show alarms for each product, camera ...")
     parser.add_argument("--out", type=Path, help="new checkpoint (default: beside the old, named CKPT_threshold)")
     options = parser.parse_args(arguments)
@@ -55,8 +54,10 @@ def _change(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> None
         msg = f"{' and '.join(given)} are ways to say one thing: pass one of them."
         raise ValueError(msg)
     checked(false_alarm_rate=options.false_alarm_rate, group=options.group)
-    if options.score is not None and not 0.0 < options.score < 1.0:
-        msg = f"--score must lie between 0 and 1, got {options.score}."
+    reported = processor.is_set and (processor.linear or processor.enable_normalization)
+    if options.score is not None and not 0.0 < options.score < (1.0 if reported else float("inf")):
+        limit = "between 0 and 1" if reported else "above 0, as results show it"
+        msg = f"--score must lie {limit}, got {options.score}."
         raise ValueError(msg)
     if options.value is not None and not 0.0 <= options.value < float("inf"):
         msg = f"--value must be a finite number, at least 0, got {options.value}."
@@ -66,7 +67,7 @@ def _change(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> None
     if options.false_alarm_rate is not None:
         processor.false_alarm_rate, processor.value = options.false_alarm_rate, None
     elif given:
-        processor.value = options.value if options.score is None else processor.raw(options.score)
+        processor.value = options.value if options.score is None else processor.threshold_at(options.score)
     if processor.value is None and not processor.evidence.good.scores:
         msg = "the checkpoint keeps no scores to choose a threshold from: pass --held_out FOLDER, or --value."
         raise ValueError(msg)
@@ -129,13 +130,12 @@ def _page(processor: "SgfrPostProcessor", by: str | None) -> str:
 def _products(processor: "SgfrPostProcessor", by: str, threshold: float) -> list[str]:
     """A line for each product: how many good ones are alarms."""
     from anomalib_sgfr.core.thresholds import alarm_threshold
+    from anomalib_sgfr.inspection.evidence import named
 
     good = processor.evidence.good
     found: dict[str, list[float]] = {}
     for path, score in zip(good.paths, good.scores, strict=True):
-        match = re.search(by, path.replace("\\", "/"))
-        name = " ".join(part or "" for part in match.groups()) or match[0] if match else "(others)"
-        found.setdefault(name, []).append(score)
+        found.setdefault(named(path, by), []).append(score)
     lines = []
     for name, scores in sorted(found.items()):
         alarms = sum(score > threshold for score in scores)

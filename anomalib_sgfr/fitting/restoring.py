@@ -21,6 +21,7 @@ from anomalib_sgfr.fitting.artefacts import (
     that_matter,
     without_threshold,
 )
+from anomalib_sgfr.fitting.fit_record import FitRecord
 from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor, sensitivities
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -29,6 +30,7 @@ __all__ = ["Restored"]
 logger = logging.getLogger(__name__)
 
 _ACCEPTED = "sgfr_accepted"
+_FIT = "sgfr_fit"
 
 
 class Restored(LightningModule):
@@ -36,6 +38,7 @@ class Restored(LightningModule):
 
     Attributes:
         accepted (Record | None): Good images that were called anomalous, and what was learnt from them.
+        fit_record (FitRecord | None): What the fit took and learnt from; ``None`` of a checkpoint of earlier versions.
     """
 
     model: SgfrModel
@@ -43,6 +46,7 @@ class Restored(LightningModule):
     bit_depth: int | None
     update: bool
     accepted: Record | None
+    fit_record: FitRecord | None
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
@@ -94,6 +98,7 @@ class Restored(LightningModule):
         for name, value in asked.items():
             setattr(self.post_processor, name, value)
         self.accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
+        self.fit_record = FitRecord.restored(checkpoint.get(_FIT))
         if self.update:
             checkpoint.pop("loops", None)
 
@@ -107,12 +112,14 @@ class Restored(LightningModule):
         self.model = other.train(self.model.training)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as anomalib does, the arguments that matter, the depth of pictures and the record of accepted images."""
+        """Save as anomalib does, the arguments that matter, the depth of pictures and the records."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[BIT_DEPTH] = self.model.bit_depth
         checkpoint[ARGUMENTS] = that_matter(self.hparams)
         if self.accepted is not None:
             checkpoint[_ACCEPTED] = self.accepted.plain()
+        if self.fit_record is not None:
+            checkpoint[_FIT] = self.fit_record.plain()
 
     @property
     def _own_post_processor(self) -> SgfrPostProcessor | None:

@@ -10,7 +10,7 @@ import torch
 
 from anomalib_sgfr.core.thresholds import supported_rate, units_needed
 
-__all__ = ["Evidence", "Group", "Kind", "in_all_processes", "require_group", "unit_of"]
+__all__ = ["Evidence", "Group", "Kind", "in_all_processes", "named", "require_group", "unit_of"]
 
 
 Group: TypeAlias = str | Callable[[str], str] | None
@@ -109,6 +109,22 @@ def unit_of(path: str, group: Group) -> str:
     if found is None:
         return path
     return "\0".join(part or "" for part in found.groups()) if found.re.groups else found[0]
+
+
+def named(path: str, group: str) -> str:
+    """Name of the product, camera ... that an image is of, to show.
+
+    Args:
+        path (str): The image file.
+        group (str): As in :func:`unit_of`.
+
+    Returns:
+        str: What the groups of the expression match, or all that it matches; ``"(others)"`` where it matches nothing.
+    """
+    found = re.search(group, path.replace("\\", "/"))
+    if found is None:
+        return "(others)"
+    return " ".join(part or "" for part in found.groups()) or found[0]
 
 
 def require_group(group: str | None, paths: Sequence[str] = ()) -> None:

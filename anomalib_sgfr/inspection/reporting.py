@@ -44,6 +44,24 @@ class ReportingScale(PostProcessor):
             return score
         return self._unreported(self.image_threshold, self.image_max - self.image_min, score)
 
+    def reported(self, score: float) -> float:
+        """What a raw score is reported as; the other way round than :meth:`raw`."""
+        if not (self.linear or self.enable_normalization) or bool(self.image_threshold.isnan()):
+            return score
+        raw = torch.tensor(score, dtype=torch.float32, device=self.image_threshold.device)
+        scaled = self._normalize(raw, self.image_min, self.image_max, self.image_threshold)
+        return score if scaled is None else float(scaled)
+
+    def threshold_at(self, score: float) -> float:
+        """The threshold, chosen anew, above which what is now reported as more than ``score`` is anomalous.
+
+        Also with another sensitivity than 0.5, which moves the threshold that labels are given by; and where there is
+        no threshold yet, so that scores are reported raw.
+        """
+        raw = score if bool(self.image_threshold.isnan()) else self.raw(score)
+        moved = self._odds(1.0 - self.image_sensitivity)
+        return raw / moved if 0.0 < moved < torch.inf else raw  # at the ends of sensitivity all or none are anomalous
+
     def _unreported(self, threshold: Tensor, span: Tensor, score: float) -> float:
         if self.linear:
             return float(threshold) + (score - 0.5) * float(span)

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from anomalib.visualization import Visualizer
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import LightningModule, Trainer
 
-__all__ = ["ScoreTable", "Scored", "write_scores"]
+from anomalib_sgfr.inspection.afterwards import Afterwards, gathered
+
+__all__ = ["ScoreTable", "Scored", "scored_in", "write_scores"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Scored(NamedTuple):
     column: int | None = None
 
 
-class ScoreTable(Callback):
+class ScoreTable(Afterwards):
     """Write a table of scores when a prediction or a test has ended, and say where it is.
 
     Sgfr attaches one by itself: ``scores.csv`` of a prediction, ``test_scores.csv`` of a test, in the run's folder. To
@@ -56,14 +57,6 @@ class ScoreTable(Callback):
         super().__init__()
         self.file = file
         self.rows: list[Scored] = []
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Come after the post-processor, also if the user's callbacks come first: before it scores are raw."""
-        del pl_module, stage
-        every: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it when it runs
-        others = [callback for callback in every if callback is not self]
-        last = next((place for place, other in enumerate(others) if isinstance(other, Checkpoint)), len(others))
-        trainer.callbacks = [*others[:last], self, *others[last:]]  # type: ignore[attr-defined]  # see above
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a table."""
@@ -82,7 +75,7 @@ class ScoreTable(Callback):
     ) -> None:
         """Note the scores of a batch."""
         del trainer, args, kwargs
-        self.rows += _scored(outputs, getattr(pl_module, "post_processor", None), getattr(pl_module, "places", None))
+        self.rows += scored_in(outputs, getattr(pl_module, "post_processor", None), getattr(pl_module, "places", None))
 
     on_test_batch_end = on_predict_batch_end
 
@@ -116,8 +109,14 @@ class ScoreTable(Callback):
                 logger.info("Pictures: %s", folder)
 
 
-def _scored(outputs: Any, post_processor: Any, places: torch.Tensor | None) -> list[Scored]:  # noqa: ANN401
-    """Lines of a batch."""
+def scored_in(outputs: Any, post_processor: Any, places: torch.Tensor | None) -> list[Scored]:  # noqa: ANN401
+    """Lines of a batch.
+
+    Args:
+        outputs (Any): The batch, after the post-processor.
+        post_processor (Any): That gave labels.
+        places (Tensor | None): Row and column of the pixel that raised each score, shape ``(B, 2)``.
+    """
     if getattr(outputs, "pred_score", None) is None:
         return []
     scores = outputs.pred_score.flatten().tolist()
@@ -138,11 +137,10 @@ def _whole(values: torch.Tensor | None, number: int) -> list[int | None]:
 
 def _of_all_processes(rows: Sequence[Scored]) -> list[Scored]:
     """What all processes of a run have seen, by file; what several were given, to have equally many, counts once."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    parts = gathered([tuple(row) for row in rows])
+    if len(parts) == 1:
         return list(rows)
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, [tuple(row) for row in rows])
-    every = [Scored(*row) for part in found for row in part]
+    every = [Scored(*row) for part in parts for row in part]
     once = {row.image: row for row in every if row.image}
     return sorted(once.values()) + [row for row in every if not row.image]
 

@@ -1,0 +1,248 @@
+"""Lightning callback that writes a report of a test or a prediction."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from anomalib_sgfr.features.pre_processing import steps_of
+from anomalib_sgfr.inspection.afterwards import Afterwards, gathered
+from anomalib_sgfr.inspection.evidence import Evidence, require_group
+from anomalib_sgfr.inspection.gallery import Gallery, displayed
+from anomalib_sgfr.inspection.score_table import Scored, scored_in
+from anomalib_sgfr.report.choice import by_importance, pruned
+from anomalib_sgfr.report.digest import Digest, Mimic, Picture, Unit
+from anomalib_sgfr.report.mimics import mimic_of
+from anomalib_sgfr.report.model_facts import facts_of
+from anomalib_sgfr.report.page import rendered, write_page
+from anomalib_sgfr.report.regions import RegionOverlap
+from anomalib_sgfr.report.thumbnails import BUDGET, aspect_of, outline, small_heat, webp
+from anomalib_sgfr.torch_model import SgfrModel
+
+__all__ = ["Report"]
+
+logger = logging.getLogger(__name__)
+
+_EXPLAINED = 24  # images with a mimic view
+_SIDE, _FEWER_SIDE, _FEW = 256, 384, 120  # pixels along a picture; larger where there are few
+
+
+class Report(Afterwards):
+    """Write ``report.html``, one file that shows a test or a prediction to whoever decides; for ``trainer.callbacks``.
+
+    It holds all it shows, and opens anywhere without a network. Several processes write one.
+
+    Args:
+        file (str | Path | None): The page; ``None`` for ``report.html`` in the run's folder.
+        group (str | None): Regular expression that names the product, camera ... in an image's path: a line of the
+            table for each.
+        pictures (int): Most images to show with pictures. Of all others there is the score. Defaults to ``500``.
+
+    Attributes:
+        units (list[Unit]): Images that this process has seen in the run.
+        checkpoint (str): The model's file; found out if it is empty.
+        kinds (Mapping[str, str]): Kind of defect by path, where the folder's name is not that.
+        written (Path | None): The page of the latest run, once it is there.
+        failed (str): Why it is not.
+
+    Raises:
+        ValueError: If ``pictures`` is negative, or ``group`` is not a regular expression.
+    """
+
+    def __init__(self, file: str | Path | None = None, group: str | None = None, pictures: int = 500) -> None:
+        super().__init__()
+        if pictures < 0:
+            msg = f"pictures must be at least 0, got {pictures}."
+            raise ValueError(msg)
+        require_group(group)
+        self.file = file
+        self.group = group
+        self.pictures = pictures
+        self.units: list[Unit] = []
+        self.checkpoint = ""
+        self.kinds: Mapping[str, str] = {}
+        self.written: Path | None = None
+        self.failed = ""
+        self._held = 0
+        self._regions = RegionOverlap()
+        self._why_not = ""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a page.
+
+        Raises:
+            TypeError: If the model is not Sgfr.
+        """
+        del trainer
+        if not isinstance(getattr(pl_module, "model", None), SgfrModel):
+            msg = f"Report tells of Sgfr, not of {type(pl_module).__name__}."
+            raise TypeError(msg)
+        self.units, self._held, self._regions, self._why_not = [], 0, RegionOverlap(), ""
+        self.written, self.failed = None, ""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As for prediction."""
+        self.on_predict_start(trainer, pl_module)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
+        """Note the images of a batch."""
+        del trainer, args
+        self._see(pl_module, outputs)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
+        """Note the images of a batch."""
+        del trainer, args
+        self._see(pl_module, outputs)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page."""
+        self._end(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page."""
+        self._end(trainer, pl_module)
+
+    def _see(self, module: Any, outputs: Any) -> None:  # noqa: ANN401
+        processor = module.post_processor
+        rows = scored_in(outputs, processor, module.places)
+        size = outputs.anomaly_map.shape[-2:] if outputs.anomaly_map is not None else None
+        for index, row in enumerate(rows):
+            place = None
+            if size is not None and row.row is not None and row.column is not None:
+                place = ((row.column + 0.5) / size[1], (row.row + 0.5) / size[0])
+            picture = self._picture(module, outputs, index, row.image) if self.pictures else None
+            self._held += picture is not None
+            self.units.append(Unit(row, "", place, picture))
+        if self._held > 2 * self.pictures + 64:
+            self.units = pruned(self.units, _threshold(rows), self.pictures)
+            self._held = sum(unit.picture is not None for unit in self.units)
+        self._regions.add(outputs.anomaly_map, outputs.gt_mask)
+
+    def _picture(self, module: Any, outputs: Any, index: int, path: str) -> Picture | None:  # noqa: ANN401
+        """The image as the model saw it; a picture that cannot be made does not end the run."""
+        try:
+            shown = displayed(module.pre_processor, outputs.image[index])
+            heat = outputs.anomaly_map[index].squeeze().float().cpu().numpy()
+            level = _level(module.post_processor)
+            mask = None if outputs.gt_mask is None else outputs.gt_mask[index].squeeze().float().cpu().numpy()
+            return Picture(
+                image=webp(shown, _FEWER_SIDE if self.pictures <= _FEW else _SIDE, BUDGET // max(self.pictures, 1)),
+                heat=small_heat(heat),
+                outline="" if level is None else outline(heat, level),
+                truth="" if mask is None else outline(mask, 0.5),
+                aspect=_aspect(module.pre_processor, path, *shown.shape[:2]),
+            )
+        except (AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
+            self._why_not = f"Some pictures could not be made: {error}"
+            return None
+
+    def _end(self, trainer: Trainer, module: Any) -> None:  # noqa: ANN401
+        every = gathered(self.units)
+        if not trainer.is_global_zero:
+            return
+        file = Path(self.file) if self.file is not None else Path(trainer.default_root_dir) / "report.html"
+        try:
+            digest = self._digest(trainer, module, _each_once(every), alone=len(every) == 1)
+            write_page(rendered(digest), file)
+        except Exception as error:  # noqa: BLE001  # what was found is not lost for it
+            self.failed = f"The report {file} could not be written: {error}"
+            logger.warning(self.failed)
+        else:
+            self.written = file
+            logger.info("Report: %s", file)
+
+    def _digest(self, trainer: Trainer, module: Any, units: Sequence[Unit], *, alone: bool) -> Digest:  # noqa: ANN401
+        processor = module.post_processor
+        threshold = _threshold([unit.scored for unit in units])
+        units = _with_kinds(pruned(units, threshold, self.pictures), self.kinds)
+        evidence = getattr(processor, "evidence", Evidence())
+        paths = {unit.scored.image for unit in units if unit.scored.image}
+        notes = [self._why_not] if self._why_not else []
+        group = self.group
+        if group is not None:
+            try:
+                require_group(group, sorted(paths))
+            except ValueError as error:
+                notes.append(str(error))
+                group = None
+        curve, note = self._regions.curve() if alone else (None, "Several processes do not share their masks.")
+        model, prepared = module.model, module.pre_processor
+        gallery = Gallery(model, prepared)
+        first = by_importance(units, threshold, _EXPLAINED)
+        mimics: dict[int, Mimic] = {
+            place: mimic_of(model, prepared, units[place].scored.image, gallery)
+            for place in first
+            if units[place].picture is not None
+        }
+        good = evidence.good
+        return Digest(
+            units=units,
+            threshold=threshold,
+            heat_threshold=_level(processor),
+            scaled=bool(getattr(processor, "is_set", True) and getattr(processor, "enable_normalization", True)),
+            basis=getattr(processor, "basis", "what anomalib's post-processor found"),
+            nominal_units=len(set(good.units(getattr(processor, "group", None)))),
+            chosen_by=len(paths & set(evidence.paths)) if getattr(processor, "value", None) is None else 0,
+            trained_on=len(paths & set(model.images)),
+            model=facts_of(module, self.checkpoint or _checkpoint(trainer)),
+            made=datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M"),
+            mimics=mimics,
+            group=group,
+            regions=curve,
+            regions_note=note,
+            notes=notes,
+        )
+
+
+def _threshold(rows: Sequence[Scored]) -> float | None:
+    return next((row.threshold for row in rows if row.threshold is not None), None)
+
+
+def _level(processor: Any) -> float | None:  # noqa: ANN401
+    """Threshold of pixels in the map as it is reported, if there is one."""
+    if not getattr(processor, "is_set", True) or not hasattr(processor, "normalized_pixel_threshold"):
+        return None
+    level = float(processor.normalized_pixel_threshold)
+    return level if level == level else None  # noqa: PLR0124  # NaN
+
+
+def _aspect(pre_processor: Any, path: str, height: int, width: int) -> float:  # noqa: ANN401
+    """Of the file, where the model saw all of it; of what it saw otherwise."""
+    try:
+        whole = all(step[0] == "resize" for step in steps_of(getattr(pre_processor, "transform", None)))
+    except ValueError:
+        whole = False
+    return aspect_of(path, height, width) if whole and path else width / height
+
+
+def _checkpoint(trainer: Any) -> str:  # noqa: ANN401
+    """The file that the model is from, as far as the trainer knows."""
+    kept = getattr(trainer, "checkpoint_callback", None)
+    found = getattr(trainer, "ckpt_path", None) or getattr(kept, "best_model_path", "") or ""
+    return str(found) if found and Path(str(found)).is_file() else ""
+
+
+def _each_once(every: Sequence[Sequence[Unit]]) -> list[Unit]:
+    """Of all processes; what several were given, to have equally many, counts once."""
+    if len(every) == 1:
+        return list(every[0])
+    once = {unit.scored.image: unit for part in every for unit in part if unit.scored.image}
+    return [once[path] for path in sorted(once)] + [unit for part in every for unit in part if not unit.scored.image]
+
+
+def _with_kinds(units: Sequence[Unit], kinds: Mapping[str, str]) -> list[Unit]:
+    """With what each is called: the folder of a defect, unless good images lie there too."""
+    folders = {str(PurePath(unit.scored.image).parent) for unit in units if unit.scored.truth == 0}
+
+    def kind_of(scored: Scored) -> str:
+        if scored.image in kinds:
+            return kinds[scored.image]
+        if scored.truth is None:
+            return ""
+        folder = PurePath(scored.image).parent
+        return "good" if not scored.truth else "defect" if str(folder) in folders else folder.name or "defect"
+
+    return [unit._replace(kind=kind_of(unit.scored)) for unit in units]

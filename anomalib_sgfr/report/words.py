@@ -1,0 +1,69 @@
+"""What a report says in sentences."""
+
+from anomalib_sgfr.fitting.fit_record import FitRecord
+from anomalib_sgfr.report.digest import Digest
+from anomalib_sgfr.report.statistics import Counts
+
+__all__ = ["caveats", "memory_of", "seconds_of", "verdict"]
+
+_FEW = 30  # images that a rate is hardly known from
+
+
+def verdict(counts: Counts, threshold: float | None) -> str:
+    """What the run found, at the threshold in force."""
+    if threshold is None:
+        return "There is no threshold, so nothing is called good or anomalous: choose one below."
+    said = []
+    if counts.good:
+        said.append(f"{counts.alarms} of {counts.good} good images {_is(counts.alarms)} called anomalous")
+    if counts.bad:
+        said.append(f"{counts.missed} of {counts.bad} defective images {_is(counts.missed)} missed")
+    if counts.unknown:
+        of = "images" if not (counts.good or counts.bad) else "images whose truth is not known"
+        said.append(f"{counts.called} of {counts.unknown} {of} {_is(counts.called)} called anomalous")
+    return f"At the threshold in force, {', and '.join(said)}." if said else "No image was inspected."
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def caveats(digest: Digest, counts: Counts, pictured: int) -> list[str]:
+    """What whoever relies on the verdict must know."""
+    said = []
+    if digest.chosen_by:
+        said.append(
+            f"{digest.chosen_by} of the {len(digest.units)} images tested also chose the threshold: on new images "
+            "expect more mistakes than shown here."
+        )
+    if digest.trained_on:
+        said.append(
+            f"{digest.trained_on} of the images tested were trained on: they score lower than new ones, and their "
+            "rates are no witness."
+        )
+    if counts.good and not counts.bad:
+        said.append("No defect was tested: that defects are found is not shown.")
+    if counts.bad and not counts.good:
+        said.append("No good image was tested: how many would be false alarms is not shown.")
+    if not (counts.good or counts.bad):
+        said.append("The truth of the images is not known here, so there are no rates of false alarms and of misses.")
+    few = [name for name, number in (("good", counts.good), ("defective", counts.bad)) if 0 < number < _FEW]
+    if few:
+        said.append(f"Few {' and '.join(few)} images were tested: read the intervals, not the rates.")
+    if counts.good or counts.bad:
+        said.append("The intervals take each image for an independent one; pictures of one part are not.")
+    if pictured < len(digest.units):
+        said.append(f"The pictures of {len(digest.units) - pictured} images are left out; their scores are all here.")
+    return said + list(digest.notes)
+
+
+def seconds_of(seconds: float) -> str:
+    """A time, in words."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"  # noqa: PLR2004
+
+
+def memory_of(fit: FitRecord) -> str:
+    """Of machine and card, in words."""
+    held = f"{fit.memory / 2**30:.1f} GiB" if fit.memory else "not known"
+    card = f", {fit.card_memory / 2**30:.1f} GiB of the card" if fit.card_memory else ""
+    return f"{held}{card} ({fit.device})"
