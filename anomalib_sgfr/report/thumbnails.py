@@ -13,6 +13,7 @@ from PIL import Image
 __all__ = ["BUDGET", "aspect_of", "data_uri", "embedded_heat", "outline", "small_heat", "webp"]
 
 BUDGET = 6_300_000  # bytes of all images of a page, before base64 makes a third more of them
+_MOST = 65504.0  # that 16 bits hold
 _HEAT = 64  # pixels across a map
 _DRAWN = 160  # across a map whose outline is drawn
 _APART = 7.0  # of 1,000: points of an outline
@@ -45,11 +46,11 @@ def webp(pixels: NDArray[np.float32], side: int, room: int | None = None) -> byt
 
 def small_heat(values: NDArray[np.floating]) -> NDArray[np.float16]:
     """A map ``(H, W)``, small enough to keep for every image."""
-    return _resized(values, _HEAT).astype(np.float16)
+    return _resized(values, _HEAT).clip(-_MOST, _MOST).astype(np.float16)
 
 
 def _resized(values: NDArray[np.floating], most: int) -> NDArray[np.float32]:
-    finite = np.nan_to_num(np.asarray(values, np.float32), posinf=np.finfo(np.float16).max)
+    finite = np.nan_to_num(np.asarray(values, np.float32), posinf=_MOST, neginf=-_MOST)
     image = Image.fromarray(np.ascontiguousarray(finite))
     share = min(1.0, most / max(image.size))
     size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
@@ -79,7 +80,7 @@ def outline(values: NDArray[np.floating], level: float) -> str:
     if not bool((field > level).any()):
         return ""
     height, width = field.shape
-    around = np.pad(field, 1, constant_values=min(float(field.min()), level) - 1.0)
+    around = np.pad(field, 1, constant_values=level - 1e-3 * (float(field.max()) - level))
     parts = []
     for line in contour_generator(z=around).lines(level):
         if len(line) < 3:  # noqa: PLR2004

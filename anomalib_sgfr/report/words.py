@@ -1,11 +1,27 @@
 """What a report says in sentences."""
 
+import os
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import NamedTuple
+
 from anomalib_sgfr.fitting.fit_record import FitRecord
 from anomalib_sgfr.report.digest import Digest
-from anomalib_sgfr.report.statistics import Counts
+from anomalib_sgfr.report.statistics import Counts, interval
 
-__all__ = ["caveats", "memory_of", "seconds_of", "verdict"]
+__all__ = [
+    "Share",
+    "caveats",
+    "memory_of",
+    "names_of",
+    "pictured_of",
+    "product_of",
+    "seconds_of",
+    "shown",
+    "verdict",
+]
 
+_PLAIN = {"data", "images", "img", "test"}  # names of folders
 _FEW = 30  # images that a rate is hardly known from
 
 
@@ -67,3 +83,60 @@ def memory_of(fit: FitRecord) -> str:
     held = f"{fit.memory / 2**30:.1f} GiB" if fit.memory else "not known"
     card = f", {fit.card_memory / 2**30:.1f} GiB of the card" if fit.card_memory else ""
     return f"{held}{card} ({fit.device})"
+
+
+def shown(path: str) -> str:
+    """A path as it can be shown: bytes of no encoding and control characters by their numbers."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
+
+
+class Share(NamedTuple):
+    """A share of images, in words.
+
+    Attributes:
+        number (int): Of images.
+        rate (str): The share.
+        said (str): How many of them, and the interval.
+        cell (str): All of it, for a table.
+    """
+
+    number: int
+    rate: str
+    said: str
+    cell: str
+
+    @classmethod
+    def of(cls, hits: int, number: int) -> "Share":
+        """With its interval."""
+        low, high = (f"{100 * part:.1f}%" for part in interval(hits, number))
+        rate = f"{100 * hits / number:.1f}%" if number else "-"
+        said = f"{hits} of {number}, 95% interval {low} to {high}"
+        return cls(number, rate, said, f"{hits}, {rate} ({low} to {high})")
+
+
+def product_of(folder: str) -> str:
+    """Name of the first folder upwards that says more than that it holds images."""
+    own = next((part for part in reversed(PurePath(folder).parts) if part.lower() not in _PLAIN), "")
+    return f"{own}: " if own.strip("/\\") else ""
+
+
+def names_of(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """The folder that all are in, and what is left of each path."""
+    folders = {str(PurePath(path).parent) for path in paths if path}
+    try:
+        common = os.path.commonpath(folders) if folders else ""
+    except ValueError:  # absolute and relative ones
+        common = ""
+    left = [str(PurePath(path).relative_to(common)) if common and path else path for path in paths]
+    return shown(common), [shown(name) or f"image {number}" for number, name in enumerate(left, 1)]
+
+
+def pictured_of(pictured: int, number: int) -> str:
+    """How many images are shown with pictures."""
+    if pictured == number:
+        return f"All {number} images." if number != 1 else "The one image."
+    return (
+        f"{pictured} of {number} images are shown with pictures: mistakes, those nearest the threshold and the highest "
+        f"scores; the pictures of {number - pictured} are left out, their scores are not."
+    )

@@ -100,6 +100,7 @@
     handle.setAttribute("aria-valuenow", exact(threshold));
     handle.setAttribute("aria-valuetext", `${exact(threshold)}`);
     if (!typed) field.value = exact(threshold);
+    by("reset").disabled = threshold === data.start;
     by("command").textContent = data.command[0] + exact(threshold) + data.command[1];
     countAgain();
     for (const [unit, mark] of marks) showMark(unit, mark);
@@ -228,7 +229,7 @@
     made.addEventListener("click", () => open(at));
     return made;
   };
-  const CHUNK = 48;
+  const CHUNK = 48, PRINTED = 96;
   let order = [], drawn = 0;
   const distance = (unit) => Math.abs(unit.score - threshold);
   const sorts = {
@@ -268,7 +269,10 @@
   new IntersectionObserver((entries) => {
     if (entries.some((entry) => entry.isIntersecting) && drawn < order.length) draw(CHUNK);
   }, { rootMargin: "800px" }).observe(by("more"));
-  addEventListener("beforeprint", () => { if (drawn < 96) draw(96 - drawn); });
+  addEventListener("beforeprint", () => {
+    if (drawn < PRINTED) draw(PRINTED - drawn);
+    by("printed").textContent = `${drawn} of ${order.length} pictures are printed; the file shows all.`;
+  });
 
   // The large view
   const large = by("large");
@@ -311,7 +315,7 @@
     by("large-place").textContent = `${current + 1} of ${order.length}`;
     const said = make("p", "line"), mark = make("span", "mark");
     showMark(unit, mark);
-    said.append(make("b", "", `score ${exact(unit.score)}`), mark);
+    said.append(make("b", "", `score ${Number(unit.score.toPrecision(5))}`), mark);
     const truth = unit.truth === null ? "truth not known" : unit.truth ? `defective: ${data.kinds[unit.kind]}` : "good";
     said.append(make("span", "quiet", truth + (data.groups.length ? ` · ${data.groups[unit.group]}` : "")));
     const parts = [said];
@@ -344,6 +348,7 @@
     if (last) last.focus();
   });
 
+  by("reset").disabled = true;
   countAgain();
   arrange();
   document.documentElement.dataset.ready = "yes";

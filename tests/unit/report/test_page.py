@@ -1,0 +1,149 @@
+"""What a page says, and what it must not let in."""
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anomalib_sgfr.report.page import rendered, write_page
+from anomalib_sgfr.report.statistics import Counts
+from anomalib_sgfr.report.words import names_of, shown
+from tests.made_report import digest, drawn_scores, facts
+
+HOSTILE = [
+    "</script><script>alert(1)</script>.png",
+    '"><img src=x onerror=alert(1)>.png',
+    'it\'s & a "name".png',
+    "Бракованная 良品 عيب.png",
+    "line\u2028break\u202e.png",
+    "bytes\udcff\udcfe.png",
+    "{{ 7 * 7 }} ${x}.png",
+]
+
+
+class Elements(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def data_of(page: str) -> Any:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_the_first_screen_says_what_numpy_counts() -> None:
+    scores, truths = drawn_scores(300)
+    page = rendered(digest(scores, truths))
+    counts = Counts.at(0.5, scores, truths)
+    words = " ".join(Elements(page).words)
+    assert f"{counts.alarms} of {counts.good} good images are called anomalous" in words
+    assert f"{counts.missed} of {counts.bad} defective images are missed" in words
+    data = data_of(page)
+    assert data["score"] == pytest.approx(scores, rel=1e-7)
+    assert data["truth"] == truths
+    assert data["kinds"] == ["good", "scratch"]
+
+
+def test_names_do_nothing_but_stand_there() -> None:
+    plain = Elements(rendered(digest([0.4] * 7, [1] * 7, names=[f"{number}.png" for number in range(7)])))
+    hostile = digest(
+        [0.4] * 7,
+        [1] * 7,
+        names=HOSTILE,
+        kinds=HOSTILE,
+        group="(.*)",
+        basis=HOSTILE[0],
+        notes=HOSTILE,
+        model=facts(checkpoint=HOSTILE[0], arguments=[(HOSTILE[0], HOSTILE[1])], backbone=HOSTILE[1]),
+    )
+    page = rendered(hostile)
+    elements = Elements(page)
+    allowed = {tag for tag, _ in plain.found}
+    assert {tag for tag, _ in elements.found} <= allowed
+    assert sum(tag == "script" for tag, _ in elements.found) == 2
+    assert not any(name.startswith("on") for _, attributes in elements.found for name in attributes)
+    assert not any((value or "").startswith("javascript") for _, given in elements.found for value in given.values())
+    assert data_of(page)["path"][3].endswith("Бракованная 良品 عيب.png")
+    page.encode("utf-8")  # no lone surrogate is left
+
+
+def test_only_the_pages_own_script_may_run_and_nothing_is_fetched() -> None:
+    page = rendered(digest([0.4, 0.6], [0, 1]))
+    script = page.rpartition("<script>")[2].partition("</script>")[0]
+    expected = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src &#39;sha256-{expected}&#39;" in page or f"script-src 'sha256-{expected}'" in page
+    assert "default-src 'none'" in page
+    for tag, attributes in Elements(page).found:
+        for name in ("src", "href", "srcset", "action"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:image/")), (tag, value)
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (digest([], []), "No image was inspected."),
+        (digest([0.7], [None]), "1 of 1 images is called anomalous"),
+        (digest([0.4, 0.6], [0, 0]), "No defect was tested"),
+        (digest([0.4, 0.6], [1, 1]), "No good image was tested"),
+        (digest([3.0, 700.0], [0, 1], threshold=None, scaled=False), "There is no threshold"),
+        (digest([0.5, 0.5], [0, 1]), "0 of 1 good images are called anomalous"),
+        (digest([0.4] * 9, [0] * 9, pictured=3), "the pictures of 6 are left out"),
+        (digest([0.4], [0], trained_on=1, chosen_by=1), "1 of the images tested were trained on"),
+        (digest([0.4], [0], model=facts(suspects=[], sha256="", checkpoint="")), "Folders and counts: not recorded"),
+        (digest([1.0, 3.4e38], [0, 1], scaled=False), "1 of 1 defective"),
+    ],
+    ids=["none", "one", "good", "bad", "no threshold", "alike", "left out", "trained on", "little known", "largest"],
+)
+def test_little_data_makes_a_page_that_says_so(given: Any, expected: str) -> None:
+    page = rendered(given)
+    if expected != "1 of 1 defective":
+        assert expected in " ".join(Elements(page).words)
+    assert data_of(page)["high"] > data_of(page)["low"]
+
+
+def test_a_group_has_a_line() -> None:
+    scores, truths = drawn_scores(40)
+    names = [f"camera{number % 3}_{number}.png" for number in range(40)]
+    page = rendered(digest(scores, truths, names=names, group=r"camera(\d)"))
+    data = data_of(page)
+    assert data["groups"] == ["0", "1", "2"]
+    assert data["group"] == [number % 3 for number in range(40)]
+
+
+def test_places_common_to_all_are_told_once() -> None:
+    assert names_of(["/a/b/c/1.png", "/a/b/d/2.png"]) == ("/a/b", ["c/1.png", "d/2.png"])
+    assert names_of(["", "rel/1.png"]) == ("rel", ["image 1", "1.png"])
+    assert names_of([]) == ("", [])
+    assert shown("a\x00\x1b[31m\u202e\udcff") == r"a\x00\x1b[31m\u202e\xff"
+
+
+def test_a_page_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "deep" / "report.html"
+    write_page("one", file)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_page("two", file)
+    assert file.read_text(encoding="utf-8") == "one"
+    assert [path.name for path in file.parent.iterdir()] == ["report.html"]
