@@ -10,6 +10,15 @@ from anomalib_sgfr.report.digest import Crop, Digest, Mimic, MimicRow, ModelFact
 from anomalib_sgfr.report.thumbnails import outline, small_heat, webp
 
 THRESHOLD = 0.5
+HOSTILE = [
+    "</script><script>alert(1)</script>.png",
+    '"><img src=x onerror=alert(1)>.png',
+    'it\'s & a "name".png',
+    "Бракованная 良品 عيب.png",
+    "line\u2028break\u202e.png",
+    "bytes\udcff\udcfe.png",
+    "{{ 7 * 7 }} ${x}.png",
+]
 
 
 def facts(**others: Any) -> ModelFacts:

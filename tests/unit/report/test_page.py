@@ -13,17 +13,7 @@ import pytest
 from anomalib_sgfr.report.page import rendered, write_page
 from anomalib_sgfr.report.statistics import Counts
 from anomalib_sgfr.report.words import names_of, shown
-from tests.made_report import digest, drawn_scores, facts
-
-HOSTILE = [
-    "</script><script>alert(1)</script>.png",
-    '"><img src=x onerror=alert(1)>.png',
-    'it\'s & a "name".png',
-    "Бракованная 良品 عيب.png",
-    "line\u2028break\u202e.png",
-    "bytes\udcff\udcfe.png",
-    "{{ 7 * 7 }} ${x}.png",
-]
+from tests.made_report import HOSTILE, digest, drawn_scores, facts
 
 
 class Elements(HTMLParser):

@@ -1,0 +1,227 @@
+"""``Report`` and ``anomalib-sgfr report``: from a fitted model to the page."""
+
+import csv
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import PredictDataset
+from sklearn.metrics import roc_auc_score
+
+from anomalib_sgfr import Report, Sgfr
+from anomalib_sgfr.commands.inputs import Truth
+from anomalib_sgfr.commands.report import main, truths_in
+from anomalib_sgfr.commands.threshold import main as threshold_main
+from anomalib_sgfr.fitting.fit_record import FitRecord
+from anomalib_sgfr.report.model_facts import sha256_of
+from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
+
+
+@pytest.fixture(scope="module")
+def run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with ``model.ckpt``, of a fit, and ``report.html`` and ``test_scores.csv``, of a test."""
+    folder = tmp_path_factory.mktemp("run")
+    model = small()
+    engine = fit(model, folder_datamodule(parts, val_split_mode="from_test"), folder)
+    Path(str(engine.best_model_path)).replace(folder / "model.ckpt")
+    report = Report(group=r"(good|bad)")
+    tester = engine_in(folder, callbacks=[report])  # the user's comes before the model's own
+    tester.test(small(), datamodule=folder_datamodule(parts), ckpt_path=str(folder / "model.ckpt"), verbose=False)
+    for name in ("report.html", "test_scores.csv"):
+        found = list(folder.rglob(name))
+        assert len(found) == 1, name
+        if found[0].parent != folder:
+            found[0].replace(folder / name)
+    return folder
+
+
+def data_of(page: Path) -> Any:
+    found = re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def loaded(path: Path) -> Sgfr:
+    return Sgfr.load_from_checkpoint(path, map_location="cpu", visualizer=False, evaluator=False)
+
+
+def test_a_test_writes_what_the_table_of_scores_says(run: Path) -> None:
+    page, data = (run / "report.html").read_text(encoding="utf-8"), data_of(run / "report.html")
+    with (run / "test_scores.csv").open(encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [Path(name).name for name in data["path"]] == [Path(row["image"]).name for row in rows]
+    assert data["score"] == pytest.approx([float(row["score"]) for row in rows], abs=1e-6)
+    assert data["truth"] == [int(row["truth"]) for row in rows]
+    assert data["kinds"] == ["bad", "good"]
+    assert data["start"] == float(rows[0]["threshold"])
+    places = np.array(data["place"])
+    assert places[:, 0] * 128 - 0.5 == pytest.approx([int(row["column"]) for row in rows], abs=0.1)
+    assert len(data["pictures"]) == len(rows)
+    assert all(picture["truth"] for picture, row in zip(data["pictures"], rows, strict=True) if row["truth"] == "1")
+    area = roc_auc_score([int(row["truth"]) for row in rows], [float(row["score"]) for row in rows])
+    assert f"AUROC <b>{area:.4f}</b>" in page
+    assert "Per-region overlap, AUPRO <b>" in page
+    assert "Groups, by (good|bad)" in page
+    assert sha256_of(str(run / "model.ckpt")) in page
+    assert f"threshold {run / 'model.ckpt'} --score " in page
+    mimic = data["mimics"][max(data["mimics"])]
+    assert mimic["rows"][0]["crops"][0][0].startswith("data:image/webp;base64,")
+    assert mimic["rows"][0]["crops"][0][2].endswith(".png")
+
+
+def test_the_checkpoint_keeps_how_the_fit_went(run: Path, parts: Path) -> None:
+    record = loaded(run / "model.ckpt").fit_record
+    assert record is not None
+    assert record.images == 12
+    assert record.folders == {str(parts / "good"): 12}
+    assert 0 < record.seconds < 600
+    assert record.memory > 2**26
+    assert (
+        record.versions["torch"] == torch.__version__.partition("+")[0] or record.versions["torch"] in torch.__version__
+    )
+    assert FitRecord.restored(record.plain()) == record
+    assert FitRecord.restored(None) is None
+    assert str(parts / "good") in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_command_that_the_page_shows_does_what_it_says(run: Path, tmp_path: Path) -> None:
+    data = data_of(run / "report.html")
+    scores = sorted(data["score"])
+    chosen = round((scores[3] + scores[4]) / 2, 4)
+    for sensitivity in (0.5, 0.7):  # the sensitivity moves what labels are given by
+        model = loaded(run / "model.ckpt")
+        processor = model.post_processor
+        processor.image_sensitivity = sensitivity
+        raws = [processor.raw(score) for score in data["score"]]
+        processor.value = processor.threshold_at(chosen)
+        processor.choose()
+        called = [raw > processor.label_threshold for raw in raws]
+        assert called == [score > chosen for score in data["score"]]
+    out = tmp_path / "new.ckpt"
+    assert threshold_main([str(run / "model.ckpt"), "--score", str(chosen), "--out", str(out)]) == 0
+    page = tmp_path / "new.html"
+    folders = [str(Path(data_folder)) for data_folder in {str(Path(name).parent) for name in _paths(run)}]
+    assert main([str(out), "--data", *folders, "--out", str(page)]) == 0
+    again = dict(zip(map(_name, data_of(page)["path"]), data_of(page)["score"], strict=True))
+    assert [again[_name(path)] > 0.5 for path in data["path"]] == [score > chosen for score in data["score"]]
+
+
+def _paths(run: Path) -> list[str]:
+    with (run / "test_scores.csv").open(encoding="utf-8") as opened:
+        return [row["image"] for row in csv.DictReader(opened)]
+
+
+def _name(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
+
+
+def test_raw_scores_set_a_first_threshold(run: Path) -> None:
+    processor = loaded(run / "model.ckpt").post_processor
+    assert processor.raw(processor.reported(3.0)) == pytest.approx(3.0, rel=1e-4)
+    processor.forget()
+    assert processor.reported(3.0) == 3.0
+    assert processor.threshold_at(3.0) == 3.0
+
+
+def test_the_command_reads_mvtecs_layout(
+    run: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "hazel's nut"
+    shutil.copytree(parts / "good_test", root / "test" / "good")
+    shutil.copytree(parts / "bad", root / "test" / "a <b>dent")
+    masks = root / "ground_truth" / "a <b>dent"
+    masks.mkdir(parents=True)
+    for path in (parts / "masks").iterdir():
+        shutil.copy(path, masks / f"{path.stem}_mask.png")
+    (root / "test" / "good" / "broken.png").write_bytes(b"no picture")
+    page = tmp_path / "new" / "report.html"
+    assert main([str(run / "model.ckpt"), "--data", str(root), "--out", str(page), "--pictures", "5"]) == 1
+    told = capsys.readouterr()
+    assert "broken.png cannot be read" in told.err
+    assert f"Report: {page}" in told.out
+    data = data_of(page)
+    assert data["kinds"] == ["a <b>dent", "good"]
+    assert len(data["score"]) == 12
+    assert len(data["pictures"]) == 5
+    assert "<b>dent" not in page.read_text(encoding="utf-8")
+    assert "Per-region overlap, AUPRO <b>" in page.read_text(encoding="utf-8")
+
+
+def test_what_folders_say(tmp_path: Path) -> None:
+    for name in ("flat/1.png", "set/good/2.png", "set/hole/3.png", "set/masks/hole/3.png", "own/4.png", "bent/5.png"):
+        write_image(tmp_path / name, 0, (8, 8))
+    write_image(tmp_path / "marks" / "5_mask.png", 0, (8, 8))
+    found = truths_in(
+        [tmp_path / "flat", tmp_path / "set"], [tmp_path / "own"], [tmp_path / "bent"], tmp_path / "marks"
+    )
+    assert {str(path.relative_to(tmp_path)): truth for path, truth in found.items()} == {
+        "flat/1.png": Truth(),
+        "set/good/2.png": Truth(defective=False, kind="good"),
+        "set/hole/3.png": Truth(defective=True, kind="hole"),
+        "own/4.png": Truth(defective=False, kind="good"),
+        "bent/5.png": Truth(defective=True, kind="bent", mask=tmp_path / "marks" / "5_mask.png"),
+    }
+    own = truths_in([tmp_path / "set"])
+    assert own[tmp_path / "set" / "hole" / "3.png"].mask == tmp_path / "set" / "masks" / "hole" / "3.png"
+
+
+def test_training_images_that_are_gone_are_told(run: Path, parts: Path, tmp_path: Path) -> None:
+    stored = torch.load(run / "model.ckpt", weights_only=False)
+    paths = bytes(stored["state_dict"]["model.image_paths"].tolist()).replace(b"/good/", b"/gone/")
+    stored["state_dict"]["model.image_paths"] = torch.tensor(list(paths), dtype=torch.uint8)
+    del stored["sgfr_fit"]  # as of an earlier version
+    torch.save(stored, tmp_path / "gone.ckpt")
+    page = tmp_path / "report.html"
+    assert main([str(tmp_path / "gone.ckpt"), "--bad", str(parts / "bad" / "00.png"), "--out", str(page)]) == 0
+    data = data_of(page)
+    assert data["kinds"] == ["bad"]
+    assert all(crop[0] == "" and crop[2] for row in data["mimics"]["0"]["rows"] for crop in row["crops"])
+    text = page.read_text(encoding="utf-8")
+    assert text.count("not recorded") >= 3
+    assert "No good image was tested" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "."], "no image in this folder"),
+        (["--group", "("], r"group '\(' is not a regular expression"),
+        (["--group", "nowhere"], "group 'nowhere' matches no image's path"),
+    ],
+)
+def test_mistakes_are_named(
+    arguments: list[str], message: str, run: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = arguments if "--data" in arguments else ["--data", str(parts / "bad"), *arguments]
+    with pytest.raises(ValueError, match=message):
+        main([str(run / "model.ckpt"), *given, "--out", "report.html"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_cannot_be_written_loses_nothing(
+    run: Path, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    report = Report(tmp_path / "file" / "report.html")
+    engine = engine_in(tmp_path, callbacks=[report])
+    with caplog.at_level(logging.WARNING):
+        found = engine.predict(small(), dataset=PredictDataset(parts / "bad"), ckpt_path=str(run / "model.ckpt"))
+    assert found is not None
+    assert len(found) == 6
+    assert list(tmp_path.rglob("scores.csv"))
+    assert f"The report {tmp_path / 'file' / 'report.html'} could not be written" in caplog.text
+    assert report.written is None
+
+
+def test_what_is_no_argument_is_refused() -> None:
+    with pytest.raises(ValueError, match="pictures must be at least 0, got -1"):
+        Report(pictures=-1)
+    with pytest.raises(ValueError, match=r"group '\(' is not a regular expression"):
+        Report(group="(")
