@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo check test lint mutate docs dist bench bench-mtd bench-mvtec bench-edge clean help
 
 help:
-	@echo "make demo   train on solar cells, write heatmaps (needs Python 3.11 to 3.14 and pip)"
+	@echo "make demo   train on solar cells, write a report and heatmaps (needs Python 3.11 to 3.14 and pip)"
 	@echo "make check  run the linters and the unit tests"
 	@echo "make test   run all tests"
 	@echo "make lint   run the linters"
@@ -38,6 +38,7 @@ RESULT := results/Sgfr/ELPV/mono/latest
 demo: $(INSTALLED)-demo
 	$(DEMO)
 	@echo
+	@echo "Report:    $(RESULT)/report.html"
 	@echo "Heatmaps:  $(RESULT)/images"
 	@echo "Next, export for the edge:"
 	@echo "  $(BIN)/anomalib export --model Sgfr --ckpt_path $(RESULT)/weights/lightning/model.ckpt --export_type openvino"

@@ -24,6 +24,7 @@ LEAVES = {
     "Change the threshold later": "where_results_show_0.6.ckpt",
     "This one is good": "*.ckpt",
     "See why": "figures/**/*.png",
+    "Share a report": "report.html",
     "Run at the edge": "heatmaps/**/*.png",
     "Inspect the frames of a camera": "last_defect.png",
     "A camera of 10, 12 or 16 bits": "results/Sgfr/deep/latest/**/model.ckpt",
