@@ -12,11 +12,12 @@ from PIL import Image
 
 __all__ = ["BUDGET", "aspect_of", "data_uri", "embedded_heat", "outline", "small_heat", "webp"]
 
-BUDGET = 6_300_000  # bytes of all images of a page, before base64 makes a third more of them
+BUDGET = 3_500_000  # bytes of all images of a page, before base64 makes a third more of them
 _MOST = 65504.0  # that 16 bits hold
 _HEAT = 64  # pixels across a map
 _DRAWN = 160  # across a map whose outline is drawn
 _APART = 7.0  # of 1,000: points of an outline
+_LONGEST = 2500  # signs of an outline: what is finer is drawn coarser
 _QUALITIES = (80, 70, 55, 40)
 
 
@@ -74,28 +75,38 @@ def data_uri(content: bytes, kind: str = "webp") -> str:
 def outline(values: NDArray[np.floating], level: float) -> str:
     """Where values ``(H, W)`` exceed a level, as an SVG path in a square of 1,000; empty where they nowhere do.
 
-    Lines are drawn half-way between pixels, see :mod:`contourpy`, and closed along the border.
+    Lines are drawn half-way between pixels by contourpy, and closed along the border.
     """
     field = _resized(values, _DRAWN)
     if not bool((field > level).any()):
         return ""
     height, width = field.shape
     around = np.pad(field, 1, constant_values=level - 1e-3 * (float(field.max()) - level))
-    parts = []
-    for line in contour_generator(z=around).lines(level):
-        if len(line) < 3:  # noqa: PLR2004
-            continue
-        places = np.clip((np.asarray(line) - 0.5) / (width, height), 0.0, 1.0) * 1000.0
-        parts.append("M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in _spaced(places)) + "z")
-    return "".join(parts)
+    found = [
+        np.clip((np.asarray(line) - 0.5) / (width, height), 0.0, 1.0) * 1000.0
+        for line in contour_generator(z=around).lines(level)
+    ]
+    apart = _APART
+    while True:
+        path = "".join(_closed(_spaced(places, apart)) for places in found)
+        if len(path) <= _LONGEST:
+            return path
+        apart *= 1.5
 
 
-def _spaced(places: NDArray[np.floating]) -> Sequence[tuple[float, float]]:
+def _closed(places: Sequence[NDArray[np.floating]]) -> str:
+    """Path of a line; none of what is smaller than can be drawn."""
+    if len(places) < 3:  # noqa: PLR2004
+        return ""
+    return "M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in places) + "z"
+
+
+def _spaced(places: NDArray[np.floating], apart: float) -> Sequence[NDArray[np.floating]]:
     kept = [places[0]]
     for place in places[1:]:
-        if float(np.abs(place - kept[-1]).max()) >= _APART:
+        if float(np.abs(place - kept[-1]).max()) >= apart:
             kept.append(place)
-    return [(float(x), float(y)) for x, y in kept]
+    return kept
 
 
 def aspect_of(path: str, height: int, width: int) -> float:

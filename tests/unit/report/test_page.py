@@ -8,12 +8,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from anomalib_sgfr.report.digest import Mimic, Picture
 from anomalib_sgfr.report.page import rendered, write_page
 from anomalib_sgfr.report.statistics import Counts
+from anomalib_sgfr.report.thumbnails import BUDGET, outline, small_heat, webp
 from anomalib_sgfr.report.words import names_of, shown
-from tests.made_report import HOSTILE, digest, drawn_scores, facts
+from tests.made_report import HOSTILE, digest, drawn_scores, facts, mimic
 
 
 class Elements(HTMLParser):
@@ -137,3 +140,16 @@ def test_a_page_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
         write_page("two", file)
     assert file.read_text(encoding="utf-8") == "one"
     assert [path.name for path in file.parent.iterdir()] == ["report.html"]
+
+
+def test_a_page_of_500_pictures_of_noise_stays_below_10_megabytes() -> None:
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(4):
+        heat = rng.uniform(size=(256, 256))
+        image = webp(rng.uniform(size=(256, 256, 3)).astype(np.float32), 256, BUDGET // 500)
+        made.append(Picture(image, small_heat(heat), outline(heat, 0.5), "", 1.0))
+    given = digest([0.6] * 500, [1] * 500, pictured=0)
+    units = [unit._replace(picture=made[number % 4]) for number, unit in enumerate(given.units)]
+    mimics = dict.fromkeys(range(24), Mimic(mimic().rows * 8))
+    assert len(rendered(given._replace(units=units, mimics=mimics))) < 10_000_000
