@@ -88,6 +88,9 @@ def test_wheel_holds_the_package_its_data_and_the_start_up_files(wheel: Path) ->
     assert names >= START_UP
     assert {
         "anomalib_sgfr/py.typed",
+        "anomalib_sgfr/report/templates/page.css",
+        "anomalib_sgfr/report/templates/page.html.j2",
+        "anomalib_sgfr/report/templates/page.js",
         "anomalib_sgfr/data/splits/mtd_canonical_train.txt",
         "anomalib_sgfr/data/splits/mtd_tile_groups.csv",
     } <= names

@@ -21,6 +21,7 @@ BROKEN = [
     ),
     ("anomalib_sgfr/core/cover.py", "from anomalib_sgfr.core import certificate", "No circle"),
     ("anomalib_sgfr/callbacks.py", "from anomalib_sgfr.plugin import register", "No module asks for its registration"),
+    ("anomalib_sgfr/report/page.py", "from anomalib_sgfr.callbacks import SubspaceSampling", "Arrows run one way"),
     ("anomalib_sgfr/data/mtd.py", "from anomalib_sgfr.lightning_model import Sgfr", "Data sets stand alone"),
     ("anomalib_sgfr/bank.py", "from benchmarks.common import scores", "The product does not need its benchmarks"),
 ]
