@@ -69,6 +69,8 @@ def nearest(target: Tensor, index: Index, k: int) -> Tensor:
     groups = index.atoms.shape[0] // _GROUP
     distance = (index.atoms @ points.T).unflatten(0, (groups, _GROUP))  # (g, 8, N)
     closest = distance.amin(1).topk(min(k, groups), dim=0, largest=False).indices  # (k, N)
-    within = distance.gather(0, closest.unsqueeze(1).expand(-1, _GROUP, -1)).flatten(0, 1)  # (8 k, N)
-    place = within.topk(k, dim=0, largest=False).indices
-    return (closest.gather(0, place // _GROUP) * _GROUP + place % _GROUP).T
+    members = (closest.unsqueeze(1) * _GROUP + torch.arange(_GROUP, device=closest.device)[:, None]).flatten(0, 1)
+    # by their places in one row: runtimes have a fast routine for that, and a plain loop for a gather along an axis
+    places = members * points.shape[0] + torch.arange(points.shape[0], device=closest.device)  # (8 k, N)
+    within = distance.flatten().index_select(0, places.flatten()).reshape(places.shape)
+    return members.gather(0, within.topk(k, dim=0, largest=False).indices).T

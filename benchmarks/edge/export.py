@@ -24,6 +24,8 @@ from benchmarks.common.engine import quiet_engine, silence
 from benchmarks.common.zoo import MODELS, resolve_arguments
 from benchmarks.edge.cases import CASES, Case
 
+__all__ = ["main", "move", "write_reference"]
+
 _TRAIN_IMAGES = 100
 _COMPRESSIONS = {
     "fp16": CompressionType.FP16,
@@ -79,14 +81,14 @@ def main(name: str, folder: str, root: str | None = None) -> None:
         if case.model == "patchcore":
             _fill(model, case.atoms)
         static: dict[str, Any] = {} if case.model == "sgfr" else {"onnx_kwargs": {"dynamic_shapes": None}}
-        _move(
+        move(
             engine.export(model, ExportType.OPENVINO, scratch, input_size=(height, width), **static), out / "model.xml"
         )
         if not case.compared:
             return
-        _reference(model, datamodule, out, case.size)
-        _move(engine.export(model, ExportType.ONNX, scratch), out / "model.onnx")
-        _move(engine.export(model, ExportType.OPENVINO, scratch), out / "any_size.xml")
+        write_reference(model, datamodule, out, case.size)
+        move(engine.export(model, ExportType.ONNX, scratch), out / "model.onnx")
+        move(engine.export(model, ExportType.OPENVINO, scratch), out / "any_size.xml")
         for suffix, compression in _COMPRESSIONS.items() if case.compressed else ():
             path = engine.export(
                 model,
@@ -96,7 +98,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
                 compression_type=compression,
                 datamodule=datamodule if suffix.endswith("ptq") else None,
             )
-            _move(path, out / f"{suffix}.xml")
+            move(path, out / f"{suffix}.xml")
 
 
 def _model(case: Case) -> AnomalibModule:
@@ -121,8 +123,8 @@ def _fill(model: Any, atoms: int) -> None:  # noqa: ANN401
     model.model.memory_bank = bank[torch.arange(atoms) % len(bank)] + 1e-3 * torch.randn(atoms, bank.shape[1])
 
 
-def _reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path, size: Sequence[int]) -> None:
-    """What the model answers through anomalib's Engine."""
+def write_reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path, size: Sequence[int]) -> None:
+    """Write ``reference.npz``: what the model answers through anomalib's Engine."""
     with tempfile.TemporaryDirectory() as scratch:
         batches: Any = quiet_engine(scratch).predict(model, dataloaders=datamodule.test_dataloader())
     paths = [path for batch in batches for path in batch.image_path]
@@ -139,7 +141,7 @@ def _reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path,
     )
 
 
-def _move(path: Path | None, target: Path) -> None:
+def move(path: Path | None, target: Path) -> None:
     """Move a model with the weights beside it."""
     if path is None:
         msg = "anomalib's Engine exported nothing."

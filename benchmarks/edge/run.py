@@ -115,7 +115,8 @@ def answers(job: dict[str, Any]) -> dict[str, Any]:
 def _accuracy(scores: NDArray[Any], maps: NDArray[Any], reference: Any) -> dict[str, float]:  # noqa: ANN401
     found = {"image_AUROC": image_metrics(scores, reference["kinds"] != "good")["image_AUROC"]}
     if "masks" in reference:
-        found["AUPRO"] = pixel_scores(np.maximum(maps, 0.0), label_regions(reference["masks"])).aupro
+        pixels = pixel_scores(np.maximum(maps, 0.0), label_regions(reference["masks"]))
+        found |= {"AUPRO": pixels.aupro, "pixel_AP": pixels.average_precision}
     return found
 
 
