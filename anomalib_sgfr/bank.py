@@ -1,5 +1,6 @@
 """The bank of one scale: its atoms, what they stand for, and what of a patch they cannot rebuild."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -15,7 +16,7 @@ from anomalib_sgfr.core.loops import mapped
 from anomalib_sgfr.core.search import Index, search_index
 from anomalib_sgfr.core.self_expression import left_out_distance
 
-__all__ = ["Bank", "BankState", "nominal_residual"]
+__all__ = ["Bank", "BankState", "nominal_residual", "residual_maps"]
 
 # Largest number of values one chunk of patches may hold in temporary tensors: 64 MiB of float32.
 _CHUNK_VALUES = 2**24
@@ -273,10 +274,8 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         Returns:
             Tensor: Shape ``(N,)``; not finite where a patch is not.
         """
-        values_per_patch = self.stored.shape[0] + 4 * self.num_atoms * self.stored.shape[1]
-        chunks = patches.split(max(1, _CHUNK_VALUES // values_per_patch))
         with torch.autocast(patches.device.type, enabled=False):  # half precision would blur small residuals
-            return torch.cat([self._length(chunk) for chunk in chunks])
+            return self._in_chunks(self._length, patches)
 
     def residual_map(self, embedding: Tensor) -> Tensor:
         """The same for embedding maps, in units of ``nominal``.
@@ -287,28 +286,114 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         Returns:
             Tensor: Shape ``(B, 1, h, w)``, ``float32``; not finite where an embedding is not.
         """
-        batch, width, rows, columns = embedding.shape
+        return residual_maps([self], [embedding])[0]
+
+    @property
+    def by_products(self) -> bool:
+        """Whether lengths come from :meth:`products`, which those of other such banks may be put beside."""
+        return self.solver == "affine" and self_expression.by_products(self.num_atoms, self.regularisation)
+
+    def products(self, embedding: Tensor) -> Tensor:
+        """What :func:`~anomalib_sgfr.core.self_expression.length_of_products` needs of embedding maps.
+
+        Args:
+            embedding (Tensor): Shape ``(B, d, h, w)``.
+
+        Returns:
+            Tensor: Shape ``(B, h * w, k', k')``.
+        """
+        return self._of_patches(self._products, embedding)
+
+    def lengths(self, embedding: Tensor) -> Tensor:
+        """What cannot be rebuilt of embedding maps.
+
+        Args:
+            embedding (Tensor): Shape ``(B, d, h, w)``.
+
+        Returns:
+            Tensor: Shape ``(B, h * w)``.
+        """
+        return self._of_patches(self._length, embedding)
+
+    def _of_patches(self, step: Callable[[Tensor], Tensor], embedding: Tensor) -> Tensor:
+        """What a step finds of each patch of embedding maps, shape ``(B, h * w, ...)``."""
         patches = embedding.flatten(2).transpose(1, 2).float()  # (B, h * w, d)
         if torch.compiler.is_exporting():
-            found = self._exported(patches, columns)
-        else:
-            found = self.residuals(patches.reshape(-1, width))
-        return found.reshape(batch, 1, rows, columns) / self.nominal
+            return _exported(step, patches, embedding.shape[-1])
+        return self._in_chunks(step, patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
 
-    def _exported(self, patches: Tensor, columns: int) -> Tensor:
-        """Residuals inside an exported graph, image by image, or by parts of a large image."""
-        batch, number, width = patches.shape
-        if isinstance(number, int):
-            rows = number // columns
-            fitting = (size for size in range(rows, 1, -1) if rows % size == 0 and size * columns <= _EXPORTED_PATCHES)
-            part = next(fitting, 1)
-            patches = patches.reshape(-1, part * columns, width)
-        return mapped(self._length, patches).reshape(batch, number)
+    def _in_chunks(self, step: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
+        values_per_patch = self.stored.shape[0] + 4 * self.num_atoms * self.stored.shape[1]
+        return _in_chunks(step, patches, values_per_patch)
+
+    def _products(self, patches: Tensor) -> Tensor:
+        return self_expression.affine_products(patches, self.atoms, self.num_atoms, self._index)
 
     def _length(self, patches: Tensor) -> Tensor:
         if self.solver == "ridge":
             return self_expression.ridge(patches, self.operator).norm(dim=1)
         if self.solver == "omp":
             return self_expression.omp(patches, self.atoms, self.num_atoms).residual.norm(dim=1)
-        index = Index(self.index_atoms, self.index_centre)
-        return self_expression.affine_distance(patches, self.atoms, self.num_atoms, self.regularisation, index)
+        return self_expression.affine_distance(patches, self.atoms, self.num_atoms, self.regularisation, self._index)
+
+    @property
+    def _index(self) -> Index:
+        return Index(self.index_atoms, self.index_centre)
+
+
+def residual_maps(banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[Tensor]:
+    """What each bank cannot rebuild of its embedding maps, in units of its ``nominal``.
+
+    Codes are solved for all scales at once where they can: the steps are many, and each is short for one scale.
+
+    Args:
+        banks (Sequence[Bank]): One a scale.
+        embeddings (Sequence[Tensor]): Of each scale, shape ``(B, d, h, w)``.
+
+    Returns:
+        list[Tensor]: Of each scale, shape ``(B, 1, h, w)``, ``float32``; not finite where an embedding is not.
+    """
+    with torch.autocast(embeddings[0].device.type, enabled=False):  # half precision would blur small residuals
+        if _alike(banks):
+            products = [bank.products(part) for bank, part in zip(banks, embeddings, strict=True)]
+            found = _solved(products, banks[0].num_atoms, banks[0].regularisation)
+        else:
+            found = [bank.lengths(part) for bank, part in zip(banks, embeddings, strict=True)]
+    shapes = [(part.shape[0], 1, *part.shape[2:]) for part in embeddings]
+    return [part.reshape(shape) / bank.nominal for part, shape, bank in zip(found, shapes, banks, strict=True)]
+
+
+def _alike(banks: Sequence[Bank]) -> bool:
+    """Whether the codes of all banks solve the same equations."""
+    same = len({(bank.num_atoms, bank.regularisation) for bank in banks}) == 1
+    return same and all(bank.by_products and len(bank.stored) > bank.num_atoms for bank in banks)
+
+
+def _solved(products: Sequence[Tensor], num_atoms: int, regularisation: float) -> list[Tensor]:
+    """Lengths of each scale, shape ``(B, h * w)``, from :meth:`Bank.products`."""
+
+    def solve(part: Tensor) -> Tensor:
+        return self_expression.length_of_products(part, num_atoms, regularisation)
+
+    together = torch.cat(list(products), 1)  # (B, n, k', k')
+    if torch.compiler.is_exporting():
+        lengths = mapped(solve, together)
+    else:
+        lengths = _in_chunks(solve, together.flatten(0, 1), 4 * (num_atoms + 1) ** 2).unflatten(0, together.shape[:2])
+    return list(lengths.split([part.shape[1] for part in products], 1))
+
+
+def _in_chunks(step: Callable[[Tensor], Tensor], patches: Tensor, values_per_patch: int) -> Tensor:
+    return torch.cat([step(chunk) for chunk in patches.split(max(1, _CHUNK_VALUES // values_per_patch))])
+
+
+def _exported(step: Callable[[Tensor], Tensor], patches: Tensor, columns: int) -> Tensor:
+    """What a step finds inside an exported graph, image by image, or by parts of a large image."""
+    batch, number, width = patches.shape
+    if isinstance(number, int):
+        rows = number // columns
+        fitting = (size for size in range(rows, 1, -1) if rows % size == 0 and size * columns <= _EXPORTED_PATCHES)
+        part = next(fitting, 1)
+        patches = patches.reshape(-1, part * columns, width)
+    found = mapped(step, patches)
+    return found.reshape(batch, number, *found.shape[2:])

@@ -11,7 +11,7 @@ from anomalib.data.utils.tiler import Tiler
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
-from anomalib_sgfr.bank import Bank, BankState
+from anomalib_sgfr.bank import Bank, BankState, residual_maps
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.geometry import touched
@@ -341,8 +341,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             ValueError: If an embedding is not finite.
         """
         self._require_banks()
-        chosen = self.banks if banks is None else banks
-        found = [bank.residual_map(embedding) for bank, embedding in zip(chosen, embeddings, strict=True)]
+        found = residual_maps(list(self.banks if banks is None else banks), embeddings)
         require_finite(torch.stack([part.sum() for part in found]), "an embedding")  # one wait for a card, not one each
         inside = self.patches_inside([part.shape[-2:] for part in found])
         return found if inside is None else [part * mask for part, mask in zip(found, inside, strict=True)]

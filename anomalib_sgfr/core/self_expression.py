@@ -30,8 +30,11 @@ __all__ = [
     "Expression",
     "affine",
     "affine_distance",
+    "affine_products",
+    "by_products",
     "check_arguments",
     "left_out_distance",
+    "length_of_products",
     "omp",
     "ridge",
     "ridge_code",
@@ -142,13 +145,37 @@ def affine_distance(
     Raises:
         ValueError: As :func:`affine`.
     """
-    if regularisation < _WELL_CONDITIONED or num_atoms == 1:
+    if not by_products(num_atoms, regularisation):
         return affine(target, bank, num_atoms, regularisation).residual.norm(dim=1)
-    _check(target, bank, num_atoms=num_atoms, regularisation=regularisation)
+    products = affine_products(target, bank, num_atoms, index)
+    return length_of_products(products, min(num_atoms, bank.shape[0]), regularisation).to(target.dtype)
+
+
+def by_products(num_atoms: int, regularisation: float) -> bool:
+    """Whether :func:`affine_distance` is :func:`length_of_products` of :func:`affine_products`."""
+    return regularisation >= _WELL_CONDITIONED and num_atoms > 1
+
+
+def affine_products(target: Tensor, bank: Tensor, num_atoms: int, index: Index | None = None) -> Tensor:
+    """What :func:`affine_distance` needs to know of each target: the products of the offsets to its nearest atoms.
+
+    Args:
+        target (Tensor): As for :func:`affine`; so for ``bank`` and ``num_atoms``.
+        bank (Tensor): Nominal vectors.
+        num_atoms (int): Size ``k`` of the support.
+        index (Index | None): Of the bank, if it is at hand.
+
+    Returns:
+        Tensor: Shape ``(N, k', k')``, of ``k' = k + 1`` atoms, or of all if there are no more; ``float32``, or
+        ``float64`` of such targets.
+
+    Raises:
+        ValueError: As :func:`affine`.
+    """
+    _check(target, bank, num_atoms=num_atoms)
     target_, bank_ = _working(target), _working(bank)
     index = search_index(bank_) if index is None else index
-    support = nearest(target_, index, min(num_atoms + 1, bank.shape[0]))
-    return _distance(target_, index, support, min(num_atoms, bank.shape[0]), regularisation).to(target.dtype)
+    return _products(target_, index, nearest(target_, index, min(num_atoms + 1, bank.shape[0])))
 
 
 def left_out_distance(bank: Tensor, num_atoms: int, regularisation: float = 0.0) -> Tensor:
@@ -178,17 +205,34 @@ def left_out_distance(bank: Tensor, num_atoms: int, regularisation: float = 0.0)
         own[:, -1] |= ~own.any(1)  # copies of the atom may have crowded it out
         support = support[~own].reshape(len(rows), -1)
         k = min(num_atoms, others)
-        found.append(_distance(bank_[rows], index, support, k, max(regularisation, _WELL_CONDITIONED)))
+        products = _products(bank_[rows], index, support)
+        found.append(length_of_products(products, k, max(regularisation, _WELL_CONDITIONED)))
     return torch.cat(found).to(bank.dtype)
 
 
-def _distance(target: Tensor, index: Index, support: Tensor, k: int, regularisation: float) -> Tensor:
-    """Lengths for targets whose nearest atoms are known: ``k``, and one more unless that is the whole bank."""
+def _products(target: Tensor, index: Index, support: Tensor) -> Tensor:
+    """Products of the offsets from targets to atoms."""
     negative = functional.pad(index.centre - target, (0, 1))
     # the squared length beside each atom is masked, not cut off, which would make an exported graph hold the bank twice
     mask = functional.pad(torch.ones_like(index.centre), (0, 1))
     offsets = (index.atoms[support] + negative.unsqueeze(1)) * mask  # (N, k+1, d+1)
-    gram = (offsets @ offsets.transpose(1, 2)).permute(1, 2, 0)  # (k+1, k+1, N): steps along N are long
+    return offsets @ offsets.transpose(1, 2)
+
+
+def length_of_products(products: Tensor, k: int, regularisation: float) -> Tensor:
+    """What is left of targets, from the products of the offsets to their nearest atoms: the end of affine_distance.
+
+    Targets of several banks may be put one after the other: the steps are many, and short for a few.
+
+    Args:
+        products (Tensor): As :func:`affine_products` gives them, shape ``(N, k', k')``.
+        k (int): Size of the support, ``k' - 1``; or ``k'`` where the bank has no more atoms.
+        regularisation (float): Strength of the penalty, at least 1e-4.
+
+    Returns:
+        Tensor: Lengths, shape ``(N,)``, of the products' dtype.
+    """
+    gram = products.permute(1, 2, 0)  # (k', k', N): steps along N are long
     squared = torch.stack([gram[row, row] for row in range(len(gram))])
     scale = squared[:k].mean(0).clamp_min(torch.finfo(gram.dtype).tiny)
     gram = gram[:k, :k] / scale

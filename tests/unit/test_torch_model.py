@@ -497,8 +497,8 @@ def test_a_large_batch_needs_no_more_memory_than_its_chunks(monkeypatch: pytest.
     model = fitted()
     monkeypatch.setattr(module, "_CHUNK_VALUES", 50_000)
     rows: list[tuple[int, int]] = []
-    solve = Bank._length
-    monkeypatch.setattr(Bank, "_length", lambda self, patches: (rows.append(patches.shape), solve(self, patches))[1])
+    find = Bank._products
+    monkeypatch.setattr(Bank, "_products", lambda self, patches: (rows.append(patches.shape), find(self, patches))[1])
     model(torch.randn(4, 3, 128, 128))
     for bank, number in zip(model.banks, (4 * 16 * 16, 4 * 8 * 8), strict=True):
         atoms, width = bank.atoms.shape
