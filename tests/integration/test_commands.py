@@ -1,5 +1,6 @@
 """Sgfr's own commands, and anomalib's through them: what a user sees when something is wrong."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -150,3 +151,14 @@ def test_every_mistake_ends_in_one_line(
     assert said in errors[-1], errors
     assert not any("Traceback" in line for line in [*errors, *output.splitlines()]), errors
     assert sum(line.startswith("error: ") for line in errors) == 1
+
+
+def test_a_machine_that_runs_these_tests_will_do(warm: Path, tmp_path: Path) -> None:
+    code, output, errors = command("doctor", "--json", warm=warm, cwd=tmp_path)
+    told = json.loads(output)
+    found = {each["what"]: each for each in told["findings"]}
+    assert (code, told["faults"], errors) == (0, 0, []), output
+    assert {"Python", "torch", "plugin", "weights", "free memory", "threads"} <= set(found)
+    assert found["fit and predict"]["mark"] == found["export"]["mark"] == "ok"
+    assert "scores differ by" in found["export"]["value"]
+    assert not list(tmp_path.iterdir())  # nothing is left

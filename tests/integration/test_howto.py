@@ -19,6 +19,7 @@ SECTIONS = {
     for part in TEXT.split("\n## ")[1:]
 }
 LEAVES = {
+    "Will this machine do?": "machine.json",
     "Train on my own folder": "results/Sgfr/parts/latest/images/**/*.png",
     "Choose a threshold without a defect": "results/Sgfr/calibrated/latest/**/model.ckpt",
     "Change the threshold later": "where_results_show_0.6.ckpt",
