@@ -45,6 +45,7 @@ def test_a_patch_is_its_token_and_no_other() -> None:
             torch.testing.assert_close(found[:, :, 2, 1], expected[:, :, 1:4, 0:3].mean((2, 3)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_from_a_fit_by_tiles_to_an_exported_file(parts: Path, tmp_path: Path) -> None:
     layers = ["blocks.1", "blocks.2", "blocks.4"]
     model = Sgfr(
