@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ANSWERS", "BACKBONES", "CASES", "F32", "PRECISIONS", "SEARCHED", "Case"]
+__all__ = ["ANSWERS", "BACKBONES", "CASES", "F32", "PRECISIONS", "SEARCHED", "SIDES", "Case"]
 
 _LITE, _VIT = "tf_efficientnet_lite0", "vit_small_patch14_dinov2"
 _SIZES = {_LITE: [256, 256], _VIT: [392, 392]}
@@ -57,6 +57,7 @@ CASES: dict[str, Case] = {
     "sgfr-vit": Case("sgfr", backbone=_VIT, arguments={**_FOUR_LAYERS, "bank_size": 2000}),
 }
 BACKBONES = {_LITE: "bare", _VIT: "bare-vit"}  # and the case that is the backbone alone
+SIDES = (256, 512, 1024, 2048)  # of pictures that are scored whole, in pixels
 F32: dict[str, str] = {"INFERENCE_PRECISION_HINT": "f32"}
 PRECISIONS: dict[str, dict[str, str]] = {"f32": F32, "default": {}}
 

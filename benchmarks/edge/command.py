@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import write_text
-from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, F32, PRECISIONS, SEARCHED
+from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, F32, PRECISIONS, SEARCHED, SIDES
 from benchmarks.edge.report import report
 
 __all__ = ["main"]
@@ -82,6 +82,9 @@ def _time_jobs(folders: dict[str, Path], runs: int) -> list[tuple[str, str, dict
             job: dict[str, Any] = {"models": models, "config": config, "runs": runs, "size": CASES[bare].size}
             if models:
                 jobs.append((f"latency {backbone} {precision}", "latency", job))
+        if models:
+            job = {"models": models, "config": F32, "runs": runs, "size": CASES[bare].size}
+            jobs.append((f"throughput {backbone}", "throughput", job))
         if bare in models:
             searched = {name: scales for name, scales in SEARCHED[backbone].items() if name in models}
             job = {"bare": models[bare], "searched": searched, "size": CASES[bare].size}
@@ -98,6 +101,9 @@ def _memory_jobs(name: str, folder: Path) -> list[tuple[str, str, dict[str, Any]
     if CASES[name].compared:
         job = {"model": str(folder / "any_size.xml"), "config": F32, "shape": [8, 3, 1024, 1024]}
         jobs.append((f"memory {name} batch 8, 1024 px", "memory", job))
+        for side in SIDES:
+            job = {"model": str(folder / "any_size.xml"), "config": F32, "shape": [1, 3, side, side]}
+            jobs.append((f"memory {name} {side} px", "memory", job))
     return jobs
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.records import write_text
-from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, PRECISIONS, SEARCHED
+from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, PRECISIONS, SEARCHED, SIDES
 
 __all__ = ["report"]
 
@@ -16,7 +16,8 @@ def report(folder: Path) -> None:
     found: dict[str, Any] = json.loads((folder / "edge.json").read_text(encoding="utf-8"))
     fine = {key: value for key, value in found.items() if "error" not in value}
     parts = ["# Sgfr at the edge", "`python -m benchmarks.edge --out DIR`, on two cores."]
-    parts += [_latency_table(fine, folder), _size_table(fine), _answers_table(fine)]
+    parts += [_latency_table(fine, folder), _throughput_table(fine), _size_table(fine), _large_table(fine)]
+    parts.append(_answers_table(fine))
     errors = [f"- {key}: {value['error']}" for key, value in found.items() if "error" in value]
     if errors:
         parts.append("## Failed\n\n" + "\n".join(errors))
@@ -79,6 +80,43 @@ def _bounds(found: dict[str, Any]) -> list[str]:
             cells += [f"{1e3 * work / product:.0f}", f"{bare:.2f}", f"{1 + product / bare:.2f}"]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _throughput_table(found: dict[str, Any]) -> str:
+    lines = [
+        "## Throughput",
+        "",
+        "Images a second, f32: one after the other with `PERFORMANCE_HINT: LATENCY`, and with `THROUGHPUT` so many at",
+        "a time as OpenVINO chooses, as `examples/run_openvino.py` does. Medians, in turns in one process.",
+        "",
+        "| model | one after the other | several at a time | requests | gain |",
+        "|---|---|---|---|---|",
+    ]
+    for name, case in CASES.items():
+        row = found.get(f"throughput {case.backbone}", {}).get(name)
+        if row:
+            gain = row["together"] / row["alone"]
+            lines.append(f"| {name} | {row['alone']:.1f} | {row['together']:.1f} | {row['requests']} | {gain:.2f} |")
+    return "\n".join(lines)
+
+
+def _large_table(found: dict[str, Any]) -> str:
+    lines = [
+        "## Large pictures in one call",
+        "",
+        "The file of any size, one picture, f32; memory as above.",
+        "",
+        "| model | picture, px | ms | ms a megapixel | MiB |",
+        "|---|---|---|---|---|",
+    ]
+    for name in CASES:
+        for side in SIDES:
+            row = found.get(f"memory {name} {side} px")
+            if row:
+                per_megapixel = row["median_ms"] / (side * side / 1e6)
+                cells = [f"{side} x {side}", f"{row['median_ms']:.0f}", f"{per_megapixel:.0f}"]
+                lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['inference_mib']:.0f} |")
+    return "\n".join(lines)
 
 
 def _size_table(found: dict[str, Any]) -> str:

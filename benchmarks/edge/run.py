@@ -1,7 +1,7 @@
 """Run exported models without PyTorch, for the edge benchmark; each call in a process of its own.
 
-``python -m benchmarks.edge.run latency JOB``, ``... products JOB``, ``... memory JOB`` or ``... answers JOB``, with a
-job as JSON; prints what it measured as JSON.
+``python -m benchmarks.edge.run latency JOB``, ``... products JOB``, ``... throughput JOB``, ``... memory JOB`` or
+``... answers JOB``, with a job as JSON; prints what it measured as JSON.
 """
 
 import json
@@ -69,16 +69,50 @@ def _in_turns(requests: dict[str, Any], inputs: dict[str, list[NDArray[np.float3
     return {name: {"median_ms": statistics.median(times), "least_ms": min(times)} for name, times in found.items()}
 
 
+def throughput(job: dict[str, Any]) -> dict[str, Any]:
+    """Images a second of each model, one after the other and several at a time, in turns."""
+    image = np.random.default_rng(0).random((1, 3, *job["size"]), np.float32)
+    found: dict[str, dict[str, list[float]]] = {name: {"alone": [], "together": []} for name in job["models"]}
+    core = openvino.Core()
+    runs = {}
+    for name, path in job["models"].items():
+        alone = core.compile_model(path, "CPU", {**job["config"], "PERFORMANCE_HINT": "LATENCY"})
+        many = core.compile_model(path, "CPU", {**job["config"], "PERFORMANCE_HINT": "THROUGHPUT"})
+        runs[name] = (alone.create_infer_request(), openvino.AsyncInferQueue(many))
+    for _ in range(job["runs"] // _BLOCK):
+        for name, (request, queue) in runs.items():
+            start = perf_counter()
+            for _ in range(_BLOCK):
+                request.infer([image], share_inputs=True, share_outputs=True)
+            between = perf_counter()
+            for _ in range(_BLOCK):
+                queue.start_async([image])
+            queue.wait_all()
+            found[name]["alone"].append(_BLOCK / (between - start))
+            found[name]["together"].append(_BLOCK / (perf_counter() - between))
+    return {
+        name: {**{way: statistics.median(rates) for way, rates in of.items()}, "requests": len(runs[name][1])}
+        for name, of in found.items()
+    }
+
+
 def memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Peak resident memory above the runtime's own, in MiB: loaded, and after inference."""
+    """Peak resident memory above the runtime's own, in MiB, loaded and after inference; and milliseconds."""
     core = openvino.Core()
     parameter = openvino.opset8.parameter([1], np.float32)
     core.compile_model(openvino.Model([openvino.opset8.relu(parameter)], [parameter]), "CPU")([np.zeros(1, np.float32)])
     own = peak_mb()
     model = core.compile_model(job["model"], "CPU", job["config"])
     loaded = peak_mb()
-    model(np.zeros(job["shape"], np.float32))
-    return {"runtime_mib": own, "loaded_mib": loaded - own, "inference_mib": peak_mb() - own}
+    images = np.zeros(job["shape"], np.float32)
+    model(images)
+    found = {"runtime_mib": own, "loaded_mib": loaded - own, "inference_mib": peak_mb() - own}
+    times = []
+    for _ in range(5):
+        start = perf_counter()
+        model(images)
+        times.append(1e3 * (perf_counter() - start))
+    return {**found, "median_ms": statistics.median(times)}
 
 
 def answers(job: dict[str, Any]) -> dict[str, Any]:
@@ -146,8 +180,8 @@ def _predictor(path: Path, config: dict[str, str]) -> Callable[[NDArray[np.float
 
 
 if __name__ == "__main__":
-    step = {"latency": latency, "products": products, "memory": memory, "answers": answers}[sys.argv[1]]
-    found = step(json.loads(sys.argv[2]))
+    steps = {step.__name__: step for step in (latency, products, throughput, memory, answers)}
+    found = steps[sys.argv[1]](json.loads(sys.argv[2]))
     if "torch" in sys.modules:
         sys.exit("PyTorch was imported: the measurement is not what it says.")
     print(json.dumps(found))
