@@ -33,6 +33,7 @@ LEAVES = {
     "Large images, by tiling": "results/Sgfr/tiled/latest/**/*.png",
     "Leave a part of the picture out": "results/Sgfr/masked/latest/**/model.ckpt",
     "Two processes": "results/Sgfr/two/v0/**/model.ckpt",
+    "Several machines": "results/Sgfr/nodes/*/**/model.ckpt",
     "New good parts later": "results/Sgfr/updated/latest/**/model.ckpt",
     "Another light, another camera": "adapted_threshold.ckpt",
     "Training images I do not trust": "results/Sgfr/trimmed/latest/suspects.csv",
