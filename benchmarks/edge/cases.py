@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ANSWERS", "BACKBONES", "CASES", "F32", "PRECISIONS", "SEARCHED", "SIDES", "Case"]
+__all__ = ["ANSWERS", "BACKBONES", "CASES", "F32", "PRECISIONS", "SEARCHED", "Case"]
 
 _LITE, _VIT = "tf_efficientnet_lite0", "vit_small_patch14_dinov2"
 _SIZES = {_LITE: [256, 256], _VIT: [392, 392]}
@@ -20,6 +20,7 @@ class Case:
         arguments (dict[str, Any]): Arguments of the model that differ from its defaults.
         compared (bool): Whether its answers are compared.
         compressed (bool): Whether those of its compressed files are.
+        side (int | None): Of its images, in pixels, where it is another than the backbone's; only costs are measured.
     """
 
     model: str
@@ -28,6 +29,7 @@ class Case:
     arguments: dict[str, Any] = field(default_factory=dict)
     compared: bool = False
     compressed: bool = False
+    side: int | None = None
 
     @property
     def pre_trained(self) -> bool:
@@ -37,7 +39,7 @@ class Case:
     @property
     def size(self) -> list[int]:
         """Height and width of its images, in pixels."""
-        return _SIZES[self.backbone]
+        return [self.side, self.side] if self.side else _SIZES[self.backbone]
 
 
 _HALF, _QUARTER = [500, 500, 2500, 1500], [250, 250, 1250, 750]
@@ -47,6 +49,7 @@ CASES: dict[str, Case] = {
     "sgfr": Case("sgfr", compared=True, compressed=True),
     "sgfr-half": Case("sgfr", arguments={"bank_size": _HALF}),
     "sgfr-quarter": Case("sgfr", arguments={"bank_size": _QUARTER}),
+    **{f"sgfr-{side}": Case("sgfr", side=side) for side in (512, 1024, 2048)},
     "sgfr-omp": Case("sgfr", arguments={"solver": "omp"}, compared=True),
     "sgfr-ridge": Case("sgfr", arguments={"solver": "ridge"}, compared=True),
     "padim": Case("padim"),
@@ -57,7 +60,6 @@ CASES: dict[str, Case] = {
     "sgfr-vit": Case("sgfr", backbone=_VIT, arguments={**_FOUR_LAYERS, "bank_size": 2000}),
 }
 BACKBONES = {_LITE: "bare", _VIT: "bare-vit"}  # and the case that is the backbone alone
-SIDES = (256, 512, 1024, 2048)  # of pictures that are scored whole, in pixels
 F32: dict[str, str] = {"INFERENCE_PRECISION_HINT": "f32"}
 PRECISIONS: dict[str, dict[str, str]] = {"f32": F32, "default": {}}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import write_text
-from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, F32, PRECISIONS, SEARCHED, SIDES
+from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, F32, PRECISIONS, SEARCHED
 from benchmarks.edge.report import report
 
 __all__ = ["main"]
@@ -76,7 +76,9 @@ def _time_jobs(folders: dict[str, Path], runs: int) -> list[tuple[str, str, dict
     jobs: list[tuple[str, str, dict[str, Any]]] = []
     for backbone, bare in BACKBONES.items():
         models = {
-            name: str(folder / "model.xml") for name, folder in folders.items() if CASES[name].backbone == backbone
+            name: str(folder / "model.xml")
+            for name, folder in folders.items()
+            if CASES[name].backbone == backbone and not CASES[name].side
         }
         for precision, config in PRECISIONS.items():
             job: dict[str, Any] = {"models": models, "config": config, "runs": runs, "size": CASES[bare].size}
@@ -95,15 +97,13 @@ def _time_jobs(folders: dict[str, Path], runs: int) -> list[tuple[str, str, dict
 def _memory_jobs(name: str, folder: Path) -> list[tuple[str, str, dict[str, Any]]]:
     jobs: list[tuple[str, str, dict[str, Any]]] = []
     for shape in ([batch, 3, *CASES[name].size] for batch in (1, 8)):
-        if shape[0] == 1 or CASES[name].model in {"sgfr", "bare"}:  # the others' files take one image
+        # the others' files take one image
+        if shape[0] == 1 or (CASES[name].model in {"sgfr", "bare"} and not CASES[name].side):
             job = {"model": str(folder / "model.xml"), "config": F32, "shape": shape}
             jobs.append((f"memory {name} batch {shape[0]}", "memory", job))
     if CASES[name].compared:
         job = {"model": str(folder / "any_size.xml"), "config": F32, "shape": [8, 3, 1024, 1024]}
         jobs.append((f"memory {name} batch 8, 1024 px", "memory", job))
-        for side in SIDES:
-            job = {"model": str(folder / "any_size.xml"), "config": F32, "shape": [1, 3, side, side]}
-            jobs.append((f"memory {name} {side} px", "memory", job))
     return jobs
 
 

@@ -26,7 +26,7 @@ from benchmarks.edge.cases import CASES, Case
 
 __all__ = ["main", "move", "write_reference"]
 
-_TRAIN_IMAGES = 100
+_TRAIN_IMAGES, _LARGE_IMAGES = 100, 8  # as many patches
 _COMPRESSIONS = {
     "fp16": CompressionType.FP16,
     "int8": CompressionType.INT8,
@@ -73,7 +73,7 @@ def main(name: str, folder: str, root: str | None = None) -> None:
         (out / "model.onnx").unlink()
         (out / "model.onnx.data").unlink(missing_ok=True)
         return
-    datamodule = data.build(dataset, place, limit_train=_TRAIN_IMAGES)
+    datamodule = data.build(dataset, place, limit_train=_LARGE_IMAGES if case.side else _TRAIN_IMAGES)
     model = _model(case)
     with tempfile.TemporaryDirectory() as scratch:
         engine = quiet_engine(scratch, limit_val_batches=0)
@@ -109,6 +109,7 @@ def _model(case: Case) -> AnomalibModule:
     return Sgfr(
         backbone=case.backbone,
         pre_trained=case.pre_trained,
+        image_size=case.side,
         seed=0,
         post_processor=NominalPostProcessor(0.05),
         evaluator=False,

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.records import write_text
-from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, PRECISIONS, SEARCHED, SIDES
+from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, PRECISIONS, SEARCHED
 
 __all__ = ["report"]
 
@@ -104,18 +104,19 @@ def _large_table(found: dict[str, Any]) -> str:
     lines = [
         "## Large pictures in one call",
         "",
-        "The file of any size, one picture, f32; memory as above.",
+        "Models of other input sizes, one picture, f32; memory as above. In PyTorch, and by tiles: `large-pictures`.",
         "",
-        "| model | picture, px | ms | ms a megapixel | MiB |",
+        "| input, px | ms | ms a megapixel | MiB | MiB a megapixel |",
         "|---|---|---|---|---|",
     ]
-    for name in CASES:
-        for side in SIDES:
-            row = found.get(f"memory {name} {side} px")
-            if row:
-                per_megapixel = row["median_ms"] / (side * side / 1e6)
-                cells = [f"{side} x {side}", f"{row['median_ms']:.0f}", f"{per_megapixel:.0f}"]
-                lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['inference_mib']:.0f} |")
+    for name, case in CASES.items():
+        row = found.get(f"memory {name} batch 1", {})
+        if "median_ms" in row and (case.side or name == "sgfr"):
+            height, width = case.size
+            megapixels = height * width / 1e6
+            cells = [f"{height} x {width}", f"{row['median_ms']:.0f}", f"{row['median_ms'] / megapixels:.0f}"]
+            cells += [f"{row['inference_mib']:.0f}", f"{row['inference_mib'] / megapixels:.0f}"]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -128,7 +129,7 @@ def _size_table(found: dict[str, Any]) -> str:
         "| model | file | FP16 | INT8 | loaded | one image | batch 8 | batch 8, 1024 px |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in CASES:
+    for name in (name for name, case in CASES.items() if not case.side):
         sizes = found.get(f"export {name}", {}).get("bytes", {})
         one = found.get(f"memory {name} batch 1", {})
         others = [found.get(f"memory {name} {shape}", {}) for shape in ("batch 8", "batch 8, 1024 px")]
