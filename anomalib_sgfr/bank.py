@@ -7,7 +7,7 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
-from anomalib_sgfr.core import self_expression
+from anomalib_sgfr.core import kernels, self_expression
 from anomalib_sgfr.core.arguments import Solver
 from anomalib_sgfr.core.casts import ExemptFromCasts, home
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
@@ -304,6 +304,16 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         """
         return self._of_patches(self._products, embedding)
 
+    def has_kernel(self, embedding: Tensor) -> bool:
+        """Whether :meth:`by_kernel` does what :meth:`lengths` does, for such embedding maps."""
+        if torch.compiler.is_exporting() or embedding.dtype == torch.float64 or not self.by_products:
+            return False
+        return kernels.fits(self.num_atoms, len(self.stored)) and kernels.serve(embedding)
+
+    def by_kernel(self, embedding: Tensor) -> Tensor:
+        """The same as :meth:`lengths`, in one launch on a graphics card."""
+        return kernels.affine_lengths(embedding, self._index, len(self.stored), self.num_atoms, self.regularisation)
+
     def lengths(self, embedding: Tensor) -> Tensor:
         """What cannot be rebuilt of embedding maps.
 
@@ -354,7 +364,9 @@ def residual_maps(banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[T
         list[Tensor]: Of each scale, shape ``(B, 1, h, w)``, ``float32``; not finite where an embedding is not.
     """
     with torch.autocast(embeddings[0].device.type, enabled=False):  # half precision would blur small residuals
-        if _alike(banks):
+        if all(bank.has_kernel(part) for bank, part in zip(banks, embeddings, strict=True)):
+            found = [bank.by_kernel(part) for bank, part in zip(banks, embeddings, strict=True)]
+        elif _alike(banks):
             products = [bank.products(part) for bank, part in zip(banks, embeddings, strict=True)]
             found = _solved(products, banks[0].num_atoms, banks[0].regularisation)
         else:

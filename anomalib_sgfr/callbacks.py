@@ -1,7 +1,10 @@
 """Lightning callback that learns the banks while the training images stream past."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,7 +18,12 @@ from anomalib_sgfr.fitting.distributed import is_padding
 
 __all__ = ["SubspaceSampling"]
 
+_STEPS = 2  # batches that wait to be sampled, at most
 _PATHS = 10_000  # of images whose patches are no atoms any more, before they are forgotten
+
+
+def _worth_a_worker(where: Tensor) -> bool:
+    return where.is_cuda
 
 
 def _finite(embedding: Tensor) -> bool:
@@ -33,7 +41,6 @@ class SubspaceSampling(Callback):
         log_every_n_steps (int): How often to report, in batches; ``0`` never. Defaults to ``1``.
 
     Attributes:
-        samplers (list[SubspaceSampler]): The samplers of the running fit, the finest scale's first; none outside one.
         images (dict[int, str]): Paths of the images that atoms held come from, by the numbers in the atoms' origins.
 
     Raises:
@@ -46,12 +53,24 @@ class SubspaceSampling(Callback):
             msg = f"log_every_n_steps must be at least 0, got {log_every_n_steps}."
             raise ValueError(msg)
         self.log_every_n_steps = log_every_n_steps
-        self.samplers: list[SubspaceSampler] = []
+        self._samplers: list[SubspaceSampler] = []
+        self._worker: ThreadPoolExecutor | None = None
+        self._steps: deque[Future[None]] = deque()
         self.images: dict[int, str] = {}
         self._next_image = 0
         self._room = _PATHS
         self._already_seen = 0
         self._started = 0.0
+
+    @property
+    def samplers(self) -> list[SubspaceSampler]:
+        """Of the running fit, the finest scale's first, with all that they were given taken in; none outside one."""
+        self._wait()
+        return self._samplers
+
+    @samplers.setter
+    def samplers(self, samplers: list[SubspaceSampler]) -> None:
+        self._samplers = samplers
 
     @property
     def patches_seen(self) -> int:
@@ -81,35 +100,72 @@ class SubspaceSampling(Callback):
         Raises:
             ValueError: If an embedding is not finite; the message names the images.
         """
-        if not self.samplers or not isinstance(outputs, Mapping):
+        if not self._samplers or not isinstance(outputs, Mapping):
             return
         embeddings = outputs["embeddings"]
         images = len(batch.image)
+        paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
+        numbers = self._numbers(batch.image_path, images, embeddings[0].device)
+        new = ~is_padding(trainer.train_dataloader, batch_idx, images).to(numbers.device)
+        inside = outputs.get("inside") or [None] * len(embeddings)
+        self._later(partial(self._observe, embeddings, paths, numbers, new, inside), embeddings[0])
+        if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
+            seconds = max(time.perf_counter() - self._started, 1e-9)
+            seen = sum(sampler.patches_seen_ for sampler in self._samplers)  # without waiting for what is under way
+            report = {
+                "candidates": float(sum(sampler.atoms_held for sampler in self._samplers)),
+                "admission_threshold": sum(sampler.threshold_ for sampler in self._samplers),
+                "patches_per_s": (seen - self._already_seen) / seconds,
+            }
+            pl_module.log_dict(report, prog_bar=True, batch_size=images)
+
+    def _observe(
+        self, embeddings: list[Tensor], paths: list[Any], numbers: Tensor, new: Tensor, inside: list[Tensor | None]
+    ) -> None:
+        """Let the samplers see a batch, if it is sound."""
+        images = len(paths)
         copies = len(embeddings[0]) // images
         finite = torch.stack([(part.flatten(1).abs() < LARGEST).all(1) for part in embeddings]).all(0)
         finite = finite.unflatten(0, (copies, images)).all(0)
         if not finite.all():
-            paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
             named = ", ".join(str(path) for path, fine in zip(paths, finite.tolist(), strict=True) if not fine)
             what = "NaN or infinite values" if not all(map(_finite, embeddings)) else f"values of {LARGEST:g} and more"
             msg = f"embeddings hold {what} for: {named}. Check the images and the backbone's weights."
             raise ValueError(msg)
-        numbers = self._numbers(batch.image_path, images, embeddings[0].device)
-        new = ~is_padding(trainer.train_dataloader, batch_idx, images).to(numbers.device)
         numbers, new = numbers.repeat(copies), new.repeat(copies)
-        inside = outputs.get("inside") or [None] * len(embeddings)
-        for sampler, part, mask in zip(self.samplers, embeddings, inside, strict=True):
+        for sampler, part, mask in zip(self._samplers, embeddings, inside, strict=True):
             patches, places = to_patches(part[new]), origins(numbers[new], part.shape[2:])
             seen = slice(None) if mask is None else mask.flatten().repeat(int(new.sum()))
             sampler.observe(patches[seen], places[seen])
-        if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
-            seconds = max(time.perf_counter() - self._started, 1e-9)
-            report = {
-                "candidates": float(sum(sampler.atoms_held for sampler in self.samplers)),
-                "admission_threshold": sum(sampler.threshold_ for sampler in self.samplers),
-                "patches_per_s": (self.patches_seen - self._already_seen) / seconds,
-            }
-            pl_module.log_dict(report, prog_bar=True, batch_size=images)
+
+    def _later(self, step: Callable[[], None], where: Tensor) -> None:
+        """Take a step; where a card does the work, beside the loading and embedding of the next batch."""
+        if not _worth_a_worker(where):
+            step()
+            return
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "subspace-sampling")
+
+        def there() -> None:
+            with torch.cuda.device_of(where):
+                step()
+
+        self._steps.append(self._worker.submit(there))
+        while len(self._steps) > _STEPS:
+            self._steps.popleft().result()
+
+    def _wait(self) -> None:
+        """Until every step is taken."""
+        while self._steps:
+            self._steps.popleft().result()
+
+    def _free(self) -> None:
+        """Let the samplers' stores go, and whoever fills them."""
+        if self._worker is not None:
+            self._worker.shutdown(cancel_futures=True)
+            self._worker = None
+        self._steps.clear()
+        self.samplers = []
 
     def _numbers(self, paths: Any, images: int, device: torch.device) -> Tensor:  # noqa: ANN401
         """Number the images of a batch; -1 if their paths are not known."""
@@ -128,7 +184,7 @@ class SubspaceSampling(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free the samplers' stores."""
         del trainer, pl_module
-        self.samplers = []
+        self._free()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Name the image that could not be read; free the store after a failed fit too, and keep an earlier bank."""
@@ -138,5 +194,5 @@ class SubspaceSampling(Callback):
                 exception.add_note(Reason(wrong))
             for path, reason in unreadable(trainer, exception):
                 exception.add_note(Reason(f"{path} cannot be read: {reason}"))
-        self.samplers = []
+        self._free()
         cast("Callable[[], None]", pl_module.abandon_fit)()

@@ -234,7 +234,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     def hear(self, images: Tensor) -> Ears:
         """What :meth:`forward` is made of in evaluation mode, with the place that raised the score."""
-        return self.combine(self.residual_maps(self.embed(images)), images.shape[-2:])
+        return self._heard_of(self.embed(images), images.shape[-2:])
 
     def embed(self, images: Tensor) -> list[Tensor]:
         """Embed images, tile by tile if there is a tiler; what lies outside the region is not seen, if there is one.
@@ -327,7 +327,13 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             RuntimeError: If the model is not fitted.
             ValueError: If an embedding is not finite.
         """
-        return self.combine(self.residual_maps(embeddings, banks), size).predicted
+        return self._heard_of(embeddings, size, banks).predicted
+
+    def _heard_of(self, embeddings: Sequence[Tensor], size: Sequence[int], banks: Sequence[Bank] | None = None) -> Ears:
+        residuals = self._residual_maps(embeddings, banks)
+        ears = self.combine(residuals, size)
+        _require_finite(residuals)  # last: a card has its work by then, and is waited for once
+        return ears
 
     def residual_maps(self, embeddings: Sequence[Tensor], banks: Sequence[Bank] | None = None) -> list[Tensor]:
         """What the banks cannot rebuild; arguments as :meth:`score`.
@@ -340,9 +346,13 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             RuntimeError: If the model is not fitted.
             ValueError: If an embedding is not finite.
         """
+        found = self._residual_maps(embeddings, banks)
+        _require_finite(found)
+        return found
+
+    def _residual_maps(self, embeddings: Sequence[Tensor], banks: Sequence[Bank] | None = None) -> list[Tensor]:
         self._require_banks()
         found = residual_maps(list(self.banks if banks is None else banks), embeddings)
-        require_finite(torch.stack([part.sum() for part in found]), "an embedding")  # one wait for a card, not one each
         inside = self.patches_inside([part.shape[-2:] for part in found])
         return found if inside is None else [part * mask for part, mask in zip(found, inside, strict=True)]
 
@@ -393,3 +403,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         if not self.is_fitted:
             msg = "the model has no bank: fit it first, or load a checkpoint that was saved after its fit ended."
             raise RuntimeError(msg)
+
+
+def _require_finite(residuals: Sequence[Tensor]) -> None:
+    require_finite(torch.stack([part.sum() for part in residuals]), "an embedding")  # one wait for a card, not one each

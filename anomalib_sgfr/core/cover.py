@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.core import kernels
 from anomalib_sgfr.core.geometry import unknown_origins
 from anomalib_sgfr.core.linear_algebra import least_in_row, middle
 from anomalib_sgfr.core.selection import PRODUCT_VALUES, farthest_first, separated
@@ -16,7 +17,7 @@ from anomalib_sgfr.core.selection import PRODUCT_VALUES, farthest_first, separat
 __all__ = ["Cover", "absorb", "centred", "merge", "moved", "settle", "squares_about", "thin"]
 
 _LOOKED_AT_FIRST = 512  # atoms that stand for the most embeddings: most of those to come lie near them
-_ROWS = 8192
+_ROWS, _ROWS_ON_CARD = 8192, 2**17
 
 
 class Cover(NamedTuple):
@@ -71,7 +72,8 @@ class Cover(NamedTuple):
         """
         count = torch.ones_like(index) if other is None else other.count
         squares, offset = self.squares.clone(), self.offset.clone()
-        for rows in torch.arange(len(index), device=index.device).split(_ROWS):  # 64 bits take room
+        most = _ROWS_ON_CARD if index.is_cuda else _ROWS
+        for rows in torch.arange(len(index), device=index.device).split(most):  # 64 bits take room
             moved = difference[rows].double()
             if other is None:
                 about = moved.square().sum(1)
@@ -123,10 +125,22 @@ def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None
     """
     if origin is None:
         origin = unknown_origins(len(points), points.device)
+    common = cover.count.argsort(descending=True, stable=True)
+    search = _on_card if kernels.serve(points) else _in_turn
+    cover, left, least = search(cover, common, points, threshold)
+    left = left[least.argsort(descending=True, stable=True)]
+    novel = Cover.of(points[left], origin[left])
+    chosen = separated(novel.atoms, threshold)
+    close = torch.ones_like(novel.count, dtype=torch.bool)
+    close[chosen] = False
+    return cover.joined(settle(novel.rows(chosen), novel.rows(close)))
+
+
+def _in_turn(cover: Cover, common: Tensor, points: Tensor, threshold: float) -> tuple[Cover, Tensor, Tensor]:
+    """Account points to atoms within the threshold, the common ones first; which are left, and how far from all."""
     left = torch.arange(len(points), device=points.device)  # near no atom so far
     least = torch.full_like(points[:, 0], torch.inf)
-    atoms, common = cover.atoms, cover.count.argsort(descending=True, stable=True)
-    done = 0
+    atoms, done = cover.atoms, 0
     while done < len(common) and len(left):
         among = common[done : max(_LOOKED_AT_FIRST, 2 * done)]
         done += len(among)
@@ -134,12 +148,17 @@ def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None
         near = distance <= threshold
         cover = cover.account(among[index[near]], distance[near], difference[near])
         left, least = left[~near], torch.minimum(least, distance)[~near]
-    left = left[least.argsort(descending=True, stable=True)]
-    novel = Cover.of(points[left], origin[left])
-    chosen = separated(novel.atoms, threshold)
-    close = torch.ones_like(novel.count, dtype=torch.bool)
-    close[chosen] = False
-    return cover.joined(settle(novel.rows(chosen), novel.rows(close)))
+    return cover, left, least
+
+
+def _on_card(cover: Cover, common: Tensor, points: Tensor, threshold: float) -> tuple[Cover, Tensor, Tensor]:
+    """The same in one launch, and some to account."""
+    row, squared = kernels.nearest_in_turn(points, cover.atoms[common], _LOOKED_AT_FIRST, threshold)
+    within = squared <= threshold**2
+    near, left = within.nonzero().flatten(), (~within).nonzero().flatten()
+    index = common[row[near]]
+    difference = points[near] - cover.atoms[index]
+    return cover.account(index, difference.norm(dim=1), difference), left, squared[left].sqrt()
 
 
 def thin(cover: Cover, size: int, tolerance: float = 0.0) -> tuple[Cover, Cover, float]:
@@ -238,6 +257,10 @@ def moved(cover: Cover, atoms: Tensor) -> Cover:
 
 def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row of the nearest atom and the Euclidean distance from it, each ``(n,)``, and the point less the atom."""
+    if kernels.serve(points):
+        index, _ = kernels.nearest_in_turn(points, atoms, len(atoms), 0.0)
+        difference = points - atoms[index]
+        return index, difference.norm(dim=1), difference
     centre = middle(atoms)
     about_centre = atoms - centre
     length = about_centre.square().sum(1)

@@ -13,6 +13,8 @@ Farthest-first takes what lies at the edge, noise included. In the end each atom
 stands for (:func:`~anomalib_sgfr.core.cover.centred`).
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ __all__ = ["LARGEST", "WORKING_SIZE", "SubspaceSampler"]
 LARGEST = 1e15  # of an embedding's values: larger ones cannot be squared and summed
 
 WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least
+_TOGETHER = 2048  # embeddings of small batches: each step has costs that do not depend on their number
 _RETIRED = 4  # times the atoms in use, before their accounts go to atoms in use after all
 
 
@@ -32,7 +35,8 @@ class SubspaceSampler:
     """Streaming learner of a bank: ``observe`` batches, then read ``bank``.
 
     Holds at most ``6 * max(bank_size, working_size)`` embeddings between calls, whatever the length of the stream: a
-    third as atoms, the others retired. Deterministic for a given order of the stream; reading the bank changes nothing.
+    third as atoms, the others retired; and batches that are small, until they are worth the while together.
+    Deterministic for a given order of the stream; reading the bank changes nothing.
 
     Args:
         bank_size (int): Largest number of atoms in the bank.
@@ -69,6 +73,7 @@ class SubspaceSampler:
         self.threshold_ = tolerance
         self._cover: Cover | None = None
         self._retired: Cover | None = None
+        self._waiting: list[Cover] = []  # batches that are too small
 
     def resume(self, cover: Cover, threshold: float) -> None:
         """Go on from a bank learnt before, instead of from nothing.
@@ -98,7 +103,8 @@ class SubspaceSampler:
         Raises:
             ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state is unchanged then.
         """
-        width = None if self._cover is None else self._cover.atoms.shape[1]
+        held = [*self._waiting, *([] if self._cover is None else [self._cover])]
+        width = held[0].atoms.shape[1] if held else None
         if embeddings.ndim != 2 or (width is not None and embeddings.shape[1] != width):  # noqa: PLR2004
             msg = f"embeddings must have shape (n, {width or 'd'}), got {tuple(embeddings.shape)}."
             raise ValueError(msg)
@@ -120,13 +126,23 @@ class SubspaceSampler:
             raise ValueError(msg)
         if len(embeddings) == 0:
             return
+        self._waiting.append(Cover.of(embeddings, origin))
+        self.patches_seen_ += embeddings.shape[0]
+        if sum(len(part.atoms) for part in self._waiting) >= min(_TOGETHER, self.working_size):
+            self._take_in()
+
+    def _take_in(self) -> None:
+        """Take in what waits."""
+        if not self._waiting:
+            return
+        batch = self._waiting[0] if len(self._waiting) == 1 else _joined(self._waiting)
+        self._waiting = []
         if self._cover is None:
-            self._thin(Cover.of(embeddings, origin), 2 * self.working_size, self.tolerance)
+            self._thin(batch, 2 * self.working_size, self.tolerance)
         else:
-            self._cover = absorb(self._cover, embeddings, self.threshold_, origin)
+            self._cover = absorb(self._cover, batch.atoms, self.threshold_, batch.origin)
             if len(self._cover.atoms) > 2 * self.working_size:
                 self._thin(self._cover, self.working_size)
-        self.patches_seen_ += embeddings.shape[0]
 
     def _thin(self, cover: Cover, size: int, tolerance: float = 0.0) -> None:
         # only what stands for itself alone may go for being within the tolerance: distances would add up
@@ -150,7 +166,7 @@ class SubspaceSampler:
 
     def images(self) -> set[int]:
         """Numbers of the images that atoms held now come from."""
-        held = [part.origin[:, 0] for part in (self._cover, self._retired) if part is not None]
+        held = [part.origin[:, 0] for part in (self._cover, self._retired, *self._waiting) if part is not None]
         return set(torch.cat(held).unique().tolist()) if held else set()
 
     def cover(self) -> Cover:
@@ -168,9 +184,17 @@ class SubspaceSampler:
         Returns:
             tuple[Cover, float]: The cover, and the distance above which an embedding would need an atom of its own.
         """
+        if self._waiting:
+            now = copy.copy(self)
+            now._take_in()  # noqa: SLF001  # of this class
+            return now.learnt(size)
         if self._cover is None:
             msg = "no nominal embedding was observed: the training set is empty."
             raise ValueError(msg)
         kept, dropped, radius = thin(self._cover, size or self.bank_size)
         others = dropped if self._retired is None else self._retired.joined(dropped)
         return settle(kept, others), max(self.threshold_, radius)
+
+
+def _joined(batches: list[Cover]) -> Cover:
+    return Cover(*(torch.cat(parts) for parts in zip(*batches, strict=True)))

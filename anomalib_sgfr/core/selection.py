@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.core import kernels
 from anomalib_sgfr.core.linear_algebra import least_in_row, middle
 
 __all__ = ["PRODUCT_VALUES", "farthest_first", "separated"]
@@ -85,16 +86,20 @@ def _next_farthest(
     """The next points of the traversal, one or more: as many as can be told from the farthest candidates alone."""
     values, candidates = distance.topk(min(_CANDIDATES + 1, len(distance)))
     # no point that is not a candidate is farther than the last of them, now or later
-    outside = float(values[-1]) if len(candidates) < len(distance) else -np.inf
-    candidates = candidates[:_CANDIDATES]
+    outside = values[-1] if len(candidates) < len(distance) else torch.full_like(values[-1], -torch.inf)
+    candidates, values = candidates[:_CANDIDATES], values[:_CANDIDATES]
     near = points[candidates]
     mutual = torch.addmm(length[candidates], near, near.T, alpha=-2.0) + length[candidates][:, None]
-    left, between = values[:_CANDIDATES].cpu().numpy().copy(), mutual.cpu().numpy()
+    if kernels.serve(points):
+        chosen = kernels.farthest_of_few(values, mutual, same[candidates], most, outside, tolerance)
+        return candidates[chosen[chosen >= 0]].tolist()
+    beyond = float(outside)
+    left, between = values.cpu().numpy().copy(), mutual.cpu().numpy()
     rounding = same[candidates].cpu().numpy()
     picks: list[int] = []
     while len(picks) < most:
         pick = int(left.argmax())
-        if picks and (left[pick] < outside or left[pick] <= tolerance**2):
+        if picks and (left[pick] < beyond or left[pick] <= tolerance**2):
             break
         picks.append(pick)
         np.minimum(left, between[pick], out=left)
@@ -116,12 +121,16 @@ def separated(points: Tensor, distance: float) -> Tensor:
     centred = points - middle(points)
     length = centred.square().sum(1)
     kept = torch.empty(0, dtype=torch.int64, device=points.device)
+    on_card = kernels.serve(points)
     for block in torch.arange(len(points), device=points.device).split(_CANDIDATES):
         fresh = block
         if len(kept):
             to_kept = torch.addmm(length[kept], centred[block], centred[kept].T, alpha=-2.0).amin(1) + length[block]
             fresh = block[to_kept > distance**2]
         mutual = torch.addmm(length[fresh], centred[fresh], centred[fresh].T, alpha=-2.0) + length[fresh][:, None]
+        if on_card:
+            kept = torch.cat((kept, fresh[kernels.separated_of_few(mutual, distance)]))
+            continue
         close = np.triu((mutual <= distance**2).cpu().numpy(), 1)  # each with those after it
         alive = np.ones(len(close), bool)
         for row in range(len(close)):

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torchvision.transforms.v2 import Normalize, Resize
 
-from anomalib_sgfr import Sgfr, SubspaceSampling
+from anomalib_sgfr import Sgfr, SubspaceSampling, callbacks
 from anomalib_sgfr.core.sampling import WORKING_SIZE
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from tests.conftest import atoms, fit, folder_datamodule, small, write_image
@@ -82,6 +83,27 @@ def test_fit_is_deterministic_for_a_seed(parts: Path, tmp_path: Path) -> None:
         banks.append(atoms(model))
     assert torch.equal(banks[0], banks[1])
     assert not torch.equal(banks[0], banks[2])
+
+
+def test_a_card_samples_beside_the_embedding_and_learns_the_same(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    banks, threads = [], set()
+    observe = SubspaceSampling._observe
+
+    def watched(self: SubspaceSampling, *rest: object) -> None:
+        threads.add(threading.current_thread().name)
+        observe(self, *rest)
+
+    monkeypatch.setattr(SubspaceSampling, "_observe", watched)
+    for beside in (False, True):
+        monkeypatch.setattr(callbacks, "_worth_a_worker", lambda _, beside=beside: beside)
+        model = small(image_size=128, seed=3)
+        fit(model, folder_datamodule(parts, train_batch_size=2), tmp_path)
+        banks.append(atoms(model))
+    assert torch.equal(*banks)
+    assert {name.startswith("subspace-sampling") for name in threads} == {False, True}
+    assert not any(thread.name.startswith("subspace-sampling") for thread in threading.enumerate())
 
 
 def test_without_a_seed_the_callers_generator_decides(parts: Path, tmp_path: Path) -> None:
@@ -268,12 +290,14 @@ def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> 
     assert 2 * 200 < watched.held <= 2 * 2 * WORKING_SIZE  # chosen from more than the banks have
 
 
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize(
     ("value", "said"), [(torch.nan, "NaN or infinite values"), (1e16, r"values of 1e\+15 and more")]
 )
 def test_features_that_cannot_be_used_name_the_images(
-    value: float, said: str, datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: float, said: str, beside: bool, datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(callbacks, "_worth_a_worker", lambda _: beside)
     embed = PatchEmbedder.forward
 
     def poisoned(self: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:

@@ -87,7 +87,7 @@ def test_memory_is_bounded_by_the_bank_not_the_stream(batch: int, monkeypatch: p
     for part in torch.randn(5000, 3).split(batch):
         sampler.observe(part)
         assert sampler.atoms_held <= 100
-    assert max(thinned) <= 100 + batch
+    assert max(thinned) <= 100 + 50 + batch  # small batches are taken in together
     assert len(sampler.bank()) == 50
 
 

@@ -1,0 +1,275 @@
+"""What a graphics card does in one launch, where PyTorch takes dozens: kernels in Triton, which comes with PyTorch.
+
+A reconstruction is many short steps: on a card their launches, and the distances written and read again, take most of
+the time. Here they stay in registers. What the kernels compute is what :mod:`~anomalib_sgfr.core.self_expression` and
+:mod:`~anomalib_sgfr.core.selection` say, which is also what runs where they do not.
+"""
+
+import functools
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from anomalib_sgfr.core.search import Index, search_index
+from anomalib_sgfr.core.self_expression import affine_distance
+
+try:
+    from anomalib_sgfr.core import programs
+except ImportError:  # a build of PyTorch without Triton
+    _THERE = False
+else:
+    _THERE = True
+
+__all__ = ["affine_lengths", "farthest_of_few", "fits", "nearest_in_turn", "separated_of_few", "serve"]
+
+_GROUPS = 512  # atoms whose least distance stands for them all: those of the same number modulo this
+_POINTS = 16  # rebuilt by one program: the least that the matrix units take
+_MOST_ATOMS = 7  # of a support: with the next, eight, whose products are a cube in registers
+_MOST_CANDIDATES = 256  # members of the best groups
+_TILE = 8192  # values in registers at once
+_ROWS, _ATOMS, _SHORT = 32, 32, 8  # of the sampler's search
+_STEP = 16  # values of a product's two sides in shared memory at once
+_STAGES = 2  # that many times
+_WARPS = 8
+
+
+def fits(num_atoms: int, bank_size: int) -> bool:
+    """Whether :func:`affine_lengths` holds such a support, and the groups of such a bank, in registers.
+
+    Args:
+        num_atoms (int): Size ``k`` of the support.
+        bank_size (int): Atoms ``M`` of the bank.
+    """
+    return num_atoms <= _MOST_ATOMS and num_atoms < bank_size and _candidates(num_atoms, bank_size) <= _MOST_CANDIDATES
+
+
+def _candidates(num_atoms: int, bank_size: int) -> int:
+    return (num_atoms + 1) * -(-bank_size // _GROUPS)
+
+
+def serve(tensor: Tensor) -> bool:
+    """Whether kernels do the work for such a tensor: it lies on a card, and Triton and its C compiler are there."""
+    return (tensor.is_cuda or _is_interpreted()) and _usable()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _usable() -> bool:
+    return _tried()
+
+
+@functools.cache
+def _tried() -> bool:
+    if not _THERE or not (torch.cuda.is_available() or _is_interpreted()):
+        return False
+    try:
+        right = _are_right(torch.device("cpu" if _is_interpreted() else "cuda"))
+        reason = "" if right else "what it computes is wrong"
+    except Exception as error:  # noqa: BLE001  # of drivers, compilers and Triton; whatever it is, there is another way
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        message = f"Triton's kernels cannot be used, and Sgfr is slower on a graphics card without them: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return not reason
+
+
+def _are_right(device: torch.device) -> bool:
+    """Whether each kernel answers one small question as PyTorch does."""
+    points = torch.linspace(0.0, 9.0, 40, device=device).sin().reshape(20, 2) * 3.0
+    mutual = (points[:, None] - points).square().sum(2)
+    row, squared = nearest_in_turn(points[10:], points[:10], 10, 0.0)
+    right = torch.equal(row, mutual[10:, :10].argmin(1)) and torch.allclose(squared, mutual[10:, :10].amin(1))
+
+    alive = torch.ones(20, dtype=torch.bool)
+    for place in range(20):
+        alive[place + 1 :] &= ~(alive[place] & (mutual[place, place + 1 :].cpu() <= 1.0))
+    right &= torch.equal(separated_of_few(mutual, 1.0).cpu(), alive)
+
+    left, order = mutual[0].sort(descending=True)
+    taken = farthest_of_few(left, mutual[order][:, order].contiguous(), torch.zeros_like(left), 3, left[-1], 0.0)
+    expected = [0]
+    for _ in range(2):
+        left = torch.minimum(left, mutual[order[expected[-1]], order])
+        expected.append(int(left.argmax()))
+    right &= taken.tolist() == expected + [-1] * 17
+
+    bank, embedding = points[:8], points[8:].T.reshape(1, 2, 3, 4).contiguous()
+    found = affine_lengths(embedding, search_index(bank), 8, 5, 0.5)
+    return right and torch.allclose(found[0], affine_distance(points[8:], bank, 5, 0.5), rtol=1e-4, atol=1e-5)
+
+
+def _is_interpreted() -> bool:
+    """Whether Triton runs on the CPU, slowly: how the kernels are tested."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def affine_lengths(embedding: Tensor, index: Index, bank_size: int, num_atoms: int, regularisation: float) -> Tensor:
+    """Length of what :func:`~anomalib_sgfr.core.self_expression.affine` leaves of embedding maps, in one launch.
+
+    The nearest atoms are looked for with products of 32-bit accuracy (three of TF32), and ordered by their distances as
+    they are.
+
+    Args:
+        embedding (Tensor): Shape ``(B, d, h, w)``, on a card.
+        index (Index): Of the bank, ``float32``.
+        bank_size (int): Atoms ``M`` of the bank; see :func:`fits`.
+        num_atoms (int): Size of the support.
+        regularisation (float): Strength of the penalty, at least 1e-4.
+
+    Returns:
+        Tensor: Shape ``(B, h * w)``, ``float32``; not finite where an embedding is not.
+    """
+    step = _as_operator if torch.compiler.is_compiling() else _launch_affine_lengths
+    return step(embedding, *index, bank_size, num_atoms, regularisation)
+
+
+def _launch_affine_lengths(
+    embedding: Tensor, atoms: Tensor, centre: Tensor, bank_size: int, num_atoms: int, regularisation: float
+) -> Tensor:
+    batch, width = embedding.shape[:2]
+    points = embedding.flatten(2)
+    number = points.shape[2]
+    found = torch.empty((batch, number), dtype=torch.float32, device=embedding.device)
+    members = -(-bank_size // _GROUPS)
+    # (d + 1, g m), neighbours in memory, are read together
+    columns = functional.pad(atoms.T, (0, members * _GROUPS - len(atoms))).contiguous()
+    candidates = _power_of_2(max(16, _candidates(num_atoms, bank_size)))
+    _launch(
+        programs.affine_lengths,
+        -(-batch * number // _POINTS),
+        points,
+        columns,
+        atoms,
+        centre,
+        found,
+        batch * number,
+        number,
+        bank_size,
+        members,
+        width,
+        *points.stride(),
+        regularisation,
+        K=num_atoms,
+        POINTS=_POINTS,
+        GROUPS=_GROUPS,
+        CANDIDATES=candidates,
+        SUPPORT=8,
+        STEP=_STEP,
+        SHORT=_TILE // (_POINTS * candidates),
+        num_warps=_WARPS,
+        num_stages=_STAGES,
+    )
+    return found
+
+
+# Of which a compiler knows no more than what comes out.
+_as_operator = torch.library.custom_op("anomalib_sgfr::affine_lengths", _launch_affine_lengths, mutates_args=())
+
+
+@_as_operator.register_fake
+def _(embedding: Tensor, atoms: Tensor, *_: Any) -> Tensor:  # noqa: ANN401
+    del atoms
+    return embedding.new_empty((embedding.shape[0], embedding.shape[2:].numel()), dtype=torch.float32)
+
+
+def farthest_of_few(
+    left: Tensor, mutual: Tensor, same: Tensor, most: int, outside: float | Tensor, tolerance: float
+) -> Tensor:
+    """The greedy choice of :func:`~anomalib_sgfr.core.selection.farthest_first` among a few hundred points.
+
+    Args:
+        left (Tensor): Squared distance of each from the nearest point taken, ``(n,)``, falling.
+        mutual (Tensor): Squared distances of all from each other, ``(n, n)``.
+        same (Tensor): Squared distance at which two are the same point, ``(n,)``.
+        most (int): Points to take.
+        outside (float | Tensor): Largest of all other points: whoever is nearer is not the farthest of all any more.
+        tolerance (float): Distance at which to stop, but for the first.
+
+    Returns:
+        Tensor: Those taken, in order, and -1 after them; shape ``(n,)``, ``int64``.
+    """
+    taken = torch.full((len(left),), -1, dtype=torch.int64, device=left.device)
+    outside = torch.as_tensor(outside, dtype=left.dtype, device=left.device)
+    size = _power_of_2(len(left))
+    _launch(
+        programs.farthest_of_few,
+        1,
+        left,
+        mutual,
+        same,
+        outside,
+        taken,
+        len(left),
+        most,
+        tolerance**2,
+        SIZE=size,
+        num_warps=1,
+    )
+    return taken
+
+
+def nearest_in_turn(points: Tensor, atoms: Tensor, first: int, threshold: float) -> tuple[Tensor, Tensor]:
+    """The search of :func:`~anomalib_sgfr.core.cover.absorb`: among some atoms, then among as many more, and so on.
+
+    Args:
+        points (Tensor): Shape ``(n, d)``, on a card.
+        atoms (Tensor): Shape ``(M, d)``, of the same dtype.
+        first (int): Atoms to look at first; afterwards as many as before, together. ``M`` for all at once.
+        threshold (float): Euclidean distance within which a point needs to look no further.
+
+    Returns:
+        tuple[Tensor, Tensor]: Row of the atom of each point, the nearest of those that it looked at last, ``int64``;
+        and the squared distance of the nearest of all that it looked at. Both of shape ``(n,)``.
+    """
+    index = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    least = torch.empty(len(points), dtype=points.dtype, device=points.device)
+    if not len(points):
+        return index, least
+    _launch(
+        programs.nearest_in_turn,
+        -(-len(points) // _ROWS),
+        points.contiguous(),
+        atoms.contiguous(),
+        index,
+        least,
+        len(points),
+        len(atoms),
+        first,
+        threshold**2,
+        points.shape[1],
+        ROWS=_ROWS,
+        ATOMS=_ATOMS,
+        STEP=_SHORT,
+        num_warps=_WARPS,
+    )
+    return index, least
+
+
+def separated_of_few(mutual: Tensor, distance: float) -> Tensor:
+    """Which of a few hundred points are farther from each that was kept before them.
+
+    Args:
+        mutual (Tensor): Squared distances of all from each other, ``(n, n)``.
+        distance (float): Euclidean.
+
+    Returns:
+        Tensor: A mask, ``(n,)``, ``bool``.
+    """
+    kept = torch.empty(len(mutual), dtype=torch.int8, device=mutual.device)
+    if not len(mutual):  # of no program there is no launch
+        return kept.bool()
+    size = _power_of_2(len(mutual))
+    _launch(programs.separated_of_few, 1, mutual, kept, len(mutual), distance**2, SIZE=size, num_warps=1)
+    return kept.bool()
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _launch(kernel: Any, programs: int, first: Tensor, *arguments: Any, **constants: Any) -> None:  # noqa: ANN401
+    with torch.cuda.device_of(first):  # Triton launches on the current one
+        kernel[(programs,)](first, *arguments, **constants)
