@@ -8,6 +8,7 @@ the time. Here they stay in registers. What the kernels compute is what :mod:`~a
 import functools
 import os
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,13 +17,6 @@ from torch.nn import functional
 
 from anomalib_sgfr.core.search import Index, search_index
 from anomalib_sgfr.core.self_expression import affine_distance
-
-try:
-    from anomalib_sgfr.core import programs
-except ImportError:  # a build of PyTorch without Triton
-    _THERE = False
-else:
-    _THERE = True
 
 __all__ = ["affine_lengths", "farthest_of_few", "fits", "nearest_in_turn", "separated_of_few", "serve"]
 
@@ -56,14 +50,17 @@ def serve(tensor: Tensor) -> bool:
     return (tensor.is_cuda or _is_interpreted()) and _usable()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _usable() -> bool:
     return _tried()
 
 
+# All that `torch.compiler.assume_constant_result` does, but for the import of a compiler: two seconds.
+vars(_usable)["_dynamo_marked_constant"] = True
+
+
 @functools.cache
 def _tried() -> bool:
-    if not _THERE or not (torch.cuda.is_available() or _is_interpreted()):
+    if find_spec("triton") is None or not (torch.cuda.is_available() or _is_interpreted()):
         return False
     try:
         right = _are_right(torch.device("cpu" if _is_interpreted() else "cuda"))
@@ -138,7 +135,7 @@ def _launch_affine_lengths(
     columns = functional.pad(atoms.T, (0, members * _GROUPS - len(atoms))).contiguous()
     candidates = _power_of_2(max(16, _candidates(num_atoms, bank_size)))
     _launch(
-        programs.affine_lengths,
+        "affine_lengths",
         -(-batch * number // _POINTS),
         points,
         columns,
@@ -195,7 +192,7 @@ def farthest_of_few(
     outside = torch.as_tensor(outside, dtype=left.dtype, device=left.device)
     size = _power_of_2(len(left))
     _launch(
-        programs.farthest_of_few,
+        "farthest_of_few",
         1,
         left,
         mutual,
@@ -229,7 +226,7 @@ def nearest_in_turn(points: Tensor, atoms: Tensor, first: int, threshold: float)
     if not len(points):
         return index, least
     _launch(
-        programs.nearest_in_turn,
+        "nearest_in_turn",
         -(-len(points) // _ROWS),
         points.contiguous(),
         atoms.contiguous(),
@@ -262,7 +259,7 @@ def separated_of_few(mutual: Tensor, distance: float) -> Tensor:
     if not len(mutual):  # of no program there is no launch
         return kept.bool()
     size = _power_of_2(len(mutual))
-    _launch(programs.separated_of_few, 1, mutual, kept, len(mutual), distance**2, SIZE=size, num_warps=1)
+    _launch("separated_of_few", 1, mutual, kept, len(mutual), distance**2, SIZE=size, num_warps=1)
     return kept.bool()
 
 
@@ -270,6 +267,9 @@ def _power_of_2(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def _launch(kernel: Any, programs: int, first: Tensor, *arguments: Any, **constants: Any) -> None:  # noqa: ANN401
+def _launch(name: str, number: int, first: Tensor, *arguments: Any, **constants: Any) -> None:  # noqa: ANN401
+    """Run so many programs of a kernel, on the device of its first argument."""
+    from anomalib_sgfr.core import programs  # Triton takes its time to import
+
     with torch.cuda.device_of(first):  # Triton launches on the current one
-        kernel[(programs,)](first, *arguments, **constants)
+        getattr(programs, name)[(number,)](first, *arguments, **constants)

@@ -190,6 +190,13 @@ def test_without_a_card_nobody_is_warned() -> None:
             assert not kernels._tried()
 
 
+def test_nobody_waits_for_imports_of_a_compiler() -> None:
+    program = "import sys, anomalib_sgfr.core.kernels; print({'triton', 'torch._dynamo'} & set(sys.modules))"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
+    )
+
+
 @pytest.mark.skipif(INTERPRETED, reason="an interpreter compiles nothing")
 @pytest.mark.parametrize("capability", [80, 90])
 def test_they_compile_for_cards_that_are_not_here(capability: int, tmp_path: Path, monkeypatch: Any) -> None:
