@@ -3,8 +3,6 @@
 import triton
 from triton import language as tl
 
-__all__ = ["affine_lengths", "farthest_of_few", "nearest_in_turn", "separated_of_few"]
-
 
 @triton.jit
 def _offset(points_ptr, centre_ptr, point, inside, value, value_stride, width):
