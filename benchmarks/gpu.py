@@ -43,7 +43,7 @@ _BACKBONE = "tf_efficientnet_lite0"
 _SIZE = (256, 256)
 _BASES = 32  # made pictures, of which the others are shifted and noisy copies
 _BASELINES: dict[str, dict[str, Any]] = {"padim": {}, "patchcore": {"coreset_sampling_ratio": 0.01}}
-_SECONDS = 2.0  # of repeated runs, for each time
+_SECONDS = 1.0  # of repeated runs, for each time
 _FEWEST = 3
 
 
@@ -160,22 +160,26 @@ def _measured(images: Tensor, options: _Options) -> Iterator[tuple[str, dict[str
     batches = [images[:size] for size in options.sizes if size <= len(images)]
     prepared = [_prepared(bare, batch, options.device) for batch in batches]
     extractor = bare.model.to(options.device).eval().embedder.extractor
-    yield "bare", {"score": _scores(extractor, prepared, options)}
+
+    def scores(run: Callable[[Tensor], Any]) -> dict[str, Any]:
+        return _scores(run, extractor, prepared, options)
+
+    yield "bare", {"score": scores(extractor)}
 
     model = Sgfr(backbone=_BACKBONE, image_size=_SIZE, seed=0, post_processor=False, **common)
     yield "sgfr", {"fit": _fits(model, images, options)}
     inner = model.model.to(options.device).eval()
-    yield "sgfr", {"score": _scores(inner, prepared, options)}
+    yield "sgfr", {"score": scores(inner)}
     yield "sgfr", {"stages": _stages(inner, prepared, options)}
     if options.device.type == "cuda":
-        yield "sgfr, CUDA graph", {"score": _scores(_captured(inner), prepared, options)}
+        yield "sgfr, CUDA graph", {"score": scores(_captured(inner))}
     if options.compiler != "none":
         compiled: Any = torch.compile(inner, fullgraph=True, dynamic=False, backend=options.compiler)
-        yield "sgfr, compiled", {"score": _scores(compiled, prepared, options)}
+        yield "sgfr, compiled", {"score": scores(compiled)}
     for name in options.baselines:
         other = MODELS[name].build(_BACKBONE, _SIZE, 0, resolve_arguments(name, _BASELINES[name]))
         yield name, {"fit": {f"batch {options.batch}": _fit(other, images, options)}}
-        yield name, {"score": _scores(cast("Any", other.model).to(options.device).eval(), prepared, options)}
+        yield name, {"score": scores(cast("Any", other.model).to(options.device).eval())}
 
 
 def _fits(model: Sgfr, images: Tensor, options: _Options) -> dict[str, Any]:
@@ -212,13 +216,17 @@ def _prepared(model: Sgfr, images: Tensor, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def _scores(run: Callable[[Tensor], Any], batches: Sequence[Tensor], options: _Options) -> dict[str, Any]:
-    """Milliseconds and the peak on the card in MiB, of each number of images."""
+def _scores(
+    run: Callable[[Tensor], Any], bare: Callable[[Tensor], Any], batches: Sequence[Tensor], options: _Options
+) -> dict[str, Any]:
+    """Milliseconds of each number of images, of the bare backbone in turn with it, and the peak on the card in MiB."""
     found = {}
     for batch in batches:
         _reset_peak(options.device)
-        taken = _milliseconds(partial(run, batch), options.device)
-        found[str(len(batch))] = {"ms": taken, "peak_mib": _peak_mib(options.device)}
+        run(batch)
+        peak = _peak_mib(options.device)
+        taken, beside = _milliseconds([partial(run, batch), partial(bare, batch)], options.device)
+        found[str(len(batch))] = {"ms": taken, "bare_ms": beside, "peak_mib": peak}
     return found
 
 
@@ -238,7 +246,7 @@ def _stages(inner: Any, batches: Sequence[Tensor], options: _Options) -> dict[st
             },
             "maps": partial(inner.combine, residuals, images.shape[-2:]),
         }
-        found[str(len(images))] = {name: _milliseconds(step, options.device) for name, step in steps.items()}
+        found[str(len(images))] = dict(zip(steps, _milliseconds(list(steps.values()), options.device), strict=True))
     return found
 
 
@@ -263,18 +271,20 @@ def _captured(inner: Any) -> Callable[[Tensor], Any]:  # noqa: ANN401
     return run
 
 
-def _milliseconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Median of runs that are waited for, after some to warm up."""
-    for _ in range(_FEWEST):
-        step()
+def _milliseconds(steps: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
+    """Medians of runs that are waited for, in turns, after some to warm up."""
+    for step in steps:
+        for _ in range(_FEWEST):
+            step()
     _wait(device)
-    taken: list[float] = []
-    while len(taken) < _FEWEST or sum(taken) < _SECONDS:
-        start = time.perf_counter()
-        step()
-        _wait(device)
-        taken.append(time.perf_counter() - start)
-    return round(1000.0 * statistics.median(taken), 3)
+    taken: list[list[float]] = [[] for _ in steps]
+    while len(taken[0]) < _FEWEST or sum(map(sum, taken)) < _SECONDS * len(steps):
+        for step, own in zip(steps, taken, strict=True):
+            start = time.perf_counter()
+            step()
+            _wait(device)
+            own.append(time.perf_counter() - start)
+    return [round(1000.0 * statistics.median(own), 3) for own in taken]
 
 
 def _wait(device: torch.device) -> None:
@@ -305,15 +315,18 @@ def report(folder: Path) -> None:
         "",
         f"`python -m benchmarks.gpu`: {about}.",
         "Of scoring, milliseconds; of a fit, seconds: of all pictures, or of",
-        f"{found['single']}, one at a time. In brackets, times the bare backbone. MiB are the peak on the card.",
+        f"{found['single']}, one at a time. In brackets, times the bare backbone,",
+        "of scoring in turn with it. MiB are the peak on the card.",
         "",
     ]
     sizes = list(found["score"]["bare"])
-    bare = {size: found["score"]["bare"][size]["ms"] for size in sizes}
     heads = [f"{size} image{'s' * (size != '1')}" for size in sizes]
     lines += [f"| scoring | {' | '.join(heads)} | MiB of {sizes[-1]} |", "|---" * (len(sizes) + 2) + "|"]
     for name, of in found["score"].items():
-        cells = [f"{of[size]['ms']:.2f} ({of[size]['ms'] / bare[size]:.2f})" if size in of else "-" for size in sizes]
+        cells = [
+            f"{of[size]['ms']:.2f} ({of[size]['ms'] / of[size]['bare_ms']:.2f})" if size in of else "-"
+            for size in sizes
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} | {_cell(of[sizes[-1]]['peak_mib'])} |")
     ways = list(found["fit"]["bare"])
     lines += ["", f"| fit | {' | '.join(ways)} | MiB |", "|---" * (len(ways) + 2) + "|"]

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import functional
 
 from anomalib_sgfr.core.search import Index, search_index
@@ -163,7 +163,7 @@ def _launch_affine_lengths(
 
 
 # Of which a compiler knows no more than what comes out.
-_as_operator = torch.library.custom_op("anomalib_sgfr::affine_lengths", _launch_affine_lengths, mutates_args=())
+_as_operator = library.custom_op("anomalib_sgfr::affine_lengths", _launch_affine_lengths, mutates_args=())
 
 
 @_as_operator.register_fake
