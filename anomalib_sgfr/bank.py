@@ -138,6 +138,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
         for name in self._DERIVED:
             self.register_buffer(name, torch.empty(0, dtype=torch.float32), persistent=False)
+        self._kept: tuple[Tensor, Tensor] | None = None  # atoms, and what a kernel reads of them
         self.register_load_state_dict_pre_hook(Bank._adopt_earlier)
         self.register_load_state_dict_post_hook(Bank._derive)
 
@@ -248,12 +249,12 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         state = self.__dict__.copy()
         bits = {name: getattr(self, name).view(torch.int64) for name in self._DOUBLES}
         derived = {name: torch.empty(0, dtype=torch.float32) for name in self._DERIVED}
-        state["_buffers"] = {**self._buffers, **bits, **derived}
+        state |= {"_buffers": {**self._buffers, **bits, **derived}, "_kept": None}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make again what was left out."""
-        super().__setstate__(state)
+        super().__setstate__({"_kept": None, **state})
         for name in self._DOUBLES:
             kept = getattr(self, name)
             if kept.dtype == torch.int64:
@@ -306,13 +307,24 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
 
     def has_kernel(self, embedding: Tensor) -> bool:
         """Whether :meth:`by_kernel` does what :meth:`lengths` does, for such embedding maps."""
-        if torch.compiler.is_exporting() or embedding.dtype == torch.float64 or not self.by_products:
+        if torch.compiler.is_exporting() or not self.by_products:
             return False
         return kernels.fits(self.num_atoms, len(self.stored)) and kernels.serve(embedding)
 
     def by_kernel(self, embedding: Tensor) -> Tensor:
-        """The same as :meth:`lengths`, in one launch on a graphics card."""
-        return kernels.affine_lengths(embedding, self._index, len(self.stored), self.num_atoms, self.regularisation)
+        """What :meth:`residual_map` does, in one launch on a graphics card."""
+        size, index = len(self.stored), self._index
+        return kernels.affine_lengths(
+            embedding, index, self._columns(index), size, self.num_atoms, self.regularisation, self.nominal
+        )
+
+    def _columns(self, index: Index) -> Tensor:
+        """Made for the atoms in use, where they are; kept until they are others, or elsewhere."""
+        if torch.compiler.is_compiling():
+            return kernels.columns_of(index)
+        if self._kept is None or self._kept[0] is not index.atoms:
+            self._kept = index.atoms, kernels.columns_of(index)
+        return self._kept[1]
 
     def lengths(self, embedding: Tensor) -> Tensor:
         """What cannot be rebuilt of embedding maps.
@@ -365,8 +377,8 @@ def residual_maps(banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[T
     """
     with torch.autocast(embeddings[0].device.type, enabled=False):  # half precision would blur small residuals
         if all(bank.has_kernel(part) for bank, part in zip(banks, embeddings, strict=True)):
-            found = [bank.by_kernel(part) for bank, part in zip(banks, embeddings, strict=True)]
-        elif _alike(banks):
+            return [bank.by_kernel(part) for bank, part in zip(banks, embeddings, strict=True)]
+        if _alike(banks):
             products = [bank.products(part) for bank, part in zip(banks, embeddings, strict=True)]
             found = _solved(products, banks[0].num_atoms, banks[0].regularisation)
         else:

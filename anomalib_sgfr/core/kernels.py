@@ -15,20 +15,32 @@ import torch
 from torch import Tensor, library
 from torch.nn import functional
 
+from anomalib_sgfr.core.linear_algebra import middle
 from anomalib_sgfr.core.search import Index, search_index
 from anomalib_sgfr.core.self_expression import affine_distance
 
-__all__ = ["affine_lengths", "farthest_of_few", "fits", "nearest_in_turn", "separated_of_few", "serve"]
+__all__ = [
+    "affine_lengths",
+    "binomial",
+    "columns_of",
+    "farthest_of_few",
+    "fits",
+    "nearest_in_turn",
+    "separated_of_few",
+    "serve",
+]
 
 _GROUPS = 512  # atoms whose least distance stands for them all: those of the same number modulo this
 _POINTS = 16  # rebuilt by one program: the least that the matrix units take
 _MOST_ATOMS = 7  # of a support: with the next, eight, whose products are a cube in registers
 _MOST_CANDIDATES = 256  # members of the best groups
 _TILE = 8192  # values in registers at once
-_ROWS, _ATOMS, _SHORT = 32, 32, 8  # of the sampler's search
 _STEP = 16  # values of a product's two sides in shared memory at once
-_STAGES = 2  # that many times
-_WARPS = 8
+_FEW, _MANY = {"num_warps": 8, "num_stages": 2}, {"num_warps": 4, "num_stages": 1}
+_BUSY = 1024  # programs that keep a card busy: from there on, more of them at once are faster than each
+_ROWS, _ATOMS = 32, 128  # of the sampler's search
+_CHOSEN_AMONG = 512  # points, at most, of which a greedy choice is made
+_PLACES = 256  # averaged by one program
 
 
 def fits(num_atoms: int, bank_size: int) -> bool:
@@ -46,8 +58,8 @@ def _candidates(num_atoms: int, bank_size: int) -> int:
 
 
 def serve(tensor: Tensor) -> bool:
-    """Whether kernels do the work for such a tensor: it lies on a card, and Triton and its C compiler are there."""
-    return (tensor.is_cuda or _is_interpreted()) and _usable()
+    """Whether kernels do the work for such a tensor: on a card, Triton and its C compiler are there, not of 64 bits."""
+    return (tensor.is_cuda or _is_interpreted()) and tensor.dtype != torch.float64 and _usable()
 
 
 def _usable() -> bool:
@@ -94,8 +106,23 @@ def _are_right(device: torch.device) -> bool:
     right &= taken.tolist() == expected + [-1] * 17
 
     bank, embedding = points[:8], points[8:].T.reshape(1, 2, 3, 4).contiguous()
-    found = affine_lengths(embedding, search_index(bank), 8, 5, 0.5)
-    return right and torch.allclose(found[0], affine_distance(points[8:], bank, 5, 0.5), rtol=1e-4, atol=1e-5)
+    right &= torch.allclose(binomial(embedding).sum((2, 3)) * 256.0, _all_weighted(embedding), rtol=1e-4, atol=1e-3)
+    index, unit = search_index(bank), points.new_full((), 2.0)
+    found = affine_lengths(embedding, index, columns_of(index), 8, 5, 0.5, unit)
+    return right and torch.allclose(
+        2.0 * found.flatten(), affine_distance(points[8:], bank, 5, 0.5), rtol=1e-4, atol=1e-5
+    )
+
+
+def _all_weighted(feature: Tensor) -> Tensor:
+    """What all that :func:`binomial` finds sums to: each value as often as it is within reach, times its weight."""
+    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=feature.device)
+
+    def weights(length: int) -> Tensor:
+        reach = torch.arange(length, device=feature.device)[:, None] + torch.arange(-2, 3, device=feature.device)
+        return (line * ((reach >= 0) & (reach < length))).sum(1)
+
+    return (feature * (weights(feature.shape[2])[:, None] * weights(feature.shape[3]))).sum((2, 3))
 
 
 def _is_interpreted() -> bool:
@@ -103,7 +130,27 @@ def _is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def affine_lengths(embedding: Tensor, index: Index, bank_size: int, num_atoms: int, regularisation: float) -> Tensor:
+def columns_of(index: Index) -> Tensor:
+    """A bank's atoms as columns, as :func:`affine_lengths` reads them: neighbours in memory are read together.
+
+    Args:
+        index (Index): Of the bank.
+
+    Returns:
+        Tensor: Shape ``(d + 1, g)``, where ``g`` is a multiple of 512.
+    """
+    return functional.pad(index.atoms.T, (0, -len(index.atoms) % _GROUPS)).contiguous()
+
+
+def affine_lengths(
+    embedding: Tensor,
+    index: Index,
+    columns: Tensor,
+    bank_size: int,
+    num_atoms: int,
+    regularisation: float,
+    unit: Tensor,
+) -> Tensor:
     """Length of what :func:`~anomalib_sgfr.core.self_expression.affine` leaves of embedding maps, in one launch.
 
     The nearest atoms are looked for with products of 32-bit accuracy (three of TF32), and ordered by their distances as
@@ -112,40 +159,48 @@ def affine_lengths(embedding: Tensor, index: Index, bank_size: int, num_atoms: i
     Args:
         embedding (Tensor): Shape ``(B, d, h, w)``, on a card.
         index (Index): Of the bank, ``float32``.
+        columns (Tensor): The same by :func:`columns_of`.
         bank_size (int): Atoms ``M`` of the bank; see :func:`fits`.
         num_atoms (int): Size of the support.
         regularisation (float): Strength of the penalty, at least 1e-4.
+        unit (Tensor): Of the lengths, a scalar, ``float32``.
 
     Returns:
-        Tensor: Shape ``(B, h * w)``, ``float32``; not finite where an embedding is not.
+        Tensor: Shape ``(B, 1, h, w)``, ``float32``; not finite where an embedding is not.
     """
     step = _as_operator if torch.compiler.is_compiling() else _launch_affine_lengths
-    return step(embedding, *index, bank_size, num_atoms, regularisation)
+    return step(embedding, *index, columns, bank_size, num_atoms, regularisation, unit)
 
 
 def _launch_affine_lengths(
-    embedding: Tensor, atoms: Tensor, centre: Tensor, bank_size: int, num_atoms: int, regularisation: float
+    embedding: Tensor,
+    atoms: Tensor,
+    centre: Tensor,
+    columns: Tensor,
+    bank_size: int,
+    num_atoms: int,
+    regularisation: float,
+    unit: Tensor,
 ) -> Tensor:
     batch, width = embedding.shape[:2]
     points = embedding.flatten(2)
     number = points.shape[2]
-    found = torch.empty((batch, number), dtype=torch.float32, device=embedding.device)
-    members = -(-bank_size // _GROUPS)
-    # (d + 1, g m), neighbours in memory, are read together
-    columns = functional.pad(atoms.T, (0, members * _GROUPS - len(atoms))).contiguous()
+    found = embedding.new_empty((batch, 1, *embedding.shape[2:]), dtype=torch.float32)
+    programs = -(-batch * number // _POINTS)
     candidates = _power_of_2(max(16, _candidates(num_atoms, bank_size)))
     _launch(
         "affine_lengths",
-        -(-batch * number // _POINTS),
+        programs,
         points,
         columns,
         atoms,
         centre,
+        unit,
         found,
         batch * number,
         number,
         bank_size,
-        members,
+        -(-bank_size // _GROUPS),
         width,
         *points.stride(),
         regularisation,
@@ -156,8 +211,7 @@ def _launch_affine_lengths(
         SUPPORT=8,
         STEP=_STEP,
         SHORT=_TILE // (_POINTS * candidates),
-        num_warps=_WARPS,
-        num_stages=_STAGES,
+        **(_MANY if programs >= _BUSY else _FEW),
     )
     return found
 
@@ -169,7 +223,35 @@ _as_operator = library.custom_op("anomalib_sgfr::affine_lengths", _launch_affine
 @_as_operator.register_fake
 def _(embedding: Tensor, atoms: Tensor, *_: Any) -> Tensor:  # noqa: ANN401
     del atoms
-    return embedding.new_empty((embedding.shape[0], embedding.shape[2:].numel()), dtype=torch.float32)
+    return embedding.new_empty((embedding.shape[0], 1, *embedding.shape[2:]), dtype=torch.float32)
+
+
+def binomial(feature: Tensor) -> Tensor:
+    """The average of :func:`~anomalib_sgfr.features.embedding.pool` of that name, without the sums on its way.
+
+    Args:
+        feature (Tensor): Shape ``(B, C, h, w)``, on a card.
+
+    Returns:
+        Tensor: Of the same shape and dtype, contiguous.
+    """
+    found = torch.empty(feature.shape, dtype=feature.dtype, device=feature.device)
+    batch, channels, height, width = feature.shape
+    blocks = -(-height * width // _PLACES)
+    if found.numel():  # of no program there is no launch
+        _launch(
+            "binomial",
+            batch * channels * blocks,
+            feature,
+            found,
+            blocks,
+            channels,
+            height,
+            width,
+            *feature.stride(),
+            PLACES=_PLACES,
+        )
+    return found
 
 
 def farthest_of_few(
@@ -190,7 +272,6 @@ def farthest_of_few(
     """
     taken = torch.full((len(left),), -1, dtype=torch.int64, device=left.device)
     outside = torch.as_tensor(outside, dtype=left.dtype, device=left.device)
-    size = _power_of_2(len(left))
     _launch(
         "farthest_of_few",
         1,
@@ -202,7 +283,7 @@ def farthest_of_few(
         len(left),
         most,
         tolerance**2,
-        SIZE=size,
+        SIZE=_among(left),
         num_warps=1,
     )
     return taken
@@ -213,34 +294,43 @@ def nearest_in_turn(points: Tensor, atoms: Tensor, first: int, threshold: float)
 
     Args:
         points (Tensor): Shape ``(n, d)``, on a card.
-        atoms (Tensor): Shape ``(M, d)``, of the same dtype.
+        atoms (Tensor): Shape ``(M, d)``, ``float32`` as they are.
         first (int): Atoms to look at first; afterwards as many as before, together. ``M`` for all at once.
         threshold (float): Euclidean distance within which a point needs to look no further.
 
     Returns:
-        tuple[Tensor, Tensor]: Row of the atom of each point, the nearest of those that it looked at last, ``int64``;
-        and the squared distance of the nearest of all that it looked at. Both of shape ``(n,)``.
+        tuple[Tensor, Tensor]: Row of the atom of each point, the nearest of those that it looked at last up to the
+        rounding of products, ``int64``; and the squared distance, without that, of the nearest of all that it looked
+        at. Both of shape ``(n,)``.
     """
     index = torch.empty(len(points), dtype=torch.int64, device=points.device)
     least = torch.empty(len(points), dtype=points.dtype, device=points.device)
     if not len(points):
         return index, least
+    centre = middle(atoms)
+    about_centre = atoms - centre
+    columns = torch.cat((about_centre, about_centre.square().sum(1, keepdim=True)), 1)
+    columns = functional.pad(columns.T, (0, -len(atoms) % _ATOMS)).contiguous()
     _launch(
         "nearest_in_turn",
         -(-len(points) // _ROWS),
         points.contiguous(),
+        columns,
         atoms.contiguous(),
+        centre,
         index,
         least,
         len(points),
         len(atoms),
+        columns.shape[1],
         first,
         threshold**2,
         points.shape[1],
         ROWS=_ROWS,
         ATOMS=_ATOMS,
-        STEP=_SHORT,
-        num_warps=_WARPS,
+        STEP=_STEP,
+        num_warps=4,
+        num_stages=2,
     )
     return index, least
 
@@ -258,9 +348,13 @@ def separated_of_few(mutual: Tensor, distance: float) -> Tensor:
     kept = torch.empty(len(mutual), dtype=torch.int8, device=mutual.device)
     if not len(mutual):  # of no program there is no launch
         return kept.bool()
-    size = _power_of_2(len(mutual))
-    _launch("separated_of_few", 1, mutual, kept, len(mutual), distance**2, SIZE=size, num_warps=1)
+    _launch("separated_of_few", 1, mutual, kept, len(mutual), distance**2, SIZE=_among(mutual), num_warps=4)
     return kept.bool()
+
+
+def _among(points: Tensor) -> int:
+    """Places for so many points: one size, so that one program is compiled for any number that is usual."""
+    return max(_CHOSEN_AMONG, _power_of_2(len(points)))
 
 
 def _power_of_2(least: int) -> int:

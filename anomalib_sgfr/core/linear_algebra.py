@@ -1,5 +1,7 @@
 """The small linear algebra beneath the solvers, where rank may be lacking and a dense routine may not export."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ __all__ = [
 
 _FAR = 1e4  # times the squared spread of most points
 _SAMPLED = 64  # points that tell it
+_FEW = 16  # values: fetched as they are, sooner than a card has looked at them
 
 
 def spd_inverse(matrix: Tensor) -> Tensor:
@@ -143,6 +146,7 @@ def require_finite(values: Tensor, name: str) -> None:
     """
     if values.is_meta or torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
-    if not torch.isfinite(values).all():
+    few = values.numel() <= _FEW
+    if not (all(map(math.isfinite, values.flatten().tolist())) if few else torch.isfinite(values).all()):
         msg = f"{name} holds NaN or infinite values; check the images and the backbone's weights."
         raise ValueError(msg)

@@ -24,6 +24,7 @@ def affine_lengths(
     columns_ptr,
     rows_ptr,
     centre_ptr,
+    nominal_ptr,
     found_ptr,
     number,
     of_image,
@@ -147,7 +148,7 @@ def affine_lengths(
     length = tl.sqrt(tl.maximum(length, 0.0) * scale)
     # of a point that is not finite, neither is the first offset
     length = tl.where(first < float("inf"), length, float("nan"))
-    tl.store(found_ptr + row, length, mask=inside)
+    tl.store(found_ptr + row, length / tl.load(nominal_ptr), mask=inside)
 
 
 @triton.jit(do_not_specialize=["number", "most"])
@@ -170,8 +171,7 @@ def farthest_of_few(
     taken = 0
     going = 1
     while going > 0:
-        pick = tl.argmax(left, 0)
-        farthest = tl.max(left, 0)
+        farthest, pick = tl.max(left, 0, return_indices=True)
         go_on = (taken == 0) | ((farthest >= outside) & (farthest > tolerated))
         going = tl.where(go_on & (taken < most), 1, 0)
         if going > 0:
@@ -184,11 +184,14 @@ def farthest_of_few(
 @triton.jit(do_not_specialize=["number", "size", "first", "width"])
 def nearest_in_turn(
     points_ptr,
+    columns_ptr,
     atoms_ptr,
+    centre_ptr,
     index_ptr,
     least_ptr,
     number,
     size,
+    columns,
     first,
     limit,
     width,
@@ -198,41 +201,54 @@ def nearest_in_turn(
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < number
+    point = row.to(tl.int64) * width
     place = tl.arange(0, ATOMS)
     step = tl.arange(0, STEP)
     nearest = tl.zeros((ROWS,), tl.int32)
-    least = tl.full((ROWS,), float("inf"), points_ptr.dtype.element_ty)
+    least = tl.full((ROWS,), float("inf"), tl.float32)
     looking = inside.to(tl.int32)
     start = 0
     end = tl.minimum(first, size)
     while (start < size) & (tl.max(looking, 0) > 0):
-        here = tl.zeros((ROWS,), tl.int32) + start
-        shortest = tl.full((ROWS,), float("inf"), points_ptr.dtype.element_ty)
+        # of the atoms of each place in a block: which block's is the nearest, by products
+        shortest = tl.full((ROWS, ATOMS), float("inf"), tl.float32)
+        where = tl.zeros((ROWS, ATOMS), tl.int32) + start
         for block in range(start, end, ATOMS):
             atom = block + place
-            squared = tl.zeros((ROWS, ATOMS), points_ptr.dtype.element_ty)
+            product = tl.zeros((ROWS, ATOMS), tl.float32)
             for begin in range(0, width, STEP):
                 value = begin + step
-                x = tl.load(
-                    points_ptr + row[:, None].to(tl.int64) * width + value[None, :],
-                    mask=inside[:, None] & (value < width)[None, :],
-                    other=0.0,
-                )
+                x = _offset(points_ptr, centre_ptr, point, inside, value, 1, width)
                 b = tl.load(
-                    atoms_ptr + atom[:, None] * width + value[None, :],
-                    mask=(atom < end)[:, None] & (value < width)[None, :],
+                    columns_ptr + value[:, None] * columns + atom[None, :],
+                    mask=(value < width)[:, None] & (atom < end)[None, :],
                     other=0.0,
                 )
-                apart = x[:, None, :] - b[None, :, :]
-                squared += tl.sum(apart * apart, 2)
-            squared = tl.where((atom < end)[None, :], squared, float("inf"))
-            closest = tl.min(squared, 1)
-            which = tl.argmin(squared, 1) + block
-            here = tl.where(closest < shortest, which, here)
-            shortest = tl.minimum(shortest, closest)
+                product = tl.dot(x, b, product, input_precision="tf32x3")
+            length = tl.load(columns_ptr + width * columns + atom, mask=atom < end, other=float("inf"))
+            squared = length[None, :] - 2.0 * product
+            where = tl.where(squared < shortest, block, where)
+            shortest = tl.minimum(squared, shortest)
+        slot = tl.argmin(shortest, 1)
+        here = tl.sum(tl.where(place[None, :] == slot[:, None], where, 0), 1) + slot
+        # how far it is, without the rounding of products
+        apart = tl.zeros((ROWS,), tl.float32)
+        for begin in range(0, width, STEP):
+            value = begin + step
+            x = tl.load(
+                points_ptr + point[:, None] + value[None, :],
+                mask=inside[:, None] & (value < width)[None, :],
+                other=0.0,
+            )
+            b = tl.load(
+                atoms_ptr + here[:, None].to(tl.int64) * width + value[None, :],
+                mask=(value < width)[None, :],
+                other=0.0,
+            )
+            apart += tl.sum((x - b) * (x - b), 1)
         nearest = tl.where(looking > 0, here, nearest)
-        least = tl.where(looking > 0, tl.minimum(least, shortest), least)
-        looking = tl.where(shortest <= limit, 0, looking)
+        least = tl.where(looking > 0, tl.minimum(least, apart), least)
+        looking = tl.where(apart <= limit, 0, looking)
         start = end
         end = tl.minimum(2 * end, size)
     tl.store(index_ptr + row, nearest.to(tl.int64), mask=inside)
@@ -251,7 +267,50 @@ def separated_of_few(
     inside = place < number
     alive = inside.to(tl.int32)
     for row in range(number):
-        close = tl.load(mutual_ptr + row * number + place, mask=inside, other=float("inf")) <= nearest
-        here = tl.sum(tl.where(place == row, alive, 0), 0)
-        alive = tl.where((here > 0) & close & (place > row), 0, alive)
+        if tl.sum(tl.where(place == row, alive, 0), 0) > 0:
+            close = tl.load(mutual_ptr + row * number + place, mask=inside, other=float("inf")) <= nearest
+            alive = tl.where(close & (place > row), 0, alive)
     tl.store(kept_ptr + place, alive.to(tl.int8), mask=inside)
+
+
+@triton.jit
+def _weighted_row(row_ptr, inside, column, width, column_stride):
+    """1, 4, 6, 4, 1 of five neighbours; beyond the border there are zeros."""
+    total = tl.load(row_ptr + column * column_stride, mask=inside, other=0.0).to(tl.float32) * 6.0
+    for apart in tl.static_range(1, 3):
+        left = tl.load(row_ptr + (column - apart) * column_stride, mask=inside & (column >= apart), other=0.0)
+        right = tl.load(row_ptr + (column + apart) * column_stride, mask=inside & (column + apart < width), other=0.0)
+        total += (left.to(tl.float32) + right.to(tl.float32)) * (4.0 if apart == 1 else 1.0)
+    return total
+
+
+@triton.jit(do_not_specialize=["blocks", "channels", "height", "width", "image_stride", "channel_stride", "row_stride"])
+def binomial(
+    feature_ptr,
+    found_ptr,
+    blocks,
+    channels,
+    height,
+    width,
+    image_stride,
+    channel_stride,
+    row_stride,
+    column_stride,
+    PLACES: tl.constexpr,
+):
+    plane = tl.program_id(0) // blocks
+    place = (tl.program_id(0) % blocks) * PLACES + tl.arange(0, PLACES)
+    row = place // width
+    column = place % width
+    inside = row < height
+    image = (plane // channels).to(tl.int64) * image_stride
+    row_ptr = feature_ptr + image + (plane % channels).to(tl.int64) * channel_stride + row * row_stride
+    total = _weighted_row(row_ptr, inside, column, width, column_stride) * 6.0
+    for apart in tl.static_range(1, 3):
+        above = _weighted_row(row_ptr - apart * row_stride, inside & (row >= apart), column, width, column_stride)
+        beneath = _weighted_row(
+            row_ptr + apart * row_stride, inside & (row + apart < height), column, width, column_stride
+        )
+        total += (above + beneath) * (4.0 if apart == 1 else 1.0)
+    found = found_ptr + plane.to(tl.int64) * height * width + place
+    tl.store(found, total / 256.0, mask=inside)

@@ -27,15 +27,15 @@ def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(found["score"]) == ["bare", "sgfr", "sgfr, compiled", "padim"]
     assert all(list(of) == ["1", "3"] and of["3"]["ms"] > 0 for of in found["score"].values())
     assert {name: list(of) for name, of in found["fit"].items()} == {
-        "bare": ["batch 3", "batch 1"],
-        "sgfr": ["batch 3", "batch 1"],
+        "bare": ["batch 3", "one batch, the first", "batch 1"],
+        "sgfr": ["batch 3", "one batch, the first", "batch 1"],
         "padim": ["batch 3"],
     }
     assert list(found["stages"]["sgfr"]["3"])[:2] == ["backbone", "backbone and pooling"]
     assert len(found["stages"]["sgfr"]["3"]) == 7  # four banks, and the maps
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| scoring | 1 image | 3 images | MiB of 3 |" in text
-    assert "| fit | batch 3 | batch 1 | MiB |" in text
+    assert "| fit | batch 3 | one batch, the first | batch 1 | MiB |" in text
 
 
 def test_an_unknown_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:

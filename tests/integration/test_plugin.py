@@ -90,10 +90,13 @@ MODULES = [
     for path in sorted((REPOSITORY / "anomalib_sgfr").rglob("*.py"))
     if path.name != "__main__.py"
 ]
-AFTER = "; from anomalib.models import Sgfr, get_model; get_model('Sgfr'); from anomalib.data import MTD, ELPV"
+AFTER = "from anomalib.models import Sgfr, get_model; get_model('Sgfr'); from anomalib.data import MTD, ELPV"
 IMPORTED_FIRST = [
-    *(f"from anomalib_sgfr import {name}{AFTER}" for name in anomalib_sgfr.__all__),
-    *(f"import {module}{AFTER}" for module in MODULES),
+    f"import sys, anomalib_sgfr; {first}\nif 'anomalib' in sys.modules: {AFTER}"  # else as if nothing had been imported
+    for first in (
+        *(f"anomalib_sgfr.{name}" for name in anomalib_sgfr.__all__),
+        *(f"import {module}" for module in MODULES),
+    )
 ]
 LAZY = "import anomalib_sgfr; [getattr(anomalib_sgfr, name) for name in anomalib_sgfr.__all__]"
 
