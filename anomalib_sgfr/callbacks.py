@@ -106,7 +106,7 @@ class SubspaceSampling(Callback):
         images = len(batch.image)
         paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
         numbers = self._numbers(batch.image_path, images, embeddings[0].device)
-        new = ~is_padding(trainer.train_dataloader, batch_idx, images).to(numbers.device)
+        new = ~is_padding(trainer.train_dataloader, batch_idx, images)
         inside = outputs.get("inside") or [None] * len(embeddings)
         self._later(partial(self._observe, embeddings, paths, numbers, new, inside), embeddings[0])
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
@@ -132,10 +132,13 @@ class SubspaceSampling(Callback):
             what = "NaN or infinite values" if not all(map(_finite, embeddings)) else f"values of {LARGEST:g} and more"
             msg = f"embeddings hold {what} for: {named}. Check the images and the backbone's weights."
             raise ValueError(msg)
-        numbers, new = numbers.repeat(copies), new.repeat(copies)
+        numbers = numbers.repeat(copies)
+        if not new.all():
+            rows = new.repeat(copies).nonzero().flatten().to(numbers.device)
+            numbers, embeddings = numbers[rows], [part[rows] for part in embeddings]
         for sampler, part, mask in zip(self._samplers, embeddings, inside, strict=True):
-            patches, places = to_patches(part[new]), origins(numbers[new], part.shape[2:])
-            seen = slice(None) if mask is None else mask.flatten().repeat(int(new.sum()))
+            patches, places = to_patches(part), origins(numbers, part.shape[2:])
+            seen = slice(None) if mask is None else mask.flatten().repeat(len(part))
             sampler.observe(patches[seen], places[seen])
 
     def _later(self, step: Callable[[], None], where: Tensor) -> None:

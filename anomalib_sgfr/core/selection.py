@@ -45,20 +45,21 @@ def farthest_first(
     # rounding of the expansion of squared distances, at each point: closer than this is the same point
     same = 8.0 * torch.finfo(points.dtype).eps * length
     distance = torch.full_like(length, torch.inf)  # squared, from each point to the nearest one taken
-    taken: list[int] = []
-    fresh = [0] if start is None else start.tolist()
+    taken: list[Tensor] = []
+    fresh = torch.zeros(1, dtype=torch.int64, device=points.device) if start is None else start.to(points.device)
+    number = 0
     while True:
-        taken += fresh
-        block = torch.tensor(fresh, device=points.device)
-        _lower(distance, centred, length, block)
-        distance[block] = -torch.inf
+        taken.append(fresh)
+        number += len(fresh)
+        _lower(distance, centred, length, fresh)
+        distance[fresh] = -torch.inf
         left = torch.where(distance > same, distance, 0.0)
         farthest = float(left.amax())
-        if len(taken) == size or farthest <= tolerance**2:
-            among = torch.tensor(taken, device=points.device)
+        if number == size or farthest <= tolerance**2:
+            among = torch.cat(taken)
             unsure = ((distance <= same) & (distance > -torch.inf) & (same > farthest)).nonzero().flatten()
             return among, max(farthest, _farthest_of(centred, length, unsure, among)) ** 0.5
-        fresh = _next_farthest(left, centred, length, same, min(size - len(taken), _CANDIDATES), tolerance)
+        fresh = _next_farthest(left, centred, length, same, min(size - number, _CANDIDATES), tolerance)
 
 
 def _farthest_of(points: Tensor, length: Tensor, some: Tensor, taken: Tensor) -> float:
@@ -82,7 +83,7 @@ def _lower(distance: Tensor, points: Tensor, length: Tensor, taken: Tensor) -> N
 
 def _next_farthest(
     distance: Tensor, points: Tensor, length: Tensor, same: Tensor, most: int, tolerance: float
-) -> list[int]:
+) -> Tensor:
     """The next points of the traversal, one or more: as many as can be told from the farthest candidates alone."""
     values, candidates = distance.topk(min(_CANDIDATES + 1, len(distance)))
     # no point that is not a candidate is farther than the last of them, now or later
@@ -92,7 +93,7 @@ def _next_farthest(
     mutual = torch.addmm(length[candidates], near, near.T, alpha=-2.0) + length[candidates][:, None]
     if kernels.serve(points):
         chosen = kernels.farthest_of_few(values, mutual, same[candidates], most, outside, tolerance)
-        return candidates[chosen[chosen >= 0]].tolist()
+        return candidates[chosen[chosen >= 0]]
     beyond = float(outside)
     left, between = values.cpu().numpy().copy(), mutual.cpu().numpy()
     rounding = same[candidates].cpu().numpy()
@@ -105,7 +106,7 @@ def _next_farthest(
         np.minimum(left, between[pick], out=left)
         left[pick] = -np.inf
         left[left <= rounding] = -np.inf
-    return candidates[picks].tolist()
+    return candidates[picks]
 
 
 def separated(points: Tensor, distance: float) -> Tensor:
@@ -120,21 +121,30 @@ def separated(points: Tensor, distance: float) -> Tensor:
     """
     centred = points - middle(points)
     length = centred.square().sum(1)
-    kept = torch.empty(0, dtype=torch.int64, device=points.device)
-    on_card = kernels.serve(points)
-    for block in torch.arange(len(points), device=points.device).split(_CANDIDATES):
-        fresh = block
-        if len(kept):
-            to_kept = torch.addmm(length[kept], centred[block], centred[kept].T, alpha=-2.0).amin(1) + length[block]
-            fresh = block[to_kept > distance**2]
-        mutual = torch.addmm(length[fresh], centred[fresh], centred[fresh].T, alpha=-2.0) + length[fresh][:, None]
-        if on_card:
-            kept = torch.cat((kept, fresh[kernels.separated_of_few(mutual, distance)]))
-            continue
-        close = np.triu((mutual <= distance**2).cpu().numpy(), 1)  # each with those after it
-        alive = np.ones(len(close), bool)
-        for row in range(len(close)):
-            if alive[row]:
-                alive &= ~close[row]
-        kept = torch.cat((kept, fresh[torch.from_numpy(alive).to(fresh.device)]))
-    return kept
+    left = torch.arange(len(points), device=points.device)
+    kept = [left[:0]]
+    while len(left):
+        block, left = left[:_CANDIDATES], left[_CANDIDATES:]
+        mutual = torch.addmm(length[block], centred[block], centred[block].T, alpha=-2.0) + length[block][:, None]
+        chosen = block[_separated_of_few(mutual, distance)]
+        kept.append(chosen)
+        if len(left):  # whom those preclude is looked at no more: few blocks are left of many points alike
+            near = centred[chosen].T
+            far = [
+                torch.addmm(length[chosen], centred[part], near, alpha=-2.0).amin(1) + length[part] > distance**2
+                for part in left.split(max(1, PRODUCT_VALUES // len(chosen)))
+            ]
+            left = left[torch.cat(far)]
+    return torch.cat(kept)
+
+
+def _separated_of_few(mutual: Tensor, distance: float) -> Tensor:
+    """Which of a few hundred points, of known squared distances, are farther from each that was kept before them."""
+    if kernels.serve(mutual):
+        return kernels.separated_of_few(mutual, distance)
+    close = np.triu((mutual <= distance**2).cpu().numpy(), 1)  # each with those after it
+    alive = np.ones(len(close), bool)
+    for row in range(len(close)):
+        if alive[row]:
+            alive &= ~close[row]
+    return torch.from_numpy(alive).to(mutual.device)
