@@ -44,7 +44,7 @@ demo: $(INSTALLED)-demo
 	@echo "  $(BIN)/anomalib export --model Sgfr --ckpt_path $(RESULT)/weights/lightning/model.ckpt --export_type openvino"
 
 # A file's tests share what they fitted, so a file goes to one worker; in their order, which has the long files first.
-TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TESTS := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: lint
 	$(TESTS) tests/unit

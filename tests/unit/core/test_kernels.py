@@ -99,7 +99,7 @@ def test_half_precision_is_read_as_it_is() -> None:
 
 
 @runs
-@pytest.mark.parametrize("shape", [(2, 3, 20, 17), (1, 1, 1, 1), (1, 2, 1, 6), (2, 2, 3, 2), (0, 2, 3, 3)])
+@pytest.mark.parametrize("shape", [(1, 2, 20, 17), (1, 1, 1, 1), (1, 2, 1, 6), (2, 2, 3, 2), (0, 2, 3, 3)])
 def test_binomial_averages(shape: tuple[int, ...]) -> None:
     feature = torch.randn(shape, device=DEVICE)
     expected = pool(feature.double()).float()
