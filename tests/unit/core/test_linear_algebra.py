@@ -119,3 +119,6 @@ def test_what_is_not_finite_is_named(value: float) -> None:
     require_finite(torch.zeros(0), "nothing")
     with pytest.raises(ValueError, match="atoms holds NaN or infinite values"):
         require_finite(torch.tensor([0.0, value]), "atoms")
+    require_finite(torch.ones(5, 20), "many")
+    with pytest.raises(ValueError, match="many holds NaN"):
+        require_finite(torch.ones(5, 20).index_fill(1, torch.tensor([7]), value), "many")
