@@ -91,8 +91,10 @@ MODULES = [
     if path.name != "__main__.py"
 ]
 AFTER = "from anomalib.models import Sgfr, get_model; get_model('Sgfr'); from anomalib.data import MTD, ELPV"
+WAITING = "assert ['_AfterImport' in type(finder).__name__ for finder in sys.meta_path].count(True) == 1"
 IMPORTED_FIRST = [
-    f"import sys, anomalib_sgfr; {first}\nif 'anomalib' in sys.modules: {AFTER}"  # else as if nothing had been imported
+    # where anomalib is not imported by then, what waits for it must be waiting still, once
+    f"import sys, anomalib_sgfr; {first}\nif 'anomalib' in sys.modules: {AFTER}\nelse: {WAITING}"
     for first in (
         *(f"anomalib_sgfr.{name}" for name in anomalib_sgfr.__all__),
         *(f"import {module}" for module in MODULES),

@@ -191,11 +191,12 @@ def test_what_needs_new_scores_is_refused(without_defects: tuple[Sgfr, Path], ma
         predicted(model, many / "more", tmp_path, ckpt_path=tmp_path / "old.ckpt")
 
 
-def test_the_pictures_of_a_part_do_not_vouch_for_each_other(many: Path, tmp_path: Path) -> None:
-    """Copies of one picture: each is known from its siblings, and the part is unknown without them.
-
-    Of equal patches one becomes an atom, of whichever copy: each copy lacks but the atoms that are its own.
-    """
+def test_the_pictures_of_a_part_do_not_vouch_for_each_other(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of one picture: each knows all of its siblings, and the part is unknown without them."""
+    # batch by batch: of copies sampled together, each would give some of the atoms, and lack them
+    monkeypatch.setattr("anomalib_sgfr.core.sampling._TOGETHER", 1)
     for part in range(4):
         for copy in range(3):
             target = tmp_path / "good" / f"part{part}_{copy}.png"
@@ -210,8 +211,7 @@ def test_the_pictures_of_a_part_do_not_vouch_for_each_other(many: Path, tmp_path
     paths = sorted(str(path) for path in (tmp_path / "good").iterdir())
     alone = nominal_scores(model.model, model.pre_processor, paths).scores
     grouped = nominal_scores(model.model, model.pre_processor, paths, group=r"part(\d)_").scores
-    assert max(alone) < min(grouped)
-    assert np.median(alone) < 0.5 * min(grouped)
+    assert np.median(alone) < 0.2 * min(grouped)
     # scored one by one, without the atoms of the part
     for path, score in zip(paths, grouped, strict=True):
         numbers = [n for n, image in enumerate(model.model.images) if Path(image).name[:5] == Path(path).name[:5]]
