@@ -7,7 +7,7 @@ import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
-from anomalib_sgfr.core import kernels, self_expression
+from anomalib_sgfr.core import kernels, on_card, self_expression
 from anomalib_sgfr.core.arguments import Solver
 from anomalib_sgfr.core.casts import ExemptFromCasts, home
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
@@ -309,7 +309,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         """Whether :meth:`by_kernel` does what :meth:`lengths` does, for such embedding maps."""
         if torch.compiler.is_exporting() or not self.by_products:
             return False
-        return kernels.fits(self.num_atoms, len(self.stored)) and kernels.serve(embedding)
+        return kernels.fits(self.num_atoms, len(self.stored)) and on_card.serve(embedding)
 
     def by_kernel(self, embedding: Tensor) -> Tensor:
         """What :meth:`residual_map` does, in one launch on a graphics card."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core import kernels
+from anomalib_sgfr.core import kernels, on_card
 from anomalib_sgfr.core.geometry import unknown_origins
 from anomalib_sgfr.core.linear_algebra import least_in_row, middle
 from anomalib_sgfr.core.selection import PRODUCT_VALUES, farthest_first, separated
@@ -126,7 +126,7 @@ def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None
     if origin is None:
         origin = unknown_origins(len(points), points.device)
     common = cover.count.argsort(descending=True, stable=True)
-    search = _on_card if kernels.serve(points) else _in_turn
+    search = _on_card if on_card.serve(points) else _in_turn
     cover, left, least = search(cover, common, points, threshold)
     left = left[least.argsort(descending=True, stable=True)]
     novel = Cover.of(points[left], origin[left])
@@ -257,7 +257,7 @@ def moved(cover: Cover, atoms: Tensor) -> Cover:
 
 def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row of the nearest atom and the Euclidean distance from it, each ``(n,)``, and the point less the atom."""
-    if kernels.serve(points):
+    if on_card.serve(points):
         index, _ = kernels.nearest_in_turn(points, atoms, len(atoms), 0.0)
         difference = points - atoms[index]
         return index, difference.norm(dim=1), difference

@@ -2,13 +2,10 @@
 
 A reconstruction is many short steps: on a card their launches, and the distances written and read again, take most of
 the time. Here they stay in registers. What the kernels compute is what :mod:`~anomalib_sgfr.core.self_expression` and
-:mod:`~anomalib_sgfr.core.selection` say, which is also what runs where they do not.
+:mod:`~anomalib_sgfr.core.selection` say, which is also what runs where :mod:`~anomalib_sgfr.core.on_card` finds that
+they do not.
 """
 
-import functools
-import os
-import warnings
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,8 +13,7 @@ from torch import Tensor, library
 from torch.nn import functional
 
 from anomalib_sgfr.core.linear_algebra import middle
-from anomalib_sgfr.core.search import Index, search_index
-from anomalib_sgfr.core.self_expression import affine_distance
+from anomalib_sgfr.core.search import Index
 
 __all__ = [
     "affine_lengths",
@@ -27,7 +23,6 @@ __all__ = [
     "fits",
     "nearest_in_turn",
     "separated_of_few",
-    "serve",
 ]
 
 _GROUPS = 512  # atoms whose least distance stands for them all: those of the same number modulo this
@@ -55,79 +50,6 @@ def fits(num_atoms: int, bank_size: int) -> bool:
 
 def _candidates(num_atoms: int, bank_size: int) -> int:
     return (num_atoms + 1) * -(-bank_size // _GROUPS)
-
-
-def serve(tensor: Tensor) -> bool:
-    """Whether kernels do the work for such a tensor: on a card, Triton and its C compiler are there, not of 64 bits."""
-    return (tensor.is_cuda or _is_interpreted()) and tensor.dtype != torch.float64 and _usable()
-
-
-def _usable() -> bool:
-    return _tried()
-
-
-# All that `torch.compiler.assume_constant_result` does, but for the import of a compiler: two seconds.
-vars(_usable)["_dynamo_marked_constant"] = True
-
-
-@functools.cache
-def _tried() -> bool:
-    if find_spec("triton") is None or not (torch.cuda.is_available() or _is_interpreted()):
-        return False
-    try:
-        right = _are_right(torch.device("cpu" if _is_interpreted() else "cuda"))
-        reason = "" if right else "what it computes is wrong"
-    except Exception as error:  # noqa: BLE001  # of drivers, compilers and Triton; whatever it is, there is another way
-        reason = f"{type(error).__name__}: {error}"
-    if reason:
-        message = f"Triton's kernels cannot be used, and Sgfr is slower on a graphics card without them: {reason}"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-    return not reason
-
-
-def _are_right(device: torch.device) -> bool:
-    """Whether each kernel answers one small question as PyTorch does."""
-    points = torch.linspace(0.0, 9.0, 40, device=device).sin().reshape(20, 2) * 3.0
-    mutual = (points[:, None] - points).square().sum(2)
-    row, squared = nearest_in_turn(points[10:], points[:10], 10, 0.0)
-    right = torch.equal(row, mutual[10:, :10].argmin(1)) and torch.allclose(squared, mutual[10:, :10].amin(1))
-
-    alive = torch.ones(20, dtype=torch.bool)
-    for place in range(20):
-        alive[place + 1 :] &= ~(alive[place] & (mutual[place, place + 1 :].cpu() <= 1.0))
-    right &= torch.equal(separated_of_few(mutual, 1.0).cpu(), alive)
-
-    left, order = mutual[0].sort(descending=True)
-    taken = farthest_of_few(left, mutual[order][:, order].contiguous(), torch.zeros_like(left), 3, left[-1], 0.0)
-    expected = [0]
-    for _ in range(2):
-        left = torch.minimum(left, mutual[order[expected[-1]], order])
-        expected.append(int(left.argmax()))
-    right &= taken.tolist() == expected + [-1] * 17
-
-    bank, embedding = points[:8], points[8:].T.reshape(1, 2, 3, 4).contiguous()
-    right &= torch.allclose(binomial(embedding).sum((2, 3)) * 256.0, _all_weighted(embedding), rtol=1e-4, atol=1e-3)
-    index, unit = search_index(bank), points.new_full((), 2.0)
-    found = affine_lengths(embedding, index, columns_of(index), 8, 5, 0.5, unit)
-    return right and torch.allclose(
-        2.0 * found.flatten(), affine_distance(points[8:], bank, 5, 0.5), rtol=1e-4, atol=1e-5
-    )
-
-
-def _all_weighted(feature: Tensor) -> Tensor:
-    """What all that :func:`binomial` finds sums to: each value as often as it is within reach, times its weight."""
-    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=feature.device)
-
-    def weights(length: int) -> Tensor:
-        reach = torch.arange(length, device=feature.device)[:, None] + torch.arange(-2, 3, device=feature.device)
-        return (line * ((reach >= 0) & (reach < length))).sum(1)
-
-    return (feature * (weights(feature.shape[2])[:, None] * weights(feature.shape[3]))).sum((2, 3))
-
-
-def _is_interpreted() -> bool:
-    """Whether Triton runs on the CPU, slowly: how the kernels are tested."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def columns_of(index: Index) -> Tensor:

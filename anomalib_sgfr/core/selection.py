@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core import kernels
+from anomalib_sgfr.core import kernels, on_card
 from anomalib_sgfr.core.linear_algebra import least_in_row, middle
 
 __all__ = ["PRODUCT_VALUES", "farthest_first", "separated"]
@@ -91,7 +91,7 @@ def _next_farthest(
     candidates, values = candidates[:_CANDIDATES], values[:_CANDIDATES]
     near = points[candidates]
     mutual = torch.addmm(length[candidates], near, near.T, alpha=-2.0) + length[candidates][:, None]
-    if kernels.serve(points):
+    if on_card.serve(points):
         chosen = kernels.farthest_of_few(values, mutual, same[candidates], most, outside, tolerance)
         return candidates[chosen[chosen >= 0]]
     beyond = float(outside)
@@ -140,7 +140,7 @@ def separated(points: Tensor, distance: float) -> Tensor:
 
 def _separated_of_few(mutual: Tensor, distance: float) -> Tensor:
     """Which of a few hundred points, of known squared distances, are farther from each that was kept before them."""
-    if kernels.serve(mutual):
+    if on_card.serve(mutual):
         return kernels.separated_of_few(mutual, distance)
     close = np.triu((mutual <= distance**2).cpu().numpy(), 1)  # each with those after it
     alive = np.ones(len(close), bool)

@@ -10,7 +10,7 @@ from anomalib.models.components import TimmFeatureExtractor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_sgfr.core import kernels
+from anomalib_sgfr.core import kernels, on_card
 from anomalib_sgfr.core.arguments import BankPer, Pooling
 from anomalib_sgfr.features.backbones import load_pretrained
 from anomalib_sgfr.features.layers import (
@@ -50,7 +50,7 @@ def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
     """
     if pooling == "box":
         return functional.avg_pool2d(feature, 3, stride=1, padding=1)
-    if not (torch.compiler.is_compiling() or feature.requires_grad) and kernels.serve(feature):
+    if not (torch.compiler.is_compiling() or feature.requires_grad) and on_card.serve(feature):
         return kernels.binomial(feature)
     for padding in (1, 1, 0, 0):  # averages of two, four times over: what every runtime has, and has fast
         feature = functional.avg_pool2d(feature, 2, stride=1, padding=padding)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anomalib_sgfr import bank
 from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.core import cover, kernels, selection
+from anomalib_sgfr.core import cover, kernels, on_card, selection
 from anomalib_sgfr.core.cover import Cover
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.core.search import search_index
@@ -43,7 +43,7 @@ def test_in_the_interpreter() -> None:
 
 
 def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "serve", lambda _: False)
+    monkeypatch.setattr(on_card, "serve", lambda _: False)
 
 
 def lengths(embedding: Tensor, atoms: Tensor, num_atoms: int = 5, unit: float = 1.0) -> Tensor:
@@ -206,27 +206,27 @@ def test_a_stream_is_learnt_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @runs
 def test_what_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_tried", kernels._tried.__wrapped__)
-    assert kernels._tried()
+    monkeypatch.setattr(on_card, "_tried", on_card._tried.__wrapped__)
+    assert on_card._tried()
     for broken, reason in (
         (lambda *_: torch.zeros(20, dtype=torch.bool, device=DEVICE), "what it computes is wrong"),
         (lambda *_: 1 / 0, "ZeroDivisionError"),
     ):
         monkeypatch.setattr(kernels, "separated_of_few", broken)
         with pytest.warns(RuntimeWarning, match=reason):
-            assert not kernels._tried()
+            assert not on_card._tried()
 
 
 def test_without_a_card_nobody_is_warned() -> None:
     if DEVICE.type == "cpu" and not INTERPRETED:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not kernels.serve(torch.zeros(1))
-            assert not kernels._tried()
+            assert not on_card.serve(torch.zeros(1))
+            assert not on_card._tried()
 
 
 def test_nobody_waits_for_imports_of_a_compiler() -> None:
-    program = "import sys, anomalib_sgfr.core.kernels; print({'triton', 'torch._dynamo'} & set(sys.modules))"
+    program = "import sys, anomalib_sgfr.core.on_card; print({'triton', 'torch._dynamo'} & set(sys.modules))"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
     )
