@@ -25,8 +25,8 @@ from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.edge.export import WholeExports
 from anomalib_sgfr.features.backbones import normalisation
-from anomalib_sgfr.features.embedding import default_size
 from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
+from anomalib_sgfr.features.sizes import default_size
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
 from anomalib_sgfr.fitting.camera import FromCameras
 from anomalib_sgfr.fitting.distributed import drop_padding, leave_out_empty

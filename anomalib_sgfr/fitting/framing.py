@@ -11,9 +11,9 @@ from anomalib.pre_processing.utils.spec import spec_to_transform
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
-from anomalib_sgfr.features.embedding import require_size
 from anomalib_sgfr.features.pre_processing import made_size
 from anomalib_sgfr.features.region import read_region, seen_through
+from anomalib_sgfr.features.sizes import require_size
 from anomalib_sgfr.features.tiling import Tiling
 from anomalib_sgfr.torch_model import SgfrModel
 
