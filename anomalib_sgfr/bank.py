@@ -1,6 +1,6 @@
 """The bank of one scale: its atoms, what they stand for, and what of a patch they cannot rebuild."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -12,18 +12,14 @@ from anomalib_sgfr.core.arguments import Solver
 from anomalib_sgfr.core.casts import ExemptFromCasts, home
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
 from anomalib_sgfr.core.cover import Cover, moved
-from anomalib_sgfr.core.loops import mapped
+from anomalib_sgfr.core.loops import by_rows, in_chunks
+from anomalib_sgfr.core.nominal import nominal_residual
 from anomalib_sgfr.core.search import Index, search_index
-from anomalib_sgfr.core.self_expression import left_out_distance
 
-__all__ = ["Bank", "BankState", "nominal_residual", "residual_maps"]
+__all__ = ["Bank", "BankState"]
 
-# Largest number of values one chunk of patches may hold in temporary tensors: 64 MiB of float32.
-_CHUNK_VALUES = 2**24
 _EXPONENT = 14  # of the largest value in 16 bits, which go up to 2^16
 _LEAST = 2.0**-100  # a bank smaller than that is one of zeros; its unit is still a normal number
-_LEAST_SHARE = 1e-3  # of the atoms' length
-_EXPORTED_PATCHES = 2048  # rebuilt at once in an exported graph
 
 
 class BankState(NamedTuple):
@@ -34,7 +30,8 @@ class BankState(NamedTuple):
         threshold (float): Distance above which the sampler would have taken another atom; where a later fit that adds
             to these atoms goes on.
         thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``, ``uint8``.
-        nominal (float | None): What residuals are measured by, see :func:`nominal_residual`; ``None`` to find it anew.
+        nominal (float | None): What residuals are measured by, see
+            :func:`~anomalib_sgfr.core.nominal.nominal_residual`; ``None`` to find it anew.
         nuisance (Tensor | None): Directions that atoms and patches are compared without, orthonormal rows ``(n, d)``;
             see :mod:`~anomalib_sgfr.core.nuisance`.
     """
@@ -49,28 +46,6 @@ class BankState(NamedTuple):
         """Some of the atoms, by index or mask."""
         pictures = None if self.thumbnails is None else self.thumbnails[index]
         return self._replace(cover=self.cover.rows(index), thumbnails=pictures)
-
-
-def nominal_residual(atoms: Tensor, num_atoms: int, regularisation: float) -> float:
-    """Length that scales of different embeddings are made alike by: what atoms leave of a nominal patch not among them.
-
-    The mean over the atoms of what the others leave of each, by the ``"affine"`` solver: known when the fit ends,
-    without another pass, and as fair to one training image as to a thousand.
-
-    Args:
-        atoms (Tensor): Shape ``(M, d)``.
-        num_atoms (int): Size of the support.
-        regularisation (float): As the solver takes it.
-
-    Returns:
-        float: At least a thousandth of the atoms' own length, which is the measure where there is no other; of atoms
-        that are all zero, one.
-    """
-    length = float(atoms.double().square().sum(1).mean().sqrt())
-    found = float(left_out_distance(atoms, num_atoms, regularisation).double().mean()) if len(atoms) > 1 else 0.0
-    if found == 0.0:
-        found = length
-    return max(found, _LEAST_SHARE * length) or 1.0
 
 
 class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
@@ -88,7 +63,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         radius, count, squares, origin (Tensor): What each atom stands for and where it was seen, as in
             :class:`~anomalib_sgfr.core.cover.Cover`.
         threshold, thumbnails (Tensor): As in :class:`BankState`; no thumbnails are an empty tensor.
-        nominal (Tensor): What residuals are measured by, ``float32``, see :func:`nominal_residual`.
+        nominal (Tensor): What residuals are measured by, ``float32``.
         nuisance (Tensor): As in :class:`BankState`, ``float32``; whoever embeds patches leaves it out. Empty for none.
         index_atoms, index_centre, operator (Tensor): What follows from the atoms and the arguments: the search index of
             ``"affine"``, and the residual operator of ``"ridge"``, shape ``(d, d)``. Never stored.
@@ -276,18 +251,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             Tensor: Shape ``(N,)``; not finite where a patch is not.
         """
         with torch.autocast(patches.device.type, enabled=False):  # half precision would blur small residuals
-            return self._in_chunks(self._length, patches)
-
-    def residual_map(self, embedding: Tensor) -> Tensor:
-        """The same for embedding maps, in units of ``nominal``.
-
-        Args:
-            embedding (Tensor): Shape ``(B, d, h, w)``.
-
-        Returns:
-            Tensor: Shape ``(B, 1, h, w)``, ``float32``; not finite where an embedding is not.
-        """
-        return residual_maps([self], [embedding])[0]
+            return in_chunks(self._length, patches, self._values_per_patch)
 
     @property
     def by_products(self) -> bool:
@@ -312,7 +276,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         return kernels.fits(self.num_atoms, len(self.stored)) and on_card.serve(embedding)
 
     def by_kernel(self, embedding: Tensor) -> Tensor:
-        """What :meth:`residual_map` does, in one launch on a graphics card."""
+        """What :meth:`lengths` does, as maps in units of ``nominal``, ``(B, 1, h, w)``: one launch on a graphics card."""
         size, index = len(self.stored), self._index
         return kernels.affine_lengths(
             embedding, index, self._columns(index), size, self.num_atoms, self.regularisation, self.nominal
@@ -341,12 +305,13 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         """What a step finds of each patch of embedding maps, shape ``(B, h * w, ...)``."""
         patches = embedding.flatten(2).transpose(1, 2).float()  # (B, h * w, d)
         if torch.compiler.is_exporting():
-            return _exported(step, patches, embedding.shape[-1])
-        return self._in_chunks(step, patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+            return by_rows(step, patches, embedding.shape[-1])
+        return in_chunks(step, patches.flatten(0, 1), self._values_per_patch).unflatten(0, patches.shape[:2])
 
-    def _in_chunks(self, step: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
-        values_per_patch = self.stored.shape[0] + 4 * self.num_atoms * self.stored.shape[1]
-        return _in_chunks(step, patches, values_per_patch)
+    @property
+    def _values_per_patch(self) -> int:
+        """In temporary tensors, while it is rebuilt."""
+        return self.stored.shape[0] + 4 * self.num_atoms * self.stored.shape[1]
 
     def _products(self, patches: Tensor) -> Tensor:
         return self_expression.affine_products(patches, self.atoms, self.num_atoms, self._index)
@@ -361,63 +326,3 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     @property
     def _index(self) -> Index:
         return Index(self.index_atoms, self.index_centre)
-
-
-def residual_maps(banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[Tensor]:
-    """What each bank cannot rebuild of its embedding maps, in units of its ``nominal``.
-
-    Codes are solved for all scales at once where they can: the steps are many, and each is short for one scale.
-
-    Args:
-        banks (Sequence[Bank]): One a scale.
-        embeddings (Sequence[Tensor]): Of each scale, shape ``(B, d, h, w)``.
-
-    Returns:
-        list[Tensor]: Of each scale, shape ``(B, 1, h, w)``, ``float32``; not finite where an embedding is not.
-    """
-    with torch.autocast(embeddings[0].device.type, enabled=False):  # half precision would blur small residuals
-        if all(bank.has_kernel(part) for bank, part in zip(banks, embeddings, strict=True)):
-            return [bank.by_kernel(part) for bank, part in zip(banks, embeddings, strict=True)]
-        if _alike(banks):
-            products = [bank.products(part) for bank, part in zip(banks, embeddings, strict=True)]
-            found = _solved(products, banks[0].num_atoms, banks[0].regularisation)
-        else:
-            found = [bank.lengths(part) for bank, part in zip(banks, embeddings, strict=True)]
-    shapes = [(part.shape[0], 1, *part.shape[2:]) for part in embeddings]
-    return [part.reshape(shape) / bank.nominal for part, shape, bank in zip(found, shapes, banks, strict=True)]
-
-
-def _alike(banks: Sequence[Bank]) -> bool:
-    """Whether the codes of all banks solve the same equations."""
-    same = len({(bank.num_atoms, bank.regularisation) for bank in banks}) == 1
-    return same and all(bank.by_products and len(bank.stored) > bank.num_atoms for bank in banks)
-
-
-def _solved(products: Sequence[Tensor], num_atoms: int, regularisation: float) -> list[Tensor]:
-    """Lengths of each scale, shape ``(B, h * w)``, from :meth:`Bank.products`."""
-
-    def solve(part: Tensor) -> Tensor:
-        return self_expression.length_of_products(part, num_atoms, regularisation)
-
-    together = torch.cat(list(products), 1)  # (B, n, k', k')
-    if torch.compiler.is_exporting():
-        lengths = mapped(solve, together)
-    else:
-        lengths = _in_chunks(solve, together.flatten(0, 1), 4 * (num_atoms + 1) ** 2).unflatten(0, together.shape[:2])
-    return list(lengths.split([part.shape[1] for part in products], 1))
-
-
-def _in_chunks(step: Callable[[Tensor], Tensor], patches: Tensor, values_per_patch: int) -> Tensor:
-    return torch.cat([step(chunk) for chunk in patches.split(max(1, _CHUNK_VALUES // values_per_patch))])
-
-
-def _exported(step: Callable[[Tensor], Tensor], patches: Tensor, columns: int) -> Tensor:
-    """What a step finds inside an exported graph, image by image, or by parts of a large image."""
-    batch, number, width = patches.shape
-    if isinstance(number, int):
-        rows = number // columns
-        fitting = (size for size in range(rows, 1, -1) if rows % size == 0 and size * columns <= _EXPORTED_PATCHES)
-        part = next(fitting, 1)
-        patches = patches.reshape(-1, part * columns, width)
-    found = mapped(step, patches)
-    return found.reshape(batch, number, *found.shape[2:])

@@ -11,7 +11,7 @@ from anomalib.data.utils.tiler import Tiler
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
-from anomalib_sgfr.bank import Bank, BankState, residual_maps
+from anomalib_sgfr.bank import Bank, BankState
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.geometry import touched
@@ -19,6 +19,7 @@ from anomalib_sgfr.core.linear_algebra import require_finite
 from anomalib_sgfr.core.nuisance import projected_out
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from anomalib_sgfr.features.tiling import embed_tiles
+from anomalib_sgfr.scoring import residual_maps
 from anomalib_sgfr.smoothing import Blur, Smoothing, interpolate
 
 __all__ = ["Ears", "Learnt", "SgfrModel"]

@@ -1,4 +1,4 @@
-"""A loop that stays a loop in an exported graph."""
+"""Steps over many patches within a bounded memory: here, and as a loop in an exported graph."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,25 @@ from torch import Tensor
 # it from where it is then; if it goes, `torch.stack([step(part) for part in parts])` is right for a fixed batch alone.
 from torch._higher_order_ops import scan
 
-__all__ = ["mapped"]
+__all__ = ["by_rows", "in_chunks", "mapped"]
+
+# Largest number of values that one chunk may hold in temporary tensors: 64 MiB of float32.
+_CHUNK_VALUES = 2**24
+_EXPORTED_PATCHES = 2048  # at once in an exported graph
+
+
+def in_chunks(step: Callable[[Tensor], Tensor], parts: Tensor, values_each: int) -> Tensor:
+    """Apply a function to many parts, as many at a time as its temporary tensors may hold.
+
+    Args:
+        step (Callable[[Tensor], Tensor]): From some parts, shape ``(n, ...)``, to as many results.
+        parts (Tensor): Shape ``(N, ...)``.
+        values_each (int): Values that one part takes in temporary tensors.
+
+    Returns:
+        Tensor: Results in their order, ``N`` of them.
+    """
+    return torch.cat([step(chunk) for chunk in parts.split(max(1, _CHUNK_VALUES // values_each))])
 
 
 def mapped(step: Callable[[Tensor], Tensor], parts: Tensor) -> Tensor:
@@ -30,3 +48,24 @@ def mapped(step: Callable[[Tensor], Tensor], parts: Tensor) -> Tensor:
 
     _, found = scan(carry_on, torch.zeros(1, device=parts.device), parts, dim=0)
     return found
+
+
+def by_rows(step: Callable[[Tensor], Tensor], patches: Tensor, columns: int) -> Tensor:
+    """Apply a function to patches inside an exported graph, image by image, or by some rows of a large image.
+
+    Args:
+        step (Callable[[Tensor], Tensor]): As :func:`mapped` takes it: from patches, ``(n, d)``, to as many results.
+        patches (Tensor): Of images, row after row, shape ``(B, h * w, d)``.
+        columns (int): Of an image, ``w``.
+
+    Returns:
+        Tensor: Results, shape ``(B, h * w, ...)``.
+    """
+    batch, number, width = patches.shape
+    if isinstance(number, int):
+        rows = number // columns
+        fitting = (size for size in range(rows, 1, -1) if rows % size == 0 and size * columns <= _EXPORTED_PATCHES)
+        part = next(fitting, 1)
+        patches = patches.reshape(-1, part * columns, width)
+    found = mapped(step, patches)
+    return found.reshape(batch, number, *found.shape[2:])

@@ -13,6 +13,7 @@ from torch import Tensor
 from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.features.layers import Scale
 from anomalib_sgfr.fitting.learning import bank_sizes
+from anomalib_sgfr.scoring import residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks.common import features
 from benchmarks.common.banks import covers
@@ -97,7 +98,7 @@ def _parts(specs: Sequence[Spec], found: features.Features) -> dict[str, _Part]:
                 bank.set(cover)
                 starts = range(0, len(found.kinds), _CHUNK_IMAGES)
                 tested = (found.tested(members, slice(start, start + _CHUNK_IMAGES)) for start in starts)
-                residuals = torch.cat([bank.residual_map(part) for part in tested])
+                residuals = torch.cat([residual_maps([bank], [part])[0] for part in tested])
                 values = cover.atoms.numel() * bank.stored.element_size()
                 parts[json.dumps(key)] = _Part(residuals, float(bank.nominal), len(cover.atoms), values)
     return parts

@@ -5,11 +5,13 @@ import copy
 import pytest
 import torch
 
-from anomalib_sgfr.bank import Bank, nominal_residual
+from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core.cover import Cover, centred, settle
 from anomalib_sgfr.core.geometry import to_patches
+from anomalib_sgfr.core.nominal import nominal_residual
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine
+from anomalib_sgfr.scoring import residual_maps
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 1e4, 1e9])
@@ -63,7 +65,7 @@ def test_residuals_are_measured_by_what_atoms_leave_of_each_other(solver: str) -
         left_out.append(float(affine(bank.atoms[row : row + 1], bank.atoms[others], 3, 0.01).residual.norm()))
     assert float(bank.nominal) == pytest.approx(sum(left_out) / 60, rel=1e-3)
     patches = torch.randn(2, 4, 3, 5)
-    found = bank.residual_map(patches)
+    found = residual_maps([bank], [patches])[0]
     torch.testing.assert_close(found.flatten() * bank.nominal, bank.residuals(to_patches(patches)))
     # kept: by a state dict, a state, and when atoms are left out
     restored, again = (Bank(solver, num_atoms=3, regularisation=0.01) for _ in range(2))
@@ -89,7 +91,7 @@ def test_where_atoms_leave_nothing_of_each_other_their_length_is_the_measure(
     assert nominal_residual(atoms, 5, 1e-3) == pytest.approx(nominal)
     bank = Bank()
     bank.set(atoms)
-    assert torch.isfinite(bank.residual_map(torch.randn(1, atoms.shape[1], 2, 2))).all()
+    assert torch.isfinite(residual_maps([bank], [torch.randn(1, atoms.shape[1], 2, 2)])[0]).all()
 
 
 def test_bounds_hold_atom_by_atom() -> None:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anomalib_sgfr import bank as module
 from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.core import loops
 from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.geometry import slots, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.features import tiling
 from anomalib_sgfr.features.layers import scales_of
+from anomalib_sgfr.scoring import residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -227,7 +228,7 @@ def test_a_regions_map_is_the_mean_over_the_patches_inside() -> None:
     expected = torch.zeros(1, 1, 96, 80)
     for bank, part, stride in zip(model.banks, embeddings, (8, 16), strict=True):
         mask = functional.max_pool2d(model.region[None, None].float(), stride, ceil_mode=True)
-        residual = bank.residual_map(part)
+        residual = residual_maps([bank], [part])[0]
         spread = [
             model.blur(functional.interpolate(each, size=(96, 80), mode="bilinear", align_corners=False))
             for each in (residual * mask, mask)
@@ -396,7 +397,7 @@ def test_chunks_do_not_change_the_result(solver: str, monkeypatch: pytest.Monkey
     model = fitted(solver)
     images = torch.randn(2, 3, 64, 64)
     whole = model(images)
-    monkeypatch.setattr(module, "_CHUNK_VALUES", 7 * (len(model.banks[0].atoms) + 4 * 5 * 128))  # 7 patches a chunk
+    monkeypatch.setattr(loops, "_CHUNK_VALUES", 7 * (len(model.banks[0].atoms) + 4 * 5 * 128))  # 7 patches a chunk
     torch.testing.assert_close(model(images).anomaly_map, whole.anomaly_map)
 
 
@@ -497,7 +498,7 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
 
 def test_a_large_batch_needs_no_more_memory_than_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fitted()
-    monkeypatch.setattr(module, "_CHUNK_VALUES", 50_000)
+    monkeypatch.setattr(loops, "_CHUNK_VALUES", 50_000)
     rows: list[tuple[int, int]] = []
     find = Bank._products
     monkeypatch.setattr(Bank, "_products", lambda self, patches: (rows.append(patches.shape), find(self, patches))[1])

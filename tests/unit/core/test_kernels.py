@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalib_sgfr import bank
 from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core import cover, kernels, on_card, selection
 from anomalib_sgfr.core.cover import Cover
@@ -21,6 +20,7 @@ from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.core.search import search_index
 from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.features.embedding import pool
+from anomalib_sgfr.scoring import residual_maps
 
 triton = pytest.importorskip("triton", reason="this build of PyTorch comes without Triton")
 
@@ -121,7 +121,7 @@ def test_a_bank_forgets_what_was_made_of_other_atoms() -> None:
     for _ in range(2):
         atoms = torch.randn(40, 8, device=DEVICE)
         its_bank.set(atoms)
-        found.append(its_bank.residual_map(embedding))
+        found.append(residual_maps([its_bank], [embedding])[0])
         torch.testing.assert_close(found[-1], lengths(embedding, its_bank.atoms, unit=float(its_bank.nominal)))
     assert not torch.equal(*found)
     assert pickle.loads(pickle.dumps(its_bank))._kept is None
@@ -137,7 +137,7 @@ def test_banks_use_them_compiled_too(backend: str | None, monkeypatch: pytest.Mo
     assert all(its_bank.has_kernel(part) for its_bank, part in zip(banks, embeddings, strict=True))
 
     def run(*parts: Tensor) -> list[Tensor]:
-        return bank.residual_maps(banks, parts)
+        return residual_maps(banks, parts)
 
     step: Any = run if backend is None else torch.compile(run, fullgraph=True, backend=backend)
     found = step(*embeddings)
