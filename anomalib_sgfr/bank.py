@@ -276,7 +276,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         return kernels.fits(self.num_atoms, len(self.stored)) and on_card.serve(embedding)
 
     def by_kernel(self, embedding: Tensor) -> Tensor:
-        """What :meth:`lengths` does, as maps in units of ``nominal``, ``(B, 1, h, w)``: one launch on a graphics card."""
+        """What :meth:`lengths` does, over ``nominal`` and as maps ``(B, 1, h, w)``: one launch on a graphics card."""
         size, index = len(self.stored), self._index
         return kernels.affine_lengths(
             embedding, index, self._columns(index), size, self.num_atoms, self.regularisation, self.nominal
