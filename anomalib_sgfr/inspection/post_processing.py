@@ -1,7 +1,6 @@
 """Labels and masks from a threshold that is always there, and that says what it rests on."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,18 +10,14 @@ from anomalib.data.utils import get_image_filenames
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 
-from anomalib_sgfr.core.casts import ExemptFromCasts
-from anomalib_sgfr.core.thresholds import alarm_threshold, dividing_threshold
 from anomalib_sgfr.inspection.calibration import scored, spread_over
+from anomalib_sgfr.inspection.chosen_threshold import DEFAULT_RATE, ChosenThreshold
 from anomalib_sgfr.inspection.evidence import Evidence, Kind, in_all_processes, require_group, unit_of
-from anomalib_sgfr.inspection.reporting import ReportingScale
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["DEFAULT_RATE", "NominalPostProcessor", "SgfrPostProcessor", "checked", "sensitivities"]
+__all__ = ["NominalPostProcessor", "SgfrPostProcessor", "checked", "sensitivities"]
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_RATE = 0.01
 
 
 def checked(**asked: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -53,7 +48,7 @@ def sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
     return {name: value for name in names if (value := getattr(processor, name)) != getattr(default, name)}
 
 
-class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
+class SgfrPostProcessor(ChosenThreshold):
     """Sgfr's own: a threshold with defects at hand or without, the same in the Engine, checkpoints and exported files.
 
     With defective images in validation it lies between the good and the defective scores, see
@@ -61,7 +56,8 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
     good parts exceed at a chosen rate, see :func:`~anomalib_sgfr.core.thresholds.alarm_threshold`: from good validation
     images, and from training images, each scored without the atoms of its own unit.
 
-    Scores and maps are reported as :class:`~anomalib_sgfr.inspection.reporting.ReportingScale` says.
+    What it rests on is in ``evidence``, see :class:`~anomalib_sgfr.inspection.chosen_threshold.ChosenThreshold`. Scores
+    and maps are reported as :class:`~anomalib_sgfr.inspection.reporting.ReportingScale` says.
 
     Args:
         false_alarm_rate (float | None): Share of good images that may be labelled anomalous. If given, the threshold
@@ -75,10 +71,6 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         image_sensitivity (float | None): As anomalib's; ``None`` for 0.5, or a checkpoint's.
         pixel_sensitivity (float | None): As anomalib's; ``None`` for 0.5, or a checkpoint's.
         **kwargs (Any): As anomalib's post-processor takes them.
-
-    Attributes:
-        evidence (Evidence): What the threshold rests on.
-        value (float | None): Threshold that was set by hand, in units of the raw map.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -110,43 +102,11 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         self.images = 300 if images is None else images
         self.image_sensitivity = 0.5 if image_sensitivity is None else image_sensitivity
         self.pixel_sensitivity = 0.5 if pixel_sensitivity is None else pixel_sensitivity
-        self.value: float | None = None
-        self.evidence = Evidence()
         self._stored_rate: float | None = None  # of the checkpoint that was read
         self._known = Evidence()  # of the fit that this one adds to
         self._seen = Evidence()  # in this validation
-        self._is_set = False
         self._has_warned = False
         self.register_load_state_dict_post_hook(SgfrPostProcessor._restored)
-
-    @property
-    def rate(self) -> float:
-        """Share of good images that may be labelled anomalous, where the threshold rests on good ones."""
-        return DEFAULT_RATE if self.false_alarm_rate is None else self.false_alarm_rate
-
-    @property
-    def is_set(self) -> bool:
-        """Whether there is a threshold."""
-        return self._is_set
-
-    @property
-    def learns_from_validation(self) -> bool:
-        """Whether validation images have a say; not where the rate or the threshold itself was asked for."""
-        return self.false_alarm_rate is None and self.value is None
-
-    @property
-    def basis(self) -> str:
-        """What the threshold rests on, in words."""
-        good, bad = self.evidence.good, self.evidence.defective
-        if self.value is not None:
-            return "a value set by hand"
-        if not self.evidence.scores:
-            return "scores that are not kept" if self._is_set else "nothing: there is none"
-        if bad.scores and self.false_alarm_rate is None:
-            highest, lowest = max(good.scores, default=0.0), min(bad.scores)
-            lie = "are apart" if highest < lowest else "overlap: at the largest F1 score"
-            return f"{len(good.scores)} good and {len(bad.scores)} defective images, which {lie}"
-        return self.evidence.said(self.group, self.rate)
 
     # What a fit makes of it
 
@@ -181,80 +141,6 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         except (FileNotFoundError, ValueError) as error:
             msg = f"held_out: there is no image in '{self.held_out}'."
             raise FileNotFoundError(msg) from error
-
-    def forget(self) -> None:
-        """Have no threshold, until one is chosen: that of another bank means nothing."""
-        for bound in (self._image_threshold, self._pixel_threshold):
-            bound.fill_(torch.nan)
-        self._is_set = False
-
-    def take(self, evidence: Evidence, pixel: float | None = None) -> None:
-        """Choose the threshold anew.
-
-        Args:
-            evidence (Evidence): What it is to rest on; where there is none, there is no threshold.
-            pixel (float | None): Threshold of pixels that defects suggest, if there are any.
-        """
-        self.evidence = evidence
-        if not evidence.scores and self.value is None:
-            self.forget()
-            logger.warning("There is no image to choose a threshold from: no labels and no masks are given.")
-            return
-        self.choose(pixel)
-        logger.info("Threshold %.4g rests on %s.", float(self._image_threshold), self.basis)
-
-    def choose(self, pixel: float | None = None) -> None:
-        """Choose the threshold from the evidence.
-
-        Args:
-            pixel (float | None): As in :meth:`take`.
-
-        Raises:
-            ValueError: If there is nothing to choose it from.
-        """
-        by_defects = pixel if self._divides else None
-        if self.value is None:
-            threshold, its_peaks = self._from_evidence()
-        else:
-            threshold = its_peaks = self.value
-            if self.evidence.good.scores:  # the map may hear other scales: as much above as its own would be
-                image, of_map = self._from_evidence()
-                its_peaks = self.value * of_map / image if image > 0.0 else self.value
-        self._image_threshold.fill_(threshold)
-        self._pixel_threshold.fill_(its_peaks if by_defects is None else by_defects)
-        for bound in (self.image_min, self.pixel_min):
-            bound.fill_(0.0)
-        for bound, its in ((self.image_max, self._image_threshold), (self.pixel_max, self._pixel_threshold)):
-            bound.copy_(2.0 * its)
-        self.linear = False
-        self._is_set = True
-
-    @property
-    def _divides(self) -> bool:
-        """Whether the threshold lies between good and defective ones."""
-        return self.learns_from_validation and bool(self.evidence.defective.scores) and bool(self.evidence.good.scores)
-
-    def _from_evidence(self) -> tuple[float, float]:
-        """Thresholds of scores, and of pixels by the peaks of maps: what is a peak's share of alarms is an image's."""
-        good, bad = self.evidence.good, self.evidence.defective
-        if self._divides:
-            return dividing_threshold(good.scores, bad.scores), dividing_threshold(good.peaks, bad.peaks)
-        units = good.units(self.group)
-        return alarm_threshold(good.scores, self.rate, units), alarm_threshold(good.peaks, self.rate, units)
-
-    @property
-    def pixel_by_defects(self) -> float | None:
-        """The pixels' threshold, if masks of defects suggested it and not the peaks of maps."""
-        if self.value is not None or not self._is_set or not self._divides:
-            return None
-        pixel = float(self._pixel_threshold)
-        return None if math.isclose(pixel, self._from_evidence()[1], rel_tol=1e-6) else pixel
-
-    @property
-    def peak_threshold(self) -> float:
-        """As :attr:`mask_threshold`; where masks of defects chose that, as peaks would: good ones may lie above it."""
-        pixel = self.pixel_by_defects
-        return self.mask_threshold if not pixel else self.mask_threshold * self._from_evidence()[1] / pixel
 
     # What Lightning calls
 
