@@ -1,8 +1,8 @@
-"""The README's table: committed results at a glance, the same images and seeds for every model.
+"""The README's tables: committed results at a glance, the same images and seeds for every model.
 
     python -m benchmarks.headline
 
-Rewrites what stands between the two markers in ``README.md`` from ``benchmarks/results``.
+Rewrites what stands between markers in ``README.md`` from ``benchmarks/results``.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks.common.records import Record, read, write_text
 from benchmarks.common.zoo import resolve_arguments
 from benchmarks.compare import rows
 
-__all__ = ["main", "table"]
+__all__ = ["few_table", "main", "table"]
 
 _RESULTS = Path(__file__).parent / "results"
 _README = Path(__file__).parent.parent / "README.md"
@@ -34,7 +34,14 @@ _METRICS = {"image_AUROC": "image AUROC", "pixel_AUROC": "pixel AUROC", "pixel_A
 _CHANGED: Mapping[str, Mapping[str, object]] = {"patchcore": {"coreset_sampling_ratio": 0.01}}
 _BACKBONE = "tf_efficientnet_lite0"
 _NAMES = {model: name for model, name in rows.NAMES.items() if model != "anomalydino"}  # which takes other backbones
-_BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+# with few training images: data sets, how many images, metrics; Patchcore by its own default
+_FEW_PLACES = tuple(place for place in _PLACES if place[0] in {"mtd", "mvtec", "kolektor"} and place[1] != "tile")
+_FEW = (4, 16)
+_FEW_METRICS = ("image_AUROC", "pixel_AP")
+_FEW_CHANGED: Mapping[str, Mapping[str, object]] = {
+    "sgfr": {"copies": "turned"},
+    "patchcore": {"coreset_sampling_ratio": 0.1},
+}
 
 
 def table(results: Path) -> str:
@@ -55,17 +62,7 @@ def table(results: Path) -> str:
     ]
     medians: dict[str, list[float]] = {model: [] for model in _NAMES}
     for dataset, split, label in _PLACES:
-        found = [
-            record
-            for record in read(results / dataset / "results.json")
-            if record.split == split
-            and record.error is None
-            and record.limit_train is None
-            and record.contamination is None
-            and record.backbone == _BACKBONE
-            and record.image_size == [256, 256]
-            and record.arguments == wanted[record.model]
-        ]
+        found = _of_defaults(results / dataset / "results.json", (dataset, split), wanted)
         runs = {model: {record.seed: record for record in found if record.model == model} for model in _NAMES}
         compared = [set(runs[model]) for model in ("sgfr", "patchcore") if runs[model]]
         seeds = sorted(set.intersection(*compared)) if compared else []
@@ -89,6 +86,51 @@ def table(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def few_table(results: Path) -> str:
+    """Markdown: a line for each data set, Sgfr beside Patchcore with few training images.
+
+    Args:
+        results (Path): Folder that holds ``few-shot``.
+
+    Returns:
+        str: The table, of medians over the seeds that both ran with; the larger in bold.
+    """
+    wanted = {model: resolve_arguments(model, dict(changed)) for model, changed in _FEW_CHANGED.items()}
+    columns = [(metric, images) for metric in _FEW_METRICS for images in _FEW]
+    heads = [f"{_METRICS[metric]}, {images} images" for metric, images in columns]
+    lines = ["| %, Sgfr / Patchcore | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for dataset, split, label in _FEW_PLACES:
+        cells = []
+        for metric, images in columns:
+            found = _of_defaults(results / "few-shot" / "results.json", (dataset, split), wanted, images)
+            runs = [{record.seed: record for record in found if record.model == model} for model in wanted]
+            values = [_values(its, sorted(set.intersection(*map(set, runs))), metric) for its in runs]
+            medians = [round(statistics.median(its), 1) for its in values if its]
+            cells.append(" / ".join(f"**{it}**" if it == max(medians) else f"{it}" for it in medians) or "-")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _of_defaults(
+    file: Path,
+    place: tuple[str, str | None],
+    wanted: Mapping[str, Mapping[str, object]],
+    images: int | None = None,
+) -> list[Record]:
+    """Runs on one data set and so many training images, of models with the arguments that are wanted of each."""
+    return [
+        record
+        for record in read(file)
+        if (record.dataset, record.split) == place
+        and record.error is None
+        and record.limit_train == images
+        and record.contamination is None
+        and record.backbone == _BACKBONE
+        and record.image_size == [256, 256]
+        and record.arguments == wanted.get(record.model)
+    ]
+
+
 def _values(runs: Mapping[int, Record], seeds: Sequence[int], metric: str) -> list[float]:
     """Of a model, rounded as they are shown."""
     values = [runs[seed].metrics[metric] for seed in seeds if seed in runs]
@@ -108,12 +150,15 @@ def _cell(values: Sequence[float], best: Sequence[float], seeds: int) -> str:
 
 
 def main() -> int:
-    """Rewrite the table in the README; returns the exit code."""
+    """Rewrite the tables in the README; returns the exit code."""
     argparse.ArgumentParser(prog="python -m benchmarks.headline", description=__doc__.splitlines()[0]).parse_args()
     text = _README.read_text(encoding="utf-8")
-    if not _BLOCK.search(text):
-        sys.exit(f"'{_README.name}' lacks the lines <!-- results --> and <!-- end of results -->.")
-    write_text(_README, _BLOCK.sub(lambda _: table(_RESULTS), text))
+    for name, made in (("results", table(_RESULTS)), ("few results", few_table(_RESULTS))):
+        block = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
+        if not block.search(text):
+            sys.exit(f"'{_README.name}' lacks the lines <!-- {name} --> and <!-- end of {name} -->.")
+        text = block.sub(lambda _, made=made: made, text)  # type: ignore[misc]  # of this turn
+    write_text(_README, text)
     return 0
 
 

@@ -67,5 +67,23 @@ def test_a_mean_is_of_models_that_have_all_data_sets(tmp_path: Path) -> None:
     assert headline.table(tmp_path).splitlines()[-1] == "| mean of all 7: image AUROC | 90.0 | - | - | - | |"
 
 
+def test_of_few_images_seeds_that_both_ran_with_count_and_the_larger_median_is_bold(tmp_path: Path) -> None:
+    found = []
+    for model, changed, other, aurocs in (
+        ("sgfr", {"copies": "turned"}, {"copies": "mirrored"}, (0.8, 0.9, 0.1)),
+        ("patchcore", {"coreset_sampling_ratio": 0.1}, {"coreset_sampling_ratio": 0.01}, (0.85, 0.85)),
+    ):
+        few = {"dataset": "kolektor", "limit_train": 4, "arguments": resolve_arguments(model, changed)}
+        found += [run(model, seed, auroc, **few) for seed, auroc in enumerate(aurocs)]
+        found.append(run(model, 1, 0.99, **{**few, "limit_train": 5}))
+        found.append(run(model, 1, 0.99, **{**few, "arguments": resolve_arguments(model, other)}))
+    merge(tmp_path / "few-shot" / "results.json", found)
+    *others, line = headline.few_table(tmp_path).splitlines()[2:]
+    assert line == "| KolektorSDD | **85.0** / **85.0** | - | - | - |"
+    assert all(other.endswith(" | - | - | - | - |") for other in others)
+
+
 def test_the_readme_shows_the_committed_results() -> None:
-    assert headline.table(RESULTS) in README.read_text(encoding="utf-8"), "run python -m benchmarks.headline"
+    text = README.read_text(encoding="utf-8")
+    for name, table in (("results", headline.table(RESULTS)), ("few results", headline.few_table(RESULTS))):
+        assert f"<!-- {name} -->\n{table}<!-- end of {name} -->" in text, "run python -m benchmarks.headline"
