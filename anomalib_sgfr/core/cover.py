@@ -11,8 +11,8 @@ from torch import Tensor
 
 from anomalib_sgfr.core import kernels, on_card
 from anomalib_sgfr.core.geometry import unknown_origins
-from anomalib_sgfr.core.linear_algebra import least_in_row, middle
-from anomalib_sgfr.core.selection import PRODUCT_VALUES, farthest_first, separated
+from anomalib_sgfr.core.linear_algebra import in_blocks, least_in_row, middle
+from anomalib_sgfr.core.selection import farthest_first, separated
 
 __all__ = ["Cover", "absorb", "centred", "merge", "moved", "settle", "squares_about", "thin"]
 
@@ -264,8 +264,13 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor
     centre = middle(atoms)
     about_centre = atoms - centre
     length = about_centre.square().sum(1)
-    rows = max(1, PRODUCT_VALUES // len(atoms))
-    products = (torch.addmm(length, part - centre, about_centre.T, alpha=-2.0) for part in points.split(rows))
-    index = torch.cat([least_in_row(part) for part in products])
+    parts = in_blocks(points, len(atoms))
+    room = atoms.new_empty(len(parts[0]), len(atoms))  # one for all products
+    index = torch.cat(
+        [
+            least_in_row(torch.addmm(length, part - centre, about_centre.T, alpha=-2.0, out=room[: len(part)]))
+            for part in parts
+        ]
+    )
     difference = points - atoms[index]
     return index, difference.norm(dim=1), difference  # exact where it is small

@@ -8,6 +8,7 @@ from torch import Tensor
 from anomalib_sgfr.core.casts import home
 
 __all__ = [
+    "in_blocks",
     "least_in_row",
     "middle",
     "pivot_tolerance",
@@ -19,6 +20,8 @@ __all__ = [
 
 _FAR = 1e4  # times the squared spread of most points
 _SAMPLED = 64  # points that tell it
+# values of a product at once: those that a processor's cache takes; a card has the memory, and counts launches
+_PRODUCT_VALUES, _ON_CARD = 2**19, 2**23
 _FEW = 16  # values: fetched as they are, sooner than a card has looked at them
 
 
@@ -54,6 +57,19 @@ def spd_inverse(matrix: Tensor) -> Tensor:
         keep = keep + chosen * (pivot > tolerance)
     keep = keep * scale
     return work[:, :, k:] * keep[:, :, None] * keep[:, None, :]
+
+
+def in_blocks(points: Tensor, columns: int) -> tuple[Tensor, ...]:
+    """Points by as many rows as are worth multiplying at once: what becomes of a product is read again right after.
+
+    Args:
+        points (Tensor): Shape ``(n, ...)``.
+        columns (int): Of the product.
+
+    Returns:
+        tuple[Tensor, ...]: Parts of ``points``, which share its memory; at least one.
+    """
+    return points.split(max(1, (_ON_CARD if points.is_cuda else _PRODUCT_VALUES) // max(1, columns)))
 
 
 def least_in_row(values: Tensor) -> Tensor:

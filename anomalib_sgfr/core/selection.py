@@ -5,11 +5,10 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core import kernels, on_card
-from anomalib_sgfr.core.linear_algebra import least_in_row, middle
+from anomalib_sgfr.core.linear_algebra import in_blocks, least_in_row, middle
 
-__all__ = ["PRODUCT_VALUES", "farthest_first", "separated"]
+__all__ = ["farthest_first", "separated"]
 
-PRODUCT_VALUES = 2**23  # distances computed at once, 32 MiB of float32
 _CANDIDATES = 512  # the next points are looked for among so many
 
 
@@ -65,7 +64,7 @@ def farthest_first(
 def _farthest_of(points: Tensor, length: Tensor, some: Tensor, taken: Tensor) -> float:
     """Squared distance from those taken of the farthest of some points, without the rounding of its expansion."""
     farthest = 0.0
-    for part in some.split(max(1, PRODUCT_VALUES // len(taken))):
+    for part in in_blocks(some, len(taken)):
         near = least_in_row(torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0))
         exact = (points[part] - points[taken[near]]).square().sum(1)
         farthest = max(farthest, float(exact.amax())) if len(part) else farthest
@@ -74,11 +73,12 @@ def _farthest_of(points: Tensor, length: Tensor, some: Tensor, taken: Tensor) ->
 
 def _lower(distance: Tensor, points: Tensor, length: Tensor, taken: Tensor) -> None:
     """Update squared distances, in place, for newly taken points."""
-    rows = max(1, PRODUCT_VALUES // len(taken))
-    for start in range(0, len(points), rows):
-        part = slice(start, start + rows)
-        to_taken = torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0).amin(1) + length[part]
-        distance[part] = torch.minimum(distance[part], to_taken)
+    near = points[taken].T
+    parts = [in_blocks(each, len(taken)) for each in (distance, points, length)]
+    room = points.new_empty(len(parts[0][0]), len(taken))  # one for all products
+    for its_distance, part, its_length in zip(*parts, strict=True):
+        to_taken = torch.addmm(length[taken], part, near, alpha=-2.0, out=room[: len(part)]).amin(1) + its_length
+        torch.minimum(its_distance, to_taken, out=its_distance)
 
 
 def _next_farthest(
@@ -132,7 +132,7 @@ def separated(points: Tensor, distance: float) -> Tensor:
             near = centred[chosen].T
             far = [
                 torch.addmm(length[chosen], centred[part], near, alpha=-2.0).amin(1) + length[part] > distance**2
-                for part in left.split(max(1, PRODUCT_VALUES // len(chosen)))
+                for part in in_blocks(left, len(chosen))
             ]
             left = left[torch.cat(far)]
     return torch.cat(kept)
