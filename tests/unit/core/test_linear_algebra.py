@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from anomalib_sgfr.core.linear_algebra import (
+    in_blocks,
     least_in_row,
     middle,
     require_finite,
@@ -122,3 +123,13 @@ def test_what_is_not_finite_is_named(value: float) -> None:
     require_finite(torch.ones(5, 20), "many")
     with pytest.raises(ValueError, match="many holds NaN"):
         require_finite(torch.ones(5, 20).index_fill(1, torch.tensor([7]), value), "many")
+
+
+def test_blocks_hold_what_fits_and_at_least_a_row() -> None:
+    points = torch.randn(1000, 3)
+    for columns, rows in ((2**19 // 300, 300), (2**30, 1), (0, 1000)):
+        parts = in_blocks(points, columns)
+        assert {len(part) for part in parts[:-1]} <= {rows}
+        assert torch.equal(torch.cat(parts), points)
+        assert parts[0].data_ptr() == points.data_ptr()
+    assert [len(part) for part in in_blocks(points[:0], 5)] == [0]

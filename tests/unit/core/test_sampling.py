@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core import sampling
+from anomalib_sgfr.core import linear_algebra, sampling
 from anomalib_sgfr.core.certificate import Certificate, certify
 from anomalib_sgfr.core.cover import Cover
 from anomalib_sgfr.core.sampling import WORKING_SIZE, SubspaceSampler
@@ -244,3 +244,19 @@ def test_within_the_tolerance_no_more_atoms_are_taken() -> None:
     bank = sampler.bank()
     assert 4 <= len(bank) < 40
     assert coverage(points, bank) <= nearest_certificate(sampler).largest <= 0.25 * (1 + 1e-3)
+
+
+def test_blocks_do_not_change_what_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(900, 4, dtype=torch.float64)
+
+    def learn() -> tuple[Cover, float]:
+        sampler = SubspaceSampler(60, working_size=200)
+        for batch in points.split(150):
+            sampler.observe(batch)
+        return sampler.learnt()
+
+    cover, threshold = learn()
+    monkeypatch.setattr(linear_algebra, "_PRODUCT_VALUES", 1000)  # a few rows, and of the last block fewer
+    again, its_threshold = learn()
+    torch.testing.assert_close(list(again), list(cover), equal_nan=True)
+    assert its_threshold == pytest.approx(threshold)
