@@ -146,9 +146,10 @@ def report(folder: Path) -> None:
 
 def _steps_report(found: list[dict[str, Any]], folder: Path) -> str:
     base = ", ".join(f"{value:,} {name}" for name, value in _BASE.items())
+    rounds = len(found) // len(list(_points()))
     lines = [
-        f"One quantity varied at a time, all else {base}. Medians; seconds also relative to the first of a sweep, and",
-        "the exponent of a power law through them.",
+        f"One quantity varied at a time, all else {base}. Rounds: {rounds}, and medians of",
+        "them; seconds also relative to the first of a sweep, and the exponent of a power law through them.",
         "",
         "| step | quantity | values | seconds | relative | exponent | peak MiB |",
         "|---|---|---|---|---|---|---|",
