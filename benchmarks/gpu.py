@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from anomalib_sgfr import Sgfr
+from anomalib_sgfr.scoring import residual_maps
 from benchmarks.common import data
 from benchmarks.common.defects import picture
 from benchmarks.common.engine import silence
@@ -241,7 +242,7 @@ def _stages(inner: Any, batches: Sequence[Tensor], options: _Options) -> dict[st
             "backbone": partial(inner.embedder.extractor, images),
             "backbone and pooling": partial(inner.embed, images),
             **{
-                f"bank of {len(bank.atoms):,}, {part.shape[1]} values": partial(bank.residual_map, part)
+                f"bank of {len(bank.atoms):,}, {part.shape[1]} values": partial(residual_maps, [bank], [part])
                 for bank, part in zip(inner.banks, embeddings, strict=True)
             },
             "maps": partial(inner.combine, residuals, images.shape[-2:]),
