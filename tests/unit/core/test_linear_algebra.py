@@ -129,6 +129,7 @@ def test_blocks_hold_what_fits_and_at_least_a_row() -> None:
     points = torch.randn(1000, 3)
     for columns, rows in ((2**19 // 300, 300), (2**30, 1), (0, 1000)):
         parts = in_blocks(points, columns)
+        assert len(parts) == -(-1000 // rows)
         assert {len(part) for part in parts[:-1]} <= {rows}
         assert torch.equal(torch.cat(parts), points)
         assert parts[0].data_ptr() == points.data_ptr()
