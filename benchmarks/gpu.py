@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.scoring import residual_maps
+from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks.common import data
 from benchmarks.common.defects import picture
 from benchmarks.common.engine import silence
@@ -232,7 +233,7 @@ def _scores(
 
 
 @torch.no_grad()
-def _stages(inner: Any, batches: Sequence[Tensor], options: _Options) -> dict[str, Any]:  # noqa: ANN401
+def _stages(inner: SgfrModel, batches: Sequence[Tensor], options: _Options) -> dict[str, Any]:
     """Milliseconds of each step of Sgfr."""
     found = {}
     for images in batches:
@@ -251,7 +252,7 @@ def _stages(inner: Any, batches: Sequence[Tensor], options: _Options) -> dict[st
     return found
 
 
-def _captured(inner: Any) -> Callable[[Tensor], Any]:  # noqa: ANN401
+def _captured(inner: SgfrModel) -> Callable[[Tensor], Any]:
     """Scoring as a CUDA graph, captured once for each shape."""
     graphs: dict[torch.Size, tuple[Any, Tensor, Any]] = {}
 
