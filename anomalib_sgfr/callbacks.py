@@ -42,6 +42,7 @@ class SubspaceSampling(Callback):
 
     Attributes:
         images (dict[int, str]): Paths of the images that atoms held come from, by the numbers in the atoms' origins.
+        seen (list[str]): Paths of all images of the running or latest fit that this process has seen.
 
     Raises:
         ValueError: If ``log_every_n_steps`` is negative.
@@ -57,6 +58,7 @@ class SubspaceSampling(Callback):
         self._worker: ThreadPoolExecutor | None = None
         self._steps: deque[Future[None]] = deque()
         self.images: dict[int, str] = {}
+        self.seen: list[str] = []
         self._next_image = 0
         self._room = _PATHS
         self._already_seen = 0
@@ -82,6 +84,7 @@ class SubspaceSampling(Callback):
         del trainer
         self.samplers = cast("Callable[[], list[SubspaceSampler]]", pl_module.new_samplers)()
         self.images = dict(enumerate(cast("Callable[[], list[str]]", pl_module.images_known)()))
+        self.seen = []
         self._next_image = len(self.images)
         self._room = self._next_image + _PATHS
         self._already_seen = self.patches_seen
@@ -107,6 +110,8 @@ class SubspaceSampling(Callback):
         paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
         numbers = self._numbers(batch.image_path, images, embeddings[0].device)
         new = ~is_padding(trainer.train_dataloader, batch_idx, images)
+        if batch.image_path is not None:
+            self.seen += [str(path) for path, its in zip(paths, new.tolist(), strict=True) if its]
         inside = outputs.get("inside") or [None] * len(embeddings)
         self._later(partial(self._observe, embeddings, paths, numbers, new, inside), embeddings[0])
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:

@@ -1,6 +1,7 @@
 """Sgfr as an anomalib model: the Lightning wrapper around :class:`~anomalib_sgfr.torch_model.SgfrModel`."""
 
 import copy
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -36,10 +37,12 @@ from anomalib_sgfr.fitting.learning import bank_sizes, learn, samplers_for
 from anomalib_sgfr.fitting.making import make
 from anomalib_sgfr.fitting.restoring import Restored
 from anomalib_sgfr.fitting.suspects import write_suspects
+from anomalib_sgfr.inspection.afterwards import gathered
 from anomalib_sgfr.inspection.deep_visualizer import DeepVisualizer
 from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
 from anomalib_sgfr.inspection.quiet import QuietRun
 from anomalib_sgfr.inspection.score_table import ScoreTable
+from anomalib_sgfr.inspection.threshold_state import ThresholdState
 from anomalib_sgfr.pictures.reading import require_depth
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -337,30 +340,34 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         self.require_good_looks()
         post_processor = self._own_post_processor
         earlier = self.model.learnt if self.update else None
-        # what validation will show comes later
-        due = post_processor and not (post_processor.learns_from_validation and self.trainer.validating)
+        images = self._training_images()
+
+        def calibrate(fitted: SgfrModel, trusted: Sequence[str], excluded: Sequence[str]) -> ThresholdState:
+            return post_processor.calibrated(  # type: ignore[union-attr]  # is called if there is one
+                fitted, self.pre_processor, trusted, update=self.update, excluded=excluded
+            )
+
         made = make(
             self.model,
             learn(self._sampling.samplers, self._sampling.images, earlier),
             self.pre_processor,
-            self.training_images(),
+            images,
             trim=self.trim,
             thumbnails=self.thumbnails,
             earlier=earlier,
-            scored=post_processor.nominal_evidence if post_processor and due else None,
+            calibrate=calibrate if post_processor else None,
         )
         if made.suspects and self.trainer.is_global_zero:
             write_suspects(made.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
+        record = FitRecord.of(time.perf_counter() - self._started, self.device, images)
         self.model.take(made.learnt)
+        if post_processor and made.threshold:
+            post_processor.use(made.threshold)
         self.accepted = None
         self.suspects = made.suspects
-        if post_processor and due:
-            post_processor.take(post_processor.pooled(made.evidence))
-        elif post_processor:
-            post_processor.forget()
         self._earlier = None
         self.keep_look()
-        self.fit_record = FitRecord.of(time.perf_counter() - self._started, self.device, self.training_images())
+        self.fit_record = record
         self._set_fitted(fitted=True)
         self._report_certificate()
 
@@ -393,10 +400,9 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
                 self.model.images[image] if image >= 0 else "the training images",
             )
 
-    def training_images(self) -> list[str]:
-        """Paths of the training images; of those that atoms come from, if the data set does not tell."""
-        samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
-        return self.model.images if samples is None else [str(path) for path in samples["image_path"]]
+    def _training_images(self) -> list[str]:
+        """Paths of the images that all processes have seen in the running fit, in alphabetical order."""
+        return sorted(set(itertools.chain.from_iterable(gathered(self._sampling.seen))))
 
     def certificate(self) -> Certificate:
         """Bound the residual of every nominal patch seen in the fit, in the units of the raw anomaly map.

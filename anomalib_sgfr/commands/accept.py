@@ -6,7 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from anomalib_sgfr.commands.inputs import Parser, existing, images_in, load, post_processor_of, quiet, rewrite
+from anomalib_sgfr.commands.inputs import (
+    Parser,
+    existing,
+    images_in,
+    load,
+    objections,
+    post_processor_of,
+    quiet,
+    rewrite,
+)
 
 if TYPE_CHECKING:
     from anomalib_sgfr.fitting.accepting import Addition, Record
@@ -26,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "images", nargs="*", type=existing, help="good images, or folders of such; none: show the record"
     )
     parser.add_argument("--bad", type=existing, help="folder of defective images, none of which may turn good")
+    parser.add_argument("--force", action="store_true", help="accept images that the checkpoint speaks against")
     parser.add_argument("--undo", action="store_true", help="take back what was accepted last")
     parser.add_argument("--out", type=Path, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
     options = parser.parse_args(arguments)
@@ -42,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.images:
         files = list(dict.fromkeys(str(file) for path in options.images for file in images_in(path)))
         bad = [str(path) for path in images_in(options.bad)] if options.bad else []
-        added, refused = _accept(model, files, bad)
+        added, refused = _accept(model, files, bad, force=options.force)
         code = int(refused > 0)
         if not added:
             print("Nothing was added.")
@@ -62,7 +72,10 @@ def _told(record: "Record | None") -> str:
     for number, step in enumerate(record.steps, 1):
         atoms = sum(part.number for part in step.additions)
         lines.append(f"{number}. {step.time}: {len(step.additions)} images, {atoms} atoms")
-        lines += [f"   {part.image}: {part.number} atoms" for part in step.additions]
+        lines += [
+            f"   {part.image}: {part.number} atoms{', by --force' if part.image in step.forced else ''}"
+            for part in step.additions
+        ]
     return "\n".join(lines)
 
 
@@ -81,7 +94,7 @@ def _undo(model: "Sgfr") -> str:
     atoms = sum(part.number for part in step.additions)
     return (
         f"Taken back: {len(step.additions)} images and {atoms} atoms, accepted {step.time}; "
-        f"threshold {float(processor.image_threshold):.6g}."
+        f"threshold {processor.state.image:.6g}."
     )
 
 
@@ -116,7 +129,7 @@ def _known(model: "Sgfr", paths: list[str]) -> _Known:
     return _Known(paths, embeddings, sizes, scores)
 
 
-def _accept(model: "Sgfr", files: list[str], bad: list[str]) -> tuple[int, int]:
+def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> tuple[int, int]:
     """Accept what can be, and tell of each; returns how many images were added, and refused."""
     import torch
 
@@ -129,17 +142,23 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str]) -> tuple[int, int]:
         raise ValueError(msg)
     threshold, peak = processor.label_threshold, processor.peak_threshold
     model.eval()
+    against = objections(model, files)
     additions: list[Addition] = []
+    before: dict[str, float] = {}
     refused = 0
     with torch.no_grad():
         known = _known(model, bad)
         current = model.model
         for path in files:
             image = read_prepared(path, model.pre_processor, model.model.bit_depth)
-            before = _score(current, current.embed(image[None]), image.shape[-2:])
+            score = _score(current, current.embed(image[None]), image.shape[-2:])
             addition = novel(current, image, path, threshold, peak)
             if addition is None:
-                print(f"{path}: is no alarm (raw score {before:.4g}, threshold {threshold:.4g}): nothing to add")
+                print(f"{path}: is no alarm (raw score {score:.4g}, threshold {threshold:.4g}): nothing to add")
+                continue
+            if path in against and not force:
+                print(f"error: {path} is refused: {against[path]}. --force accepts it.", file=sys.stderr)
+                refused += 1
                 continue
             tried = model.model.refitted(added(model.model.learnt, [*additions, addition]))
             turned = known.turned(tried.banks, tried, threshold, threshold)
@@ -149,24 +168,38 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str]) -> tuple[int, int]:
                 refused += 1
                 continue
             additions.append(addition)
+            before[path] = score
             current = tried
-            after = _score(current, current.embed(image[None]), image.shape[-2:])
-            still = "" if after <= threshold else ", still an alarm"
-            print(f"{path}: {addition.number} new atoms, raw score {before:.4g} before, {after:.4g} now{still}")
         if not additions:
             return 0, refused
         record = model.accepted or Record.begun(model.model)
         additions = [_with_thumbnails(model, addition) for addition in additions]
         time = datetime.now(UTC).isoformat(timespec="seconds")
         state = {name: value.clone() for name, value in processor.state_dict().items()}
-        step = Step(time, additions, state, processor.checkpoint_config())
+        forced = [path for path in before if path in against]
+        step = Step(time, additions, state, processor.checkpoint_config(), forced)
         record = record._replace(steps=(*record.steps, step))
         model.model.load_state_dict(record.applied(model.model).state_dict())
         model.accepted = record
-        _recalibrate(model, known, threshold)
+        told = _recalibrate(model, known, threshold)
+        _tell(model, additions, before)
     size = " + ".join(str(len(bank.atoms)) for bank in model.model.banks)
     print(f"Added {sum(part.number for part in additions)} atoms: {size} now.")
+    print(told)
     return len(additions), refused
+
+
+def _tell(model: "Sgfr", additions: Sequence["Addition"], before: dict[str, float]) -> None:
+    """Print what became of each image, by the banks and the threshold that are written."""
+    from anomalib_sgfr.features.pre_processing import read_prepared
+
+    threshold = post_processor_of(model).label_threshold
+    for addition in additions:
+        image = read_prepared(addition.image, model.pre_processor, model.model.bit_depth)
+        now = _score(model.model, model.model.embed(image[None]), image.shape[-2:])
+        still = "" if now <= threshold else f", still an alarm at the threshold of {threshold:.4g}"
+        was = before[addition.image]
+        print(f"{addition.image}: {addition.number} new atoms, raw score {was:.4g} before, {now:.4g} now{still}")
 
 
 def _with_thumbnails(model: "Sgfr", addition: "Addition") -> "Addition":
@@ -182,24 +215,19 @@ def _with_thumbnails(model: "Sgfr", addition: "Addition") -> "Addition":
     return addition._replace(thumbnails=new)
 
 
-def _recalibrate(model: "Sgfr", known: _Known, before: float) -> None:
-    """Choose the threshold anew from what it rested on, scored by the banks as they are now."""
+def _recalibrate(model: "Sgfr", known: _Known, before: float) -> str:
+    """Choose the threshold anew from its calibration scores, made again by the banks as they are now; tells of it."""
     from anomalib_sgfr.inspection.calibration import rescored
 
     processor = post_processor_of(model)
-    earlier = processor.evidence, {name: value.clone() for name, value in processor.state_dict().items()}
-    told = f"Threshold {float(processor.image_threshold):.6g}"
-    if processor.value is not None or not processor.evidence.scores:
-        print(f"{told}, as it was: it rests on {processor.basis}.")
-        return
-    pixel = processor.pixel_by_defects
-    processor.evidence = rescored(processor.evidence, model.model, model.pre_processor, processor.group)
-    processor.choose(pixel)
-    now = processor.label_threshold
-    turned = known.turned(None, model.model, before, now)
+    earlier = processor.state
+    told = f"Threshold {earlier.image:.6g}"
+    if earlier.by in {"hand", "unknown"}:
+        return f"{told}, as it was: it is {earlier.basis}."
+    scores = rescored(earlier.scores, model.model, model.pre_processor, earlier.group)
+    processor.use(earlier._replace(scores=scores).chosen())
+    turned = known.turned(None, model.model, before, processor.label_threshold)
     if turned:
-        processor.evidence = earlier[0]
-        processor.load_state_dict(earlier[1])
-        print(f"{told}, as it was: with a new one {len(turned)} known defects would be called good.")
-        return
-    print(f"{told} before, {float(processor.image_threshold):.6g} now; it rests on {processor.basis}.")
+        processor.use(earlier)
+        return f"{told}, as it was: with a new one {len(turned)} known defects would be called good."
+    return f"{told} before, {processor.state.image:.6g} now, calibrated on {processor.basis}."

@@ -1,10 +1,21 @@
-"""``anomalib-sgfr adapt``: go on under another light or with another camera, from a few good images of it."""
+"""``anomalib-sgfr adapt``: go on after a domain shift (light, camera), from a few good images of the new domain."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
-from anomalib_sgfr.commands.inputs import Parser, at_least, existing, images_in, load, quiet, rewrite
+from anomalib_sgfr.commands.inputs import (
+    Parser,
+    at_least,
+    existing,
+    images_in,
+    load,
+    objections,
+    quiet,
+    refuse,
+    rewrite,
+)
 
 if TYPE_CHECKING:
     from anomalib_sgfr.inspection.calibration import NominalScores
@@ -30,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--directions", type=at_least(1), default=4, help="to leave out of the patches of each scale (default: 4)"
     )
+    parser.add_argument("--force", action="store_true", help="take the images for good whatever the checkpoint knows")
     parser.add_argument("--out", type=Path, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
     options = parser.parse_args(arguments)
 
@@ -39,14 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(files) < _FEWEST:
         parser.error(f"at least {_FEWEST} good images are needed, better 4 to 16; there is one")
     bad = [str(path) for path in images_in(options.bad)] if options.bad else []
-    _adapt(model, files, bad, options.directions)
+    against = objections(model, files)
+    if not options.force:
+        refuse(against, "images")
+    _adapt(model, files, bad, options.directions, tuple(against))
     out = options.out or options.ckpt_path.with_stem(options.ckpt_path.stem + _SUFFIX)
     rewrite(options.ckpt_path, out, model)
     print(f"Checkpoint: {out}")
     return 0
 
 
-def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int) -> None:
+def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int, forced: tuple[str, ...]) -> None:
     """Adapt a model in place; each good image is scored as the others alone would have it."""
     import torch
 
@@ -72,7 +87,7 @@ def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int) -> 
     own.take(adapted(own, together, directions))
     model.accepted = None  # of banks that there are no more
     _tell(model, before, now, bad_before, scored(own, bad).scores)
-    _rest_on(model, Evidence.of(now, Kind.HELD_OUT, files, peaks))
+    _keep_threshold(model, Evidence.of(now, Kind.HELD_OUT, files, peaks), forced)
 
 
 def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list[float], bad_now: list[float]) -> None:
@@ -80,7 +95,7 @@ def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list
     for what, scores, then in (("Good", before, now), ("Defective", bad_before, bad_now)):
         if not scores:
             continue
-        line = f"{what}: {len(scores)} images, median raw score {_middle(scores):.4g} before, {_middle(then):.4g} now"
+        line = f"{what}: {len(scores)} images, median raw score {median(scores):.4g} before, {median(then):.4g} now"
         if processor is not None:
             threshold = processor.label_threshold
             alarms = [sum(score > threshold for score in found) for found in (scores, then)]
@@ -89,14 +104,16 @@ def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list
     print("Each good image was scored as the others alone would have it.")
 
 
-def _rest_on(model: "Sgfr", evidence: "Evidence") -> None:
-    """Keep the threshold, which other scores were behind, as a value; with the new ones at hand to choose another."""
+def _keep_threshold(model: "Sgfr", scores: "Evidence", forced: tuple[str, ...]) -> None:
+    """Keep the threshold, which other scores chose, as a value; with the new ones at hand to choose another."""
     processor = _with_threshold(model)
     if processor is None:
         return
-    processor.evidence, processor.value = evidence, float(processor.image_threshold)
+    state = processor.state
+    by_hand = state._replace(value=state.image, read_from=state.chosen_by, by="hand")  # the pixels' stays too
+    processor.use(by_hand._replace(scores=scores, forced=forced))
     print(
-        "The threshold stays, as a value set by hand: choose it again, from more good images of now, by "
+        "The threshold stays, as a value set by hand: choose it again, from more good images of the new domain, by "
         "`anomalib-sgfr threshold CKPT --held_out FOLDER`."
     )
 
@@ -107,7 +124,3 @@ def _with_threshold(model: "Sgfr") -> "SgfrPostProcessor | None":
 
     found = model.post_processor
     return found if isinstance(found, SgfrPostProcessor) and found.is_set else None
-
-
-def _middle(scores: list[float]) -> float:
-    return sorted(scores)[len(scores) // 2]

@@ -18,9 +18,11 @@ __all__ = [
     "existing",
     "images_in",
     "load",
+    "objections",
     "post_processor_of",
     "quiet",
     "readable",
+    "refuse",
     "rewrite",
 ]
 
@@ -118,6 +120,78 @@ def post_processor_of(model: "Sgfr") -> "SgfrPostProcessor":
     return model.post_processor
 
 
+def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
+    """Images that a checkpoint gives reasons not to take for good ones that it has not seen.
+
+    Args:
+        model (Sgfr): That was loaded.
+        files (Sequence[str]): Images that the user says are good.
+
+    Returns:
+        dict[str, str]: Reasons, by file.
+    """
+    from anomalib_sgfr.inspection.evidence import Kind, file_of
+    from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+
+    processor = model.post_processor
+    scores = processor.state.scores if isinstance(processor, SgfrPostProcessor) else None
+    bad = {file_of(path) for path in scores.defective.paths if path} if scores else set()
+    good = {file_of(path) for path in scores.good.paths if path} if scores else set()
+    trained = {file_of(path) for path in model.model.images}
+    trained |= {file_of(path) for path in scores.of_kind(Kind.TRAINING).paths if path} if scores else set()
+    folders = {Path(path).parent for path in bad} - {Path(path).parent for path in good | trained}
+    copies = {_digest(path): path for path in bad if Path(path).is_file()}
+    found: dict[str, str] = {}
+    for path in files:
+        file = file_of(path)
+        copied = copies.get(_digest(file))
+        if file in bad:
+            found[path] = "the checkpoint knows it as defective"
+        elif copied is not None:
+            found[path] = f"it is a copy of {copied}, which the checkpoint knows as defective"
+        elif Path(file).parent in folders:
+            found[path] = "all that the checkpoint knows of its folder is defective"
+        elif file in trained:
+            found[path] = "it was trained on"
+        elif _is_mask(file):
+            found[path] = "it is black and white, as a mask is"
+    return found
+
+
+def refuse(found: Mapping[str, str], option: str) -> None:
+    """Refuse images that there are objections to.
+
+    Args:
+        found (Mapping[str, str]): As :func:`objections` gives it.
+        option (str): Where they were given.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if found:
+        (path, reason), number = next(iter(found.items())), len(found)
+        msg = f"{option}: {number} of the images cannot be taken for good ones; {path}: {reason}. --force takes them."
+        raise ValueError(msg)
+
+
+def _digest(path: str) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(Path(path).read_bytes()).digest()
+
+
+def _is_mask(path: str) -> bool:
+    """Whether a picture has but two values, the darkest and the brightest there are; what cannot be read is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            histogram = image.convert("L").histogram()
+    except OSError:
+        return False
+    return not any(histogram[1:-1]) and bool(histogram[0]) and bool(histogram[-1])
+
+
 def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
     """Write a checkpoint anew with what a model holds, whole or not at all.
 
@@ -129,9 +203,12 @@ def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
     import torch
 
     stored = torch.load(source, map_location="cpu", weights_only=False)
+    enabled = stored.get("anomalib_components_enabled")  # of the run, not of this command
     stored["state_dict"] = model.state_dict()
     stored.pop("sgfr_accepted", None)
     model.on_save_checkpoint(stored)
+    if enabled is not None:
+        stored["anomalib_components_enabled"] = enabled
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}-") as folder:
         torch.save(stored, Path(folder) / target.name)

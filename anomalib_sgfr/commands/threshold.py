@@ -1,13 +1,27 @@
-"""``anomalib-sgfr threshold``: what a checkpoint's threshold rests on, and another one without a fit."""
+"""``anomalib-sgfr threshold``: what a threshold is calibrated on, and another one without a fit."""
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from anomalib_sgfr.commands.inputs import Parser, existing, images_in, load, post_processor_of, quiet, rewrite
+from anomalib_sgfr.commands.inputs import (
+    Parser,
+    existing,
+    images_in,
+    load,
+    objections,
+    post_processor_of,
+    quiet,
+    refuse,
+    rewrite,
+)
 
 if TYPE_CHECKING:
     from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+    from anomalib_sgfr.inspection.threshold_state import ThresholdState
     from anomalib_sgfr.lightning_model import Sgfr
 
 __all__ = ["main"]
@@ -22,7 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--group", help="regular expression that names the part in an image's path")
     parser.add_argument("--value", type=float, help="set the threshold, in units of the raw score")
     parser.add_argument("--score", type=float, help="set it where results now show this score: larger ones are alarms")
+    parser.add_argument(
+        "--read_from",
+        type=existing,
+        nargs="+",
+        help="with --value or --score: images, or folders of such, that it was read from; reports then say so",
+    )
     parser.add_argument("--by", help="regular expression on the path: show alarms for each product, camera ...")
+    parser.add_argument("--force", action="store_true", help="take --held_out for good whatever the checkpoint knows")
+    parser.add_argument("--json", action="store_true", help="show the threshold as JSON, for programs")
     parser.add_argument("--out", type=Path, help="new checkpoint (default: beside the old, named CKPT_threshold)")
     options = parser.parse_args(arguments)
 
@@ -30,66 +52,97 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = load(options.ckpt_path, visualizer=False, evaluator=False)
     processor = post_processor_of(model)
     wishes = (options.false_alarm_rate, options.held_out, options.group, options.value, options.score)
-    if all(wish is None for wish in wishes):
-        if options.out:
-            parser.error("--out: there is nothing to change")
-        print(_page(processor, options.by))
-        return 0
+    changes = any(wish is not None for wish in wishes)
+    if not changes and (options.out or options.read_from or options.force):
+        parser.error("there is nothing to change: pass --false_alarm_rate, --held_out, --group, --value or --score")
+    _require_group("--by", options.by, processor.state.scores.paths)
     out = options.out or options.ckpt_path.with_stem(f"{options.ckpt_path.stem}_threshold")
-    before = float(processor.image_threshold)
-    _change(model, processor, options)
-    rewrite(options.ckpt_path, out, model)
-    print(f"Threshold {before:.6g} before, {float(processor.image_threshold):.6g} now.")
+    before = processor.state
+    if changes:
+        processor.use(_changed(model, processor, options))
+        rewrite(options.ckpt_path, out, model)
+    if options.json:
+        print(json.dumps({**_facts(processor), **({"checkpoint": str(out)} if changes else {})}, indent=2))
+        return 0
+    if changes:
+        print(f"Threshold {before.image:.6g} before, {processor.state.image:.6g} now.")
     print(_page(processor, options.by))
-    print(f"Checkpoint: {out}")
+    if changes:
+        print(f"Checkpoint: {out}")
     return 0
 
 
-def _change(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> None:  # noqa: ANN401
+def _require_group(option: str, expression: str | None, paths: Sequence[str] = ()) -> None:
+    """As :func:`~anomalib_sgfr.inspection.evidence.require_group`, naming the option."""
+    from anomalib_sgfr.inspection.evidence import require_group
+
+    try:
+        require_group(expression, paths)
+    except ValueError as error:
+        raise ValueError(str(error).replace("group", option, 1)) from None
+
+
+def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "ThresholdState":  # noqa: ANN401
+    """The state with what is asked for; nothing of the model changes."""
     from anomalib_sgfr.inspection.post_processing import checked
 
+    state = processor.state
     ways = {"--value": options.value, "--score": options.score, "--false_alarm_rate": options.false_alarm_rate}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         msg = f"{' and '.join(given)} are ways to say one thing: pass one of them."
         raise ValueError(msg)
-    checked(false_alarm_rate=options.false_alarm_rate, group=options.group)
-    reported = processor.is_set and (processor.linear or processor.enable_normalization)
-    if options.score is not None and not 0.0 < options.score < (1.0 if reported else float("inf")):
-        limit = "between 0 and 1" if reported else "above 0, as results show it"
+    by_hand = options.value is not None or options.score is not None
+    if options.read_from and not by_hand:
+        msg = "--read_from goes with --value or --score."
+        raise ValueError(msg)
+    checked(false_alarm_rate=options.false_alarm_rate)
+    _require_group("--group", options.group)
+    normalised = state.is_set and (state.linear or processor.enable_normalization)
+    if options.score is not None and not 0.0 < options.score < (1.0 if normalised else float("inf")):
+        limit = "between 0 and 1" if normalised else "above 0, as results show it"
         msg = f"--score must lie {limit}, got {options.score}."
         raise ValueError(msg)
-    if options.value is not None and not 0.0 <= options.value < float("inf"):
-        msg = f"--value must be a finite number, at least 0, got {options.value}."
+    if options.value is not None and not 0.0 < options.value < float("inf"):
+        msg = f"--value must be a finite number above 0, got {options.value}: at 0 every image is an alarm."
         raise ValueError(msg)
     if options.group is not None or options.held_out is not None:
-        _score_anew(model, processor, options.held_out, options.group or processor.group)
+        state = _scored_anew(model, processor, options)
     if options.false_alarm_rate is not None:
-        processor.false_alarm_rate, processor.value = options.false_alarm_rate, None
-    elif given:
-        processor.value = options.value if options.score is None else processor.threshold_at(options.score)
-    if processor.value is None and not processor.evidence.good.scores:
+        state = state._replace(false_alarm_rate=options.false_alarm_rate, value=None, read_from=())
+    elif by_hand:
+        value = options.value if options.score is None else processor.threshold_at(options.score)
+        files = [str(file) for path in options.read_from or () for file in images_in(path)]
+        state = state._replace(value=value, read_from=tuple(dict.fromkeys(files)))
+    state = state.chosen()
+    if not state.is_set:
         msg = "the checkpoint keeps no scores to choose a threshold from: pass --held_out FOLDER, or --value."
         raise ValueError(msg)
-    processor.choose()
+    return state
 
 
-def _score_anew(model: "Sgfr", processor: "SgfrPostProcessor", held_out: Path | None, group: str | None) -> None:
-    """Have other scores for the threshold to rest on: of other images, or without those of the same part."""
+def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "ThresholdState":  # noqa: ANN401
+    """The state with other calibration scores: of other images, or without the atoms of the same part."""
     from anomalib_sgfr.inspection.calibration import scored
-    from anomalib_sgfr.inspection.evidence import Kind, require_group, unit_of
+    from anomalib_sgfr.inspection.evidence import Kind, unit_of
 
-    regrouped, processor.group = group != processor.group, group
-    if held_out is not None:
-        images_in(held_out)
-        processor.held_out = str(held_out)
-        processor.evidence = processor.nominal_evidence(model.model, model.pre_processor, [])
-        processor.false_alarm_rate, processor.value = processor.rate, None
-        return
-    good = processor.evidence.good
-    require_group(group, good.paths)
-    if not regrouped:
-        return
+    state = processor.state
+    group = options.group or state.group
+    if options.held_out is not None:
+        paths = [str(path) for path in images_in(options.held_out)]
+        _require_group("--group", group, paths)
+        against = objections(model, paths)
+        if not options.force:
+            refuse(against, "--held_out")
+        anew = scored(model.model, model.pre_processor, paths, Kind.HELD_OUT, group)
+        processor.held_out = str(options.held_out)
+        return state._replace(
+            scores=anew, group=group, false_alarm_rate=state.rate, value=None, read_from=(), forced=tuple(against)
+        )
+    good = state.scores.good
+    _require_group("--group", group, good.paths)
+    if group == state.group:
+        return state
     trained = {unit_of(path, group) for path in model.model.images}
     again = good.some([unit in trained for unit in good.units(group)]).paths
     gone = [path for path in again if not Path(path).is_file()]
@@ -100,46 +153,59 @@ def _score_anew(model: "Sgfr", processor: "SgfrPostProcessor", held_out: Path | 
         )
         raise ValueError(msg)
     anew = scored(model.model, model.pre_processor, again, Kind.TRAINING, group)
-    processor.evidence = processor.evidence.joined(anew)
+    return state._replace(scores=state.scores.joined(anew), group=group)
+
+
+def _facts(processor: "SgfrPostProcessor") -> dict[str, Any]:
+    """Plain data about a threshold."""
+    state = processor.state
+    facts: dict[str, Any] = {
+        "threshold": state.image if state.is_set else None,
+        "pixel_threshold": state.pixel if state.is_set else None,
+        "chosen_by": state.by,
+        "basis": state.basis,
+        "warning": state.warning,
+        "false_alarm_rate": state.rate,
+        "independent_good_images": state.units,
+    }
+    for name, scores in (("good", state.scores.good.scores), ("defective", state.scores.defective.scores)):
+        facts[name] = {"images": len(scores), "above": sum(score > state.image for score in scores)}
+        if scores:
+            facts[name] |= {"least": min(scores), "median": median(scores), "most": max(scores)}
+    return facts
 
 
 def _page(processor: "SgfrPostProcessor", by: str | None) -> str:
-    from anomalib_sgfr.inspection.evidence import require_group
-
-    threshold = float(processor.image_threshold)
-    good, bad = processor.evidence.good, processor.evidence.defective
-    lines = [f"Threshold {threshold:.6g} of the raw score; it rests on {processor.basis}."]
-    pixel = float(processor.pixel_threshold)
-    if pixel != threshold:
-        lines.append(f"Masks are of what exceeds {pixel:.6g}.")
-    for name, kind in (("Good", good), ("Defective", bad)):
+    state = processor.state
+    if not state.is_set:
+        return "There is no threshold: --held_out FOLDER of good images, or --value, sets one."
+    lines = [f"Threshold {state.image:.6g} of the raw score, calibrated on {state.basis}."]
+    if state.pixel != state.image:
+        lines.append(f"Masks are of what exceeds {state.pixel:.6g}.")
+    for name, kind in (("Good", state.scores.good), ("Defective", state.scores.defective)):
         if kind.scores:
-            ordered = sorted(kind.scores)
-            above = sum(score > threshold for score in ordered)
-            middle = ordered[len(ordered) // 2]
-            spread = f"raw scores {ordered[0]:.4g} to {ordered[-1]:.4g}, median {middle:.4g}"
-            lines.append(f"{name}: {len(ordered)} images, {spread}; {above} above the threshold.")
-    if bad.scores and good.scores:
-        lines.append(f"How sure: {processor.evidence.said(processor.group, processor.rate)}.")
+            above = sum(score > state.image for score in kind.scores)
+            spread = f"raw scores {min(kind.scores):.4g} to {max(kind.scores):.4g}, median {median(kind.scores):.4g}"
+            lines.append(f"{name}: {len(kind.scores)} images, {spread}; {above} above the threshold.")
     if by is not None:
-        require_group(by, processor.evidence.paths)
-        lines += _products(processor, by, threshold)
+        lines += _products(state, by)
+    if state.warning:
+        print(f"warning: {state.warning}", file=sys.stderr)
     return "\n".join(lines)
 
 
-def _products(processor: "SgfrPostProcessor", by: str, threshold: float) -> list[str]:
+def _products(state: "ThresholdState", by: str) -> list[str]:
     """A line for each product: how many good ones are alarms."""
     from anomalib_sgfr.core.thresholds import alarm_threshold
     from anomalib_sgfr.inspection.evidence import named
 
-    good = processor.evidence.good
     found: dict[str, list[float]] = {}
-    for path, score in zip(good.paths, good.scores, strict=True):
+    for path, score in zip(state.scores.good.paths, state.scores.good.scores, strict=True):
         found.setdefault(named(path, by), []).append(score)
     lines = []
     for name, scores in sorted(found.items()):
-        alarms = sum(score > threshold for score in scores)
-        own = alarm_threshold(scores, processor.rate)
+        alarms = sum(score > state.image for score in scores)
+        own = alarm_threshold(scores, state.rate)
         lines.append(
             f"  {name}: {alarms} of {len(scores)} good images are alarms ({100 * alarms / len(scores):.2g}%); "
             f"a threshold of its own would be {own:.4g}"

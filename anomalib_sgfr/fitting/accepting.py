@@ -86,12 +86,14 @@ class Step(NamedTuple):
         additions (list[Addition]): What each added.
         state (dict[str, Tensor]): Of the post-processor before.
         config (dict[str, Any]): Its configuration before.
+        forced (list[str]): Images among them that were taken for good against objections.
     """
 
     time: str
     additions: list[Addition]
     state: dict[str, Tensor]
     config: dict[str, Any]
+    forced: list[str] = []  # noqa: RUF012  # of a NamedTuple, never changed
 
 
 def added(learnt: Learnt, additions: Sequence[Addition]) -> Learnt:

@@ -26,7 +26,6 @@ __all__ = [
     "require_widths",
     "that_matter",
     "unreadable",
-    "without_threshold",
 ]
 
 # of a checkpoint
@@ -164,16 +163,6 @@ def changes(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> list
         for name, theirs in fitted.items()
         if name in ours and ours[name] != theirs
     ]
-
-
-def without_threshold(checkpoint: dict[str, Any]) -> None:
-    """Take a threshold, and the scores that it rests on, out of a checkpoint that was read."""
-    config = checkpoint.get("anomalib_post_processor_config")
-    if config:
-        checkpoint["anomalib_post_processor_config"] = {**config, "evidence": None, "value": None}
-    for name, value in checkpoint["state_dict"].items():
-        if name in {"post_processor._image_threshold", "post_processor._pixel_threshold"}:
-            checkpoint["state_dict"][name] = torch.full_like(value, torch.nan)
 
 
 def bit_depth_of(checkpoint: Mapping[str, Any], given: int | None) -> int:

@@ -4,25 +4,28 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from anomalib_sgfr.fitting.suspects import without_suspects
-from anomalib_sgfr.inspection.evidence import Evidence
 from anomalib_sgfr.inspection.gallery import thumbnails as make_thumbnails
+from anomalib_sgfr.inspection.threshold_state import ThresholdState
 from anomalib_sgfr.torch_model import Learnt, SgfrModel
 
-__all__ = ["Made", "make"]
+__all__ = ["Calibrate", "Made", "make"]
+
+# From the fitted model, the images it is known by, and those that are not, to the state of its threshold.
+Calibrate = Callable[[SgfrModel, Sequence[str], Sequence[str]], ThresholdState]
 
 
 class Made(NamedTuple):
-    """What a model, and what stands around it, is to take into use.
+    """What a model, and its post-processor, are to take into use.
 
     Attributes:
         learnt (Learnt): Banks, without the suspects' atoms and with thumbnails, if these were asked for.
         suspects (list[tuple[str, float]]): Training images suspected of being defective, and their raw scores.
-        evidence (Evidence): Scores that a threshold is to rest on.
+        threshold (ThresholdState | None): State of the threshold for these banks, if there is to be one.
     """
 
     learnt: Learnt
     suspects: list[tuple[str, float]]
-    evidence: Evidence
+    threshold: ThresholdState | None
 
 
 def make(
@@ -34,7 +37,7 @@ def make(
     trim: float = 0.0,
     thumbnails: bool = False,
     earlier: Learnt | None = None,
-    scored: Callable[[SgfrModel, Any, Sequence[str]], Evidence] | None = None,
+    calibrate: Calibrate | None = None,
 ) -> Made:
     """Make everything; whatever fails, the model is as it was.
 
@@ -46,8 +49,8 @@ def make(
         trim (float): Share of them to suspect, see :func:`~anomalib_sgfr.fitting.suspects.without_suspects`.
         thumbnails (bool): Whether to make thumbnails.
         earlier (Learnt | None): What an update adds to; its thumbnails are kept.
-        scored (Callable | None): From the fitted model, the pre-processor and the training images that are left to the
-            scores that a threshold is to rest on.
+        calibrate (Calibrate | None): Makes the state of the threshold from the fitted model, the training images
+            that are not suspects, and the suspects.
 
     Returns:
         Made: All of it.
@@ -56,16 +59,15 @@ def make(
     suspects: list[tuple[str, float]] = []
     if trim:
         left, suspects = without_suspects(fitted, pre_processor, paths, trim)
-        measures = [state.nominal for state in learnt.states]  # of an update as before, otherwise to be found anew
-        states = [state._replace(nominal=its) for state, its in zip(left.states, measures, strict=True)]
-        left = left._replace(states=states)
-        if len(left.images) < len(learnt.images):  # they were left out
-            suspected = dict(suspects)
-            paths = [path for path in paths if path not in suspected]
-        fitted = model.refitted(left)
+        if left is not None:  # the banks would otherwise be empty
+            measures = [state.nominal for state in learnt.states]  # of an update as before, otherwise to be found anew
+            states = [state._replace(nominal=its) for state, its in zip(left.states, measures, strict=True)]
+            fitted = model.refitted(left._replace(states=states))
     if thumbnails:
         pictures = make_thumbnails(fitted, pre_processor, earlier)
         for bank, its_pictures in zip(fitted.banks, pictures, strict=True):
             bank.thumbnails = its_pictures
-    evidence = scored(fitted, pre_processor, paths) if scored else Evidence()
-    return Made(fitted.learnt, suspects, evidence)
+    suspected = dict(suspects)
+    trusted = [path for path in paths if path not in suspected]
+    excluded = list(suspected) if trusted else []  # all of them may be suspects
+    return Made(fitted.learnt, suspects, calibrate(fitted, trusted or paths, excluded) if calibrate else None)

@@ -1,11 +1,14 @@
 """What of a model is kept in a checkpoint, and how it is taken up again: of this version or an earlier one."""
 
+import copy
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import nn
 
 from anomalib_sgfr.core.casts import home
 from anomalib_sgfr.fitting.accepting import Record
@@ -19,18 +22,51 @@ from anomalib_sgfr.fitting.artefacts import (
     earlier_layers,
     require_widths,
     that_matter,
-    without_threshold,
 )
 from anomalib_sgfr.fitting.fit_record import FitRecord
 from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor, sensitivities
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["Restored"]
+__all__ = ["Restored", "Snapshot"]
 
 logger = logging.getLogger(__name__)
 
 _ACCEPTED = "sgfr_accepted"
 _FIT = "sgfr_fit"
+_POST_PROCESSOR = "post_processor."  # before the names of its buffers in a checkpoint
+
+
+class Snapshot:
+    """All that a tree of modules holds, to put back exactly after a change that failed.
+
+    Args:
+        root (nn.Module): The tree.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._held: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._containers: list[tuple[Any, Any]] = []  # others may hold them too: their contents are put back
+        self._tensors = [(parameter, parameter.detach().clone()) for parameter in root.parameters()]
+        for module in root.modules():
+            attributes = dict(vars(module))
+            self._held.append((module, attributes))
+            for name, value in attributes.items():
+                if name == "_buffers":
+                    clones = {key: None if buffer is None else buffer.clone() for key, buffer in value.items()}
+                    self._containers.append((value, clones))
+                elif isinstance(value, dict | list | set):
+                    self._containers.append((value, copy.copy(value)))
+
+    def put_back(self) -> None:
+        """Put everything back."""
+        for module, attributes in self._held:
+            vars(module).clear()
+            vars(module).update(attributes)
+        for container, contents in self._containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(contents)
+        for parameter, value in self._tensors:
+            parameter.data = value
 
 
 class Restored(LightningModule):
@@ -47,6 +83,7 @@ class Restored(LightningModule):
     update: bool
     accepted: Record | None
     fit_record: FitRecord | None
+    _before_load: Snapshot | None = None
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
@@ -71,12 +108,33 @@ class Restored(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.
 
+        A checkpoint that is refused, here or when its tensors are loaded, changes nothing of the model.
+
         Raises:
             ValueError: If the checkpoint is another model's or an earlier version's, of other arguments that scores
                 depend on, or a bank is not finite.
         """
+        self._before_load = Snapshot(self)
+        try:
+            self._restore(checkpoint)
+        except BaseException:
+            self._before_load.put_back()
+            raise
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """As PyTorch's, but whole or not at all, together with what :meth:`on_load_checkpoint` restored."""
+        before, self._before_load = self._before_load or Snapshot(self), None
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except BaseException:
+            before.put_back()
+            raise
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
         path = getattr(self._trainer, "ckpt_path", None)
         check(checkpoint, self.hparams, path)
+        SgfrPostProcessor.adopt(checkpoint)
+        self._drop_second_state(checkpoint)
         earlier = earlier_layers(checkpoint)
         if earlier is not None:
             self._be_earlier(earlier)
@@ -93,14 +151,24 @@ class Restored(LightningModule):
         if changed:
             logger.warning("%s: the threshold was chosen from other scores; choose it again.", ", ".join(changed))
             if post_processor:
-                without_threshold(checkpoint)
+                SgfrPostProcessor.without_threshold(checkpoint)
         super().on_load_checkpoint(checkpoint)
         for name, value in asked.items():
             setattr(self.post_processor, name, value)
+        post_processor = self._own_post_processor
+        if post_processor:  # the state that is now in use, also where another rate was asked for
+            found = {f"{_POST_PROCESSOR}{name}": value.clone() for name, value in post_processor.named_buffers()}
+            checkpoint["state_dict"] |= {name: found[name] for name in found.keys() & checkpoint["state_dict"].keys()}
         self.accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
         self.fit_record = FitRecord.restored(checkpoint.get(_FIT))
         if self.update:
             checkpoint.pop("loops", None)
+
+    def _drop_second_state(self, checkpoint: dict[str, Any]) -> None:
+        """The post-processor is a callback too: Lightning keeps its tensors twice, and would restore these last."""
+        states = checkpoint.get("callbacks", {})
+        for kind in type(self.post_processor).__mro__:
+            states.pop(kind.__qualname__, None)
 
     def _be_earlier(self, layers: list[str]) -> None:
         """Build the model again as it was when map and score heard the same layers, with a bank for each stride."""
@@ -114,6 +182,7 @@ class Restored(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save as anomalib does, the arguments that matter, the depth of pictures and the records."""
         super().on_save_checkpoint(checkpoint)
+        self._drop_second_state(checkpoint)
         checkpoint[BIT_DEPTH] = self.model.bit_depth
         checkpoint[ARGUMENTS] = that_matter(self.hparams)
         if self.accepted is not None:

@@ -27,7 +27,7 @@ def without_suspects(
     pre_processor: Any,  # noqa: ANN401
     paths: Sequence[str],
     share: float,
-) -> tuple[Learnt, list[tuple[str, float]]]:
+) -> tuple[Learnt | None, list[tuple[str, float]]]:
     """Leave out the atoms of the training images that the atoms of the others rebuild worst.
 
     What they stood for is accounted to the atoms that stay, so that the certificate still covers all that was seen.
@@ -39,8 +39,8 @@ def without_suspects(
         share (float): Share of them to suspect.
 
     Returns:
-        tuple[Learnt, list[tuple[str, float]]]: What is left of what the model learnt, all of it if nothing would be
-        left of a scale, and the suspects with their raw scores, the worst first.
+        tuple[Learnt | None, list[tuple[str, float]]]: What is left of what the model learnt, ``None`` if nothing would
+        be left of a scale, so that all of it is to stay; and the suspects with their raw scores, the worst first.
     """
     scores = nominal_scores(model, pre_processor, paths).scores
     worst = sorted(zip(paths, scores, strict=True), key=lambda item: -item[1])
@@ -53,7 +53,7 @@ def without_suspects(
         dropped = torch.isin(state.cover.origin[:, 0], numbers.to(state.cover.origin))
         if bool(dropped.all()):
             logger.warning("Without the suspects there would be no atom: the bank is kept as it is.")
-            return learnt, suspects
+            return None, suspects
         stays = state.rows(~dropped)
         left.append(stays._replace(cover=settle(stays.cover, state.cover.rows(dropped))))
     covers, images = renumbered([state.cover for state in left], dict(enumerate(learnt.images)))

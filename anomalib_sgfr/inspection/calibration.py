@@ -1,4 +1,4 @@
-"""Scores of nominal images as if none of their unit had been trained on: what a threshold without a defect rests on."""
+"""Calibration scores: nominal images scored as if none of their part had been trained on."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -146,14 +146,14 @@ def scored(
     kind: Kind,
     group: Group = None,
 ) -> Evidence:
-    """Score good images, each without the atoms of its unit, in all processes together.
+    """Score images in all processes together: good ones each without the atoms of its part.
 
     Args:
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
         paths (Sequence[str]): Images.
         kind (Kind): What they are.
-        group (Group): What makes a unit.
+        group (Group): What makes a part.
 
     Returns:
         Evidence: The same in all processes, which share the work.
@@ -161,7 +161,8 @@ def scored(
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     rank, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
     own = paths[rank::processes]
-    scores, peaks = nominal_scores(model, pre_processor, own, group=group)
+    leave_out = kind != Kind.DEFECTIVE
+    scores, peaks = nominal_scores(model, pre_processor, own, leave_out=leave_out, group=group)
     return in_all_processes(Evidence.of(scores, kind, own, peaks))
 
 
@@ -171,18 +172,27 @@ def rescored(
     pre_processor: Any,  # noqa: ANN401
     group: Group = None,
 ) -> Evidence:
-    """Evidence with new scores of the images that are still there.
+    """Scores of other banks made anew where the images are still there, in all processes together.
 
     Args:
         evidence (Evidence): Of other banks than the model's.
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
-        group (Group): What makes a unit.
+        group (Group): What makes a part.
+
+    Returns:
+        Evidence: Of the same images, in the same order; those that are gone keep their scores, which are then not
+        ``current``.
     """
     there = evidence.some([bool(path) and Path(path).is_file() for path in evidence.paths])
+    anew: dict[str, Sequence[float]] = {}
     for kind in Kind:
-        paths = there.some([each == kind for each in there.kinds]).paths
-        leave_out = kind != Kind.DEFECTIVE
-        scores, peaks = nominal_scores(model, pre_processor, paths, leave_out=leave_out, group=group)
-        evidence = evidence.joined(Evidence.of(scores, kind, paths, peaks))
-    return evidence
+        found = scored(model, pre_processor, there.of_kind(kind).paths, kind, group)
+        anew |= {path: both for path, *both in zip(found.paths, found.scores, found.peaks, strict=True)}
+    before = list(zip(evidence.scores, evidence.peaks, strict=True))
+    now = [anew.get(path, was) for path, was in zip(evidence.paths, before, strict=True)]
+    return evidence._replace(
+        scores=tuple(score for score, _ in now),
+        peaks=tuple(peak for _, peak in now),
+        current=tuple(path in anew for path in evidence.paths),
+    )

@@ -1,5 +1,6 @@
-"""What a threshold rests on: scores of images that are known to be good or defective, and which part each is of."""
+"""Calibration scores: raw scores of images that are known to be good or defective, and which part each shows."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
@@ -10,7 +11,7 @@ import torch
 
 from anomalib_sgfr.core.thresholds import supported_rate, units_needed
 
-__all__ = ["Evidence", "Group", "Kind", "in_all_processes", "named", "require_group", "unit_of"]
+__all__ = ["Evidence", "Group", "Kind", "file_of", "in_all_processes", "named", "require_group", "unit_of"]
 
 
 Group: TypeAlias = str | Callable[[str], str] | None
@@ -24,36 +25,46 @@ class Kind(IntEnum):
     DEFECTIVE = 2
 
 
+def file_of(path: str) -> str:
+    """The file that a path leads to, so that two paths of one file compare equal; empty for no path."""
+    return os.path.realpath(path) if path else ""
+
+
 class Evidence(NamedTuple):
-    """Raw scores of images.
+    """Calibration scores: raw scores of images that are known to be good or defective.
 
     Attributes:
         scores (tuple[float, ...]): In units of the raw anomaly map.
         kinds (tuple[int, ...]): A :class:`Kind` for each.
         paths (tuple[str, ...]): File of each; empty where it is not known.
-        peaks (tuple[float, ...]): Largest value of each one's raw anomaly map, which may hear other scales than the
-            score.
+        peaks (tuple[float, ...]): Largest value of each one's raw anomaly map, which other layers than the score's may
+            contribute to.
+        current (tuple[bool, ...]): Whether the score is of the present banks: not where an update could not score an
+            image again.
     """
 
     scores: tuple[float, ...] = ()
     kinds: tuple[int, ...] = ()
     paths: tuple[str, ...] = ()
     peaks: tuple[float, ...] = ()
+    current: tuple[bool, ...] = ()
 
     @classmethod
     def of(
         cls, scores: Iterable[float], kind: Kind, paths: Iterable[str], peaks: Iterable[float] | None = None
     ) -> "Evidence":
-        """Scores of images of one kind; without peaks, those of a map that hears what the score does."""
+        """Scores of images of one kind; without peaks, those of a map of the same layers as the score."""
         values, files = tuple(scores), tuple(paths)
-        return cls(values, (int(kind),) * len(values), files, values if peaks is None else tuple(peaks))
+        largest = values if peaks is None else tuple(peaks)
+        return cls(values, (int(kind),) * len(values), files, largest, (True,) * len(values))
 
     @classmethod
     def restored(cls, stored: Any) -> "Evidence":  # noqa: ANN401
-        """From what :meth:`plain` gave, or an earlier version whose score was the map's peak; none from aught else."""
+        """From what :meth:`plain` gave, or an earlier version, whose score was the map's peak; else empty."""
         if not isinstance(stored, Mapping):
             return cls()
-        stored = {"peaks": stored.get("scores", ()), **stored}
+        scores = stored.get("scores", ())
+        stored = {"peaks": scores, "current": (True,) * len(scores), **stored}
         return cls(*(tuple(stored.get(name, ())) for name in cls._fields))
 
     def plain(self) -> dict[str, list[Any]]:
@@ -61,10 +72,14 @@ class Evidence(NamedTuple):
         return {name: list(values) for name, values in zip(self._fields, self, strict=True)}
 
     def joined(self, other: "Evidence") -> "Evidence":
-        """With what another says: of an image that both know, the other's word counts."""
-        known = {path for path in other.paths if path}
-        kept = self.some([path not in known for path in self.paths])
+        """With the scores of another; of an image that both hold, the other's counts."""
+        kept = self.excluding(other.paths)
         return Evidence(*(ours + theirs for ours, theirs in zip(kept, other, strict=True)))  # type: ignore[arg-type]
+
+    def excluding(self, paths: Iterable[str]) -> "Evidence":
+        """Without the images of some files, by whatever path."""
+        files = {file_of(path) for path in paths if path}
+        return self.some([file_of(path) not in files for path in self.paths])
 
     def some(self, chosen: Sequence[bool]) -> "Evidence":
         """Of some of the images, one flag each."""
@@ -75,21 +90,27 @@ class Evidence(NamedTuple):
         """Of the images that are known to be good."""
         return self.some([kind != Kind.DEFECTIVE for kind in self.kinds])
 
+    def of_kind(self, kind: Kind) -> "Evidence":
+        """Of the images of one kind."""
+        return self.some([each == kind for each in self.kinds])
+
     @property
     def defective(self) -> "Evidence":
         """Of the images that are known to be defective."""
-        return self.some([kind == Kind.DEFECTIVE for kind in self.kinds])
+        return self.of_kind(Kind.DEFECTIVE)
 
     def units(self, group: str | None) -> list[str]:
         """Name of the unit that each image is of, see :func:`unit_of`."""
         return [unit_of(path, group) if path else f"\0{number}" for number, path in enumerate(self.paths)]
 
     def said(self, group: str | None, rate: float) -> str:
-        """How sure a rate of false alarms is that rests on the good ones."""
+        """How sure a rate of false alarms is that is calibrated on the good ones."""
         units, needed = len(set(self.good.units(group))), units_needed(rate)
-        said = f"{len(self.good.scores)} good images, {units} independent units: so many support a false-alarm rate of"
-        said = f"{said} {100 * supported_rate(units):.2g}% at 95% confidence, {100 * rate:g}% is chosen"
-        return said if units >= needed else f"{said}, which takes {needed}"
+        said = (
+            f"{len(self.good.scores)} good images ({units} independent) at a false-alarm rate of {100 * rate:g}%; the "
+            f"true rate may be up to {100 * supported_rate(units):.2g}% at 95% confidence"
+        )
+        return said if units >= needed else f"{said}, {100 * rate:g}% needs {needed}"
 
 
 def unit_of(path: str, group: Group) -> str:

@@ -74,11 +74,13 @@ class ReportingScale(PostProcessor):
             scaled: Tensor | None = super()._normalize(preds, norm_min, norm_max, threshold)
             return scaled
         # where all nominal scores are zero, so may be the threshold; shares overflow in no precision
-        threshold = threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
-        share, rest = preds / (preds + threshold), threshold / (preds + threshold)
-        if self.power == 1.0:
-            return share
-        return share**self.power / (share**self.power + rest**self.power)
+        bound = threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
+        share, rest = preds / (preds + bound), bound / (preds + bound)
+        if self.power != 1.0:
+            share = share**self.power / (share**self.power + rest**self.power)
+        # rounding must not put a score on the other side of 0.5 than the raw score is of the threshold
+        above = share.clamp_min(0.5 + torch.finfo(share.dtype).eps)
+        return torch.where(preds > threshold, above, share.clamp_max(0.5))
 
     @property
     def normalized_image_threshold(self) -> Tensor:

@@ -88,7 +88,8 @@ def test_it_says_what_it_did_and_what_the_threshold_rests_on(
     assert bad.endswith(": 4 before, 4 now.")
     assert others[-1] == f"Checkpoint: {out}"
     before, after = loaded(root / "model.ckpt").post_processor, loaded(out).post_processor
-    assert after.basis == "a value set by hand"
+    assert after.basis == "a value set by hand, read from 12 images"  # those that chose it before
+    assert after.state.read_from == before.state.chosen_by
     assert float(after.image_threshold) == float(before.image_threshold)
     assert float(after.pixel_threshold) == float(before.pixel_threshold)
     evidence = after.evidence.good
@@ -97,7 +98,7 @@ def test_it_says_what_it_did_and_what_the_threshold_rests_on(
     assert evidence.scores != pytest.approx(scores(loaded(out), root / "now/good"), rel=1e-6)
     assert evidence.scores == pytest.approx(scores(loaded(out), root / "now/good"), rel=0.5)
     assert threshold([str(out), "--false_alarm_rate", "0.1", "--out", str(tmp_path / "again.ckpt")]) == 0
-    assert "it rests on 12 good images" in capsys.readouterr().out
+    assert "calibrated on 12 good images" in capsys.readouterr().out
 
 
 def test_an_image_is_scored_as_the_others_alone_would_have_it(root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``anomalib-sgfr threshold``: what a threshold rests on, and another checkpoint when asked to change it."""
+"""``anomalib-sgfr threshold``: what a threshold is calibrated on, and another checkpoint when asked to change it."""
 
 from pathlib import Path
 
@@ -39,8 +39,10 @@ def test_it_shows_and_changes_nothing(root: Path, capsys: pytest.CaptureFixture[
     assert main([str(root / "model.ckpt"), "--by", r"line(\d)"]) == 0
     shown = capsys.readouterr().out
     processor = loaded(root / "model.ckpt").post_processor
-    assert shown.startswith(f"Threshold {float(processor.image_threshold):.6g} of the raw score; it rests on 12 good ")
-    assert "12 independent units: so many support a false-alarm rate of 22% at 95% confidence, 1% is chosen" in shown
+    assert shown.startswith(
+        f"Threshold {float(processor.image_threshold):.6g} of the raw score, calibrated on 12 good "
+    )
+    assert "(12 independent) at a false-alarm rate of 1%; the true rate may be up to 22% at 95% confidence" in shown
     for line, number in (("0", 6), ("1", 6)):
         assert f"{line}: 0 of {number} good images are alarms (0%)" in shown
     assert (root / "model.ckpt").read_bytes() == before
@@ -92,13 +94,15 @@ def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--value", "-1"], "--value must be a finite number, at least 0, got -1.0"),
+        (["--value", "-1"], "--value must be a finite number above 0, got -1.0"),
         (["--score", "1"], "--score must lie between 0 and 1, got 1.0"),
         (["--false_alarm_rate", "3"], "false_alarm_rate must lie between 0 and 1, got 3.0"),
         (["--value", "3", "--score", "0.4"], "--value and --score are ways to say one thing"),
-        (["--group", "("], r"group '\(' is not a regular expression"),
-        (["--group", "unit"], "group 'unit' matches no image's path: one is"),
-        (["--by", "unit"], "group 'unit' matches no image's path: one is"),
+        (["--value", "0"], "--value must be a finite number above 0, got 0.0: at 0 every image is an alarm"),
+        (["--group", "("], r"--group '\(' is not a regular expression"),
+        (["--group", "unit"], "--group 'unit' matches no image's path: one is"),
+        (["--by", "unit"], "--by 'unit' matches no image's path: one is"),
+        (["--false_alarm_rate", "0.1", "--read_from", "."], "--read_from goes with --value or --score"),
         (["--held_out", "."], "no image in this folder"),
     ],
 )
@@ -113,7 +117,7 @@ def test_mistakes_are_named_and_nothing_is_written(
 
 def test_training_images_that_are_gone_are_named(root: Path, tmp_path: Path) -> None:
     stored = torch.load(root / "model.ckpt", weights_only=False)
-    evidence = stored["anomalib_post_processor_config"]["evidence"]
+    evidence = stored["anomalib_post_processor_config"]["threshold"]["scores"]
     evidence["paths"] = [path.replace("/good/", "/gone/") for path in evidence["paths"]]
     torch.save(stored, tmp_path / "gone.ckpt")
     assert main([str(tmp_path / "gone.ckpt"), "--false_alarm_rate", "0.2"]) == 0

@@ -76,6 +76,13 @@ def test_new_images_are_added_to_it(earlier: tuple[Path, dict[str, Any]], parts:
             assert torch.equal(bank.thumbnails[atom], known[tuple(bank.atoms[atom].tolist())])
 
 
+def of_version_0_2(config: dict[str, Any]) -> None:
+    """What a post-processor kept before its state was one object."""
+    threshold = config.pop("threshold")
+    config |= {name: threshold[name] for name in ("false_alarm_rate", "group", "value", "linear", "power")}
+    config["evidence"] = {name: threshold["scores"][name] for name in ("scores", "kinds", "paths")}
+
+
 @pytest.fixture
 def of_one_ear(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
     """A checkpoint as of before map and score heard layers of their own, with what it is to score like."""
@@ -90,7 +97,7 @@ def of_one_ear(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
             arguments.pop(name)
     del state["sgfr_arguments"]["layers"]
     state["hyper_parameters"]["layers"] = None
-    del state["anomalib_post_processor_config"]["evidence"]["peaks"]
+    of_version_0_2(state["anomalib_post_processor_config"])
     torch.save(state, tmp_path / "earlier.ckpt")
     return tmp_path / "earlier.ckpt", model.eval()
 

@@ -13,16 +13,17 @@ from anomalib_sgfr import NominalPostProcessor
 from anomalib_sgfr.core.thresholds import alarm_threshold
 from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
+from anomalib_sgfr.inspection.threshold_state import ThresholdState
 from tests.conftest import fit, folder_datamodule, small
 
 
-def nominal(scores: Sequence[float]) -> Evidence:
-    return Evidence.of(scores, Kind.TRAINING, [""] * len(scores))
+def calibrated(rate: float, scores: Sequence[float]) -> ThresholdState:
+    return ThresholdState(Evidence.of(scores, Kind.TRAINING, [""] * len(scores)), false_alarm_rate=rate).chosen()
 
 
 def test_scores_stay_in_order_however_far_outside() -> None:
     processor = NominalPostProcessor(0.05)
-    processor.take(nominal(np.linspace(1.0, 2.0, 200).tolist()))
+    processor.use(calibrated(0.05, np.linspace(1.0, 2.0, 200).tolist()))
     raw = torch.tensor([0.0, 1.0, 1.9, 2.1, 10.0, 100.0, 1000.0])
     found = processor(InferenceBatch(pred_score=raw, anomaly_map=raw.reshape(-1, 1, 1, 1)))
     assert (found.pred_score.diff() > 0).all()
@@ -35,7 +36,7 @@ def test_scores_stay_in_order_however_far_outside() -> None:
 
 def test_a_checkpoint_keeps_threshold_and_configuration() -> None:
     processor = NominalPostProcessor(0.05, images=7)
-    processor.take(nominal([1.0, 2.0, 3.0]))
+    processor.use(calibrated(0.05, [1.0, 2.0, 3.0]))
     restored = NominalPostProcessor()
     restored.load_checkpoint_config(processor.checkpoint_config())
     restored.load_state_dict(processor.state_dict())
@@ -45,7 +46,7 @@ def test_a_checkpoint_keeps_threshold_and_configuration() -> None:
 
 def test_a_threshold_of_zero_still_orders_scores() -> None:
     processor = NominalPostProcessor(0.2)
-    processor.take(nominal([0.0] * 9))
+    processor.use(calibrated(0.2, [0.0] * 9))
     found = processor(InferenceBatch(pred_score=torch.tensor([0.0, 1e-3, 2.0])))
     assert torch.isfinite(found.pred_score).all()
     assert found.pred_label.tolist() == [False, True, True]

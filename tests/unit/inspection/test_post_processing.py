@@ -1,6 +1,7 @@
 """The threshold that is always there: with defects at hand or without, and what it says it rests on."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from anomalib_sgfr.core.thresholds import alarm_threshold
 from anomalib_sgfr.features.pre_processing import SgfrPreProcessor, read_prepared
 from anomalib_sgfr.inspection.calibration import nominal_scores
 from anomalib_sgfr.inspection.evidence import Evidence, Kind, require_group, unit_of
+from anomalib_sgfr.inspection.threshold_state import ThresholdState
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
+
+
+def calibrated(scores: Evidence, **asked: Any) -> ThresholdState:
+    return ThresholdState(scores, **asked).chosen()
 
 
 def tiny(**arguments: Any) -> Sgfr:
@@ -71,18 +77,20 @@ def test_good_images_alone_make_a_threshold(without_defects: tuple[Sgfr, Path], 
         assert bool(found.pred_label) == label
     assert restored.post_processor.basis == model.post_processor.basis
     assert model.post_processor.basis == (
-        "16 good images, 16 independent units: so many support a false-alarm rate of 17% at 95% confidence, 1% is "
-        "chosen, which takes 299"
+        "16 good images (16 independent) at a false-alarm rate of 1%; the true rate may be up to 17% at 95% "
+        "confidence, 1% needs 299"
     )
 
 
-def test_it_says_what_the_threshold_rests_on(many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_says_what_the_threshold_is_calibrated_on(
+    many: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tiny(post_processor=SgfrPostProcessor(0.3, group=r"part(\d+)"))
     with caplog.at_level(logging.INFO, "anomalib_sgfr"):
         fit(model, folder_datamodule(many, normal_test_dir="more"), tmp_path)
-    said = [record.message for record in caplog.records if "rests on" in record.message]
+    said = [record.message for record in caplog.records if "is calibrated on" in record.message]
     assert len(said) == 1
-    assert "16 good images, 8 independent units: so many support a false-alarm rate of 31%" in said[0]
+    assert "16 good images (8 independent) at a false-alarm rate of 30%; the true rate may be up to 31%" in said[0]
 
 
 def test_a_folder_of_good_images_alone_makes_a_threshold(many: Path, tmp_path: Path) -> None:
@@ -184,7 +192,7 @@ def test_what_needs_new_scores_is_refused(without_defects: tuple[Sgfr, Path], ma
         with pytest.raises(ValueError, match=message):
             predicted(tiny(post_processor=SgfrPostProcessor(**arguments)), many / "more", tmp_path, ckpt_path=path)
     stored = torch.load(path, weights_only=False)
-    del stored["anomalib_post_processor_config"]["evidence"]  # of an earlier version
+    del stored["anomalib_post_processor_config"]["threshold"]  # of an earlier version
     torch.save(stored, tmp_path / "old.ckpt")
     model = tiny(post_processor=SgfrPostProcessor(0.3))
     with pytest.raises(ValueError, match="keeps no scores of good images"):
@@ -245,7 +253,33 @@ def test_an_update_keeps_what_was_known(without_defects: tuple[Sgfr, Path], many
     engine_in(tmp_path, limit_val_batches=0).fit(updated, datamodule=module, ckpt_path=path)
     evidence = updated.post_processor.evidence
     assert evidence.paths == (*model.post_processor.evidence.paths, str(tmp_path / "new" / one.name))
-    assert evidence.scores[:-1] == model.post_processor.evidence.scores
+    # by the banks as they are now, not as they were
+    again = nominal_scores(updated.model, updated.pre_processor, list(evidence.paths)).scores
+    assert evidence.scores == pytest.approx(again, rel=1e-5)
+    assert all(evidence.current)
+
+
+def test_an_update_marks_the_scores_of_images_that_are_gone(many: Path, tmp_path: Path) -> None:
+    shutil.copytree(many / "good", tmp_path / "old")
+    module = Folder(
+        "old", root=tmp_path, normal_dir="old", num_workers=0, test_split_mode="none", val_split_mode="none"
+    )
+    model = tiny()
+    fit(model, module, tmp_path, limit_val_batches=0)
+    before = model.post_processor.evidence
+    gone = sorted((tmp_path / "old").iterdir())[:3]
+    for path in gone:
+        path.unlink()
+    model.update = True
+    new = Folder("new", root=many, normal_dir="more", num_workers=0, test_split_mode="none", val_split_mode="none")
+    fit(model, new, tmp_path, limit_val_batches=0)
+    evidence = model.post_processor.evidence
+    assert [path for path, current in zip(evidence.paths, evidence.current, strict=True) if not current] == [
+        str(path) for path in gone
+    ]
+    assert evidence.scores[:3] == before.scores[:3]
+    assert evidence.scores[3:16] != before.scores[3:16]
+    assert model.post_processor.basis.endswith("3 of them could not be scored again after the banks changed")
 
 
 def test_without_a_threshold_there_are_no_labels(caplog: pytest.LogCaptureFixture) -> None:
@@ -282,7 +316,7 @@ def test_labels_are_the_same_whether_scores_are_scaled_or_not(sensitivity: float
         processor = SgfrPostProcessor(
             enable_normalization=scaled, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity
         )
-        processor.take(Evidence.of([2.0, 3.0], Kind.HELD_OUT, ["a", "b"]))
+        processor.use(calibrated(Evidence.of([2.0, 3.0], Kind.HELD_OUT, ["a", "b"])))
         found.append(processor(raw))
     assert found[0].pred_label.tolist() == found[1].pred_label.tolist()
     assert found[0].pred_mask.tolist() == found[1].pred_mask.tolist()
@@ -319,21 +353,21 @@ def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
     good = Evidence.of([1.0, 2.0, 3.0], Kind.HELD_OUT, ["a", "b", "c"], [10.0, 30.0, 20.0])
     bad = Evidence.of([6.0, 7.0], Kind.DEFECTIVE, ["d", "e"], [90.0, 50.0])
     by_rate = SgfrPostProcessor(0.3)
-    by_rate.take(good)
+    by_rate.use(calibrated(good, false_alarm_rate=0.3))
     assert float(by_rate.image_threshold) == alarm_threshold(good.scores, 0.3)
     assert float(by_rate.pixel_threshold) == alarm_threshold(good.peaks, 0.3)
     assert by_rate.mask_threshold == by_rate.peak_threshold == float(by_rate.pixel_threshold)
-    by_rate.value = 2 * float(by_rate.image_threshold)  # by hand: both alike
-    by_rate.choose()
+    by_rate.use(by_rate.state._replace(value=2 * by_rate.state.image).chosen())  # by hand: both alike
     assert float(by_rate.pixel_threshold) == pytest.approx(2 * alarm_threshold(good.peaks, 0.3))
     dividing = SgfrPostProcessor(pixel_sensitivity=0.8)
-    dividing.take(good.joined(bad))
+    both = good.joined(bad)
+    dividing.use(calibrated(both))
     assert float(dividing.image_threshold) == 4.5
     assert float(dividing.pixel_threshold) == 40.0
-    assert dividing.pixel_by_defects is None
+    assert dividing.state.masks is None
     assert dividing.mask_threshold == pytest.approx(20.0)  # half: 0.2 is reported there
-    dividing.take(good.joined(bad), pixel=25.0)  # what masks of the defects suggest
-    assert float(dividing.pixel_threshold) == dividing.pixel_by_defects == 25.0
+    dividing.use(calibrated(both, masks=25.0))  # what masks of the defects suggest
+    assert float(dividing.pixel_threshold) == 25.0
     assert dividing.peak_threshold == pytest.approx(20.0)  # but peaks are still those of before
     assert dividing.mask_threshold == pytest.approx(12.5)
 

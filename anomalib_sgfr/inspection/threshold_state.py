@@ -1,0 +1,213 @@
+"""The state of a threshold: its value, what was asked for, and the scores that it is calibrated on, as one object."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from anomalib_sgfr.core.thresholds import alarm_threshold, dividing_threshold, supported_rate, units_needed
+from anomalib_sgfr.inspection.evidence import Evidence, Kind
+
+__all__ = ["DEFAULT_RATE", "Chosen", "ThresholdState"]
+
+DEFAULT_RATE = 0.01
+_FEW = 30  # independent good images, below which a warning says how little they tell
+
+Chosen: TypeAlias = Literal["none", "good", "labels", "hand", "unknown"]
+
+
+class ThresholdState(NamedTuple):
+    """Threshold of a model: made whole by :meth:`chosen`, replaced whole, and kept whole in a checkpoint.
+
+    Attributes:
+        scores (Evidence): Calibration scores.
+        false_alarm_rate (float | None): Share of good images that may be labelled anomalous, if one was asked for; then
+            good images alone choose.
+        value (float | None): Threshold of the raw score that was set by hand.
+        read_from (tuple[str, ...]): Images from whose scores that value was read, if it was.
+        forced (tuple[str, ...]): Images that were taken for good against objections, see ``--force`` of the commands.
+        group (str | None): Regular expression that names the part in an image's path; see
+            :func:`~anomalib_sgfr.inspection.evidence.unit_of`.
+        masks (float | None): Threshold of the raw map that masks of labelled defects suggest.
+        image (float): Threshold of the raw score; NaN for none.
+        pixel (float): Threshold of the raw map.
+        peak (float): Threshold of the raw map that only as many good images exceed anywhere as exceed ``image``.
+        by (Chosen): What chose it: nothing, good images alone, labelled images, a hand, or scores that are not kept.
+        power (float): Exponent of the score in its normalised form, see
+            :class:`~anomalib_sgfr.inspection.reporting.ReportingScale`.
+        linear (bool): Whether scores are normalised as anomalib does: for a checkpoint of its own post-processor.
+    """
+
+    scores: Evidence = Evidence()
+    false_alarm_rate: float | None = None
+    value: float | None = None
+    read_from: tuple[str, ...] = ()
+    forced: tuple[str, ...] = ()
+    group: str | None = None
+    masks: float | None = None
+    image: float = math.nan
+    pixel: float = math.nan
+    peak: float = math.nan
+    by: Chosen = "none"
+    power: float = 2.0
+    linear: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Share of good images that may be labelled anomalous, where good images alone choose."""
+        return DEFAULT_RATE if self.false_alarm_rate is None else self.false_alarm_rate
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a threshold."""
+        return not math.isnan(self.image)
+
+    @property
+    def learns_from_validation(self) -> bool:
+        """Whether validation images have a say: not where a rate or the threshold itself was asked for."""
+        return self.false_alarm_rate is None and self.value is None
+
+    @property
+    def units(self) -> int:
+        """Number of independent good images."""
+        return len(set(self.scores.good.units(self.group)))
+
+    @property
+    def basis(self) -> str:
+        """What the threshold is calibrated on, in words."""
+        good, bad = self.scores.good, self.scores.defective
+        if self.by == "hand":
+            images = len(self.read_from)
+            return f"a value set by hand, read from {images} images" if images else "a value set by hand"
+        if self.by == "unknown":
+            return "scores that are not kept"
+        if self.by == "none":
+            return "nothing: there is none"
+        if self.by == "labels":
+            tested = self.scores.of_kind(Kind.HELD_OUT)
+            highest, lowest = max(tested.scores, default=0.0), min(bad.scores)
+            lie = "are apart" if highest < lowest else "overlap: at the largest F1 score"
+            said = f"{len(tested.scores)} good and {len(bad.scores)} defective images, which {lie}"
+        else:
+            said = good.said(self.group, self.rate)
+        outdated, forced = self.scores.current.count(False), len(self.forced)
+        said = f"{said}; {outdated} of them could not be scored again after the banks changed" if outdated else said
+        return f"{said}; {forced} of them were taken for good by --force" if forced else said
+
+    @property
+    def chosen_by(self) -> tuple[str, ...]:
+        """Files of the images that chose the threshold: those whose rate of false alarms it says least about."""
+        if self.by == "hand":
+            return self.read_from
+        if self.by == "labels":
+            return tuple(filter(None, self.scores.paths))
+        return tuple(filter(None, self.scores.good.paths)) if self.by == "good" else ()
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence for whoever uses a threshold that too few good images support; ``None`` where there is none."""
+        if self.by != "good" or self.units >= _FEW:
+            return None
+        return (
+            f"{self.units} good images: the true false-alarm rate may be up to "
+            f"{100 * supported_rate(self.units):.2g}%; {100 * self.rate:g}% needs {units_needed(self.rate)}."
+        )
+
+    def chosen(self) -> "ThresholdState":
+        """The same scores and requests with the threshold that they give; none where there is nothing to choose by."""
+        if self.value is not None:
+            peak = self.value
+            if self.scores.good.scores:  # as much above the peaks' own threshold as the scores'
+                image, its_peak = self._by_scores("good")
+                peak = self.value * its_peak / image if image > 0.0 else self.value
+            return self._settled(self.value, peak, "hand")
+        if not self.scores.good.scores:
+            return self._settled(math.nan, math.nan, "none")
+        by: Chosen = "labels" if self._labels_decide() else "good"
+        return self._settled(*self._by_scores(by), by)
+
+    def _labels_decide(self) -> bool:
+        tested, bad = self.scores.of_kind(Kind.HELD_OUT), self.scores.defective
+        return bool(self.learns_from_validation and tested.scores and bad.scores)
+
+    def _settled(self, image: float, peak: float, by: Chosen) -> "ThresholdState":
+        pixel = self.masks if by == "labels" and self.masks is not None else peak
+        # in the precision that scores are compared in
+        image, pixel, peak = (float(np.float32(each)) for each in (image, pixel, peak))
+        return self._replace(image=image, pixel=pixel, peak=peak, by=by, linear=False)
+
+    def _by_scores(self, by: Chosen) -> tuple[float, float]:
+        """Threshold of scores, and of the peaks of maps."""
+        good, bad = self.scores.good, self.scores.defective
+        if by == "labels":
+            tested = self.scores.of_kind(Kind.HELD_OUT)
+            return dividing_threshold(tested.scores, bad.scores), dividing_threshold(tested.peaks, bad.peaks)
+        units = good.units(self.group)
+        return alarm_threshold(good.scores, self.rate, units), alarm_threshold(good.peaks, self.rate, units)
+
+    def validated(self, seen: Evidence, masks: float | None, trained_on: Sequence[str]) -> "ThresholdState":
+        """With labelled validation images, chosen anew.
+
+        Args:
+            seen (Evidence): Their scores.
+            masks (float | None): Threshold of the raw map that their masks suggest.
+            trained_on (Sequence[str]): Training images: as good ones of ``seen`` they prove nothing, and are left out.
+        """
+        fresh = seen.defective.joined(seen.good.excluding(trained_on))
+        return self._replace(scores=self.scores.joined(fresh), masks=masks).chosen()
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data, to store in a checkpoint."""
+        lists = {"read_from": list(self.read_from), "forced": list(self.forced)}
+        return {**self._asdict(), "scores": self.scores.plain(), **lists}
+
+    @classmethod
+    def restored(cls, stored: Mapping[str, Any]) -> "ThresholdState":
+        """From what :meth:`plain` gave."""
+        known = {name: value for name, value in stored.items() if name in cls._fields}
+        lists = {name: tuple(known.get(name, ())) for name in ("read_from", "forced")}
+        return cls(**{**known, "scores": Evidence.restored(known.get("scores")), **lists})
+
+    @classmethod
+    def of_earlier(cls, config: Mapping[str, Any], image: float, pixel: float) -> "ThresholdState":
+        """From a checkpoint of an earlier version, or of anomalib's own post-processor.
+
+        Args:
+            config (Mapping[str, Any]): Of the post-processor.
+            image (float): Its threshold of the raw score; NaN for none.
+            pixel (float): Its threshold of the raw map.
+        """
+        state = cls(
+            scores=Evidence.restored(config.get("evidence")),
+            false_alarm_rate=config.get("false_alarm_rate"),
+            value=config.get("value"),
+            group=config.get("group"),
+            power=config.get("power", 1.0),  # of version 0.2
+            linear=config.get("linear", "false_alarm_rate" not in config),
+        )
+        return state.with_thresholds(image, pixel)
+
+    def with_thresholds(self, image: float, pixel: float) -> "ThresholdState":
+        """With thresholds as they are stored, which the scores may give or not.
+
+        Args:
+            image (float): Of the raw score; NaN for none.
+            pixel (float): Of the raw map.
+        """
+        if math.isnan(image):
+            return self._replace(image=image, pixel=pixel, peak=pixel, by="none")
+        ways: list[tuple[Chosen, tuple[float, float]]] = []
+        if self.scores.good.scores:
+            ways.append(("good", self._by_scores("good")))
+            if self.scores.of_kind(Kind.HELD_OUT).scores and self.scores.defective.scores:
+                ways.append(("labels", self._by_scores("labels")))
+        by: Chosen = "hand" if self.value is not None else "unknown"
+        peak = pixel
+        for way, (its_image, its_peak) in ways:
+            if self.value is not None and way == "good":
+                peak = image * its_peak / its_image if its_image > 0.0 else image
+            elif self.value is None and math.isclose(image, its_image, rel_tol=1e-6):
+                by, peak = way, its_peak
+        masks = None if math.isclose(pixel, peak, rel_tol=1e-6) else pixel
+        return self._replace(image=image, pixel=pixel, peak=peak, by=by, masks=masks)
