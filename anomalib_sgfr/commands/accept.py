@@ -19,6 +19,7 @@ from anomalib_sgfr.commands.inputs import (
 
 if TYPE_CHECKING:
     from anomalib_sgfr.fitting.accepting import Addition, Record
+    from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.torch_model import SgfrModel
 
@@ -134,7 +135,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
     import torch
 
     from anomalib_sgfr.features.pre_processing import read_prepared
-    from anomalib_sgfr.fitting.accepting import Record, Step, added, novel
+    from anomalib_sgfr.fitting.accepting import added, novel
 
     processor = post_processor_of(model)
     if not processor.is_set:
@@ -143,6 +144,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
     threshold, peak = processor.label_threshold, processor.peak_threshold
     model.eval()
     against = objections(model, files)
+    bad = list(dict.fromkeys([*bad, *_known_defective(processor, files)]))
     additions: list[Addition] = []
     before: dict[str, float] = {}
     refused = 0
@@ -172,21 +174,36 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
             current = tried
         if not additions:
             return 0, refused
-        record = model.accepted or Record.begun(model.model)
-        additions = [_with_thumbnails(model, addition) for addition in additions]
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        state = {name: value.clone() for name, value in processor.state_dict().items()}
-        forced = [path for path in before if path in against]
-        step = Step(time, additions, state, processor.checkpoint_config(), forced)
-        record = record._replace(steps=(*record.steps, step))
-        model.model.load_state_dict(record.applied(model.model).state_dict())
-        model.accepted = record
+        _take(model, additions, [path for path in before if path in against])
         told = _recalibrate(model, known, threshold)
         _tell(model, additions, before)
     size = " + ".join(str(len(bank.atoms)) for bank in model.model.banks)
     print(f"Added {sum(part.number for part in additions)} atoms: {size} now.")
     print(told)
     return len(additions), refused
+
+
+def _known_defective(processor: "SgfrPostProcessor", files: Sequence[str]) -> list[str]:
+    """Images that the checkpoint knows as defective and that are still there, but for those that are to be good."""
+    return [path for path in processor.state.scores.defective.excluding(files).paths if Path(path).is_file()]
+
+
+def _take(model: "Sgfr", additions: Sequence["Addition"], forced: list[str]) -> None:
+    """Add atoms, with a record that takes them back."""
+    from anomalib_sgfr.fitting.accepting import Record, Step
+
+    processor = post_processor_of(model)
+    record = model.accepted or Record.begun(model.model)
+    step = Step(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        additions=[_with_thumbnails(model, addition) for addition in additions],
+        state={name: value.clone() for name, value in processor.state_dict().items()},
+        config=processor.checkpoint_config(),
+        forced=forced,
+    )
+    record = record._replace(steps=(*record.steps, step))
+    model.model.load_state_dict(record.applied(model.model).state_dict())
+    model.accepted = record
 
 
 def _tell(model: "Sgfr", additions: Sequence["Addition"], before: dict[str, float]) -> None:

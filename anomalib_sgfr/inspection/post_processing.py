@@ -12,6 +12,7 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_sgfr.core.casts import ExemptFromCasts
+from anomalib_sgfr.core.thresholds import require_rate
 from anomalib_sgfr.inspection.calibration import rescored, scored, spread_over
 from anomalib_sgfr.inspection.evidence import Evidence, Kind, file_of, in_all_processes, require_group, unit_of
 from anomalib_sgfr.inspection.reporting import ReportingScale
@@ -34,9 +35,7 @@ def checked(**asked: Any) -> dict[str, Any]:  # noqa: ANN401
         ValueError: If an argument is out of range.
     """
     asked = {name: value for name, value in asked.items() if value is not None}
-    if not 0.0 < asked.get("false_alarm_rate", DEFAULT_RATE) < 1.0:
-        msg = f"false_alarm_rate must lie between 0 and 1, got {asked['false_alarm_rate']}."
-        raise ValueError(msg)
+    require_rate(asked.get("false_alarm_rate", DEFAULT_RATE), "false_alarm_rate")
     if asked.get("images", 1) < 1:
         msg = f"images must be at least 1, got {asked['images']}."
         raise ValueError(msg)
@@ -60,8 +59,9 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
 
     Good images choose it: the one that they exceed at a chosen rate, see
     :func:`~anomalib_sgfr.core.thresholds.alarm_threshold`, from good validation images, and from training images, each
-    scored without the atoms of its own part. Where there are enough labelled validation images of both kinds, they do,
-    see :func:`~anomalib_sgfr.core.thresholds.dividing_threshold`; then the pixels' threshold is what masks suggest.
+    scored without the atoms of its own part. Labelled validation images choose it instead where they show that it makes
+    more errors, see :func:`~anomalib_sgfr.core.thresholds.combined_threshold`. Where there are at least five of each
+    kind, with masks, these choose the pixels' threshold.
 
     All that belongs to the threshold is in ``state``. Scores and maps are normalised as
     :class:`~anomalib_sgfr.inspection.reporting.ReportingScale` says.

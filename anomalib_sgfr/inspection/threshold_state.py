@@ -6,13 +6,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from anomalib_sgfr.core.thresholds import alarm_threshold, dividing_threshold, supported_rate, units_needed
+from anomalib_sgfr.core.thresholds import alarm_threshold, combined_threshold, dividing_threshold, few_units_warning
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
 
 __all__ = ["DEFAULT_RATE", "Chosen", "ThresholdState"]
 
 DEFAULT_RATE = 0.01
-_FEW = 30  # independent good images, below which a warning says how little they tell
+_LABELLED = 5  # least validation images of each kind whose masks choose the pixels' threshold, as for a sign test
 
 Chosen: TypeAlias = Literal["none", "good", "labels", "hand", "unknown"]
 
@@ -29,7 +29,8 @@ class ThresholdState(NamedTuple):
         forced (tuple[str, ...]): Images that were taken for good against objections, see ``--force`` of the commands.
         group (str | None): Regular expression that names the part in an image's path; see
             :func:`~anomalib_sgfr.inspection.evidence.unit_of`.
-        masks (float | None): Threshold of the raw map that masks of labelled defects suggest.
+        masks (float | None): Threshold of the raw map that masks of labelled defects suggest; taken where there are
+            enough labelled images.
         image (float): Threshold of the raw score; NaN for none.
         pixel (float): Threshold of the raw map.
         peak (float): Threshold of the raw map that only as many good images exceed anywhere as exceed ``image``.
@@ -106,13 +107,8 @@ class ThresholdState(NamedTuple):
 
     @property
     def warning(self) -> str | None:
-        """One sentence for whoever uses a threshold that too few good images support; ``None`` where there is none."""
-        if self.by != "good" or self.units >= _FEW:
-            return None
-        return (
-            f"{self.units} good images: the true false-alarm rate may be up to "
-            f"{100 * supported_rate(self.units):.2g}%; {100 * self.rate:g}% needs {units_needed(self.rate)}."
-        )
+        """One sentence about a threshold that too few good images support; ``None`` where there is none."""
+        return few_units_warning(self.units, self.rate) if self.by == "good" else None
 
     def chosen(self) -> "ThresholdState":
         """The same scores and requests with the threshold that they give; none where there is nothing to choose by."""
@@ -124,15 +120,22 @@ class ThresholdState(NamedTuple):
             return self._settled(self.value, peak, "hand")
         if not self.scores.good.scores:
             return self._settled(math.nan, math.nan, "none")
-        by: Chosen = "labels" if self._labels_decide() else "good"
+        tested, bad, good = self.scores.of_kind(Kind.HELD_OUT), self.scores.defective, self.scores.good
+        by: Chosen = "good"
+        if self.learns_from_validation:
+            by = combined_threshold(
+                good=tested.scores,
+                bad=bad.scores,
+                calibration=good.scores,
+                rate=self.rate,
+                units=good.units(self.group),
+            ).by
         return self._settled(*self._by_scores(by), by)
 
-    def _labels_decide(self) -> bool:
-        tested, bad = self.scores.of_kind(Kind.HELD_OUT), self.scores.defective
-        return bool(self.learns_from_validation and tested.scores and bad.scores)
-
     def _settled(self, image: float, peak: float, by: Chosen) -> "ThresholdState":
-        pixel = self.masks if by == "labels" and self.masks is not None else peak
+        fewest = min(len(self.scores.of_kind(Kind.HELD_OUT).scores), len(self.scores.defective.scores))
+        enough = self.learns_from_validation and fewest >= _LABELLED
+        pixel = self.masks if enough and self.masks is not None else peak
         # in the precision that scores are compared in
         image, pixel, peak = (float(np.float32(each)) for each in (image, pixel, peak))
         return self._replace(image=image, pixel=pixel, peak=peak, by=by, linear=False)

@@ -141,3 +141,51 @@ def test_mistakes_are_named(arguments: list[str], message: str, root: Path, caps
     with pytest.raises((ValueError, SystemExit)) as raised:
         main([str(root / "model.ckpt"), *arguments])
     assert message in str(raised.value) + capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def validated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that knows the images of ``bad`` as defective."""
+    model = small(bank_size=400, pre_processor=SMALL_IMAGES)
+    module = Folder("p", root=root, normal_dir="good", abnormal_dir="bad", num_workers=0, val_split_mode="same_as_test")
+    return Path(fit(model, module, tmp_path_factory.mktemp("validated")).best_model_path)
+
+
+def test_what_the_checkpoint_knows_as_defective_is_refused(
+    validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By whatever path, as a copy, and what lies beside nothing but defects; ``--force`` leaves a record."""
+    out = tmp_path / "new.ckpt"
+    shutil.copy(root / "bad" / "0.png", tmp_path / "renamed.png")
+    (tmp_path / "link").symlink_to(root / "bad")
+    write_image(root / "bad" / "later.png", 77, (64, 64), defect=True)
+    given = [tmp_path / "link" / "0.png", tmp_path / "renamed.png", root / "bad" / "later.png"]
+    reasons = ("knows it as defective", "is a copy of", "all that the checkpoint knows of its folder is defective")
+    try:
+        for image, reason in zip(given, reasons, strict=True):
+            assert main([str(validated), str(image), "--out", str(out)]) == 1
+            said = capsys.readouterr()
+            assert reason in said.err
+            assert "Nothing was added." in said.out
+        assert not out.exists()
+        forced = [str(validated), str(given[2]), "--force", "--out", str(out)]
+        assert main(forced) == 0
+        capsys.readouterr()
+        assert main([str(out)]) == 0
+        assert "atoms, by --force" in capsys.readouterr().out
+    finally:
+        (root / "bad" / "later.png").unlink()
+
+
+def test_its_messages_are_about_what_is_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new.ckpt"
+    assert main([str(root / "model.ckpt"), str(root / "odd"), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    model = loaded(out)
+    lines = [line for line in said.splitlines() if " new atoms, raw score " in line]
+    assert lines
+    for line in lines:
+        path, now = line.partition(": ")[0], line.partition(" before, ")[2].split(" now")[0]
+        assert float(now) == pytest.approx(score(model, Path(path)), rel=1e-3)
+        assert ("still an alarm" in line) == (score(model, Path(path)) > model.post_processor.label_threshold)
+    assert f"{model.post_processor.state.image:.6g} now" in said

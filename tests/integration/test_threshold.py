@@ -1,13 +1,16 @@
 """``anomalib-sgfr threshold``: what a threshold is calibrated on, and another checkpoint when asked to change it."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from anomalib.data import Folder
 from torchvision.transforms.v2 import Resize
 
 from anomalib_sgfr import Sgfr
+from anomalib_sgfr.commands.adapt import main as adapt
 from anomalib_sgfr.commands.threshold import main
 from anomalib_sgfr.core.thresholds import alarm_threshold
 from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
@@ -96,7 +99,7 @@ def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
     [
         (["--value", "-1"], "--value must be a finite number above 0, got -1.0"),
         (["--score", "1"], "--score must lie between 0 and 1, got 1.0"),
-        (["--false_alarm_rate", "3"], "false_alarm_rate must lie between 0 and 1, got 3.0"),
+        (["--false_alarm_rate", "3"], "false_alarm_rate must lie between 0 and 1, and not below 1e-06, got 3"),
         (["--value", "3", "--score", "0.4"], "--value and --score are ways to say one thing"),
         (["--value", "0"], "--value must be a finite number above 0, got 0.0: at 0 every image is an alarm"),
         (["--group", "("], r"--group '\(' is not a regular expression"),
@@ -123,3 +126,79 @@ def test_training_images_that_are_gone_are_named(root: Path, tmp_path: Path) -> 
     assert main([str(tmp_path / "gone.ckpt"), "--false_alarm_rate", "0.2"]) == 0
     with pytest.raises(ValueError, match=r"scored anew, .* and 12 of 12 are gone: .*/gone/.*Pass --held_out"):
         main([str(tmp_path / "gone.ckpt"), "--group", r"(part\d+)"])
+
+
+@pytest.fixture(scope="module")
+def validated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that knows two images as defective."""
+    folder = tmp_path_factory.mktemp("validated")
+    for index in range(2):
+        write_image(folder / "bad" / f"{index}.png", 90 + index, (64, 64), defect=True)
+    model = small(pre_processor=SgfrPreProcessor(Resize((64, 64), antialias=True)))
+    module = Folder(
+        "p",
+        root=root,
+        normal_dir="good",
+        abnormal_dir=folder / "bad",
+        normal_test_dir="more",
+        num_workers=0,
+        val_split_mode="same_as_test",
+    )
+    Path(str(fit(model, module, folder).best_model_path)).replace(folder / "model.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("command", ["threshold", "adapt"])
+def test_what_is_not_known_to_be_good_does_not_calibrate(
+    command: str, validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known defects, masks and training images are no good images of their own; ``--force`` is kept in the file."""
+    run = {"threshold": main, "adapt": adapt}[command]
+    out, checkpoint = tmp_path / "new.ckpt", str(validated / "model.ckpt")
+    for folder, reason in (
+        (validated / "bad", "2 of the images cannot .*the checkpoint knows it as defective.*--force takes them"),
+        (validated / "masks", "2 of the images cannot .*it is black and white, as a mask is"),
+        (root / "good", "12 of the images cannot .*it was trained on"),
+    ):
+        given = ["--held_out", str(folder)] if command == "threshold" else [str(folder)]
+        with pytest.raises(ValueError, match=reason):
+            run([checkpoint, *given, "--out", str(out)])
+        assert not out.exists()
+    given = ["--held_out", str(root / "good")] if command == "threshold" else [str(root / "good")]
+    assert run([checkpoint, *given, "--force", "--out", str(out)]) == 0
+    state = loaded(out).post_processor.state
+    assert sorted(state.forced) == sorted(str(path) for path in (root / "good").iterdir())
+    capsys.readouterr()
+    assert main([str(out)]) == 0
+    if command == "threshold":
+        assert "12 of them were taken for good by --force" in capsys.readouterr().out
+
+
+def test_a_value_by_hand_remembers_the_images_that_it_was_read_from(
+    validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new.ckpt"
+    arguments = ["--score", "0.4", "--read_from", str(root / "more"), str(validated / "bad" / "0.png")]
+    assert main([str(validated / "model.ckpt"), *arguments, "--out", str(out), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    processor = loaded(out).post_processor
+    assert facts["basis"] == "a value set by hand, read from 7 images"
+    assert facts["threshold"] == processor.state.image
+    assert facts["checkpoint"] == str(out)
+    assert facts["good"]["images"] == 18
+    assert facts["defective"] == {
+        "images": 2,
+        "above": 2,
+        "least": min(processor.evidence.defective.scores),
+        "median": np.median(processor.evidence.defective.scores),
+        "most": max(processor.evidence.defective.scores),
+    }
+    assert processor.state.chosen_by == (
+        *(str(path) for path in sorted((root / "more").iterdir())),
+        str(validated / "bad" / "0.png"),
+    )
+
+
+def test_few_images_are_warned_of(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(root / "model.ckpt")]) == 0
+    assert capsys.readouterr().err == "warning: 12 images: the true rate may be up to 22%; 1% needs 299\n"

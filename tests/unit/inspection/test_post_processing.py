@@ -131,7 +131,8 @@ def test_a_second_fit_suspects_anew(many: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 4])
-def test_separated_validation_images_are_told_apart(number: int, many: Path, tmp_path: Path) -> None:
+def test_few_defective_images_do_not_choose_the_threshold(number: int, many: Path, tmp_path: Path) -> None:
+    """What lies between good images and a handful of obvious defects is not known to be good."""
     bad = tmp_path / "few"
     bad.mkdir()
     for path in sorted((many / "bad").iterdir())[:number]:
@@ -140,11 +141,26 @@ def test_separated_validation_images_are_told_apart(number: int, many: Path, tmp
     module = folder_datamodule(many, abnormal_dir=bad, normal_test_dir="more", mask_dir=None)
     engine = fit(model, module, tmp_path)
     (figures,) = engine.test(model, datamodule=module)
-    assert figures["image_AUROC"] == figures["image_F1Score"] == 1.0
-    evidence = model.post_processor.evidence
-    between = (max(evidence.good.scores) + min(evidence.defective.scores)) / 2
-    assert float(model.post_processor.image_threshold) == pytest.approx(between)
-    assert model.post_processor.basis == f"20 good and {number} defective images, which are apart"
+    assert figures["image_AUROC"] == 1.0
+    state = model.post_processor.state
+    assert (len(state.scores.good.scores), len(state.scores.defective.scores)) == (36, number)
+    assert state.by == "good"
+    assert state.image == alarm_threshold(state.scores.good.scores, 0.01)
+    assert state.image < 0.75 * min(state.scores.defective.scores)
+
+
+def test_labels_choose_the_threshold_where_they_show_that_good_images_alone_are_wrong() -> None:
+    """Six defects below the threshold of good images, and nothing lost by a lower one."""
+    training = Evidence.of([*np.linspace(1.0, 9.0, 60)], Kind.TRAINING, [f"t{index}" for index in range(60)])
+    good = Evidence.of([1.0, 1.5, 2.0, 2.5, 3.0, 3.5], Kind.HELD_OUT, [f"g{index}" for index in range(6)])
+    bad = Evidence.of([5.0, 5.5, 6.0, 6.5, 7.0, 7.5], Kind.DEFECTIVE, [f"b{index}" for index in range(6)])
+    state = calibrated(training.joined(good).joined(bad), masks=3.25)
+    assert (state.by, state.image, state.pixel) == ("labels", 4.25, 3.25)
+    assert state.basis == "6 good and 6 defective images, which are apart"
+    assert state.warning is None
+    fewer = calibrated(state.scores.excluding(["b0", "b1"]), masks=3.25)  # a sign test of four says nothing at 5%
+    assert fewer.by == "good"
+    assert fewer.pixel == fewer.peak > 9.0
 
 
 def test_another_rate_takes_effect_on_a_checkpoint(
@@ -337,7 +353,7 @@ def test_units_are_named_by_a_regular_expression() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"false_alarm_rate": 0.0}, "false_alarm_rate must lie between 0 and 1, got 0.0"),
+        ({"false_alarm_rate": 0.0}, "false_alarm_rate must lie between 0 and 1, and not below 1e-06, got 0"),
         ({"images": 0}, "images must be at least 1"),
         ({"image_sensitivity": 1.5}, "image_sensitivity must lie between 0 and 1, got 1.5"),
     ],
@@ -351,7 +367,6 @@ def test_arguments_out_of_range_are_refused(kind: type, arguments: dict[str, Any
 def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
     """The map may hear other scales than the score: neither threshold is of use to the other."""
     good = Evidence.of([1.0, 2.0, 3.0], Kind.HELD_OUT, ["a", "b", "c"], [10.0, 30.0, 20.0])
-    bad = Evidence.of([6.0, 7.0], Kind.DEFECTIVE, ["d", "e"], [90.0, 50.0])
     by_rate = SgfrPostProcessor(0.3)
     by_rate.use(calibrated(good, false_alarm_rate=0.3))
     assert float(by_rate.image_threshold) == alarm_threshold(good.scores, 0.3)
@@ -359,17 +374,18 @@ def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
     assert by_rate.mask_threshold == by_rate.peak_threshold == float(by_rate.pixel_threshold)
     by_rate.use(by_rate.state._replace(value=2 * by_rate.state.image).chosen())  # by hand: both alike
     assert float(by_rate.pixel_threshold) == pytest.approx(2 * alarm_threshold(good.peaks, 0.3))
-    dividing = SgfrPostProcessor(pixel_sensitivity=0.8)
-    both = good.joined(bad)
-    dividing.use(calibrated(both))
-    assert float(dividing.image_threshold) == 4.5
-    assert float(dividing.pixel_threshold) == 40.0
-    assert dividing.state.masks is None
-    assert dividing.mask_threshold == pytest.approx(20.0)  # half: 0.2 is reported there
-    dividing.use(calibrated(both, masks=25.0))  # what masks of the defects suggest
-    assert float(dividing.pixel_threshold) == 25.0
-    assert dividing.peak_threshold == pytest.approx(20.0)  # but peaks are still those of before
-    assert dividing.mask_threshold == pytest.approx(12.5)
+    # with masks of enough labelled images the pixels' threshold is theirs; peaks are still those of before
+    many_good = Evidence.of(np.linspace(1.0, 3.0, 6), Kind.HELD_OUT, [f"g{index}" for index in range(6)], [10.0] * 6)
+    bad = Evidence.of(np.linspace(6.0, 7.0, 6), Kind.DEFECTIVE, [f"b{index}" for index in range(6)], [90.0] * 6)
+    masked = SgfrPostProcessor(pixel_sensitivity=0.8)
+    masked.use(calibrated(many_good.joined(bad), masks=5.0))
+    assert masked.state.by == "good"
+    assert float(masked.pixel_threshold) == 5.0
+    assert masked.mask_threshold == pytest.approx(2.5)  # half: 0.2 is reported there
+    assert masked.peak_threshold == pytest.approx(5.0)
+    asked = SgfrPostProcessor(0.3)
+    asked.use(calibrated(many_good.joined(bad), masks=5.0, false_alarm_rate=0.3))
+    assert float(asked.pixel_threshold) == alarm_threshold(many_good.peaks, 0.3) == 10.0
 
 
 def test_evidence_of_before_has_the_scores_for_peaks() -> None:
