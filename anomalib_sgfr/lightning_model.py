@@ -22,6 +22,7 @@ from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
+from anomalib_sgfr.core.processes import agreed, gathered
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.edge.export import WholeExports
 from anomalib_sgfr.features.backbones import normalisation
@@ -264,8 +265,10 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
             msg = f"precision must be one of {', '.join(_PRECISIONS)}, got '{self.trainer.precision}'."
             raise ValueError(msg)
         super().setup(stage)
-        if self.trainer.world_size > 1 and self.evaluator is not None:
-            leave_out_empty(self.evaluator)
+        if self.trainer.world_size > 1:
+            for owner in (self.evaluator, self.post_processor):
+                if owner is not None:
+                    leave_out_empty(owner)
 
     @staticmethod
     def configure_optimizers() -> None:
@@ -331,17 +334,20 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         Raises:
             ValueError: If no training image was seen.
         """
-        if self._sampling.patches_seen == 0:
+        with agreed():
+            seen = self._sampling.patches_seen
+        if not sum(gathered(seen)):
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        self.require_good_looks()
+        with agreed():
+            self.require_good_looks()
         post_processor = self._own_post_processor
         earlier = self.model.learnt if self.update else None
         # what validation will show comes later
         due = post_processor and not (post_processor.learns_from_validation and self.trainer.validating)
         made = make(
             self.model,
-            learn(self._sampling.samplers, self._sampling.images, earlier),
+            learn(self._sampling.samplers, self._sampling.images, earlier, self.device),
             self.pre_processor,
             self.training_images(),
             trim=self.trim,

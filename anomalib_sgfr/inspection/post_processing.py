@@ -10,6 +10,7 @@ from anomalib.data.utils import get_image_filenames
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 
+from anomalib_sgfr.core.f1_threshold import StreamingF1Threshold
 from anomalib_sgfr.inspection.calibration import scored, spread_over
 from anomalib_sgfr.inspection.chosen_threshold import DEFAULT_RATE, ChosenThreshold
 from anomalib_sgfr.inspection.evidence import Evidence, Kind, in_all_processes, require_group, unit_of
@@ -105,6 +106,7 @@ class SgfrPostProcessor(ChosenThreshold):
         self._stored_rate: float | None = None  # of the checkpoint that was read
         self._known = Evidence()  # of the fit that this one adds to
         self._seen = Evidence()  # in this validation
+        self._pixels = StreamingF1Threshold()  # of this validation
         self._has_warned = False
         self.register_load_state_dict_post_hook(SgfrPostProcessor._restored)
 
@@ -159,7 +161,7 @@ class SgfrPostProcessor(ChosenThreshold):
         """Forget a validation that was not finished."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._seen = Evidence()
-        self._pixel_threshold_metric.reset()
+        self._pixels.reset()
 
     def on_validation_batch_end(
         self,
@@ -179,17 +181,16 @@ class SgfrPostProcessor(ChosenThreshold):
         peaks = outputs.anomaly_map.flatten(1).amax(1)
         seen = Evidence(tuple(scores.flatten().tolist()), tuple(kinds), paths, tuple(peaks.tolist()))
         self._seen = self._seen.joined(seen)
-        self._pixel_threshold_metric.update(outputs)
+        if outputs.gt_mask is not None:
+            self._pixels.update(outputs.anomaly_map, outputs.gt_mask)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the threshold from what was seen, and from training images where that has no defect or no good one."""
         seen, self._seen = in_all_processes(self._seen), Evidence()
+        pixel = self._pixels.compute(pl_module.device)
+        self._pixels.reset()
         if not self.learns_from_validation or not (seen.scores or trainer.state.fn == "fit"):
             return
-        pixel = None
-        if seen.defective.scores and self._pixel_threshold_metric.update_called:
-            pixel = float(self._pixel_threshold_metric.compute())
-        self._pixel_threshold_metric.reset()
         if not (seen.defective.scores and seen.good.scores):
             seen = self._with_training(seen, trainer, pl_module)
         self.take(self.pooled(seen), pixel)
