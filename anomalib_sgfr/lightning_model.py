@@ -30,7 +30,7 @@ from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.features.sizes import default_size
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
 from anomalib_sgfr.fitting.camera import FromCameras
-from anomalib_sgfr.fitting.distributed import drop_padding, leave_out_empty
+from anomalib_sgfr.fitting.distributed import drop_padding, fill_up, leave_out_empty
 from anomalib_sgfr.fitting.fit_record import FitRecord
 from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import bank_sizes, learn, samplers_for
@@ -269,6 +269,8 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
             for owner in (self.evaluator, self.post_processor):
                 if owner is not None:
                     leave_out_empty(owner)
+            if stage == "predict":
+                fill_up(self.trainer)
 
     @staticmethod
     def configure_optimizers() -> None:
@@ -435,33 +437,29 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         self,
         batch: ImageBatch,
         batch_idx: int,
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
+        dataloader_idx: int = 0,
     ) -> STEP_OUTPUT:
         """Score a batch; of several processes' images, each once.
 
         Args:
             batch (ImageBatch): Images with or without ground truth.
             batch_idx (int): Number of the batch in this process.
-            *args: Unused.
-            **kwargs: Unused.
+            dataloader_idx (int): Number of the loader, if there are several.
 
         Returns:
             STEP_OUTPUT: The batch with ``anomaly_map`` and ``pred_score``.
         """
-        del args, kwargs
-        drop_padding(batch, getattr(self._trainer, "val_dataloaders", None), batch_idx)
+        drop_padding(batch, getattr(self._trainer, "val_dataloaders", None), batch_idx, dataloader_idx)
         return self._scored(batch)
 
-    def test_step(self, batch: Any, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
         """As :meth:`validation_step`."""
-        del args, kwargs
-        drop_padding(batch, getattr(self._trainer, "test_dataloaders", None), batch_idx)
+        drop_padding(batch, getattr(self._trainer, "test_dataloaders", None), batch_idx, dataloader_idx)
         return self._scored(batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
-        """As :meth:`validation_step`; Lightning gives each image once."""
-        del batch_idx, dataloader_idx
+        """As :meth:`validation_step`."""
+        drop_padding(batch, getattr(self._trainer, "predict_dataloaders", None), batch_idx, dataloader_idx)
         return self._scored(batch)
 
     def _scored(self, batch: ImageBatch) -> STEP_OUTPUT:

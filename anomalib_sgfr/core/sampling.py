@@ -91,11 +91,6 @@ class SubspaceSampler:
         """Atoms now: up to twice ``working_size``, before the last thinning."""
         return 0 if self._cover is None else len(self._cover.atoms)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was observed, and nothing was there to go on from."""
-        return self._cover is None and not self._waiting
-
     @torch.no_grad()
     def observe(self, embeddings: Tensor, origin: Tensor | None = None) -> None:
         """Take a batch of nominal embeddings into account.

@@ -5,8 +5,11 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
 
 from anomalib_sgfr.bank import BankState
@@ -15,7 +18,7 @@ from anomalib_sgfr.core.processes import gathered, gathered_tensors, several
 from anomalib_sgfr.core.provenance import renumbered, shifted
 from anomalib_sgfr.torch_model import Learnt
 
-__all__ = ["drop_padding", "is_padding", "leave_out_empty", "unite"]
+__all__ = ["drop_padding", "fill_up", "is_padding", "leave_out_empty", "unite"]
 
 
 def unite(own: Learnt, sizes: Sequence[int], tolerance: float = 0.0) -> Learnt:
@@ -73,16 +76,41 @@ def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
     return place * sampler.num_replicas + sampler.rank >= len(cast("Sized", sampler.dataset))
 
 
-def drop_padding(batch: Any, loader: Any, number: int) -> None:  # noqa: ANN401
+def fill_up(trainer: Trainer) -> None:
+    """Give each process images to predict where there are fewer than processes: some get those of others too.
+
+    Lightning would stop the processes without an image while the others wait for them. :func:`drop_padding` drops the
+    repeated ones.
+    """
+    source = trainer.predict_loop._data_source  # noqa: SLF001  # Lightning has no hook between loaders and samplers
+    loaders = CombinedLoader(source.dataloader(), "sequential")
+    few = [
+        isinstance(loader, DataLoader) and isinstance(loader.sampler, Sized) and len(loader.sampler) < trainer.world_size
+        for loader in loaders.flattened
+    ]
+    if not any(few):
+        return
+    prepare = trainer._data_connector._prepare_dataloader  # noqa: SLF001
+    loaders.flattened = [
+        prepare(loader, shuffle=False, mode=RunningStage.VALIDATING) if its_few else loader
+        for loader, its_few in zip(loaders.flattened, few, strict=True)
+    ]
+    source.instance = loaders
+
+
+def drop_padding(batch: Any, loaders: Any, number: int, loader: int = 0) -> None:  # noqa: ANN401
     """Leave out of a batch, in place, the images that are there for the second time: metrics would count them twice.
 
     Args:
         batch (Any): anomalib's, of the process's data loader.
-        loader (Any): The data loader.
+        loaders (Any): The data loader, or a list of them.
         number (int): Of the batch in the process.
+        loader (int): Number of its loader in the list.
     """
     images = len(batch.image)
-    kept = ~is_padding(loader, number, images)
+    if isinstance(loaders, list | tuple):
+        loaders = loaders[loader]
+    kept = ~is_padding(loaders, number, images)
     if kept.all():
         return
     rows = kept.nonzero().flatten().tolist()

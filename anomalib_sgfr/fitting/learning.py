@@ -100,7 +100,7 @@ def learn(
     """
     found = [
         (Cover.empty(device), sampler.threshold_)
-        if several() and sampler.is_empty
+        if several() and not sampler.patches_seen_
         else sampler.learnt(sampler.working_size if several() else None)
         for sampler in samplers
     ]
