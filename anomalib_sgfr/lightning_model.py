@@ -23,6 +23,7 @@ from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.callbacks import SubspaceSampling
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
+from anomalib_sgfr.core.processes import agreed, gathered
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.edge.export import WholeExports
 from anomalib_sgfr.features.backbones import normalisation
@@ -30,14 +31,13 @@ from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.features.sizes import default_size
 from anomalib_sgfr.fitting.anchor import DataParallelAnchor
 from anomalib_sgfr.fitting.camera import FromCameras
-from anomalib_sgfr.fitting.distributed import drop_padding, leave_out_empty
+from anomalib_sgfr.fitting.distributed import drop_padding, fill_up, leave_out_empty
 from anomalib_sgfr.fitting.fit_record import FitRecord
 from anomalib_sgfr.fitting.framing import Framed, as_size
 from anomalib_sgfr.fitting.learning import bank_sizes, learn, samplers_for
 from anomalib_sgfr.fitting.making import make
 from anomalib_sgfr.fitting.restoring import Restored
 from anomalib_sgfr.fitting.suspects import write_suspects
-from anomalib_sgfr.inspection.afterwards import gathered
 from anomalib_sgfr.inspection.deep_visualizer import DeepVisualizer
 from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
 from anomalib_sgfr.inspection.quiet import QuietRun
@@ -267,8 +267,12 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
             msg = f"precision must be one of {', '.join(_PRECISIONS)}, got '{self.trainer.precision}'."
             raise ValueError(msg)
         super().setup(stage)
-        if self.trainer.world_size > 1 and self.evaluator is not None:
-            leave_out_empty(self.evaluator)
+        if self.trainer.world_size > 1:
+            for owner in (self.evaluator, self.post_processor):
+                if owner is not None:
+                    leave_out_empty(owner)
+            if stage == "predict":
+                fill_up(self.trainer)
 
     @staticmethod
     def configure_optimizers() -> None:
@@ -334,10 +338,13 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         Raises:
             ValueError: If no training image was seen.
         """
-        if self._sampling.patches_seen == 0:
+        with agreed():
+            seen = self._sampling.patches_seen
+        if not sum(gathered(seen)):
             msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
             raise ValueError(msg)
-        self.require_good_looks()
+        with agreed():
+            self.require_good_looks()
         post_processor = self._own_post_processor
         earlier = self.model.learnt if self.update else None
         images = self._training_images()
@@ -349,7 +356,7 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
 
         made = make(
             self.model,
-            learn(self._sampling.samplers, self._sampling.images, earlier),
+            learn(self._sampling.samplers, self._sampling.images, earlier, self.device),
             self.pre_processor,
             images,
             trim=self.trim,
@@ -435,33 +442,29 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         self,
         batch: ImageBatch,
         batch_idx: int,
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
+        dataloader_idx: int = 0,
     ) -> STEP_OUTPUT:
         """Score a batch; of several processes' images, each once.
 
         Args:
             batch (ImageBatch): Images with or without ground truth.
             batch_idx (int): Number of the batch in this process.
-            *args: Unused.
-            **kwargs: Unused.
+            dataloader_idx (int): Number of the loader, if there are several.
 
         Returns:
             STEP_OUTPUT: The batch with ``anomaly_map`` and ``pred_score``.
         """
-        del args, kwargs
-        drop_padding(batch, getattr(self._trainer, "val_dataloaders", None), batch_idx)
+        drop_padding(batch, getattr(self._trainer, "val_dataloaders", None), batch_idx, dataloader_idx)
         return self._scored(batch)
 
-    def test_step(self, batch: Any, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
         """As :meth:`validation_step`."""
-        del args, kwargs
-        drop_padding(batch, getattr(self._trainer, "test_dataloaders", None), batch_idx)
+        drop_padding(batch, getattr(self._trainer, "test_dataloaders", None), batch_idx, dataloader_idx)
         return self._scored(batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
-        """As :meth:`validation_step`; Lightning gives each image once."""
-        del batch_idx, dataloader_idx
+        """As :meth:`validation_step`."""
+        drop_padding(batch, getattr(self._trainer, "predict_dataloaders", None), batch_idx, dataloader_idx)
         return self._scored(batch)
 
     def _scored(self, batch: ImageBatch) -> STEP_OUTPUT:

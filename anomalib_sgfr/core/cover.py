@@ -50,6 +50,11 @@ class Cover(NamedTuple):
         nothing = points.new_zeros((), dtype=torch.float64).expand_as(points)  # takes no memory
         return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double(), origin, nothing)
 
+    @classmethod
+    def empty(cls, device: torch.device | None = None) -> "Cover":
+        """No atoms: what a process without images contributes to those of the others, of their width and type."""
+        return cls.of(torch.empty(0, 1, device=device))
+
     def rows(self, index: Tensor | slice) -> "Cover":
         """Some of the atoms, by index, mask or slice."""
         return Cover(*(part[index] for part in self))

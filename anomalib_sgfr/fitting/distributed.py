@@ -1,27 +1,24 @@
-"""What the processes of a distributed fit exchange, and the one bank they make of it."""
+"""What the processes of a run exchange: the one bank of a fit, and metrics of which some process has no image."""
 
-import itertools
 from collections.abc import Callable, Sequence, Sized
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed
-from torch.utils.data import DistributedSampler
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+from torchmetrics import Metric
 
 from anomalib_sgfr.bank import BankState
 from anomalib_sgfr.core.cover import Cover, merge
+from anomalib_sgfr.core.processes import gathered, gathered_tensors, several
 from anomalib_sgfr.core.provenance import renumbered, shifted
 from anomalib_sgfr.torch_model import Learnt
 
-_T = TypeVar("_T")
-
-__all__ = ["drop_padding", "is_padding", "leave_out_empty", "several", "unite"]
-
-
-def several() -> bool:
-    """Whether other processes take part in the fit."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+__all__ = ["drop_padding", "fill_up", "is_padding", "leave_out_empty", "unite"]
 
 
 def unite(own: Learnt, sizes: Sequence[int], tolerance: float = 0.0) -> Learnt:
@@ -35,18 +32,29 @@ def unite(own: Learnt, sizes: Sequence[int], tolerance: float = 0.0) -> Learnt:
 
     Returns:
         Learnt: The same on all processes; ``own`` where there is but one.
+
+    Raises:
+        ValueError: In all processes, if none has an atom.
     """
+    known = gathered((own.images, [state.threshold for state in own.states]))
+    tensors = gathered_tensors([part for state in own.states for part in state.cover])
     if not several():
         return own
-    known = _gather_objects(own.images)
+    first = [sum(len(images) for images, _ in known[:rank]) for rank in range(len(known))]
+    parts = len(Cover._fields)
     covers, thresholds = [], []
-    for state, size in zip(own.states, sizes, strict=True):
-        gathered = enumerate(_gather(state.cover))
-        every = [shifted(cover, sum(map(len, known[:rank]))) for rank, cover in gathered]
+    for scale, size in enumerate(sizes):
+        every = [
+            shifted(Cover(*theirs[parts * scale : parts * (scale + 1)]), by)
+            for theirs, by in zip(tensors, first, strict=True)
+        ]
+        if not any(len(cover.atoms) for cover in every):
+            msg = "no nominal embedding was observed: the training set is empty."
+            raise ValueError(msg)
         cover, radius = merge(every, size, tolerance)
         covers.append(cover)
-        thresholds.append(max(_largest(state.threshold, cover.atoms.device), radius))
-    covers, images = renumbered(covers, dict(enumerate(itertools.chain.from_iterable(known))))
+        thresholds.append(max(radius, *(theirs[scale] for _, theirs in known)))
+    covers, images = renumbered(covers, dict(enumerate(path for images, _ in known for path in images)))
     return Learnt(list(map(BankState, covers, thresholds)), images)
 
 
@@ -68,16 +76,43 @@ def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
     return place * sampler.num_replicas + sampler.rank >= len(cast("Sized", sampler.dataset))
 
 
-def drop_padding(batch: Any, loader: Any, number: int) -> None:  # noqa: ANN401
+def fill_up(trainer: Trainer) -> None:
+    """Give each process images to predict where there are fewer than processes: some get those of others too.
+
+    Lightning would stop the processes without an image while the others wait for them. :func:`drop_padding` drops the
+    repeated ones.
+    """
+    source = trainer.predict_loop._data_source  # noqa: SLF001  # Lightning has no hook between loaders and samplers
+    loaders = CombinedLoader(source.dataloader(), "sequential")
+    few = [
+        isinstance(loader, DataLoader)
+        and isinstance(loader.sampler, Sized)
+        and len(loader.sampler) < trainer.world_size
+        for loader in loaders.flattened
+    ]
+    if not any(few):
+        return
+    prepare = trainer._data_connector._prepare_dataloader  # noqa: SLF001
+    loaders.flattened = [
+        prepare(loader, shuffle=False, mode=RunningStage.VALIDATING) if its_few else loader
+        for loader, its_few in zip(loaders.flattened, few, strict=True)
+    ]
+    source.instance = loaders
+
+
+def drop_padding(batch: Any, loaders: Any, number: int, loader: int = 0) -> None:  # noqa: ANN401
     """Leave out of a batch, in place, the images that are there for the second time: metrics would count them twice.
 
     Args:
         batch (Any): anomalib's, of the process's data loader.
-        loader (Any): The data loader.
+        loaders (Any): The data loader, or a list of them.
         number (int): Of the batch in the process.
+        loader (int): Number of its loader in the list.
     """
     images = len(batch.image)
-    kept = ~is_padding(loader, number, images)
+    if isinstance(loaders, list | tuple):
+        loaders = loaders[loader]
+    kept = ~is_padding(loaders, number, images)
     if kept.all():
         return
     rows = kept.nonzero().flatten().tolist()
@@ -89,16 +124,21 @@ def drop_padding(batch: Any, loader: Any, number: int) -> None:  # noqa: ANN401
             setattr(batch, field, [value[row] for row in rows])
 
 
-def leave_out_empty(evaluator: Any) -> None:  # noqa: ANN401
-    """Have metrics not see batches that :func:`drop_padding` left empty: some cannot take them.
+def leave_out_empty(owner: Any) -> None:  # noqa: ANN401
+    """Let processes without images take part in a callback's metrics.
+
+    Batches that :func:`drop_padding` left empty are kept from them, because some cannot take them. Before the callback
+    computes them, every process knows whether any has updated them, so that all of them compute, and they exchange what
+    they hold by :func:`~anomalib_sgfr.core.processes.gathered_tensors`, to which a process may contribute nothing.
 
     Args:
-        evaluator (Any): anomalib's callback.
+        owner (Any): anomalib's evaluator or post-processor.
     """
-    for hook in ("on_validation_batch_end", "on_test_batch_end"):
-        method = getattr(evaluator, hook)
-        if not isinstance(method, partial):
-            setattr(evaluator, hook, partial(_unless_empty, method))
+    for stage in ("validation", "test"):
+        for hook, wrapper in ((f"on_{stage}_batch_end", _unless_empty), (f"on_{stage}_epoch_end", _with_idle)):
+            method = getattr(owner, hook)
+            if not isinstance(method, partial):
+                setattr(owner, hook, partial(wrapper, method))
 
 
 def _unless_empty(method: Callable[..., None], trainer: Any, module: Any, outputs: Any, batch: Any, *rest: Any) -> None:  # noqa: ANN401
@@ -106,35 +146,18 @@ def _unless_empty(method: Callable[..., None], trainer: Any, module: Any, output
         method(trainer, module, outputs, batch, *rest)
 
 
-def _gather(cover: Cover) -> list[Cover]:
-    """Covers of all processes, in the order of their ranks; they may differ in size.
-
-    Tensors alone are exchanged, on their own device, by the default process group.
-    """
-    sizes = _all(torch.tensor([len(cover.atoms)], device=cover.atoms.device))
-    most = max(int(size) for size in sizes)
-    parts = [_all(torch.cat((part, part.new_zeros(most - len(part), *part.shape[1:])))) for part in cover]
-    return [
-        Cover(*(part[rank][: int(size)] for part in parts))  # without the padding
-        for rank, size in enumerate(sizes)
-    ]
+def _with_idle(method: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
+    owner: Any = method.__self__  # type: ignore[attr-defined]  # it is bound
+    metrics = [part for part in owner.modules() if isinstance(part, Metric)]
+    updates = gathered([metric._update_count for metric in metrics])  # noqa: SLF001  # anomalib's own metrics read it
+    for metric, counts in zip(metrics, zip(*updates, strict=True), strict=True):
+        metric._update_count = max(counts)  # noqa: SLF001
+        if metric.dist_sync_fn is None and metric.process_group is None:
+            metric.dist_sync_fn = _gathered_state
+    method(*arguments)
 
 
-def _gather_objects(value: _T) -> list[_T]:
-    """Values of all processes, in the order of their ranks; for what tensors cannot hold."""
-    received: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(received, value)
-    return received
-
-
-def _largest(value: float, device: torch.device) -> float:
-    """The largest of all processes' values; ``device`` is one that the process group communicates on."""
-    tensor = torch.tensor(value, dtype=torch.float64, device=device)
-    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
-    return float(tensor)
-
-
-def _all(tensor: Tensor) -> list[Tensor]:
-    received = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(received, tensor.contiguous())
-    return received
+def _gathered_state(state: Tensor, group: Any = None) -> list[Tensor]:  # noqa: ANN401
+    """Part of a metric's state from all processes, as torchmetrics asks for it."""
+    del group
+    return [theirs for (theirs,) in gathered_tensors([state])]

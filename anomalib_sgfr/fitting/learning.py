@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from anomalib_sgfr.bank import Bank, BankState
-from anomalib_sgfr.core.cover import centred
+from anomalib_sgfr.core.cover import Cover, centred
+from anomalib_sgfr.core.processes import several
 from anomalib_sgfr.core.provenance import renumbered
 from anomalib_sgfr.core.sampling import SubspaceSampler
 from anomalib_sgfr.features.layers import Scale
-from anomalib_sgfr.fitting.distributed import several, unite
+from anomalib_sgfr.fitting.distributed import unite
 from anomalib_sgfr.torch_model import Learnt
 
 __all__ = ["bank_sizes", "learn", "samplers_for"]
@@ -73,8 +74,15 @@ def samplers_for(
     return samplers
 
 
-def learn(samplers: Sequence[SubspaceSampler], images: Mapping[int, str], earlier: Learnt | None = None) -> Learnt:
+def learn(
+    samplers: Sequence[SubspaceSampler],
+    images: Mapping[int, str],
+    earlier: Learnt | None = None,
+    device: torch.device | None = None,
+) -> Learnt:
     """Make of what samplers hold what a model is to take into use, in all processes together.
+
+    A process whose samplers have observed nothing takes part without atoms.
 
     Args:
         samplers (Sequence[SubspaceSampler]): Of each scale.
@@ -82,11 +90,20 @@ def learn(samplers: Sequence[SubspaceSampler], images: Mapping[int, str], earlie
         earlier (Learnt | None): What the fit adds to, if anything. Atoms then stay where they are, instead of moving to
             the mean of what they stand for, and with them what was certified; and residuals are measured as before, so
             that scores of before, and a threshold that rests on them, keep their meaning.
+        device (torch.device | None): One that the process group communicates on.
 
     Returns:
         Learnt: The same in all processes.
+
+    Raises:
+        ValueError: If no process has observed anything.
     """
-    found = [sampler.learnt(sampler.working_size if several() else None) for sampler in samplers]
+    found = [
+        (Cover.empty(device), sampler.threshold_)
+        if several() and not sampler.patches_seen_
+        else sampler.learnt(sampler.working_size if several() else None)
+        for sampler in samplers
+    ]
     covers, paths = renumbered([cover for cover, _ in found], images)
     own = Learnt([BankState(cover, threshold) for cover, (_, threshold) in zip(covers, found, strict=True)], paths)
     learnt = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)

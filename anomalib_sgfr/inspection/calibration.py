@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.core.processes import agreed, share
 from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.inspection.evidence import Evidence, Group, Kind, in_all_processes, unit_of
 from anomalib_sgfr.torch_model import SgfrModel
@@ -158,11 +159,10 @@ def scored(
     Returns:
         Evidence: The same in all processes, which share the work.
     """
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank, processes = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
-    own = paths[rank::processes]
+    own = share(paths)
     leave_out = kind != Kind.DEFECTIVE
-    scores, peaks = nominal_scores(model, pre_processor, own, leave_out=leave_out, group=group)
+    with agreed():
+        scores, peaks = nominal_scores(model, pre_processor, own, leave_out=leave_out, group=group)
     return in_all_processes(Evidence.of(scores, kind, own, peaks))
 
 

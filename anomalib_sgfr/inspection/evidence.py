@@ -7,8 +7,7 @@ from enum import IntEnum
 from itertools import compress
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
-
+from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.core.thresholds import supported_rate, units_needed
 
 __all__ = ["Evidence", "Group", "Kind", "file_of", "in_all_processes", "named", "require_group", "unit_of"]
@@ -172,11 +171,7 @@ def require_group(group: str | None, paths: Sequence[str] = ()) -> None:
 
 def in_all_processes(evidence: Evidence) -> Evidence:
     """What all processes of a run know, the same in each; an image that several know counts once."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return evidence
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, tuple(evidence))
-    known = Evidence()
-    for theirs in found:
-        known = known.joined(Evidence(*theirs))
-    return known
+    first, *others = gathered(evidence)
+    for theirs in others:
+        first = first.joined(theirs)
+    return first

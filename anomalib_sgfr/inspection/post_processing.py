@@ -12,6 +12,7 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_sgfr.core.casts import ExemptFromCasts
+from anomalib_sgfr.core.f1_threshold import StreamingF1Threshold
 from anomalib_sgfr.core.thresholds import require_rate
 from anomalib_sgfr.inspection.calibration import rescored, scored, spread_over
 from anomalib_sgfr.inspection.evidence import Evidence, Kind, file_of, in_all_processes, require_group, unit_of
@@ -115,6 +116,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         self.image_sensitivity = 0.5 if image_sensitivity is None else image_sensitivity
         self.pixel_sensitivity = 0.5 if pixel_sensitivity is None else pixel_sensitivity
         self._seen = Evidence()  # in this validation
+        self._pixels = StreamingF1Threshold()  # of this validation
         self._has_warned = False
         self._state = self._fresh()
         self.register_load_state_dict_post_hook(SgfrPostProcessor._restored)
@@ -283,7 +285,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         """Forget a validation that was not finished."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._seen = Evidence()
-        self._pixel_threshold_metric.reset()
+        self._pixels.reset()
 
     def on_validation_batch_end(
         self,
@@ -303,18 +305,16 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         peaks = tuple(outputs.anomaly_map.flatten(1).amax(1).tolist())
         values = tuple(scores.flatten().tolist())
         self._seen = self._seen.joined(Evidence(values, tuple(kinds), paths, peaks, (True,) * len(kinds)))
-        self._pixel_threshold_metric.update(outputs)
+        if outputs.gt_mask is not None:
+            self._pixels.update(outputs.anomaly_map, outputs.gt_mask)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the threshold anew with what was seen."""
         seen, self._seen = in_all_processes(self._seen), Evidence()
+        masks = self._pixels.compute(pl_module.device)
+        self._pixels.reset()
         if not self._state.learns_from_validation or not seen.scores:
-            self._pixel_threshold_metric.reset()
             return
-        masks = None
-        if seen.defective.scores and self._pixel_threshold_metric.update_called:
-            masks = float(self._pixel_threshold_metric.compute())
-        self._pixel_threshold_metric.reset()
         self.use(self._state.validated(self._regrouped(seen, pl_module), masks, self._training_files(pl_module)))
         if trainer.state.fn != "fit":
             self.tell()
@@ -460,6 +460,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         super().__setstate__(state)
         if "_state" not in state:
             config = {**state, "evidence": state["evidence"].plain()}
+            self._pixels = StreamingF1Threshold()
             for name in ("evidence", "value", "false_alarm_rate", "group", "power"):
                 self.__dict__.pop(name, None)
             image, pixel = float(self._image_threshold), float(self._pixel_threshold)

@@ -11,7 +11,8 @@ import torch
 from anomalib.visualization import Visualizer
 from lightning.pytorch import LightningModule, Trainer
 
-from anomalib_sgfr.inspection.afterwards import Afterwards, gathered
+from anomalib_sgfr.core.processes import gathered
+from anomalib_sgfr.inspection.afterwards import Afterwards
 
 __all__ = ["ScoreTable", "Scored", "scored_in", "write_scores"]
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.features.pre_processing import steps_of
-from anomalib_sgfr.inspection.afterwards import Afterwards, gathered
+from anomalib_sgfr.inspection.afterwards import Afterwards
 from anomalib_sgfr.inspection.evidence import Evidence, require_group
 from anomalib_sgfr.inspection.gallery import Gallery, displayed
 from anomalib_sgfr.inspection.score_table import Scored, scored_in
