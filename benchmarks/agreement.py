@@ -103,7 +103,7 @@ class Difference(NamedTuple):
 
 
 def draw(root: Path) -> Path:
-    """Draw ``good`` (12), ``odd`` (3, with a mark), ``dim`` (6, under less light), ``asked/good`` and ``asked/bad`` (6).
+    """Draw ``good`` (12), ``odd`` (3, with a mark), ``dim`` (6, under less light), and 6 ``asked/good`` and ``asked/bad``.
 
     Args:
         root (Path): Their folder.
@@ -148,7 +148,7 @@ def _module(root: Path, normal: str = "good") -> Any:  # noqa: ANN401
 def _engine(folder: Path, **arguments: Any) -> Any:  # noqa: ANN401
     from anomalib.engine import Engine
 
-    quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
     return Engine(default_root_dir=folder, **quiet, **arguments)
 
 
@@ -408,7 +408,7 @@ def compare(reference: Mapping[str, Answer], found: Mapping[str, Answer], thresh
     pairs = [(reference[name], found[name]) for name in sorted(found)]
     changed = [ours for ours, theirs in pairs if ours.label != theirs.label]
     maps = [np.abs(ours.map - theirs.map).max() for ours, theirs in pairs if theirs.map is not None]
-    masks = [(ours.mask != (theirs.mask > 0)).mean() for ours, theirs in pairs if theirs.mask is not None]
+    masks = [np.mean(ours.mask != (theirs.mask > 0)) for ours, theirs in pairs if theirs.mask is not None]
     return Difference(
         score=max(abs(ours.score - theirs.score) for ours, theirs in pairs),
         map=float(max(maps)) if maps else math.nan,

@@ -135,6 +135,9 @@ class Restored(LightningModule):
         check(checkpoint, self.hparams, path)
         SgfrPostProcessor.adopt(checkpoint)
         self._drop_second_state(checkpoint)
+        enabled = checkpoint.get("anomalib_components_enabled")
+        if enabled and self._trainer is not None:  # metrics and pictures are the run's, which has begun with its own
+            checkpoint["anomalib_components_enabled"] = {**enabled, "evaluator": True, "visualizer": True}
         earlier = earlier_layers(checkpoint)
         if earlier is not None:
             self._be_earlier(earlier)

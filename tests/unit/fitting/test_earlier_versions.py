@@ -137,3 +137,44 @@ def test_what_one_of_a_single_ear_cannot_be_is_refused(
         engine_in(tmp_path).predict(
             small(layers=["blocks.1"], image_size=None), dataset=PredictDataset(parts / "bad"), ckpt_path=of_one_ear[0]
         )
+
+
+@pytest.fixture
+def changed_by_0_2(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """What ``anomalib-sgfr threshold --false_alarm_rate 0.2`` of version 0.2.0 (commit 9232add) wrote.
+
+    Its callbacks still have the threshold of before, and its flags no metrics. Its images are gone.
+    """
+    state = torch.load(DATA / "version_0.2.0_threshold.ckpt", weights_only=True)
+    embedder = PatchEmbedder("tf_efficientnet_lite0", ["blocks.0", "blocks.1"], score_layers=["blocks.1"])
+    embedder.load_pretrained()
+    state["state_dict"] |= {f"model.embedder.{name}": value for name, value in embedder.state_dict().items()}
+    expected = state.pop("expected")
+    torch.save(state, tmp_path / "model.ckpt")
+    return tmp_path / "model.ckpt", expected
+
+
+def test_a_threshold_changed_by_version_0_2_counts_in_every_tool(
+    changed_by_0_2: tuple[Path, dict[str, Any]], parts: Path, tmp_path: Path
+) -> None:
+    path, expected = changed_by_0_2
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    restored = Sgfr.load_from_checkpoint(path, map_location="cpu")
+    layers = {"layers": ["blocks.0", "blocks.1"], "score_layers": ["blocks.1"], "image_size": 64, "bank_size": 100}
+    by_engine = Sgfr(**layers, visualizer=False)
+    engine = engine_in(tmp_path)
+    (figures,) = engine.test(by_engine, datamodule=folder_datamodule(parts), ckpt_path=path)
+    assert "image_F1Score" in figures
+    for model in (restored, by_engine):
+        found = model(images)
+        torch.testing.assert_close(found.pred_score, expected["score"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.anomaly_map[:, 0, ::8, ::8], expected["map"], rtol=1e-4, atol=1e-4)
+        assert found.pred_label.tolist() == expected["label"].tolist()
+        state = model.post_processor.state
+        assert (state.by, state.rate, len(state.scores.good.scores), len(state.scores.defective.scores)) == (
+            "good",
+            0.2,
+            6,
+            6,
+        )
+        assert state.image == float(model.post_processor.image_threshold) == pytest.approx(1.6905471)
