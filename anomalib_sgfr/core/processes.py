@@ -124,10 +124,9 @@ def summed(tensor: Tensor) -> Tensor:
 def _exchanged(tensor: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
     """Gather tensors of known shapes as bytes, which every backend takes and which need no common shape."""
     lengths = [prod(shape) * dtype.itemsize for shape in shapes]
-    own = tensor.detach().contiguous().reshape(-1)
-    sent = own.new_zeros(max(lengths), dtype=torch.uint8)
-    if own.numel():
-        sent[: own.numel() * dtype.itemsize] = own.view(torch.uint8)
+    sent = tensor.new_zeros(max(lengths), dtype=torch.uint8)
+    if tensor.numel():
+        sent[: tensor.numel() * dtype.itemsize].view(dtype).copy_(tensor.detach().reshape(-1))
     received = [torch.empty_like(sent) for _ in shapes]
     distributed.all_gather(received, sent)
     return [
