@@ -28,7 +28,7 @@ def in_threads(work: Callable[[int], Any], world: int = 3, limit: float = 20.0) 
             ended[rank] = error
         distributed.destroy_process_group()
 
-    torch._C._distributed_c10d._set_thread_isolation_mode(True)  # type: ignore[attr-defined]
+    torch._C._distributed_c10d._set_thread_isolation_mode(True)  # noqa: FBT003
     multi_threaded_pg._install_threaded_pg()
     try:
         threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(world)]
@@ -40,5 +40,5 @@ def in_threads(work: Callable[[int], Any], world: int = 3, limit: float = 20.0) 
             raise TimeoutError(str(ended))
     finally:
         multi_threaded_pg._uninstall_threaded_pg()
-        torch._C._distributed_c10d._set_thread_isolation_mode(False)  # type: ignore[attr-defined]
+        torch._C._distributed_c10d._set_thread_isolation_mode(False)  # noqa: FBT003
     return ended

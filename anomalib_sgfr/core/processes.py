@@ -1,8 +1,8 @@
 """Collective communication: the only module that talks to the other processes of a run.
 
 A collective waits until every process calls it. Call each of them in every process, outside any condition that may
-differ between processes; a process that has nothing to say passes an empty value. :func:`agreed` raises the error of one
-process in all of them, so that none waits for one that has failed.
+differ between processes; a process that has nothing to contribute passes an empty value. :func:`agreed` raises the
+error of one process in all of them, so that none waits for one that has failed.
 """
 
 import pickle
@@ -130,8 +130,7 @@ def _exchanged(tensor: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.d
     received = [torch.empty_like(sent) for _ in shapes]
     distributed.all_gather(received, sent)
     return [
-        part[:length].clone().view(dtype).reshape(shape)
-        for part, length, shape in zip(received, lengths, shapes, strict=True)
+        part[:length].view(dtype).reshape(shape) for part, length, shape in zip(received, lengths, shapes, strict=True)
     ]
 
 

@@ -87,7 +87,9 @@ def fill_up(trainer: Trainer) -> None:
     if not isinstance(loaders, CombinedLoader):
         loaders = CombinedLoader(loaders, "sequential")
     few = [
-        isinstance(loader, DataLoader) and isinstance(loader.sampler, Sized) and len(loader.sampler) < trainer.world_size
+        isinstance(loader, DataLoader)
+        and isinstance(loader.sampler, Sized)
+        and len(loader.sampler) < trainer.world_size
         for loader in loaders.flattened
     ]
     if not any(few):

@@ -53,9 +53,10 @@ class SgfrPostProcessor(ChosenThreshold):
     """Sgfr's own: a threshold with defects at hand or without, the same in the Engine, checkpoints and exported files.
 
     With defective images in validation it lies between the good and the defective scores, see
-    :func:`~anomalib_sgfr.core.thresholds.dividing_threshold`; the pixels' is anomalib's. Without any it is the one that
-    good parts exceed at a chosen rate, see :func:`~anomalib_sgfr.core.thresholds.alarm_threshold`: from good validation
-    images, and from training images, each scored without the atoms of its own unit.
+    :func:`~anomalib_sgfr.core.thresholds.dividing_threshold`; the pixels' is that of the largest F1 score, see
+    :mod:`~anomalib_sgfr.core.f1_threshold`. Without any it is the one that good parts exceed at a chosen rate, see
+    :func:`~anomalib_sgfr.core.thresholds.alarm_threshold`: from good validation images, and from training images, each
+    scored without the atoms of its own unit.
 
     What it rests on is in ``evidence``, see :class:`~anomalib_sgfr.inspection.chosen_threshold.ChosenThreshold`. Scores
     and maps are reported as :class:`~anomalib_sgfr.inspection.reporting.ReportingScale` says.

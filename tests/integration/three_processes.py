@@ -116,7 +116,9 @@ class Tasks:
         model = self._model(evaluator=Evaluator(val_metrics=[F1Max(["anomaly_map", "gt_mask"], strict=False)]))
         engine = engine_in(self.out / f"validate{images}", **self.arguments)
         engine.validate(model, dataloaders=loader(self.mixed, images))
-        bounds = [float(bound) for bound in (model.post_processor.image_threshold, model.post_processor.pixel_threshold)]
+        bounds = [
+            float(bound) for bound in (model.post_processor.image_threshold, model.post_processor.pixel_threshold)
+        ]
         return {"thresholds": bounds, "scored": sorted(model.post_processor.evidence.scores)}
 
     def validate_with_anomalibs(self, images: int) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def main(parts: Path, out: Path) -> int:
             place = out / ("alone" if alone else "group")
             Tasks(fitted, parts, place, 1 if alone else WORLD).run(out / f"{name}.json")
             status = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # ends the fork whatever happens
             traceback.print_exc()
         finally:
             sys.stderr.flush()

@@ -31,7 +31,9 @@ def test_values_come_in_the_order_of_the_ranks() -> None:
     assert in_threads(lambda rank: gathered({"rank": rank})) == [[{"rank": rank} for rank in range(3)]] * 3
 
 
-@pytest.mark.parametrize(("items", "shares"), [([], [[], [], []]), ([5], [[5], [], []]), ([5, 6, 7, 8], [[5, 8], [6], [7]])])
+@pytest.mark.parametrize(
+    ("items", "shares"), [([], [[], [], []]), ([5], [[5], [], []]), ([5, 6, 7, 8], [[5, 8], [6], [7]])]
+)
 def test_all_have_their_share_of_the_work(items: list[int], shares: list[list[int]]) -> None:
     assert in_threads(lambda _: share(items)) == shares
 
@@ -163,12 +165,16 @@ def guarded(body: list[ast.stmt], conditional: bool = False) -> list[int]:
         blocks = [getattr(statement, name, []) for name in ("body", "orelse", "finalbody")]
         blocks += [handler.body for handler in getattr(statement, "handlers", [])]
         inner = [part for block in blocks for part in block]
-        heads = [child for child in ast.iter_child_nodes(statement) if not isinstance(child, ast.stmt | ast.excepthandler)]
+        heads = [
+            child for child in ast.iter_child_nodes(statement) if not isinstance(child, ast.stmt | ast.excepthandler)
+        ]
         for head in heads:
             found += calls(head, conditional or isinstance(statement, ast.While))
         same = isinstance(statement, ast.With) or (isinstance(statement, ast.If) and collective_in(statement.test))
         found += guarded(inner, conditional or not same)
-        leaves = any(isinstance(part, ast.Return | ast.Raise | ast.Break | ast.Continue) for part in ast.walk(statement))
+        leaves = any(
+            isinstance(part, ast.Return | ast.Raise | ast.Break | ast.Continue) for part in ast.walk(statement)
+        )
         conditional = conditional or bool(inner and leaves and not same)
     return found
 

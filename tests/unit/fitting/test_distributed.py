@@ -30,7 +30,9 @@ def test_the_threshold_is_no_smaller_than_any_processs(largest: int) -> None:
     for united in in_threads(lambda rank: unite(learnt([10.0 * rank], thresholds[rank], f"{rank}"), [3])):
         assert united.states[0].threshold == 7.0
         atoms, origins = united.states[0].cover.atoms, united.states[0].cover.origin
-        where = {united.images[number]: atom for number, (atom,) in zip(origins[:, 0].tolist(), atoms.tolist(), strict=True)}
+        where = {
+            united.images[number]: atom for number, (atom,) in zip(origins[:, 0].tolist(), atoms.tolist(), strict=True)
+        }
         assert where == {"0": 0.0, "1": 10.0, "2": 20.0}
 
 
@@ -108,7 +110,9 @@ def test_metrics_are_computed_by_processes_that_never_updated_them(dtype: torch.
 @pytest.mark.parametrize("kind", [list, tuple, dict])
 def test_padding_is_dropped_of_each_of_several_loaders(kind: Any) -> None:
     loaders = [
-        DataLoader(TensorDataset(torch.arange(images)), 2, sampler=DistributedSampler(range(images), 3, 2, shuffle=False))  # type: ignore[arg-type]
+        DataLoader(
+            TensorDataset(torch.arange(images)), 2, sampler=DistributedSampler(range(images), 3, 2, shuffle=False)
+        )  # type: ignore[arg-type]
         for images in (6, 1)
     ]
     several = dict(zip("ab", loaders, strict=True)) if kind is dict else kind(loaders)
