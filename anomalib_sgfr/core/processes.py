@@ -1,8 +1,8 @@
 """Collective communication: the only module that talks to the other processes of a run.
 
 A collective waits until every process calls it. Call each of them in every process, outside any condition that may
-differ between processes; a process that has nothing to say passes an empty value. :func:`agreed` raises the error of one
-process in all of them, so that none waits for one that has failed.
+differ between processes; a process that has nothing to contribute passes an empty value. :func:`agreed` raises the
+error of one process in all of them, so that none waits for one that has failed.
 """
 
 import pickle
@@ -124,15 +124,13 @@ def summed(tensor: Tensor) -> Tensor:
 def _exchanged(tensor: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
     """Gather tensors of known shapes as bytes, which every backend takes and which need no common shape."""
     lengths = [prod(shape) * dtype.itemsize for shape in shapes]
-    own = tensor.detach().contiguous().reshape(-1)
-    sent = own.new_zeros(max(lengths), dtype=torch.uint8)
-    if own.numel():
-        sent[: own.numel() * dtype.itemsize] = own.view(torch.uint8)
+    sent = tensor.new_zeros(max(lengths), dtype=torch.uint8)
+    if tensor.numel():
+        sent[: tensor.numel() * dtype.itemsize].view(dtype).copy_(tensor.detach().reshape(-1))
     received = [torch.empty_like(sent) for _ in shapes]
     distributed.all_gather(received, sent)
     return [
-        part[:length].clone().view(dtype).reshape(shape)
-        for part, length, shape in zip(received, lengths, shapes, strict=True)
+        part[:length].view(dtype).reshape(shape) for part, length, shape in zip(received, lengths, shapes, strict=True)
     ]
 
 

@@ -1,6 +1,6 @@
 """What the processes of a run exchange: the one bank of a fit, and metrics of which some process has no image."""
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from typing import Any, cast
 
@@ -83,7 +83,9 @@ def fill_up(trainer: Trainer) -> None:
     repeated ones.
     """
     source = trainer.predict_loop._data_source  # noqa: SLF001  # Lightning has no hook between loaders and samplers
-    loaders = CombinedLoader(source.dataloader(), "sequential")
+    loaders = source.dataloader()
+    if not isinstance(loaders, CombinedLoader):
+        loaders = CombinedLoader(loaders, "sequential")
     few = [
         isinstance(loader, DataLoader)
         and isinstance(loader.sampler, Sized)
@@ -105,11 +107,13 @@ def drop_padding(batch: Any, loaders: Any, number: int, loader: int = 0) -> None
 
     Args:
         batch (Any): anomalib's, of the process's data loader.
-        loaders (Any): The data loader, or a list of them.
+        loaders (Any): The data loader, or a list or a mapping of several.
         number (int): Of the batch in the process.
-        loader (int): Number of its loader in the list.
+        loader (int): Number of its loader among several.
     """
     images = len(batch.image)
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
     if isinstance(loaders, list | tuple):
         loaders = loaders[loader]
     kept = ~is_padding(loaders, number, images)

@@ -62,7 +62,8 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
     :func:`~anomalib_sgfr.core.thresholds.alarm_threshold`, from good validation images, and from training images, each
     scored without the atoms of its own part. Labelled validation images choose it instead where they show that it makes
     more errors, see :func:`~anomalib_sgfr.core.thresholds.combined_threshold`. Where there are at least five of each
-    kind, with masks, these choose the pixels' threshold.
+    kind, with masks, these choose the pixels' threshold, see
+    :mod:`~anomalib_sgfr.core.f1_threshold`.
 
     All that belongs to the threshold is in ``state``. Scores and maps are normalised as
     :class:`~anomalib_sgfr.inspection.reporting.ReportingScale` says.

@@ -138,10 +138,10 @@ def _whole(values: torch.Tensor | None, number: int) -> list[int | None]:
 
 def _of_all_processes(rows: Sequence[Scored]) -> list[Scored]:
     """What all processes of a run have seen, by file; what several were given, to have equally many, counts once."""
-    parts = gathered([tuple(row) for row in rows])
+    parts = gathered(list(rows))
     if len(parts) == 1:
         return list(rows)
-    every = [Scored(*row) for part in parts for row in part]
+    every = [row for part in parts for row in part]
     once = {row.image: row for row in every if row.image}
     return sorted(once.values()) + [row for row in every if not row.image]
 

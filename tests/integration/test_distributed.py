@@ -1,9 +1,12 @@
-"""Two real processes under Lightning's own data-parallel strategy, against one."""
+"""Two and three real processes under Lightning's own data-parallel strategy, against one."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from torch.utils.data import DistributedSampler
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.fitting.distributed import is_padding
 from tests.conftest import folder_datamodule
+from tests.integration.three_processes import TASKS
 from tests.integration.uniting import GRID, patches
 
 ROOT = Path(__file__).parents[2]
@@ -169,3 +173,59 @@ def test_images_that_only_fill_up_are_told_apart(images: int, batch: int) -> Non
     assert sorted(seen) == list(range(images))
     plain = torch.utils.data.DataLoader(data, batch)
     assert not is_padding(plain, 0, batch).any()
+
+
+@pytest.fixture(scope="module")
+def few(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What three processes, and one alone, end every task with."""
+    out = tmp_path_factory.mktemp("few")
+    command = [sys.executable, str(Path(__file__).with_name("three_processes.py")), str(parts), str(out)]
+    with (out / "log").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(300)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert status == 0, (out / "log").read_text()[-10_000:]
+    return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+
+
+@pytest.mark.parametrize(("task", "images"), TASKS)
+def test_few_images_on_three_processes_come_to_what_they_do_on_one(
+    few: dict[str, dict[str, Any]], task: str, images: int
+) -> None:
+    ended = {name: tasks[f"{task} {images}"] for name, tasks in few.items()}
+    assert len(ended) == 4
+    alone, first, *others = (ended[name] for name in ("alone", "rank0", "rank1", "rank2"))
+    assert first.keys() == alone.keys()
+    for name, value in alone.items():
+        if name in {"error", "table"} or not value:
+            assert first[name] == value if name != "table" else _rows(first[name]) == _rows(value)
+        else:
+            assert first[name] == _nearly(value)
+    if task != "predict":  # one process writes the table
+        assert first == others[0] == others[1]
+    assert ("error" in alone) == (task == "fit_with_damaged")
+
+
+def _rows(table: list[list[str]]) -> list[list[str]]:
+    """Lines of a table of scores, these rounded."""
+    return [[image, f"{float(score):.4f}", *rest] for image, score, *rest in table[1:]]
+
+
+def _nearly(value: Any) -> Any:
+    """Equal but for rounding, within lists and mappings."""
+    if isinstance(value, float):
+        return pytest.approx(value, rel=1e-3)
+    if isinstance(value, list):
+        return [_nearly(part) for part in value]
+    return {name: _nearly(part) for name, part in value.items()} if isinstance(value, dict) else value

@@ -8,7 +8,9 @@ import copy
 import csv
 import faulthandler
 import json
+import math
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -20,9 +22,11 @@ from typing import Any
 import torch
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.metrics import AUPRO, AUROC, AnomalibMetric, Evaluator, F1AdaptiveThreshold, F1Max, F1Score
+from anomalib.post_processing import PostProcessor
 from torch.utils.data import DataLoader
 
 from anomalib_sgfr import Sgfr
+from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
 from tests.conftest import engine_in, folder_datamodule, small
 
 WORLD = 3
@@ -69,10 +73,13 @@ class Tasks:
         return model
 
     def _learnt(self, model: Sgfr) -> dict[str, Any]:
+        if not model.model.is_fitted:
+            return {"fitted": False}
         return {
             "images": sorted(Path(path).name for path in model.model.images),
             "patches": model.certificate().patches,
-            "atoms": [sorted(map(tuple, bank.atoms.tolist())) for bank in model.model.banks],
+            "atoms": [len(bank.atoms) for bank in model.model.banks],
+            "largest": float(model.certificate().largest),
             "nominal": [float(bank.nominal) for bank in model.model.banks],
             "threshold": float(model.post_processor.image_threshold),
             "scored": sorted(model.post_processor.evidence.scores),
@@ -114,6 +121,15 @@ class Tasks:
         ]
         return {"thresholds": bounds, "scored": sorted(model.post_processor.evidence.scores)}
 
+    def validate_with_anomalibs(self, images: int) -> dict[str, Any]:
+        """Choose anomalib's own threshold."""
+        model = self._model(post_processor=PostProcessor())
+        engine = engine_in(self.out / f"anomalibs{images}", **self.arguments)
+        engine.validate(model, dataloaders=loader(self.mixed, images))
+        names = ("image_threshold", "pixel_threshold", "image_min", "image_max", "pixel_min", "pixel_max")
+        bounds = [float(getattr(model.post_processor, name)) for name in names]
+        return {"bounds": [None if math.isnan(bound) else bound for bound in bounds]}
+
     def test(self, images: int) -> dict[str, Any]:
         """Test with metrics of every kind."""
         model = self._model(evaluator=Evaluator(test_metrics=metrics()))
@@ -129,26 +145,39 @@ class Tasks:
         rows = [row for table in tables for row in csv.reader(table.read_text().splitlines())]
         return {"table": rows if engine.trainer.is_global_zero else None}
 
-    def run(self, file: Path, names: list[str]) -> None:
+    def fit_with_damaged(self, images: int) -> dict[str, Any]:
+        """Calibrate a model on held-out images that one process cannot read."""
+        held_out = self.out / "held_out"
+        held_out.mkdir(parents=True, exist_ok=True)
+        for path in self.data.train_data.samples.image_path[:3]:
+            shutil.copy(path, held_out)
+        damaged = sorted(held_out.iterdir())[1]  # of the second of three processes
+        damaged.write_bytes(damaged.read_bytes()[:200])
+        model = small(image_size=64, post_processor=SgfrPostProcessor(held_out=str(held_out)))
+        engine = engine_in(self.out / "damaged", limit_val_batches=0, **self.arguments)
+        engine.fit(model, train_dataloaders=loader(self.data.train_data, images))
+        return self._learnt(model)
+
+    def run(self, file: Path) -> None:
         """Do everything, and write what came of it."""
         done: dict[str, Any] = {}
-        for name in names:
+        for name, images in TASKS:
             task: Callable[[int], dict[str, Any]] = getattr(self, name)
-            for images in range(3):
-                faulthandler.dump_traceback_later(LIMIT, exit=True)
-                try:
-                    done[f"{name} {images}"] = task(images)
-                except Exception as error:  # noqa: BLE001  # what the others say is compared
-                    traceback.print_exc()
-                    done[f"{name} {images}"] = {"error": f"{type(error).__name__}: {error}"}
-                file.write_text(json.dumps(done))
+            faulthandler.dump_traceback_later(LIMIT, exit=True)
+            try:
+                done[f"{name} {images}"] = task(images)
+            except Exception as error:  # noqa: BLE001  # what the others say is compared
+                traceback.print_exc()
+                done[f"{name} {images}"] = {"error": f"{type(error).__name__}: {error}"}
+            file.write_text(json.dumps(done))
         faulthandler.cancel_dump_traceback_later()
 
 
-NAMES = ["validate", "test", "predict", "fit", "fit_and_validate", "update"]
+_NAMES = ["validate", "validate_with_anomalibs", "test", "predict", "fit", "fit_and_validate", "update"]
+TASKS = [*((name, images) for name in _NAMES for images in range(3)), ("fit_with_damaged", 2)]
 
 
-def main(parts: Path, out: Path, names: list[str]) -> int:
+def main(parts: Path, out: Path) -> int:
     """Fit, fork, and wait for all; the first that fails ends the others."""
     data = folder_datamodule(parts)
     data.setup()
@@ -171,11 +200,10 @@ def main(parts: Path, out: Path, names: list[str]) -> int:
             if not alone:
                 os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             name = "alone" if alone else f"rank{rank}"
-            Tasks(fitted, parts, out / ("alone" if alone else "group"), 1 if alone else WORLD).run(
-                out / f"{name}.json", names
-            )
+            place = out / ("alone" if alone else "group")
+            Tasks(fitted, parts, place, 1 if alone else WORLD).run(out / f"{name}.json")
             status = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # ends the fork whatever happens
             traceback.print_exc()
         finally:
             sys.stderr.flush()
@@ -192,4 +220,4 @@ def main(parts: Path, out: Path, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] or NAMES))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

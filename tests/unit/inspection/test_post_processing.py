@@ -1,6 +1,7 @@
 """The threshold that is always there: with defects at hand or without, and what it says it rests on."""
 
 import logging
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anomalib.data import Folder, InferenceBatch, PredictDataset
+from anomalib.data import Folder, ImageBatch, InferenceBatch, PredictDataset
 from anomalib.deploy import ExportType, TorchInferencer
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback
@@ -395,3 +396,22 @@ def test_evidence_of_before_has_the_scores_for_peaks() -> None:
     assert Evidence.restored(stored).peaks == (1.0, 2.0)
     both = Evidence.restored(stored).joined(Evidence.of([5.0], Kind.HELD_OUT, ["b"], [6.0]))
     assert (both.scores, both.peaks) == ((1.0, 5.0), (1.0, 6.0))
+
+
+def test_memory_of_a_validation_with_masks_does_not_grow_with_its_images() -> None:
+    processor = SgfrPostProcessor()
+    maps = torch.rand(4, 1, 64, 64)
+    labels = torch.tensor([False, False, True, True])
+    batch = ImageBatch(
+        image=torch.zeros(4, 3, 64, 64),
+        anomaly_map=maps,
+        gt_mask=(maps.squeeze(1) > 0.9) & labels[:, None, None],
+        pred_score=maps.amax((1, 2, 3)),
+        gt_label=labels,
+    )
+    sizes = []
+    for _ in range(10):
+        processor.on_validation_batch_end(None, None, batch)  # type: ignore[arg-type]
+        sizes.append(len(pickle.dumps(processor)))
+    assert sizes[-1] - sizes[0] < maps.numel()  # nine batches of maps have 36 times as many bytes
+    assert 0.9 * (1 - 1e-4) <= float(processor._pixels.compute() or 0.0) <= 0.9 * (1 + 1e-3)

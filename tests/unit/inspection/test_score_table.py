@@ -13,6 +13,7 @@ from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.inspection import score_table
 from anomalib_sgfr.inspection.score_table import Scored, ScoreTable, write_scores
 from tests.conftest import fit, small
+from tests.threaded import in_threads
 
 
 def outputs(scores: list[float], labels: list[bool] | None = None) -> ImageBatch:
@@ -85,15 +86,10 @@ def test_what_was_predicted_is_not_lost_for_a_table_that_cannot_be_written(
     assert "The table of scores could not be written" in caplog.text
 
 
-def test_several_processes_tell_of_each_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gathered(found: list[Any], own: list[Any]) -> None:
-        found[:] = [own, [("b.png", 0.5, None, None, None), ("a.png", 0.25, None, None, None)]]
-
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
-    rows = score_table._of_all_processes([Scored("c.png", 0.75), Scored("b.png", 0.5)])
-    assert rows == [Scored("a.png", 0.25), Scored("b.png", 0.5), Scored("c.png", 0.75)]
+def test_several_processes_tell_of_each_image_once() -> None:
+    own = [[Scored("c.png", 0.75), Scored("b.png", 0.5)], [], [Scored("b.png", 0.5), Scored("a.png", 0.25)]]
+    rows = [Scored("a.png", 0.25), Scored("b.png", 0.5), Scored("c.png", 0.75)]
+    assert in_threads(lambda rank: score_table._of_all_processes(own[rank])) == [rows] * 3
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["attached", "the user's"])
