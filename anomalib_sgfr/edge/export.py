@@ -165,5 +165,6 @@ class WholeExports(ExportMixin, ABC):
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         """Compress as anomalib does, but for what eight bits would ruin, with images of the size the model takes."""
+        model = model.clone()  # without what no output needs: NNCF fails on such operations
         with keeping_in_float(model), resized_to_fit(datamodule, model), read_whole(datamodule, self._bit_depth):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
