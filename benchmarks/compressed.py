@@ -40,6 +40,8 @@ _COMPRESSIONS = {
     **{item.name: item for item in (CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ)},
 }
 _METRICS = ("image_AUROC", "pixel_AP", "AUPRO")
+_COLUMNS = ["data set", "file, precision", "false alarms", "misses", "labels changed"]
+_COLUMNS += ["image AUROC", "pixel AP", "AUPRO", "MiB", "time"]
 _DRAWN_SIZE, _DRAWN = (384, 512), {"good": 80, "good_test": 100, "bad": 100}
 _DRAWN_DEFECTS = (12, 64)  # pixels, of the smallest and the largest
 
@@ -151,9 +153,8 @@ def report(folder: Path) -> None:
         "percent, with the difference from 32 bits. Time is of one image, as a ratio to the file in 32 bits, all files",
         f"in turn in one process. Seeds {seeds(found)}: counts are sums, all else medians.",
         "",
-        "| data set | file, precision | false alarms | misses | labels changed | image AUROC | pixel AP | AUPRO | MiB "
-        "| time |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
     ]
     for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in found):
         own = alike(found, dataset=dataset, split=split)
