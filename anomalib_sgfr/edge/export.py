@@ -9,16 +9,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.models.components.base.export_mixin import ExportMixin
-from torch import nn
+from torch import Tensor, nn
 
 from anomalib_sgfr.edge.quantisation import keeping_in_float, read_whole, resized_to_fit
 from anomalib_sgfr.features.pre_processing import steps_of
 from anomalib_sgfr.inspection.quiet import quiet_loggers
 
-__all__ = ["WholeExports", "whole"]
+__all__ = ["WholeExports", "compare_labels", "whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 _ONNX_OPSET = 18
 _EXPORTERS = ("onnx_ir", "onnxscript", "torch.onnx")  # each tells of every node that it has looked at
 _MEASURED = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}  # need images
+_COMPARED = 300  # validation images at most, whose labels are compared with the model's
+_TOLERATED = 0.01  # difference in the rate of false alarms or of misses
 
 
 class _Part:
@@ -89,6 +92,26 @@ def _inscribe(file: Path, transform: Any, bit_depth: int) -> None:  # noqa: ANN4
     onnx.save(model, file)
 
 
+def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str, float]:
+    """Errors of a model's labels beside those of its exported file on the same images.
+
+    Args:
+        truth (Tensor): ``True`` for defective images, shape ``(N,)``, ``bool``.
+        labels (Tensor): The model's, alike.
+        exported (Tensor): The file's, alike.
+
+    Returns:
+        tuple[str, float]: The counts in words, and the larger difference of the two rates of errors, between 0 and 1.
+    """
+    words, largest = [], 0.0
+    for what, kind, images in (("false alarms", "good", ~truth), ("misses", "defective", truth)):
+        total = int(images.sum())
+        before, after = (int(((found != truth) & images).sum()) for found in (labels, exported))
+        words.append(f"{what} on {total} {kind} images: {after}, the model {before}")
+        largest = max(largest, abs(after - before) / max(total, 1))
+    return "; ".join(words), largest
+
+
 class WholeExports(ExportMixin, ABC):
     """anomalib's exports for a fitted model; an earlier export stays until the new one is whole."""
 
@@ -142,6 +165,9 @@ class WholeExports(ExportMixin, ABC):
     ) -> Path:
         """Export as anomalib does, once fitted; the files are replaced when the new ones are whole.
 
+        With a ``datamodule``, whatever the compression, the labels of its validation images by the file, in the
+        precision that OpenVINO chooses on this processor, are compared with the model's, and the log has the errors.
+
         Raises:
             ValueError: If a compression that needs images is given none: before the conversion, not after.
         """
@@ -154,7 +180,43 @@ class WholeExports(ExportMixin, ABC):
             made = super().to_openvino(
                 part.folder, model_file_name, input_size, compression_type, datamodule, *args, **kwargs
             )
-            return part.done(made)
+            path = part.done(made)
+        if datamodule is not None:
+            self._compare(path, datamodule)
+        elif compression_type == CompressionType.INT8:
+            logger.info("What 8 bits do to the labels was not measured: pass --data (datamodule=...) to compare them.")
+        return path
+
+    @torch.no_grad()
+    def _compare(self, file: Path, datamodule: AnomalibDataModule) -> None:
+        """Log the errors of the labels of a file and of the model, on validation images."""
+        import openvino
+
+        model: Any = self.eval()  # type: ignore[attr-defined]  # of the module that this is mixed into
+        network = openvino.Core().read_model(file)
+        compiled = openvino.Core().compile_model(network, "CPU")  # as anomalib's inferencer compiles it
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        found = []
+        with resized_to_fit(datamodule, network), read_whole(datamodule, self._bit_depth):
+            datamodule.setup("fit")
+            images: Any = getattr(datamodule, "val_data", None)
+            if images is None or not len(images):
+                logger.info("There are no validation images: the labels of the exported file were not measured.")
+                return
+            collate: Any = datamodule.val_dataloader().collate_fn
+            for row in range(0, len(images), -(-len(images) // _COMPARED)):
+                batch = collate([images[row]])
+                labels = model(batch.image.to(model.device)).pred_label, compiled(batch.image.numpy())["pred_label"]
+                found.append([bool(batch.gt_label), *map(bool, labels)])
+        words, difference = compare_labels(*torch.tensor(found).T)
+        advice = "Compile it with INFERENCE_PRECISION_HINT f32, or compress it less."
+        logger.log(
+            logging.INFO if difference <= _TOLERATED else logging.WARNING,
+            "The exported file, in %s as OpenVINO chooses here, on validation images: %s.%s",
+            precision,
+            words,
+            "" if difference <= _TOLERATED else f" {advice}",
+        )
 
     def _compress_ov_model(
         self,
@@ -165,5 +227,6 @@ class WholeExports(ExportMixin, ABC):
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         """Compress as anomalib does, but for what eight bits would ruin, with images of the size the model takes."""
+        model = model.clone()  # without what no output needs: NNCF fails on such operations
         with keeping_in_float(model), resized_to_fit(datamodule, model), read_whole(datamodule, self._bit_depth):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)

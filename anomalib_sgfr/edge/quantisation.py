@@ -21,8 +21,9 @@ _NOT_QUANTISED = {"Constant", "Parameter", "Result", *_LOOPS}
 def float_operations(model: Any) -> list[str]:  # noqa: ANN401
     """Names of the operations of an exported Sgfr that eight bits would ruin.
 
-    These are the first convolutions, and all that follows the backbone: the pooling of features, and the map. (What
-    rebuilds patches is the body of a loop, which NNCF leaves alone.)
+    These are the resizing and what else precedes the backbone, the first convolutions, and all that follows the
+    backbone: the pooling of features, and the map. (What rebuilds patches is the body of a loop, which NNCF leaves
+    alone.)
 
     Args:
         model (openvino.Model): The exported model.
@@ -33,6 +34,8 @@ def float_operations(model: Any) -> list[str]:  # noqa: ANN401
     operations = model.get_ordered_ops()
     loops = [operation for operation in operations if operation.get_type_name() in _LOOPS]
     found = [operation for operation in operations if operation.get_type_name() in _CONVOLUTIONS][:_FIRST]
+    before = {name for operation in found[:1] for name in _ancestors(operation)}
+    found += [operation for operation in operations if operation.get_friendly_name() in before]
     backwards = [port.get_source_output().get_node() for loop in loops for port in loop.inputs()]
     seen: set[str] = set()
     while backwards:
@@ -52,6 +55,18 @@ def float_operations(model: Any) -> list[str]:  # noqa: ANN401
             found.append(operation)
             onwards += [target.get_node() for port in operation.outputs() for target in port.get_target_inputs()]
     return sorted({item.get_friendly_name() for item in found if item.get_type_name() not in _NOT_QUANTISED})
+
+
+def _ancestors(operation: Any) -> set[str]:  # noqa: ANN401
+    """Friendly names of all operations that an operation is computed from."""
+    found: set[str] = set()
+    left = [operation]
+    while left:
+        parents = [port.get_source_output().get_node() for port in left.pop().inputs()]
+        new = [parent for parent in parents if parent.get_friendly_name() not in found]
+        found.update(parent.get_friendly_name() for parent in new)
+        left += new
+    return found
 
 
 @contextmanager

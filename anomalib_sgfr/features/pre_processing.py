@@ -60,8 +60,9 @@ def made_size(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
 def resizing(before: int, after: int, device: torch.device | None = None) -> Tensor:
     """Bilinear interpolation with antialiasing along one axis, as a matrix.
 
-    A triangle as wide as a step of the coarser of the two grids, around each pixel to be, its weights summing to one:
-    what ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` computes.
+    Triangle weights, as wide as a step of the coarser of the two grids, each row normalised to a sum of one: what
+    ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` computes. Positions and their differences are
+    integers. A runtime that computes in bfloat16 would round a position such as 255.5 and sample beside the pixel.
 
     Args:
         before (int): Pixels there are; may be unknown while exporting.
@@ -71,10 +72,13 @@ def resizing(before: int, after: int, device: torch.device | None = None) -> Ten
     Returns:
         Tensor: Shape ``(after, before)``, ``float32``.
     """
-    places = torch.arange(before, device=device).float()
-    step = (places[-1] + 1.0) / after
-    centres = (torch.arange(after, device=device).float() + 0.5) * step
-    weights = (1.0 - (places + 0.5 - centres[:, None]).abs() / step.clamp_min(1.0)).clamp_min(0.0)
+    # The unit is 1 / (2 * after) of a pixel: the centres of the pixels of both grids are integers in it.
+    numbers = torch.arange(before, device=device)
+    count = numbers[-1:] + 1  # a tensor, so that an export does not fix it
+    centres = (2 * torch.arange(after, device=device) + 1) * count
+    offsets = (2 * numbers + 1) * after - centres[:, None]
+    width = 2 * count.clamp_min(after)
+    weights = (width - offsets.abs()).clamp_min(0).float() / width.float()
     return weights / weights.sum(1, keepdim=True)
 
 

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.common.records import write_text
 
-__all__ = ["DATA", "Place", "add_options", "alike", "chosen", "median", "seeds", "study_places", "title"]
+__all__ = ["DATA", "DRAWN", "Place", "add_options", "alike", "chosen", "median", "seeds", "study_places", "title"]
 
 DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly", "mvtec:bottle", "mvtec:grid", "kolektor")
+DRAWN = "drawn"  # made by the command itself
+_WITHOUT_FOLDER = ("elpv", DRAWN)
 Row = dict[str, Any]
 
 
@@ -48,7 +50,9 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
         metavar="DIR | NAME=DIR",
         help="folder of images: of a data set, or of all that have none of their own; again for another",
     )
-    parser.add_argument("--data", help=f"data sets; default: of {','.join(data)} those whose folder is given, and elpv")
+    parser.add_argument(
+        "--data", help=f"data sets; default: of {','.join(data)} those whose folder is given or that need none"
+    )
     parser.set_defaults(known=tuple(data))
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=out)
@@ -61,12 +65,12 @@ def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
     data = [(dataset, split or None) for dataset, _, split in (item.partition(":") for item in names)]
     if options.data is None:
         given = {*roots, *(["mtd"] if "" in roots else [])}
-        data = [(dataset, split) for dataset, split in data if dataset in given or dataset.startswith("elpv")]
-    missing = sorted({dataset for dataset, _ in data if not dataset.startswith("elpv")} - set(roots))
+        data = [(dataset, split) for dataset, split in data if dataset in given or dataset.startswith(_WITHOUT_FOLDER)]
+    missing = sorted({dataset for dataset, _ in data if not dataset.startswith(_WITHOUT_FOLDER)} - set(roots))
     if missing and "" not in roots:
         parser.error(f"--root {missing[0]}=DIR is needed; or leave {missing[0]} out of --data")
     return [
-        Place(dataset, split, seed, None if dataset.startswith("elpv") else roots.get(dataset, roots.get("")))
+        Place(dataset, split, seed, None if dataset.startswith(_WITHOUT_FOLDER) else roots.get(dataset, roots.get("")))
         for seed in options.seeds
         for dataset, split in data
     ]

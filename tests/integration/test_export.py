@@ -20,6 +20,7 @@ from PIL import Image
 from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.geometry import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
+from anomalib_sgfr.edge.export import compare_labels
 from anomalib_sgfr.edge.quantisation import float_operations, keeping_in_float
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from tests.conftest import engine_in, folder_datamodule, small, stored_bytes, write_image
@@ -55,6 +56,22 @@ def test_images_of_any_size_score_as_through_the_engine(exported: tuple[Sgfr, Pa
         assert np.abs(found["anomaly_map"] - reference).max() <= 1e-3 * np.ptp(reference)
         np.testing.assert_allclose(found["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3)
         assert bool(found["pred_label"].ravel()[0]) == bool(batch.pred_label)
+
+
+def test_a_file_compiled_as_openvino_chooses_labels_as_the_engine_does(
+    exported: tuple[Sgfr, Path], parts: Path, tmp_path: Path
+) -> None:
+    model, path = exported
+    compiled = openvino.Core().compile_model(path, "CPU")  # bfloat16 on a processor that has it
+    files = [*sorted((parts / "good_test").iterdir()), *sorted((parts / "bad").iterdir())]
+    labels = []
+    for file in files:
+        (batch,) = engine_in(tmp_path).predict(model, dataset=PredictDataset(file))
+        found = compiled(read_image(file).transpose(2, 0, 1)[None])
+        assert found["pred_score"].item() == pytest.approx(float(batch.pred_score), abs=0.05)
+        labels.append((bool(found["pred_label"].item()), bool(batch.pred_label)))
+    assert [by_file for by_file, _ in labels] == [by_engine for _, by_engine in labels]
+    assert {by_engine for _, by_engine in labels} == {False, True}
 
 
 _FRAMES = """
@@ -168,20 +185,30 @@ def test_every_backbone_exports_with_a_free_batch(
 
 
 @pytest.mark.usefixtures("traced_once")
-@pytest.mark.parametrize("compression", [CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ])
+@pytest.mark.parametrize(
+    ("compression", "size"),
+    [(CompressionType.FP16, (256, 256)), (CompressionType.INT8, None), (CompressionType.INT8_PTQ, (256, 256))],
+)
 def test_compressed_files_still_tell_good_from_bad(
-    compression: CompressionType, exported: tuple[Sgfr, Path], parts: Path, tmp_path: Path
+    compression: CompressionType,
+    size: tuple[int, int] | None,
+    exported: tuple[Sgfr, Path],
+    parts: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model, path = exported
-    small = engine_in(tmp_path).export(
-        model,
-        ExportType.OPENVINO,
-        export_root=tmp_path,
-        input_size=(256, 256),
-        compression_type=compression,
-        datamodule=folder_datamodule(parts),
-    )
+    with caplog.at_level(logging.INFO):
+        small = engine_in(tmp_path).export(
+            model,
+            ExportType.OPENVINO,
+            export_root=tmp_path,
+            input_size=size,
+            compression_type=compression,
+            datamodule=folder_datamodule(parts),
+        )
     assert small is not None
+    assert "on validation images: false alarms on 6 good images: " in caplog.text
     assert small.with_suffix(".bin").stat().st_size < 0.75 * path.with_suffix(".bin").stat().st_size
     whole, compressed = (openvino.Core().compile_model(file, "CPU", F32) for file in (path, small))
     scores = []
@@ -192,6 +219,14 @@ def test_compressed_files_still_tell_good_from_bad(
     table = np.array(scores)
     assert table[:6].max(0)[1] < table[6:].min(0)[1]
     np.testing.assert_allclose(table[:, 1], table[:, 0], atol=0.05)
+
+
+def test_errors_of_a_file_are_counted_beside_the_models() -> None:
+    truth, labels, exported = torch.tensor([[0, 0, 0, 0, 1, 1], [1, 0, 0, 0, 1, 0], [0, 1, 1, 0, 0, 0]]).bool()
+    words, difference = compare_labels(truth, labels, exported)
+    assert words == "false alarms on 4 good images: 2, the model 1; misses on 2 defective images: 2, the model 1"
+    assert difference == 0.5
+    assert compare_labels(truth[:4], labels[:4], labels[:4])[1] == 0.0  # without a defect
 
 
 @pytest.mark.parametrize("compression", [CompressionType.INT8_PTQ, CompressionType.INT8_ACQ, "int8_ptq"])
@@ -214,6 +249,11 @@ def test_what_follows_the_backbone_is_not_quantised(exported: tuple[Sgfr, Path])
     pooling = {name for name, kind in kinds.items() if kind == "AvgPool"}
     assert len(pooling) == 4 * 4  # of each scale
     assert pooling <= kept
+    order = [operation.get_friendly_name() for operation in network.get_ordered_ops()]
+    first = min(order.index(name) for name, kind in kinds.items() if kind == "Convolution")
+    resizing = {name for name in order[:first] if kinds[name] == "MatMul"}
+    assert len(resizing) == 2
+    assert resizing <= kept
     original = nncf.quantize
     with keeping_in_float(network):
         assert nncf.quantize is not original
