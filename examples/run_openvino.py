@@ -25,13 +25,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import openvino as ov
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-NOT_READ = set(
-    ".apng .avif .cr2 .dib .dng .exr .gif .hdr .heic .heif .j2k .jfif .jp2 .jpe .jpx .jxl .nef .pbm .pcx .pfm .pnm .raw "
-    ".sgi .tga".split()
-)
+NOT_READ = {".apng", ".avif", ".dib", ".dng", ".exr", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm"}
+NOT_READ |= {".pcx", ".pfm", ".pnm", ".raw", ".tga"}
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
@@ -51,7 +49,12 @@ def read(path: Path, bit_depth: int) -> np.ndarray:
     Raises:
         ValueError: If it is a kind of picture that is not read right.
     """
-    with Image.open(path) as opened:
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        msg = "it is no picture that Pillow reads (nor floats in colour or of 64 bits): save it as another"
+        raise ValueError(msg) from None
+    with image as opened:
         if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
             say(f"{path}: holds several pages or frames: the first is read, the others are not inspected")
         values = plain(opened) if is_plain(opened) else grey(opened, bit_depth)
@@ -99,9 +102,13 @@ def grey(opened: Image.Image, bit_depth: int) -> np.ndarray:
         msg = "of pictures with more than 8 bits, grey PNG, TIFF and PGM of up to 16 are read here: save it as such"
         raise ValueError(msg)
     values = np.asarray(upright(opened)).astype(np.float32)
-    if not (values.min() >= 0.0 and values.max() <= white * 1.001):
-        model_s = "floats between 0 and 1 are read" if white == 1.0 else f"more than the {bit_depth} bits of the model"
-        msg = f"it holds values from {values.min():.6g} to {values.max():.6g}, {model_s}"
+    lowest, highest = values.min(), values.max()
+    if white == 1.0 and not (lowest >= 0.0 and highest <= 1.001):  # noqa: PLR2004  # rounding may have added that
+        msg = f"it holds floats from {lowest:.6g} to {highest:.6g}: those between 0 and 1 are read"
+        raise ValueError(msg)
+    if white > 1.0 and highest > white:
+        bits = int(white).bit_length()
+        msg = f"it holds values up to {highest:.0f}, more than the {bits} bits that the model was fitted with"
         raise ValueError(msg)
     return np.repeat((values / np.float32(white))[..., None], 3, -1)
 
@@ -121,35 +128,46 @@ class Axis(NamedTuple):
     step: float
     length: int
 
-    def pixel(self, at: float, length: int, most: int) -> int:
-        """The image's pixel, of ``most``, under a place of a map of a length."""
-        return min(max(math.floor(self.offset + at * self.step * self.length / length), 0), most - 1)
+    def resized(self, length: int) -> "Axis":
+        """As many pixels as given, over the same part of the image."""
+        return Axis(self.offset, self.step * self.length / length, length)
+
+    def cut(self, before: int, length: int) -> "Axis":
+        """From a pixel on, which may lie outside, and of another length."""
+        return Axis(self.offset + before * self.step, self.step, length)
+
+    def cropped(self, length: int) -> "Axis":
+        """The middle, as torchvision rounds it."""
+        more = self.length - length
+        return self.cut(round(more / 2.0) if more >= 0 else -(-more // 2), length)
+
+    def pixel(self, at: int, most: int) -> int:
+        """The image's pixel, of ``most``, under the centre of one of the map's."""
+        return min(max(math.floor(self.offset + (at + 0.5) * self.step), 0), most - 1)
 
 
-def placed(steps: Sequence[Sequence[Any]], size: Sequence[int]) -> list[Axis]:
-    """How the map lies over an image of a size, by what the model does to it first."""
-    axes = [Axis(0.0, 1.0, length) for length in size]
+def placed(steps: Sequence[Sequence[Any]], size: Sequence[int]) -> tuple[Axis, Axis]:
+    """How the map lies over an image of a size, by what the model does to it first: along both axes."""
+    down, right = (Axis(0.0, 1.0, length) for length in size)
     for name, *numbers in steps:
-        before = [0, 0]
-        lengths = [axis.length for axis in axes]
-        if name == "shorter":
-            (shorter, longest), (short, long) = numbers, sorted(lengths)
-            numbers = [shorter, int(shorter * long / short)]
-            if longest is not None and numbers[1] > longest:
-                numbers = [int(longest * shorter / numbers[1]), longest]
-            numbers = numbers if lengths[0] <= lengths[1] else numbers[::-1]
+        if name == "resize":
+            down, right = down.resized(numbers[0]), right.resized(numbers[1])
+        elif name == "shorter":
+            (shorter, longest), (short, long) = numbers, sorted((down.length, right.length))
+            both = (shorter, int(shorter * long / short))
+            if longest is not None and both[1] > longest:
+                both = (int(longest * shorter / both[1]), longest)
+            new = both if down.length <= right.length else both[::-1]
+            down, right = down.resized(new[0]), right.resized(new[1])
         elif name == "crop":
-            pairs = zip(lengths, numbers, strict=True)
-            before = [round((old - new) / 2.0) if new <= old else -((new - old) // 2) for old, new in pairs]
+            down, right = down.cropped(numbers[0]), right.cropped(numbers[1])
         elif name == "pad":
-            left, top, right, bottom = numbers
-            before, numbers = [-top, -left], [lengths[0] + top + bottom, lengths[1] + left + right]
-        scaled = name in {"resize", "shorter"}
-        axes = [
-            Axis(axis.offset + first * axis.step, axis.step * (axis.length / new if scaled else 1.0), new)
-            for axis, first, new in zip(axes, before, numbers, strict=True)
-        ]
-    return axes
+            before, above, after, below = numbers
+            down, right = (
+                down.cut(-above, above + down.length + below),
+                right.cut(-before, before + right.length + after),
+            )
+    return down, right
 
 
 def colours(values: np.ndarray) -> np.ndarray:
@@ -162,14 +180,9 @@ def colours(values: np.ndarray) -> np.ndarray:
 def heatmap(image: np.ndarray, axes: Sequence[Axis], anomaly_map: np.ndarray, mask: np.ndarray | None) -> Image.Image:
     """The part of the image that is seen, the map over it, and the outline of what exceeds the threshold."""
     height, width = anomaly_map.shape
-    (top, bottom), (left, right) = ((axis.offset, axis.offset + axis.step * axis.length) for axis in axes)
+    (top, bottom), (left, right) = ((round(axis.offset), round(axis.offset + axis.step * axis.length)) for axis in axes)
     whole = Image.fromarray((image.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8))
-    seen = (
-        whole
-        if (top, left) == (0.0, 0.0) and (right, bottom) == whole.size
-        else whole.crop((round(left), round(top), round(right), round(bottom)))
-    )
-    original = seen.resize((width, height))
+    original = whole.crop((left, top, right, bottom)).resize((width, height))
     overlay = Image.blend(original, Image.fromarray(colours(np.clip(anomaly_map, 0, 1))), 0.5)
     outlined = np.array(original)
     if mask is not None:
@@ -318,7 +331,7 @@ def inspect(model: Model, path: Path, target: Path) -> Row:
         shape = found["score_map"].shape
         place = np.unravel_index(found["score_map"].argmax(), shape)
         row, column = (
-            axis.pixel(int(at) + 0.5, length, most)
+            axis.resized(length).pixel(int(at), most)
             for axis, at, length, most in zip(axes, place, shape, image.shape[1:], strict=True)
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -330,7 +343,7 @@ def write(rows: Sequence[Row], table: Path) -> None:
     """Write the table, whole or not at all."""
     part = table.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([Row._fields, *(row._replace(score=f"{row.score:.6f}") for row in rows)])
+        csv.writer(file).writerows([Row._fields, *((row[0], f"{row.score:.6f}", *row[2:]) for row in rows)])
     part.replace(table)
 
 

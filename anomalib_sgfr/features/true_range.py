@@ -1,4 +1,4 @@
-"""Pictures that anomalib's data sets clip, cut or leave lying on their side, read again: at their true range, upright."""
+"""Pictures that anomalib's data sets clip, cut or leave turned, read again: at their true range, upright."""
 
 import logging
 from collections.abc import Sequence

@@ -142,7 +142,7 @@ def _tell_left_out(trainer: Trainer, paths: Sequence[Any] | None) -> None:
     if others:
         said = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
         logger.warning(
-            "%d pictures are left out, since anomalib reads no files of such names: %s. It reads %s.",
+            "%d pictures beside those that are read are left out: %s. anomalib reads files named %s.",
             others.total(),
             said,
             ", ".join(sorted(SUFFIXES)),

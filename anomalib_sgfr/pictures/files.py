@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 __all__ = [
+    "NOT_READ",
     "SUFFIXES",
     "Header",
     "Stored",
@@ -27,9 +28,27 @@ __all__ = [
     "upright",
 ]
 
-SUFFIXES = frozenset(
-    {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)  # of pictures in folders
+# Of pictures in folders: those that are read, as anomalib does, and others.
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+NOT_READ = frozenset(
+    {
+        ".apng",
+        ".avif",
+        ".dib",
+        ".dng",
+        ".exr",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jxl",
+        ".pbm",
+        ".pcx",
+    }
+    | {".pfm", ".pnm", ".raw", ".tga"}
+)
 
 _DEPTHS = (8, 10, 12, 14, 16)
 _HEADERS, _PICTURES = 1000, 64  # looked at, at most, to tell the depth of a set
@@ -221,13 +240,9 @@ def left_out(paths: Sequence[Path | str]) -> Counter[str]:
     if not paths:
         return Counter()
     folder = Path(os.path.commonpath([Path(path).absolute().parent for path in paths]))
-    Image.init()
-    others = set(Image.registered_extensions()) - SUFFIXES
-    if len(paths) == 1:  # perhaps the one file that was asked for, of a folder of many kinds
-        found = folder.iterdir()
-    else:
-        found = folder.rglob("*")
-    return Counter(path.suffix.lower() for path in found if path.suffix.lower() in others and path.is_file())
+    # a single one may be the one file that was asked for, of a folder of many kinds
+    found = folder.iterdir() if len(paths) == 1 else folder.rglob("*")
+    return Counter(path.suffix.lower() for path in found if path.suffix.lower() in NOT_READ and path.is_file())
 
 
 def more_than_8_bits(opened: Image.Image) -> bool:
@@ -279,13 +294,10 @@ def _stored(path: Path | str) -> Stored:
             if opened.format == "PNG":
                 values = np.array(opened) if grey else _png_in_colour(path)
                 return Stored(upright(values, opened), significant=_significant_bits(path))
-            if (
-                isinstance(opened, TiffImagePlugin.TiffImageFile)
-                and grey
-                and opened.tag_v2.get(_ORIENTATION, 1) == _UPRIGHT
-            ):
-                _require_white_above_black(path, opened.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
-                bits = opened.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (_CONTAINER,))[0]
+            tags = opened.tag_v2 if isinstance(opened, TiffImagePlugin.TiffImageFile) else {}
+            if tags and grey and tags.get(_ORIENTATION, _UPRIGHT) == _UPRIGHT:
+                _require_white_above_black(path, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
+                bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (_CONTAINER,))[0]
                 return Stored(np.array(opened), _full(bits))
     except UnidentifiedImageError:
         with Path(path).open("rb") as file:

@@ -151,6 +151,7 @@ def _too_large(name: str, highest: int, full: int | None, bit_depth: int) -> str
         return f"{name} holds values up to {highest}, more than 16 bits: save it with 16, or as floats between 0 and 1."
     needed = bits + bits % 2
     return (
-        f"{name} holds values up to {highest}, more than the {bit_depth} bits that are read here: pass bit_depth={needed} "
-        f"(--model.bit_depth {needed}), and fit again if the model learnt pictures of {bit_depth} bits as such."
+        f"{name} holds values up to {highest}, more than the {bit_depth} bits that are read here: "
+        f"pass bit_depth={needed} (--model.bit_depth {needed}), and fit again if the model learnt pictures of "
+        f"{bit_depth} bits as such."
     )
