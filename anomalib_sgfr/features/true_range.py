@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from anomalib.pre_processing.utils.spec import transform_to_spec
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
@@ -60,9 +62,10 @@ def at_true_range(batch: Any, dataset: Any, bit_depth: int) -> None:  # noqa: AN
         if found.has_pages:
             tell_of_pages(str(path))
         if not found.is_plain:
-            again[number] = _altered(read_tensor(path, bit_depth), dataset, path)
-        if found.is_turned:
-            _require_mask_upright(batch.gt_mask, number, again[number], path)
+            image = read_tensor(path, bit_depth)
+            if found.is_turned and batch.mask_path:
+                _require_mask_upright(batch.mask_path[number], path, image.shape[-2:])
+            again[number] = _altered(image, dataset, path)
     size = batch.image.shape[-2:]
     sizes = {image.shape[-2:] for image in again.values()}
     if len(again) == len(batch.image) and len(sizes) == 1 and size not in sizes:  # turned: all as they are upright
@@ -73,17 +76,18 @@ def at_true_range(batch: Any, dataset: Any, bit_depth: int) -> None:  # noqa: AN
         batch.image[number] = fitting.to(batch.image)
 
 
-def _require_mask_upright(masks: Tensor | None, number: int, image: Tensor, path: Any) -> None:  # noqa: ANN401
-    """Refuse a mask of the size that the picture has before it is turned."""
-    if masks is None or not bool(masks[number].any()):
+def _require_mask_upright(mask: str, path: Any, size: Sequence[int]) -> None:  # noqa: ANN401
+    """Refuse a mask of the size that a picture has before it is turned."""
+    height, width = size
+    if height == width or not mask or not Path(mask).is_file():
         return
-    height, width = image.shape[-2:]
-    if height != width and tuple(masks[number].shape[-2:]) == (width, height):
-        msg = (
-            f"{path} is turned by its EXIF orientation to {height} x {width} pixels, its mask has {width} x {height}: "
-            "save the picture upright, or the mask as the picture looks."
-        )
-        raise ValueError(msg)
+    with Image.open(mask) as opened:
+        if opened.size == (height, width):  # Pillow has the width first
+            msg = (
+                f"{path} is turned by its EXIF orientation to {height} x {width} pixels, its mask has {width} x "
+                f"{height}: save the picture upright, or the mask as the picture looks."
+            )
+            raise ValueError(msg)
 
 
 def require_true_sources(datamodule: Any) -> None:  # noqa: ANN401
