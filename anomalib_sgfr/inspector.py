@@ -1,13 +1,16 @@
-"""One object for one frame: load a checkpoint or an exported file, and inspect pictures in their own pixels.
+"""One object for frames: load a checkpoint or an exported file, and inspect pictures in their own pixels.
 
 What OpenVINO runs needs neither PyTorch nor anomalib, and imports neither.
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,8 @@ from anomalib_sgfr.pictures.reading import picture
 
 __all__ = ["Inspection", "Inspector"]
 
+_FRAMES, _PIXELS = 16, 16 * 256 * 256  # most of a batch
+_TRIED = ((31, 47), (64, 50))  # sizes of frames
 _PROPERTIES = {
     "PERFORMANCE_HINT": "LATENCY",
     "INFERENCE_PRECISION_HINT": "f32",  # sixteen bits would change scores on processors that have them
@@ -36,7 +41,7 @@ class Inspection(NamedTuple):
         window (tuple[int, int, int, int]): The part of the frame that is inspected, all of it unless the model crops:
             top, left, bottom, right.
         place (tuple[int, int] | None): Row and column of the pixel that raised the score, which need not be the map's
-            largest; ``None`` from an ONNX or OpenVINO file, which does not tell.
+            largest; ``None`` from an ONNX or OpenVINO file that does not tell.
     """
 
     score: float
@@ -48,31 +53,47 @@ class Inspection(NamedTuple):
 
 
 class _Model(ABC):
-    """What runs a model: gives what it predicts of a picture, and says how it looks at one."""
+    """What runs a model, in any number of threads at once, and says how it looks at a picture.
+
+    Attributes:
+        steps (Sequence): What is done to a picture, as :func:`~anomalib_sgfr.edge.placement.placed` takes it.
+        bit_depth (int): Bits that the camera gives.
+        threshold (float | None): Of reported scores.
+        most (int): Frames that it takes at once.
+    """
 
     steps: Sequence[Sequence[Any]]
     bit_depth: int
+    threshold: float | None
+    most: int = _FRAMES
 
     @abstractmethod
-    def predict(self, picture: NDArray[np.float32]) -> Mapping[str, Any]:
-        """``pred_score``, ``anomaly_map`` and perhaps ``pred_label``, ``pred_mask``, ``place``, of ``(H, W, 3)``."""
+    def prepared(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the model takes, ``(3, h, w)``, of a picture ``(H, W, 3)``."""
+
+    @abstractmethod
+    def predict(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        """``pred_score``, ``anomaly_map`` and perhaps ``pred_label``, ``pred_mask``, ``place``, of ``(B, 3, h, w)``."""
 
 
 class Inspector:
-    """Inspect frames one by one.
+    """Inspect frames: one, or several at once.
 
     ::
 
-        inspector = Inspector.load("results/Sgfr/parts/latest/weights/lightning/model.ckpt")
-        found = inspector("parts/bad/00.png")
-        found.score, found.label, found.map.shape
+        with Inspector.load("results/Sgfr/parts/latest/weights/lightning/model.ckpt") as inspector:
+            found = inspector("parts/bad/00.png")
+            found.score, found.label, found.map.shape
+            several = inspector(["parts/bad/00.png", "parts/bad/01.png"])
+
+    One object serves any number of threads.
 
     Args:
         model (_Model): What :meth:`load` makes of a file.
     """
 
     def __init__(self, model: _Model) -> None:
-        self._model = model
+        self._open: _Model | None = model
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None) -> "Inspector":
@@ -102,33 +123,104 @@ class Inspector:
         msg = f"'{file}' must be a checkpoint (.ckpt) or an exported file (.pt, .xml, .onnx)."
         raise ValueError(msg)
 
-    def __call__(self, frame: Any) -> Inspection:  # noqa: ANN401
-        """Inspect a frame.
+    @property
+    def _model(self) -> _Model:
+        if self._open is None:
+            msg = "this Inspector is closed: load the model again."
+            raise RuntimeError(msg)
+        return self._open
+
+    @property
+    def threshold(self) -> float | None:
+        """The score above which a frame is labelled anomalous; ``None`` where there is no threshold."""
+        return self._model.threshold
+
+    @property
+    def bit_depth(self) -> int:
+        """Bits a value that the model reads pictures of more than 8 bits with."""
+        return self._model.bit_depth
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that the model sees of any frame; ``None`` if that depends on the frame."""
+        sizes = {placed(self._model.steps, size).size for size in _TRIED}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def close(self) -> None:
+        """Let the model go; what is under way in other threads still ends."""
+        self._open = None
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    @overload
+    def __call__(self, frame: list[Any] | tuple[Any, ...] | Iterator[Any]) -> list[Inspection]: ...
+
+    @overload
+    def __call__(self, frame: Any) -> Inspection: ...  # noqa: ANN401
+
+    def __call__(self, frame: Any) -> Inspection | list[Inspection]:
+        """Inspect a frame, or several.
 
         Args:
-            frame (Any): A file, a PIL picture, or an array, see :func:`~anomalib_sgfr.pictures.reading.picture`.
+            frame (Any): A file, a PIL picture, or an array, see :func:`~anomalib_sgfr.pictures.reading.picture`. Or a
+                list, a tuple or an iterator of these, of any sizes: a few are scored at once, which is faster and, but
+                for rounding, the same as one by one.
 
         Returns:
-            Inspection: In the frame's own pixels.
+            Inspection | list[Inspection]: In the frame's own pixels; of several, a list in their order.
 
         Raises:
-            OSError: If the file cannot be read.
+            OSError: If a file cannot be read.
+            RuntimeError: If the Inspector is closed.
             TypeError: If it is no picture.
             ValueError: If the frame cannot be right.
         """
-        image = picture(frame, self._model.bit_depth)
-        size = image.shape[:2]
-        found = self._model.predict(image)
-        over = placed(self._model.steps, size)
-        label, mask, place = (found.get(name) for name in ("pred_label", "pred_mask", "place"))
-        return Inspection(
-            score=float(np.ravel(found["pred_score"])[0]),
-            label=None if label is None else bool(np.ravel(label)[0]),
-            map=_laid(found["anomaly_map"], over, size),
-            mask=None if mask is None else _laid(mask, over, size) > 0.5,  # noqa: PLR2004
-            window=over.window(size),
-            place=None if place is None else over.pixel(place, np.shape(found["anomaly_map"])[-2:], size),
-        )
+        if isinstance(frame, list | tuple | Iterator):
+            return list(self._inspected(frame))
+        return next(self._inspected([frame]))
+
+    def _inspected(self, frames: Iterable[Any]) -> Iterator[Inspection]:
+        model, left = self._model, iter(frames)
+        while some := list(islice(left, model.most)):
+            pictures = [picture(frame, model.bit_depth) for frame in some]
+            sizes = [(image.shape[0], image.shape[1]) for image in pictures]
+            found = _predicted(model, [model.prepared(image) for image in pictures])
+            yield from (_inspection(model.steps, one, size) for one, size in zip(found, sizes, strict=True))
+
+
+def _predicted(model: _Model, images: Sequence[NDArray[np.float32]]) -> list[Mapping[str, NDArray[Any]]]:
+    """What a model finds in each of some images, those of one size together."""
+    alike = defaultdict(list)
+    for number, image in enumerate(images):
+        alike[image.shape].append(number)
+    found: dict[int, Mapping[str, NDArray[Any]]] = {}
+    for shape, numbers in alike.items():
+        most = max(1, _PIXELS // math.prod(shape[1:]))
+        for first in range(0, len(numbers), most):
+            some = numbers[first : first + most]
+            values = model.predict(np.stack([images[number] for number in some]))
+            for row, number in enumerate(some):
+                found[number] = {name: value[row] for name, value in values.items()}
+    return [found[number] for number in range(len(images))]
+
+
+def _inspection(steps: Sequence[Sequence[Any]], found: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> Inspection:
+    over = placed(steps, size)
+    label, mask, place = (found.get(name) for name in ("pred_label", "pred_mask", "place"))
+    return Inspection(
+        score=float(np.ravel(found["pred_score"])[0]),
+        label=None if label is None else bool(np.ravel(label)[0]),
+        map=_laid(found["anomaly_map"], over, size),
+        mask=None if mask is None else _laid(mask, over, size) > 0.5,  # noqa: PLR2004
+        window=over.window(size),
+        place=None if place is None else over.pixel(place.tolist(), found["anomaly_map"].shape[-2:], size),
+    )
 
 
 def _laid(values: Any, over: Placement, size: Sequence[int]) -> NDArray[np.float32]:  # noqa: ANN401
@@ -158,19 +250,31 @@ class _Torch(_Model):
         self._transform = getattr(model.pre_processor, "transform", None)
         self.steps = steps_of(self._transform)
         self.bit_depth = model.model.bit_depth
+        self.threshold = _threshold(model.post_processor)
 
-    def predict(self, picture: NDArray[np.float32]) -> Mapping[str, Any]:
+    def prepared(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+        import torch
+
+        image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        return np.asarray(image if self._transform is None else self._transform(image))
+
+    def predict(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         import torch
 
         with torch.inference_mode():
-            image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-            prepared = image if self._transform is None else self._transform(image)
-            heard = self._model.model.hear(prepared[None].to(self._model.device))
+            heard = self._model.model.hear(torch.from_numpy(images).to(self._model.device))
             found: Any = heard.predicted
             if self._model.post_processor is not None:
                 found = self._model.post_processor(found)
-            values = {**found._asdict(), "place": heard.places[0]}.items()
+            values = {**found._asdict(), "place": heard.places}.items()
             return {name: value.numpy(force=True) for name, value in values if value is not None}
+
+
+def _threshold(post_processor: Any) -> float | None:  # noqa: ANN401
+    """That of reported scores, moved by the sensitivity; ``None`` where there is none."""
+    value = float(getattr(post_processor, "normalized_image_threshold", math.nan))
+    there = getattr(post_processor, "is_set", True) and getattr(post_processor, "enable_thresholding", True)
+    return value if there and not math.isnan(value) else None
 
 
 class _OpenVino(_Model):
@@ -193,12 +297,18 @@ class _OpenVino(_Model):
         if device.partition(".")[0] not in {*known, "AUTO"}:
             msg = f"device must be one of {', '.join([*core.available_devices, 'AUTO'])}, got '{device}'."
             raise ValueError(msg)
-        self._compiled = core.compile_model(model, device, _PROPERTIES if device == "CPU" else {})
-        outputs = {name: output for output in self._compiled.outputs for name in output.get_names()}
+        outputs = {name: number for number, output in enumerate(model.outputs) for name in output.get_names()}
         if not {"pred_score", "anomaly_map"} <= set(outputs):
             msg = f"'{file}' is not an export of an anomalib model: its outputs are {', '.join(outputs) or 'unnamed'}."
             raise ValueError(msg)
-        self._outputs = outputs
+        self.threshold = _threshold_in(core, model.output("pred_label")) if "pred_label" in outputs else None
+        self._outputs, self._score_map = outputs, None
+        score_map = _score_map(model.output("pred_score"))
+        if score_map is not None:
+            self._score_map = len(model.outputs)
+            model.add_outputs([score_map])
+        self._compiled = core.compile_model(model, device, _PROPERTIES if device == "CPU" else {})
+        self._idle: deque[Any] = deque()  # requests: one serves one thread at a time
         about = _about(model)
         if about is None or "steps" not in about:
             msg = (
@@ -208,7 +318,8 @@ class _OpenVino(_Model):
             raise ValueError(msg)
         self._steps = [tuple(step) for step in about["steps"]]
         self.bit_depth = about.get("bit_depth", 8)
-        height, width = self._compiled.input(0).partial_shape[2], self._compiled.input(0).partial_shape[3]
+        batch, _, height, width = self._compiled.input(0).partial_shape
+        self.most = batch.get_length() if batch.is_static else _FRAMES
         # what is resized here is resized no more in the graph, which then sees but one size
         self._first: tuple[int, int] | None = None
         if height.is_static and width.is_static:
@@ -217,12 +328,59 @@ class _OpenVino(_Model):
             self._first = (int(self._steps[0][1]), int(self._steps[0][2]))
         self.steps = [("resize", *self._first), *self._steps] if self._first else self._steps
 
-    def predict(self, picture: NDArray[np.float32]) -> Mapping[str, Any]:
+    def prepared(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
         image = picture.transpose(2, 0, 1)
-        if self._first is not None:
-            image = np.stack([_resized(channel, self._first) for channel in image])
-        found = self._compiled(np.ascontiguousarray(image[None]))
-        return {name: found[output] for name, output in self._outputs.items()}
+        return image if self._first is None else np.stack([_resized(channel, self._first) for channel in image])
+
+    def predict(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        try:
+            request = self._idle.pop()
+        except IndexError:  # all are at work
+            request = self._compiled.create_infer_request()
+        try:
+            results = list(request.infer({0: np.ascontiguousarray(images)}).values())
+        finally:
+            self._idle.append(request)
+        found = {name: results[number] for name, number in self._outputs.items()}
+        if self._score_map is not None:
+            score_map = results[self._score_map]
+            highest = score_map.reshape(len(score_map), -1).argmax(1)
+            found["place"] = np.stack(np.divmod(highest, score_map.shape[-1]), 1)
+        return found
+
+
+def _behind(output: Any, kind: str) -> Any:  # noqa: ANN401
+    """The nearest operation of a kind among those that an output of a graph is made from; ``None`` for none."""
+    nodes, seen = deque([output.get_node()]), set()
+    while nodes:
+        node = nodes.popleft()
+        if node.get_type_name() == kind:
+            return node
+        if node.get_friendly_name() not in seen:
+            seen.add(node.get_friendly_name())
+            nodes += [port.get_source_output().get_node() for port in node.inputs()]
+    return None
+
+
+def _score_map(score: Any) -> Any:  # noqa: ANN401
+    """What the score is the maximum of, in the graph; ``None`` if that is not found."""
+    node = _behind(score, "ReduceMax")
+    source = None if node is None else node.input(0).get_source_output()
+    return source if source is not None and len(source.get_partial_shape()) == 4 else None  # noqa: PLR2004
+
+
+def _threshold_in(core: Any, label: Any) -> float | None:  # noqa: ANN401
+    """What the score is compared with in the graph; ``None`` if that is not found."""
+    import openvino as ov
+
+    node = _behind(label, "Greater")
+    if node is None:
+        return None
+    try:
+        value = ov.Model([node.input(1).get_source_output()], [])
+        return float(np.ravel(core.compile_model(value, "CPU")([])[0])[0])
+    except RuntimeError:  # it follows from the picture
+        return None
 
 
 def _about(model: Any) -> Mapping[str, Any] | None:  # noqa: ANN401

@@ -2,67 +2,172 @@
 
     python run_openvino.py model.xml IMAGES --out DIR
 
-Writes a heatmap beside each image's name under DIR, and ``scores.csv``: file, score, label. Scores and maps are as the
-model gives them, with its threshold at 0.5. A file that cannot be read is named and skipped, and the exit code is 1.
-What lies under DIR is no image of yours. Grey pictures of 16 bits are read at the depth that the model was fitted with.
+Writes a heatmap beside each image's name under DIR, and ``scores.csv``: image, score, label (1 for anomalous), and row
+and column of the image's pixel that raised the score, where the model tells. Scores and maps are as the model gives
+them, with its threshold at 0.5. A file that cannot be read is named, the table has all others, and the exit code is 1.
+Pictures of other kinds than are read are counted. What lies under DIR is no image of yours.
+
+Pictures are read as everywhere in Sgfr: turned as their EXIF orientation says, of several pages the first, grey ones of
+16 bits at the depth that the model was fitted with, floats between 0 and 1.
 """
 
 import argparse
 import csv
 import json
+import math
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import openvino as ov
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF
+NOT_READ = {".apng", ".avif", ".dib", ".dng", ".exr", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm"}
+NOT_READ |= {".pcx", ".pfm", ".pnm", ".raw", ".tga"}
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
-def read(path: Path, size: tuple[int, int] | None, bit_depth: int) -> np.ndarray:
-    """Image as ``(1, 3, H, W)``, ``float32`` between 0 and 1; resized only where the model takes but one size."""
-    with Image.open(path) as opened:
-        image = opened.convert("RGB") if is_plain(opened) else grey(opened, bit_depth)
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    values = np.asarray(image, np.float32)
-    values = np.stack([values] * 3, -1) if values.ndim == 2 else values / 255.0  # noqa: PLR2004
-    return values.transpose(2, 0, 1)[None]
+class Row(NamedTuple):
+    """A line of the table."""
+
+    image: str
+    score: float
+    label: int
+    row: int | None
+    column: int | None
+
+
+def read(path: Path, bit_depth: int) -> np.ndarray:
+    """Image as ``(3, H, W)``, ``float32`` between 0 and 1.
+
+    Raises:
+        ValueError: If it is a kind of picture that is not read right.
+    """
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        msg = "it is no picture that Pillow reads (nor floats in colour or of 64 bits): save it as another"
+        raise ValueError(msg) from None
+    with image as opened:
+        if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
+            say(f"{path}: holds several pages or frames: the first is read, the others are not inspected")
+        values = plain(opened) if is_plain(opened) else grey(opened, bit_depth)
+    return values.transpose(2, 0, 1)
 
 
 def is_plain(opened: Image.Image) -> bool:
     """Whether there are no more than 8 bits, of which Pillow would drop some or clip."""
-    how = opened.tile[0][3]  # type: ignore[attr-defined]
-    scaled = opened.format == "PPM" and isinstance(how, tuple) and how[-1] > 255  # noqa: PLR2004
+    tiles = getattr(opened, "tile", None)  # some decoders have none
+    how = tiles[0][3] if tiles else None
+    scaled = opened.format == "PPM" and isinstance(how, tuple) and isinstance(how[-1], int) and how[-1] > 255  # noqa: PLR2004
     deep = max(getattr(opened, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))) > 8 or ";16" in str(how)  # noqa: PLR2004
     return not (scaled or deep or opened.mode[0] in "IF")
 
 
-def grey(opened: Image.Image, bit_depth: int) -> Image.Image:
-    """A grey picture of more than 8 bits, between 0 and 1.
+def upright(opened: Image.Image) -> Image.Image:
+    """Turned as the EXIF orientation says, if that can be read."""
+    try:
+        return ImageOps.exif_transpose(opened)
+    except (SyntaxError, ValueError, TypeError, LookupError):
+        return opened
+
+
+def plain(opened: Image.Image) -> np.ndarray:
+    """A picture of 8 bits, ``(H, W, 3)``, between 0 and 1."""
+    return np.asarray(upright(opened).convert("RGB"), np.float32) * np.float32(1.0 / 255.0)
+
+
+def grey(opened: Image.Image, bit_depth: int) -> np.ndarray:
+    """A grey picture of more than 8 bits, ``(H, W, 3)``, between 0 and 1.
 
     Raises:
         ValueError: If it is another kind of picture, or holds larger values than the camera gives.
     """
     tags = getattr(opened, "tag_v2", {})
-    if opened.format == "PPM" and opened.mode == "I":
-        bits = bit_depth if opened.tile[0][0] == "raw" else 16  # type: ignore[attr-defined]  # to which Pillow scales
-    elif opened.mode.startswith("I;16") and tags.get(PHOTOMETRIC, 1) == tags.get(ORIENTATION, 1) == 1:
-        said = max(tags.get(BITS_PER_SAMPLE, (16,)))
-        bits = said if said < 16 else bit_depth  # noqa: PLR2004
+    said = max(tags.get(BITS_PER_SAMPLE, (16,)))
+    white = float((1 << bit_depth) - 1)
+    if opened.mode == "F" and opened.format in {"TIFF", "PPM"}:
+        white = 1.0
+    elif opened.format == "PPM" and opened.mode == "I":  # to 16 bits Pillow scales those that are of fewer
+        white = white if opened.tile[0][0] == "raw" else 65535.0  # type: ignore[attr-defined]
+    elif opened.mode.startswith("I;16") and opened.format in {"PNG", "TIFF"} and tags.get(PHOTOMETRIC, 1) == 1:
+        white = white if said >= 16 else float((1 << said) - 1)  # noqa: PLR2004
     else:
         msg = "of pictures with more than 8 bits, grey PNG, TIFF and PGM of up to 16 are read here: save it as such"
         raise ValueError(msg)
-    values, white = np.asarray(opened).astype(np.float32), (1 << bits) - 1
-    if values.max() > white:
-        msg = f"it holds values up to {values.max():.0f}, more than the {bits} bits that the model was fitted with"
+    values = np.asarray(upright(opened)).astype(np.float32)
+    lowest, highest = values.min(), values.max()
+    if white == 1.0 and not (lowest >= 0.0 and highest <= 1.001):  # noqa: PLR2004  # rounding may have added that
+        msg = f"it holds floats from {lowest:.6g} to {highest:.6g}: those between 0 and 1 are read"
         raise ValueError(msg)
-    return Image.fromarray(values / white)
+    if white > 1.0 and highest > white:
+        bits = int(white).bit_length()
+        msg = f"it holds values up to {highest:.0f}, more than the {bits} bits that the model was fitted with"
+        raise ValueError(msg)
+    return np.repeat((values / np.float32(white))[..., None], 3, -1)
+
+
+def resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Of the one size that the model takes, if it takes but one."""
+    if size is None or image.shape[1:] == size:
+        return image
+    channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in image]
+    return np.stack([np.asarray(channel.resize(size[::-1], Image.Resampling.BILINEAR)) for channel in channels])
+
+
+class Axis(NamedTuple):
+    """Pixel ``i`` of the map is centred at ``offset + (i + 0.5) * step`` pixels of the image, along one axis."""
+
+    offset: float
+    step: float
+    length: int
+
+    def resized(self, length: int) -> "Axis":
+        """As many pixels as given, over the same part of the image."""
+        return Axis(self.offset, self.step * self.length / length, length)
+
+    def cut(self, before: int, length: int) -> "Axis":
+        """From a pixel on, which may lie outside, and of another length."""
+        return Axis(self.offset + before * self.step, self.step, length)
+
+    def cropped(self, length: int) -> "Axis":
+        """The middle, as torchvision rounds it."""
+        more = self.length - length
+        return self.cut(round(more / 2.0) if more >= 0 else -(-more // 2), length)
+
+    def pixel(self, at: int, most: int) -> int:
+        """The image's pixel, of ``most``, under the centre of one of the map's."""
+        return min(max(math.floor(self.offset + (at + 0.5) * self.step), 0), most - 1)
+
+
+def placed(steps: Sequence[Sequence[Any]], size: Sequence[int]) -> tuple[Axis, Axis]:
+    """How the map lies over an image of a size, by what the model does to it first: along both axes."""
+    down, right = (Axis(0.0, 1.0, length) for length in size)
+    for name, *numbers in steps:
+        if name == "resize":
+            down, right = down.resized(numbers[0]), right.resized(numbers[1])
+        elif name == "shorter":
+            (shorter, longest), (short, long) = numbers, sorted((down.length, right.length))
+            both = (shorter, int(shorter * long / short))
+            if longest is not None and both[1] > longest:
+                both = (int(longest * shorter / both[1]), longest)
+            new = both if down.length <= right.length else both[::-1]
+            down, right = down.resized(new[0]), right.resized(new[1])
+        elif name == "crop":
+            down, right = down.cropped(numbers[0]), right.cropped(numbers[1])
+        elif name == "pad":
+            before, above, after, below = numbers
+            down, right = (
+                down.cut(-above, above + down.length + below),
+                right.cut(-before, before + right.length + after),
+            )
+    return down, right
 
 
 def colours(values: np.ndarray) -> np.ndarray:
@@ -72,10 +177,12 @@ def colours(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(values, place, stops[:, channel]) for channel in range(3)], -1).astype(np.uint8)
 
 
-def heatmap(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray | None) -> Image.Image:
-    """Image, map over the image, and the outline of what exceeds the threshold, side by side."""
+def heatmap(image: np.ndarray, axes: Sequence[Axis], anomaly_map: np.ndarray, mask: np.ndarray | None) -> Image.Image:
+    """The part of the image that is seen, the map over it, and the outline of what exceeds the threshold."""
     height, width = anomaly_map.shape
-    original = Image.fromarray((image[0].transpose(1, 2, 0) * 255).round().astype(np.uint8)).resize((width, height))
+    (top, bottom), (left, right) = ((round(axis.offset), round(axis.offset + axis.step * axis.length)) for axis in axes)
+    whole = Image.fromarray((image.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8))
+    original = whole.crop((left, top, right, bottom)).resize((width, height))
     overlay = Image.blend(original, Image.fromarray(colours(np.clip(anomaly_map, 0, 1))), 0.5)
     outlined = np.array(original)
     if mask is not None:
@@ -90,17 +197,72 @@ def heatmap(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray | None)
     return row
 
 
-def images_in(place: Path, out: Path) -> list[Path]:
-    """Images in a folder and those below, but for what lies under ``out``; or the one file."""
+def images_in(place: Path, out: Path) -> tuple[list[Path], Counter[str]]:
+    """Images in a folder and those below, but for what lies under ``out``, or the one file; and what is not read."""
     if place.is_file():
-        return [place]
+        return [place], Counter()
     own = out.resolve()
-    found = (path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if own not in path.resolve().parents)
+    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES | NOT_READ and path.is_file())
+    found = [path for path in found if own not in path.resolve().parents]
+    return (
+        [path for path in found if path.suffix.lower() in SUFFIXES],
+        Counter(path.suffix.lower() for path in found if path.suffix.lower() in NOT_READ),
+    )
 
 
-def load(file: Path, device: str, precision: str) -> tuple[ov.CompiledModel, int]:
-    """The model, and the bits a value of the pictures it was fitted with; ends where there is none."""
+class Model:
+    """A compiled model, for any number of threads."""
+
+    def __init__(self, compiled: ov.CompiledModel, about: dict[str, Any], score_map: int | None) -> None:
+        self.bit_depth = int(about.get("bit_depth", 8))
+        self._compiled = compiled
+        self._score_map = score_map
+        self._idle: deque[ov.InferRequest] = deque()
+        outputs = list(compiled.outputs)[:score_map]
+        self._outputs = {name: number for number, output in enumerate(outputs) for name in output.get_names()}
+        height, width = compiled.input(0).partial_shape[2], compiled.input(0).partial_shape[3]
+        self.size = (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
+        self.steps: list[Any] | None = about.get("steps")
+        if self.size is not None and self.steps is not None:
+            self.steps = [("resize", *self.size), *self.steps]
+
+    @property
+    def threads(self) -> int:
+        """As many as keep the device busy."""
+        return int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """What is predicted of an image ``(3, H, W)``, by name; maps ``(h, w)``."""
+        try:
+            request = self._idle.pop()
+        except IndexError:  # all are at work
+            request = self._compiled.create_infer_request()
+        try:
+            values = list(request.infer({0: np.ascontiguousarray(image[None])}).values())
+        finally:
+            self._idle.append(request)
+        found = {name: values[number] for name, number in self._outputs.items()}
+        if self._score_map is not None:
+            found["score_map"] = values[self._score_map]
+        return {name: value.reshape(value.shape[-2:]) if value.ndim > 2 else value for name, value in found.items()}  # noqa: PLR2004
+
+
+def score_map_of(network: ov.Model) -> Any:  # noqa: ANN401
+    """What the score is the maximum of, in the graph; ``None`` if that is not found."""
+    nodes, seen = deque([network.output("pred_score").get_node()]), set()
+    while nodes:
+        node = nodes.popleft()
+        sources = [port.get_source_output() for port in node.inputs()]
+        if node.get_type_name() == "ReduceMax":
+            return sources[0] if len(sources[0].get_partial_shape()) == 4 else None  # noqa: PLR2004
+        if node.get_friendly_name() not in seen:
+            seen.add(node.get_friendly_name())
+            nodes += [source.get_node() for source in sources]
+    return None
+
+
+def load(file: Path, device: str, precision: str) -> Model:
+    """The model; ends where there is none."""
     if not file.is_file():
         end(f"{file}: no such file; `anomalib export --export_type openvino` makes one")
     if file.suffix == ".xml" and not file.with_suffix(".bin").is_file():
@@ -117,13 +279,22 @@ def load(file: Path, device: str, precision: str) -> tuple[ov.CompiledModel, int
     }
     if missing:
         end(f"{file}: not an exported model with a threshold, it has no {' and no '.join(sorted(missing))}")
-    told = ["framework", "sgfr"]
-    about = json.loads(network.get_rt_info(told).astype(str)) if network.has_rt_info(told) else {}
+    places = [place for place in (["framework", "sgfr"], ["sgfr"]) if network.has_rt_info(place)]
+    about = json.loads(network.get_rt_info(places[0]).astype(str)) if places else {}
+    source = score_map_of(network)
+    score_map = None if source is None else len(network.outputs)
+    if source is not None:
+        network.add_outputs([source])
     hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision}
     try:
-        return core.compile_model(network, device, hints), about.get("bit_depth", 8)
+        return Model(core.compile_model(network, device, hints), about, score_map)
     except RuntimeError:
         end(f"--device {device} with --precision {precision}: not here; there is {', '.join(core.available_devices)}")
+
+
+def say(message: str) -> None:
+    """Tell the user, whatever the console can show."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def end(message: str) -> NoReturn:
@@ -150,56 +321,80 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def inspect(model: Model, path: Path, target: Path) -> Row:
+    """Score an image, and draw its heatmap."""
+    image = read(path, model.bit_depth)
+    found = model(resized(image, model.size))
+    axes = placed(model.steps or [], image.shape[1:])
+    row = column = None
+    if model.steps is not None and "score_map" in found:
+        shape = found["score_map"].shape
+        place = np.unravel_index(found["score_map"].argmax(), shape)
+        row, column = (
+            axis.resized(length).pixel(int(at), most)
+            for axis, at, length, most in zip(axes, place, shape, image.shape[1:], strict=True)
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    heatmap(image, axes, found["anomaly_map"], found.get("pred_mask")).save(target)
+    return Row(str(path), float(found["pred_score"].ravel()[0]), int(found["pred_label"].ravel()[0]), row, column)
+
+
+def write(rows: Sequence[Row], table: Path) -> None:
+    """Write the table, whole or not at all."""
+    part = table.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([Row._fields, *((row[0], f"{row.score:.6f}", *row[2:]) for row in rows)])
+    part.replace(table)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a console of another alphabet shows what it can
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     options = asked(arguments)
     folder = options.images.parent if options.images.is_file() else options.images
-    paths = images_in(options.images, options.out)
+    paths, others = images_in(options.images, options.out)
+    left_out = (
+        f"{others.total()} pictures are not read: {', '.join(f'{n} {kind}' for kind, n in sorted(others.items()))}"
+    )
     if not paths:
+        also = f"; {left_out}" if others else ""
         end(
             f"{options.images}: no images in it ({', '.join(sorted(SUFFIXES))}) but what lies under --out {options.out}"
+            f"{also}"
         )
-    model, bit_depth = load(options.model, options.device, options.precision)
-    names = {name: number for number, output in enumerate(model.outputs) for name in output.get_names()}
-    height, width = model.input(0).partial_shape[2], model.input(0).partial_shape[3]
-    size = (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
+    model = load(options.model, options.device, options.precision)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: dict[Path, tuple[float, bool]] = {}
-    failed: list[Path] = []
-
-    def finish(request: ov.InferRequest, job: tuple[Path, np.ndarray]) -> None:
-        path, image = job
-        found = {name: request.get_output_tensor(number).data.copy() for name, number in names.items()}
-        rows[path] = (float(found["pred_score"].ravel()[0]), bool(found["pred_label"].ravel()[0]))
-        target = options.out / path.relative_to(folder).with_suffix(path.suffix + ".png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        mask = found["pred_mask"].reshape(found["anomaly_map"].shape[-2:]) if "pred_mask" in found else None
-        heatmap(image, found["anomaly_map"].reshape(found["anomaly_map"].shape[-2:]), mask).save(target)
-
-    queue = ov.AsyncInferQueue(model)
-    queue.set_callback(finish)
+    rows: list[Row] = []
+    failed = 0
+    stopped = False
     start = time.perf_counter()
-    for path in paths:
+    with ThreadPoolExecutor(model.threads) as pool:
+        targets = [options.out / path.relative_to(folder).with_suffix(path.suffix + ".png") for path in paths]
+        jobs = [pool.submit(inspect, model, path, target) for path, target in zip(paths, targets, strict=True)]
         try:
-            image = read(path, size, bit_depth)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            print(f"{path}: cannot be read: {error}", file=sys.stderr)
-            failed.append(path)
-            continue
-        queue.start_async({0: image}, (path, image))
-    queue.wait_all()
+            for path, job in zip(paths, jobs, strict=True):
+                try:
+                    rows.append(job.result())
+                except Exception as error:  # noqa: BLE001  # whatever it is, it costs no other file
+                    say(f"{path}: cannot be read: {error or type(error).__name__}")
+                    failed += 1
+        except KeyboardInterrupt:
+            stopped = True
+            pool.shutdown(wait=False, cancel_futures=True)
     seconds = time.perf_counter() - start
 
     table = options.out / "scores.csv"
-    whole = table.with_suffix(".part")
-    with whole.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "score", "anomalous"])
-        writer.writerows([path, f"{rows[path][0]:.6f}", rows[path][1]] for path in paths if path in rows)
-    whole.replace(table)
+    write(rows, table)
+    if others:
+        say(left_out)
     print(f"{len(rows)} images in {seconds:.1f} s, {len(rows) / seconds:.1f} a second, reading and drawing included.")
-    print(f"{sum(label for _, label in rows.values())} are anomalous. Scores: {table}")
-    return int(bool(failed))
+    print(f"{sum(row.label for row in rows)} are anomalous. Scores: {table}")
+    if stopped:
+        say(f"interrupted: {len(paths) - len(rows) - failed} of {len(paths)} images are not in the table")
+        return 130
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

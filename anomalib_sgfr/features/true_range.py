@@ -1,18 +1,19 @@
-"""Pictures of more than 8 bits, which anomalib's data sets clip or cut, read again at their true range."""
+"""Pictures that anomalib's data sets clip, cut or leave turned, read again: at their true range, upright."""
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib.data.utils import read_image
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from anomalib.pre_processing.utils.spec import transform_to_spec
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_sgfr.pictures.files import is_deep, spread
-from anomalib_sgfr.pictures.reading import ROUNDING, picture
+from anomalib_sgfr.pictures.files import Header, header, spread
+from anomalib_sgfr.pictures.reading import ROUNDING, picture, tell_of_pages
 
 __all__ = ["READS_ITSELF", "Looks", "at_true_range", "frames", "read_tensor", "require_true_sources"]
 
@@ -26,7 +27,7 @@ _SAMPLED = 64  # pixels along a side that are looked at
 
 
 def read_tensor(path: str, bit_depth: int = 8) -> Tensor:
-    """Read a file: as anomalib does, but one of more than 8 bits at its true range.
+    """Read a file: as anomalib does, but upright, and one of more than 8 bits at its true range.
 
     Args:
         path (str): The file.
@@ -35,14 +36,11 @@ def read_tensor(path: str, bit_depth: int = 8) -> Tensor:
     Returns:
         Tensor: Shape ``(3, H, W)``, ``float32`` between 0 and 1.
     """
-    if is_deep(path):
-        return torch.from_numpy(picture(path, bit_depth)).permute(2, 0, 1)
-    image: Any = read_image(path, as_tensor=True)
-    return image
+    return torch.from_numpy(picture(path, bit_depth)).permute(2, 0, 1)
 
 
 def at_true_range(batch: Any, dataset: Any, bit_depth: int) -> None:  # noqa: ANN401
-    """Replace the images of a batch whose files hold more than 8 bits.
+    """Replace the images of a batch whose files hold more than 8 bits, or are turned by their EXIF orientation.
 
     Args:
         batch (ImageBatch): Images as anomalib's data set gave them, before the model's own pre-processing.
@@ -50,26 +48,50 @@ def at_true_range(batch: Any, dataset: Any, bit_depth: int) -> None:  # noqa: AN
         bit_depth (int): Bits that the camera gives, for deep files that do not say.
 
     Raises:
-        ValueError: If a file cannot be read at its true range, or the data set alters images by chance or in a way that
-            is not known.
+        ValueError: If a file cannot be read at its true range, the data set alters images by chance or in a way that is
+            not known, or a mask lies over a picture as it was before it was turned.
     """
     if getattr(dataset, READS_ITSELF, False):
         return
+    again: dict[int, Tensor] = {}
     for number, path in enumerate(batch.image_path or ()):
         try:
-            deep = path is not None and is_deep(path)
+            found = Header() if path is None else header(path)
         except OSError:  # no file of the name: the image is somebody else's
             continue
-        if deep:
-            image = _altered(read_tensor(path, bit_depth), dataset, path)
-            size = batch.image.shape[-2:]
-            if image.shape[-2:] != size:  # as anomalib makes one size of a batch
-                image = resize(image, list(size))
-            batch.image[number] = image.to(batch.image)
+        if found.has_pages:
+            tell_of_pages(str(path))
+        if not found.is_plain:
+            image = read_tensor(path, bit_depth)
+            if found.is_turned and batch.mask_path:
+                _require_mask_upright(batch.mask_path[number], path, image.shape[-2:])
+            again[number] = _altered(image, dataset, path)
+    size = batch.image.shape[-2:]
+    sizes = {image.shape[-2:] for image in again.values()}
+    if len(again) == len(batch.image) and len(sizes) == 1 and size not in sizes:  # turned: all as they are upright
+        batch.image = torch.stack([again[number].to(batch.image) for number in range(len(again))])
+        return
+    for number, image in again.items():  # a batch is of one size, as anomalib makes it
+        fitting = image if image.shape[-2:] == size else resize(image, list(size))
+        batch.image[number] = fitting.to(batch.image)
+
+
+def _require_mask_upright(mask: str, path: Any, size: Sequence[int]) -> None:  # noqa: ANN401
+    """Refuse a mask of the size that a picture has before it is turned."""
+    height, width = size
+    if height == width or not mask or not Path(mask).is_file():
+        return
+    with Image.open(mask) as opened:
+        if opened.size == (height, width):  # Pillow has the width first
+            msg = (
+                f"{path} is turned by its EXIF orientation to {height} x {width} pixels, its mask has {width} x "
+                f"{height}: save the picture upright, or the mask as the picture looks."
+            )
+            raise ValueError(msg)
 
 
 def require_true_sources(datamodule: Any) -> None:  # noqa: ANN401
-    """Refuse anomalies that anomalib has drawn on deep pictures: it read these with 8 bits, and wrote what it saw.
+    """Refuse anomalies that anomalib has drawn on pictures that it misreads: it wrote what it saw.
 
     Args:
         datamodule (Any): Data of a run, or ``None``.
@@ -81,9 +103,12 @@ def require_true_sources(datamodule: Any) -> None:  # noqa: ANN401
         dataset = getattr(datamodule, name, None)
         if isinstance(dataset, SyntheticAnomalyDataset):
             for path in spread(dataset.source_samples["image_path"].tolist(), _SAMPLED):
-                if is_deep(path):
+                found = header(path)
+                if not found.is_plain:
+                    what = "with 8 bits" if found.is_deep else "on pictures as they are before they are turned"
+                    more = "holds more" if found.is_deep else "has an EXIF orientation"
                     msg = (
-                        f"anomalib draws synthetic anomalies with 8 bits, and {path} holds more: choose another "
+                        f"anomalib draws synthetic anomalies {what}, and {path} {more}: choose another "
                         "val_split_mode or test_split_mode than synthetic."
                     )
                     raise ValueError(msg)
@@ -93,8 +118,8 @@ def _altered(image: Tensor, dataset: Any, path: Any) -> Tensor:  # noqa: ANN401
     """The image as its data set would have altered it."""
     if not (hasattr(dataset, "augmentations") or hasattr(dataset, "transform")):
         msg = (
-            f"{path} holds more than 8 bits a value, which anomalib's reader cannot give, and {type(dataset).__name__} "
-            f"does not say how it reads: if it reads the true range, let it have an attribute {READS_ITSELF} = True."
+            f"{_misread(path)}, and {type(dataset).__name__} does not say how it reads: if it reads the true range, "
+            f"upright, let it have an attribute {READS_ITSELF} = True."
         )
         raise ValueError(msg)
     transform = getattr(dataset, "augmentations", None) or getattr(dataset, "transform", None)
@@ -104,12 +129,17 @@ def _altered(image: Tensor, dataset: Any, path: Any) -> Tensor:  # noqa: ANN401
         transform_to_spec(transform)  # anomalib's own list of those that leave nothing to chance
     except ValueError as error:
         msg = (
-            f"{path} holds more than 8 bits a value, which anomalib's reader cannot give, and the data set alters it "
-            f"by {type(transform).__name__}, which cannot be repeated: leave out the augmentations, or save 8 bits."
+            f"{_misread(path)}, and the data set alters it by {type(transform).__name__}, which cannot be repeated: "
+            "leave out the augmentations, or save 8 bits, upright."
         )
         raise ValueError(msg) from error
     altered: Tensor = transform(image)
     return altered
+
+
+def _misread(path: Any) -> str:  # noqa: ANN401
+    what = "holds more than 8 bits a value" if header(path).is_deep else "is turned by its EXIF orientation"
+    return f"{path} {what}, which anomalib's reader cannot give"
 
 
 class Looks:

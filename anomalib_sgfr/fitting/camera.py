@@ -1,5 +1,6 @@
 """What a model does with pictures as cameras give them: files in a run, and frames in memory."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
@@ -9,10 +10,12 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_sgfr.features.true_range import Looks, at_true_range, frames, require_true_sources
-from anomalib_sgfr.pictures.files import depth_of
+from anomalib_sgfr.pictures.files import SUFFIXES, depth_of, left_out
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["FromCameras"]
+
+logger = logging.getLogger(__name__)
 
 
 class FromCameras(LightningModule, ABC):
@@ -23,6 +26,8 @@ class FromCameras(LightningModule, ABC):
     """
 
     model: SgfrModel
+    pre_processor: Any
+    post_processor: Any
     bit_depth: int | None = None
     update: bool
     _looks: Looks | None = None
@@ -40,9 +45,11 @@ class FromCameras(LightningModule, ABC):
         """
         self._looks = Looks(vouched=self.bit_depth is not None)
         require_true_sources(getattr(self.trainer, "datamodule", None))
+        samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
+        paths = [] if samples is None else samples["image_path"].tolist()
+        _tell_left_out(self.trainer, paths)
         if not self.update and self.bit_depth is None:
-            samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
-            self.model.bit_depth = depth_of([] if samples is None else samples["image_path"].tolist())
+            self.model.bit_depth = depth_of(paths)
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach what reads pictures again, before anomalib's pre-processor."""
@@ -75,7 +82,7 @@ class FromCameras(LightningModule, ABC):
             self._looks.judge()
 
     def forward(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Score images as the Engine does, whatever mode the model is in.
+        """Score images as the Engine does, whatever mode the model is in and however many threads call.
 
         Args:
             batch (Any): A batch of shape ``(B, C, H, W)`` or one frame: an array, a Pillow picture or a path, as
@@ -93,20 +100,22 @@ class FromCameras(LightningModule, ABC):
         """
         if torch.compiler.is_compiling():
             return super().forward(batch, *args, **kwargs)
+        self.require_fitted("score with")
         images = frames(batch, self.model.bit_depth).to(self.device)
-        was_training = self.training
-        if was_training:  # what a model in training computes is no score
-            self.require_fitted("score with")
-            self.eval()
-        try:
-            return super().forward(images, *args, **kwargs)
-        finally:
-            if was_training:
-                self.train()
+        # by what scores in any mode: a mode switched and switched back would be another thread's meanwhile
+        predicted = self.model.hear(images if self.pre_processor is None else self.pre_processor(images)).predicted
+        return predicted if self.post_processor is None else self.post_processor(predicted)
 
 
 class _TrueRange(Callback):
     """A hook of the model itself would do, but that Lightning warns of each use of it beside a data module."""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is left out."""
+        del pl_module
+        loaders = trainer.predict_dataloaders
+        for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+            _tell_left_out(trainer, getattr(getattr(loader, "dataset", None), "image_filenames", None))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         del trainer, batch_idx
@@ -125,6 +134,19 @@ class _TrueRange(Callback):
 
     on_test_batch_start = on_validation_batch_start
     on_predict_batch_start = on_validation_batch_start
+
+
+def _tell_left_out(trainer: Trainer, paths: Sequence[Any] | None) -> None:
+    """Say which pictures beside those of a data set are left out, which anomalib does without a word."""
+    others = left_out(paths or []) if trainer.is_global_zero else None
+    if others:
+        said = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
+        logger.warning(
+            "%d pictures beside those that are read are left out: %s. anomalib reads files named %s.",
+            others.total(),
+            said,
+            ", ".join(sorted(SUFFIXES)),
+        )
 
 
 def _data_set(trainer: Trainer, number: int) -> Any:  # noqa: ANN401

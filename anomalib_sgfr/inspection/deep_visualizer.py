@@ -1,4 +1,4 @@
-"""Result pictures of what a camera of more than 8 bits gives."""
+"""Result pictures of what a camera of more than 8 bits gives, and upright."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ import numpy as np
 from anomalib.visualization import ImageVisualizer
 from PIL import Image
 
-from anomalib_sgfr.pictures.files import is_deep
+from anomalib_sgfr.pictures.files import header
 from anomalib_sgfr.pictures.reading import picture
 
 __all__ = ["DeepVisualizer"]
 
 
 class DeepVisualizer(ImageVisualizer):
-    """anomalib's, but that pictures of more than 8 bits are drawn at their true range.
+    """anomalib's, but that pictures of more than 8 bits are drawn at their true range, and turned ones upright.
 
-    anomalib opens the files itself, which clips such pictures to white. It is shown copies in 8 bits, under the same
-    names, while it draws.
+    anomalib opens the files itself, which clips such pictures to white. It is shown upright copies in 8 bits, under the
+    same names, while it draws.
     """
 
     def on_test_batch_end(
@@ -39,14 +39,14 @@ class DeepVisualizer(ImageVisualizer):
 
 @contextmanager
 def _in_8_bits(batch: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
-    """Let deep files of a batch be copies of them, whose paths end as theirs do."""
+    """Let files of a batch that anomalib misreads be copies of them, whose paths end as theirs do."""
     paths = list(getattr(batch, "image_path", None) or ())
-    deep = [path for path in paths if path is not None and Path(path).is_file() and is_deep(path)]
-    if not deep:
+    misread = [path for path in paths if path is not None and Path(path).is_file() and not header(path).is_plain]
+    if not misread:
         yield
         return
     with TemporaryDirectory() as scratch:
-        shown = {path: Path(scratch, *Path(path).absolute().parts[1:]) for path in deep}
+        shown = {path: Path(scratch, *Path(path).absolute().parts[1:]) for path in misread}
         for path, copy in shown.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
             values = np.round(255.0 * picture(path, bit_depth)).astype(np.uint8)

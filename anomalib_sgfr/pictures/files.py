@@ -1,7 +1,10 @@
 """What a picture's file holds, when that is more than 8 bits a value: Pillow alone would clip or drop bits."""
 
+import os
 import re
-from collections.abc import Callable, Sequence
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -10,13 +13,52 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-__all__ = ["Stored", "depth_of", "is_deep", "more_than_8_bits", "spread", "stored"]
+__all__ = [
+    "NOT_READ",
+    "SUFFIXES",
+    "Header",
+    "Stored",
+    "depth_of",
+    "header",
+    "is_deep",
+    "left_out",
+    "more_than_8_bits",
+    "spread",
+    "stored",
+    "upright",
+]
+
+# Of pictures in folders: those that are read, as anomalib does, and others.
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+NOT_READ = frozenset(
+    {
+        ".apng",
+        ".avif",
+        ".dib",
+        ".dng",
+        ".exr",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jxl",
+        ".pbm",
+        ".pcx",
+    }
+    | {".pfm", ".pnm", ".raw", ".tga"}
+)
 
 _DEPTHS = (8, 10, 12, 14, 16)
 _HEADERS, _PICTURES = 1000, 64  # looked at, at most, to tell the depth of a set
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = ExifTags.Base.Orientation
+_UPRIGHT = 1
+_KIND_OF_PAGE = 254  # tag of TIFF: NewSubfileType
+_SMALLER_OR_MASK = 0b101  # bits of it: a page that is a thumbnail, or a mask, of another
+_MOST_PAGES = 1000
 _CONTAINER = 16  # bits; says nothing of the camera
 _ORIENTED: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda values: values[:, ::-1],
@@ -43,8 +85,27 @@ class Stored(NamedTuple):
     significant: int = 0
 
 
-def is_deep(path: Path | str) -> bool:
-    """Whether a file holds more than 8 bits a value, by its first bytes; those of no picture are not deep.
+class Header(NamedTuple):
+    """What the first bytes of a file say of it; nothing of what is no picture.
+
+    Attributes:
+        is_deep (bool): Whether it holds more than 8 bits a value.
+        is_turned (bool): Whether its EXIF orientation is another than upright, and Pillow does not turn it by itself.
+        has_pages (bool): Whether it holds several pictures, of which the first is read.
+    """
+
+    is_deep: bool = False
+    is_turned: bool = False
+    has_pages: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether anomalib reads the file right."""
+        return not (self.is_deep or self.is_turned)
+
+
+def header(path: Path | str) -> Header:
+    """Look at the first bytes of a file; decodes no pixel.
 
     Raises:
         OSError: If there is no such file.
@@ -52,33 +113,136 @@ def is_deep(path: Path | str) -> bool:
     with Path(path).open("rb") as file:
         head = file.read(32)
         if head.startswith(_PNG):
-            return head[24:25] > b"\x08"
+            tagged, animated = _png_chunks(file)
+            return Header(head[24:25] > b"\x08", tagged and _is_turned(path), animated)
         if head.startswith(_TIFF[:2]):
-            return _tiff_bits(file, head) > 8  # noqa: PLR2004
+            bits, pages = _tiff_pages(file, head)
+            return Header(bits > 8, has_pages=pages > 1)  # noqa: PLR2004
+    if head.startswith(b"\xff\xd8\xff"):
+        return Header(is_turned=_is_turned(path))
+    if head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X":
+        flags = head[20]
+        return Header(is_turned=bool(flags & 0b1100) and _is_turned(path), has_pages=bool(flags & 0b10))
     if head.startswith(_TIFF) or re.match(rb"P[2356fF]\s", head):
         with Image.open(path) as opened:
-            return more_than_8_bits(opened)
-    return False
+            return Header(more_than_8_bits(opened), has_pages=getattr(opened, "n_frames", 1) > 1)
+    return Header()
 
 
-def _tiff_bits(file: BinaryIO, head: bytes) -> int:
-    """Bits a value of the first picture; Pillow would take ten times as long, and knows not all."""
+def is_deep(path: Path | str) -> bool:
+    """Whether a file holds more than 8 bits a value, by its first bytes; those of no picture are not deep.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    return header(path).is_deep
+
+
+def _is_turned(path: Path | str) -> bool:
+    try:
+        with Image.open(path) as opened:
+            return _orientation(opened) in _ORIENTED
+    except (OSError, SyntaxError, ValueError):  # a damaged file is refused by what reads it
+        return False
+
+
+def _orientation(image: Image.Image) -> Any:  # noqa: ANN401
+    try:
+        return image.getexif().get(_ORIENTATION, _UPRIGHT)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):  # damaged: it says nothing
+        return _UPRIGHT
+
+
+def upright(values: NDArray[Any], image: Image.Image) -> NDArray[Any]:
+    """Turn pixels as the EXIF orientation of their picture says.
+
+    Args:
+        values (NDArray): Shape ``(H, W)`` or ``(H, W, C)``, as Pillow gives them.
+        image (Image.Image): The picture, which Pillow has read: TIFF is turned by then, and says so.
+
+    Returns:
+        NDArray: Shape ``(H, W)`` or ``(W, H)``, and channels.
+    """
+    turn = _ORIENTED.get(_orientation(image))
+    return values if turn is None else turn(values)
+
+
+def _png_chunks(file: BinaryIO) -> tuple[bool, bool]:
+    """Whether a PNG has a chunk that may hold an orientation, and whether it is animated."""
+    tagged = animated = False
+    for name, _ in _chunks(file):
+        if name in {b"eXIf", b"zTXt", b"iTXt", b"tEXt"}:
+            tagged |= name == b"eXIf" or file.read(30).startswith((b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"))
+        animated |= name == b"acTL"
+    return tagged, animated
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Name and length of each chunk of a PNG, with the file where its content begins."""
+    place = len(_PNG)
+    while True:
+        file.seek(place)
+        head = file.read(8)
+        if len(head) < 8:  # noqa: PLR2004
+            return
+        length = int.from_bytes(head[:4], "big")
+        yield head[4:], length
+        place += length + 12
+
+
+def _tiff_pages(file: BinaryIO, head: bytes) -> tuple[int, int]:
+    """Bits a value of the first picture, and the number of pictures that are no smaller copy or mask of another.
+
+    Pillow would take ten times as long, and knows not all.
+    """
     order: Literal["little", "big"] = "little" if head.startswith(b"II") else "big"
 
     def numbers(content: bytes, width: int) -> list[int]:
         return [int.from_bytes(content[at : at + width], order) for at in range(0, len(content), width)]
 
-    file.seek(numbers(head[4:8], 4)[0])
-    entries = file.read(12 * numbers(file.read(2), 2)[0])
-    for at in range(0, len(entries), 12):
-        tag, _ = numbers(entries[at : at + 4], 2)
-        if tag == TiffImagePlugin.BITSPERSAMPLE:
-            count, where = numbers(entries[at + 4 : at + 12], 4)
-            if count <= 2:  # noqa: PLR2004
-                return max(numbers(entries[at + 8 : at + 12], 2)[:count])
-            file.seek(where)
-            return max(numbers(file.read(2 * count), 2), default=1)
-    return 1
+    bits, pages, seen = 0, 0, set[int]()
+    (place,) = numbers(head[4:8], 4) or [0]
+    while place and place not in seen and len(seen) < _MOST_PAGES:
+        seen.add(place)
+        file.seek(place)
+        content = file.read(2)
+        if len(content) < 2:  # noqa: PLR2004  # cut short
+            break
+        entries = file.read(12 * numbers(content, 2)[0])
+        following = numbers(file.read(4), 4)
+        place = following[0] if following else 0
+        kind, its_bits = 0, 1
+        for at in range(0, len(entries), 12):
+            tag, _ = numbers(entries[at : at + 4], 2)
+            if tag == _KIND_OF_PAGE:
+                kind = numbers(entries[at + 8 : at + 12], 4)[0]
+            if tag == TiffImagePlugin.BITSPERSAMPLE and not bits:
+                count, where = numbers(entries[at + 4 : at + 12], 4)
+                if count <= 2:  # noqa: PLR2004
+                    its_bits = max(numbers(entries[at + 8 : at + 12], 2)[:count])
+                else:
+                    file.seek(where)
+                    its_bits = max(numbers(file.read(2 * count), 2), default=1)
+        bits = bits or its_bits
+        pages += not kind & _SMALLER_OR_MASK
+    return bits, pages
+
+
+def left_out(paths: Sequence[Path | str]) -> Counter[str]:
+    """Pictures beside those that are read, and in folders below, whose suffix says that they are not.
+
+    Args:
+        paths (Sequence[Path | str]): Those that are read.
+
+    Returns:
+        Counter[str]: How many there are of each suffix.
+    """
+    if not paths:
+        return Counter()
+    folder = Path(os.path.commonpath([Path(path).absolute().parent for path in paths]))
+    # a single one may be the one file that was asked for, of a folder of many kinds
+    found = folder.iterdir() if len(paths) == 1 else folder.rglob("*")
+    return Counter(path.suffix.lower() for path in found if path.suffix.lower() in NOT_READ and path.is_file())
 
 
 def more_than_8_bits(opened: Image.Image) -> bool:
@@ -129,10 +293,11 @@ def _stored(path: Path | str) -> Stored:
             grey = opened.mode.startswith("I;16")
             if opened.format == "PNG":
                 values = np.array(opened) if grey else _png_in_colour(path)
-                return Stored(values, significant=_significant_bits(path))
-            if isinstance(opened, TiffImagePlugin.TiffImageFile) and grey and opened.tag_v2.get(_ORIENTATION, 1) == 1:
-                _require_white_above_black(path, opened.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
-                bits = opened.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (_CONTAINER,))[0]
+                return Stored(upright(values, opened), significant=_significant_bits(path))
+            tags = opened.tag_v2 if isinstance(opened, TiffImagePlugin.TiffImageFile) else {}
+            if tags and grey and tags.get(_ORIENTATION, _UPRIGHT) == _UPRIGHT:
+                _require_white_above_black(path, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
+                bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (_CONTAINER,))[0]
                 return Stored(np.array(opened), _full(bits))
     except UnidentifiedImageError:
         with Path(path).open("rb") as file:
@@ -176,11 +341,11 @@ def _png_in_colour(path: Path | str) -> NDArray[Any]:
 def _significant_bits(path: Path | str) -> int:
     """Of a PNG, by its chunk ``sBIT``, which comes before the values."""
     with Path(path).open("rb") as file:
-        file.seek(len(_PNG))
-        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":  # noqa: PLR2004
-            content = file.read(int.from_bytes(head[:4], "big") + 4)
-            if head[4:] == b"sBIT":
-                return max(content[:-4])
+        for name, length in _chunks(file):
+            if name == b"sBIT":
+                return max(file.read(length), default=0)
+            if name == b"IDAT":
+                break
     return 0
 
 
@@ -199,8 +364,8 @@ def _tiff(path: Path | str) -> Stored:
     _require_white_above_black(path, photometric)
     values = np.moveaxis(values, 0, -1) if planes else values
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 2 else values  # noqa: PLR2004  # alpha
-    turn = _ORIENTED.get(orientation.value if orientation else 1)
-    return Stored(turn(values) if turn else values, _full(bits))
+    turn = _ORIENTED.get(orientation.value if orientation else _UPRIGHT, np.asarray)
+    return Stored(turn(values), _full(bits))
 
 
 def _require_white_above_black(path: Path | str, photometric: int) -> None:

@@ -1,5 +1,7 @@
 """A path, a Pillow picture or an array, read as RGB between 0 and 1 at its true range, or refused by name."""
 
+import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.pictures.files import Stored, is_deep, more_than_8_bits, stored
+from anomalib_sgfr.pictures.files import Stored, header, more_than_8_bits, stored, upright
 
-__all__ = ["ROUNDING", "picture", "require_depth"]
+__all__ = ["ROUNDING", "picture", "require_depth", "tell_of_pages"]
+
+logger = logging.getLogger(__name__)
 
 _CHANNELS = (1, 3, 4)
 ROUNDING = 1e-3  # what rounding may have added to 1
@@ -29,8 +33,9 @@ def require_depth(bit_depth: int | None) -> None:
 def picture(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa: ANN401
     """Read a picture.
 
-    Those of 8 bits come out as anomalib reads them. A value of more bits is divided by what the file says is white; if
-    it does not say, by the largest number of ``bit_depth`` bits.
+    Those of 8 bits come out as anomalib reads them, but upright: turned as their EXIF orientation says, whatever the
+    format. A value of more bits is divided by what the file says is white; if it does not say, by the largest number of
+    ``bit_depth`` bits. Of a file of several pages or frames the first is read, and a warning names the file.
 
     Args:
         source (Any): A path, a Pillow picture, or an array or tensor: grey, RGB or RGBA, ``(H, W)``, ``(H, W, C)`` or
@@ -46,9 +51,18 @@ def picture(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa: AN
         TypeError: If it is something else.
     """
     if isinstance(source, str | Path):
-        if is_deep(source):
+        found = header(source)
+        if found.has_pages:
+            tell_of_pages(str(source))
+        if found.is_deep:
             return _unit(stored(source), bit_depth, str(source))
         with Image.open(source) as opened:
+            if more_than_8_bits(opened):
+                msg = (
+                    f"{source}: of {opened.format} pictures those of 8 bits are read: save it as PNG or TIFF, which "
+                    "keep all of its bits."
+                )
+                raise ValueError(msg)
             return _eight_bits(opened)
     if isinstance(source, Image.Image):
         return _pillow(source, bit_depth)
@@ -56,14 +70,21 @@ def picture(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa: AN
     return _unit(Stored(_channels_last(values)), bit_depth, "the picture")
 
 
+@lru_cache(1024)  # once a file
+def tell_of_pages(name: str) -> None:
+    """Warn that a file holds more pictures than the one that is read."""
+    logger.warning("%s holds several pages or frames: the first is read, the others are not inspected.", name)
+
+
 def _eight_bits(image: Image.Image) -> NDArray[np.float32]:
     # by multiplication, as torchvision does, to the last bit
-    return np.asarray(image.convert("RGB"), np.float32) * np.float32(1.0 / 255.0)
+    values = np.asarray(image.convert("RGB"), np.float32) * np.float32(1.0 / 255.0)
+    return np.ascontiguousarray(upright(values, image))
 
 
 def _pillow(image: Image.Image, bit_depth: int) -> NDArray[np.float32]:
     if image.mode.startswith(("I", "F")):
-        return _unit(Stored(np.asarray(image)), bit_depth, "the picture")
+        return _unit(Stored(upright(np.asarray(image), image)), bit_depth, "the picture")
     if more_than_8_bits(image):
         msg = "Pillow keeps 8 of this file's bits: pass its path, and it is read whole."
         raise ValueError(msg)
@@ -128,7 +149,9 @@ def _too_large(name: str, highest: int, full: int | None, bit_depth: int) -> str
     bits = highest.bit_length()
     if bits > 16:  # noqa: PLR2004
         return f"{name} holds values up to {highest}, more than 16 bits: save it with 16, or as floats between 0 and 1."
+    needed = bits + bits % 2
     return (
         f"{name} holds values up to {highest}, more than the {bit_depth} bits that are read here: "
-        f"pass bit_depth={bits + bits % 2}, and fit again if the model learnt pictures of {bit_depth} bits as such."
+        f"pass bit_depth={needed} (--model.bit_depth {needed}), and fit again if the model learnt pictures of "
+        f"{bit_depth} bits as such."
     )

@@ -296,7 +296,7 @@ def test_the_example_runs_without_pytorch(
     assert len(list((tmp_path / "out").rglob("*.png.png"))) == 12
     scores = {"bad": [], "good_test": []}  # type: ignore[var-annotated]
     for row in rows:
-        scores[Path(row["file"]).parent.name].append(float(row["score"]))
+        scores[Path(row["image"]).parent.name].append(float(row["score"]))
     assert min(scores["bad"]) > max(scores["good_test"])
 
 
@@ -350,7 +350,7 @@ def run_example(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def table(folder: Path) -> dict[str, float]:
     with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
-        return {Path(row["file"]).name: float(row["score"]) for row in csv.DictReader(file)}
+        return {Path(row["image"]).name: float(row["score"]) for row in csv.DictReader(file)}
 
 
 def test_the_example_scores_deep_pictures_as_the_engine_does_and_leaves_its_own_output_alone(

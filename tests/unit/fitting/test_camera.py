@@ -1,6 +1,8 @@
 """A 12-bit camera, mixed sets, frames in memory: what a model does with pictures, from fit to prediction."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,15 @@ def fitted(camera: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr
     (figures,) = engine.test(model, datamodule=data(camera))
     engine.trainer.save_checkpoint(folder / "model.ckpt")
     return model, folder / "model.ckpt", dict(figures)
+
+
+@pytest.fixture
+def often_switched() -> Iterator[None]:
+    """Threads take turns a thousand times as often as they do."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(interval / 1000)
+    yield
+    sys.setswitchinterval(interval)
 
 
 def engine_score(model: Sgfr, path: Path, folder: Path) -> float:
@@ -248,3 +259,91 @@ def test_result_pictures_show_what_the_camera_saw(camera: Path, tmp_path: Path) 
         difference = np.abs(shown[20:, :, 0] - expected[20:])  # the name of the field stands above
         assert np.median(difference) < 6
     assert {str(path) for path in module.test_data.samples.image_path} >= {str(camera / "bad" / "0.tif")}
+
+
+def test_a_loaded_model_scores_alike_from_eight_threads(
+    fitted: tuple[Sgfr, Path, dict[str, float]], camera: Path, often_switched: None
+) -> None:
+    del often_switched
+    model = Sgfr.load_from_checkpoint(fitted[1], visualizer=False, evaluator=False)
+    assert model.training  # as Lightning restores it
+    paths = [str(path) for path in sorted((camera / "bad").iterdir()) + sorted((camera / "good_test").iterdir())]
+    expected = {path: float(model(path).pred_score) for path in paths}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda path: (path, float(model(path).pred_score)), paths * 12))
+    assert len(set(expected.values())) == len(paths)
+    assert {path: {score for name, score in found if name == path} for path in paths} == {
+        path: {score} for path, score in expected.items()
+    }
+    assert model.training
+
+
+def test_the_mode_is_nothing_that_a_score_follows_from(
+    fitted: tuple[Sgfr, Path, dict[str, float]], camera: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = fitted[0], str(camera / "bad" / "0.tif")
+    scores = [float(model.train(mode)(path).pred_score) for mode in (True, False)]
+    assert scores[0] == scores[1]
+    model.train()
+    for name in ("train", "eval"):  # nor does a call change it
+        monkeypatch.setattr(Sgfr, name, None)
+    assert float(model(path).pred_score) == scores[0]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_turned_pictures_are_learnt_scored_and_shown_upright(suffix: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned to the right
+    options = {"lossless": True} if suffix == ".webp" else {"quality": 100} if suffix == ".jpg" else {}
+    for kind, number, defect in (("good", 6, False), ("good_test", 1, False), ("bad", 1, True)):
+        for index in range(number):
+            values = (frame(100 * len(kind) + index, defect=defect)[:, :48] >> 4).astype(np.uint8)
+            for folder, picture, tag in (("upright", values, None), ("turned", np.rot90(values), exif)):
+                path = tmp_path / folder / kind / f"{index}{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).convert("RGB").save(path, **({} if tag is None else {"exif": tag}), **options)
+    models = {}
+    for folder in ("upright", "turned"):
+        torch.manual_seed(0)
+        models[folder] = model_for(visualizer=True)
+        module = data(tmp_path / folder, train_batch_size=6)
+        engine = fit(models[folder], module, tmp_path / f"fit_{folder}")
+        engine.test(models[folder], datamodule=module)
+    close = 1e-2 if suffix == ".jpg" else 1e-5  # which is not the same when it is turned before
+    for kind in ("good_test", "bad"):
+        paths = [tmp_path / folder / kind / f"0{suffix}" for folder in ("upright", "turned")]
+        scores = [engine_score(model, path, tmp_path) for path in paths for model in models.values()]
+        scores += [float(models["upright"](str(path)).pred_score) for path in paths]
+        assert scores == pytest.approx([scores[0]] * 6, abs=close)
+    shown = [
+        np.asarray(Image.open(next((tmp_path / f"fit_{folder}").rglob(f"images/bad/0{suffix}"))).convert("L"), float)
+        for folder in models
+    ]
+    assert np.abs(shown[0] - shown[1]).mean() < 2
+
+
+def test_a_mask_of_a_picture_before_it_is_turned_is_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, mask = np.zeros((32, 48, 3), np.uint8), np.zeros((32, 48), np.uint8)
+    mask[4:8, 4:8] = 255
+    for kind, number in (("good", 2), ("good_test", 1), ("bad", 1)):
+        for index in range(number):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            noise = np.random.default_rng(index).integers(0, 255, image.shape, dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / kind / f"{index}.png", exif=exif)
+    write(tmp_path / "masks" / "0.png", mask)
+    with pytest.raises(ValueError, match=r"bad/0.png is turned .* to 48 x 32 pixels, its mask has 32 x 48: save the"):
+        fit(model_for(), folder_datamodule(tmp_path, eval_batch_size=1), tmp_path)
+
+
+def test_what_a_folder_holds_beside_is_said(
+    fitted: tuple[Sgfr, Path, dict[str, float]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(2):
+        write(tmp_path / "in" / f"{index}.png", frame(index))
+        Image.fromarray((frame(index) >> 4).astype(np.uint8)).save(tmp_path / "in" / f"{index}.gif")
+    Image.fromarray((frame(9) >> 4).astype(np.uint8)).save(tmp_path / "in" / "0.jp2")
+    batches = engine_in(tmp_path).predict(fitted[0], dataset=PredictDataset(tmp_path / "in"))
+    assert len(batches) == 2
+    assert "3 pictures beside those that are read are left out: 2 .gif, 1 .jp2" in caplog.text

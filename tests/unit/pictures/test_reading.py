@@ -17,7 +17,7 @@ from anomalib.data.utils import read_image
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.pictures.files import depth_of, is_deep, spread, stored
+from anomalib_sgfr.pictures.files import SUFFIXES, Header, depth_of, header, is_deep, left_out, spread, stored
 from anomalib_sgfr.pictures.reading import picture
 
 SIZE = (5, 7)
@@ -140,8 +140,11 @@ def test_pictures_of_8_bits_are_what_anomalib_reads(mode: str, suffix: str, tmp_
         image.save(path, **({"exif": exif} if suffix in {".png", ".jpg", ".tif", ".webp"} else {}))
     except OSError:
         pytest.skip("no such picture")
-    anomalibs = read_image(path, as_tensor=True)
+    turned = "exif" in Image.open(path).info and suffix != ".tif"  # which Pillow turns by itself
+    anomalibs: Any = read_image(path, as_tensor=True)
+    anomalibs = torch.rot90(anomalibs, -1, (1, 2)) if turned else anomalibs
     assert torch.equal(torch.from_numpy(picture(path)).permute(2, 0, 1), anomalibs)
+    assert header(path) == Header(is_turned=turned)
     assert np.array_equal(picture(Image.open(path)), picture(path))
     assert not is_deep(path)
 
@@ -269,3 +272,86 @@ def test_pictures_are_read_without_pytorch() -> None:
         "assert not {'torch', 'anomalib', 'cv2', 'tifffile'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def write_orientation(path: Path, values: Values, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if path.suffix == ".webp" else {"quality": 100, "subsampling": 0}
+    Image.fromarray(values).save(path, exif=exif, **(lossless if path.suffix in {".webp", ".jpg"} else {}))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_upright_whatever_its_format(orientation: int, tmp_path: Path) -> None:
+    values = drawn(8, 3)
+    write_orientation(tmp_path / "p.tif", values, orientation)
+    wanted = picture(tmp_path / "p.tif")
+    for suffix, tolerance in ((".png", 0.0), (".webp", 0.0), (".jpg", 0.2)):
+        path = tmp_path / f"p{suffix}"
+        write_orientation(path, values, orientation)
+        assert header(path).is_turned == (orientation > 1)
+        with Image.open(path) as opened:
+            for found in (picture(path), picture(opened), picture(opened.convert("RGB"))):
+                np.testing.assert_allclose(found, wanted, atol=tolerance)
+    # 16 bits, grey and in colour: values that Pillow reads, and those that it does not
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path = tmp_path / "deep.png"
+    for deep, like in ((values[..., 0], wanted[..., :1]), (values, wanted)):
+        write_png(path, deep.astype(np.uint16) * 257)
+        content = path.read_bytes()
+        for place in (33, len(content) - 12):  # before the values, and after them
+            path.write_bytes(content[:place] + chunk + content[place:])
+            assert header(path) == Header(is_deep=True, is_turned=orientation > 1)
+            np.testing.assert_allclose(picture(path, 16), np.broadcast_to(like, wanted.shape), atol=1e-6)
+
+
+def test_a_damaged_orientation_says_nothing(tmp_path: Path) -> None:
+    values = drawn(8, 3)
+    Image.fromarray(values).save(tmp_path / "p.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    Image.fromarray(values).save(tmp_path / "q.png", exif=b"Exif\0\0nothing of the kind")
+    for name in ("p.png", "q.png"):
+        assert not header(tmp_path / name).is_turned
+        np.testing.assert_allclose(picture(tmp_path / name), values / 255, atol=1e-6)
+
+
+def test_of_several_pages_the_first_is_read_and_the_file_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Image.fromarray(drawn(8, 3)[:, ::step]) for step in (1, -1))
+    for name, options in (("p.tif", {}), ("p.png", {}), ("p.webp", {"lossless": True})):
+        first.save(tmp_path / name, save_all=True, append_images=[second], **options)
+        caplog.clear()
+        for _ in range(2):
+            np.testing.assert_allclose(picture(tmp_path / name), np.asarray(first) / 255, atol=1e-6)
+        (record,) = caplog.records
+        assert f"{tmp_path / name} holds several pages" in record.getMessage()
+    # a thumbnail beside the picture is no page
+    caplog.clear()
+    with tifffile.TiffWriter(tmp_path / "thumbnail.tif") as file:
+        file.write(drawn(16, 1), photometric="minisblack")
+        file.write(drawn(16, 1)[::2, ::2], photometric="minisblack", subfiletype=1)
+    picture(tmp_path / "thumbnail.tif", 16)
+    assert not caplog.records
+
+
+def test_deep_pictures_of_other_formats_are_refused_by_name(tmp_path: Path) -> None:
+    Image.fromarray(drawn(16, 1)).save(tmp_path / "p.jp2")
+    with pytest.raises(ValueError, match=r"p.jp2: of JPEG2000 pictures those of 8 bits are read: save it as PNG"):
+        picture(tmp_path / "p.jp2", 16)
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert set(IMG_EXTENSIONS) == SUFFIXES
+    names = ("a/0.png", "a/1.gif", "b/0.png", "b/c/2.GIF", "b/3.jp2", "b/notes.txt", "other.gif")
+    for name in names:
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).touch()
+    root = tmp_path / "root"
+    assert left_out([root / "a" / "0.png", root / "b" / "0.png"]) == {".gif": 3, ".jp2": 1}
+    assert left_out([root / "b" / "0.png"]) == {".jp2": 1}
+    assert not left_out([])
