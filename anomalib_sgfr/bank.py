@@ -129,20 +129,20 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
 
     @property
     def cover(self) -> Cover:
-        """The atoms with what they stand for; their offsets are not stored."""
+        """The atoms with what they stand for, in memory of its own; their offsets are not stored."""
         place = home(self.stored.device)
         atoms = self.atoms.to(place)
         unknown = torch.full_like(atoms, torch.nan, dtype=torch.float64)
         radius, count, squares, origin = (
-            part.to(place) for part in (self.radius, self.count, self.squares, self.origin)
+            part.clone().to(place) for part in (self.radius, self.count, self.squares, self.origin)
         )
         return Cover(atoms, radius, count, squares, origin, unknown)
 
     @property
     def state(self) -> BankState:
-        """All that is kept; ``set(*state)`` takes it up again."""
-        thumbnails = self.thumbnails if self.thumbnails.numel() else None
-        nuisance = self.nuisance if self.nuisance.numel() else None
+        """All that is kept, in memory of its own; ``set(*state)`` takes it up again."""
+        thumbnails = self.thumbnails.clone() if self.thumbnails.numel() else None
+        nuisance = self.nuisance.clone() if self.nuisance.numel() else None
         return BankState(self.cover, float(self.threshold), thumbnails, float(self.nominal), nuisance)
 
     def set(
@@ -191,8 +191,8 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         if bool(atoms.all()) or not bool(atoms.any()):
             return self
         fewer = Bank(self.solver, self.num_atoms, self.regularisation)
-        fewer.stored, fewer.unit = self.stored[atoms.to(self.stored.device)], self.unit
-        fewer.nominal = self.nominal
+        fewer.stored, fewer.unit = self.stored[atoms.to(self.stored.device)], self.unit.clone()
+        fewer.nominal = self.nominal.clone()
         fewer._derive()  # of this class
         return fewer
 
@@ -286,9 +286,10 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         """Made for the atoms in use, where they are; kept until they are others, or elsewhere."""
         if torch.compiler.is_compiling():
             return kernels.columns_of(index)
-        if self._kept is None or self._kept[0] is not index.atoms:
-            self._kept = index.atoms, kernels.columns_of(index)
-        return self._kept[1]
+        kept = self._kept  # another thread may replace it
+        if kept is None or kept[0] is not index.atoms:
+            self._kept = kept = index.atoms, kernels.columns_of(index)
+        return kept[1]
 
     def lengths(self, embedding: Tensor) -> Tensor:
         """What cannot be rebuilt of embedding maps.

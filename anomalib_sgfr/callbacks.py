@@ -1,5 +1,7 @@
 """Lightning callback that learns the banks while the training images stream past."""
 
+import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -9,6 +11,8 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from anomalib_sgfr.core.geometry import origins, to_patches
@@ -16,8 +20,11 @@ from anomalib_sgfr.core.sampling import LARGEST, SubspaceSampler
 from anomalib_sgfr.fitting.artefacts import Reason, damage, unreadable
 from anomalib_sgfr.fitting.distributed import is_padding
 
-__all__ = ["SubspaceSampling"]
+__all__ = ["SubspaceSampling", "require_whole_pass"]
 
+logger = logging.getLogger(__name__)
+
+_SEED = "PL_GLOBAL_SEED"  # Lightning's name for the seed of its distributed sampler
 _STEPS = 2  # batches that wait to be sampled, at most
 _PATHS = 10_000  # of images whose patches are no atoms any more, before they are forgotten
 
@@ -28,6 +35,28 @@ def _worth_a_worker(where: Tensor) -> bool:
 
 def _finite(embedding: Tensor) -> bool:
     return bool(torch.isfinite(embedding).all())
+
+
+def require_whole_pass(trainer: Trainer) -> None:
+    """Refuse a trainer that validates before all training images were seen: the banks would be made without the rest.
+
+    anomalib's Engine takes over the model's ``trainer_arguments``; a trainer of Lightning's own has to be given them.
+
+    Args:
+        trainer (Trainer): With its data loaders set up.
+
+    Raises:
+        ValueError: If validation comes earlier in the first epoch than at its end.
+    """
+    in_first_epoch = trainer.enable_validation and trainer.check_val_every_n_epoch in {None, 1}
+    every = trainer.val_check_batch  # None for so many seconds
+    if in_first_epoch and (every is None or every < trainer.num_training_batches):
+        got = getattr(trainer, "val_check_interval", "a time")
+        msg = (
+            f"the trainer's val_check_interval must be 1.0, got {got}: Sgfr learns from all training images before it "
+            "validates. Trainer(**model.trainer_arguments) has what it needs."
+        )
+        raise ValueError(msg)
 
 
 class SubspaceSampling(Callback):
@@ -63,6 +92,9 @@ class SubspaceSampling(Callback):
         self._room = _PATHS
         self._already_seen = 0
         self._started = 0.0
+        self._batches = 0  # of training images, in this fit
+        self._is_partial_told = self._has_validated = False
+        self._global_seed: tuple[str | None] | None = None  # the variable of before, while another one stands for it
 
     @property
     def samplers(self) -> list[SubspaceSampler]:
@@ -79,9 +111,41 @@ class SubspaceSampling(Callback):
         """Patches of all scales that the samplers know of."""
         return sum(sampler.patches_seen_ for sampler in self.samplers)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the model's seed order the images of several processes too: Lightning's sampler has its own seed."""
+        seed = getattr(pl_module, "seed", None)
+        if seed is not None and isinstance(trainer.strategy, ParallelStrategy):
+            self._global_seed = (os.environ.get(_SEED),)
+            os.environ[_SEED] = str(seed)
+
+    def _restore_global_seed(self) -> None:
+        if self._global_seed is not None:
+            (before,), self._global_seed = self._global_seed, None
+            os.environ.pop(_SEED) if before is None else os.environ.update({_SEED: before})
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to validate before the fit.
+
+        Raises:
+            ValueError: If there is nothing to validate with.
+        """
+        if not getattr(pl_module, "_is_fitted", True):
+            msg = (
+                f"the trainer's num_sanity_val_steps must be 0, got {trainer.num_sanity_val_steps}: Sgfr cannot "
+                "validate before it is fitted. Trainer(**model.trainer_arguments) has what it needs."
+            )
+            raise ValueError(msg)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start fresh samplers."""
-        del trainer
+        """Start fresh samplers.
+
+        Raises:
+            ValueError: As :func:`require_whole_pass`.
+        """
+        self._restore_global_seed()
+        require_whole_pass(trainer)
+        self._batches = 0
+        self._is_partial_told = self._has_validated = False
         self.samplers = cast("Callable[[], list[SubspaceSampler]]", pl_module.new_samplers)()
         self.images = dict(enumerate(cast("Callable[[], list[str]]", pl_module.images_known)()))
         self.seen = []
@@ -105,7 +169,10 @@ class SubspaceSampling(Callback):
         """
         if not self._samplers or not isinstance(outputs, Mapping):
             return
+        self._batches += 1
         embeddings = outputs["embeddings"]
+        if _worth_a_worker(embeddings[0]):  # which reads them later: whoever made them may use their memory again
+            embeddings = [part.clone() for part in embeddings]
         images = len(batch.image)
         paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
         numbers = self._numbers(batch.image_path, images, embeddings[0].device)
@@ -189,6 +256,41 @@ class SubspaceSampling(Callback):
             self._room = len(self.images) + _PATHS
         return numbers
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say before the banks are made if images are left out of them."""
+        del pl_module
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._tell_if_partial(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that nothing is left to wait for."""
+        del pl_module
+        self._has_validated = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the fit after one pass, which is all that is learnt from, and the first validation after it."""
+        del pl_module
+        self._tell_if_partial(trainer)
+        if trainer.max_epochs != 1 and (self._has_validated or not trainer.enable_validation):
+            logger.info("Sgfr learns in one pass over the training images: the fit ends, whatever max_epochs is.")
+            trainer.should_stop = True
+
+    def _tell_if_partial(self, trainer: Trainer) -> None:
+        """Warn once of batches that the trainer leaves out."""
+        loader: Any = trainer.train_dataloader
+        try:
+            batches = len(loader)
+        except TypeError:  # a stream, or several loaders
+            return
+        if 0 < self._batches < batches and not self._is_partial_told and trainer.is_global_zero:
+            logger.warning(
+                "The banks are made of %d of %d batches of training images: the trainer's limit_train_batches, "
+                "max_steps or max_time leaves out the rest.",
+                self._batches,
+                batches,
+            )
+        self._is_partial_told = True
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free the samplers' stores."""
         del trainer, pl_module
@@ -202,5 +304,6 @@ class SubspaceSampling(Callback):
                 exception.add_note(Reason(wrong))
             for path, reason in unreadable(trainer, exception):
                 exception.add_note(Reason(f"{path} cannot be read: {reason}"))
+        self._restore_global_seed()
         self._free()
         cast("Callable[[], None]", pl_module.abandon_fit)()

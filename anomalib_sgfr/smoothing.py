@@ -74,15 +74,16 @@ class Smoothing:
     def _matrix(self, before: int, after: int, device: torch.device) -> Tensor:
         """What both do along one axis, shape ``(after, before)``."""
         key = (before, after, device)
-        if key not in self._matrices:
+        kept = self._matrices  # replaced, never changed: another thread may be reading it
+        matrix = kept.get(key)
+        if matrix is None:
             unit = torch.eye(before, dtype=torch.float32, device=device)[:, None, :, None]  # a one in each place
             spread = interpolate(unit, (after, 1))
             if isinstance(self._blur, Blur):
                 spread = self._blur.downwards(spread)
-            while len(self._matrices) >= _KEPT:
-                self._matrices.pop(next(iter(self._matrices)))
-            self._matrices[key] = spread[:, 0, :, 0].T.contiguous()
-        return self._matrices[key]
+            matrix = spread[:, 0, :, 0].T.contiguous()
+            self._matrices = dict([*kept.items(), (key, matrix)][-_KEPT:])
+        return matrix
 
 
 def interpolate(residuals: Tensor, size: Sequence[int]) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core.cover import Cover
+from anomalib_sgfr.core.linear_algebra import middle, ridge_spectrum
 from anomalib_sgfr.core.search import nearest, search_index
 
 __all__ = ["Certificate", "ScaleCertificate", "certify"]
@@ -118,13 +119,17 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
 
     with :math:`D_j` the distance of the atom from its ``j``-th nearest; for ``"ridge"``,
     :math:`\|r\|^2 \le \beta^2 + \alpha` with the :math:`\alpha` of
-    :func:`~anomalib_sgfr.core.self_expression.ridge_operator`. Far from the origin, rounding may make ``"omp"`` take
-    another atom than the best, so that it is bounded by
+    :func:`~anomalib_sgfr.core.self_expression.ridge_operator`. On average over an atom's patches none is larger than at
+    the root of their mean squared distance (Jensen).
 
-    .. math:: \|r\|^2 \le \beta^2 + 2 (d + 4) \epsilon (\|a\| + \beta)^2,
+    Rounding may make a solver take another atom than the best. So :math:`\beta^2` grows by
 
-    with :math:`\epsilon` the precision of the atoms :math:`a` in :math:`d` dimensions. On average over an atom's
-    patches none is larger than at the root of their mean squared distance (Jensen).
+    .. math:: 2 (d + 4) \epsilon (\|a\| + \beta)^2 \quad\text{and}\quad 3 (d + 5) \epsilon (\|a - m\| + 2 \beta)^2
+
+    for ``"omp"`` and ``"affine"``, with :math:`\epsilon` the precision of the atoms :math:`a` in :math:`d` dimensions
+    and :math:`m` the centre of the search; for ``"affine"`` only where another atom is near enough to be taken. For
+    ``"ridge"``, the residual grows by :math:`(d + 4) \epsilon (\|a\| + \beta)`, and by the largest singular value of
+    the bank that counts as zero.
 
     Args:
         cover (Cover): Atoms and what they stand for.
@@ -136,23 +141,30 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
         ScaleCertificate: The bounds.
     """
     radius = cover.radius.double()
-    if solver == "affine" and num_atoms > 1 and regularisation > 0:
-        spread = _neighbour_distances(cover.atoms, min(num_atoms, len(cover.atoms)))
-        share = regularisation * (1.0 - 1.0 / spread.shape[1])
+    length, width = cover.atoms.double().norm(dim=1), cover.atoms.shape[1]
+    precision = torch.finfo(cover.atoms.dtype).eps
+    penalty, beyond = torch.zeros_like(radius), torch.zeros_like(radius)
+    spread, share = torch.zeros_like(radius)[:, None], 0.0
+    if solver == "omp":  # four times the error of a product of d values
+        penalty = 2.0 * (width + 4) * precision * (length + radius).square()
+    elif solver == "ridge":
+        _, singular, _, kept = ridge_spectrum(cover.atoms, regularisation)
+        penalty = penalty + regularisation * length.square().sum() / width
+        beyond = (width + 4) * precision * (length + radius) + torch.where(kept > 0, 0.0, singular).amax()
+    elif len(cover.atoms) > 1:
+        k = min(num_atoms, len(cover.atoms))
+        nearest_two = _neighbour_distances(cover.atoms, max(k, 2))
+        spread, share = nearest_two[:, :k], regularisation * (1.0 - 1.0 / k)
+        about = (cover.atoms - middle(cover.atoms)).double().norm(dim=1)
+        error = 3.0 * (width + 5) * precision * (about + 2.0 * radius).square()
+        near = nearest_two[:, 1] <= radius + (radius.square() + error).sqrt()
+        penalty = torch.where(near, error, 0.0)
 
-        def bound(distance: Tensor) -> Tensor:
-            return (distance.square() + share * (distance[:, None] + spread).square().mean(1)).sqrt()
-
-    else:
-        alpha = torch.zeros_like(radius)
-        length = cover.atoms.double().norm(dim=1)
-        if solver == "ridge":
-            alpha = alpha + regularisation * length.square().sum() / cover.atoms.shape[1]
-        elif solver == "omp":  # four times the error of a product of d values
-            alpha = 2.0 * (cover.atoms.shape[1] + 4) * torch.finfo(cover.atoms.dtype).eps * (length + radius).square()
-
-        def bound(distance: Tensor) -> Tensor:
-            return (distance.square() + alpha).sqrt()
+    def bound(distance: Tensor) -> Tensor:
+        squared = distance.square() + penalty
+        if share:
+            squared = squared + share * ((distance[:, None] + spread).square().mean(1) + penalty)
+        return squared.sqrt() + beyond
 
     high = bound(radius)
     means = torch.minimum(bound((cover.squares / cover.count.clamp_min(1)).sqrt()), high)

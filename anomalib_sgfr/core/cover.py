@@ -43,7 +43,7 @@ class Cover(NamedTuple):
 
     @classmethod
     def of(cls, points: Tensor, origin: Tensor | None = None) -> "Cover":
-        """Cover of embeddings ``(n, d)`` by themselves."""
+        """Cover of embeddings ``(n, d)`` by themselves; it shares their memory, and that of ``origin``."""
         zeros = torch.zeros_like(points[:, 0])
         if origin is None:
             origin = unknown_origins(len(points), points.device)

@@ -126,9 +126,12 @@ class SubspaceSampler:
             raise ValueError(msg)
         if len(embeddings) == 0:
             return
-        self._waiting.append(Cover.of(embeddings, origin))
         self.patches_seen_ += embeddings.shape[0]
-        if sum(len(part.atoms) for part in self._waiting) >= min(_TOGETHER, self.working_size):
+        waiting = sum(len(part.atoms) for part in self._waiting) + len(embeddings)
+        if waiting < min(_TOGETHER, self.working_size):  # kept as they are: the caller may use their memory again
+            self._waiting.append(Cover.of(embeddings.clone(), None if origin is None else origin.clone()))
+        else:
+            self._waiting.append(Cover.of(embeddings, origin))
             self._take_in()
 
     def _take_in(self) -> None:

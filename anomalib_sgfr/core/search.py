@@ -14,7 +14,6 @@ from anomalib_sgfr.core.linear_algebra import middle, require_finite
 __all__ = ["Index", "nearest", "search_index"]
 
 _GROUP = 8  # atoms whose least distance stands for them all while the nearest are looked for
-_FAR = 1e30  # squared distance of what only fills a group
 
 
 class Index(NamedTuple):
@@ -45,7 +44,9 @@ def search_index(bank: Tensor) -> Index:
     centre = middle(bank)
     atoms = bank - centre
     missing = -len(bank) % _GROUP
-    length = functional.pad(atoms.square().sum(1, keepdim=True), (0, 0, 0, missing), value=_FAR)
+    # what only fills a group is farther than any atom whose squared distance can be computed
+    far = torch.finfo(bank.dtype).max / 4.0
+    length = functional.pad(atoms.square().sum(1, keepdim=True), (0, 0, 0, missing), value=far)
     return Index(torch.cat((functional.pad(atoms, (0, 0, 0, missing)), length), 1), centre)
 
 

@@ -187,6 +187,27 @@ def test_a_bank_shares_nothing_with_where_its_atoms_came_from() -> None:
         other.set(*again.state)
 
 
+def test_what_is_read_of_a_bank_stays_as_it_was() -> None:
+    """Whatever the bank becomes: a state dict is loaded into the memory that is there."""
+    bank = learnt()
+    bank.set(*bank.state._replace(thumbnails=torch.ones(40, 24, 24, 3, dtype=torch.uint8), nuisance=torch.ones(1, 6)))
+    state, fewer, patches = bank.state, bank.some(torch.arange(40) < 20), torch.randn(9, 6)
+    expected, nominal = fewer.residuals(patches), fewer.nominal.clone()
+    again = Bank(num_atoms=3)
+    again.set(*state)
+    kept = {name: tensor.clone() for name, tensor in bank.named_buffers()}
+    other = learnt()
+    other.set(*other.state._replace(cover=other.cover._replace(atoms=9 * other.cover.atoms), nominal=7.0))
+    other.thumbnails = torch.zeros(40, 24, 24, 3, dtype=torch.uint8)
+    other.nuisance = torch.zeros(1, 6)
+    bank.load_state_dict(other.state_dict())
+    again.set(*state)
+    for name, tensor in again.named_buffers():
+        torch.testing.assert_close(tensor, kept[name], rtol=0, atol=0)
+    assert torch.equal(fewer.residuals(patches), expected)
+    assert torch.equal(fewer.nominal, nominal)
+
+
 def test_rows_of_a_state_carry_all_of_it() -> None:
     numbers = torch.arange(40, dtype=torch.uint8)
     state = learnt().state._replace(thumbnails=numbers[:, None, None, None].expand(-1, 24, 24, 3))

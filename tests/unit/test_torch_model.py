@@ -1,6 +1,8 @@
 """The torch model: from images to map and score."""
 
 import copy
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operato
 from anomalib_sgfr.features import tiling
 from anomalib_sgfr.features.layers import scales_of
 from anomalib_sgfr.scoring import residual_maps
+from anomalib_sgfr.smoothing import Blur, Smoothing
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -291,6 +294,47 @@ def test_few_matrices_are_kept_however_many_sizes_come() -> None:
     scores = torch.rand(1, 1, 4, 5)
     expected = functional.interpolate(scores, size=(30, 31), mode="bilinear", align_corners=False)
     torch.testing.assert_close(model.smoothed([scores], (30, 31))[0], GaussianBlur2d(sigma=4.0)(expected))
+
+
+def test_matrices_that_another_thread_may_be_reading_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalib_sgfr.smoothing._KEPT", 2)
+    smoothing = Smoothing(Blur(1.0))
+    for size in (8, 9, 8, 10, 11):
+        reading = smoothing._matrices
+        before = dict(reading)
+        smoothing(torch.ones(1, 1, 3, 4), (size, size))
+        assert reading.keys() == before.keys()
+
+
+def test_threads_of_ever_new_sizes_share_the_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever one thread evicts while another one computes."""
+    smoothing = Smoothing(Blur(1.0))
+    monkeypatch.setattr("anomalib_sgfr.smoothing._KEPT", 2)
+    expected = {size: Smoothing(Blur(1.0))(torch.ones(1, 1, 3, 4), (size, size)) for size in range(8, 20)}
+    errors: list[str] = []
+
+    def work(seed: int) -> None:
+        order = np.random.default_rng(seed)
+        for size in order.integers(8, 20, 100).tolist():
+            try:
+                found = smoothing(torch.ones(1, 1, 3, 4), (size, size))
+            except Exception as error:  # noqa: BLE001  # whatever a race brings
+                errors.append(repr(error))
+            else:
+                errors.extend(() if torch.equal(found, expected[size]) else [f"wrong at {size}"])
+
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []
+    assert len(smoothing) <= 2
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])

@@ -63,17 +63,23 @@ def formula(cover: Cover, solver: str, k: int, regularisation: float) -> tuple[n
     eps, width = float(torch.finfo(cover.atoms.dtype).eps), atoms.shape[1]
     found = []
     for atom, beta, number, total in zip(atoms, radius, count, squares, strict=True):
-        beside = np.sort(np.sqrt(((atoms - atom) ** 2).sum(1)))[:k]
+        beside = np.sort(np.sqrt(((atoms - atom) ** 2).sum(1)))
+        length, about = np.sqrt((atom**2).sum()), np.sqrt(((atom - atoms.mean(0)) ** 2).sum())
         values = []
         for distance in (beta, np.sqrt(total / number)):
-            energy = distance**2
+            energy, beyond = distance**2, 0.0
             if solver == "affine":
-                energy += regularisation * (1 - 1 / len(beside)) * ((distance + beside) ** 2).mean()
+                error = 3 * (width + 5) * eps * (about + 2 * beta) ** 2
+                error *= beside[1] <= beta + np.sqrt(beta**2 + error)
+                support = beside[:k]
+                share = regularisation * (1 - 1 / len(support))
+                energy += error + share * (((distance + support) ** 2).mean() + error)
             elif solver == "ridge":
                 energy += regularisation * (atoms**2).sum() / width
+                beyond = (width + 4) * eps * (length + beta)
             else:
-                energy += 2 * (width + 4) * eps * (np.sqrt((atom**2).sum()) + beta) ** 2
-            values.append(np.sqrt(energy))
+                energy += 2 * (width + 4) * eps * (length + beta) ** 2
+            values.append(np.sqrt(energy) + beyond)
         found.append((values[0], min(values)))
     return np.array(found)[:, 0], np.array(found)[:, 1]
 
@@ -136,6 +142,32 @@ def test_a_pursuit_far_from_the_origin_is_certified_too(offset: float, k: int, s
     found, certificate = residuals(points, cover.atoms, "omp", k, 0.0), certify(cover, "omp", k)
     assert float(found.max()) <= certificate.largest
     assert float(found.mean()) <= certificate.mean
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("width", [12, 100])
+@pytest.mark.parametrize(
+    ("solver", "k", "regularisation"),
+    [("ridge", 1, 0.0), ("ridge", 1, 1e-14), ("affine", 1, 0.0), ("affine", 5, 0.0), ("affine", 5, 1e-3)],
+)
+def test_what_rounding_leaves_of_the_atoms_themselves_is_certified_too(
+    solver: str, k: int, regularisation: float, width: int, apart: float, offset: float, dtype: torch.dtype
+) -> None:
+    """Pairs of atoms that products of 32 bits mistake for each other; directions that ridge has to take for none."""
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        one, shift = torch.randn(2, 40, width, generator=generator, dtype=dtype)
+        bank = torch.cat((one, one + apart * shift)) + offset
+        found = residuals(bank, bank, solver, k, regularisation)
+        certificate = certify(Cover.of(bank), solver, k, regularisation)
+        assert float(found.max()) <= certificate.largest
+        assert float(found.mean()) <= certificate.mean
+        precision = torch.finfo(dtype).eps
+        rounding = 2 * width * precision + 1e-5 if solver == "ridge" else 40 * (width * precision) ** 0.5
+        room = (80 * regularisation) ** 0.5 + rounding  # and not much above it
+        assert certificate.largest <= room * float(bank.norm(dim=1).max())
 
 
 def test_scales_add_up() -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.core import linear_algebra, sampling
-from anomalib_sgfr.core.certificate import Certificate, certify
-from anomalib_sgfr.core.cover import Cover
+from anomalib_sgfr.core.certificate import ScaleCertificate, certify
+from anomalib_sgfr.core.cover import Cover, centred
 from anomalib_sgfr.core.sampling import WORKING_SIZE, SubspaceSampler
 from anomalib_sgfr.core.selection import farthest_first
 from tests.conftest import coverage, distances
@@ -139,21 +140,34 @@ def test_duplicates_take_no_place() -> None:
 
 @pytest.mark.parametrize("bank_size", [3, 12])
 @pytest.mark.parametrize("resumed", [False, True])
-def test_neither_reading_nor_feeding_shares_the_store(bank_size: int, resumed: bool) -> None:
-    batches, origin = torch.randn(4, 6, 2), torch.arange(30).reshape(6, 5)
-    sampler = SubspaceSampler(bank_size, working_size=6)
-    given = [*batches.clone(), origin.clone()]
+@pytest.mark.parametrize("working_size", [6, 15, WORKING_SIZE])  # nothing waits, some batches, or all of them
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_neither_reading_nor_feeding_shares_the_store(
+    bank_size: int, resumed: bool, working_size: int, dtype: torch.dtype
+) -> None:
+    batches, origin = torch.randn(4, 6, 2), torch.arange(30, dtype=torch.int32).reshape(6, 5)
+    sampler = SubspaceSampler(bank_size, working_size=working_size)
+    given = [*batches.to(dtype), origin.clone()]
     if resumed:
         cover = Cover(*(part.clone() for part in Cover.of(batches[3], origin)))
         sampler.resume(cover, 0.1)
         given += list(cover)
     for batch in given[:4]:
         sampler.observe(batch, given[4])
+    assert bool(sampler._waiting) == (working_size > 6)
     before = Cover(*(part.clone() for part in sampler.cover()))
     for part in (*given, sampler.bank(), *sampler.learnt(6)[0], *sampler.cover()):
         part.fill_(77)
     for part, kept in zip(sampler.cover(), before, strict=True):
         assert torch.equal(part, kept)
+
+
+def test_a_buffer_that_every_batch_reuses_is_learnt_from_as_it_was() -> None:
+    points = torch.randn(900, 3)
+    buffer, sampler = torch.empty(30, 3), SubspaceSampler(40)
+    for batch in points.split(30):
+        sampler.observe(buffer.copy_(batch))
+    assert coverage(points, sampler.bank()) <= nearest_certificate(sampler).largest < 3.0
 
 
 def test_a_bad_batch_is_refused_and_changes_nothing() -> None:
@@ -204,7 +218,7 @@ def test_bad_arguments_are_named() -> None:
         SubspaceSampler(bank_size=3, tolerance=-1.0)
 
 
-def nearest_certificate(sampler: SubspaceSampler) -> Certificate:
+def nearest_certificate(sampler: SubspaceSampler) -> ScaleCertificate:
     """Certificate for the distance from the nearest atom."""
     return certify(sampler.cover(), "affine", num_atoms=1)
 
@@ -244,6 +258,30 @@ def test_within_the_tolerance_no_more_atoms_are_taken() -> None:
     bank = sampler.bank()
     assert 4 <= len(bank) < 40
     assert coverage(points, bank) <= nearest_certificate(sampler).largest <= 0.25 * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("share", [1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
+def test_a_tolerance_is_kept_but_for_rounding_and_the_radius_says_what_holds(share: float) -> None:
+    """Points nearer than 32 bits can tell, a thousandth of their length, are one point."""
+    centres = torch.randn(50, 6)
+    length = float((centres - centres.mean(0)).norm(dim=1).max())
+    tolerance = share * length
+    points = (centres[:, None] + 0.3 * tolerance * torch.randn(50, 20, 6)).flatten(0, 1)[torch.randperm(1000)]
+    sampler = SubspaceSampler(1000, tolerance=tolerance)
+    for batch in points.split(100):
+        sampler.observe(batch)
+    cover, threshold = sampler.learnt()
+    bank = Bank(num_atoms=1, regularisation=0.0)
+    bank.set(centred(cover, tolerance), threshold)
+    worst = []
+    for atoms, radius in ((cover.atoms, cover.radius), (bank.atoms, bank.radius)):
+        exact = torch.cdist(points.double(), atoms.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        worst.append(float(exact.max()))
+        assert worst[-1] <= float(radius.max()) * (1 + 1e-4)
+    assert worst[0] <= (tolerance**2 + 1e-6 * length**2) ** 0.5
+    assert worst[1] <= (tolerance**2 + 4e-6 * length**2) ** 0.5  # in 16 bits
+    assert (worst[0] > tolerance) == (share < 3e-3)
+    assert 50 <= len(cover.atoms) < 1000
 
 
 def test_blocks_do_not_change_what_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
