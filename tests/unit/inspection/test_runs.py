@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from anomalib.data import Folder, PredictDataset
+from anomalib.engine import Engine
 from lightning.pytorch import Callback
 
 from anomalib_sgfr import Sgfr
@@ -203,6 +204,7 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from anomalib.engine import Engine
+from anomalib.engine import Engine
 from lightning.pytorch import Callback
 from tests.conftest import folder_datamodule
 from tests.unit.inspection.test_runs import tiny
@@ -226,3 +228,21 @@ def test_a_killed_run_leaves_latest(parts: Path, datamodule: Folder, tmp_path: P
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (tmp_path / "Sgfr" / "parts" / "latest").resolve() == first.parents[2]
+
+
+def test_exports_of_two_checkpoints_are_both_kept(
+    datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = fitted(tmp_path, datamodule)
+    loose = tmp_path / "loose.ckpt"
+    loose.write_bytes(checkpoint.read_bytes())
+    made = [
+        Engine(logger=False).export(tiny(), "torch", ckpt_path=path, **root)
+        for path in (checkpoint, loose)
+        for root in ({}, {"export_root": Path("asked")})
+    ]
+    usual = Path("weights/torch/model.pt")
+    expected = [checkpoint.parents[2] / usual, "asked" / usual, tmp_path / "loose_export" / usual, "asked" / usual]
+    assert made == expected
+    assert not (tmp_path / "results").exists()
