@@ -41,7 +41,8 @@ demo: $(INSTALLED)-demo
 	@echo "Report:    $(RESULT)/report.html"
 	@echo "Heatmaps:  $(RESULT)/images"
 	@echo "Next, export for the edge:"
-	@echo "  $(BIN)/anomalib export --model Sgfr --ckpt_path $(RESULT)/weights/lightning/model.ckpt --export_type openvino"
+	@echo "  $(BIN)/anomalib export --model Sgfr --ckpt_path $(RESULT)/weights/lightning/model.ckpt \\"
+	@echo "    --export_type openvino --export_root $(RESULT)"
 
 # A file's tests share what they fitted, so a file goes to one worker; in their order, which has the long files first.
 TESTS := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

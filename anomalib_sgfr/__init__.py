@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anomalib_sgfr.inspection.score_table import ScoreTable
     from anomalib_sgfr.inspector import Inspection, Inspector
     from anomalib_sgfr.lightning_model import Sgfr
+    from anomalib_sgfr.predictions import Predictions
     from anomalib_sgfr.report.callback import Report
     from anomalib_sgfr.torch_model import SgfrModel
 
@@ -26,6 +27,7 @@ _HOME = {
     "Inspector": "inspector",
     "MimicView": "inspection.mimic_view",
     "NominalPostProcessor": "inspection.post_processing",
+    "Predictions": "predictions",
     "Report": "report.callback",
     "ScoreTable": "inspection.score_table",
     "Sgfr": "lightning_model",
@@ -41,6 +43,7 @@ __all__ = [
     "Inspector",
     "MimicView",
     "NominalPostProcessor",
+    "Predictions",
     "Report",
     "ScoreTable",
     "Sgfr",

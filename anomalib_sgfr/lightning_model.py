@@ -41,6 +41,7 @@ from anomalib_sgfr.fitting.suspects import write_suspects
 from anomalib_sgfr.inspection.deep_visualizer import DeepVisualizer
 from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
 from anomalib_sgfr.inspection.quiet import QuietRun
+from anomalib_sgfr.inspection.run_folder import RunFolder
 from anomalib_sgfr.inspection.score_table import ScoreTable
 from anomalib_sgfr.inspection.threshold_state import ThresholdState
 from anomalib_sgfr.pictures.reading import require_depth
@@ -206,6 +207,7 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         self.model.bit_depth = bit_depth or 8
         self._sampling = SubspaceSampling()
         self._table = ScoreTable()
+        self._folder = RunFolder()
         # weights of the backbone that an earlier fit, kept until this one has ended, was made with, and its depth
         self._earlier: tuple[dict[str, Any], int] | None = None
 
@@ -253,8 +255,9 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         attached = list(getattr(self._trainer, "callbacks", []))
         self._sampling = _given(attached, self._sampling)
         table, quiet = _given(attached, self._table), _given(attached, QuietRun())
+        folder = _given(attached, self._folder)
         callbacks = super().configure_callbacks()
-        every = [quiet, *(callbacks if isinstance(callbacks, Sequence) else [callbacks]), self._sampling, table]
+        every = [quiet, *(callbacks if isinstance(callbacks, Sequence) else [callbacks]), self._sampling, table, folder]
         return [item for item in every if not any(item is other for other in attached)]
 
     def setup(self, stage: str) -> None:

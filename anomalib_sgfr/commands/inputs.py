@@ -2,10 +2,13 @@
 
 import argparse
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from anomalib_sgfr.inspection.runs import whole_checkpoint
 
 if TYPE_CHECKING:
     from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
@@ -54,6 +57,10 @@ def at_least(least: int) -> Any:  # noqa: ANN401
 def existing(text: str) -> Path:
     """Type of an argument that names a file or folder which is there."""
     path = Path(text)
+    other = whole_checkpoint(path)
+    if other is not None:
+        print(f"note: {path} is missing, as that run has not ended: {other} is used.", file=sys.stderr)
+        return other
     if not path.exists():
         msg = f"{path}: no such file or folder"
         raise argparse.ArgumentTypeError(msg)

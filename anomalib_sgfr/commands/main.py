@@ -12,6 +12,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ OWN = {
     "threshold": Command("anomalib_sgfr.commands.threshold", "what a threshold rests on; another one without a fit"),
 }
 ANOMALIBS = ("train", "fit", "validate", "test", "predict", "export", "benchmark", "install")
+_OPTIONS = ("--out=", "--ckpt_path=")
 _SWITCH = "ANOMALIB_SGFR_TRACEBACK"
 _MEANT = {"anomalib", "anomalib_sgfr", "lightning"}
 _EXPLAINED = (ValueError, TypeError, RuntimeError, LookupError, ImportError)
@@ -87,6 +89,7 @@ def _page() -> str:
         "",
         "All of anomalib's commands work too and are handed on, with Sgfr and its data sets known:",
         f"  {', '.join(ANOMALIBS)}",
+        "predict takes --out DIR besides: for scores, pictures, and maps and masks as arrays and PNG.",
         "",
         "COMMAND --help lists the options of one. An error that explains itself ends in one line;",
         f"--traceback before the command, or {_SWITCH}=1, shows where it came from.",
@@ -115,6 +118,26 @@ def _run(given: list[str], *, whole: bool) -> int:
     return 0
 
 
+def _translated(given: list[str]) -> list[str]:
+    """Arguments as anomalib takes them: ``predict --out DIR``, and ``--ckpt_path`` by a ``latest`` that did not end."""
+    from anomalib_sgfr.inspection.runs import whole_checkpoint
+
+    parts = [part for item in given for part in (item.split("=", 1) if item.startswith(_OPTIONS) else [item])]
+    for place, name in enumerate(parts[:-1]):
+        other = whole_checkpoint(Path(parts[place + 1])) if name == "--ckpt_path" else None
+        if other is not None:
+            print(f"note: {parts[place + 1]} is missing, as that run has not ended: {other} is used.", file=sys.stderr)
+            parts[place + 1] = str(other)
+    if given[:1] != ["predict"] or "--out" not in parts:
+        return parts
+    place = parts.index("--out")
+    if place + 1 == len(parts) or parts[place + 1].startswith("--"):
+        msg = "--out: name the folder for the predictions"
+        raise Mistake(msg)
+    added = ["--trainer.callbacks+=anomalib_sgfr.Predictions", f"--trainer.callbacks.folder={parts[place + 1]}"]
+    return [*parts[:place], *parts[place + 2 :], *added]
+
+
 def _hand_on(given: list[str]) -> None:
     """Do as anomalib's own ``main`` does, with Sgfr and the data sets loaded, wherever the plugin is not.
 
@@ -136,7 +159,7 @@ def _hand_on(given: list[str]) -> None:
 
     configure_logging()
     try:
-        Telling(given)
+        Telling(_translated(given))
     except ArgumentError as error:
         raise Mistake(in_one_line(str(error))) from None
 

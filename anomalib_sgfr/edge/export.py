@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from anomalib_sgfr.edge.quantisation import keeping_in_float, read_whole, resized_to_fit
 from anomalib_sgfr.features.pre_processing import steps_of
 from anomalib_sgfr.inspection.quiet import quiet_loggers
+from anomalib_sgfr.inspection.runs import run_of
 
 __all__ = ["WholeExports", "compare_labels", "whole"]
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 # What the dynamo exporter implements natively; anomalib asks for 14, which it can only reach by a failing conversion.
 _ONNX_OPSET = 18
 _EXPORTERS = ("onnx_ir", "onnxscript", "torch.onnx")  # each tells of every node that it has looked at
+_ANOMALIBS_ROOT = Path("results")  # where its Engine exports to if no folder is named
 _MEASURED = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}  # need images
 _COMPARED = 300  # validation images at most, whose labels are compared with the model's
 _TOLERATED = 0.01  # difference in the rate of false alarms or of misses
@@ -116,10 +118,27 @@ class WholeExports(ExportMixin, ABC):
     """anomalib's exports for a fitted model; an earlier export stays until the new one is whole."""
 
     pre_processor: Any
+    restored_from: Path | None = None  # checkpoint file that the model was loaded from
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
+        """Restore as anomalib does, and note the file: an export goes beside it where no other folder is asked for."""
+        restored: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]  # anomalib's
+        if isinstance(checkpoint_path, str | Path):
+            restored.restored_from = Path(checkpoint_path).resolve()
+        return restored
 
     @abstractmethod
     def require_fitted(self, action: str) -> None:
         """Refuse what only a fitted model can do; the model says when it is."""
+
+    def _root(self, export_root: Path | str) -> Path:
+        """Folder to export to: anomalib's default, ``results``, would be one for all models."""
+        if self.restored_from is None or Path(export_root) != _ANOMALIBS_ROOT:
+            return Path(export_root)
+        root = run_of(self.restored_from) or self.restored_from.with_name(f"{self.restored_from.stem}_export")
+        logger.info("Exporting to %s, beside the checkpoint; --export_root names another folder.", root)
+        return root
 
     @property
     def _bit_depth(self) -> int:
@@ -128,7 +147,7 @@ class WholeExports(ExportMixin, ABC):
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as anomalib does, once fitted; the file is replaced when the new one is whole."""
         self.require_fitted("export")
-        with whole(export_root) as part:
+        with whole(self._root(export_root)) as part:
             return part.done(super().to_torch(part.folder, model_file_name))
 
     def to_onnx(
@@ -148,7 +167,7 @@ class WholeExports(ExportMixin, ABC):
             raise ValueError(msg)
         options = {"opset_version": _ONNX_OPSET, "verbose": False, **kwargs}
         logger.info("Tracing the model for the export: half a minute or so.")
-        with whole(export_root) as part, quiet_loggers(*_EXPORTERS), _out_of_place(self.model):
+        with whole(self._root(export_root)) as part, quiet_loggers(*_EXPORTERS), _out_of_place(self.model):
             made = super().to_onnx(part.folder, model_file_name, input_size, **options)
             _inscribe(made, getattr(self.pre_processor, "transform", None), self._bit_depth)
             return part.done(made)
@@ -176,7 +195,7 @@ class WholeExports(ExportMixin, ABC):
             name = CompressionType(compression_type).name
             msg = f"compression {name} is measured on images and there are none: pass --data (datamodule=...)."
             raise ValueError(msg)
-        with whole(export_root) as part:
+        with whole(self._root(export_root)) as part:
             made = super().to_openvino(
                 part.folder, model_file_name, input_size, compression_type, datamodule, *args, **kwargs
             )

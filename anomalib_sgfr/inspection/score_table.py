@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.inspection.afterwards import Afterwards
+from anomalib_sgfr.inspection.run_folder import results_folder
 
 __all__ = ["ScoreTable", "Scored", "scored_in", "write_scores"]
 
@@ -44,11 +45,12 @@ class Scored(NamedTuple):
 class ScoreTable(Afterwards):
     """Write a table of scores when a prediction or a test has ended, and say where it is.
 
-    Sgfr attaches one by itself: ``scores.csv`` of a prediction, ``test_scores.csv`` of a test, in the run's folder. To
-    have it elsewhere, add your own under ``trainer.callbacks``. Several processes write one table.
+    Sgfr attaches one by itself: ``scores.csv`` of a prediction, ``test_scores.csv`` of a test, in the folder of the
+    run's results (:class:`~anomalib_sgfr.inspection.run_folder.RunFolder`). To have it elsewhere, add your own under
+    ``trainer.callbacks``. Several processes write one table.
 
     Args:
-        file (str | Path | None): The table; ``None`` for the one in the run's folder.
+        file (str | Path | None): The table; ``None`` for the one in the folder of the run's results.
 
     Attributes:
         rows (list[Scored]): Images that this process has seen in the run.
@@ -95,7 +97,7 @@ class ScoreTable(Afterwards):
         self.rows = []
         if not rows or not trainer.is_global_zero:
             return
-        file = Path(trainer.default_root_dir) / name if self.file is None else Path(self.file)
+        file = results_folder(trainer) / name if self.file is None else Path(self.file)
         labelled = [row.label for row in rows if row.label is not None]
         said = f"{sum(labelled)} of {len(rows)} labelled anomalous" if labelled else f"{len(rows)} images, no labels"
         try:

@@ -1,14 +1,18 @@
 """Sgfr's own commands, and anomalib's through them: what a user sees when something is wrong."""
 
+import csv
 import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from anomalib_sgfr import Inspector
 from anomalib_sgfr.commands.explain import main as explain
 from anomalib_sgfr.commands.main import main
 from tests.conftest import small, write_image
@@ -162,3 +166,51 @@ def test_a_machine_that_runs_these_tests_will_do(warm: Path, tmp_path: Path) -> 
     assert found["fit and predict"]["mark"] == found["export"]["mark"] == "ok"
     assert "scores differ by" in found["export"]["value"]
     assert not list(tmp_path.iterdir())  # nothing is left
+
+
+def test_predictions_go_where_out_says(checkpoint: Path, parts: Path, warm: Path, tmp_path: Path) -> None:
+    for line in ("l1", "l2"):
+        shutil.copytree(parts / "bad", tmp_path / "line" / line)
+    write_image(tmp_path / "line" / "l1" / "wide.png", 7, (48, 96))
+    out = tmp_path / "out"
+    arguments = ("--model", "Sgfr", "--data", tmp_path / "line", "--ckpt_path", checkpoint, f"--out={out}")
+    code, output, errors = command("predict", *arguments, warm=warm, cwd=tmp_path)
+    assert code == 0, errors + output.splitlines()
+    assert f"Scores: {out / 'scores.csv'}" in "\n".join(errors)
+    with (out / "scores.csv").open(encoding="utf-8") as text:
+        rows = {row["image"]: row for row in csv.DictReader(text)}
+    assert len(rows) == len(list((out / "images").rglob("*.png"))) == 13
+    inspector = Inspector.load(checkpoint)
+    for path, row in rows.items():
+        name = Path(path).relative_to(tmp_path / "line").with_suffix("")
+        found = np.load(out / "arrays" / f"{name}.npz")
+        expected = inspector(path)
+        assert found["anomaly_map"].shape == found["pred_mask"].shape == expected.map.shape
+        np.testing.assert_allclose(found["anomaly_map"], expected.map, atol=1e-3)
+        assert float(found["score"]) == pytest.approx(float(row["score"]))
+        assert (str(found["image"]), int(found["label"])) == (path, int(row["label"]))
+        mask, shown = (np.asarray(Image.open(out / kind / f"{name}.png")) for kind in ("masks", "maps"))
+        assert ((mask > 0) == found["pred_mask"]).all()
+        np.testing.assert_allclose(shown / 255.0, found["anomaly_map"], atol=0.01)
+
+
+def test_out_needs_a_folder(warm: Path, tmp_path: Path) -> None:
+    code, _, errors = command("predict", "--model", "Sgfr", "--out", warm=warm, cwd=tmp_path)
+    assert (code, errors[-1]) == (2, "error: --out: name the folder for the predictions")
+
+
+def test_a_latest_that_did_not_end_is_passed_over(checkpoint: Path, parts: Path, warm: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "results" / "Sgfr" / "parts"
+    whole = runs / "v0" / "weights" / "lightning" / "model.ckpt"
+    whole.parent.mkdir(parents=True)
+    shutil.copy(checkpoint, whole)
+    (runs / "v1").mkdir()
+    (runs / "latest").symlink_to(runs / "v1")
+    latest = Path("results/Sgfr/parts/latest/weights/lightning/model.ckpt")
+    for arguments in (
+        ("threshold", latest),
+        ("predict", "--model", "Sgfr", "--data", parts / "bad", "--ckpt_path", latest),
+    ):
+        code, _, errors = command(*arguments, warm=warm, cwd=tmp_path)
+        assert code == 0, errors
+        assert any(line.startswith(f"note: {latest} is missing, as that run has not ended: ") for line in errors)
