@@ -4,8 +4,8 @@
 
 A small model is fitted to drawn parts; ``threshold``, ``accept``, ``adapt``, an update and other arguments make further
 checkpoints of it. Each is asked about the same images by every route there is: the Engine, the command line, calls in
-Python, anomalib's inferencers, exported files in several precisions, the report. Writes ``README.md``: for each route and
-way the largest difference of a score from the Engine's, and how many labels differ.
+Python, anomalib's inferencers, exported files in several precisions, the report. Writes ``README.md``: for each route
+and way the largest difference of a score from the Engine's, and how many labels differ.
 """
 
 import csv
@@ -103,7 +103,7 @@ class Difference(NamedTuple):
 
 
 def draw(root: Path) -> Path:
-    """Draw ``good`` (12), ``odd`` (3, with a mark), ``dim`` (6, under less light), and 6 ``asked/good`` and ``asked/bad``.
+    """Draw ``good`` (12), ``odd`` (3, with a mark), ``dim`` (6, darker), and 6 ``asked/good`` and ``asked/bad``.
 
     Args:
         root (Path): Their folder.

@@ -1,12 +1,15 @@
 """What of a model is kept in a checkpoint, and how it is taken up again: of this version or an earlier one."""
 
 import copy
+import inspect
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import LightningModule
 from torch import nn
 
@@ -69,6 +72,13 @@ class Snapshot:
             parameter.data = value
 
 
+def _given_to_export() -> Any:  # noqa: ANN401
+    """Model that ``Engine.export`` was given, where it asks for one to be loaded: it forgets that model's arguments."""
+    frame, engine = sys._getframe(2), sys.modules.get("anomalib.engine")  # noqa: SLF001  # there is no other way
+    export = getattr(getattr(engine, "Engine", None), "export", None)
+    return frame.f_locals.get("model") if export and frame.f_code is inspect.unwrap(export).__code__ else None
+
+
 class Restored(LightningModule):
     """Mixin that saves what a model is made of beside its state, and restores it, or refuses what it cannot use.
 
@@ -97,6 +107,9 @@ class Restored(LightningModule):
         wrong = damage(checkpoint_path) if isinstance(checkpoint_path, str | Path) else None
         if wrong:
             raise ValueError(wrong)
+        given = _given_to_export()
+        if isinstance(given, cls) and not args and not kwargs:
+            return given._with_checkpoint(checkpoint_path)  # noqa: SLF001  # of this class
         device = kwargs.get("map_location")
         device = torch.device(device) if isinstance(device, str | torch.device) else None
         if device is None or home(device) == device:
@@ -104,6 +117,16 @@ class Restored(LightningModule):
             return restored
         restored = super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "map_location": home(device)})
         return restored.to(device)
+
+    def _with_checkpoint(self, path: Path | str) -> Self:
+        """A copy that has restored a checkpoint, as a trainer would have this model restore it."""
+        other = copy.deepcopy(self)
+        extra = type(self).checkpoint_safe_globals()  # type: ignore[attr-defined]  # anomalib's
+        with anomalib_safe_globals(extra=extra):
+            checkpoint = torch.load(path, map_location=home(self.device), weights_only=True)
+        other.on_load_checkpoint(checkpoint)
+        other.load_state_dict(checkpoint["state_dict"])
+        return other.to(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.

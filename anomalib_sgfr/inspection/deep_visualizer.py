@@ -23,9 +23,9 @@ class DeepVisualizer(ImageVisualizer):
     """anomalib's, but for pictures of more than 8 bits or turned ones, equal names, and where pictures go.
 
     anomalib opens the files itself, which clips pictures of more than 8 bits to white and leaves turned ones so. It is
-    shown upright copies in 8 bits while it draws. It names a picture by its last folder, or from the data set's name on;
-    where two images would get one name, all keep their folders. Without an ``output_dir`` pictures go to ``images`` in
-    the folder of the run's results.
+    shown upright copies in 8 bits while it draws. It names a picture by its last folder, or from the data set's name
+    on; where two images would get one name, all keep their folders. Without an ``output_dir`` pictures go to ``images``
+    in the folder of the run's results.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
