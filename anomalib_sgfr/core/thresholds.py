@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,8 @@ CONFIDENCE = 0.95
 LEAST_RATE = 1e-6  # of false alarms: no number of images that anybody has supports a smaller one
 LEAST_UNITS = 30  # below it a threshold from good images alone is uncertain at any rate
 _TAIL = 0.25  # share of the largest scores that a tail is fitted to
+_TAIL_OF_EACH = (1.0 - CONFIDENCE) / 2.0  # two bounds hold together at that confidence
+_CONTRADICTION = 0.01  # probability below which alarms among good images contradict a rate
 _ROUNDING = 1e-9  # of sums of shares; far below the least rate
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -52,21 +55,17 @@ def alarm_threshold(scores: Sequence[float], rate: float, units: Sequence[Hashab
     """
     require_rate(rate)
     values = _finite("alarm_threshold", scores).astype(np.float64)
-    labels = range(len(values)) if units is None else units
-    if len(labels) != len(values):
-        msg = f"alarm_threshold needs a unit for each score, got {len(labels)} for {len(values)}."
-        raise ValueError(msg)
-    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(labels))}
-    unit = np.array([numbers[label] for label in labels])
+    unit = _numbered("alarm_threshold", values, units)
+    number = int(unit.max()) + 1
     order = values.argsort(kind="stable")
     ordered = values[order]
-    weight = 1.0 / (np.bincount(unit)[unit[order]] * (len(numbers) + 1))
+    weight = 1.0 / (np.bincount(unit)[unit[order]] * (number + 1))
     below = weight.cumsum()
     enough = np.flatnonzero(below >= 1.0 - rate - _ROUNDING)
     if len(enough):
         return float(ordered[enough[0]])
     # too few units: the tail is the uppermost quarter of them, by weight, and one at least
-    exceeding = max(round(_TAIL * len(numbers)), 1) / (len(numbers) + 1)
+    exceeding = max(round(_TAIL * number), 1) / (number + 1)
     tail = below[-1] - below < exceeding - _ROUNDING
     base = ordered[~tail][-1] if not tail.all() else ordered[0]
     share = weight[tail].sum()
@@ -125,13 +124,26 @@ def combined_threshold(
     calibration: Sequence[float],
     rate: float,
     units: Sequence[Hashable] | None = None,
+    good_units: Sequence[Hashable] | None = None,
+    bad_units: Sequence[Hashable] | None = None,
+    alarm_cost: float = 2.0,
 ) -> Decision:
-    """Threshold from good images, which labelled images replace where they show that it makes more errors.
+    """Threshold from good images at a rate of false alarms, unless labelled images show that a lower one is better.
 
-    Good images give the threshold of :func:`alarm_threshold`. That of :func:`dividing_threshold` takes its place only
-    if it makes fewer errors among the labelled images by an exact one-sided sign test at 5% (McNemar 1947): of the
-    images on which the two differ, it must be right on so many that a fair coin would rarely do as well. At least five
-    such images are needed.
+    1. Good images decide: :func:`alarm_threshold` of ``calibration``.
+    2. Images that were not trained on may contradict it. Where more of ``good`` are alarms than the rate explains with
+       a probability of 1% (exact binomial test), the threshold rises until that is no longer so. One alarm among good
+       images is never enough at a rate of 1%.
+    3. Defective images may lower it, if both kinds are labelled. Each lower threshold has a gain, the share of ``bad``
+       that it finds in addition, and a loss, the share of ``calibration`` that it makes alarms. It is better only if
+       the gain exceeds ``alarm_cost`` times the loss with 95% confidence, by exact bounds, each at 97.5% (Clopper &
+       Pearson 1934): the lower one of the gain, and the upper one of the loss. The share of ``good`` that it makes
+       alarms counts as the loss where it is larger. The threshold with the largest difference is taken, of equals the
+       highest. At a cost of one this maximises a lower bound of Youden's index (Youden 1950), and so the balanced
+       error falls; a larger cost avoids the long tail of validation sets that would give many false alarms.
+
+    A few labelled images have wide bounds, and change little. ``benchmarks/deciding.py`` compares this rule with
+    others.
 
     Args:
         good (Sequence[float]): Scores of good validation images, which were not trained on; may be empty.
@@ -139,24 +151,85 @@ def combined_threshold(
         calibration (Sequence[float]): Scores of all good images: training images, each scored without its own atoms,
             and those in ``good``.
         rate (float): Rate of false alarms, see :func:`alarm_threshold`.
-        units (Sequence[Hashable] | None): What each score in ``calibration`` is of; ``None`` for a unit each.
+        units (Sequence[Hashable] | None): What each score in ``calibration`` is of; ``None`` for a unit each. Images of
+            one unit share the weight of one image.
+        good_units (Sequence[Hashable] | None): The same for ``good``.
+        bad_units (Sequence[Hashable] | None): The same for ``bad``.
+        alarm_cost (float): Share of missed defects that a share of false alarms counts as, one at least.
 
     Returns:
-        Decision: The threshold and what decided it.
+        Decision: The threshold, and whether good images alone decided it (steps 1 and 2) or labels did (step 3). All
+            scores are taken as 32-bit numbers.
 
     Raises:
-        ValueError: If ``calibration`` is empty, a score is not finite in 32 bits, ``rate`` is out of range, or units
-            and scores differ in number.
+        ValueError: If ``calibration`` is empty, a score is not finite in 32 bits, ``rate`` or ``alarm_cost`` is out of
+            range, or units and scores differ in number.
     """
-    default = Decision(alarm_threshold(calibration, rate, units), "good")
-    if len(good) == 0 or len(bad) == 0:
-        return default
-    divided = dividing_threshold(good, bad)
-    scores = np.concatenate((_finite("combined_threshold", good), _finite("combined_threshold", bad)))
-    truth = np.repeat((False, True), (len(good), len(bad)))
-    ours, theirs = ((scores > threshold) == truth for threshold in (divided, default.threshold))
-    better, worse = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return Decision(divided, "labels") if _sign_test(better, worse) else default
+    if not 1.0 <= alarm_cost < math.inf:
+        msg = f"alarm_cost must be a number, 1 at least, got {alarm_cost}."
+        raise ValueError(msg)
+    threshold = alarm_threshold(calibration, rate, units)
+    if len(good) == 0:
+        return Decision(threshold, "good")
+    held_out = _Weighted.of("good", good, good_units)
+    threshold = max(threshold, _least_uncontradicted(held_out, rate))
+    if len(bad) == 0:
+        return Decision(threshold, "good")
+    nominal, defective = _Weighted.of("calibration", calibration, units), _Weighted.of("bad", bad, bad_units)
+    lower = _better(threshold, held_out, defective, nominal, alarm_cost)
+    return Decision(threshold, "good") if lower is None else Decision(lower, "labels")
+
+
+class _Weighted(NamedTuple):
+    """Scores in ascending order, the weight of those from each on, a zero at the end, and the number of units."""
+
+    scores: NDArray[np.float32]
+    weights: NDArray[np.float64]
+    units: int
+
+    @classmethod
+    def of(cls, name: str, scores: Sequence[float], units: Sequence[Hashable] | None) -> "_Weighted":
+        """Scores, of which those of one unit share the weight of one."""
+        values = _finite(name, scores)
+        labels = _numbered(name, values, units)
+        order = values.argsort(kind="stable")
+        weights = (1.0 / np.bincount(labels))[labels[order]]
+        return cls(values[order], np.append(weights[::-1].cumsum()[::-1], 0.0), int(labels.max()) + 1)
+
+    def above(self, thresholds: ArrayLike) -> NDArray[np.float64]:
+        """Number of units that exceed each threshold, in parts of a unit where it has several scores."""
+        return self.weights[np.searchsorted(self.scores, np.asarray(thresholds, np.float32), side="right")]
+
+
+def _least_uncontradicted(good: _Weighted, rate: float) -> float:
+    """Smallest score that no more of the units exceed than the rate explains; minus infinity if it explains all."""
+    numbers = np.arange(good.units + 1)
+    chances = _log_ways(numbers, good.units) + numbers * math.log(rate) + (good.units - numbers) * math.log1p(-rate)
+    explained = np.exp(chances).cumsum() > 1.0 - _CONTRADICTION + _ROUNDING
+    alarms = int(explained.argmax()) if explained.any() else good.units
+    return float(good.scores[good.above(good.scores) < alarms + 1 - _ROUNDING][0]) if alarms < good.units else -math.inf
+
+
+def _better(threshold: float, good: _Weighted, bad: _Weighted, nominal: _Weighted, cost: float) -> float | None:
+    """The lower threshold whose gain exceeds its loss most, see :func:`combined_threshold`; none if none does."""
+    values = np.unique(np.concatenate((good.scores, bad.scores, nominal.scores)))
+    places = np.unique(np.searchsorted(values, bad.scores))
+    below = np.where(places > 0, values[places - 1], np.nextafter(values[0], np.float32(-np.inf)))
+    lower = np.array([_between(*pair) for pair in zip(below, values[places], strict=True)])
+    lower = lower[lower < threshold][::-1]
+    found, alarms, seen = (part.above(lower) - part.above(threshold) for part in (bad, nominal, good))
+    found, alarms = np.floor(found + _ROUNDING), np.ceil(alarms - _ROUNDING)
+    possible = found / bad.units - cost * np.maximum(alarms / nominal.units, seen / good.units)
+    best, chosen = 0.0, None
+    for index in possible.argsort(kind="stable")[::-1]:  # no bound is better than what is seen
+        if possible[index] <= best:
+            break
+        gain = 1.0 - _upper_bound(bad.units - int(found[index]), bad.units, _TAIL_OF_EACH)
+        loss = max(_upper_bound(int(alarms[index]), nominal.units, _TAIL_OF_EACH), seen[index] / good.units)
+        difference = gain - cost * loss
+        if difference > best or (difference == best and chosen is not None and lower[index] > chosen):
+            best, chosen = difference, float(lower[index])
+    return chosen
 
 
 def supported_rate(units: int) -> float:
@@ -237,11 +310,15 @@ def _finite(name: str, scores: ArrayLike) -> NDArray[np.float32]:
     return values
 
 
-def _sign_test(better: int, worse: int) -> bool:
-    """Whether a fair coin gives so many or more of one side with a probability of 5% at most; exact."""
-    total = better + worse
-    probability = sum(math.comb(total, side) for side in range(better, total + 1)) / 2**total
-    return probability <= 1.0 - CONFIDENCE + _ROUNDING
+def _numbered(name: str, scores: NDArray[np.floating[Any]], units: Sequence[Hashable] | None) -> NDArray[np.int64]:
+    """Number of the unit of each score."""
+    if units is None:
+        return np.arange(len(scores))
+    if len(units) != len(scores):
+        msg = f"{name} needs a unit for each score, got {len(units)} for {len(scores)}."
+        raise ValueError(msg)
+    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+    return np.array([numbers[unit] for unit in units])
 
 
 def _between(low: np.float32, high: np.float32) -> float:
@@ -258,16 +335,24 @@ def _rounded_up(value: float) -> float:
     return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))
 
 
-def _upper_bound(alarms: int, units: int) -> float:
-    """Largest rate at which so few alarms among so many units have a probability of 5% (Clopper & Pearson 1934)."""
-    if alarms == 0:
-        return supported_rate(units)
+@lru_cache(maxsize=4096)
+def _upper_bound(alarms: int, units: int, tail: float = 1.0 - CONFIDENCE) -> float:
+    """Largest rate at which so few alarms among so many units have that probability (Clopper & Pearson 1934)."""
+    if alarms >= units:
+        return 1.0
+    numbers = np.arange(alarms + 1)
+    ways = _log_ways(numbers, units)
     low, high = alarms / units, 1.0
-    for _ in range(50):
+    for _ in range(32):  # to less than 1e-9
         middle = (low + high) / 2.0
-        few = sum(math.comb(units, k) * middle**k * (1.0 - middle) ** (units - k) for k in range(alarms + 1))
-        low, high = (middle, high) if few > 1.0 - CONFIDENCE else (low, middle)
+        few = np.exp(ways + numbers * math.log(middle) + (units - numbers) * math.log1p(-middle)).sum()
+        low, high = (middle, high) if few > tail else (low, middle)
     return high
+
+
+def _log_ways(numbers: NDArray[np.int64], units: int) -> NDArray[np.float64]:
+    """Logarithms of binomial coefficients, of numbers that count up from zero."""
+    return np.append(0.0, np.log((units + 1 - numbers[1:]) / numbers[1:]).cumsum())
 
 
 def _percent(share: float) -> str:

@@ -6,7 +6,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from anomalib_sgfr.core.thresholds import alarm_threshold, combined_threshold, dividing_threshold, few_units_warning
+from anomalib_sgfr.core.thresholds import (
+    Decision,
+    alarm_threshold,
+    combined_threshold,
+    dividing_threshold,
+    few_units_warning,
+)
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
 
 __all__ = ["DEFAULT_RATE", "Chosen", "ThresholdState"]
@@ -86,10 +92,7 @@ class ThresholdState(NamedTuple):
         if self.by == "none":
             return "nothing: there is none"
         if self.by == "labels":
-            tested = self.scores.of_kind(Kind.HELD_OUT)
-            highest, lowest = max(tested.scores, default=0.0), min(bad.scores)
-            lie = "are apart" if highest < lowest else "overlap: at the largest F1 score"
-            said = f"{len(tested.scores)} good and {len(bad.scores)} defective images, which {lie}"
+            said = f"{len(good.scores)} good and {len(bad.scores)} defective images"
         else:
             said = good.said(self.group, self.rate)
         outdated, forced = self.scores.current.count(False), len(self.forced)
@@ -112,25 +115,36 @@ class ThresholdState(NamedTuple):
 
     def chosen(self) -> "ThresholdState":
         """The same scores and requests with the threshold that they give; none where there is nothing to choose by."""
-        if self.value is not None:
-            peak = self.value
-            if self.scores.good.scores:  # as much above the peaks' own threshold as the scores'
-                image, its_peak = self._by_scores("good")
-                peak = self.value * its_peak / image if image > 0.0 else self.value
-            return self._settled(self.value, peak, "hand")
         if not self.scores.good.scores:
-            return self._settled(math.nan, math.nan, "none")
+            value = math.nan if self.value is None else self.value
+            return self._settled(value, value, "none" if self.value is None else "hand")
+        image, peak = self._of_good()
+        if self.value is not None:
+            chosen, by = self.value, "hand"
+        elif self.false_alarm_rate is not None:
+            chosen, by = image, "good"
+        else:
+            chosen, by = self._combined()
+        # the peaks' is as much above what good images give as the scores'
+        return self._settled(chosen, chosen * peak / image if image > 0.0 else max(chosen, peak), by)
+
+    def _of_good(self) -> tuple[float, float]:
+        """Thresholds of scores, and of the peaks of maps, that good images exceed at the rate."""
+        good, units = self.scores.good, self.scores.good.units(self.group)
+        return alarm_threshold(good.scores, self.rate, units), alarm_threshold(good.peaks, self.rate, units)
+
+    def _combined(self) -> Decision:
+        """Threshold of scores from good and labelled images."""
         tested, bad, good = self.scores.of_kind(Kind.HELD_OUT), self.scores.defective, self.scores.good
-        by: Chosen = "good"
-        if self.learns_from_validation:
-            by = combined_threshold(
-                good=tested.scores,
-                bad=bad.scores,
-                calibration=good.scores,
-                rate=self.rate,
-                units=good.units(self.group),
-            ).by
-        return self._settled(*self._by_scores(by), by)
+        return combined_threshold(
+            good=tested.scores,
+            bad=bad.scores,
+            calibration=good.scores,
+            rate=self.rate,
+            units=good.units(self.group),
+            good_units=tested.units(self.group),
+            bad_units=bad.units(self.group),
+        )
 
     def _settled(self, image: float, peak: float, by: Chosen) -> "ThresholdState":
         fewest = min(len(self.scores.of_kind(Kind.HELD_OUT).scores), len(self.scores.defective.scores))
@@ -139,15 +153,6 @@ class ThresholdState(NamedTuple):
         # in the precision that scores are compared in
         image, pixel, peak = (float(np.float32(each)) for each in (image, pixel, peak))
         return self._replace(image=image, pixel=pixel, peak=peak, by=by, linear=False)
-
-    def _by_scores(self, by: Chosen) -> tuple[float, float]:
-        """Threshold of scores, and of the peaks of maps."""
-        good, bad = self.scores.good, self.scores.defective
-        if by == "labels":
-            tested = self.scores.of_kind(Kind.HELD_OUT)
-            return dividing_threshold(tested.scores, bad.scores), dividing_threshold(tested.peaks, bad.peaks)
-        units = good.units(self.group)
-        return alarm_threshold(good.scores, self.rate, units), alarm_threshold(good.peaks, self.rate, units)
 
     def validated(self, seen: Evidence, masks: float | None, trained_on: Sequence[str]) -> "ThresholdState":
         """With labelled validation images, chosen anew.
@@ -200,17 +205,19 @@ class ThresholdState(NamedTuple):
         """
         if math.isnan(image):
             return self._replace(image=image, pixel=pixel, peak=pixel, by="none")
-        ways: list[tuple[Chosen, tuple[float, float]]] = []
-        if self.scores.good.scores:
-            ways.append(("good", self._by_scores("good")))
-            if self.scores.of_kind(Kind.HELD_OUT).scores and self.scores.defective.scores:
-                ways.append(("labels", self._by_scores("labels")))
         by: Chosen = "hand" if self.value is not None else "unknown"
         peak = pixel
-        for way, (its_image, its_peak) in ways:
-            if self.value is not None and way == "good":
-                peak = image * its_peak / its_image if its_image > 0.0 else image
-            elif self.value is None and math.isclose(image, its_image, rel_tol=1e-6):
-                by, peak = way, its_peak
+        if self.scores.good.scores:
+            its_image, its_peak = self._of_good()
+            peak = image * its_peak / its_image if its_image > 0.0 else image
+            if self.value is None and math.isclose(image, its_image, rel_tol=1e-6):
+                by = "good"
+            elif self.value is None and self._divides(image):
+                by = "labels"
         masks = None if math.isclose(pixel, peak, rel_tol=1e-6) else pixel
         return self._replace(image=image, pixel=pixel, peak=peak, by=by, masks=masks)
+
+    def _divides(self, image: float) -> bool:
+        """Whether a threshold is what version 0.2 chose between good and defective images."""
+        tested, bad = self.scores.of_kind(Kind.HELD_OUT).scores, self.scores.defective.scores
+        return bool(tested and bad) and math.isclose(image, dividing_threshold(tested, bad), rel_tol=1e-6)

@@ -7,6 +7,7 @@ import pytest
 
 COMMANDS = (
     "compare",
+    "deciding",
     "edge",
     "false_alarms",
     "headline",

@@ -1,14 +1,16 @@
 """Thresholds: the rate of false alarms is what was asked for, and separated scores are separated."""
 
 import math
+from collections import Counter
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import beta, binom
 from sklearn.metrics import f1_score
 
 from anomalib_sgfr.core.thresholds import (
@@ -284,18 +286,154 @@ def test_the_bound_that_is_named_is_kept_by_19_of_20_calibrations(rate: float) -
 
 # Who decides, where there are labels.
 
+LABELLED = st.lists(st.integers(0, 30).map(float), min_size=1, max_size=8)
+
+
+def units_above(scores: list[float], units: list[int], threshold: float) -> float:
+    size = Counter(units)
+    return sum(1 / size[unit] for score, unit in zip(scores, units, strict=True) if score > threshold)
+
+
+def benefit(
+    lower: float,
+    threshold: float,
+    good: list[float],
+    bad: list[float],
+    nominal: list[float],
+    units: list[int],
+    cost: float,
+) -> float:
+    """Of a lower threshold: defects that it finds in addition, less good images that become alarms; by bounds."""
+    found = sum(lower < score <= threshold for score in bad)
+    more = units_above(nominal, units, lower) - units_above(nominal, units, threshold)
+    alarms, number = math.ceil(more - 1e-9), len(set(units))
+    gain = beta.ppf(0.025, found, len(bad) - found + 1) if found else 0.0
+    loss = beta.ppf(0.975, alarms + 1, number - alarms) if alarms < number else 1.0
+    return gain - cost * max(loss, sum(lower < score <= threshold for score in good) / len(good))
+
+
+@given(
+    LABELLED,
+    LABELLED,
+    st.lists(st.tuples(st.integers(0, 12).map(float), st.integers(0, 40)), max_size=40),
+    RATES,
+    st.sampled_from([1.0, 2.0, 5.0]),
+)
+@example([1.0, 2.0], [4.0] * 8, [(3.0, number) for number in range(40)] + [(9.0, 0)], 0.01, 2.0)
+def test_the_combined_threshold_is_the_one_of_its_description(
+    good: list[float], bad: list[float], training: list[tuple[float, int]], rate: float, cost: float
+) -> None:
+    nominal = [score for score, _ in training] + good
+    units = [unit for _, unit in training] + list(range(100, 100 + len(good)))
+    decision = combined_threshold(good=good, bad=bad, calibration=nominal, rate=rate, units=units, alarm_cost=cost)
+    assert is_32_bit(decision.threshold)
+    threshold = alarm_threshold(nominal, rate, units)
+    # as few of the good ones are alarms as the rate explains
+    explained = max(alarms for alarms in range(len(good) + 1) if binom.sf(alarms - 1, len(good), rate) >= 0.01 - 1e-9)
+    if explained < len(good):
+        threshold = max(threshold, sorted(good)[len(good) - 1 - explained])
+    ways = {np.nextafter(np.float32(score), np.float32(-1)).item() for score in bad if score <= threshold}
+    benefits = [benefit(way, threshold, good, bad, nominal, units, cost) for way in ways]
+    if decision.by == "good":
+        assert decision.threshold == threshold
+        assert max(benefits, default=0.0) < 1e-7
+    else:
+        assert decision.threshold < threshold
+        its = benefit(decision.threshold, threshold, good, bad, nominal, units, cost)
+        assert its > 0.0
+        assert its >= max(benefits) - 1e-7
+
 
 def test_two_good_and_three_defective_images_do_not_overrule_the_good_ones() -> None:
-    """As it was: the threshold went up to 26, and two visible defects became good."""
-    good = np.random.default_rng(0).normal(6.0, 1.0, 100).astype(np.float32).tolist()
-    held_out, bad = [7.9, 26.0], [12.0, 27.0, 30.0]
-    decision = combined_threshold(good=held_out, bad=bad, calibration=good, rate=0.01)
-    assert decision == (alarm_threshold(good, 0.01), "good")
-    assert decision.threshold < 12.0
+    """By the labels alone the threshold would be half-way to three plain defects, and a fainter one good."""
+    training = np.random.default_rng(0).normal(6.0, 1.0, 100).astype(np.float32).tolist()
+    good, bad, fainter = [7.0, 7.9], [44.0, 46.0, 50.0], 12.0
+    assert dividing_threshold(good, bad) > fainter
+    decision = combined_threshold(good=good, bad=bad, calibration=training + good, rate=0.01)
+    assert decision == (alarm_threshold(training + good, 0.01), "good")
+    assert decision.threshold < fainter
+
+
+def test_many_defects_beside_two_good_images_do_not_make_everything_an_alarm() -> None:
+    rng = np.random.default_rng(1)
+    flooded = []
+    for _ in range(50):
+        training, good, new = (rng.normal(5.0, 1.0, number).tolist() for number in (300, 2, 1000))
+        bad = rng.normal(7.0, 1.5, 20).tolist()
+        decision = combined_threshold(good=good, bad=bad, calibration=training + good, rate=0.01)
+        assert np.mean(np.array(new) > decision.threshold) < 0.2
+        flooded.append(np.mean(np.array(new) > dividing_threshold(good, bad)))
+    assert max(flooded) > 0.5  # the labels alone do
+
+
+def test_enough_defects_that_good_images_miss_lower_the_threshold() -> None:
+    rng = np.random.default_rng(2)
+    training, good = rng.normal(5.0, 0.5, 300).tolist(), rng.normal(5.0, 0.5, 10).tolist()
+    calibration = [*training, *good, 9.0, 9.5, 9.0, 9.5]  # a few good images look like defects
+    bad = rng.normal(7.5, 0.3, 20).tolist()
+    default = alarm_threshold(calibration, 0.01)
+    assert default > 8.5
+    decision = combined_threshold(good=good, bad=bad, calibration=calibration, rate=0.01)
+    assert decision.by == "labels"
+    assert max(training) < decision.threshold < np.median(bad)
+    # one image more or less, and a label that is wrong, move it little
+    for fewer in (bad[1:], bad[:-1], [*bad, 7.0], [*bad, 4.9]):
+        other = combined_threshold(good=good, bad=fewer, calibration=calibration, rate=0.01)
+        assert other.by == "labels"
+        assert other.threshold == pytest.approx(decision.threshold, abs=0.3)
+
+
+def test_good_images_that_contradict_the_calibration_count() -> None:
+    """Of five good images from a changed camera, one at most is an alarm; a single unusual one changes nothing."""
+    training = np.random.default_rng(3).normal(5.0, 0.5, 300).tolist()
+    shifted = [12.0, 12.5, 13.0, 13.5, 14.0]
+    calibration = training + shifted
+    assert sum(score > alarm_threshold(calibration, 0.01) for score in shifted) == 2
+    assert combined_threshold(good=shifted, bad=[], calibration=calibration, rate=0.01) == (13.5, "good")
+    for number in (1, 2, 5, 20, 50):
+        usual = np.random.default_rng(number).normal(5.0, 0.5, number - 1).tolist()
+        calibration = [*training, *usual, 14.0]
+        decision = combined_threshold(good=[*usual, 14.0], bad=[], calibration=calibration, rate=0.01)
+        assert decision.threshold == alarm_threshold(calibration, 0.01) < 14.0
+
+
+def test_copies_of_the_labelled_images_prove_nothing_more() -> None:
+    """Ten photographs of one part are one witness: thresholds are those of the parts."""
+    rng = np.random.default_rng(4)
+    misled = 0
+    for _ in range(30):
+        training, good, bad = (rng.normal(*of).tolist() for of in ((5.0, 0.8, 60), (5.0, 0.8, 3), (6.8, 0.8, 2)))
+        shared: dict[str, Any] = {"calibration": training + good, "rate": 0.02}
+        once = combined_threshold(good=good, bad=bad, **shared)
+        copies: dict[str, Any] = {"good": good * 10, "bad": bad * 10, **shared}
+        units = {"good_units": list(range(3)) * 10, "bad_units": list(range(2)) * 10}
+        assert combined_threshold(**copies, **units) == once
+        misled += once.by == "good" and combined_threshold(**copies).by == "labels"
+    assert misled > 0
 
 
 def test_without_labels_of_both_kinds_good_images_decide() -> None:
     calibration = [1.0, 2.0, 3.0]
-    for good, bad in (([], []), ([2.0], []), ([], [9.0] * 50)):
+    for good, bad in (([], []), ([2.0], []), ([], [9.0] * 50), ([], [2.5] * 50)):
         decision = combined_threshold(good=good, bad=bad, calibration=calibration, rate=0.1)
         assert decision == (alarm_threshold(calibration, 0.1), "good")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calibration": []}, "alarm_threshold needs finite"),
+        ({"bad": [math.inf]}, "bad needs finite"),
+        ({"good": [math.nan]}, "good needs finite"),
+        ({"rate": 0.0}, "rate must"),
+        ({"alarm_cost": 0.5}, "alarm_cost must be a number, 1 at least"),
+        ({"alarm_cost": math.nan}, "alarm_cost must"),
+        ({"bad_units": ["a"]}, "bad needs a unit for each score, got 1 for 2"),
+        ({"good_units": ["a"]}, "good needs a unit for each score, got 1 for 2"),
+        ({"units": ["a"]}, "needs a unit for each score, got 1 for 2"),
+    ],
+)
+def test_bad_labels_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    arguments = {"good": [1.0, 2.0], "bad": [3.0, 4.0], "calibration": [1.0, 2.0], "rate": 0.1}
+    with pytest.raises(ValueError, match=message):
+        combined_threshold(**{**arguments, **changes})

@@ -150,18 +150,23 @@ def test_few_defective_images_do_not_choose_the_threshold(number: int, many: Pat
     assert state.image < 0.75 * min(state.scores.defective.scores)
 
 
-def test_labels_choose_the_threshold_where_they_show_that_good_images_alone_are_wrong() -> None:
-    """Six defects below the threshold of good images, and nothing lost by a lower one."""
-    training = Evidence.of([*np.linspace(1.0, 9.0, 60)], Kind.TRAINING, [f"t{index}" for index in range(60)])
-    good = Evidence.of([1.0, 1.5, 2.0, 2.5, 3.0, 3.5], Kind.HELD_OUT, [f"g{index}" for index in range(6)])
-    bad = Evidence.of([5.0, 5.5, 6.0, 6.5, 7.0, 7.5], Kind.DEFECTIVE, [f"b{index}" for index in range(6)])
+def test_labels_choose_the_threshold_where_they_show_that_a_lower_one_is_better() -> None:
+    """Thirty defects lie below the two odd images that good ones alone would heed; three prove nothing."""
+    scores = [*np.linspace(1.0, 3.0, 58), 9.0, 9.5]
+    training = Evidence.of(scores, Kind.TRAINING, [f"t{index}" for index in range(60)], [2 * each for each in scores])
+    good = Evidence.of(np.linspace(1.0, 3.0, 20), Kind.HELD_OUT, [f"g{index}" for index in range(20)], [4.0] * 20)
+    bad = Evidence.of(np.linspace(5.0, 7.0, 30), Kind.DEFECTIVE, [f"b{index}" for index in range(30)], [9.0] * 30)
     state = calibrated(training.joined(good).joined(bad), masks=3.25)
-    assert (state.by, state.image, state.pixel) == ("labels", 4.25, 3.25)
-    assert state.basis == "6 good and 6 defective images, which are apart"
+    assert (state.by, state.image, state.pixel) == ("labels", 4.0, 3.25)
+    assert state.peak == pytest.approx(8.0)  # the same share of what good images give
+    assert state.basis == "80 good and 30 defective images"
     assert state.warning is None
-    fewer = calibrated(state.scores.excluding(["b0", "b1"]), masks=3.25)  # a sign test of four says nothing at 5%
+    fewer = calibrated(state.scores.excluding(f"b{index}" for index in range(27)), masks=3.25)
     assert fewer.by == "good"
-    assert fewer.pixel == fewer.peak > 9.0
+    assert fewer.image == alarm_threshold(fewer.scores.good.scores, 0.01) > 9.0
+    assert fewer.pixel == fewer.peak
+    asked = calibrated(state.scores, false_alarm_rate=0.01)
+    assert (asked.by, asked.image) == ("good", fewer.image)
 
 
 def test_another_rate_takes_effect_on_a_checkpoint(
