@@ -4,13 +4,14 @@
 
 Each model is fitted with its defaults, so that good images alone choose the threshold, and exported to OpenVINO for
 images of any size: in 32 bits, and in each compression that ``anomalib export`` offers for it. The files alone score
-the test images, each in 32 bits and in the precision that OpenVINO chooses for this processor, and one image is timed
-with all of them in turn. Writes ``compressed.json`` and ``README.md``; an interrupted command, given again, goes on
-where it stopped.
+the test images, as OpenVINO computes them by itself on this processor, and one image is timed with all of them in turn.
+Writes ``compressed.json`` and ``README.md``; an interrupted command, given again, goes on where it stopped.
 """
 
 import json
 import logging
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,8 @@ _COMPRESSIONS = {
     **{item.name: item for item in (CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ)},
 }
 _METRICS = ("image_AUROC", "pixel_AP", "AUPRO")
-_COLUMNS = ["data set", "file, precision", "false alarms", "misses", "labels changed"]
+_COUNTS = ("false_alarms", "good", "misses", "defective", "labels_changed")
+_COLUMNS = ["data set", "file", "false alarms", "misses", "labels changed"]
 _COLUMNS += ["image AUROC", "pixel AP", "AUPRO", "MiB", "time"]
 _DRAWN_SIZE, _DRAWN = (384, 512), {"good": 80, "good_test": 100, "bad": 100}
 _DRAWN_DEFECTS = (12, 64)  # pixels, of the smallest and the largest
@@ -90,37 +92,38 @@ def _evaluate(place: Place) -> list[dict[str, Any]]:
             )
             files[name] = folder / f"{name}.xml"
             move(exported, files[name])
+        ways = {"f32": (files["f32"], F32), "default": (files["f32"], {})}
+        if openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name() == "bf16":
+            ways["bf16"] = (_unmarked(files["f32"]), {})
+        ways |= {name: (files[name], {}) for name in list(_COMPRESSIONS)[1:]}
         with Image.open(module.test_data.samples.image_path[0]) as opened:
             size = opened.size[::-1]
-        ways = [(name, precision) for name in files for precision in _configurations()]
-        models = {f"{name} {precision}": str(files[name]) for name, precision in ways}
-        configs = {f"{name} {precision}": _configurations()[precision] for name, precision in ways}
-        job = {"models": models, "configs": configs, "config": F32, "runs": _RUNS, "size": size}
-        times = _run("latency", job)
+        models = {name: str(file) for name, (file, _) in ways.items()}
+        configs = {name: config for name, (_, config) in ways.items()}
+        times = _run("latency", {"models": models, "configs": configs, "config": {}, "runs": _RUNS, "size": size})
         rows = []
-        for name, precision in ways:
-            job = {
-                "model": str(files[name]),
-                "reference": str(folder / "reference.npz"),
-                "config": _configurations()[precision],
-                "size": None,
-            }
+        for name, (file, config) in ways.items():
+            job = {"model": str(file), "reference": str(folder / "reference.npz"), "config": config, "size": None}
             found = _run("answers", job)
             rows.append({
                 "file": name,
-                "precision": precision,
                 **{metric: found.get(metric) for metric in _METRICS},
-                **{count: found[count] for count in ("false_alarms", "good", "misses", "defective", "labels_changed")},
-                "bytes": files[name].stat().st_size + files[name].with_suffix(".bin").stat().st_size,
-                "ms": times[f"{name} {precision}"]["median_ms"],
+                **{count: found[count] for count in _COUNTS},
+                "bytes": file.stat().st_size + file.with_suffix(".bin").stat().st_size,
+                "ms": times[name]["median_ms"],
             })  # fmt: skip
     return rows
 
 
-def _configurations() -> dict[str, dict[str, str]]:
-    """Configuration of each precision: 32 bits, and what OpenVINO chooses by itself where that is another."""
-    own = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
-    return {"f32": F32, own: {}} if own != "f32" else {"f32": F32}
+def _unmarked(file: Path) -> Path:
+    """Copy of a file that leaves the precision of its operations to OpenVINO, as an ONNX file does."""
+    target = file.with_name("bf16.xml")
+    text = file.read_text(encoding="utf-8")
+    target.write_text(
+        re.sub(r'<attribute name="(precise|DisablePrecisionConversion)"[^>]*>', "", text), encoding="utf-8"
+    )
+    shutil.copyfile(file.with_suffix(".bin"), target.with_suffix(".bin"))
+    return target
 
 
 def _run(step: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -147,26 +150,31 @@ def report(folder: Path) -> None:
         "",
         "`python -m benchmarks.compressed`: files for images of any size, run by OpenVINO on a CPU. Good training",
         "images alone chose the threshold (1% false alarms). False alarms and misses are counts at the file's own",
-        "threshold; in brackets the difference from the file in 32 bits, in percentage points of the good or defective",
-        "test images. `bf16` is what OpenVINO chooses by itself on a processor that computes in bfloat16; `f32` is",
-        "`INFERENCE_PRECISION_HINT: f32`. Labels changed are those that differ from the Engine's. Accuracy is in",
-        "percent, with the difference from 32 bits. Time is of one image, as a ratio to the file in 32 bits, all files",
-        f"in turn in one process. Seeds {seeds(found)}: counts are sums, all else medians.",
+        "threshold; in brackets the difference from 32 bits, in percentage points of the good or defective images.",
+        "Labels changed are those that differ from the Engine's. Accuracy is in percent, with the difference from 32",
+        "bits. Time is of one image, as a ratio to 32 bits, all files in turn in one process, beside other work.",
+        f"Seeds {seeds(found)}: counts are sums, all else medians.",
+        "",
+        "- `f32`: the exported file, with `INFERENCE_PRECISION_HINT: f32`.",
+        "- `default`: the same file as OpenVINO computes it by itself, on a processor that has bfloat16.",
+        "- `bf16`: the same file without the mark that keeps its operations in 32 bits, in bfloat16: what OpenVINO",
+        "  makes of the exported ONNX file by itself.",
+        "- `FP16`, `INT8`, `INT8_PTQ`: exported with that compression, as OpenVINO computes it by itself.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|---" * len(_COLUMNS) + "|",
     ]
     for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in found):
         own = alike(found, dataset=dataset, split=split)
-        plain = alike(own, file="f32", precision="f32")
-        for file, precision in dict.fromkeys((row["file"], row["precision"]) for row in own):
-            rows = alike(own, file=file, precision=precision)
+        plain = alike(own, file="f32")
+        for file in dict.fromkeys(row["file"] for row in own):
+            rows = alike(own, file=file)
             images = sum(row["good"] + row["defective"] for row in rows)
             cells = [_count(rows, plain, "false_alarms", "good"), _count(rows, plain, "misses", "defective")]
             cells += [f"{sum(row['labels_changed'] for row in rows)} of {images}"]
             cells += [_accuracy(rows, plain, metric) for metric in _METRICS]
             cells += [f"{median(rows, 'bytes') / 2**20:.1f}", f"{median(rows, 'ms') / median(plain, 'ms'):.2f}"]
-            lines.append(f"| {title(dataset, split)} | {file}, {precision} | " + " | ".join(cells) + " |")
+            lines.append(f"| {title(dataset, split)} | {file} | " + " | ".join(cells) + " |")
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 

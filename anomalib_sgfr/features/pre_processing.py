@@ -78,8 +78,8 @@ def resizing(before: int, after: int, device: torch.device | None = None) -> Ten
     centres = (2 * torch.arange(after, device=device) + 1) * count
     offsets = (2 * numbers + 1) * after - centres[:, None]
     width = 2 * count.clamp_min(after)
-    weights = (width - offsets.abs()).clamp_min(0).float() / width.float()
-    return weights / weights.sum(1, keepdim=True)
+    weights = (width - offsets.abs()).clamp_min(0).float() * width.float().pow(-1)
+    return weights * weights.sum(1, keepdim=True).pow(-1)
 
 
 class ExactResize(nn.Module):
@@ -99,8 +99,8 @@ class ExactResize(nn.Module):
             before = images.shape[axis]
             if isinstance(before, int) and before == after:
                 continue
-            matrix = resizing(before, after, images.device).to(images.dtype)
-            images = matrix @ images if axis == -2 else images @ matrix.T  # noqa: PLR2004
+            matrix = resizing(before, after, images.device).to(images.dtype)[(None,) * (images.ndim - 2)]
+            images = matrix @ images if axis == -2 else images @ matrix.mT  # noqa: PLR2004
         return images
 
 

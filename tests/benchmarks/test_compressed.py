@@ -21,25 +21,52 @@ def test_measures_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch:
     arguments = ["--root", str(parts), "--data", "folder", "--seeds", "0", "--out", str(tmp_path)]
     assert compressed.main(arguments) == 0
     rows = {row["file"]: row for row in json.loads((tmp_path / "compressed.json").read_text(encoding="utf-8"))}
-    assert list(rows) == ["f32", "INT8"]
-    assert rows["f32"]["labels_changed"] == 0
+    assert [name for name in rows if name != "bf16"] == ["f32", "default", "INT8"]  # bf16 where the processor has it
+    assert rows["f32"]["labels_changed"] == rows["default"]["labels_changed"] == 0
     assert rows["INT8"]["bytes"] < rows["f32"]["bytes"]
     for row in rows.values():
+        assert (row["good"], row["defective"], row["misses"]) == (6, 6, 0)
         assert row["image_AUROC"] == 1.0
         assert 0.0 < row["AUPRO"] <= 1.0
-        assert row["f32_ms"] > 0.0
+        assert row["ms"] > 0.0
+
+
+def test_the_copy_without_marks_is_the_same_model(tmp_path: Path) -> None:
+    mark = '<attribute name="precise" version="0" /><attribute name="DisablePrecisionConversion" value="a:b" />'
+    file = tmp_path / "f32.xml"
+    file.write_text(f'<layer><rt_info><attribute name="fused_names_0" value="x" />{mark}</rt_info></layer>', "utf-8")
+    file.with_suffix(".bin").write_bytes(b"weights")
+    copy = compressed._unmarked(file)
+    assert copy.read_text("utf-8") == file.read_text("utf-8").replace(mark, "")
+    assert copy.with_suffix(".bin").read_bytes() == b"weights"
+
+
+def test_drawn_images_are_the_seeds(tmp_path: Path) -> None:
+    drawn = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        compressed.draw(tmp_path / name, seed, {"good": 1, "good_test": 1, "bad": 2})
+        files = sorted((tmp_path / name).rglob("*.png"))
+        assert [str(file.relative_to(tmp_path / name)) for file in files] == [
+            "bad/000.png", "bad/001.png", "good/000.png", "good_test/000.png", "masks/000.png", "masks/001.png"
+        ]  # fmt: skip
+        drawn.append([file.read_bytes() for file in files])
+    assert drawn[0] == drawn[1]
+    assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
 
 
 def test_the_report_is_beside_the_file_in_32_bits(tmp_path: Path) -> None:
     def row(file: str, seed: int, auroc: float, **values: Any) -> dict[str, Any]:
-        common = {"dataset": "mtd", "split": "tile", "pixel_AP": None, "AUPRO": None, "bytes": 2**20, "default_ms": 1.0}
-        return {**common, "file": file, "seed": seed, "image_AUROC": auroc, "images": 10, **values}
+        common = {"dataset": "mtd", "split": "tile", "pixel_AP": None, "AUPRO": None, "bytes": 2**20, "good": 10}
+        counts = {"defective": 20, "false_alarms": 1, "misses": 3, "labels_changed": 0}
+        return {**common, **counts, "file": file, "seed": seed, "image_AUROC": auroc, **values}
 
-    rows = [row("f32", seed, 0.9, labels_changed=0, f32_ms=4.0) for seed in (0, 1, 2)]
-    rows += [row("INT8", seed, 0.8 + 0.01 * seed, labels_changed=seed, f32_ms=3.0) for seed in (0, 1, 2)]
+    rows = [row("f32", seed, 0.9, ms=4.0) for seed in (0, 1, 2)]
+    rows += [row("INT8", seed, 0.8 + 0.01 * seed, ms=3.0, false_alarms=2, misses=2 + seed) for seed in (0, 1, 2)]
     (tmp_path / "compressed.json").write_text(json.dumps(rows), encoding="utf-8")
     compressed.report(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "Seeds 0, 1, 2." in text
-    assert "| mtd tile | f32 | 90.00 | - | - | 0 of 30 | 1.0 | 1.00 | 1.00 |" in text
-    assert "| mtd tile | INT8 | 81.00 (-9.00) | - | - | 3 of 30 | 1.0 | 0.75 | 1.00 |" in text
+    assert "Seeds 0, 1, 2:" in text
+    assert "| mtd tile | f32 | 3 of 30, 10.0% | 9 of 60, 15.0% | 0 of 90 | 90.00 | - | - | 1.0 | 1.00 |" in text
+    expected = "6 of 30, 20.0% (+10.0) | 9 of 60, 15.0% (+0.0) | 0 of 90 | 81.00 (-9.00) | - | - | 1.0 | 0.75 |"
+    assert f"| mtd tile | INT8 | {expected}" in text

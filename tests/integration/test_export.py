@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import onnxruntime
@@ -68,10 +69,24 @@ def test_a_file_compiled_as_openvino_chooses_labels_as_the_engine_does(
     for file in files:
         (batch,) = engine_in(tmp_path).predict(model, dataset=PredictDataset(file))
         found = compiled(read_image(file).transpose(2, 0, 1)[None])
-        assert found["pred_score"].item() == pytest.approx(float(batch.pred_score), abs=0.05)
+        assert found["pred_score"].item() == pytest.approx(float(batch.pred_score), abs=0.005)
         labels.append((bool(found["pred_label"].item()), bool(batch.pred_label)))
     assert [by_file for by_file, _ in labels] == [by_engine for _, by_engine in labels]
     assert {by_engine for _, by_engine in labels} == {False, True}
+    ran = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    convolutions = [about for about in ran if about["layerType"].astype(str) == "Convolution"]
+    assert {about["runtimePrecision"].astype(str) for about in convolutions} == {"f32"}
+
+
+def test_every_operation_of_a_file_keeps_its_precision(exported: tuple[Sgfr, Path], tmp_path: Path) -> None:
+    saved = tmp_path / "saved.xml"
+    openvino.save_model(openvino.Core().read_model(exported[1]), saved)  # as a reshape of the file is saved
+    for file in (exported[1], saved):
+        layers = [layer for layer in ET.parse(file).iter("layer") if layer.get("type") in {"Convolution", "MatMul"}]
+        assert len(layers) > 30
+        for layer in layers:
+            marks = {mark.get("name"): mark.get("value") for mark in layer.iterfind("rt_info/attribute")}
+            assert set((marks["DisablePrecisionConversion"] or "").split(":")[-1].split(",")) == {"f16", "bf16"}
 
 
 _FRAMES = """
@@ -208,7 +223,7 @@ def test_compressed_files_still_tell_good_from_bad(
             datamodule=folder_datamodule(parts),
         )
     assert small is not None
-    assert "on validation images: false alarms on 6 good images: " in caplog.text
+    assert "as OpenVINO computes it here: false alarms on 6 good images: " in caplog.text
     assert small.with_suffix(".bin").stat().st_size < 0.75 * path.with_suffix(".bin").stat().st_size
     whole, compressed = (openvino.Core().compile_model(file, "CPU", F32) for file in (path, small))
     scores = []
