@@ -50,15 +50,20 @@ def read(path: Path, bit_depth: int) -> np.ndarray:
         ValueError: If it is a kind of picture that is not read right.
     """
     try:
-        image = Image.open(path)
+        # from an open file, since Pillow misreads some turned TIFF files that it maps into memory by their path
+        with path.open("rb") as file, Image.open(file) as opened:
+            values = values_of(opened, path, bit_depth)
     except UnidentifiedImageError:
         msg = "it is no picture that Pillow reads (nor floats in colour or of 64 bits): save it as another"
         raise ValueError(msg) from None
-    with image as opened:
-        if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
-            say(f"{path}: holds several pages or frames: the first is read, the others are not inspected")
-        values = plain(opened) if is_plain(opened) else grey(opened, bit_depth)
     return values.transpose(2, 0, 1)
+
+
+def values_of(opened: Image.Image, path: Path, bit_depth: int) -> np.ndarray:
+    """Of a picture that was opened, ``(H, W, 3)``, between 0 and 1."""
+    if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
+        say(f"{path}: holds several pages or frames: the first is read, the others are not inspected")
+    return plain(opened) if is_plain(opened) else grey(opened, bit_depth)
 
 
 def is_plain(opened: Image.Image) -> bool:

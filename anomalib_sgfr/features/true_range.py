@@ -223,5 +223,4 @@ def frames(source: Any, bit_depth: int) -> Tensor:  # noqa: ANN401
     whole = source.ndim == 4 if hasattr(source, "ndim") else False  # noqa: PLR2004
     device = source.device if isinstance(source, Tensor) else None
     pictures = [picture(frame, bit_depth) for frame in (source if whole else [source])]
-    writable = (image if image.flags.writeable else image.copy() for image in pictures)  # or PyTorch warns
-    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in writable]).to(device)
+    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in pictures]).to(device)

@@ -5,6 +5,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -21,8 +22,10 @@ __all__ = [
     "depth_of",
     "header",
     "is_deep",
+    "is_misread",
     "left_out",
     "more_than_8_bits",
+    "naming",
     "spread",
     "stored",
     "upright",
@@ -56,6 +59,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = 1
+_ON_ITS_SIDE = range(5, 9)  # in which Pillow misreads TIFF that it maps into memory
 _KIND_OF_PAGE = 254  # tag of TIFF: NewSubfileType
 _SMALLER_OR_MASK = 0b101  # bits of it: a page that is a thumbnail, or a mask, of another
 _MOST_PAGES = 1000
@@ -90,7 +94,7 @@ class Header(NamedTuple):
 
     Attributes:
         is_deep (bool): Whether it holds more than 8 bits a value.
-        is_turned (bool): Whether its EXIF orientation is another than upright, and Pillow does not turn it by itself.
+        is_turned (bool): Whether it has an EXIF orientation that Pillow does not turn it by, or not always right.
         has_pages (bool): Whether it holds several pictures, of which the first is read.
     """
 
@@ -116,8 +120,8 @@ def header(path: Path | str) -> Header:
             tagged, animated = _png_chunks(file)
             return Header(head[24:25] > b"\x08", tagged and _is_turned(path), animated)
         if head.startswith(_TIFF[:2]):
-            bits, pages = _tiff_pages(file, head)
-            return Header(bits > 8, has_pages=pages > 1)  # noqa: PLR2004
+            bits, pages, orientation = _tiff_pages(file, head)
+            return Header(bits > 8, orientation in _ON_ITS_SIDE, pages > 1)  # noqa: PLR2004
     if head.startswith(b"\xff\xd8\xff"):
         return Header(is_turned=_is_turned(path))
     if head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X":
@@ -167,6 +171,12 @@ def upright(values: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     return values if turn is None else turn(values)
 
 
+def is_misread(opened: Image.Image) -> bool:
+    """Whether Pillow, which has opened a file by its path and not yet read it, may read it wrong."""
+    is_tiff = isinstance(opened, TiffImagePlugin.TiffImageFile)
+    return is_tiff and bool(opened.filename) and opened.tag_v2.get(_ORIENTATION) in _ON_ITS_SIDE  # type: ignore[attr-defined]
+
+
 def _png_chunks(file: BinaryIO) -> tuple[bool, bool]:
     """Whether a PNG has a chunk that may hold an orientation, and whether it is animated."""
     tagged = animated = False
@@ -190,8 +200,8 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         place += length + 12
 
 
-def _tiff_pages(file: BinaryIO, head: bytes) -> tuple[int, int]:
-    """Bits a value of the first picture, and the number of pictures that are no smaller copy or mask of another.
+def _tiff_pages(file: BinaryIO, head: bytes) -> tuple[int, int, int]:
+    """Bits a value of the first picture, pictures that are no smaller copy or mask of another, and the orientation.
 
     Pillow would take ten times as long, and knows not all.
     """
@@ -200,7 +210,7 @@ def _tiff_pages(file: BinaryIO, head: bytes) -> tuple[int, int]:
     def numbers(content: bytes, width: int) -> list[int]:
         return [int.from_bytes(content[at : at + width], order) for at in range(0, len(content), width)]
 
-    bits, pages, seen = 0, 0, set[int]()
+    bits, pages, orientation, seen = 0, 0, _UPRIGHT, set[int]()
     (place,) = numbers(head[4:8], 4) or [0]
     while place and place not in seen and len(seen) < _MOST_PAGES:
         seen.add(place)
@@ -216,6 +226,8 @@ def _tiff_pages(file: BinaryIO, head: bytes) -> tuple[int, int]:
             tag, _ = numbers(entries[at : at + 4], 2)
             if tag == _KIND_OF_PAGE:
                 kind = numbers(entries[at + 8 : at + 12], 4)[0]
+            if tag == _ORIENTATION and not bits:
+                orientation = numbers(entries[at + 8 : at + 10], 2)[0]
             if tag == TiffImagePlugin.BITSPERSAMPLE and not bits:
                 count, where = numbers(entries[at + 4 : at + 12], 4)
                 if count <= 2:  # noqa: PLR2004
@@ -225,7 +237,7 @@ def _tiff_pages(file: BinaryIO, head: bytes) -> tuple[int, int]:
                     its_bits = max(numbers(file.read(2 * count), 2), default=1)
         bits = bits or its_bits
         pages += not kind & _SMALLER_OR_MASK
-    return bits, pages
+    return bits, pages, orientation
 
 
 def left_out(paths: Sequence[Path | str]) -> Counter[str]:
@@ -276,8 +288,19 @@ def stored(path: Path | str) -> Stored:
         OSError: If it cannot be read.
         ValueError: If it is of a kind that is not served, or what reads it is not installed.
     """
-    try:
+    with naming(path):
         return _stored(path)
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Have what readers of pictures raise name the file.
+
+    Raises:
+        OSError: In place of what they raise without it.
+    """
+    try:
+        yield
     except (OSError, SyntaxError) as error:
         if str(path) in str(error):
             raise

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.pictures.files import Stored, header, more_than_8_bits, stored, upright
+from anomalib_sgfr.pictures.files import Stored, header, is_misread, more_than_8_bits, naming, stored, upright
 
 __all__ = ["ROUNDING", "picture", "require_depth", "tell_of_pages"]
 
@@ -56,14 +56,7 @@ def picture(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa: AN
             tell_of_pages(str(source))
         if found.is_deep:
             return _unit(stored(source), bit_depth, str(source))
-        with Image.open(source) as opened:
-            if more_than_8_bits(opened):
-                msg = (
-                    f"{source}: of {opened.format} pictures those of 8 bits are read: save it as PNG or TIFF, which "
-                    "keep all of its bits."
-                )
-                raise ValueError(msg)
-            return _eight_bits(opened)
+        return _eight_bits_of(source)
     if isinstance(source, Image.Image):
         return _pillow(source, bit_depth)
     values = _array(source)
@@ -76,13 +69,27 @@ def tell_of_pages(name: str) -> None:
     logger.warning("%s holds several pages or frames: the first is read, the others are not inspected.", name)
 
 
+def _eight_bits_of(path: str | Path) -> NDArray[np.float32]:
+    # from an open file, since Pillow misreads some turned TIFF files that it maps into memory by their path
+    with naming(path), Path(path).open("rb") as file, Image.open(file) as opened:
+        if more_than_8_bits(opened):
+            msg = (
+                f"{path}: of {opened.format} pictures those of 8 bits are read: save it as PNG or TIFF, which keep all "
+                "of its bits."
+            )
+            raise ValueError(msg)
+        return _eight_bits(opened)
+
+
 def _eight_bits(image: Image.Image) -> NDArray[np.float32]:
     # by multiplication, as torchvision does, to the last bit
     values = np.asarray(image.convert("RGB"), np.float32) * np.float32(1.0 / 255.0)
     return np.ascontiguousarray(upright(values, image))
 
 
-def _pillow(image: Image.Image, bit_depth: int) -> NDArray[np.float32]:
+def _pillow(image: Any, bit_depth: int) -> NDArray[np.float32]:  # noqa: ANN401
+    if is_misread(image):
+        return picture(image.filename, bit_depth)
     if image.mode.startswith(("I", "F")):
         return _unit(Stored(upright(np.asarray(image), image)), bit_depth, "the picture")
     if more_than_8_bits(image):
@@ -140,7 +147,7 @@ def _unit(found: Stored, bit_depth: int, name: str) -> NDArray[np.float32]:
             raise ValueError(_too_large(name, int(highest), found.full, bit_depth))
         unit = (values / np.float64(full)).astype(np.float32)
     unit = unit[..., None] if unit.ndim == 2 else unit[..., :3]  # noqa: PLR2004  # without alpha, as Pillow does
-    return np.ascontiguousarray(np.broadcast_to(unit, (*unit.shape[:2], 3)))
+    return np.ascontiguousarray(unit if unit.shape[2] == 3 else np.repeat(unit, 3, 2))  # noqa: PLR2004
 
 
 def _too_large(name: str, highest: int, full: int | None, bit_depth: int) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,69 @@ def test_it_says_where_the_score_was_raised(fitted: tuple[Sgfr, Path], root: Pat
     for at, of_map, first, last in ((found.place[0], row, top, bottom), (found.place[1], column, left, right)):
         assert first <= at < last
         assert abs(at - (first + (of_map + 0.5) * (last - first) / 64)) <= 1
+
+
+def test_several_frames_are_answered_as_one_by_one(fitted: tuple[Sgfr, Path], root: Path) -> None:
+    paths = [root / "bad" / f"{name}.png" for name in SIZES] + sorted((root / "good").iterdir())
+    with Image.open(paths[0]) as opened:
+        frames = [*paths, *map(str, paths), np.asarray(opened), opened.convert("L")]
+    inspector = Inspector.load(fitted[1])
+    one_by_one = [inspector(frame) for frame in frames]
+    assert isinstance(one_by_one[0], Inspection)
+    for several in (frames, tuple(frames), iter(frames), (frame for frame in frames)):
+        found = inspector(several)
+        assert isinstance(found, list)
+        assert len(found) == len(frames) > 16  # more than a batch
+        for one, other in zip(one_by_one, found, strict=True):
+            assert (one.label, one.window, one.place) == (other.label, other.window, other.place)
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+            np.testing.assert_allclose(one.map, other.map, atol=1e-5)
+    assert inspector([]) == []
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        inspector([paths[0], root / "nowhere.png"])
+
+
+def test_it_says_what_it_goes_by(fitted: tuple[Sgfr, Path], root: Path) -> None:
+    model, checkpoint = fitted
+    inspector = Inspector.load(checkpoint)
+    assert inspector.size == (64, 64)
+    assert inspector.bit_depth == 8
+    assert inspector.threshold == pytest.approx(0.5)
+    for path in [*(root / "bad").iterdir(), *(root / "good").iterdir()]:
+        found = inspector(path)
+        assert found.label == (found.score > inspector.threshold)
+    model.post_processor.image_sensitivity = 0.7
+    try:
+        model.trainer.save_checkpoint(checkpoint.with_name("sensitive.ckpt"))
+    finally:
+        model.post_processor.image_sensitivity = 0.5
+    assert Inspector.load(checkpoint.with_name("sensitive.ckpt")).threshold == pytest.approx(0.3)
+
+
+def test_without_a_threshold_it_says_so(root: Path, tmp_path: Path) -> None:
+    model = small(image_size=64, post_processor=False)
+    module = Folder("p", root=root, normal_dir="good", normal_test_dir="good", num_workers=0)
+    engine = fit(model, module, tmp_path, limit_val_batches=0)
+    inspector = Inspector.load(str(engine.best_model_path))
+    found = inspector(root / "bad" / "wide.png")
+    assert (inspector.threshold, found.label, found.mask) == (None, None, None)
+
+
+def test_a_closed_one_is_refused(fitted: tuple[Sgfr, Path], root: Path) -> None:
+    with Inspector.load(fitted[1]) as inspector:
+        assert inspector(root / "bad" / "wide.png").score
+    inspector.close()  # twice is no trouble
+    for use in (lambda: inspector(root / "bad" / "wide.png"), lambda: inspector.threshold, lambda: inspector([])):
+        with pytest.raises(RuntimeError, match="this Inspector is closed: load the model again"):
+            use()
+
+
+def test_eight_threads_get_what_one_gets(fitted: tuple[Sgfr, Path], root: Path) -> None:
+    inspector = Inspector.load(fitted[1])
+    paths = sorted((root / "bad").iterdir()) + sorted((root / "good").iterdir())
+    alone = [inspector(path) for path in paths]
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: [inspector(path) for path in paths], range(16)):
+            for one, other in zip(alone, found, strict=True):
+                assert (one.score, one.label, one.place) == (other.score, other.label, other.place)
+                np.testing.assert_array_equal(one.map, other.map)
