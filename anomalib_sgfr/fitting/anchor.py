@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 __all__ = ["DataParallelAnchor"]
@@ -23,9 +24,9 @@ class DataParallelAnchor(LightningModule):
         return torch.zeros((), device=self.device, requires_grad=True) if self._anchor is None else 0 * self._anchor
 
     def setup(self, stage: str) -> None:
-        """Give several processes the parameter."""
+        """Add the parameter where a data-parallel strategy runs the fit, be it in one process."""
         super().setup(stage)
-        if stage == "fit" and self.trainer.world_size > 1:
+        if stage == "fit" and isinstance(self.trainer.strategy, ParallelStrategy):
             self._anchor = nn.Parameter(torch.zeros((), device=self.device))
 
     def teardown(self, stage: str) -> None:

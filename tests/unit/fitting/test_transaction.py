@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr.core.nominal import nominal_residual
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
@@ -164,6 +165,20 @@ def test_a_refitted_model_shares_the_backbone_and_changes_nothing(first: Sgfr) -
         for bank, whole in zip(other.banks, first.model.banks, strict=True)
     )
     assert [name for name, tensor in first.state_dict().items() if not torch.equal(tensor, before[name])] == []
+
+
+def test_residuals_are_measured_by_the_atoms_that_trimming_leaves(parts: Path, others: Folder, tmp_path: Path) -> None:
+    """But in an update, where scores of before keep their meaning."""
+    model = small(pre_processor=SMALL_IMAGES, trim=0.3, bank_size=100)
+    fit(model, folder_datamodule(parts), tmp_path)
+    assert len(model.suspects) == 4
+    assert len(model.model.images) == 8
+    before = [float(bank.nominal) for bank in model.model.banks]
+    for bank, nominal in zip(model.model.banks, before, strict=True):
+        assert nominal == pytest.approx(nominal_residual(bank.atoms, 5, 1e-3), rel=1e-6)
+    model.update = True
+    fit(model, others, tmp_path)
+    assert [float(bank.nominal) for bank in model.model.banks] == before
 
 
 def test_all_of_a_scale_is_the_suspects_and_so_it_stays(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import InferenceBatch
+from PIL import Image
 
 from anomalib_sgfr import NominalPostProcessor
 from anomalib_sgfr.core.thresholds import alarm_threshold
+from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from anomalib_sgfr.inspection.threshold_state import ThresholdState
@@ -32,6 +34,27 @@ def test_scores_stay_in_order_however_far_outside() -> None:
     assert found.pred_label.tolist() == (raw > threshold).tolist()
     assert found.pred_mask.flatten().tolist() == (raw > threshold).tolist()
     assert float(processor(InferenceBatch(pred_score=torch.tensor([threshold]))).pred_score) == 0.5
+
+
+@pytest.mark.parametrize(("more", "times"), [(1.05, 1000), (1.01, 500), (1.001, 150)])
+@pytest.mark.parametrize("threshold", [1e-3, 8.0, 1e6])
+def test_larger_scores_are_reported_larger_up_to_where_32_bits_end(more: float, times: int, threshold: float) -> None:
+    processor = NominalPostProcessor(0.05)
+    processor.value = threshold
+    processor.take(nominal([]))
+    assert float(processor.image_threshold) == pytest.approx(threshold)
+
+    def reported(raw: torch.Tensor) -> torch.Tensor:
+        score = (threshold * raw).float()
+        return processor(InferenceBatch(pred_score=score, anomaly_map=score.reshape(-1, 1, 1, 1))).pred_score
+
+    steps = int(np.log(times / 0.01) / np.log(more))
+    raw = 0.01 * more ** torch.arange(steps + 1, dtype=torch.float64)
+    assert (reported(raw).diff() > 0).all()
+    # beyond, a larger one is never reported the smaller, and in the end all are one
+    beyond = reported(times * torch.logspace(0, 25, 20_000, dtype=torch.float64))
+    assert (beyond.diff() >= 0).all()
+    assert (reported(torch.tensor([6e3, 1e4, 1e8])) == 1.0).all()
 
 
 def test_a_checkpoint_keeps_threshold_and_configuration() -> None:
@@ -94,3 +117,28 @@ def test_as_many_training_images_are_scored_as_was_asked_for(most: int) -> None:
         assert len(chosen) == len(set(chosen)) == min(most, number)
         steps = {after - before for before, after in itertools.pairwise([*chosen, number])}
         assert max(steps) - min(steps) <= 1
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_an_image_without_other_atoms_scores_as_the_worst_of_its_mirror_images(
+    symmetric: bool, parts: Path, tmp_path: Path
+) -> None:
+    """Turned by half a circle, one that looks the same so is known, and the other two ways are not."""
+    root = tmp_path / "one"
+    (root / "good").mkdir(parents=True)
+    path = root / "good" / "0.png"
+    image = np.asarray(Image.open(parts / "good" / "00.png")) // 2
+    image[10:30, 50:90] += 60
+    Image.fromarray(image + image[::-1, ::-1] if symmetric else image).save(path)
+    model = small(image_size=64)
+    data = folder_datamodule(root, abnormal_dir=parts / "bad", normal_test_dir=parts / "good_test", mask_dir=None)
+    fit(model, data, tmp_path)
+    model.eval()
+    prepared = read_prepared(str(path), model.pre_processor)[None]
+    ways = [model.model(prepared.flip(axes)) for axes in ((-1,), (-2,), (-2, -1))]
+    scores = [float(way.pred_score) for way in ways]
+    assert (scores[2] < 0.5 * min(scores[:2])) == symmetric
+    assert symmetric or scores[0] < 0.99 * max(scores)
+    found = nominal_scores(model.model, model.pre_processor, [str(path)])
+    assert found.scores == pytest.approx([max(scores)], rel=1e-5)
+    assert found.peaks == pytest.approx([max(float(way.anomaly_map.max()) for way in ways)], rel=1e-5)

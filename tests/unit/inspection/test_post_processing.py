@@ -304,6 +304,26 @@ def test_an_update_marks_the_scores_of_images_that_are_gone(many: Path, tmp_path
     assert model.post_processor.basis.endswith("3 of them could not be scored again after the banks changed")
 
 
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_fresh_fit_knows_nothing_of_the_images_of_an_earlier_one(
+    validated: bool, without_defects: tuple[Sgfr, Path], many: Path, tmp_path: Path
+) -> None:
+    for index in range(5):
+        write_image(tmp_path / "others" / f"{index}.png", 50 + index, (64, 64))
+    module = Folder("others", root=tmp_path, normal_dir="others", normal_test_dir=many / "more", num_workers=0, seed=0)
+    model = tiny()
+    model.load_state_dict(without_defects[0].state_dict())
+    model.post_processor.evidence = without_defects[0].post_processor.evidence
+    once = tiny()
+    for fitted in (model, once):
+        torch.manual_seed(0)
+        fit(fitted, module, tmp_path, limit_val_batches=1.0 if validated else 0)
+    evidence, expected = (fitted.post_processor.evidence for fitted in (model, once))
+    assert sorted(evidence.paths) == sorted(expected.paths)
+    assert {Path(path).parent.name for path in evidence.paths} <= {"others", "more"}
+    assert model.post_processor.image_threshold == once.post_processor.image_threshold
+
+
 def test_without_a_threshold_there_are_no_labels(caplog: pytest.LogCaptureFixture) -> None:
     processor = SgfrPostProcessor()
     raw = InferenceBatch(pred_score=torch.tensor([3.0]), anomaly_map=torch.full((1, 1, 2, 2), 3.0))
