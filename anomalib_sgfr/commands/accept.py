@@ -3,10 +3,9 @@
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from anomalib_sgfr.commands.inputs import Parser, existing, images_in, load, post_processor_of, quiet, rewrite
+from anomalib_sgfr.commands.inputs import Parser, existing, images_in, load, new_file, post_processor_of, quiet, rewrite
 
 if TYPE_CHECKING:
     from anomalib_sgfr.fitting.accepting import Addition, Record
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--bad", type=existing, help="folder of defective images, none of which may turn good")
     parser.add_argument("--undo", action="store_true", help="take back what was accepted last")
-    parser.add_argument("--out", type=Path, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
+    parser.add_argument("--out", type=new_file, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
     options = parser.parse_args(arguments)
     if options.undo and options.images:
         parser.error("--undo takes back what was accepted last: pass no images with it")

@@ -1,10 +1,9 @@
 """``anomalib-sgfr adapt``: go on under another light or with another camera, from a few good images of it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomalib_sgfr.commands.inputs import Parser, at_least, existing, images_in, load, quiet, rewrite
+from anomalib_sgfr.commands.inputs import Parser, at_least, existing, images_in, load, new_file, quiet, rewrite
 
 if TYPE_CHECKING:
     from anomalib_sgfr.inspection.calibration import NominalScores
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--directions", type=at_least(1), default=4, help="to leave out of the patches of each scale (default: 4)"
     )
-    parser.add_argument("--out", type=Path, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
+    parser.add_argument("--out", type=new_file, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
     options = parser.parse_args(arguments)
 
     quiet()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalib_sgfr.commands.inputs import Parser, existing, images_in, load, post_processor_of, quiet, rewrite
+from anomalib_sgfr.commands.inputs import Parser, existing, images_in, load, new_file, post_processor_of, quiet, rewrite
 
 if TYPE_CHECKING:
     from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--value", type=float, help="set the threshold, in units of the raw score")
     parser.add_argument("--score", type=float, help="set it where results now show this score: larger ones are alarms")
     parser.add_argument("--by", help="regular expression on the path: show alarms for each product, camera ...")
-    parser.add_argument("--out", type=Path, help="new checkpoint (default: beside the old, named CKPT_threshold)")
+    parser.add_argument("--out", type=new_file, help="new checkpoint (default: beside the old, named CKPT_threshold)")
     options = parser.parse_args(arguments)
 
     quiet()
