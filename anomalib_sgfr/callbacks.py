@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anomalib_sgfr.core.geometry import origins, to_patches
 from anomalib_sgfr.core.sampling import LARGEST, SubspaceSampler
-from anomalib_sgfr.fitting.artefacts import Reason, damage, unreadable
+from anomalib_sgfr.fitting.artefacts import Reason, damage, remedy, unreadable
 from anomalib_sgfr.fitting.distributed import is_padding
 
 __all__ = ["SubspaceSampling", "require_whole_pass"]
@@ -304,6 +304,9 @@ class SubspaceSampling(Callback):
                 exception.add_note(Reason(wrong))
             for path, reason in unreadable(trainer, exception):
                 exception.add_note(Reason(f"{path} cannot be read: {reason}"))
+            found = remedy(exception)
+            if found:
+                exception.add_note(Reason(found))
         self._restore_global_seed()
         self._free()
         cast("Callable[[], None]", pl_module.abandon_fit)()

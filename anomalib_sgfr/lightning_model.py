@@ -5,6 +5,7 @@ import itertools
 import logging
 import time
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -169,8 +170,8 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         if copies not in get_args(Copies):
             msg = f"copies must be one of {', '.join(get_args(Copies))}, got '{copies}'."
             raise ValueError(msg)
-        if seed is not None and not -(2**63) <= seed < 2**64:
-            msg = f"seed must be a whole number of 64 bits, got {seed}."
+        if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= seed < 2**64):
+            msg = f"seed must be a whole number of 64 bits, got {seed!r}."
             raise ValueError(msg)
         own_pre_processor = not isinstance(pre_processor, bool)
         if pre_processor is True:  # the default normalisation depends on the backbone

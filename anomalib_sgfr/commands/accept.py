@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anomalib_sgfr.commands.inputs import (
@@ -11,6 +10,7 @@ from anomalib_sgfr.commands.inputs import (
     existing,
     images_in,
     load,
+    new_file,
     objections,
     post_processor_of,
     quiet,
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bad", type=existing, help="folder of defective images, none of which may turn good")
     parser.add_argument("--force", action="store_true", help="accept images that the checkpoint speaks against")
     parser.add_argument("--undo", action="store_true", help="take back what was accepted last")
-    parser.add_argument("--out", type=Path, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
+    parser.add_argument("--out", type=new_file, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
     options = parser.parse_args(arguments)
     if options.undo and options.images:
         parser.error("--undo takes back what was accepted last: pass no images with it")

@@ -1,7 +1,6 @@
 """``anomalib-sgfr adapt``: go on after a domain shift (light, camera), from a few good images of the new domain."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from anomalib_sgfr.commands.inputs import (
     existing,
     images_in,
     load,
+    new_file,
     objections,
     quiet,
     refuse,
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--directions", type=at_least(1), default=4, help="to leave out of the patches of each scale (default: 4)"
     )
     parser.add_argument("--force", action="store_true", help="take the images for good whatever the checkpoint knows")
-    parser.add_argument("--out", type=Path, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
+    parser.add_argument("--out", type=new_file, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
     options = parser.parse_args(arguments)
 
     quiet()

@@ -21,6 +21,7 @@ __all__ = [
     "existing",
     "images_in",
     "load",
+    "new_file",
     "objections",
     "post_processor_of",
     "quiet",
@@ -35,6 +36,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
+        if "required: ckpt_path" in message:
+            message += "; it comes before options that take several folders"
         self.exit(2, f"error: {message} ({self.prog} --help)\n")
 
 
@@ -63,6 +66,15 @@ def existing(text: str) -> Path:
         return other
     if not path.exists():
         msg = f"{path}: no such file or folder"
+        raise argparse.ArgumentTypeError(msg)
+    return path
+
+
+def new_file(text: str) -> Path:
+    """Type of an argument that names a file to write, refused before anything is computed for it."""
+    path = Path(text)
+    if path.is_dir():
+        msg = f"{path} is a folder: name a file, for instance {path / 'NAME'}"
         raise argparse.ArgumentTypeError(msg)
     return path
 
@@ -104,7 +116,10 @@ def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
 
     try:
         model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", **overrides)
-    except (ValueError, OSError):  # which name the file
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if str(checkpoint) in said else f"'{checkpoint}': {said}") from error
+    except OSError:  # which name the file
         raise
     except Exception as error:
         msg = f"'{checkpoint}' is not a checkpoint that `anomalib fit --model Sgfr` saved ({type(error).__name__})."

@@ -108,14 +108,23 @@ def _run(given: list[str], *, whole: bool) -> int:
             _hand_on(given)
     except Mistake as mistake:
         return _say(str(mistake), 2)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
-    except Exception as raised:  # noqa: BLE001  # whatever it is, its reason comes last
+    except BaseException as raised:  # whatever it is, its reason comes last
+        if _interrupted(raised):  # Lightning exits then, and an import may fail in another way
+            return _say("interrupted", 130)
+        if not isinstance(raised, Exception):
+            raise
         error = _meant(raised)
         if whole or not _explains_itself(error):
             sys.excepthook(type(error), error, error.__traceback__)
         return _say(_reason(error), 1)
     return 0
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error comes of Ctrl-C."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _translated(given: list[str]) -> list[str]:

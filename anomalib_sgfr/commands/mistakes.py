@@ -4,7 +4,9 @@ import difflib
 import enum
 import inspect
 import re
+import sys
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 
 __all__ = ["in_one_line", "in_words"]
@@ -28,15 +30,15 @@ def in_one_line(message: str) -> str:
     """
     keys = re.findall(r'Parser key "([^"]+)"', message)
     unknown = re.search(r"Option '([^']+)' is not accepted", message)
-    required = re.match(r"Option '\w+\.([\w.]+)' is required", message)
-    if required:
-        return f"--{required[1]} is missing"
+    required = re.search(r"Option '(\w+\.)?([\w.]+)' is required", message)
+    if required:  # of the command, or of a class
+        return f"--{required[2]} is missing" if required[1] else f"--{keys[0]}.{required[2]} is missing"
     if not keys:
         return " ".join(message.split())
     if unknown:
         return f"there is no --{keys[0]}.{unknown[1]}{_near(unknown[1], _parameters(message))}"
     block = message[message.rindex('Parser key "') :]
-    expected = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", block, re.MULTILINE)
+    expected = re.findall(r"Expected (?:an? )?(.+?)(?:\. Got value: .*)?$", block, re.MULTILINE)
     given = re.search(r"(?:Got value|Given value): (.*)$", block, re.MULTILINE)
     path = re.search(r"dot import path string: (\S+)", block)
     if path:
@@ -87,14 +89,28 @@ def in_words(error: BaseException, frame: FrameType | None) -> str | None:
         str | None: The words, or ``None`` where its own are as good.
     """
     said = str(error)
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"'{error.filename}' is a file, or lies under one: a folder is needed there"
-    if isinstance(error, IsADirectoryError):
-        return f"'{error.filename}' is a folder: a file is needed there"
     missing = re.match(r"`(\w+)_dataloader` must be implemented", said)
     if missing:
         return f"there are no images to {missing[1]} {'on' if missing[1] == 'train' else 'with'}: pass --data"
     kind = frame.f_locals.get("cls") if frame is not None and "is not a valid" in said else None
     if isinstance(kind, enum.EnumType):
         return f"{said}: it must be one of {', '.join(str(item.value) for item in kind)}"  # type: ignore[var-annotated]
-    return None
+    return _of_the_system(error) or _of_a_run(error)
+
+
+def _of_the_system(error: BaseException) -> str | None:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"'{error.filename}' is a file, or lies under one: a folder is needed there"
+    if not isinstance(error, IsADirectoryError):
+        return None
+    if Path(str(error.filename)).name == "latest":
+        return (
+            f"'{error.filename}' is a folder, and anomalib makes a link of that name: rename the folder, or remove it"
+        )
+    return f"'{error.filename}' is a folder: a file is needed there"
+
+
+def _of_a_run(error: BaseException) -> str | None:
+    run = sys.modules.get("anomalib_sgfr.fitting.artefacts")  # loaded with PyTorch, if a run has begun
+    found: str | None = run.remedy(error) if run else None
+    return found

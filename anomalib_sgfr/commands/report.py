@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomalib_sgfr.commands.inputs import Parser, Truth, at_least, existing, images_in, load, quiet, readable
+from anomalib_sgfr.commands.inputs import Parser, Truth, at_least, existing, images_in, load, new_file, quiet, readable
 
 __all__ = ["main", "truths_in"]
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--masks", type=existing, help="folder of masks, named as the images or NAME_mask")
     parser.add_argument("--group", help="regular expression on the path: a line for each product, camera ...")
     parser.add_argument("--pictures", type=at_least(0), default=500, help="most images to show with pictures")
-    parser.add_argument("--out", type=Path, required=True, help="the page, an HTML file")
+    parser.add_argument("--out", type=new_file, required=True, help="the page, an HTML file")
     options = parser.parse_args(arguments)
     if not (options.data or options.good or options.bad):
         parser.error("pass images: --data, --good or --bad FOLDER")

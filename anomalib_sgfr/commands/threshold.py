@@ -12,6 +12,7 @@ from anomalib_sgfr.commands.inputs import (
     existing,
     images_in,
     load,
+    new_file,
     objections,
     post_processor_of,
     quiet,
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--by", help="regular expression on the path: show alarms for each product, camera ...")
     parser.add_argument("--force", action="store_true", help="take --held_out for good whatever the checkpoint knows")
     parser.add_argument("--json", action="store_true", help="show the threshold as JSON, for programs")
-    parser.add_argument("--out", type=Path, help="new checkpoint (default: beside the old, named CKPT_threshold)")
+    parser.add_argument("--out", type=new_file, help="new checkpoint (default: beside the old, named CKPT_threshold)")
     options = parser.parse_args(arguments)
 
     quiet()

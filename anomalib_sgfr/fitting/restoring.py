@@ -93,6 +93,7 @@ class Restored(LightningModule):
     update: bool
     accepted: Record | None
     fit_record: FitRecord | None
+    restored_from: Path | None
     _before_load: Snapshot | None = None
 
     @classmethod
@@ -126,6 +127,7 @@ class Restored(LightningModule):
             checkpoint = torch.load(path, map_location=home(self.device), weights_only=True)
         other.on_load_checkpoint(checkpoint)
         other.load_state_dict(checkpoint["state_dict"])
+        other.restored_from = Path(path).resolve()
         return other.to(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ _IDLE_WARNINGS = (
 _IDLE_LINES = re.compile(
     r"Initializing \w+ model\.|Loading the callbacks|Overriding \w+ from None with|TPU available:|.{0,3}Tip: |"
     r"`Trainer\(val_check_interval=1\.0\)` was configured|`Trainer\.fit` stopped: `max_epochs=1` reached|"
-    r"Restoring states from the checkpoint path|Loaded model weights from the checkpoint"
+    r"\s*Detected KeyboardInterrupt|Restoring states from the checkpoint path|Loaded model weights from the checkpoint"
 )
 
 

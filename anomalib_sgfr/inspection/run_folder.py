@@ -74,12 +74,12 @@ class RunFolder(Afterwards):
             logger.warning("%s could not be pointed to %s: %s", run.parent / LATEST, run.name, error)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say which run ``latest`` names after one that failed or was interrupted."""
-        del pl_module, exception
+        """Say which run ``latest`` names after one that failed."""
+        del pl_module
         run = Path(trainer.default_root_dir)
         if trainer.state.fn == "fit" and trainer.is_global_zero:
             self._give_back(trainer)  # a failure before setup
-            whole = newest_whole_run(run.parent)
+            whole = newest_whole_run(run.parent) if isinstance(exception, Exception) else None
             if whole is not None and whole != run and (run.parent / LATEST).is_symlink():
                 logger.warning("The run has not ended: %s names %s, the last one that has.", LATEST, whole)
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +215,90 @@ def test_a_latest_that_did_not_end_is_passed_over(checkpoint: Path, parts: Path,
         code, _, errors = command(*arguments, warm=warm, cwd=tmp_path)
         assert code == 0, errors
         assert any(line.startswith(f"note: {latest} is missing, as that run has not ended: ") for line in errors)
+
+
+FIT = ("fit", "--model", "Sgfr", "--model.backbone", "test_resnet", "--model.layers", "[layer1]")
+FIT += ("--model.pre_trained", "false", "--model.image_size", "64", "--trainer.accelerator", "cpu")
+FOLDER = ("--data", "Folder", "--data.root", "parts", "--data.num_workers", "0")
+SAMPLES = [
+    ((*FIT, *FOLDER, "--data.normal_dir", "good"), 2, "--data.name is missing"),
+    ((*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "two"), 1, "too few good images: anomalib splits"),
+    ((*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "mac"), 1, "-name '._*' -delete)"),
+    ((*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "零件"), 1, "anomalib takes ASCII paths only, and "),
+    (
+        ("predict", "--model", "Sgfr", "--data", "parts/零件"),
+        1,
+        "anomalib takes ASCII paths only, and parts/零件 is not",
+    ),
+    (("fit", "--model", "Sgfr", "--model.seed", "a"), 2, "--model.seed must be a whole number, got 'a'"),
+    ((*FIT, *FOLDER, "--data.name", "old", "--data.normal_dir", "good"), 1, "and anomalib makes a link of that name"),
+    (("threshold", "CKPT", "--score", "0.6", "--out", "parts"), 2, "argument --out: parts is a folder: name a file"),
+    (("report", "CKPT", "--good", "parts/good", "--out", "parts"), 2, "argument --out: parts is a folder: name a file"),
+    (("report", "--good", "parts/good", "CKPT", "--out", "x.html"), 2, "ckpt_path; it comes before options that take"),
+    *(
+        ((name, "damaged.ckpt", *rest), 1, "'damaged.ckpt' is damaged: the checksum of ")
+        for name, *rest in (("threshold",), ("accept", "parts/good"), ("adapt", "parts/good"))
+    ),
+    (("threshold", "empty.ckpt"), 1, "'empty.ckpt' is not a checkpoint that"),
+    (
+        ("predict", "--model", "Sgfr", "--data", "parts/good", "--ckpt_path", "damaged.ckpt"),
+        1,
+        "is damaged: the checksum",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), SAMPLES, ids=[" ".join(item[0])[-50:] for item in SAMPLES])
+def test_every_mistake_in_files_ends_in_one_line(
+    arguments: tuple[str, ...], code: int, said: str, checkpoint: Path, warm: Path, tmp_path: Path
+) -> None:
+    for name, number in (("good", 5), ("two", 2), ("mac", 5), ("零件", 5)):
+        for index in range(number):
+            write_image(tmp_path / "parts" / name / f"{index}.png", index)
+    (tmp_path / "parts" / "mac" / "._0.png").write_bytes(b"\0\5\26\7")
+    (tmp_path / "results" / "Sgfr" / "old" / "latest").mkdir(parents=True)
+    whole = bytearray(checkpoint.read_bytes())
+    middle = len(whole) // 2
+    whole[middle : middle + 100] = bytes(100)
+    (tmp_path / "damaged.ckpt").write_bytes(whole)
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "empty.ckpt")
+    found, output, errors = command(
+        *(checkpoint if part == "CKPT" else part for part in arguments), warm=warm, cwd=tmp_path
+    )
+    assert found == code, errors
+    assert errors[-1].startswith("error: ")
+    assert said in errors[-1], errors
+    assert not any("Traceback" in line for line in [*errors, *output.splitlines()]), errors
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("when", ["import", "run"])
+def test_an_interruption_is_one_line(when: str, checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "stop = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from anomalib_sgfr.commands.main import main\n"
+    )
+    if when == "import":
+        code += (
+            "class Stop:\n"
+            "    def find_spec(self, name, *_):\n"
+            "        if name == 'torch.nn': stop()\n"
+            "sys.meta_path.insert(0, Stop())\n"
+        )
+    else:
+        code += "from anomalib_sgfr import Sgfr\nSgfr.predict_step = stop\n"
+    arguments = ["predict", "--model", "Sgfr", "--data", str(parts / "bad"), "--ckpt_path", str(checkpoint)]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit(main({arguments!r}))"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in done.stderr
+    assert "KeyboardInterrupt" not in done.stdout + done.stderr

@@ -9,10 +9,12 @@ import pytest
 import timm
 import torch
 from anomalib.models import Padim, Patchcore
+from huggingface_hub import constants
 from skimage import data as photographs
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anomalib_sgfr.features import backbones
 from anomalib_sgfr.features.backbones import OFFLINE_SUFFIX, converted_state_dict, normalisation
 from anomalib_sgfr.features.embedding import PatchEmbedder
 
@@ -101,3 +103,20 @@ def test_normalisation_is_the_backbones_own() -> None:
     assert normalisation("tf_efficientnet_lite0") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert normalisation("tf_efficientnet_lite0_offline") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert normalisation("resnet18") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_a_hub_out_of_reach_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(backbones, "getproxies", dict)
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    def waited(seconds: float) -> None:
+        pytest.fail(f"waited {seconds} s to try again")
+
+    monkeypatch.setattr("socket.create_connection", refused)
+    monkeypatch.setattr("time.sleep", waited)
+    with pytest.raises(RuntimeError, match=r"backbone 'resnet10t'.*connect to the model hub.*pre_trained to false"):
+        PatchEmbedder("resnet10t", ["layer1"]).load_pretrained()
+    assert not constants.HF_HUB_OFFLINE

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from anomalib.data import PredictDataset
+from anomalib.metrics import Evaluator, F1Score
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Resize, Transform, functional
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.fitting.artefacts import damage
 from tests.conftest import engine_in, fit, folder_datamodule, small
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
@@ -131,3 +133,26 @@ def test_a_transform_that_no_checkpoint_keeps_is_asked_for_again(parts: Path, tm
         for each in (mirrored(), model)
     ]
     assert scores[0] == scores[1]
+
+
+def test_a_metric_of_labels_in_validation_is_explained(parts: Path, tmp_path: Path) -> None:
+    model = small(evaluator=Evaluator(val_metrics=[F1Score(fields=["pred_label", "gt_label"])]), image_size=64)
+    with pytest.raises(ValueError, match="pred_label") as caught:
+        fit(model, folder_datamodule(parts), tmp_path)
+    assert any("Put F1Score and the like into test_metrics" in note for note in caught.value.__notes__)
+
+
+def test_a_changed_byte_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "model.ckpt"
+    torch.save({"atoms": torch.zeros(1000)}, file)
+    assert damage(file) is None
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(whole)
+    assert "is damaged: the checksum of" in str(damage(file))
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, 2**64])
+def test_a_seed_that_is_no_whole_number_is_refused(seed: object) -> None:
+    with pytest.raises(ValueError, match="seed must be a whole number of 64 bits, got "):
+        small(seed=seed)

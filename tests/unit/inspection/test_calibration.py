@@ -40,8 +40,7 @@ def test_scores_stay_in_order_however_far_outside() -> None:
 @pytest.mark.parametrize("threshold", [1e-3, 8.0, 1e6])
 def test_larger_scores_are_reported_larger_up_to_where_32_bits_end(more: float, times: int, threshold: float) -> None:
     processor = NominalPostProcessor(0.05)
-    processor.value = threshold
-    processor.take(nominal([]))
+    processor.use(ThresholdState(value=threshold).chosen())
     assert float(processor.image_threshold) == pytest.approx(threshold)
 
     def reported(raw: torch.Tensor) -> torch.Tensor:
