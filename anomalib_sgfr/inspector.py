@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.edge.placement import Placement, laid_over, placed
+from anomalib_sgfr.pictures.placement import Placement, laid_over, placed
 from anomalib_sgfr.pictures.reading import picture
 
 __all__ = ["Inspection", "Inspector"]
@@ -56,7 +56,7 @@ class _Model(ABC):
     """What runs a model, in any number of threads at once, and says how it looks at a picture.
 
     Attributes:
-        steps (Sequence): What is done to a picture, as :func:`~anomalib_sgfr.edge.placement.placed` takes it.
+        steps (Sequence): What is done to a picture, as :func:`~anomalib_sgfr.pictures.placement.placed` takes it.
         bit_depth (int): Bits that the camera gives.
         threshold (float | None): Of reported scores.
         most (int): Frames that it takes at once.

@@ -8,11 +8,11 @@ from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.edge.placement import laid_over, placed
 from anomalib_sgfr.features.pre_processing import steps_of
 from anomalib_sgfr.inspection.run_folder import RunFolder, image_paths, results_folder
 from anomalib_sgfr.inspection.runs import names_of
 from anomalib_sgfr.inspection.score_table import Scored, scored_in
+from anomalib_sgfr.pictures.placement import laid_over, placed
 from anomalib_sgfr.pictures.reading import picture
 
 __all__ = ["Predictions"]

@@ -151,7 +151,7 @@ def steps_of(transform: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
         transform (Any): torchvision's, or ``None``.
 
     Returns:
-        list[tuple[Any, ...]]: As :func:`~anomalib_sgfr.edge.placement.placed` takes them.
+        list[tuple[Any, ...]]: As :func:`~anomalib_sgfr.pictures.placement.placed` takes them.
 
     Raises:
         ValueError: If the transform moves pixels in a way that is not known.

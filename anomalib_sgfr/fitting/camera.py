@@ -10,6 +10,7 @@ from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_sgfr.features.true_range import Looks, at_true_range, frames, require_true_sources
+from anomalib_sgfr.inspection.own_pixels import data_set_of
 from anomalib_sgfr.pictures.files import SUFFIXES, depth_of, left_out
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -67,7 +68,7 @@ class FromCameras(LightningModule, ABC):
             ValueError: If one cannot be read so, or nearly all training images look misread.
         """
         if isinstance(batch, ImageBatch):
-            at_true_range(batch, _data_set(self.trainer, number), self.model.bit_depth)
+            at_true_range(batch, data_set_of(self.trainer, number), self.model.bit_depth)
             if self.trainer.training and self._looks:
                 images: Any = batch.image
                 self._looks.see(images, batch.image_path)
@@ -147,15 +148,6 @@ def _tell_left_out(trainer: Trainer, paths: Sequence[Any] | None) -> None:
             said,
             ", ".join(sorted(SUFFIXES)),
         )
-
-
-def _data_set(trainer: Trainer, number: int) -> Any:  # noqa: ANN401
-    """What the batches of a running stage come from, of the loader with a number if there are several."""
-    stage = trainer.state.stage
-    name = "train_dataloader" if trainer.training or not stage else f"{stage.dataloader_prefix}_dataloaders"
-    loaders = getattr(trainer, name, None)
-    loader = loaders[number] if isinstance(loaders, list | tuple) and number < len(loaders) else loaders
-    return getattr(loader, "dataset", None)
 
 
 _TRUE_RANGE = _TrueRange()  # holds nothing; another one would replace it in a second run, with a word about it

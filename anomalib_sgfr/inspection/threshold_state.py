@@ -119,6 +119,8 @@ class ThresholdState(NamedTuple):
             value = math.nan if self.value is None else self.value
             return self._settled(value, value, "none" if self.value is None else "hand")
         image, peak = self._of_good()
+        chosen: float
+        by: Chosen
         if self.value is not None:
             chosen, by = self.value, "hand"
         elif self.false_alarm_rate is not None:

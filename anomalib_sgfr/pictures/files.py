@@ -26,6 +26,7 @@ __all__ = [
     "left_out",
     "more_than_8_bits",
     "naming",
+    "size_of",
     "spread",
     "stored",
     "upright",
@@ -73,6 +74,7 @@ _ORIENTED: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     7: lambda values: values[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90,
 }
+_ACROSS = (5, 6, 7, 8)  # of these orientations: rows become columns
 
 
 class Stored(NamedTuple):
@@ -131,6 +133,24 @@ def header(path: Path | str) -> Header:
         with Image.open(path) as opened:
             return Header(more_than_8_bits(opened), has_pages=getattr(opened, "n_frames", 1) > 1)
     return Header()
+
+
+def size_of(path: Path | str) -> tuple[int, int]:
+    """Height and width of a picture as it is read: upright. Decodes no pixel, where Pillow knows the kind of file.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is of a kind that is not served, or what reads it is not installed.
+    """
+    is_turned = header(path).is_turned
+    try:
+        with Image.open(path) as opened:
+            height, width = opened.height, opened.width
+            lies = is_turned and _orientation(opened) in _ACROSS
+    except UnidentifiedImageError:
+        height, width = stored(path).values.shape[:2]
+        return height, width
+    return (width, height) if lies else (height, width)
 
 
 def is_deep(path: Path | str) -> bool:

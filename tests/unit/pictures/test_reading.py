@@ -17,7 +17,17 @@ from anomalib.data.utils import read_image
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.pictures.files import SUFFIXES, Header, depth_of, header, is_deep, left_out, spread, stored
+from anomalib_sgfr.pictures.files import (
+    SUFFIXES,
+    Header,
+    depth_of,
+    header,
+    is_deep,
+    left_out,
+    size_of,
+    spread,
+    stored,
+)
 from anomalib_sgfr.pictures.reading import picture
 
 SIZE = (5, 7)
@@ -356,3 +366,13 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert left_out([root / "a" / "0.png", root / "b" / "0.png"]) == {".gif": 3, ".jp2": 1}
     assert left_out([root / "b" / "0.png"]) == {".jp2": 1}
     assert not left_out([])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_the_size_of_a_picture_is_told_as_it_is_read(orientation: int, suffix: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned{suffix}"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    assert size_of(path) == picture(path).shape[:2] == ((20, 30) if orientation < 5 else (30, 20))
