@@ -41,7 +41,9 @@ class SubspaceSampler:
     Args:
         bank_size (int): Largest number of atoms in the bank.
         tolerance (float): Distance (Euclidean, embedding units) within which an embedding needs no atom of its own: the
-            bank stays smaller than ``bank_size`` when all that was seen lies within it. Defaults to ``0.0``.
+            bank stays smaller than ``bank_size`` when all that was seen lies within it. 32 bits tell embeddings apart
+            that differ by a thousandth of their length from the centre: a smaller tolerance is exceeded by up to that
+            much, and the radius of the cover says so. Defaults to ``0.0``.
         working_size (int): Atoms to thin to while the stream lasts, if that is more than ``bank_size``. Defaults to
             ``3500``.
 

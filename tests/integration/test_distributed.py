@@ -160,6 +160,16 @@ def test_united_bounds_hold_for_all_that_any_process_saw(united: list[list[dict[
         assert 2.0 <= united[0][0]["thresholds"][scale] <= united[0][1]["thresholds"][scale]  # half of the tolerance
 
 
+def test_united_atoms_within_the_tolerance_stand_for_each_other(united: list[list[dict[str, Any]]]) -> None:
+    """The threshold is the largest that any process came to, also where uniting drops no atom."""
+    for apart, within in (process[2:] for process in united):
+        assert sorted(apart["covers"][0]["atoms"].tolist()) == [[0.0, 0.0], [0.0, 0.5], [9.0, 0.0], [9.0, 0.5]]
+        assert apart["covers"][0]["count"].tolist() == [1] * 4
+        assert sorted(within["covers"][0]["atoms"].tolist()) == [[0.0, 0.25], [9.0, 0.25]]
+        assert within["covers"][0]["count"].tolist() == [2, 2]
+        assert (apart["thresholds"], within["thresholds"]) == ([3.0], [1.0])
+
+
 @pytest.mark.parametrize("images", [1, 5, 11, 12])
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_images_that_only_fill_up_are_told_apart(images: int, batch: int) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from anomalib_sgfr.bank import Bank
+from anomalib_sgfr.bank import Bank, BankState
+from anomalib_sgfr.core.cover import Cover
 from anomalib_sgfr.core.geometry import origins
 from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.fitting.distributed import unite
 from anomalib_sgfr.fitting.learning import learn, samplers_for
 from anomalib_sgfr.torch_model import Learnt
 
@@ -47,6 +49,12 @@ def main(out: Path, rank: int, world: int) -> None:
     observe(samplers, new)
     known = dict(enumerate(first.images)) | {number: f"image {image}" for number, image in new.items()}
     second = learn(samplers, known, Learnt([bank.state for bank in banks], first.images))
+    # two atoms of each process, half a unit from the other's, in a bank that has room for all of them
+    close = Cover.of(torch.tensor([[0.0, 0.5 * rank], [9.0, 0.5 * rank]]))
+    apart = unite(Learnt([BankState(close, threshold=3.0 - rank)], []), [60])
+    samplers = samplers_for(banks[:1], [60], 1.0, update=False, global_rank=rank)
+    samplers[0].observe(close.atoms)
+    within = learn(samplers, {})
     torch.save(
         [
             {
@@ -54,7 +62,7 @@ def main(out: Path, rank: int, world: int) -> None:
                 "thresholds": [state.threshold for state in learnt.states],
                 "covers": [state.cover._asdict() for state in learnt.states],
             }
-            for learnt in (first, second)
+            for learnt in (first, second, apart, within)
         ],
         out / f"rank{rank}.pt",
     )

@@ -41,8 +41,9 @@ def test_it_scores_and_certifies_as_before(earlier: tuple[Path, dict[str, Any]])
     torch.testing.assert_close(found.anomaly_map[:, 0, ::8, ::8], expected["map"], rtol=1e-4, atol=1e-4)
     certificate = model.certificate()
     assert certificate.patches == expected["patches"] == 4 * (8 * 8 + 4 * 4)
-    assert certificate.largest == pytest.approx(expected["largest"], rel=1e-5)
-    assert certificate.mean == pytest.approx(expected["mean"], rel=1e-5)
+    # that version did not count what rounding adds
+    for found_bound, then in ((certificate.largest, expected["largest"]), (certificate.mean, expected["mean"])):
+        assert then <= found_bound == pytest.approx(then, rel=1e-4)
     assert isinstance(model.post_processor, SgfrPostProcessor)
     assert model.post_processor.false_alarm_rate == 0.2
     assert float(model.post_processor.image_threshold) > 0

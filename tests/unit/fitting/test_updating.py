@@ -97,6 +97,33 @@ def test_an_update_takes_no_atom_for_what_is_rebuilt_already(datamodule: Folder,
         assert {tuple(row) for row in bank.atoms.tolist()} == {tuple(row) for row in its_before.tolist()}
 
 
+@pytest.mark.parametrize("bank_size", [60, 700])
+def test_a_full_bank_keeps_only_a_part_of_its_atoms_and_one_with_room_all(
+    bank_size: int, parts: Path, tmp_path: Path
+) -> None:
+    model = small(pre_processor=SMALL_IMAGES, bank_size=bank_size)
+    earlier, later = folder_datamodule(parts), folder_datamodule(others(tmp_path / "others"), mask_dir=None)
+    fit(model, earlier, tmp_path / "first")
+    before = [{tuple(row) for row in bank.atoms.tolist()} for bank in model.model.banks]
+    was = residuals_of(model, earlier)
+    model.update = True
+    fit(model, later, tmp_path / "second")
+    after = [{tuple(row) for row in bank.atoms.tolist()} for bank in model.model.banks]
+    stayed = [len(old & new) / len(old) for old, new in zip(before, after, strict=True)]
+    full = [len(new) == bank_size for new in after]
+    assert full == ([True] * 4 if bank_size == 60 else [True, True, False, False])
+    for share, had_no_room in zip(stayed, full, strict=True):
+        assert 0.2 < share < 1.0 if had_no_room else share == 1.0
+    # what is left of the earlier images grows where atoms went, and stays below what is certified
+    now = residuals_of(model, earlier)
+    for old, new, had_no_room, scale in zip(was, now, full, model.certificate().scales, strict=True):
+        if had_no_room:
+            assert float(new.mean()) > float(old.mean())
+        else:
+            assert float(new.mean()) == pytest.approx(float(old.mean()), rel=1e-3)
+        assert float(new.max()) <= scale.largest
+
+
 def test_an_update_without_a_fitted_model_says_so(datamodule: Folder, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cannot add to an Sgfr that is not fitted"):
         fit(small(update=True), datamodule, tmp_path)

@@ -313,7 +313,7 @@ def test_a_fresh_fit_knows_nothing_of_the_images_of_an_earlier_one(
     module = Folder("others", root=tmp_path, normal_dir="others", normal_test_dir=many / "more", num_workers=0, seed=0)
     model = tiny()
     model.load_state_dict(without_defects[0].state_dict())
-    model.post_processor.evidence = without_defects[0].post_processor.evidence
+    model.post_processor.use(without_defects[0].post_processor.state)
     once = tiny()
     for fitted in (model, once):
         torch.manual_seed(0)
