@@ -92,6 +92,12 @@ def in_words(error: BaseException, frame: FrameType | None) -> str | None:
     missing = re.match(r"`(\w+)_dataloader` must be implemented", said)
     if missing:
         return f"there are no images to {missing[1]} {'on' if missing[1] == 'train' else 'with'}: pass --data"
+    path = re.match(r"Path contains non-printable characters: (.*)", said, re.DOTALL)
+    if path:
+        return (
+            f"anomalib takes paths of ASCII characters only, and {path[1]!r} has others: rename or copy the folder (to "
+            "predict, go into the folder and pass a relative path; report and explain take any)"
+        )
     kind = frame.f_locals.get("cls") if frame is not None and "is not a valid" in said else None
     if isinstance(kind, enum.EnumType):
         return f"{said}: it must be one of {', '.join(str(item.value) for item in kind)}"  # type: ignore[var-annotated]

@@ -1,6 +1,9 @@
 """What others say of a mistake, in one line."""
 
+from pathlib import Path
+
 import pytest
+from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
 
 from anomalib_sgfr.commands.main import _raised_in
@@ -57,6 +60,15 @@ def test_members_of_an_enumeration_are_listed() -> None:
         ExportType("tflite")
     said = in_words(caught.value, _raised_in(caught.value)[1])
     assert said == "'tflite' is not a valid ExportType: it must be one of onnx, openvino, torch"
+
+
+def test_a_path_that_anomalib_does_not_take_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="non-printable") as caught:
+        PredictDataset(tmp_path / "部品")
+    said = in_words(caught.value, None) or ""
+    assert "paths of ASCII characters only" in said
+    assert f"'{tmp_path}/部品' has others: rename or copy the folder" in said
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(
