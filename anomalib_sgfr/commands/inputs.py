@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,15 @@ __all__ = [
     "images_in",
     "load",
     "new_file",
+    "new_folder",
     "objections",
     "post_processor_of",
     "quiet",
     "readable",
     "refuse",
+    "require_named_group",
     "rewrite",
+    "take_checkpoint",
 ]
 
 
@@ -76,7 +80,61 @@ def new_file(text: str) -> Path:
     if path.is_dir():
         msg = f"{path} is a folder: name a file, for instance {path / 'NAME'}"
         raise argparse.ArgumentTypeError(msg)
+    _require_writable(path, path.absolute().parent)
     return path
+
+
+def new_folder(text: str) -> Path:
+    """Type of an argument that names a folder to write to, refused before anything is computed for it."""
+    path = Path(text)
+    _require_writable(path, path.absolute())
+    return path
+
+
+def _require_writable(path: Path, folder: Path) -> None:
+    there = next(part for part in (folder, *folder.parents) if part.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        why = "cannot be written to" if there.is_dir() else "is a file, not a folder"
+        msg = f"{path} cannot be written: {there} {why}"
+        raise argparse.ArgumentTypeError(msg)
+
+
+def take_checkpoint(parser: argparse.ArgumentParser, given: Path | None, *lists: list[Path]) -> Path:
+    """Checkpoint of a command, wherever it stands among the arguments.
+
+    Args:
+        parser (ArgumentParser): Ends the command if there is none.
+        given (Path | None): What was given in the checkpoint's own place.
+        *lists (list[Path]): Other arguments. Where nothing was given, the one file there that is named as a checkpoint
+            is taken out of them: an option that takes several values takes it too, if it comes right behind.
+    """
+    if given is not None:
+        return given
+    found = [(values, path) for values in lists for path in values if path.suffix == ".ckpt" and path.is_file()]
+    if len(found) != 1:
+        parser.error("the checkpoint is missing: put it first, or pass --ckpt_path CKPT")
+    ((values, path),) = found
+    values.remove(path)
+    return path
+
+
+def require_named_group(option: str, expression: str | None, paths: Sequence[str] = ()) -> None:
+    """As :func:`~anomalib_sgfr.inspection.evidence.require_group`; the message names the option.
+
+    Args:
+        option (str): ``--group``, ``--by`` ...
+        expression (str | None): Given with it.
+        paths (Sequence[str]): Images, of which it must match one at least.
+
+    Raises:
+        ValueError: If it is no regular expression, or matches none.
+    """
+    from anomalib_sgfr.inspection.evidence import require_group
+
+    try:
+        require_group(expression, paths)
+    except ValueError as error:
+        raise ValueError(str(error).replace("group", option, 1)) from None
 
 
 def quiet() -> None:
@@ -268,6 +326,12 @@ def readable(
     from anomalib_sgfr.features.true_range import READS_ITSELF, read_tensor
 
     class Readable(IterableDataset[Any]):
+        def __init__(self) -> None:
+            self.image_filenames = [str(path) for path in paths]
+
+        def __len__(self) -> int:  # for the progress bar
+            return len(paths)
+
         def __iter__(self) -> Iterator[Any]:
             for path in paths:
                 try:

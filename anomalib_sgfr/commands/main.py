@@ -4,6 +4,7 @@ Help, the version and a mistyped command import neither PyTorch nor anomalib.
 """
 
 import difflib
+import io
 import linecache
 import os
 import sys
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         int: The exit code: 0 if all went well, 1 if not, 2 if the arguments are at fault.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that a console cannot show is no reason to fail after the work
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     whole = os.environ.get(_SWITCH, "0").lower() not in {"", "0", "false", "no", "off"}
     if given[:1] == ["--traceback"]:

@@ -17,6 +17,7 @@ from anomalib_sgfr.commands.inputs import (
     post_processor_of,
     quiet,
     refuse,
+    require_named_group,
     rewrite,
 )
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     changes = any(wish is not None for wish in wishes)
     if not changes and (options.out or options.read_from or options.force):
         parser.error("there is nothing to change: pass --false_alarm_rate, --held_out, --group, --value or --score")
-    _require_group("--by", options.by, processor.state.scores.paths)
+    require_named_group("--by", options.by, processor.state.scores.paths)
     out = options.out or options.ckpt_path.with_stem(f"{options.ckpt_path.stem}_threshold")
     before = processor.state
     if changes:
@@ -71,16 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if changes:
         print(f"Checkpoint: {out}")
     return 0
-
-
-def _require_group(option: str, expression: str | None, paths: Sequence[str] = ()) -> None:
-    """As :func:`~anomalib_sgfr.inspection.evidence.require_group`, naming the option."""
-    from anomalib_sgfr.inspection.evidence import require_group
-
-    try:
-        require_group(expression, paths)
-    except ValueError as error:
-        raise ValueError(str(error).replace("group", option, 1)) from None
 
 
 def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "ThresholdState":  # noqa: ANN401
@@ -98,7 +89,7 @@ def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "Th
         msg = "--read_from goes with --value or --score."
         raise ValueError(msg)
     checked(false_alarm_rate=options.false_alarm_rate)
-    _require_group("--group", options.group)
+    require_named_group("--group", options.group)
     normalised = state.is_set and (state.linear or processor.enable_normalization)
     if options.score is not None and not 0.0 < options.score < (1.0 if normalised else float("inf")):
         limit = "between 0 and 1" if normalised else "above 0, as results show it"
@@ -131,7 +122,7 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
     group = options.group or state.group
     if options.held_out is not None:
         paths = [str(path) for path in images_in(options.held_out)]
-        _require_group("--group", group, paths)
+        require_named_group("--group", group, paths)
         against = objections(model, paths)
         if not options.force:
             refuse(against, "--held_out")
@@ -141,7 +132,7 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
             scores=anew, group=group, false_alarm_rate=state.rate, value=None, read_from=(), forced=tuple(against)
         )
     good = state.scores.good
-    _require_group("--group", group, good.paths)
+    require_named_group("--group", group, good.paths)
     if group == state.group:
         return state
     trained = {unit_of(path, group) for path in model.model.images}

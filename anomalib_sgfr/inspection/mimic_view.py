@@ -13,6 +13,9 @@ from torch import Tensor
 from anomalib_sgfr.core.geometry import Place
 from anomalib_sgfr.inspection.explanation import Explanation, explain
 from anomalib_sgfr.inspection.gallery import CONTEXT, Gallery, crop, displayed
+from anomalib_sgfr.inspection.own_pixels import raised_at
+from anomalib_sgfr.inspection.run_folder import image_paths
+from anomalib_sgfr.inspection.runs import names_of
 from anomalib_sgfr.torch_model import SgfrModel
 
 if TYPE_CHECKING:
@@ -105,6 +108,9 @@ def draw(
 class MimicView(Callback):
     """Draw the mimic view of every image that is predicted or tested; for ``trainer.callbacks``.
 
+    A figure has the image's path below the folder that holds all images of the run; where all are in one folder, that
+    folder's name and the image's.
+
     Args:
         folder (str | None): Where to; ``mimic`` in the run's folder by default.
         regions (int): Most regions of an image to explain.
@@ -123,32 +129,40 @@ class MimicView(Callback):
         self.regions = regions
         self.only_anomalous = only_anomalous
         self._gallery: Gallery | None = None
-        self._drawn: set[Path] = set()
+        self._names: dict[str, Path] = {}
+        self._drawn: dict[Path, str] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a model that cannot be explained."""
-        del trainer
+        """Refuse a model that cannot be explained, and name the figures of a prediction."""
+        self._start(trainer, pl_module, "predictions")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As for prediction."""
+        self._start(trainer, pl_module, "tests")
+
+    def _start(self, trainer: Trainer, pl_module: Any, kind: str) -> None:  # noqa: ANN401
         if not isinstance(pl_module.model, SgfrModel):
             msg = f"MimicView explains Sgfr, not {type(pl_module).__name__}."
             raise TypeError(msg)
         self._gallery = Gallery(pl_module.model, pl_module.pre_processor)
-        self._drawn = set()
+        self._names, self._drawn = _names(image_paths(trainer, kind)), {}
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As for prediction."""
-        self.on_predict_start(trainer, pl_module)
-
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Draw the images of a batch."""
-        del args
-        self._draw(trainer, pl_module, outputs)
+        del batch, batch_idx
+        self._draw(trainer, pl_module, outputs, raised_at(trainer, pl_module, outputs, dataloader_idx)[0])
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
-        """Draw the images of a batch."""
-        del args
-        self._draw(trainer, pl_module, outputs)
+    on_test_batch_end = on_predict_batch_end
 
-    def _draw(self, trainer: Trainer, model: Any, batch: Any) -> None:  # noqa: ANN401
+    def _draw(self, trainer: Trainer, model: Any, batch: Any, pixels: Sequence[tuple[int, int] | None]) -> None:  # noqa: ANN401
         folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "mimic"
         paths: Sequence[Any] = batch.image_path or [
             f"image{len(self._drawn) + index}" for index in range(len(batch.image))
@@ -159,18 +173,27 @@ class MimicView(Callback):
             image = batch.image[index]
             truth = None if batch.gt_mask is None else batch.gt_mask[index].squeeze().cpu().numpy()
             title = str(path) if batch.pred_score is None else f"{path}, score {float(batch.pred_score[index]):.3g}"
+            pixel = pixels[index] if pixels else None
+            title += f", raised at row {pixel[0]}, column {pixel[1]} of the file" if pixel else ""
             found = explain(model.model, image, self.regions)
             figure = draw(model.model, model.pre_processor, image, found, truth, title, self._gallery)
-            save(figure, self._target(folder, Path(path)))
+            save(figure, self._target(folder, str(path)))
 
-    def _target(self, folder: Path, path: Path) -> Path:
+    def _target(self, folder: Path, path: str) -> Path:
         """A name that no other image of this run has."""
-        target, number = folder / path.parent.name / f"{path.stem}.png", 1
-        while target in self._drawn:
-            number += 1
-            target = folder / path.parent.name / f"{path.stem}-{number}.png"
-        self._drawn.add(target)
-        return target
+        name = self._names.get(path, Path(Path(path).parent.name, Path(path).stem))
+        if self._drawn.get(name, path) != path:  # of a data set that does not tell its files
+            name = Path(*Path(path).absolute().parts[1:])
+        self._drawn[name] = path
+        return folder / name.with_name(f"{name.name}.png")
+
+
+def _names(paths: Sequence[str]) -> dict[str, Path]:
+    """Names of figures: as those of other results, but that images of one folder keep its name."""
+    names = names_of(paths)
+    if all(len(name.parts) == 1 for name in names.values()):
+        names = {path: Path(Path(path).absolute().parent.name, name) for path, name in names.items()}
+    return names
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -1,23 +1,28 @@
 """Lightning callback that writes a report of a test or a prediction."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+from rich.progress import track
 
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.features.pre_processing import steps_of
 from anomalib_sgfr.inspection.afterwards import Afterwards
-from anomalib_sgfr.inspection.evidence import Evidence, require_group
+from anomalib_sgfr.inspection.evidence import Kind, require_group
 from anomalib_sgfr.inspection.gallery import Gallery, displayed
-from anomalib_sgfr.inspection.score_table import Scored, scored_in
+from anomalib_sgfr.inspection.own_pixels import raised_at
+from anomalib_sgfr.inspection.score_table import Scored, scored_in, threshold_of
+from anomalib_sgfr.inspection.threshold_state import ThresholdState
 from anomalib_sgfr.report.choice import by_importance, pruned
 from anomalib_sgfr.report.digest import Digest, Mimic, Picture, Unit
 from anomalib_sgfr.report.mimics import mimic_of
 from anomalib_sgfr.report.model_facts import facts_of
+from anomalib_sgfr.report.overlap import known_among
 from anomalib_sgfr.report.page import rendered, write_page
 from anomalib_sgfr.report.regions import RegionOverlap
 from anomalib_sgfr.report.thumbnails import BUDGET, aspect_of, outline, small_heat, webp
@@ -46,6 +51,8 @@ class Report(Afterwards):
         units (list[Unit]): Images that this process has seen in the run.
         checkpoint (str): The model's file; found out if it is empty.
         kinds (Mapping[str, str]): Kind of defect by path, where the folder's name is not that.
+        unreadable (Mapping[Any, str]): Files that could not be read, and why: read when the run has ended.
+        digest (Digest | None): What the page of the latest run shows.
         written (Path | None): The page of the latest run, once it is there.
         failed (str): Why it is not.
 
@@ -65,6 +72,8 @@ class Report(Afterwards):
         self.units: list[Unit] = []
         self.checkpoint = ""
         self.kinds: Mapping[str, str] = {}
+        self.unreadable: Mapping[Any, str] = {}
+        self.digest: Digest | None = None
         self.written: Path | None = None
         self.failed = ""
         self._held = 0
@@ -82,21 +91,26 @@ class Report(Afterwards):
             msg = f"Report tells of Sgfr, not of {type(pl_module).__name__}."
             raise TypeError(msg)
         self.units, self._held, self._regions, self._why_not = [], 0, RegionOverlap(), ""
-        self.written, self.failed = None, ""
+        self.written, self.failed, self.digest = None, "", None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As for prediction."""
         self.on_predict_start(trainer, pl_module)
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Note the images of a batch."""
-        del trainer, args
-        self._see(pl_module, outputs)
+        del batch, batch_idx
+        self._see(pl_module, outputs, raised_at(trainer, pl_module, outputs, dataloader_idx)[0])
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
-        """Note the images of a batch."""
-        del trainer, args
-        self._see(pl_module, outputs)
+    on_test_batch_end = on_predict_batch_end
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page."""
@@ -106,19 +120,19 @@ class Report(Afterwards):
         """Write the page."""
         self._end(trainer, pl_module)
 
-    def _see(self, module: Any, outputs: Any) -> None:  # noqa: ANN401
-        processor = module.post_processor
-        rows = scored_in(outputs, processor, module.places)
+    def _see(self, module: Any, outputs: Any, pixels: Sequence[tuple[int, int] | None]) -> None:  # noqa: ANN401
+        rows = scored_in(outputs, module.post_processor, pixels)
         size = outputs.anomaly_map.shape[-2:] if outputs.anomaly_map is not None else None
+        places = None if module.places is None or size is None else module.places.tolist()
         for index, row in enumerate(rows):
             place = None
-            if size is not None and row.row is not None and row.column is not None:
-                place = ((row.column + 0.5) / size[1], (row.row + 0.5) / size[0])
+            if places is not None and size is not None:
+                place = ((places[index][1] + 0.5) / size[1], (places[index][0] + 0.5) / size[0])
             picture = self._picture(module, outputs, index, row.image) if self.pictures else None
             self._held += picture is not None
             self.units.append(Unit(row, "", place, picture))
         if self._held > 2 * self.pictures + 64:
-            self.units = pruned(self.units, _threshold(rows), self.pictures)
+            self.units = pruned(self.units, threshold_of(module.post_processor), self.pictures)
             self._held = sum(unit.picture is not None for unit in self.units)
         self._regions.add(outputs.anomaly_map, outputs.gt_mask)
 
@@ -146,8 +160,8 @@ class Report(Afterwards):
             return
         file = Path(self.file) if self.file is not None else Path(trainer.default_root_dir) / "report.html"
         try:
-            digest = self._digest(trainer, module, _each_once(every), alone=len(every) == 1)
-            write_page(rendered(digest), file)
+            self.digest = self._digest(trainer, module, _each_once(every), alone=len(every) == 1)
+            write_page(rendered(self.digest), file)
         except Exception as error:  # noqa: BLE001  # what was found is not lost for it
             self.failed = f"The report {file} could not be written: {error}"
             logger.warning(self.failed)
@@ -157,9 +171,9 @@ class Report(Afterwards):
 
     def _digest(self, trainer: Trainer, module: Any, units: Sequence[Unit], *, alone: bool) -> Digest:  # noqa: ANN401
         processor = module.post_processor
-        threshold = _threshold([unit.scored for unit in units])
+        threshold, state = threshold_of(processor), getattr(processor, "state", ThresholdState())
         units = _with_kinds(pruned(units, threshold, self.pictures), self.kinds)
-        evidence = getattr(processor, "evidence", Evidence())
+        units, by_name = _with_what_is_known(units, state, module.model.images)
         paths = {unit.scored.image for unit in units if unit.scored.image}
         notes = [self._why_not] if self._why_not else []
         group = self.group
@@ -173,33 +187,50 @@ class Report(Afterwards):
         model, prepared = module.model, module.pre_processor
         gallery = Gallery(model, prepared)
         first = by_importance(units, threshold, _EXPLAINED)
+        explained = [place for place in first if units[place].picture is not None]
         mimics: dict[int, Mimic] = {
             place: mimic_of(model, prepared, units[place].scored.image, gallery)
-            for place in first
-            if units[place].picture is not None
+            for place in _progress(explained, trainer)
         }
-        good = evidence.good
         return Digest(
             units=units,
             threshold=threshold,
             heat_threshold=_level(processor),
             scaled=bool(getattr(processor, "is_set", True) and getattr(processor, "enable_normalization", True)),
             basis=getattr(processor, "basis", "what anomalib's post-processor found"),
-            nominal_units=len(set(good.units(getattr(processor, "group", None)))),
-            chosen_by=len(paths & set(evidence.paths)) if getattr(processor, "value", None) is None else 0,
-            trained_on=len(paths & set(model.images)),
+            nominal_units=state.units,
             model=facts_of(module, self.checkpoint or _checkpoint(trainer)),
             made=datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M"),
             mimics=mimics,
             group=group,
             regions=curve,
             regions_note=note,
+            warning=getattr(processor, "warning", None),
+            by_name=by_name,
+            unreadable=[(str(path), reason) for path, reason in self.unreadable.items()],
             notes=notes,
         )
 
 
-def _threshold(rows: Sequence[Scored]) -> float | None:
-    return next((row.threshold for row in rows if row.threshold is not None), None)
+def _with_what_is_known(
+    units: Sequence[Unit], state: ThresholdState, trained_on: Sequence[str]
+) -> tuple[list[Unit], int]:
+    """Units that say whether they chose the threshold or were trained on; and how many their names alone tell of."""
+    paths = [unit.scored.image for unit in units]
+    trained, by_name = known_among(paths, [*trained_on, *state.scores.of_kind(Kind.TRAINING).paths])
+    chose, also = known_among(paths, state.chosen_by)
+    found = [
+        unit._replace(trained_on=its_trained, chose=its_chose)
+        for unit, its_trained, its_chose in zip(units, trained, chose, strict=True)
+    ]
+    return found, max(by_name, also)
+
+
+def _progress(places: Sequence[int], trainer: Any) -> Iterable[int]:  # noqa: ANN401
+    """The same, with a bar on the screen where the run has one."""
+    console = Console(stderr=True)
+    off = not (places and console.is_terminal and getattr(trainer, "progress_bar_callback", None))
+    return track(places, "Explaining", console=console, disable=off, transient=True)
 
 
 def _level(processor: Any) -> float | None:  # noqa: ANN401

@@ -34,16 +34,25 @@ class Unit(NamedTuple):
     """An image of the run.
 
     Attributes:
-        scored (Scored): Its file, score, label, truth; the place is in pixels of the map.
+        scored (Scored): Its file, score, label, truth, and the pixel of the file that raised the score.
         kind (str): Of defect; ``"good"``, or empty where the truth is not known.
-        place (tuple[float, float] | None): The pixel that raised the score, as shares of width and height.
+        place (tuple[float, float] | None): What raised the score, as shares of width and height of what the model saw.
         picture (Picture | None): ``None`` where it is left out.
+        trained_on (bool): Whether the model was trained on it.
+        chose (bool): Whether it is one of the images that chose the threshold.
     """
 
     scored: Scored
     kind: str = ""
     place: tuple[float, float] | None = None
     picture: Picture | None = None
+    trained_on: bool = False
+    chose: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether its score says how the model does on images that it has not seen."""
+        return not (self.trained_on or self.chose)
 
 
 class Crop(NamedTuple):
@@ -172,16 +181,17 @@ class Digest(NamedTuple):
         threshold (float | None): In force, of scores as they are reported; ``None`` if there is none.
         heat_threshold (float | None): Of pixels.
         scaled (bool): Whether scores and maps are reported between zero and one.
-        basis (str): What the threshold rests on, in words.
-        nominal_units (int): Independent good units among that.
-        chosen_by (int): Images of the run that the threshold was chosen by.
-        trained_on (int): Images of the run that were trained on.
+        basis (str): What the threshold is calibrated on, in words.
+        nominal_units (int): Independent good images among that.
         model (ModelFacts): What the model is.
         made (str): When, to the minute.
         mimics (dict[int, Mimic]): By the number of the unit.
         group (str | None): Expression for the product, camera ... in a path.
         regions (Curve | None): Per-region overlap, if there are masks.
         regions_note (str): Why there is none, or what it leaves out.
+        warning (str | None): That too few images support the threshold, in words.
+        by_name (int): Images of ``units`` that are known to the checkpoint by their names alone.
+        unreadable (list[tuple[str, str]]): Images that could not be read: file and reason.
         notes (list[str]): What else is to be known.
     """
 
@@ -191,12 +201,13 @@ class Digest(NamedTuple):
     scaled: bool
     basis: str
     nominal_units: int
-    chosen_by: int
-    trained_on: int
     model: ModelFacts
     made: str
     mimics: dict[int, Mimic] = {}  # noqa: RUF012  # never changed
     group: str | None = None
     regions: Curve | None = None
     regions_note: str = ""
+    warning: str | None = None
+    by_name: int = 0
+    unreadable: list[tuple[str, str]] = []  # noqa: RUF012  # never changed
     notes: list[str] = []  # noqa: RUF012  # never changed

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -14,14 +15,16 @@ from anomalib_sgfr.core.thresholds import supported_rate
 from anomalib_sgfr.inspection.evidence import named
 from anomalib_sgfr.report.charts import Axis, bars, histogram, path_of, ticks
 from anomalib_sgfr.report.digest import Digest, ModelFacts
+from anomalib_sgfr.report.figures import counts_of, tables_of
 from anomalib_sgfr.report.script_data import BEYOND, heat_range, script_data
-from anomalib_sgfr.report.statistics import Counts, Curve, Line, lines, roc
+from anomalib_sgfr.report.statistics import Counts, Curve, Line, roc
 from anomalib_sgfr.report.thumbnails import data_uri
 from anomalib_sgfr.report.words import (
     Share,
     caveats,
     memory_of,
     names_of,
+    of_all,
     pictured_of,
     product_of,
     seconds_of,
@@ -32,6 +35,7 @@ from anomalib_sgfr.report.words import (
 __all__ = ["rendered", "write_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_FOLDERS = 8  # named in a command, at most
 
 
 def rendered(digest: Digest) -> str:
@@ -76,7 +80,8 @@ def _context(digest: Digest) -> dict[str, Any]:
         groups = [shown(named(row.image, digest.group)) for row in scored]
     axis = _axis(scores, digest)
     start = axis.high if digest.threshold is None else digest.threshold
-    counts = Counts.at(start, scores, truths)
+    new = [unit for unit in digest.units if unit.is_new]
+    counts, every, left_out = counts_of(new, start), counts_of(digest.units, start), len(scored) - len(new)
     good, bad, unknown = ([s for s, t in zip(scores, truths, strict=True) if t == its] for its in (0, 1, None))
     named_rows = (("Good", good, ""), ("Defective", bad, "bad"), ("Truth not known", unknown, ""))
     rows = [(name, its, tone) for name, its, tone in named_rows if its]
@@ -93,7 +98,11 @@ def _context(digest: Digest) -> dict[str, Any]:
         "versions": digest.model.versions,
         "folder": folder,
         "sections": [(name, name.lower()) for name in sections],
-        "verdict": verdict(counts, digest.threshold),
+        "verdict": verdict(counts, digest.threshold, left_out, len(digest.unreadable)),
+        "of_all": "" if digest.threshold is None else of_all(every, left_out),
+        "left_out": left_out,
+        "warning": shown(digest.warning or ""),
+        "unreadable": [(shown(path), shown(reason)) for path, reason in digest.unreadable],
         "cards": _cards(digest, counts),
         "caveats": [shown(line) for line in caveats(digest, counts, pictured)],
         "number": len(scored),
@@ -104,7 +113,8 @@ def _context(digest: Digest) -> dict[str, Any]:
         "in_force": digest.threshold,
         "start": start,
         "start_text": f"{start:.9g}",
-        "counts": _count_lines(counts),
+        "counts": _count_lines("new", counts),
+        "all_counts": _count_lines("all", every) if left_out else [],
         "command": f"{command[0]}{start:.9g}{command[1]}",
         "pictured": pictured_of(pictured, len(scored)),
         "any_truth": any(unit.picture and unit.picture.truth for unit in digest.units),
@@ -113,7 +123,7 @@ def _context(digest: Digest) -> dict[str, Any]:
         "heat_high": f"{high:.3g}",
         "several_kinds": len(set(kinds)) > 1,
         "group": digest.group,
-        "tables": _tables(digest, kinds, groups, start),
+        "tables": _tables(digest, start),
         "roc": None if found is None else _curve(found, 1.0),
         "regions": None if digest.regions is None else _curve(digest.regions, 0.3),
         "regions_note": digest.regions_note,
@@ -135,8 +145,14 @@ def _axis(scores: Sequence[float], digest: Digest) -> Axis:
 
 
 def _command(digest: Digest) -> tuple[str, str]:
+    """Before and after the threshold; says which images it was read from, so that the next report can tell."""
     checkpoint = shown(shlex.quote(digest.model.checkpoint)) if digest.model.checkpoint else "CKPT"
-    return f"anomalib-sgfr threshold {checkpoint} --score ", ""
+    folders = sorted({str(Path(unit.scored.image).absolute().parent) for unit in digest.units if unit.scored.image})
+    folders = [folder for folder in folders if shown(folder) == folder]
+    if len(folders) > _FOLDERS:
+        folders = [os.path.commonpath(folders)]
+    read_from = f" --read_from {shlex.join(folders)}" if folders else ""
+    return f"anomalib-sgfr threshold {checkpoint} --score ", read_from
 
 
 def _cards(digest: Digest, counts: Counts) -> list[dict[str, Any]]:
@@ -151,16 +167,21 @@ def _cards(digest: Digest, counts: Counts) -> list[dict[str, Any]]:
         if counts.unknown:
             part = Share.of(counts.called, counts.unknown)
             cards.append({"name": "Called anomalous, truth not known", "value": part.rate, "said": part.said})
+    if digest.unreadable:
+        said = "images that could not be read, in none of the counts"
+        cards.append({"name": "Not inspected", "value": str(len(digest.unreadable)), "said": said})
     value = "none" if digest.threshold is None else f"{digest.threshold:.4g}"
-    cards.append({"name": "Threshold in force", "value": value, "said": f"rests on {shown(digest.basis)}"})
+    cards.append({"name": "Threshold in force", "value": value, "said": f"from {shown(digest.basis)}"})
     if digest.nominal_units:
         rate = 100 * supported_rate(digest.nominal_units)
         said = f"so many, none of them an alarm, would support a false-alarm rate of {rate:.2g}% at 95% confidence"
-        cards.append({"name": "Independent good units it rests on", "value": str(digest.nominal_units), "said": said})
+        cards.append(
+            {"name": "Independent good images it is calibrated on", "value": str(digest.nominal_units), "said": said}
+        )
     return [{"accent": False, **card} for card in cards]
 
 
-def _count_lines(counts: Counts) -> list[dict[str, Any]]:
+def _count_lines(which: str, counts: Counts) -> list[dict[str, Any]]:
     parts = (
         ("alarms", "false alarms", counts.alarms, counts.good),
         ("missed", "missed", counts.missed, counts.bad),
@@ -170,29 +191,24 @@ def _count_lines(counts: Counts) -> list[dict[str, Any]]:
     for key, name, hits, number in parts:
         if number:
             share = Share.of(hits, number)
-            found.append({"id": f"count-{key}", "name": name, "percent": share.rate, "said": share.said})
+            found.append({"id": f"{which}-{key}", "name": name, "percent": share.rate, "said": share.said})
     return found
 
 
-def _tables(digest: Digest, kinds: Sequence[str], groups: Sequence[str], threshold: float) -> list[dict[str, Any]]:
-    scores = [unit.scored.score for unit in digest.units]
-    truths = [unit.scored.truth for unit in digest.units]
-
-    def table(title: str, head: str, key: str, names: Sequence[str], *, against_all_good: bool) -> dict[str, Any]:
-        found = lines(names, scores, truths, threshold, against_all_good=against_all_good)
-        return {"title": title, "head": head, "key": key, "lines": [_line(line) for line in found]}
-
-    tables = [table("Kinds of defect", "Kind", "kind", kinds, against_all_good=True)]
-    if digest.group is not None:
-        tables.append(table(f"Groups, by {shown(digest.group)}", "Group", "group", groups, against_all_good=False))
-    return tables
+def _tables(digest: Digest, threshold: float) -> list[dict[str, Any]]:
+    titles = {"kind": "Kinds of defect", "group": f"Groups, by {shown(digest.group or '')}"}
+    return [
+        {"title": titles[key], "head": key.capitalize(), "key": key, "lines": [_line(line) for line in table]}
+        for key, table in tables_of(digest, threshold).items()
+    ]
 
 
 def _line(line: Line) -> dict[str, Any]:
     counts = line.counts
     return {
-        "name": line.name or "not known",
+        "name": shown(line.name) or "not known",
         "counts": counts,
+        "left_out": line.left_out,
         "alarms": Share.of(counts.alarms, counts.good),
         "missed": Share.of(counts.missed, counts.bad),
         "called": Share.of(counts.called, counts.unknown),

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from anomalib_sgfr.report.charts import Axis
-from anomalib_sgfr.report.digest import Digest, Mimic, Picture
+from anomalib_sgfr.report.digest import Digest, Mimic, Picture, Unit
 from anomalib_sgfr.report.thumbnails import data_uri, embedded_heat
 from anomalib_sgfr.report.words import shown
 
@@ -72,6 +72,8 @@ def script_data(
         "kind": [kind_of[name] for name in names[0]],
         "group": [group_of[name] for name in names[1]],
         "place": [unit.place and [round(part, 4) for part in unit.place] for unit in digest.units],
+        "pixel": [_pixel(unit) for unit in digest.units],
+        "known": [int(unit.trained_on) + 2 * int(unit.chose) for unit in digest.units],
         "picture": places,
         "kinds": kinds,
         "groups": groups if digest.group is not None else [],
@@ -82,6 +84,12 @@ def script_data(
         "palette": bytes(palette).hex(),
     }
     return _json(data)
+
+
+def _pixel(unit: Unit) -> list[int] | None:
+    """Row and column of the file."""
+    row, column = unit.scored.row, unit.scored.column
+    return None if row is None or column is None else [row, column]
 
 
 def _short(score: float) -> float:

@@ -67,13 +67,15 @@ class Line(NamedTuple):
 
     Attributes:
         name (str): Of the kind or group.
-        counts (Counts): At the threshold in force.
-        auroc (float | None): Of its images; ``None`` without good and defective ones.
+        counts (Counts): Of its new images, at the threshold in force.
+        auroc (float | None): Of all its images; ``None`` without good and defective ones.
+        left_out (int): Its images that are not new.
     """
 
     name: str
     counts: Counts
     auroc: float | None
+    left_out: int = 0
 
 
 def interval(hits: int, number: int) -> tuple[float, float]:
@@ -127,6 +129,7 @@ def lines(
     threshold: float,
     *,
     against_all_good: bool,
+    new: Sequence[bool],
 ) -> list[Line]:
     """A table by kind or by group.
 
@@ -137,6 +140,7 @@ def lines(
         threshold (float): Larger scores are anomalous.
         against_all_good (bool): Whether defects are told from the good images of all names, as those of a kind are, and
             not from those of their own.
+        new (Sequence[bool]): Whether each image is counted: not one that chose the threshold or was trained on.
 
     Returns:
         list[Line]: By name.
@@ -144,8 +148,10 @@ def lines(
     every_good = [score for score, truth in zip(scores, truths, strict=True) if truth == 0]
     found = []
     for name in sorted(set(names)):
-        own = [(score, truth) for its, score, truth in zip(names, scores, truths, strict=True) if its == name]
-        good = every_good if against_all_good else [score for score, truth in own if truth == 0]
-        counts = Counts.at(threshold, [score for score, _ in own], [truth for _, truth in own])
-        found.append(Line(name, counts, area_under(good, [score for score, truth in own if truth == 1])))
+        own = [row[1:] for row in zip(names, scores, truths, new, strict=True) if row[0] == name]
+        counted = [(score, truth) for score, truth, is_new in own if is_new]
+        good = every_good if against_all_good else [score for score, truth, _ in own if truth == 0]
+        counts = Counts.at(threshold, [score for score, _ in counted], [truth for _, truth in counted])
+        area = area_under(good, [score for score, truth, _ in own if truth == 1])
+        found.append(Line(name, counts, area, len(own) - len(counted)))
     return found

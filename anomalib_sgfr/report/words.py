@@ -14,6 +14,7 @@ __all__ = [
     "caveats",
     "memory_of",
     "names_of",
+    "of_all",
     "pictured_of",
     "product_of",
     "seconds_of",
@@ -25,10 +26,41 @@ _PLAIN = {"data", "images", "img", "test"}  # names of folders
 _FEW = 30  # images that a rate is hardly known from
 
 
-def verdict(counts: Counts, threshold: float | None) -> str:
-    """What the run found, at the threshold in force."""
+def verdict(counts: Counts, threshold: float | None, left_out: int = 0, unreadable: int = 0) -> str:
+    """What the run found in new images, at the threshold in force.
+
+    Args:
+        counts (Counts): Of new images.
+        threshold (float | None): In force, if there is one.
+        left_out (int): Images that chose the threshold or were trained on.
+        unreadable (int): Images that could not be read.
+    """
+    if not (counts.good + counts.bad + counts.unknown + left_out):
+        if unreadable:
+            return f"None of {unreadable} images could be read." if unreadable > 1 else "The image could not be read."
+        return "No image was inspected."
     if threshold is None:
         return "There is no threshold, so nothing is called good or anomalous: choose one below."
+    said = _found(counts)
+    if said:
+        return f"At the threshold in force, {said}."
+    return "All images tested chose the threshold or were trained on: how the model does on new ones is not shown."
+
+
+def of_all(counts: Counts, left_out: int) -> str:
+    """What the run found in all images, those that are not new among them; empty if all are new.
+
+    Args:
+        counts (Counts): Of all images.
+        left_out (int): Those of them that chose the threshold or were trained on.
+    """
+    found = _found(counts)
+    if not (left_out and found):
+        return ""
+    return f"Of all images, {left_out} that chose the threshold or were trained on included: {found}."
+
+
+def _found(counts: Counts) -> str:
     said = []
     if counts.good:
         said.append(f"{counts.alarms} of {counts.good} good images {_is(counts.alarms)} called anomalous")
@@ -37,7 +69,7 @@ def verdict(counts: Counts, threshold: float | None) -> str:
     if counts.unknown:
         of = "images" if not (counts.good or counts.bad) else "images whose truth is not known"
         said.append(f"{counts.called} of {counts.unknown} {of} {_is(counts.called)} called anomalous")
-    return f"At the threshold in force, {', and '.join(said)}." if said else "No image was inspected."
+    return ", and ".join(said)
 
 
 def _is(number: int) -> str:
@@ -45,32 +77,64 @@ def _is(number: int) -> str:
 
 
 def caveats(digest: Digest, counts: Counts, pictured: int) -> list[str]:
-    """What whoever relies on the verdict must know."""
-    said = []
-    if digest.chosen_by:
-        said.append(
-            f"{digest.chosen_by} of the {len(digest.units)} images tested also chose the threshold: on new images "
-            "expect more mistakes than shown here."
-        )
-    if digest.trained_on:
-        said.append(
-            f"{digest.trained_on} of the images tested were trained on: they score lower than new ones, and their "
-            "rates are no witness."
-        )
-    if counts.good and not counts.bad:
+    """What has to be known before the page is relied on.
+
+    Args:
+        digest (Digest): What the page shows.
+        counts (Counts): Of new images.
+        pictured (int): Images with pictures.
+    """
+    said = [f"{digest.warning}."] if digest.warning else []
+    if digest.unreadable:
+        number = len(digest.unreadable) + len(digest.units)
+        said.append(f"{len(digest.unreadable)} of {number} images could not be read, see below.")
+    said += _not_new(digest)
+    if not digest.units:
+        return said + list(digest.notes)
+    any_good, any_bad = (any(unit.scored.truth == truth for unit in digest.units) for truth in (0, 1))
+    new = "new " if not all(unit.is_new for unit in digest.units) else ""
+    if any_good and not any_bad:
         said.append("No defect was tested: that defects are found is not shown.")
-    if counts.bad and not counts.good:
-        said.append("No good image was tested: how many would be false alarms is not shown.")
-    if not (counts.good or counts.bad):
+    elif any_bad and not counts.bad:
+        said.append("No new defect was tested: that new ones are found is not shown.")
+    if (any_bad or any_good) and not counts.good:
+        said.append(f"No {new}good image was tested: how many would be false alarms is not shown.")
+    if not (any_good or any_bad):
         said.append("The truth of the images is not known here, so there are no rates of false alarms and of misses.")
     few = [name for name, number in (("good", counts.good), ("defective", counts.bad)) if 0 < number < _FEW]
     if few:
-        said.append(f"Few {' and '.join(few)} images were tested: read the intervals, not the rates.")
+        said.append(f"Few {new}{' and '.join(few)} images were tested: read the intervals, not the rates.")
     if counts.good or counts.bad:
         said.append("The intervals take each image for an independent one; pictures of one part are not.")
     if pictured < len(digest.units):
         said.append(f"The pictures of {len(digest.units) - pictured} images are left out; their scores are all here.")
     return said + list(digest.notes)
+
+
+def _not_new(digest: Digest) -> list[str]:
+    """Sentences about images that the model or the threshold was made with."""
+    chose, trained = (sum(getattr(unit, name) for unit in digest.units) for name in ("chose", "trained_on"))
+    said = []
+    if chose:
+        said.append(
+            f"{chose} of the {len(digest.units)} images tested also chose the threshold, and {_are_left_out(chose)}: "
+            "on new images expect more mistakes than on these."
+        )
+    if trained:
+        said.append(
+            f"{trained} of the {len(digest.units)} images tested {'was' if trained == 1 else 'were'} trained on, and "
+            f"{_are_left_out(trained)}: they score lower than new ones."
+        )
+    if digest.by_name:
+        said.append(
+            f"{digest.by_name} of these are told by their names, in a folder of the same name: the files that the "
+            "checkpoint names are gone."
+        )
+    return said
+
+
+def _are_left_out(number: int) -> str:
+    return f"{_is(number)} left out of the rates above"
 
 
 def seconds_of(seconds: float) -> str:

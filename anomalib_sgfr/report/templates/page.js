@@ -4,7 +4,7 @@
   const by = (id) => document.getElementById(id);
   const units = data.score.map((score, i) => ({
     i, score, truth: data.truth[i], kind: data.kind[i], group: data.group[i], name: data.path[i],
-    place: data.place[i], picture: data.picture[i] < 0 ? null : data.pictures[data.picture[i]],
+    place: data.place[i], pixel: data.pixel[i], known: data.known[i], picture: data.picture[i] < 0 ? null : data.pictures[data.picture[i]],
   }));
   let threshold = data.start;
 
@@ -54,6 +54,8 @@
     }
     return found;
   };
+  const isNew = (unit) => unit.known === 0;
+  const knownAs = ["", "trained on", "chose the threshold", "trained on, chose the threshold"];
   const partsOf = (found) => [["alarms", found.alarms, found.good], ["missed", found.missed, found.bad], ["called", found.called, found.unknown]];
   const tables = [...document.querySelectorAll("table[data-table]")].map((table) => {
     const key = table.dataset.table;
@@ -65,15 +67,17 @@
   const dot = square && square.appendChild(make("span", "dot"));
   const countAgain = () => {
     const all = count(units);
-    for (const [name, hits, number] of partsOf(all)) {
-      const place = by("count-" + name);
-      if (!place) continue;
-      place.querySelector("b").textContent = percent(hits / number);
-      place.querySelector("i").textContent = told(hits, number);
+    for (const [which, found] of [["new", count(units.filter(isNew))], ["all", all]]) {
+      for (const [name, hits, number] of partsOf(found)) {
+        const place = by(`${which}-${name}`);
+        if (!place) continue;
+        place.querySelector("b").textContent = percent(hits / number);
+        place.querySelector("i").textContent = told(hits, number);
+      }
     }
     for (const { rows, members } of tables) {
       rows.forEach((row, at) => {
-        for (const [name, hits, number] of partsOf(count(members[at]))) {
+        for (const [name, hits, number] of partsOf(count(members[at].filter(isNew)))) {
           const cell = row.querySelector(`[data-cell=${name}]`);
           if (!cell || !number) continue;
           const [low, high] = interval(hits, number);
@@ -220,6 +224,7 @@
     const line = make("span", "line"), mark = make("span", "mark");
     line.append(make("b", "", short(unit.score)), mark);
     if (data.kinds[unit.kind]) line.append(make("span", "kind", data.kinds[unit.kind]));
+    if (unit.known) line.append(make("span", "kind", knownAs[unit.known]));
     const name = make("span", "name");
     name.append(make("bdi", "", unit.name));
     name.title = unit.name;
@@ -240,7 +245,7 @@
     kind: (a, b) => data.kinds[a.kind].localeCompare(data.kinds[b.kind]) || b.score - a.score,
     name: (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }),
   };
-  const filters = { "": () => true, wrong: isWrong, above, below: (unit) => !above(unit) };
+  const filters = { "": () => true, fresh: isNew, wrong: isWrong, above, below: (unit) => !above(unit) };
   const draw = (number) => {
     const part = document.createDocumentFragment();
     for (const end = Math.min(order.length, drawn + number); drawn < end; drawn++) part.append(card(order[drawn], drawn));
@@ -317,7 +322,11 @@
     showMark(unit, mark);
     said.append(make("b", "", `score ${Number(unit.score.toPrecision(5))}`), mark);
     const truth = unit.truth === null ? "truth not known" : unit.truth ? `defective: ${data.kinds[unit.kind]}` : "good";
-    said.append(make("span", "quiet", truth + (data.groups.length ? ` · ${data.groups[unit.group]}` : "")));
+    const more = [truth];
+    if (unit.known) more.push(knownAs[unit.known]);
+    if (data.groups.length) more.push(data.groups[unit.group]);
+    if (unit.pixel) more.push(`raised at row ${unit.pixel[0]}, column ${unit.pixel[1]} of the file`);
+    said.append(make("span", "quiet", more.join(" · ")));
     const parts = [said];
     if (unit.picture) {
       const both = pair(unit);
