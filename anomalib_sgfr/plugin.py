@@ -22,6 +22,7 @@ _HOMES = {
     "anomalib.models": ("anomalib_sgfr.lightning_model", "get_model"),
     "anomalib.data": ("anomalib_sgfr.data", "get_datamodule"),
 }
+_warned: list[str] = []
 
 
 def install() -> None:
@@ -42,17 +43,38 @@ def register(whole: str = "") -> None:
     """
     from importlib import import_module
 
+    failed: Exception | None = None
     for home, (ours, _) in _HOMES.items():
         if home != whole and not _is_whole(home):  # nor is what somebody else's finder is still at
             continue
         module = sys.modules[home]
         source = import_module(ours)
+        wanted = [(name, getattr(source, name)) for name in source.__all__]
+        wanted += [("__all__", _extended(module, "__all__", source.__all__))]
         if home == "anomalib.models":
-            module.ALLOWED_MODULES.update({"anomalib_sgfr", ours})
-        for name in source.__all__:
-            setattr(module, name, getattr(source, name))
-            if name not in module.__all__:
-                module.__all__.append(name)
+            wanted += [("ALLOWED_MODULES", _extended(module, "ALLOWED_MODULES", ["anomalib_sgfr", ours]))]
+        for name, value in wanted:  # one that is refused does not cost the others
+            try:
+                if value is None:
+                    msg = f"{home} has no {name} to add to"
+                    raise AttributeError(msg)  # noqa: TRY301
+                setattr(module, name, value)
+            except Exception as error:
+                failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def _extended(module: object, name: str, names: list[str]) -> object:
+    """A module's list, tuple or set with names added, of the same type, and the same object where that can be."""
+    found = getattr(module, name, None)
+    if isinstance(found, set):
+        found.update(names)
+    elif isinstance(found, list):
+        found += [each for each in names if each not in found]
+    elif isinstance(found, frozenset | tuple):
+        return type(found)([*found, *(each for each in names if each not in found)])
+    return found
 
 
 def _register_or_warn(whole: str = "") -> None:
@@ -62,11 +84,18 @@ def _register_or_warn(whole: str = "") -> None:
     except Exception as error:  # see above
         import warnings
 
-        warnings.warn(f"anomalib_sgfr could not register with anomalib: {error!r}", RuntimeWarning, stacklevel=2)
+        said = f"anomalib_sgfr could not register with anomalib: {error!r}. --model anomalib_sgfr.Sgfr works without."
+        if said not in _warned:
+            _warned.append(said)
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
 
 
 def _is_whole(home: str) -> bool:
-    return hasattr(sys.modules.get(home), _HOMES[home][1])
+    """Whether a module has been executed to its end: it has what it defines last, or is no longer being imported."""
+    module = sys.modules.get(home)
+    if module is None or hasattr(module, _HOMES[home][1]):
+        return module is not None
+    return getattr(getattr(module, "__spec__", None), "_initializing", True) is False
 
 
 class _AfterImport:
