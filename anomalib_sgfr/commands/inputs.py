@@ -210,30 +210,28 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     Returns:
         dict[str, str]: Reasons, by file.
     """
-    from anomalib_sgfr.inspection.evidence import Kind, file_of
+    from anomalib_sgfr.inspection.evidence import Evidence, Kind, file_of
     from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+    from anomalib_sgfr.report.overlap import known_among
 
     processor = model.post_processor
-    scores = processor.state.scores if isinstance(processor, SgfrPostProcessor) else None
-    bad = {file_of(path) for path in scores.defective.paths if path} if scores else set()
-    good = {file_of(path) for path in scores.good.paths if path} if scores else set()
-    trained = {file_of(path) for path in model.model.images}
-    trained |= {file_of(path) for path in scores.of_kind(Kind.TRAINING).paths if path} if scores else set()
-    folders = {Path(path).parent for path in bad} - {Path(path).parent for path in good | trained}
-    copies = {_digest(path): path for path in bad if Path(path).is_file()}
+    scores = processor.state.scores if isinstance(processor, SgfrPostProcessor) else Evidence()
+    training = [*model.model.images, *scores.of_kind(Kind.TRAINING).paths]
+    defective, _ = known_among(files, scores.defective.paths)
+    trained, _ = known_among(files, training)
+    bad, good = (
+        {Path(file_of(path)).parent for path in paths if path}
+        for paths in (scores.defective.paths, [*scores.good.paths, *training])
+    )
     found: dict[str, str] = {}
-    for path in files:
-        file = file_of(path)
-        copied = copies.get(_digest(file))
-        if file in bad:
+    for path, is_defective, is_trained in zip(files, defective, trained, strict=True):
+        if is_defective:
             found[path] = "the checkpoint knows it as defective"
-        elif copied is not None:
-            found[path] = f"it is a copy of {copied}, which the checkpoint knows as defective"
-        elif Path(file).parent in folders:
+        elif Path(file_of(path)).parent in bad - good:
             found[path] = "all that the checkpoint knows of its folder is defective"
-        elif file in trained:
+        elif is_trained:
             found[path] = "it was trained on"
-        elif _is_mask(file):
+        elif _is_mask(path):
             found[path] = "it is black and white, as a mask is"
     return found
 
@@ -252,12 +250,6 @@ def refuse(found: Mapping[str, str], option: str) -> None:
         (path, reason), number = next(iter(found.items())), len(found)
         msg = f"{option}: {number} of the images cannot be taken for good ones; {path}: {reason}. --force takes them."
         raise ValueError(msg)
-
-
-def _digest(path: str) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
 def _is_mask(path: str) -> bool:
