@@ -412,6 +412,24 @@ def test_copies_of_the_labelled_images_prove_nothing_more() -> None:
     assert misled > 0
 
 
+@pytest.mark.parametrize(("seen", "by"), [(4.5, "labels"), (6.0, "good")])
+def test_good_validation_images_that_would_become_alarms_keep_the_threshold(seen: float, by: str) -> None:
+    """A fifth of them, though hardly any training image would: those are like each other."""
+    training = [*np.linspace(4.0, 5.0, 300).tolist(), *[8.0] * 5]
+    good, bad = [4.5] * 16 + [seen] * 4, [5.9] * 12 + [9.0] * 8
+    decision = combined_threshold(good=good, bad=bad, calibration=training + good, rate=0.01)
+    assert decision.by == by
+    assert decision.threshold == (8.0 if by == "good" else pytest.approx(5.45))
+
+
+@pytest.mark.parametrize(("other", "by"), [(1.0, "labels"), (3.5, "good")])
+def test_a_part_of_which_one_image_of_two_becomes_an_alarm_counts_as_one(other: float, by: str) -> None:
+    calibration = [*[1.0] * 495, 9.0, 10.0, 11.0, 12.0, 13.0, other]
+    units = [*range(500), 0]
+    decision = combined_threshold(good=[1.0], bad=[3.0], calibration=calibration, rate=0.01, units=units)
+    assert decision.by == by
+
+
 def test_without_labels_of_both_kinds_good_images_decide() -> None:
     calibration = [1.0, 2.0, 3.0]
     for good, bad in (([], []), ([2.0], []), ([], [9.0] * 50), ([], [2.5] * 50)):
