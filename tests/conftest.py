@@ -8,7 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the parallel w
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_sgfr import Sgfr
+from anomalib_sgfr.core.thresholds import alarm_threshold, clear_of
 from tests.warm import warmed
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; fail at once instead of retrying
@@ -124,6 +125,11 @@ def fit(model: Sgfr, datamodule: Folder, folder: Path, **arguments: object) -> E
     engine = engine_in(folder, **arguments)
     engine.fit(model, datamodule=datamodule)
     return engine
+
+
+def nominal_threshold(scores: Sequence[float], rate: float) -> float:
+    """The threshold that good images alone choose."""
+    return clear_of(alarm_threshold(scores, rate), scores)
 
 
 def stored_bytes(model: Sgfr) -> int:

@@ -14,6 +14,7 @@ __all__ = [
     "LEAST_UNITS",
     "Decision",
     "alarm_threshold",
+    "clear_of",
     "combined_threshold",
     "dividing_threshold",
     "few_units_warning",
@@ -30,6 +31,7 @@ _TAIL_OF_EACH = (1.0 - CONFIDENCE) / 2.0  # two bounds hold together at that con
 _CONTRADICTION = 0.01  # probability below which alarms among good images contradict a rate
 _ROUNDING = 1e-9  # of sums of shares; far below the least rate
 _LARGEST = float(np.finfo(np.float32).max)
+_CLEARANCE = 1e-3  # of a threshold above a score: rounding of another precision or route moves a score by less
 
 
 def alarm_threshold(scores: Sequence[float], rate: float, units: Sequence[Hashable] | None = None) -> float:
@@ -102,6 +104,31 @@ def dividing_threshold(good: Sequence[float], bad: Sequence[float]) -> float:
     if best == 0:
         return float(np.nextafter(values[0], np.float32(-np.inf)))
     return _between(values[best - 1], values[best])
+
+
+def clear_of(threshold: float, scores: Sequence[float]) -> float:
+    """Threshold moved off the score that it equals, so that no rounding carries that score across it.
+
+    An order statistic is the score of an image, which another route, in another order of operations, gives a little
+    more or less of. A larger threshold keeps what :func:`alarm_threshold` promises.
+
+    Args:
+        threshold (float): A 32-bit number.
+        scores (Sequence[float]): That it was chosen from; taken as 32-bit numbers.
+
+    Returns:
+        float: The threshold itself where it equals none; otherwise a thousandth above it, or half-way to the next
+        larger score where that is nearer.
+
+    Raises:
+        ValueError: If there is no score, or one is not finite in 32 bits.
+    """
+    values = _finite("clear_of", scores)
+    if threshold <= 0.0 or not (values == np.float32(threshold)).any():
+        return threshold
+    above = values[values > np.float32(threshold)]
+    cleared = min(np.float32(threshold * (1.0 + _CLEARANCE)), np.float32(_LARGEST))
+    return float(cleared if not len(above) else min(cleared, np.float32(_between(np.float32(threshold), above.min()))))
 
 
 class Decision(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 from anomalib_sgfr.core.thresholds import (
     Decision,
     alarm_threshold,
+    clear_of,
     combined_threshold,
     dividing_threshold,
     few_units_warning,
@@ -127,13 +128,17 @@ class ThresholdState(NamedTuple):
             chosen, by = image, "good"
         else:
             chosen, by = self._combined()
+            chosen = clear_of(chosen, self.scores.good.scores)
         # the peaks' is as much above what good images give as the scores'
         return self._settled(chosen, chosen * peak / image if image > 0.0 else max(chosen, peak), by)
 
     def _of_good(self) -> tuple[float, float]:
-        """Thresholds of scores, and of the peaks of maps, that good images exceed at the rate."""
+        """Thresholds of scores, and of the peaks of maps, that good images exceed at the rate; clear of any of them."""
         good, units = self.scores.good, self.scores.good.units(self.group)
-        return alarm_threshold(good.scores, self.rate, units), alarm_threshold(good.peaks, self.rate, units)
+        image, peak = (
+            clear_of(alarm_threshold(values, self.rate, units), values) for values in (good.scores, good.peaks)
+        )
+        return image, peak
 
     def _combined(self) -> Decision:
         """Threshold of scores from good and labelled images."""
@@ -210,7 +215,8 @@ class ThresholdState(NamedTuple):
         by: Chosen = "hand" if self.value is not None else "unknown"
         peak = pixel
         if self.scores.good.scores:
-            its_image, its_peak = self._of_good()
+            good, units = self.scores.good, self.scores.good.units(self.group)  # as before thresholds were cleared
+            its_image, its_peak = (alarm_threshold(each, self.rate, units) for each in (good.scores, good.peaks))
             peak = image * its_peak / its_image if its_image > 0.0 else image
             if self.value is None and math.isclose(image, its_image, rel_tol=1e-6):
                 by = "good"

@@ -12,10 +12,9 @@ from torchvision.transforms.v2 import Resize
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.commands.adapt import main as adapt
 from anomalib_sgfr.commands.threshold import main
-from anomalib_sgfr.core.thresholds import alarm_threshold
 from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
 from anomalib_sgfr.inspection.calibration import nominal_scores
-from tests.conftest import fit, small, write_image
+from tests.conftest import fit, nominal_threshold, small, write_image
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +55,11 @@ def test_another_rate(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.ckpt"
     assert main([str(root / "model.ckpt"), "--false_alarm_rate", "0.3", "--out", str(out)]) == 0
     before, after = loaded(root / "model.ckpt"), loaded(out)
-    expected = alarm_threshold(before.post_processor.evidence.scores, 0.3)
+    expected = nominal_threshold(before.post_processor.evidence.scores, 0.3)
     assert float(after.post_processor.image_threshold) == pytest.approx(expected)
     peaks = before.post_processor.evidence.peaks
     assert peaks != before.post_processor.evidence.scores  # the map hears other scales than the score
-    assert float(after.post_processor.pixel_threshold) == pytest.approx(alarm_threshold(peaks, 0.3))
+    assert float(after.post_processor.pixel_threshold) == pytest.approx(nominal_threshold(peaks, 0.3))
     assert after.post_processor.false_alarm_rate == 0.3
     for name, value in before.model.state_dict().items():
         assert torch.equal(value, after.model.state_dict()[name])
@@ -86,7 +85,7 @@ def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
     assert main([str(root / "model.ckpt"), "--held_out", str(root / "more"), "--out", str(out)]) == 0
     paths = sorted(str(path) for path in (root / "more").iterdir())
     scores = nominal_scores(model.model, model.pre_processor, paths).scores
-    assert float(loaded(out).post_processor.image_threshold) == pytest.approx(alarm_threshold(scores, 0.01))
+    assert float(loaded(out).post_processor.image_threshold) == pytest.approx(nominal_threshold(scores, 0.01))
     assert main([str(root / "model.ckpt"), "--group", r"part(\d+)", "--out", str(out)]) == 0
     evidence = loaded(out).post_processor.evidence
     grouped = nominal_scores(model.model, model.pre_processor, list(evidence.paths), group=r"part(\d+)").scores

@@ -16,6 +16,7 @@ from sklearn.metrics import f1_score
 from anomalib_sgfr.core.thresholds import (
     LEAST_RATE,
     alarm_threshold,
+    clear_of,
     combined_threshold,
     dividing_threshold,
     few_units_warning,
@@ -455,3 +456,22 @@ def test_bad_labels_are_refused_by_name(changes: dict[str, Any], message: str) -
     arguments = {"good": [1.0, 2.0], "bad": [3.0, 4.0], "calibration": [1.0, 2.0], "rate": 0.1}
     with pytest.raises(ValueError, match=message):
         combined_threshold(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([1.0, 2.0, 3.0], 2.002),  # a thousandth
+        ([1.0, 2.0, 2.001], 2.0005),  # half-way to the next
+        ([1.0, 2.0], 2.002),
+        ([1.0, 3.0], 2.0),  # of no image
+        ([2.0, float(np.nextafter(np.float32(2.0), np.float32(3.0)))], 2.0),  # there is nothing between
+    ],
+)
+def test_a_threshold_stands_clear_of_the_score_that_it_equals(scores: list[float], expected: float) -> None:
+    found = clear_of(2.0, scores)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found == float(np.float32(found))
+    single = np.asarray(scores, np.float32)
+    assert ((single > np.float32(found)) == (single > np.float32(2.0))).all()  # no label of these changes
+    assert clear_of(0.0, [0.0, 1.0]) == 0.0

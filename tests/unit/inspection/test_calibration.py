@@ -11,12 +11,11 @@ from anomalib.data import InferenceBatch
 from PIL import Image
 
 from anomalib_sgfr import NominalPostProcessor
-from anomalib_sgfr.core.thresholds import alarm_threshold
 from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from anomalib_sgfr.inspection.threshold_state import ThresholdState
-from tests.conftest import fit, folder_datamodule, small
+from tests.conftest import fit, folder_datamodule, nominal_threshold, small
 
 
 def calibrated(rate: float, scores: Sequence[float]) -> ThresholdState:
@@ -88,7 +87,7 @@ def test_held_out_images_set_the_threshold(parts: Path, tmp_path: Path) -> None:
     fit(model, folder_datamodule(parts), tmp_path)
     paths = [str(path) for path in sorted((parts / "good_test").iterdir())]
     scores = nominal_scores(model.model, model.pre_processor, paths, leave_out=False).scores
-    assert float(model.post_processor.image_threshold) == pytest.approx(alarm_threshold(scores, 0.2))
+    assert float(model.post_processor.image_threshold) == pytest.approx(nominal_threshold(scores, 0.2))
     seen = [str(path) for path in sorted((parts / "good").iterdir())]
     known, unknown = (
         nominal_scores(model.model, model.pre_processor, seen, leave_out=out).scores for out in (False, True)
@@ -104,8 +103,8 @@ def test_training_images_are_scored_without_their_own_atoms(parts: Path, tmp_pat
     without, having = (
         nominal_scores(model.model, model.pre_processor, paths, leave_out=out).scores for out in (True, False)
     )
-    assert float(model.post_processor.image_threshold) == pytest.approx(alarm_threshold(without, 0.2))
-    assert float(model.post_processor.image_threshold) != pytest.approx(alarm_threshold(having, 0.2))
+    assert float(model.post_processor.image_threshold) == pytest.approx(nominal_threshold(without, 0.2))
+    assert float(model.post_processor.image_threshold) != pytest.approx(nominal_threshold(having, 0.2))
 
 
 @pytest.mark.parametrize("most", [1, 7, 50, 68, 69, 300])
