@@ -73,8 +73,9 @@ def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float =
     with ``s`` the mean of the :math:`D_j^2`, so that ``regularisation`` has no unit. An atom that is hardly nearer than
     the nearest one left out gets hardly any coefficient, so that the residual hardly jumps where two atoms change
     places, whichever of them rounding takes. What is left of a jump comes from the largest weight that arithmetic
-    allows, at a difference of :math:`10^{-6} D_{k+1}^2`. Where all :math:`k + 1` nearest atoms are equally far, a set of
-    measure zero, the residual has no single limit. :math:`w_1 = 1`, and all are where the support is the whole bank. With ``num_atoms=1`` the residual is the vector to the Euclidean nearest neighbour.
+    allows, at a difference of :math:`10^{-6} D_{k+1}^2`. Where all :math:`k + 1` nearest atoms are equally far, a set
+    of measure zero, the residual has no single limit. :math:`w_1 = 1`, and all are where the support is the whole bank.
+    With ``num_atoms=1`` the residual is the vector to the Euclidean nearest neighbour.
 
     The problem is solved in the coordinates of the nearest atom by semi-normal equations with one step of refinement
     (Bjorck 1987), which keeps float32 close to the least-squares optimum without a QR factorisation. Without
