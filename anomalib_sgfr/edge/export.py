@@ -246,7 +246,10 @@ class WholeExports(ExportMixin, ABC):
             keep_precision(made)
             path = part.done(made)
         if datamodule is not None:
-            self._compare(path, datamodule)
+            try:
+                self._compare(path, datamodule)
+            except (OSError, RuntimeError, ValueError) as error:  # the file is there, and whole
+                logger.warning("The labels of the exported file could not be compared with the model's: %s", error)
         elif compression_type == CompressionType.INT8:
             logger.info("What 8 bits do to the labels was not measured: pass --data (datamodule=...) to compare them.")
         return path
@@ -266,6 +269,7 @@ class WholeExports(ExportMixin, ABC):
             if images is None or not len(images):
                 logger.info("There are no validation images: the labels of the exported file were not measured.")
                 return
+            logger.info("Comparing the file's labels with the model's, on at most %d validation images.", _COMPARED)
             collate: Any = datamodule.val_dataloader().collate_fn
             for row in range(0, len(images), -(-len(images) // _COMPARED)):
                 batch = collate([images[row]])
