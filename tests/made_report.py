@@ -60,10 +60,14 @@ def mimic() -> Mimic:
 
 
 def digest(scores: Sequence[float], truths: Sequence[int | None], **others: Any) -> Digest:
-    """Of images in ``/parts/test``, all but those of ``pictured`` without pictures."""
+    """Of images in ``/parts/test``, all but the first ``pictured`` without pictures.
+
+    The first ``trained_on`` of them were trained on, and the first ``chose`` chose the threshold.
+    """
     pictured = others.pop("pictured", len(scores))
     names = others.pop("names", [f"{number:04}.png" for number in range(len(scores))])
     kinds = others.pop("kinds", [{0: "good", 1: "scratch", None: ""}[truth] for truth in truths])
+    trained_on, chose = others.pop("trained_on", 0), others.pop("chose", 0)
     threshold = others.get("threshold", THRESHOLD)
     drawn = [picture(number % 7, defect=bool(truth)) for number, truth in enumerate(truths[:pictured])]
     units = [
@@ -74,10 +78,14 @@ def digest(scores: Sequence[float], truths: Sequence[int | None], **others: Any)
                 threshold,
                 None if threshold is None else int(score > threshold),
                 truth,
+                30 + number,
+                40,
             ),
             kind,
             (0.625, 0.3),
             drawn[number] if number < pictured else None,
+            number < trained_on,
+            number < chose,
         )
         for number, (score, truth, name, kind) in enumerate(zip(scores, truths, names, kinds, strict=True))
     ]
@@ -89,8 +97,6 @@ def digest(scores: Sequence[float], truths: Sequence[int | None], **others: Any)
             "scaled": True,
             "basis": "12 good images",
             "nominal_units": 12,
-            "chosen_by": 0,
-            "trained_on": 0,
             "model": facts(),
             "made": "2026-01-01 12:00",
             **others,

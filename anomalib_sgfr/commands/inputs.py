@@ -313,15 +313,17 @@ def readable(
         truths (Mapping[Path, Truth] | None): What is known of the images.
     """
     from anomalib.data import ImageBatch, ImageItem
-    from torch.utils.data import DataLoader, IterableDataset
 
     from anomalib_sgfr.features.true_range import READS_ITSELF, read_tensor
 
-    class Readable(IterableDataset[Any]):
+    class Readable:
+        """Loader and data set in one: Lightning warns of the length of an iterable data set, which the bar needs."""
+
         def __init__(self) -> None:
             self.image_filenames = [str(path) for path in paths]
+            self.dataset = self
 
-        def __len__(self) -> int:  # for the progress bar
+        def __len__(self) -> int:
             return len(paths)
 
         def __iter__(self) -> Iterator[Any]:
@@ -332,10 +334,10 @@ def readable(
                 except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
                     damaged[path] = f"{type(error).__name__}: {error}"
                 else:
-                    yield ImageItem(image=image, image_path=str(path), **its)
+                    yield ImageBatch.collate([ImageItem(image=image, image_path=str(path), **its)])
 
     setattr(Readable, READS_ITSELF, True)
-    return DataLoader(Readable(), collate_fn=ImageBatch.collate)
+    return [Readable()]  # as the Engine takes what is no DataLoader
 
 
 def _known(truth: Truth, size: Sequence[int]) -> dict[str, Any]:

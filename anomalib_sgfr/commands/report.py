@@ -162,9 +162,10 @@ def truths_in(
 def _laid_out(inside: Path, masks: Path | None) -> dict[Path, Truth]:
     """Images of a folder that holds ``good``, and of the folders beside that are kinds of defect for certain."""
     beside = [inside / name for name in _MASKS] + [inside.parent / name for name in _MASKS]
-    where = masks or next((place for place in beside if place.is_dir()), None)
+    places = [masks, *beside] if masks else beside
     kinds = sorted(path for path in inside.iterdir() if path.is_dir() and path.name not in {_GOOD, *_MASKS})
-    uncertain = [kind for kind in kinds if where is None or not (where / kind.name).is_dir()]
+    where = {kind.name: place for kind in kinds for place in reversed(places) if (place / kind.name).is_dir()}
+    uncertain = [kind for kind in kinds if kind.name not in where]
     nested = [path for kind in (inside / _GOOD, *kinds) for path in kind.rglob("*") if path.name in _MASK_FOLDERS]
     if uncertain or any(path.is_dir() for path in nested):
         names = ", ".join(kind.name for kind in kinds) or "no others"
@@ -176,7 +177,7 @@ def _laid_out(inside: Path, masks: Path | None) -> dict[Path, Truth]:
     for path in images_in(inside):
         parts = path.relative_to(inside).parts
         if len(parts) > 1 and parts[0] not in _MASKS:
-            found[path] = _said(path, parts[0], where)
+            found[path] = _said(path, parts[0], where.get(parts[0]))
         elif len(parts) == 1:
             found[path] = Truth()
     return found

@@ -3,7 +3,9 @@
 import csv
 import json
 import logging
+import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ import torch
 from anomalib.data import PredictDataset
 from sklearn.metrics import roc_auc_score
 
-from anomalib_sgfr import Report, Sgfr
-from anomalib_sgfr.commands.inputs import Truth
+from anomalib_sgfr import Inspector, Report, Sgfr
+from anomalib_sgfr.commands.inputs import Truth, readable
 from anomalib_sgfr.commands.report import main, truths_in
 from anomalib_sgfr.commands.threshold import main as threshold_main
 from anomalib_sgfr.fitting.fit_record import FitRecord
+from anomalib_sgfr.inspection.threshold_state import ThresholdState
 from anomalib_sgfr.report.model_facts import sha256_of
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
@@ -60,8 +63,11 @@ def test_a_test_writes_what_the_table_of_scores_says(run: Path) -> None:
     assert data["truth"] == [int(row["truth"]) for row in rows]
     assert data["kinds"] == ["bad", "good"]
     assert data["start"] == float(rows[0]["threshold"])
-    places = np.array(data["place"])
-    assert places[:, 0] * 128 - 0.5 == pytest.approx([int(row["column"]) for row in rows], abs=0.1)
+    inspector = Inspector.load(run / "model.ckpt")
+    assert data["pixel"] == [[int(row["row"]), int(row["column"])] for row in rows]
+    assert data["pixel"] == [list(inspector(row["image"]).place or ()) for row in rows]
+    places = np.array(data["place"]) * 96  # the share of the file, which the model sees whole
+    assert np.floor(places[:, ::-1]).astype(int).tolist() == data["pixel"]
     assert len(data["pictures"]) == len(rows)
     assert all(picture["truth"] for picture, row in zip(data["pictures"], rows, strict=True) if row["truth"] == "1")
     area = roc_auc_score([int(row["truth"]) for row in rows], [float(row["score"]) for row in rows])
@@ -99,8 +105,7 @@ def test_the_command_that_the_page_shows_does_what_it_says(run: Path, tmp_path: 
         processor = model.post_processor
         processor.image_sensitivity = sensitivity
         raws = [processor.raw(score) for score in data["score"]]
-        processor.value = processor.threshold_at(chosen)
-        processor.choose()
+        processor.use(processor.state._replace(value=processor.threshold_at(chosen)).chosen())
         called = [raw > processor.label_threshold for raw in raws]
         assert called == [score > chosen for score in data["score"]]
     out = tmp_path / "new.ckpt"
@@ -124,7 +129,7 @@ def _name(path: str) -> str:
 def test_raw_scores_set_a_first_threshold(run: Path) -> None:
     processor = loaded(run / "model.ckpt").post_processor
     assert processor.raw(processor.reported(3.0)) == pytest.approx(3.0, rel=1e-4)
-    processor.forget()
+    processor.use(ThresholdState())
     assert processor.reported(3.0) == 3.0
     assert processor.threshold_at(3.0) == 3.0
 
@@ -163,12 +168,181 @@ def test_what_folders_say(tmp_path: Path) -> None:
     assert {str(path.relative_to(tmp_path)): truth for path, truth in found.items()} == {
         "flat/1.png": Truth(),
         "set/good/2.png": Truth(defective=False, kind="good"),
-        "set/hole/3.png": Truth(defective=True, kind="hole"),
+        "set/hole/3.png": Truth(defective=True, kind="hole", mask=tmp_path / "set" / "masks" / "hole" / "3.png"),
         "own/4.png": Truth(defective=False, kind="good"),
         "bent/5.png": Truth(defective=True, kind="bent", mask=tmp_path / "marks" / "5_mask.png"),
     }
     own = truths_in([tmp_path / "set"])
     assert own[tmp_path / "set" / "hole" / "3.png"].mask == tmp_path / "set" / "masks" / "hole" / "3.png"
+
+
+@pytest.mark.parametrize(
+    ("names", "beside"),
+    [
+        (("good/0.png", "bad/0.png", "more/0.png", "few/good/0.png", "masks/0.png"), "bad, few, more"),
+        (("test/good/0.png", "test/hole/0.png", "train/good/0.png"), "hole"),
+        (("test/good/0.png", "test/hole/0.png", "test/cut/0.png", "ground_truth/hole/0.png"), "cut, hole"),
+        (("test/good/rgb/0.png", "test/good/gt/0.png"), "no others"),
+        (("good/0.png", "hole/0.png", "hole/masks/0.png", "ground_truth/hole/0.png"), "hole"),
+    ],
+    ids=["good parts beside", "no masks", "masks of some", "masks inside", "masks inside a kind"],
+)
+def test_a_layout_that_is_not_certain_is_asked_for(names: tuple[str, ...], beside: str, tmp_path: Path) -> None:
+    for name in names:
+        write_image(tmp_path / name, 0, (8, 8))
+    with pytest.raises(ValueError, match=f"it holds good beside {beside}, and .*: name them by --good .* --bad"):
+        truths_in([tmp_path])
+
+
+def test_one_image_by_two_paths_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "good" / "0.png", 0, (8, 8))
+    (tmp_path / "linked").symlink_to(tmp_path / "good")
+    monkeypatch.chdir(tmp_path)
+    found = truths_in([Path("good")], [tmp_path / "good"], [Path("linked")])
+    assert found == {Path("linked/0.png"): Truth(defective=True, kind="linked")}
+
+
+def words_of(page: Path) -> str:
+    text = re.sub(r"<(style|script).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return " ".join(re.sub("<[^>]*>", " ", text).split())
+
+
+@pytest.mark.parametrize("way", ["relative", "linked", "copied", "moved"])
+def test_images_that_the_checkpoint_knows_are_told_whatever_they_are_called(
+    way: str, run: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = run / "model.ckpt"
+    monkeypatch.chdir(tmp_path)
+    if way == "linked":
+        Path("parts").symlink_to(parts, target_is_directory=True)
+    elif way != "relative":
+        shutil.copytree(parts, tmp_path / "parts")
+    if way == "moved":  # the parent's name stays: the fit's folder is gone
+        checkpoint = renamed(checkpoint, parts, parts.with_name("gone") / "parts", tmp_path / "moved.ckpt")
+    root = Path(os.path.relpath(parts)) if way == "relative" else Path("parts")
+    folders = ["--good", str(root / "good"), str(root / "good_test"), "--bad", str(root / "bad")]
+    assert main([str(checkpoint), *folders, "--out", "report.html", "--json", "figures.json", "--pictures", "0"]) == 0
+    found = json.loads(Path("figures.json").read_text(encoding="utf-8"))
+    expected = loaded(run / "model.ckpt").post_processor.state
+    chose = {Path(path).parent.name + "/" + Path(path).name for path in expected.chosen_by}
+    assert {_name(row["image"]) for row in found["images"] if row["trained_on"]} == {
+        f"good/{number:02}.png" for number in range(12)
+    }
+    assert {_name(row["image"]) for row in found["images"] if row["chose_threshold"]} == chose
+    assert found["new"]["false_alarms"]["images"] == 18 - len(chose | {f"good/{number:02}.png" for number in range(12)})
+    assert found["all"]["false_alarms"]["images"] == 18
+    words = words_of(Path("report.html"))
+    assert "12 of the 24 images tested were trained on, and are left out of the rates above" in words
+    assert f"{len(chose)} of the 24 images tested also chose the threshold" in words
+    assert ("are told by their names" in words) == (way == "moved")
+
+
+def renamed(checkpoint: Path, old: Path, new: Path, target: Path) -> Path:
+    """A checkpoint that knows its images by other paths."""
+    stored = torch.load(checkpoint, weights_only=False)
+    paths = bytes(stored["state_dict"]["model.image_paths"].tolist()).replace(str(old).encode(), str(new).encode())
+    stored["state_dict"]["model.image_paths"] = torch.tensor(list(paths), dtype=torch.uint8)
+    scores = stored["anomalib_post_processor_config"]["threshold"]["scores"]
+    scores["paths"] = [path.replace(str(old), str(new)) for path in scores["paths"]]
+    torch.save(stored, target)
+    return target
+
+
+def test_a_threshold_that_was_read_from_a_report_is_told_in_the_next(
+    run: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = ["--good", str(parts / "good_test"), "--bad", str(parts / "bad")]
+    assert main([str(run / "model.ckpt"), *folders, "--out", "first.html", "--pictures", "0"]) == 0
+    before, after = data_of(Path("first.html"))["command"]
+    program, command, *arguments = shlex.split(f"{before}0.45{after} --out new.ckpt")
+    assert (program, command) == ("anomalib-sgfr", "threshold")
+    assert threshold_main(arguments) == 0
+    assert main(["new.ckpt", *folders, "--out", "second.html", "--pictures", "0"]) == 0
+    words = words_of(Path("second.html"))
+    assert "12 of the 12 images tested also chose the threshold" in words
+    assert "All images tested chose the threshold or were trained on" in words
+    assert "Of all images, 12 that chose the threshold or were trained on included" in words
+    other = ["--good", str(parts / "good"), "--out", "third.html", "--pictures", "0"]
+    assert main(["new.ckpt", *other]) == 0
+    assert "also chose the threshold" not in words_of(Path("third.html"))
+
+
+def test_unreadable_images_are_a_line_of_the_page(
+    run: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "bad"
+    shutil.copytree(parts / "bad", images)
+    (images / "broken.png").write_bytes(b"no picture")
+    page = tmp_path / "report.html"
+    assert main([str(run / "model.ckpt"), "--bad", str(images), "--out", str(page), "--pictures", "0"]) == 1
+    words = words_of(page)
+    assert "1 of 7 images could not be read" in words
+    assert f"{images / 'broken.png'} UnidentifiedImageError" in words
+    for path in images.glob("0*.png"):
+        path.unlink()
+    capsys.readouterr()
+    assert main([str(run / "model.ckpt"), "--bad", str(images), "--out", str(page), "--json"]) == 1
+    told = capsys.readouterr()
+    assert "error: none of 1 images could be read" in told.err
+    assert "The image could not be read." in words_of(page)
+    assert "There is no threshold" not in words_of(page)
+    found = json.loads(told.out)
+    assert found["threshold"] == 0.5
+    assert found["unreadable"][0]["image"] == str(images / "broken.png")
+
+
+def test_the_checkpoint_may_stand_anywhere(
+    run: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, image, page = str(run / "model.ckpt"), str(parts / "bad" / "00.png"), str(tmp_path / "page.html")
+    more = ["--out", page, "--pictures", "0"]
+    for given in (
+        [checkpoint, "--bad", image, *more],
+        ["--bad", image, checkpoint, *more],
+        ["--bad", image, *more, checkpoint],
+        ["--ckpt_path", checkpoint, "--bad", image, *more],
+        ["--bad", image, *more, "--json", checkpoint],
+    ):
+        assert main(given) == 0, given
+        assert len(data_of(Path(page))["score"]) == 1
+    assert json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["images"][0]["image"] == image
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "."], ". is a folder: name a file"),
+        (["--out", "file/page.html"], "file is a file, not a folder"),
+        (["--out", "page.html", "--json", "file/figures.json"], "file is a file, not a folder"),
+        (["--out", "page.ckpt"], "--out and --json name new files, not a checkpoint"),
+        (["--out", "page.html", "--data", "parts"], None),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_inspection(
+    arguments: list[str],
+    said: str | None,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("", encoding="utf-8")
+    write_image(tmp_path / "parts" / "0.png", 0, (8, 8))
+    monkeypatch.setattr("anomalib_sgfr.commands.report.load", lambda *_, **__: pytest.fail("it was inspected"))
+    given = [*([] if said is None else [str(run / "model.ckpt")]), "--data", "parts", *arguments]
+    with pytest.raises(SystemExit) as stopped:
+        main(given)
+    assert stopped.value.code == 2
+    assert (said or "the checkpoint is missing: put it first, or pass --ckpt_path") in capsys.readouterr().err
+
+
+def test_the_progress_bar_knows_how_many_images_there_are(parts: Path) -> None:
+    paths = sorted((parts / "bad").iterdir())
+    (loader,) = readable(paths, {})
+    assert len(loader) == len(list(loader)) == 6
 
 
 def test_training_images_that_are_gone_are_told(run: Path, parts: Path, tmp_path: Path) -> None:
@@ -191,8 +365,8 @@ def test_training_images_that_are_gone_are_told(run: Path, parts: Path, tmp_path
     ("arguments", "message"),
     [
         (["--data", "."], "no image in this folder"),
-        (["--group", "("], r"group '\(' is not a regular expression"),
-        (["--group", "nowhere"], "group 'nowhere' matches no image's path"),
+        (["--group", "("], r"--group '\(' is not a regular expression"),
+        (["--group", "nowhere"], "--group 'nowhere' matches no image's path"),
     ],
 )
 def test_mistakes_are_named(

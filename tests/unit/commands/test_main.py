@@ -71,8 +71,11 @@ def test_every_command_has_help_of_its_own(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "error: the following arguments are required: images, --ckpt_path (anomalib-sgfr explain --help)"),
-        (["nowhere", "--ckpt_path", "x"], "error: argument images: nowhere: no such file or folder"),
+        ([], "error: the checkpoint is missing: put it first, or pass --ckpt_path CKPT (anomalib-sgfr explain --help)"),
+        (["tests"], "error: the checkpoint is missing: put it first, or pass --ckpt_path CKPT"),
+        (["--ckpt_path", "LICENSE"], "error: pass images: a file or a folder"),
+        (["tests", "--ckpt_path", "LICENSE", "--out", "LICENSE/x"], "LICENSE is a file, not a folder"),
+        (["nowhere", "--ckpt_path", "LICENSE"], "error: argument images: nowhere: no such file or folder"),
         (["tests", "--ckpt_path", "gone.ckpt"], "error: argument --ckpt_path: gone.ckpt: no such file or folder"),
         (["tests", "--ckpt_path", "LICENSE", "--regions", "0"], "--regions: must be an integer of at least 1, got '0'"),
         (["tests", "--ckpt_path", "LICENSE", "--regions", "x"], "--regions: must be an integer of at least 1, got 'x'"),

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anomalib_sgfr.inspection.score_table import Scored
 from anomalib_sgfr.report.digest import Mimic, Picture
+from anomalib_sgfr.report.figures import figures
 from anomalib_sgfr.report.page import rendered, write_page
-from anomalib_sgfr.report.statistics import Counts
+from anomalib_sgfr.report.statistics import Counts, interval
 from anomalib_sgfr.report.thumbnails import BUDGET, outline, small_heat, webp
 from anomalib_sgfr.report.words import names_of, shown
 from tests.made_report import HOSTILE, digest, drawn_scores, facts, mimic
@@ -99,17 +101,81 @@ def test_only_the_pages_own_script_may_run_and_nothing_is_fetched() -> None:
         (digest([3.0, 700.0], [0, 1], threshold=None, scaled=False), "There is no threshold"),
         (digest([0.5, 0.5], [0, 1]), "0 of 1 good images are called anomalous"),
         (digest([0.4] * 9, [0] * 9, pictured=3), "the pictures of 6 are left out"),
-        (digest([0.4], [0], trained_on=1, chosen_by=1), "1 of the images tested were trained on"),
+        (digest([0.4], [0], trained_on=1, chose=1), "All images tested chose the threshold or were trained on"),
+        (digest([0.4], [0], trained_on=1), "1 of the 1 images tested was trained on, and is left out"),
+        (digest([], [], unreadable=[("a.png", "cut short")] * 3), "None of 3 images could be read."),
+        (digest([0.4], [0], unreadable=[("/deep/a.png", "cut short")]), "1 of 2 images could not be read"),
+        (digest([0.4], [0], unreadable=[("/deep/a.png", "cut short")]), "cut short"),
+        (digest([0.4], [0], warning="1 image: the true rate may be up to 95%"), "1 image: the true rate may be up to"),
         (digest([0.4], [0], model=facts(suspects=[], sha256="", checkpoint="")), "Folders and counts: not recorded"),
         (digest([1.0, 3.4e38], [0, 1], scaled=False), "1 of 1 defective"),
     ],
-    ids=["none", "one", "good", "bad", "no threshold", "alike", "left out", "trained on", "little known", "largest"],
+    ids=[
+        "none",
+        "one",
+        "good",
+        "bad",
+        "no threshold",
+        "alike",
+        "left out",
+        "not new",
+        "trained on",
+        "none read",
+        "one unread",
+        "its name",
+        "warning",
+        "little known",
+        "largest",
+    ],
 )
 def test_little_data_makes_a_page_that_says_so(given: Any, expected: str) -> None:
     page = rendered(given)
     if expected != "1 of 1 defective":
         assert expected in " ".join(Elements(page).words)
     assert data_of(page)["high"] > data_of(page)["low"]
+
+
+def test_rates_are_of_new_images_and_a_second_line_has_all() -> None:
+    scores, truths = drawn_scores(300)
+    given = digest(scores, truths, trained_on=40, chose=90)
+    page = rendered(given)
+    words = " ".join(" ".join(Elements(page).words).split())
+    new, every = (Counts.at(0.5, scores[first:], truths[first:]) for first in (90, 0))
+    assert new != every
+    assert (
+        f"At the threshold in force, {new.alarms} of {new.good} good images are called anomalous, and {new.missed} of "
+        f"{new.bad} defective images are missed."
+    ) in words
+    assert (
+        f"Of all images, 90 that chose the threshold or were trained on included: {every.alarms} of {every.good} good"
+    ) in words
+    assert f"{new.alarms} of {new.good}, 95% interval" in words
+    assert f"{every.alarms} of {every.good}, 95% interval" in words
+    assert "90 of the 300 images tested also chose the threshold, and are left out of the rates above" in words
+    assert "40 of the 300 images tested were trained on, and are left out of the rates above" in words
+    assert data_of(page)["known"] == [3] * 40 + [2] * 50 + [0] * 210
+    found = figures(given)
+    assert found["new"]["false_alarms"]["count"] == new.alarms
+    assert found["new"]["false_alarms"]["images"] == found["by_kind"]["good"]["false_alarms"]["images"] == new.good
+    assert found["all"]["missed"] == {
+        "images": every.bad,
+        "count": every.missed,
+        "rate": every.missed / every.bad,
+        "interval": list(interval(every.missed, every.bad)),
+    }
+    assert found["trained_on"] == 40
+    assert found["chose_threshold"] == 90
+    assert found["by_kind"]["good"]["left_out"] + found["by_kind"]["scratch"]["left_out"] == 90
+    assert sum(image["chose_threshold"] for image in found["images"]) == 90
+    assert list(found["images"][0])[:7] == list(Scored._fields)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_command_says_which_images_the_threshold_was_read_from() -> None:
+    plain = digest([0.4, 0.6], [0, 1], kinds=["a b", "c"])
+    assert data_of(rendered(plain))["command"][1] == " --read_from '/parts/test/a b' /parts/test/c"
+    many = digest([0.4] * 20, [0] * 20, kinds=[f"k{number}" for number in range(20)])
+    assert data_of(rendered(many))["command"][1] == " --read_from /parts/test"
 
 
 def test_a_group_has_a_line() -> None:
