@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo check test lint mutate docs dist bench bench-mtd bench-mvtec bench-edge clean help
+.PHONY: demo check test lint mutate docs dist newest bench bench-mtd bench-mvtec bench-edge clean help
 
 help:
 	@echo "make demo   train on solar cells, write a report and heatmaps (needs Python 3.11 to 3.14 and pip)"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint   run the linters"
 	@echo "make mutate  change the method here and there, list the changes that no test notices: minutes"
 	@echo "make docs   build the documentation: site/index.html"
+	@echo "make newest  try the newest releases of all dependencies, in an environment of its own"
 	@echo "make dist   build the distributions, check them, and train from a fresh environment"
 	@echo "make bench  compare with Patchcore and Padim on solar cells"
 	@echo "make bench-edge  exported models: answers, size and latency"
@@ -86,5 +87,11 @@ bench-mtd: $(INSTALLED)-demo
 	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --seeds 0,1,2 --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench-mtd
 	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --models patchcore --limit-train 200 --out runs/bench-mtd
 
+# What the constraints hold back comes first here: not part of any check.
+newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --upgrade --upgrade-strategy eager -e ".[dev]"
+	.venv-newest/bin/python -m pytest tests/conformance tests/integration/test_plugin.py tests/integration/test_cli.py
+
 clean:
-	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-newest build dist site .mypy_cache .ruff_cache .pytest_cache

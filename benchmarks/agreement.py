@@ -374,6 +374,21 @@ def by_onnx_runtime(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
     return answers
 
 
+def by_report(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
+    """``anomalib-sgfr report``, from its figures."""
+    figures = scratch / "report.json"
+    given = ["--good", images / "good", "--bad", images / "bad", "--out", scratch / "report.html", "--json", figures]
+    _run("report", way.checkpoint, *given)
+    rows = json.loads(figures.read_text(encoding="utf-8"))["images"]
+    return {Path(row["image"]).name: Answer(row["score"], bool(row["label"])) for row in rows}
+
+
+def by_explain(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
+    """``anomalib-sgfr explain``, from its table of scores."""
+    _run("explain", way.checkpoint, images, "--regions", 1, "--only_anomalous", "--out", scratch / "explained")
+    return _table(scratch / "explained" / "scores.csv")
+
+
 Route = Callable[[Way, Path, Path], dict[str, Answer]]
 # whether it takes arguments beside the checkpoint, and how far scores may be from the Engine's
 ROUTES: dict[str, tuple[Route, bool, float]] = {
@@ -381,6 +396,8 @@ ROUTES: dict[str, tuple[Route, bool, float]] = {
     "`anomalib test`": (by_test, True, EXACT),
     "model called in Python": (by_call, True, EXACT),
     "Inspector, checkpoint": (by_inspector, False, EXACT),
+    "`anomalib-sgfr report`": (by_report, False, EXACT),
+    "`anomalib-sgfr explain`": (by_explain, False, EXACT),
     "Inspector, Torch file": (by_torch_file, True, EXACT),
     "TorchInferencer": (by_torch_inferencer, True, EXACT),
     "Inspector, OpenVINO file": (by_openvino_file, True, EXACT),

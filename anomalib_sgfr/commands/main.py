@@ -35,7 +35,7 @@ class Command(NamedTuple):
 
 OWN = {
     "accept": Command("anomalib_sgfr.commands.accept", "this one is good: learn from false alarms, or take that back"),
-    "adapt": Command("anomalib_sgfr.commands.adapt", "another light or camera: go on from a few good images of it"),
+    "adapt": Command("anomalib_sgfr.commands.adapt", "another light: go on from a few good images of it"),
     "doctor": Command("anomalib_sgfr.commands.doctor", "whether this machine will do, and what to do where not"),
     "explain": Command("anomalib_sgfr.commands.explain", "draw why images are anomalous: the mimic view"),
     "report": Command("anomalib_sgfr.commands.report", "one page to look at, judge and share, of any folder of images"),

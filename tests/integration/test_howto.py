@@ -21,6 +21,7 @@ SECTIONS = {
 LEAVES = {
     "Will this machine do?": "machine.json",
     "Train on my own folder": "results/Sgfr/parts/latest/images/**/*.png",
+    "Predict": "found/arrays/**/*.npz",
     "Choose a threshold without a defect": "results/Sgfr/calibrated/latest/**/model.ckpt",
     "Change the threshold later": "where_results_show_0.6.ckpt",
     "This one is good": "*.ckpt",
@@ -32,7 +33,7 @@ LEAVES = {
     "Few images": "results/Sgfr/few/latest/**/model.ckpt",
     "Large images, by tiling": "results/Sgfr/tiled/latest/**/*.png",
     "Leave a part of the picture out": "results/Sgfr/masked/latest/**/model.ckpt",
-    "Two processes": "results/Sgfr/two/v0/**/model.ckpt",
+    "Two processes": "results/Sgfr/two/latest/**/model.ckpt",
     "Several machines": "results/Sgfr/nodes/*/**/model.ckpt",
     "New good parts later": "results/Sgfr/updated/latest/**/model.ckpt",
     "Another light, another camera": "adapted_threshold.ckpt",
@@ -59,7 +60,6 @@ def workplace(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_image(folder / "parts" / "bad" / f"{index:02}.png", 200 + index, defect=True)
     for index in range(4):
         write_image(folder / "parts" / "more" / f"{index:02}.png", 300 + index)
-        write_image(folder / "parts" / "few" / f"{index:02}.png", 400 + index)
     shutil.copytree(ROOT / "examples", folder / "examples")
     film = cv2.VideoWriter(str(folder / "frames.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 96))
     for path in sorted((folder / "parts").glob("[gb]*d/*.png")):
