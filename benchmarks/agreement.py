@@ -39,6 +39,16 @@ MODEL: dict[str, Any] = {
     "image_size": SIZE,
     "seed": 0,
 }
+_TEXT = """# One answer by every route
+
+    python -m benchmarks.agreement --out DIR
+
+A small model of drawn parts, and the checkpoints that commands, an update and other arguments make of it (columns);
+twelve images, from good to plainly defective. Each cell: the largest difference of a normalised score from that of
+`Engine.predict`, and how many of the twelve labels differ. A dash: the route takes no arguments beside the checkpoint.
+
+{table}
+"""
 EXACT, ROUNDED = 2e-4, 3e-2  # differences of a score that 32 bits, and bfloat16, may make
 
 
@@ -483,8 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for way, route, each in differences(make_ways(parts, Path(folder) / "made"), parts / "asked", Path(folder)):
             found[way, route] = each
             print(f"{way}, {route}: {each}", file=sys.stderr)
-    text = f"# One answer by every route\n\n    python -m benchmarks.agreement --out DIR\n\n{table(found)}\n"
-    write_text(options.out / "README.md", text)
+    write_text(options.out / "README.md", _TEXT.format(table=table(found)))
     print(options.out / "README.md")
     return 0
 

@@ -39,7 +39,7 @@ OWN = {
     "doctor": Command("anomalib_sgfr.commands.doctor", "whether this machine will do, and what to do where not"),
     "explain": Command("anomalib_sgfr.commands.explain", "draw why images are anomalous: the mimic view"),
     "report": Command("anomalib_sgfr.commands.report", "one page to look at, judge and share, of any folder of images"),
-    "threshold": Command("anomalib_sgfr.commands.threshold", "what a threshold rests on; another one without a fit"),
+    "threshold": Command("anomalib_sgfr.commands.threshold", "what calibrates a threshold; another one without a fit"),
 }
 ANOMALIBS = ("train", "fit", "validate", "test", "predict", "export", "benchmark", "install")
 _OPTIONS = ("--out=", "--ckpt_path=")

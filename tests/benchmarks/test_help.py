@@ -6,10 +6,16 @@ import sys
 import pytest
 
 COMMANDS = (
+    "accepting",
+    "agreement",
+    "another_light",
     "compare",
+    "compressed",
     "deciding",
     "edge",
     "false_alarms",
+    "frames",
+    "gpu",
     "headline",
     "large_pictures",
     "pages",
