@@ -41,6 +41,7 @@ from anomalib_sgfr.fitting.restoring import Restored
 from anomalib_sgfr.fitting.suspects import write_suspects
 from anomalib_sgfr.inspection.deep_visualizer import DeepVisualizer
 from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+from anomalib_sgfr.inspection.progress import bar_is_on, bars
 from anomalib_sgfr.inspection.quiet import QuietRun
 from anomalib_sgfr.inspection.run_folder import RunFolder
 from anomalib_sgfr.inspection.score_table import ScoreTable
@@ -354,9 +355,10 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         images = self._training_images()
 
         def calibrate(fitted: SgfrModel, trusted: Sequence[str], excluded: Sequence[str]) -> ThresholdState:
-            return post_processor.calibrated(  # type: ignore[union-attr]  # is called if there is one
-                fitted, self.pre_processor, trusted, update=self.update, excluded=excluded
-            )
+            with bars(shown=bar_is_on(self.trainer)):
+                return post_processor.calibrated(  # type: ignore[union-attr]  # is called if there is one
+                    fitted, self.pre_processor, trusted, update=self.update, excluded=excluded
+                )
 
         made = make(
             self.model,

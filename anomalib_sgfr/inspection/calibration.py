@@ -11,6 +11,7 @@ from torch import Tensor
 from anomalib_sgfr.core.processes import agreed, share
 from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.inspection.evidence import Evidence, Group, Kind, in_all_processes, unit_of
+from anomalib_sgfr.inspection.progress import progress
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["NominalScores", "nominal_scores", "rescored", "scored", "spread_over"]
@@ -99,7 +100,7 @@ def _batches(
     """Places and images, prepared, of one size in a batch."""
     held: list[int] = []
     images: list[Tensor] = []
-    for place in order:
+    for place in progress(order, len(order), "Calibration"):
         image = read_prepared(paths[place], pre_processor, model.bit_depth)
         if held and (len(held) == _BATCH or image.shape != images[0].shape):
             yield held, torch.stack(images).to(model.image_paths.device)

@@ -1,13 +1,16 @@
 """A progress bar for what takes long outside of Lightning's own loops."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-__all__ = ["bar_is_on", "progress"]
+__all__ = ["bar_is_on", "bars", "progress"]
 
 _Item = TypeVar("_Item")
+_ALLOWED = ContextVar("_ALLOWED", default=True)
 
 
 def progress(iterable: Iterable[_Item], total: int | None, what: str, *, shown: bool = True) -> Iterable[_Item]:
@@ -22,8 +25,23 @@ def progress(iterable: Iterable[_Item], total: int | None, what: str, *, shown: 
     Returns:
         Iterable: The same items.
     """
-    bar: Iterable[_Item] = tqdm(iterable, total=total, desc=what, leave=False, disable=None if shown else True)
+    disable = None if shown and _ALLOWED.get() else True
+    bar: Iterable[_Item] = tqdm(iterable, total=total, desc=what, leave=False, disable=disable)
     return bar
+
+
+@contextmanager
+def bars(*, shown: bool) -> Iterator[None]:
+    """Decide for all that runs in the context whether :func:`progress` may show a bar.
+
+    Args:
+        shown (bool): Whether it may.
+    """
+    before = _ALLOWED.set(shown)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(before)
 
 
 def bar_is_on(trainer: Any) -> bool:  # noqa: ANN401

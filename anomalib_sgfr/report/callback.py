@@ -1,14 +1,12 @@
 """Lightning callback that writes a report of a test or a prediction."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from rich.console import Console
-from rich.progress import track
 
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.features.pre_processing import steps_of
@@ -16,6 +14,7 @@ from anomalib_sgfr.inspection.afterwards import Afterwards
 from anomalib_sgfr.inspection.evidence import Kind, require_group
 from anomalib_sgfr.inspection.gallery import Gallery, displayed
 from anomalib_sgfr.inspection.own_pixels import raised_at
+from anomalib_sgfr.inspection.progress import bar_is_on, progress
 from anomalib_sgfr.inspection.score_table import Scored, scored_in, threshold_of
 from anomalib_sgfr.inspection.threshold_state import ThresholdState
 from anomalib_sgfr.report.choice import by_importance, pruned
@@ -190,7 +189,7 @@ class Report(Afterwards):
         explained = [place for place in first if units[place].picture is not None]
         mimics: dict[int, Mimic] = {
             place: mimic_of(model, prepared, units[place].scored.image, gallery)
-            for place in _progress(explained, trainer)
+            for place in progress(explained, len(explained), "Explanations", shown=bar_is_on(trainer))
         }
         return Digest(
             units=units,
@@ -224,13 +223,6 @@ def _with_what_is_known(
         for unit, its_trained, its_chose in zip(units, trained, chose, strict=True)
     ]
     return found, max(by_name, also)
-
-
-def _progress(places: Sequence[int], trainer: Any) -> Iterable[int]:  # noqa: ANN401
-    """The same, with a bar on the screen where the run has one."""
-    console = Console(stderr=True)
-    off = not (places and console.is_terminal and getattr(trainer, "progress_bar_callback", None))
-    return track(places, "Explaining", console=console, disable=off, transient=True)
 
 
 def _level(processor: Any) -> float | None:  # noqa: ANN401

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from anomalib_sgfr.inspection.progress import bar_is_on, progress
+from anomalib_sgfr.inspection.progress import bar_is_on, bars, progress
 
 
 class Terminal(io.StringIO):
@@ -23,6 +23,15 @@ def test_a_bar_on_a_terminal_alone(
     monkeypatch.setattr(sys, "stderr", stream)
     assert list(progress(range(3), 3, "Calibrating", shown=shown)) == [0, 1, 2]
     assert ("Calibrating" in stream.getvalue()) is says
+
+
+def test_a_context_decides_for_all_that_runs_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with bars(shown=False):
+        assert list(progress(range(3), 3, "Calibrating")) == [0, 1, 2]
+    assert sys.stderr.getvalue() == ""
+    assert list(progress(range(3), 3, "Calibrating")) == [0, 1, 2]
+    assert "Calibrating" in sys.stderr.getvalue()
 
 
 def test_it_follows_the_trainers_bar() -> None:
