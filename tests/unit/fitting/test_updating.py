@@ -113,7 +113,7 @@ def test_a_full_bank_keeps_only_a_part_of_its_atoms_and_one_with_room_all(
     full = [len(new) == bank_size for new in after]
     assert full == ([True] * 4 if bank_size == 60 else [True, True, False, False])
     for share, had_no_room in zip(stayed, full, strict=True):
-        assert (0.0 < share < 1.0 if had_no_room else share == 1.0), stayed
+        assert 0.0 < share < 1.0 if had_no_room else share == 1.0, stayed
     # what is left of the earlier images grows where atoms went, and stays below what is certified
     now = residuals_of(model, earlier)
     for old, new, had_no_room, scale in zip(was, now, full, model.certificate().scales, strict=True):
