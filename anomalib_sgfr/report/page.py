@@ -113,7 +113,7 @@ def _context(digest: Digest) -> dict[str, Any]:
         "in_force": digest.threshold,
         "start": start,
         "start_text": f"{start:.9g}",
-        "counts": _count_lines("new", counts),
+        "counts": _count_lines("count", counts),
         "all_counts": _count_lines("all", every) if left_out else [],
         "command": f"{command[0]}{start:.9g}{command[1]}",
         "pictured": pictured_of(pictured, len(scored)),

@@ -1,5 +1,6 @@
 """Explanations: regions, contributions and where these come from."""
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -10,14 +11,14 @@ from anomalib.engine import Engine
 from matplotlib.figure import Figure
 from torch.nn import functional
 
-from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.commands.explain import main
 from anomalib_sgfr.inspection.calibration import nominal_scores
 from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from anomalib_sgfr.inspection.explanation import explain
 from anomalib_sgfr.inspection.gallery import Gallery, displayed
 from anomalib_sgfr.inspection.mimic_view import MimicView, draw, save
-from tests.conftest import fit, folder_datamodule, small
+from tests.conftest import fit, folder_datamodule, small, write_image
 
 STRIDES = (8, 8, 16, 32)  # of the grids of each scale
 
@@ -129,6 +130,27 @@ def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path)
     checkpoint = engine.best_model_path
     assert main([str(parts / "bad"), "--ckpt_path", checkpoint, "--out", str(tmp_path / "figures")]) == 0
     assert len(list((tmp_path / "figures" / "bad").glob("*.png"))) == 6
+    with (tmp_path / "figures" / "scores.csv").open(encoding="utf-8") as opened:
+        lines = list(csv.DictReader(opened))
+    inspector = Inspector.load(checkpoint)
+    assert len(lines) == 6
+    for line in lines:
+        assert (int(line["row"]), int(line["column"])) == inspector(line["image"]).place
+    # equal names in nested folders, in any order of the arguments
+    for name in ("l1/good/00.png", "l2/good/00.png", "l2/good/00.bmp", "l2/01.png"):
+        write_image(tmp_path / "lines" / name, 0)
+    for number, given in enumerate(
+        (["--ckpt_path", checkpoint, "lines"], [checkpoint, "lines"], ["lines/l1", "lines/l2", checkpoint])
+    ):
+        out = tmp_path / f"out{number}"
+        paths = [part if part.startswith("-") or part == checkpoint else str(tmp_path / part) for part in given]
+        assert main([*paths, "--regions", "1", "--out", str(out)]) == 0
+        assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == {
+            "l1/good/00.png",
+            "l2/good/00.png.png",
+            "l2/good/00.bmp.png",
+            "l2/01.png",
+        }
     with pytest.raises(ValueError, match="regions must be at least 1"):
         MimicView(regions=0)
 

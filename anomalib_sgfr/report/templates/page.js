@@ -67,7 +67,7 @@
   const dot = square && square.appendChild(make("span", "dot"));
   const countAgain = () => {
     const all = count(units);
-    for (const [which, found] of [["new", count(units.filter(isNew))], ["all", all]]) {
+    for (const [which, found] of [["count", count(units.filter(isNew))], ["all", all]]) {
       for (const [name, hits, number] of partsOf(found)) {
         const place = by(`${which}-${name}`);
         if (!place) continue;
@@ -224,13 +224,13 @@
     const line = make("span", "line"), mark = make("span", "mark");
     line.append(make("b", "", short(unit.score)), mark);
     if (data.kinds[unit.kind]) line.append(make("span", "kind", data.kinds[unit.kind]));
-    if (unit.known) line.append(make("span", "kind", knownAs[unit.known]));
     const name = make("span", "name");
     name.append(make("bdi", "", unit.name));
     name.title = unit.name;
     showMark(unit, mark);
     marks.set(unit, mark);
     made.append(line, name);
+    if (unit.known) made.append(make("span", "name", knownAs[unit.known]));
     made.addEventListener("click", () => open(at));
     return made;
   };

@@ -148,3 +148,20 @@ def test_options_and_commands_are_handed_on_as_they_are(monkeypatch: pytest.Monk
     assert main(["--config", "file.yaml", "train"]) == 0
     assert main(["--traceback", "fit", "--help"]) == 0
     assert seen == [["--config", "file.yaml", "train"], ["fit", "--help"]]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_that_cannot_show_a_name_does_not_fail_the_command(encoding: str, tmp_path: Path) -> None:
+    module = tmp_path / "named.py"
+    module.write_text("def main(arguments): print('Report: 良品'); return 0", encoding="utf-8")
+    call = "import sys; from anomalib_sgfr.commands import main as m\n"
+    call += "m.OWN['named'] = m.Command('named', ''); sys.exit(m.main(['named']))"
+    done = subprocess.run(
+        [sys.executable, "-c", call],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"Report: \\u826f\\u54c1\n"
