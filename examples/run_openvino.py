@@ -371,8 +371,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     model = load(options.model, options.device, options.precision)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    failed = 0
     stopped = False
     start = time.perf_counter()
     with ThreadPoolExecutor(model.threads) as pool:
@@ -380,15 +378,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs = [pool.submit(inspect, model, path, target) for path, target in zip(paths, targets, strict=True)]
         try:
             for path, job in zip(paths, jobs, strict=True):
-                try:
-                    rows.append(job.result())
-                except Exception as error:  # noqa: BLE001  # whatever it is, it costs no other file
+                error = job.exception()
+                if error is not None:  # whatever it is, it costs no other file
                     say(f"{path}: cannot be read: {error or type(error).__name__}")
-                    failed += 1
         except KeyboardInterrupt:
             stopped = True
             pool.shutdown(wait=False, cancel_futures=True)
     seconds = time.perf_counter() - start
+    done = [job for job in jobs if not job.cancelled()]
+    rows = [job.result() for job in done if job.exception() is None]
 
     table = options.out / "scores.csv"
     write(rows, table)
@@ -397,9 +395,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(rows)} images in {seconds:.1f} s, {len(rows) / seconds:.1f} a second, reading and drawing included.")
     print(f"{sum(row.label for row in rows)} are anomalous. Scores: {table}")
     if stopped:
-        say(f"interrupted: {len(paths) - len(rows) - failed} of {len(paths)} images are not in the table")
+        say(f"interrupted: {len(paths) - len(done)} of {len(paths)} images were not looked at")
         return 130
-    return int(failed > 0)
+    return int(len(rows) < len(done))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import csv
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -313,6 +315,25 @@ def test_one_bad_file_costs_no_other_and_what_is_left_out_is_counted(
     assert [row["image"] for row in rows] == [str(root / "colour.png"), str(root / "colour.webp")]
     assert list(rows[0]) == ["image", "score", "label", "row", "column"]
     assert len(list((root / "out").rglob("*.png"))) == 2
+
+
+def test_what_an_interrupted_run_has_scored_is_in_its_table(model: Model, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(400):
+        (tmp_path / "in" / f"{number:03}.png").symlink_to(folder / "colour.png")
+    out = tmp_path / "out"
+    command = [sys.executable, str(EXAMPLE), str(model.xml), str(tmp_path / "in"), "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        until = time.monotonic() + 60
+        while len(list(out.glob("*.png"))) < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        said = running.communicate()[1]
+    assert running.returncode == 130
+    assert len(said.splitlines()) == 1
+    assert "images were not looked at" in said
+    with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
+        assert 5 <= len(list(csv.DictReader(file))) < 400
 
 
 def test_the_example_knows_the_same_names() -> None:
