@@ -309,6 +309,8 @@ class _OpenVino(_Model):
             model.add_outputs([score_map])
         self._compiled = core.compile_model(model, device, _PROPERTIES if device == "CPU" else {})
         self._idle: deque[Any] = deque()  # requests: one serves one thread at a time
+        # the bindings set themselves up at the first use of an array, in which two threads at once would wait for ever
+        _ = ov.Tensor(np.zeros(1, np.float32)).data
         about = _about(model)
         if about is None or "steps" not in about:
             msg = (

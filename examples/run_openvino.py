@@ -219,6 +219,8 @@ class Model:
     """A compiled model, for any number of threads."""
 
     def __init__(self, compiled: ov.CompiledModel, about: dict[str, Any], score_map: int | None) -> None:
+        # the bindings set themselves up at the first use of an array, in which two threads at once would wait for ever
+        _ = ov.Tensor(np.zeros(1, np.float32)).data
         self.bit_depth = int(about.get("bit_depth", 8))
         self._compiled = compiled
         self._score_map = score_map
