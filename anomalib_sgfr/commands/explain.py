@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from anomalib_sgfr.commands.inputs import (
@@ -51,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = load(checkpoint, visualizer=False)
     view = MimicView(str(options.out), options.regions, options.only_anomalous)
     damaged: dict[Path, str] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):  # the bar is no result
         callbacks: list[Callback] = [view, RunFolder(options.out)]
-        engine = Engine(default_root_dir=scratch, logger=False, devices=1, callbacks=callbacks)
+        bar = sys.stderr.isatty()
+        engine = Engine(default_root_dir=scratch, logger=False, devices=1, callbacks=callbacks, enable_progress_bar=bar)
         engine.predict(model, dataloaders=readable(images, damaged, model.model.bit_depth), return_predictions=False)
     if len(damaged) < len(images):
         print(f"Figures: {options.out}")

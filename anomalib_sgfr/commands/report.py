@@ -5,6 +5,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,9 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.kinds = {str(path): truth.kind for path, truth in truths.items() if truth.kind}
     damaged: dict[Path, str] = {}
     report.unreadable = damaged
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):  # the bar is no result
         callbacks: list[Callback] = [report, RunFolder(scratch)]
-        engine = Engine(default_root_dir=scratch, logger=False, devices=1, callbacks=callbacks)
+        bar = sys.stderr.isatty()
+        engine = Engine(default_root_dir=scratch, logger=False, devices=1, callbacks=callbacks, enable_progress_bar=bar)
         loader = readable(list(truths), damaged, model.model.bit_depth, truths)
         engine.predict(model, dataloaders=loader, return_predictions=False)
     code = 1 if damaged else 0

@@ -1,6 +1,7 @@
 """The mimic view: a figure of why an image is anomalous, in crops of the nominal images that rebuilt it."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,7 +202,9 @@ def save(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(part, format="png")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # boxes stand for signs that the font does not have
+            figure.savefig(part, format="png")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -304,9 +304,12 @@ def test_the_checkpoint_may_stand_anywhere(
         ["--ckpt_path", checkpoint, "--bad", image, *more],
         ["--bad", image, *more, "--json", checkpoint],
     ):
+        capsys.readouterr()
         assert main(given) == 0, given
         assert len(data_of(Path(page))["score"]) == 1
-    assert json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["images"][0]["image"] == image
+    told = capsys.readouterr()
+    assert json.loads(told.out)["images"][0]["image"] == image  # and nothing else: no bar
+    assert f"Report: {page}" in told.err
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
