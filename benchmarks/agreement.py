@@ -27,6 +27,7 @@ from PIL import Image
 from anomalib_sgfr import Inspector, Sgfr, SgfrPostProcessor
 from anomalib_sgfr.commands.main import main as anomalib_sgfr
 from benchmarks.common.records import write_text
+from benchmarks.common.tracing import traced_once
 
 __all__ = ["ROUTES", "Answer", "Difference", "Way", "compare", "draw", "main", "make_ways"]
 
@@ -487,7 +488,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the table")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, traced_once(Path(folder) / "traces"):
         parts = draw(Path(folder) / "parts")
         found = {}
         for way, route, each in differences(make_ways(parts, Path(folder) / "made"), parts / "asked", Path(folder)):

@@ -6,8 +6,6 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the parallel workers, and for what they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import hashlib
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from PIL import Image
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.core.thresholds import alarm_threshold, clear_of
+from benchmarks.common import tracing
 from tests.warm import warmed
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; fail at once instead of retrying
@@ -64,23 +63,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Trace a model for ONNX once, which is most of an export; its file is copied where the same is asked for again."""
-    traced: dict[tuple[object, ...], Path] = {}
-    export = torch.onnx.export
-
-    def once(model: Sgfr, args: tuple[torch.Tensor, ...], f: str, **kwargs: object) -> None:
-        state = hashlib.sha256()
-        for name, tensor in model.state_dict().items():
-            state.update(name.encode() + tensor.numpy(force=True).tobytes())
-        shapes = [tuple(argument.shape) for argument in args]
-        key = (state.digest(), repr(model), repr(model.hparams), repr(shapes), repr(kwargs), Path(f).name)
-        if key not in traced:
-            folder = tmp_path_factory.mktemp("traced")
-            export(model=model, args=args, f=str(folder / Path(f).name), **kwargs)
-            traced[key] = folder
-        shutil.copytree(traced[key], Path(f).parent, dirs_exist_ok=True)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.onnx.export", once)
+    with tracing.traced_once(tmp_path_factory.mktemp("traced")):
         yield
 
 
