@@ -59,25 +59,18 @@ def nominal_scores(
     # those of one unit together: they share what is left of the banks; those of no atom's unit first, all of them do
     units = [unit_of(path, group) for path in paths]
     order = sorted(range(len(paths)), key=lambda index: (units[index] in own, units[index], index))
-    was_training = model.training
-    model.eval()
     found_of = torch.zeros(2, len(paths), dtype=torch.float32)
-    try:
-        for batch, images in _batches(order, paths, pre_processor, model):
-            embeddings = model.embed(images)
-            for unit, found in groupby(
-                enumerate(batch), lambda item: units[item[1]] if units[item[1]] in own else None
-            ):
-                rows, places = map(list, zip(*found, strict=True))
-                numbers = own[unit] if unit is not None else []
-                banks = model.without(numbers)
-                if banks is not None:
-                    result = model.score([part[rows] for part in embeddings], images.shape[-2:], banks)
-                    found_of[:, places] = _largest(result)
-                else:
-                    found_of[:, places] = _mirrored(model, images[rows])
-    finally:
-        model.train(was_training)
+    for batch, images in _batches(order, paths, pre_processor, model):
+        embeddings = model.embed(images)
+        for unit, found in groupby(enumerate(batch), lambda item: units[item[1]] if units[item[1]] in own else None):
+            rows, places = map(list, zip(*found, strict=True))
+            numbers = own[unit] if unit is not None else []
+            banks = model.without(numbers)
+            if banks is not None:
+                result = model.score([part[rows] for part in embeddings], images.shape[-2:], banks)
+                found_of[:, places] = _largest(result)
+            else:
+                found_of[:, places] = _mirrored(model, images[rows])
     return NominalScores(*found_of.tolist())
 
 

@@ -137,14 +137,9 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
         msg = f"regions must be at least 1, got {regions}."
         raise ValueError(msg)
     certificate = model.certificate()
-    was_training = model.training
-    model.eval()
-    try:
-        embeddings = model.embed(image[None])
-        residuals = model.residual_maps(embeddings)
-        ears = model.combine(residuals, image.shape[1:])
-    finally:
-        model.train(was_training)
+    embeddings = model.embed(image[None])
+    residuals = model.residual_maps(embeddings)
+    ears = model.combine(residuals, image.shape[1:])
     heard = [number for number, scale in enumerate(model.embedder.scales) if scale.in_score]
     rows, columns = residuals[heard[0]].shape[2:]
     # the map at the patches' own resolution: its largest value over each patch

@@ -60,7 +60,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = 1
-_ON_ITS_SIDE = range(5, 9)  # in which Pillow misreads TIFF that it maps into memory
+_ON_ITS_SIDE = range(5, 9)  # rows become columns; Pillow misreads such TIFF when it maps it into memory
 _KIND_OF_PAGE = 254  # tag of TIFF: NewSubfileType
 _SMALLER_OR_MASK = 0b101  # bits of it: a page that is a thumbnail, or a mask, of another
 _MOST_PAGES = 1000
@@ -74,7 +74,6 @@ _ORIENTED: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     7: lambda values: values[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90,
 }
-_ACROSS = (5, 6, 7, 8)  # of these orientations: rows become columns
 
 
 class Stored(NamedTuple):
@@ -146,7 +145,13 @@ def size_of(path: Path | str) -> tuple[int, int]:
     try:
         with Image.open(path) as opened:
             height, width = opened.height, opened.width
-            lies = is_turned and _orientation(opened) in _ACROSS
+            if isinstance(
+                opened, TiffImagePlugin.TiffImageFile
+            ):  # some versions of Pillow have turned the size, some not
+                height, width = (
+                    opened.tag_v2[tag] for tag in (TiffImagePlugin.IMAGELENGTH, TiffImagePlugin.IMAGEWIDTH)
+                )
+            lies = is_turned and _orientation(opened) in _ON_ITS_SIDE
     except UnidentifiedImageError:
         height, width = stored(path).values.shape[:2]
         return height, width

@@ -23,7 +23,7 @@ from anomalib.deploy import ExportType
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
+from anomalib_sgfr import Inspector, NominalPostProcessor, ScoreTable, Sgfr
 from anomalib_sgfr.commands.inputs import readable
 from anomalib_sgfr.pictures.files import NOT_READ, SUFFIXES
 from tests.conftest import engine_in
@@ -203,6 +203,16 @@ def found_by(inspector: Inspector, paths: list[Path]) -> dict[str, Found]:
     return {path.name: Found(one.score, bool(one.label), one.place) for path, one in zip(paths, found, strict=True)}
 
 
+def found_in(table: Path) -> dict[str, Found]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return {
+            Path(row["image"]).name: Found(
+                float(row["score"]), row["label"] == "1", (int(row["row"]), int(row["column"]))
+            )
+            for row in csv.DictReader(file)
+        }
+
+
 @pytest.fixture(scope="module")
 def routes(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Found]]:
     """What each route finds in each picture that it reads."""
@@ -219,23 +229,15 @@ def routes(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory)
         ("engine", {"dataset": PredictDataset(engines)}),
         ("report", {"dataloaders": readable(listed, {}, 16)}),
     ):
-        batches = engine_in(scratch).predict(model.fitted, **options)
-        routes[name] = {
-            Path(batch.image_path[0]).name: Found(float(batch.pred_score), bool(batch.pred_label), None)
-            for batch in batches
-        }
+        table = scratch / f"{name}.csv"
+        engine_in(scratch, callbacks=[ScoreTable(table)]).predict(model.fitted, **options)
+        routes[name] = found_in(table)
     own = example()
     assert own.main([str(model.xml), str(folder), "--out", str(scratch / "out")]) == 1
-    with (scratch / "out" / "scores.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    routes["example"] = found_in(scratch / "out" / "scores.csv")
     for path in set(paths) - set(listed):  # by name
         assert own.main([str(model.xml), str(path), "--out", str(scratch / "one")]) == 0
-        with (scratch / "one" / "scores.csv").open(newline="", encoding="utf-8") as file:
-            rows += list(csv.DictReader(file))
-    routes["example"] = {
-        Path(row["image"]).name: Found(float(row["score"]), row["label"] == "1", (int(row["row"]), int(row["column"])))
-        for row in rows
-    }
+        routes["example"] |= found_in(scratch / "one" / "scores.csv")
     return routes
 
 
@@ -252,9 +254,7 @@ def test_a_picture_is_the_same_by_every_route(name: str, routes: dict[str, dict[
     if case.like is not None:
         assert reference[name].score == pytest.approx(reference[case.like].score, abs=1e-4 + case.close)
     # where the score was raised: the same to a pixel of the model's, which are two of the picture's
-    places = [
-        found[name].place for route, found in routes.items() if name in found and route not in {"engine", "report"}
-    ]
+    places = [found[name].place for found in routes.values() if name in found]
     assert all(np.abs(np.subtract(place, places[0])).max() <= 2 for place in places)
     if case.like is not None and not case.close:
         assert np.abs(np.subtract(places[0], reference[case.like].place)).max() <= 2
@@ -371,7 +371,7 @@ def test_eight_threads_get_what_one_gets_of_an_exported_file(model: Model, folde
 
 
 def test_the_examples_placement_is_the_packages() -> None:
-    from anomalib_sgfr.edge.placement import placed
+    from anomalib_sgfr.pictures.placement import placed
 
     own = example()
     for steps in (

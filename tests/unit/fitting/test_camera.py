@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
-from anomalib_sgfr import Inspector, Sgfr
+from anomalib_sgfr import Inspector, Sgfr, SgfrModel, explain
 from anomalib_sgfr.commands.inputs import readable
+from anomalib_sgfr.features.pre_processing import read_prepared
 from anomalib_sgfr.inspection.calibration import nominal_scores
 from anomalib_sgfr.inspection.gallery import Gallery
 from tests.conftest import engine_in, fit, folder_datamodule, small
@@ -285,16 +286,25 @@ def test_the_mode_is_nothing_that_a_score_follows_from(
     scores = [float(model.train(mode)(path).pred_score) for mode in (True, False)]
     assert scores[0] == scores[1]
     model.train()
-    for name in ("train", "eval"):  # nor does a call change it
-        monkeypatch.setattr(Sgfr, name, None)
+    (raw,) = nominal_scores(model.model, model.pre_processor, [path]).scores
+    assert model.model.training
+    image = read_prepared(path, model.pre_processor, model.model.bit_depth)
+    assert float(explain(model.model, image).score_map.max()) == pytest.approx(raw, rel=1e-4)
+    for kind in (Sgfr, SgfrModel):  # nor does a call change it
+        for name in ("train", "eval"):
+            monkeypatch.setattr(kind, name, None)
     assert float(model(path).pred_score) == scores[0]
+    assert nominal_scores(model.model, model.pre_processor, [path]).scores == [raw]
+    assert float(explain(model.model, image).score_map.max()) == pytest.approx(raw, rel=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
 def test_turned_pictures_are_learnt_scored_and_shown_upright(suffix: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned to the right
-    options = {"lossless": True} if suffix == ".webp" else {"quality": 100} if suffix == ".jpg" else {}
+    options = (
+        {"lossless": True} if suffix == ".webp" else {"quality": 100, "subsampling": 0} if suffix == ".jpg" else {}
+    )
     for kind, number, defect in (("good", 6, False), ("good_test", 1, False), ("bad", 1, True)):
         for index in range(number):
             values = (frame(100 * len(kind) + index, defect=defect)[:, :48] >> 4).astype(np.uint8)
@@ -309,7 +319,7 @@ def test_turned_pictures_are_learnt_scored_and_shown_upright(suffix: str, tmp_pa
         module = data(tmp_path / folder, train_batch_size=6)
         engine = fit(models[folder], module, tmp_path / f"fit_{folder}")
         engine.test(models[folder], datamodule=module)
-    close = 1e-2 if suffix == ".jpg" else 1e-5  # which is not the same when it is turned before
+    close = 3e-2 if suffix == ".jpg" else 1e-5  # which is not the same when it is turned before
     for kind in ("good_test", "bad"):
         paths = [tmp_path / folder / kind / f"0{suffix}" for folder in ("upright", "turned")]
         scores = [engine_score(model, path, tmp_path) for path in paths for model in models.values()]

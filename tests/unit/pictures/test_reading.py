@@ -168,6 +168,7 @@ def test_a_deep_tiff_is_turned_as_pillow_turns_one_of_8_bits(orientation: int, t
     write_tiff(tmp_path / "16.tif", values.astype(np.uint16), extratags=tag)
     write_tiff(tmp_path / "grey.tif", values[..., 0].astype(np.uint16), extratags=tag)
     turned = picture(tmp_path / "8.tif")
+    assert {size_of(path) for path in tmp_path.iterdir()} == {turned.shape[:2]}
     np.testing.assert_allclose(picture(tmp_path / "16.tif"), turned, atol=1e-6)
     np.testing.assert_allclose(picture(tmp_path / "grey.tif")[..., 0], turned[..., 0], atol=1e-6)
 
@@ -297,10 +298,12 @@ def test_a_picture_is_upright_whatever_its_format(orientation: int, tmp_path: Pa
     values = drawn(8, 3)
     write_orientation(tmp_path / "p.tif", values, orientation)
     wanted = picture(tmp_path / "p.tif")
+    assert size_of(tmp_path / "p.tif") == wanted.shape[:2]
     for suffix, tolerance in ((".png", 0.0), (".webp", 0.0), (".jpg", 0.2)):
         path = tmp_path / f"p{suffix}"
         write_orientation(path, values, orientation)
         assert header(path).is_turned == (orientation > 1)
+        assert size_of(path) == wanted.shape[:2]
         with Image.open(path) as opened:
             for found in (picture(path), picture(opened), picture(opened.convert("RGB"))):
                 np.testing.assert_allclose(found, wanted, atol=tolerance)
