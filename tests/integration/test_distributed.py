@@ -72,7 +72,7 @@ def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[
     assert two[0]["nominal"] == two[1]["nominal"]
     assert two[0]["image_AUROC"] == two[1]["image_AUROC"]
     assert two[0]["threshold"] == two[1]["threshold"]
-    assert two[0]["scored"] == two[1]["scored"] == 11  # each once
+    assert two[0]["scored"] == two[1]["scored"] == 11 + 11  # of training and of validation, each once
     assert two[0]["defects"] == two[1]["defects"] == one["defects"] == 6
 
 

@@ -18,6 +18,7 @@ from anomalib_sgfr.inspection.evidence import Evidence, Kind
 from anomalib_sgfr.inspection.explanation import explain
 from anomalib_sgfr.inspection.gallery import Gallery, displayed
 from anomalib_sgfr.inspection.mimic_view import MimicView, draw, save
+from anomalib_sgfr.inspection.threshold_state import ThresholdState
 from tests.conftest import fit, folder_datamodule, small, write_image
 
 STRIDES = (8, 8, 16, 32)  # of the grids of each scale
@@ -256,7 +257,8 @@ def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_
     good = [str(path) for path in sorted((images / "good").glob("[0-9]*.png"))]
     expected = NominalPostProcessor(0.1)
     scores, peaks = nominal_scores(calibrated.model, calibrated.pre_processor, good)
-    expected.take(Evidence.of(scores, Kind.TRAINING, good, peaks))
+    scored = Evidence.of(scores, Kind.TRAINING, good, peaks)
+    expected.use(ThresholdState(scored, false_alarm_rate=0.1).chosen())
     assert calibrated.post_processor.image_threshold == expected.image_threshold
     assert calibrated.post_processor.pixel_threshold == expected.pixel_threshold
     with pytest.raises(ValueError, match=r"trim must lie between 0 and 0\.5"):

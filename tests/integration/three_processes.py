@@ -168,7 +168,8 @@ class Tasks:
                 done[f"{name} {images}"] = task(images)
             except Exception as error:  # noqa: BLE001  # what the others say is compared
                 traceback.print_exc()
-                done[f"{name} {images}"] = {"error": f"{type(error).__name__}: {error}"}
+                said = str(error).replace(str(self.out), "OUT")  # of these processes
+                done[f"{name} {images}"] = {"error": f"{type(error).__name__}: {said}"}
             file.write_text(json.dumps(done))
         faulthandler.cancel_dump_traceback_later()
 
