@@ -132,8 +132,8 @@ def test_private_names_of_anomalib_are_used_in_one_module_each() -> None:
         "_AUPRO": {"report/regions.py"},
         "_checkpoint_config_keys": {"inspection/post_processing.py"},
         "_compress_ov_model": {"edge/export.py"},
-        "_image_threshold": {"inspection/chosen_threshold.py", "fitting/artefacts.py"},  # a buffer; a checkpoint's key
-        "_pixel_threshold": {"inspection/chosen_threshold.py", "fitting/artefacts.py"},
+        "_image_threshold": {"inspection/post_processing.py"},
+        "_pixel_threshold": {"inspection/post_processing.py"},
         "export_mixin": {"edge/export.py"},
         "TilerConfigurationCallback": {"fitting/framing.py"},
         "ALLOWED_MODULES": {"plugin.py"},
