@@ -59,12 +59,14 @@ class _Model(ABC):
         steps (Sequence): What is done to a picture, as :func:`~anomalib_sgfr.pictures.placement.placed` takes it.
         bit_depth (int): Bits that the camera gives.
         threshold (float | None): Of reported scores.
+        warning (str | None): That too few images support it.
         most (int): Frames that it takes at once.
     """
 
     steps: Sequence[Sequence[Any]]
     bit_depth: int
     threshold: float | None
+    warning: str | None
     most: int = _FRAMES
 
     @abstractmethod
@@ -134,6 +136,11 @@ class Inspector:
     def threshold(self) -> float | None:
         """The score above which a frame is labelled anomalous; ``None`` where there is no threshold."""
         return self._model.threshold
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence about a threshold that too few good images support; ``None`` where there is none."""
+        return self._model.warning
 
     @property
     def bit_depth(self) -> int:
@@ -251,6 +258,7 @@ class _Torch(_Model):
         self.steps = steps_of(self._transform)
         self.bit_depth = model.model.bit_depth
         self.threshold = _threshold(model.post_processor)
+        self.warning = getattr(model.post_processor, "warning", None)
 
     def prepared(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
         import torch
@@ -319,7 +327,7 @@ class _OpenVino(_Model):
             )
             raise ValueError(msg)
         self._steps = [tuple(step) for step in about["steps"]]
-        self.bit_depth = about.get("bit_depth", 8)
+        self.bit_depth, self.warning = about.get("bit_depth", 8), about.get("warning")
         batch, _, height, width = self._compiled.input(0).partial_shape
         self.most = batch.get_length() if batch.is_static else _FRAMES
         # what is resized here is resized no more in the graph, which then sees but one size

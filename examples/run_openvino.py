@@ -222,6 +222,7 @@ class Model:
         # the bindings set themselves up at the first use of an array, in which two threads at once would wait for ever
         _ = ov.Tensor(np.zeros(1, np.float32)).data
         self.bit_depth = int(about.get("bit_depth", 8))
+        self.warning = about.get("warning")  # that too few images support the threshold
         self._compiled = compiled
         self._score_map = score_map
         self._idle: deque[ov.InferRequest] = deque()
@@ -372,6 +373,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{also}"
         )
     model = load(options.model, options.device, options.precision)
+    if model.warning:
+        print(f"warning: {model.warning}", file=sys.stderr)
     options.out.mkdir(parents=True, exist_ok=True)
     stopped = False
     start = time.perf_counter()

@@ -89,11 +89,14 @@ def _out_of_place(model: nn.Module) -> Iterator[None]:
             part.inplace = True  # type: ignore[assignment]
 
 
-def _inscribe(file: Path, transform: Any, bit_depth: int) -> None:  # noqa: ANN401
-    """Write into an ONNX file how a picture becomes what the model sees; what is made of the file keeps that."""
+def _inscribe(file: Path, transform: Any, bit_depth: int, warning: str | None) -> None:  # noqa: ANN401
+    """Write into an ONNX file how a picture becomes what the model sees; what is made of the file keeps that.
+
+    And that too few images support its threshold, if that is so.
+    """
     import onnx  # comes with what exports need
 
-    about: dict[str, Any] = {"bit_depth": bit_depth}
+    about: dict[str, Any] = {"bit_depth": bit_depth, "warning": warning}
     with suppress(ValueError):  # the file does its work all the same
         about["steps"] = steps_of(transform)
     model = onnx.load(file, load_external_data=False)
@@ -212,7 +215,8 @@ class WholeExports(ExportMixin, ABC):
         logger.info("Tracing the model for the export: half a minute or so.")
         with whole(self._root(export_root)) as part, quiet_loggers(*_EXPORTERS), _out_of_place(self.model):
             made = super().to_onnx(part.folder, model_file_name, input_size, **options)
-            _inscribe(made, getattr(self.pre_processor, "transform", None), self._bit_depth)
+            warning = getattr(getattr(self, "post_processor", None), "warning", None)
+            _inscribe(made, getattr(self.pre_processor, "transform", None), self._bit_depth, warning)
             return part.done(made)
 
     def to_openvino(

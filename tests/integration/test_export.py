@@ -384,7 +384,8 @@ def test_the_example_scores_deep_pictures_as_the_engine_does_and_leaves_its_own_
         done = run_example(path, folder, "--out", folder / "heatmaps")
         assert done.returncode == 1
         assert "4 images in" in done.stdout
-        assert len(done.stderr.splitlines()) == 1
+        told = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]  # of few images
+        assert len(told) == 1
         assert (
             f"{folder / 'bright.png'}: cannot be read: it holds values up to 5000, more than the 12 bits" in done.stderr
         )

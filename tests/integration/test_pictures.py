@@ -345,6 +345,8 @@ def test_the_example_knows_the_same_names() -> None:
 def test_an_exported_file_tells_what_the_checkpoint_does(model: Model, folder: Path) -> None:
     one, other = Inspector.load(model.checkpoint), Inspector.load(model.xml)
     assert other.threshold == pytest.approx(one.threshold)
+    assert other.warning == one.warning is not None
+    assert " images: the true rate may be up to " in one.warning
     assert (other.size, other.bit_depth) == (one.size, one.bit_depth) == ((64, 64), 16)
     path = folder / "colour.png"
     for value in (other, one):
