@@ -137,6 +137,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
 
     from anomalib_sgfr.features.pre_processing import read_prepared
     from anomalib_sgfr.fitting.accepting import added, novel
+    from anomalib_sgfr.inspection.progress import progress
 
     processor = post_processor_of(model)
     if not processor.is_set:
@@ -152,7 +153,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
     with torch.no_grad():
         known = _known(model, bad)
         current = model.model
-        for path in files:
+        for path in progress(files, len(files), "Accepting"):
             image = read_prepared(path, model.pre_processor, model.model.bit_depth)
             score = _score(current, current.embed(image[None]), image.shape[-2:])
             addition = novel(current, image, path, threshold, peak)
