@@ -70,16 +70,18 @@ def resizing(before: int, after: int, device: torch.device | None = None) -> Ten
         device (torch.device | None): Device of the matrix.
 
     Returns:
-        Tensor: Shape ``(after, before)``, ``float32``.
+        Tensor: Shape ``(1, 1, after, before)``, ``float32``.
     """
     # The unit is 1 / (2 * after) of a pixel: the centres of the pixels of both grids are integers in it.
-    numbers = torch.arange(before, device=device)
-    count = numbers[-1:] + 1  # a tensor, so that an export does not fix it
-    centres = (2 * torch.arange(after, device=device) + 1) * count
-    offsets = (2 * numbers + 1) * after - centres[:, None]
+    numbers = torch.arange(before, device=device)[None, None, None]
+    count = numbers[..., -1:] + 1  # a tensor, so that an export does not fix it
+    centres = (2 * torch.arange(after, device=device)[:, None] + 1) * count
     width = 2 * count.clamp_min(after)
-    weights = (width - offsets.abs()).clamp_min(0).float() * width.float().pow(-1)
-    return weights * weights.sum(1, keepdim=True).pow(-1)
+    weights = (width - ((2 * numbers + 1) * after - centres).abs()).clamp_min(0).float()
+    weights = weights * 2.0**-8  # exact, and the sums fit half precision
+    # OpenVINO takes a division apart, and what it makes of it forgets to keep its precision: not so a square root.
+    root = weights.sum(-1, keepdim=True).pow(-0.5)
+    return weights * root * root
 
 
 class ExactResize(nn.Module):
@@ -99,7 +101,8 @@ class ExactResize(nn.Module):
             before = images.shape[axis]
             if isinstance(before, int) and before == after:
                 continue
-            matrix = resizing(before, after, images.device).to(images.dtype)[(None,) * (images.ndim - 2)]
+            matrix = resizing(before, after, images.device).to(images.dtype)
+            matrix = matrix if images.ndim == 4 else matrix[0, 0]  # noqa: PLR2004
             images = matrix @ images if axis == -2 else images @ matrix.mT  # noqa: PLR2004
         return images
 
