@@ -62,14 +62,6 @@ _REMEDIES = (
         ),
     ),
     (
-        r"Path contains non-printable characters: (?P<path>.*)",
-        "anomalib/data/",
-        (
-            "anomalib takes ASCII paths only, and {path} is not: rename the folder, or make a link to it with such a "
-            "name. `anomalib-sgfr report` and `explain` take any path."
-        ),
-    ),
-    (
         r"'\w+' object has no attribute '(?:val|test)_data'",
         "anomalib/data/",
         (

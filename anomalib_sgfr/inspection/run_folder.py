@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.inspection.afterwards import Afterwards
 from anomalib_sgfr.inspection.runs import (
     LATEST,
@@ -107,8 +108,8 @@ class RunFolder(Afterwards):
         own = Path(self.folder) if self.folder is not None else None
         if own is None and trainer.is_global_zero:
             own = _own_folder(trainer, module, kind)
-        # every process has a root of its own under Lightning's launchers
-        self.results = trainer.strategy.broadcast(own) if trainer.world_size > 1 else own
+        # every process has a root of its own under Lightning's launchers: the first one's counts
+        self.results = gathered(own)[0]
 
 
 def _own_folder(trainer: Trainer, module: Any, kind: str) -> Path:  # noqa: ANN401

@@ -139,7 +139,7 @@ MISTAKES = [
     (("test", "--model", "Sgfr", "--ckpt_path", "CKPT"), 1, "there are no images to test with: pass --data"),
     (("explain", "file", "--ckpt_path", "CKPT"), 1, "file: not an image"),
     (("threshold", "."), 1, "is a folder: a file is needed there"),
-    (("threshold", "CKPT", "--false_alarm_rate", "0.1", "--out", "file/x.ckpt"), 1, "'file' is a file, or lies under"),
+    (("threshold", "CKPT", "--false_alarm_rate", "0.1", "--out", "file/x.ckpt"), 2, "is a file, not a folder"),
     (("accept", "CKPT", "--undo"), 1, "no image was accepted: there is nothing to take back."),
 ]
 
@@ -224,17 +224,20 @@ SAMPLES = [
     ((*FIT, *FOLDER, "--data.normal_dir", "good"), 2, "--data.name is missing"),
     ((*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "two"), 1, "too few good images: anomalib splits"),
     ((*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "mac"), 1, "-name '._*' -delete)"),
-    ((*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "零件"), 1, "anomalib takes ASCII paths only, and "),
+    (
+        (*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "零件"),
+        1,
+        "anomalib takes paths of ASCII characters only, and ",
+    ),
     (
         ("predict", "--model", "Sgfr", "--data", "parts/零件"),
         1,
-        "anomalib takes ASCII paths only, and parts/零件 is not",
+        "anomalib takes paths of ASCII characters only, and 'parts/零件' has others",
     ),
     (("fit", "--model", "Sgfr", "--model.seed", "a"), 2, "--model.seed must be a whole number, got 'a'"),
     ((*FIT, *FOLDER, "--data.name", "old", "--data.normal_dir", "good"), 1, "and anomalib makes a link of that name"),
     (("threshold", "CKPT", "--score", "0.6", "--out", "parts"), 2, "argument --out: parts is a folder: name a file"),
     (("report", "CKPT", "--good", "parts/good", "--out", "parts"), 2, "argument --out: parts is a folder: name a file"),
-    (("report", "--good", "parts/good", "CKPT", "--out", "x.html"), 2, "ckpt_path; it comes before options that take"),
     *(
         ((name, "damaged.ckpt", *rest), 1, "'damaged.ckpt' is damaged: the checksum of ")
         for name, *rest in (("threshold",), ("accept", "parts/good"), ("adapt", "parts/good"))

@@ -34,7 +34,7 @@ def run(parts: Path, out: Path, devices: int) -> list[dict[str, Any]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return [torch.load(path, weights_only=True) for path in sorted(out.glob("rank*.pt"))]
