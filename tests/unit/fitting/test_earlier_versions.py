@@ -43,7 +43,7 @@ def test_it_scores_and_certifies_as_before(earlier: tuple[Path, dict[str, Any]])
     assert certificate.patches == expected["patches"] == 4 * (8 * 8 + 4 * 4)
     # that version did not count what rounding adds
     for found_bound, then in ((certificate.largest, expected["largest"]), (certificate.mean, expected["mean"])):
-        assert then <= found_bound == pytest.approx(then, rel=1e-4)
+        assert then * (1 - 1e-5) <= found_bound <= then * (1 + 1e-3)
     assert isinstance(model.post_processor, SgfrPostProcessor)
     assert model.post_processor.false_alarm_rate == 0.2
     assert float(model.post_processor.image_threshold) > 0
