@@ -330,7 +330,7 @@ def test_what_an_interrupted_run_has_scored_is_in_its_table(model: Model, folder
         running.send_signal(signal.SIGINT)
         said = running.communicate()[1]
     assert running.returncode == 130
-    assert len(said.splitlines()) == 1
+    assert len([line for line in said.splitlines() if not line.startswith("warning: ")]) == 1
     assert "images were not looked at" in said
     with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
         assert 5 <= len(list(csv.DictReader(file))) < 400
