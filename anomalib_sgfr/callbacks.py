@@ -140,7 +140,7 @@ class SubspaceSampling(Callback):
         """Start fresh samplers.
 
         Raises:
-            ValueError: As :func:`require_whole_pass`.
+            ValueError: If the trainer limits the batches of an epoch.
         """
         self._restore_global_seed()
         require_whole_pass(trainer)

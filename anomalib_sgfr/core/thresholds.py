@@ -45,7 +45,7 @@ def alarm_threshold(scores: Sequence[float], rate: float, units: Sequence[Hashab
 
     Args:
         scores (Sequence[float]): Of nominal images, in any order; taken as 32-bit numbers.
-        rate (float): Probability of a false alarm, from :data:`LEAST_RATE` up, below one.
+        rate (float): Probability of a false alarm, from 1e-6 up, below one.
         units (Sequence[Hashable] | None): What each is a score of; ``None`` for a unit each.
 
     Returns:
@@ -277,7 +277,7 @@ def units_needed(rate: float) -> int:
     """Number of independent nominal units that support a rate of false alarms at 95% confidence.
 
     Args:
-        rate (float): The rate, from :data:`LEAST_RATE` up, below one.
+        rate (float): The rate, from 1e-6 up, below one.
 
     Raises:
         ValueError: If it is out of range.
@@ -289,13 +289,13 @@ def units_needed(rate: float) -> int:
 def few_units_warning(units: int, rate: float) -> str | None:
     """Warning that good images are too few for a threshold at a rate of false alarms.
 
-    Below :data:`LEAST_UNITS` units a warning is always due. Above, it is due where the threshold has to be extrapolated
+    Below 30 units a warning is always due. Above, it is due where the threshold has to be extrapolated
     beyond the largest score, see :func:`alarm_threshold`: at 1% below 99 units. The bound that it names is exact: the
     rate of new alarms beyond the r-th largest of n scores has the distribution Beta(r, n + 1 - r) (Vovk 2012).
 
     Args:
         units (int): Number of independent good units that the threshold is calibrated on.
-        rate (float): Rate of false alarms that was chosen, from :data:`LEAST_RATE` up, below one.
+        rate (float): Rate of false alarms that was chosen, from 1e-6 up, below one.
 
     Returns:
         str | None: One sentence without a full stop, or ``None`` where there are enough.
@@ -320,7 +320,7 @@ def require_rate(rate: float, name: str = "rate") -> None:
         name (str): Of the argument, for the message.
 
     Raises:
-        ValueError: If the rate is not a number from :data:`LEAST_RATE` up, below one.
+        ValueError: If the rate is not a number from 1e-6 up, below one.
     """
     if not LEAST_RATE <= rate < 1.0:
         msg = f"{name} must lie between 0 and 1, and not below {LEAST_RATE:g}, got {rate:g}."

@@ -137,7 +137,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         """Take a state into use in place of the present one.
 
         Args:
-            state (ThresholdState): As :meth:`ThresholdState.chosen` makes it.
+            state (ThresholdState): As ``ThresholdState.chosen`` makes it.
         """
         self._state = state
         self.power, self.linear = state.power, state.linear
