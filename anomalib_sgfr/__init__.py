@@ -8,34 +8,34 @@ from anomalib_sgfr.plugin import install as _install
 
 TYPE_CHECKING = False  # what type checkers take for true; importing it from typing would cost more than all the rest
 if TYPE_CHECKING:
-    from anomalib_sgfr.callbacks import SubspaceSampling
-    from anomalib_sgfr.core.sampling import SubspaceSampler
-    from anomalib_sgfr.inspection.explanation import explain
-    from anomalib_sgfr.inspection.mimic_view import MimicView
-    from anomalib_sgfr.inspection.post_processing import NominalPostProcessor, SgfrPostProcessor
-    from anomalib_sgfr.inspection.score_table import ScoreTable
+    from anomalib_sgfr.core.sampler import SubspaceSampler
     from anomalib_sgfr.inspector import Inspection, Inspector
     from anomalib_sgfr.lightning_model import Sgfr
-    from anomalib_sgfr.predictions import Predictions
+    from anomalib_sgfr.post_processing.post_processor import NominalPostProcessor, SgfrPostProcessor
     from anomalib_sgfr.report.callback import Report
+    from anomalib_sgfr.report.explanation import explain
+    from anomalib_sgfr.report.figure import MimicView
+    from anomalib_sgfr.report.predictions import Predictions
+    from anomalib_sgfr.report.score_table import ScoreTable
     from anomalib_sgfr.torch_model import SgfrModel
+    from anomalib_sgfr.training.callback import SubspaceSampling
 
     __version__: str
 
 _HOME = {
     "Inspection": "inspector",
     "Inspector": "inspector",
-    "MimicView": "inspection.mimic_view",
-    "NominalPostProcessor": "inspection.post_processing",
-    "Predictions": "predictions",
+    "MimicView": "report.figure",
+    "NominalPostProcessor": "post_processing.post_processor",
+    "Predictions": "report.predictions",
     "Report": "report.callback",
-    "ScoreTable": "inspection.score_table",
+    "ScoreTable": "report.score_table",
     "Sgfr": "lightning_model",
     "SgfrModel": "torch_model",
-    "SgfrPostProcessor": "inspection.post_processing",
-    "SubspaceSampler": "core.sampling",
-    "SubspaceSampling": "callbacks",
-    "explain": "inspection.explanation",
+    "SgfrPostProcessor": "post_processing.post_processor",
+    "SubspaceSampler": "core.sampler",
+    "SubspaceSampling": "training.callback",
+    "explain": "report.explanation",
 }
 
 __all__ = [

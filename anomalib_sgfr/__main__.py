@@ -2,7 +2,7 @@
 
 import sys
 
-from anomalib_sgfr.commands.main import main
+from anomalib_sgfr.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.pictures.placement import Placement, laid_over, placed
-from anomalib_sgfr.pictures.reading import picture
+from anomalib_sgfr.images.frame_geometry import Placement, laid_over, placed
+from anomalib_sgfr.images.reading import picture
 
 __all__ = ["Inspection", "Inspector"]
 
@@ -56,7 +56,7 @@ class _Model(ABC):
     """What runs a model, in any number of threads at once, and says how it looks at a picture.
 
     Attributes:
-        steps (Sequence): What is done to a picture, as :func:`~anomalib_sgfr.pictures.placement.placed` takes it.
+        steps (Sequence): What is done to a picture, as :func:`~anomalib_sgfr.images.frame_geometry.placed` takes it.
         bit_depth (int): Bits that the camera gives.
         threshold (float | None): Of reported scores.
         warning (str | None): That too few images support it.
@@ -175,7 +175,7 @@ class Inspector:
         """Inspect a frame, or several.
 
         Args:
-            frame (Any): A file, a PIL picture, or an array, see :func:`~anomalib_sgfr.pictures.reading.picture`. Or a
+            frame (Any): A file, a PIL picture, or an array, see :func:`~anomalib_sgfr.images.reading.picture`. Or a
                 list, a tuple or an iterator of these, of any sizes: a few are scored at once, which is faster and, but
                 for rounding, the same as one by one.
 
@@ -240,7 +240,7 @@ class _Torch(_Model):
     def __init__(self, file: Path, device: str) -> None:
         import torch
 
-        from anomalib_sgfr.features.pre_processing import steps_of
+        from anomalib_sgfr.images.pre_processor import steps_of
         from anomalib_sgfr.lightning_model import Sgfr
 
         model: Any

@@ -20,34 +20,30 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.callbacks import SubspaceSampling
+from anomalib_sgfr.console import QuietRun, bar_is_on, bars
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.processes import agreed, gathered
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.edge.export import WholeExports
-from anomalib_sgfr.features.backbones import normalisation
-from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
-from anomalib_sgfr.features.sizes import default_size
-from anomalib_sgfr.fitting.anchor import DataParallelAnchor
-from anomalib_sgfr.fitting.camera import FromCameras
-from anomalib_sgfr.fitting.distributed import drop_padding, fill_up, leave_out_empty
-from anomalib_sgfr.fitting.fit_record import FitRecord
-from anomalib_sgfr.fitting.framing import Framed, as_size
-from anomalib_sgfr.fitting.learning import bank_sizes, learn, samplers_for
-from anomalib_sgfr.fitting.making import make
-from anomalib_sgfr.fitting.restoring import Restored
-from anomalib_sgfr.fitting.suspects import write_suspects
-from anomalib_sgfr.inspection.deep_visualizer import DeepVisualizer
-from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
-from anomalib_sgfr.inspection.progress import bar_is_on, bars
-from anomalib_sgfr.inspection.quiet import QuietRun
-from anomalib_sgfr.inspection.run_folder import RunFolder
-from anomalib_sgfr.inspection.score_table import ScoreTable
-from anomalib_sgfr.inspection.threshold_state import ThresholdState
-from anomalib_sgfr.pictures.reading import require_depth
+from anomalib_sgfr.core.sampler import SubspaceSampler
+from anomalib_sgfr.export import WholeExports
+from anomalib_sgfr.features.backbone import default_size
+from anomalib_sgfr.features.weights import normalisation
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
+from anomalib_sgfr.images.reading import require_depth
+from anomalib_sgfr.memory_bank import Bank
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.report.fit_record import FitRecord
+from anomalib_sgfr.report.score_table import ScoreTable
+from anomalib_sgfr.report.visualizer import DeepVisualizer
+from anomalib_sgfr.run_folder import RunFolder
 from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.training.bit_depth import FromCameras
+from anomalib_sgfr.training.callback import SubspaceSampling
+from anomalib_sgfr.training.checkpoint import Restored
+from anomalib_sgfr.training.distributed import DataParallelAnchor, drop_padding, fill_up, leave_out_empty
+from anomalib_sgfr.training.fit import bank_sizes, learn, make, samplers_for, write_suspects
+from anomalib_sgfr.training.input_settings import Framed, as_size
 
 __all__ = ["Sgfr"]
 
@@ -126,7 +122,7 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to
             ``image_size`` and normalises as the backbone was trained. Defaults to ``True``.
         post_processor (nn.Module | bool): Post-processor, or whether to use the default one, a
-            :class:`~anomalib_sgfr.inspection.post_processing.SgfrPostProcessor`. Defaults to ``True``.
+            :class:`~anomalib_sgfr.post_processing.post_processor.SgfrPostProcessor`. Defaults to ``True``.
         evaluator (Evaluator | bool): Evaluator, or whether to use anomalib's default. Defaults to ``True``.
         visualizer (Visualizer | bool): Visualizer, or whether to use anomalib's default. Defaults to ``True``.
 

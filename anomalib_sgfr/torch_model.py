@@ -11,16 +11,14 @@ from anomalib.data.utils.tiler import Tiler
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
-from anomalib_sgfr.bank import Bank, BankState
+from anomalib_sgfr.anomaly_map import Blur, Smoothing, interpolate
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
 from anomalib_sgfr.core.certificate import Certificate
-from anomalib_sgfr.core.geometry import touched
-from anomalib_sgfr.core.linear_algebra import require_finite
-from anomalib_sgfr.core.nuisance import projected_out
+from anomalib_sgfr.core.linear_algebra import projected_out, require_finite
+from anomalib_sgfr.core.patch_grid import touched
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from anomalib_sgfr.features.tiling import embed_tiles
-from anomalib_sgfr.scoring import residual_maps
-from anomalib_sgfr.smoothing import Blur, Smoothing, interpolate
+from anomalib_sgfr.memory_bank import Bank, BankState, residual_maps
 
 __all__ = ["Ears", "Learnt", "SgfrModel"]
 
@@ -80,7 +78,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     Args:
         backbone (str): Name of a timm model. Defaults to ``"tf_efficientnet_lite0"``.
         layers (Sequence[str] | None): Layers that the anomaly map hears; ``None`` for the stages of stride 4, 8 and 16.
-        solver (str): See :class:`~anomalib_sgfr.bank.Bank`; so for ``num_atoms`` and ``regularisation``.
+        solver (str): See :class:`~anomalib_sgfr.memory_bank.Bank`; so for ``num_atoms`` and ``regularisation``.
         num_atoms (int): Size of the support. Defaults to ``5``.
         regularisation (float): Strength of the ridge penalty. Defaults to ``0.001``.
         blur (float): Standard deviation of the Gaussian that smooths the map, in pixels of the model's input; ``0`` for
@@ -93,7 +91,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             :func:`~anomalib_sgfr.features.layers.scales_of`. Defaults to ``"layer"``.
 
     Attributes:
-        banks (Sequence[Bank]): A :class:`~anomalib_sgfr.bank.Bank` for each scale, the finest first.
+        banks (Sequence[Bank]): A :class:`~anomalib_sgfr.memory_bank.Bank` for each scale, the finest first.
         image_paths (Tensor): Encoded ``images``.
         region (Tensor): Pixels to inspect, one inside and zero outside, shape ``(H, W)``, ``uint8``; empty for all.
         tiler (Tiler | None): Lengths of tiles to embed images in; what else it holds is not used.

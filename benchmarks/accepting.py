@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from anomalib_sgfr import Sgfr, SgfrModel
-from anomalib_sgfr.core.thresholds import alarm_threshold
 from anomalib_sgfr.data.mtd import tile_of
-from anomalib_sgfr.features.pre_processing import read_prepared
-from anomalib_sgfr.fitting.accepting import Addition, added, novel
-from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
+from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.thresholds import alarm_threshold
+from anomalib_sgfr.training.accept import Addition, added, novel
 from benchmarks.common import data
 from benchmarks.common.engine import fitted
 from benchmarks.common.places import Place, median, seeds, study_places, title

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_sgfr import Inspector, Sgfr, SgfrPostProcessor
-from anomalib_sgfr.commands.main import main as anomalib_sgfr
+from anomalib_sgfr.cli.main import main as anomalib_sgfr
 from benchmarks.common.records import write_text
 from benchmarks.common.tracing import traced_once
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as pictures
 
 from anomalib_sgfr import Sgfr, SgfrModel
-from anomalib_sgfr.features.pre_processing import read_prepared
-from anomalib_sgfr.fitting.adapting import adapted, residual_moments
+from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.training.adapt import adapted, residual_moments
 from benchmarks.common import data
 from benchmarks.common.engine import fitted, quiet_fit
 from benchmarks.common.places import Place, median, seeds, study_places, title

@@ -20,8 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from anomalib_sgfr.core.thresholds import alarm_threshold, combined_threshold, dividing_threshold
-from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.thresholds import alarm_threshold, combined_threshold, dividing_threshold
 from benchmarks.common import data
 from benchmarks.common.engine import fitted
 from benchmarks.common.places import Place, seeds, study_places, title

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_sgfr.core.thresholds import alarm_threshold
 from anomalib_sgfr.data.mtd import tile_of
-from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.thresholds import alarm_threshold
 from benchmarks.common import data
 from benchmarks.common.engine import fitted
 from benchmarks.common.figures import plt, save_figure

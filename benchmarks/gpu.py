@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.scoring import residual_maps
+from anomalib_sgfr.memory_bank import residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks.common import data
 from benchmarks.common.defects import picture

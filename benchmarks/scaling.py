@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core import self_expression
-from anomalib_sgfr.core.cover import Cover, merge
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.clusters import Cover, merge
+from anomalib_sgfr.core.sampler import SubspaceSampler
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.memory import peak_mb, reset_peak
 from benchmarks.common.records import Record, read, write_text

@@ -17,7 +17,7 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.core.thresholds import alarm_threshold, clear_of
+from anomalib_sgfr.post_processing.thresholds import alarm_threshold, clear_of
 from benchmarks.common import tracing
 from tests.warm import warmed
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from anomalib_sgfr.inspection.score_table import Scored
-from anomalib_sgfr.report.digest import Crop, Digest, Mimic, MimicRow, ModelFacts, Picture, ScaleFacts, Suspect, Unit
-from anomalib_sgfr.report.thumbnails import outline, small_heat, webp
+from anomalib_sgfr.report.contents import Crop, Digest, Mimic, MimicRow, ModelFacts, Picture, ScaleFacts, Suspect, Unit
+from anomalib_sgfr.report.media import outline, small_heat, webp
+from anomalib_sgfr.report.score_table import Scored
 
 THRESHOLD = 0.5
 HOSTILE = [

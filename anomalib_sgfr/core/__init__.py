@@ -1,1 +1,1 @@
-"""The method itself, tensors in and tensors out: needs PyTorch and NumPy, and nothing else of this package."""
+"""Core: sparse reconstruction, subspace sampling and bounds as functions of tensors."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.cover import Cover
+from anomalib_sgfr.core.clusters import Cover
 from anomalib_sgfr.core.linear_algebra import middle, ridge_spectrum
-from anomalib_sgfr.core.search import nearest, search_index
+from anomalib_sgfr.core.neighbours import nearest, search_index
 
 __all__ = ["Certificate", "ScaleCertificate", "certify"]
 

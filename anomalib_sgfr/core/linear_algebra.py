@@ -1,22 +1,66 @@
-"""The small linear algebra beneath the solvers, where rank may be lacking and a dense routine may not export."""
+"""Modules whose numbers keep their types when a model is cast to half precision.
+
+The small linear algebra beneath the solvers, where rank may be lacking and a dense routine may not export.
+
+Directions that embeddings move along when only the light or the camera changes, and embeddings without them.
+
+Nuisance attribute projection (Solomonoff et al., ICASSP 2005): what changes between pictures of good parts, and is no
+defect, spans a small subspace, which is projected out of all that is compared. SPARC (arXiv 2608.18585) does so for
+anomaly detection, from a few good images of the new condition.
+"""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
-
-from anomalib_sgfr.core.casts import home
+from torch import Tensor, nn
+from torch.nn import functional
 
 __all__ = [
+    "ExemptFromCasts",
+    "home",
     "in_blocks",
     "least_in_row",
     "middle",
     "pivot_tolerance",
+    "principal_directions",
+    "projected_out",
     "require_finite",
     "ridge_spectrum",
     "safe_reciprocal",
     "spd_inverse",
 ]
+
+
+_WITHOUT_DOUBLES = {"mps"}
+
+
+def home(device: torch.device) -> torch.device:
+    """Where 64 bits of floating point are worked with, for what is on a device: there, or on the CPU if it has none."""
+    return torch.device("cpu") if device.type in _WITHOUT_DOUBLES else device
+
+
+class ExemptFromCasts(nn.Module):
+    """Mixin: ``half``, ``bfloat16``, ``to(dtype)`` and the like move the module to a device, but cast nothing.
+
+    What atoms stand for is counted in 64 bits and searched in 32; the same in 16 would be another bank. Where a device
+    has no 64 bits of floating point, these stay on the CPU.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """PyTorch's one gate for moves and casts: there is no public one for a module of its own."""
+
+        def move(tensor: Tensor) -> Tensor:
+            if tensor.dtype == torch.float64:
+                device = fn(tensor.new_empty(0, dtype=torch.float32)).device
+                if home(device) != device:
+                    return tensor.to(home(device))
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(move, *args, **kwargs)
+
 
 _FAR = 1e4  # times the squared spread of most points
 _SAMPLED = 64  # points that tell it
@@ -166,3 +210,44 @@ def require_finite(values: Tensor, name: str) -> None:
     if not (all(map(math.isfinite, values.flatten().tolist())) if few else torch.isfinite(values).all()):
         msg = f"{name} holds NaN or infinite values; check the images and the backbone's weights."
         raise ValueError(msg)
+
+
+def principal_directions(moment: Tensor, number: int) -> Tensor:
+    """Directions of the largest second moment.
+
+    Args:
+        moment (Tensor): Sum of the outer products of some vectors with themselves, shape ``(d, d)``, ``float64``.
+        number (int): How many.
+
+    Returns:
+        Tensor: Orthonormal rows, shape ``(n, d)``, the largest first; fewer than ``number`` if the vectors span less.
+
+    Raises:
+        ValueError: If ``number`` is below one or more than half of ``d``, which would leave too little to compare.
+    """
+    width = len(moment)
+    if not 1 <= number <= width // 2:
+        msg = f"directions must lie between 1 and {width // 2}, half of the {width} values of a patch, got {number}."
+        raise ValueError(msg)
+    strength, vectors = torch.linalg.eigh(moment)
+    chosen = strength[-number:] > width * torch.finfo(moment.dtype).eps * strength[-1].clamp_min(0.0)
+    return vectors[:, -number:].T[chosen].flip(0)
+
+
+def projected_out(embedding: Tensor, directions: Tensor) -> Tensor:
+    """Embeddings without what lies along some directions.
+
+    Args:
+        embedding (Tensor): Shape ``(B, d, h, w)``, or ``(N, d)``.
+        directions (Tensor): Orthonormal rows, shape ``(n, d)``; none leave the embedding as it is.
+
+    Returns:
+        Tensor: Of the same shape.
+    """
+    if not len(directions):
+        return embedding
+    directions = directions.to(embedding)
+    if embedding.ndim == 2:  # noqa: PLR2004
+        return embedding - embedding @ directions.T @ directions
+    along = functional.conv2d(embedding, directions[:, :, None, None])
+    return embedding - functional.conv2d(along, directions.T[:, :, None, None])

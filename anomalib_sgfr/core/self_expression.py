@@ -9,6 +9,8 @@ Degenerate input has its mathematical limit: duplicate or linearly dependent ato
 coefficient is zero), an all-zero atom is never a direction, and a support larger than the bank is the whole bank.
 What is left of a target that is not finite is not finite either; nobody has to look before (a graphics card would have
 to wait for that). A bank is looked at once, where it is made ready for the search.
+
+What residuals are measured by.
 """
 
 from typing import NamedTuple
@@ -24,7 +26,7 @@ from anomalib_sgfr.core.linear_algebra import (
     safe_reciprocal,
     spd_inverse,
 )
-from anomalib_sgfr.core.search import Index, nearest, search_index
+from anomalib_sgfr.core.neighbours import Index, nearest, search_index
 
 __all__ = [
     "Expression",
@@ -35,11 +37,13 @@ __all__ = [
     "check_arguments",
     "left_out_distance",
     "length_of_products",
+    "nominal_residual",
     "omp",
     "ridge",
     "ridge_code",
     "ridge_operator",
 ]
+
 
 _TIE = 1e-6  # relative difference of squared distances that rounding may turn round
 _WELL_CONDITIONED = 1e-4  # regularisation from which float32 solves the normal equations as they are
@@ -417,3 +421,28 @@ def _check(target: Tensor, bank: Tensor, num_atoms: int = 1, regularisation: flo
     if target.dtype != bank.dtype or not target.is_floating_point():
         msg = f"target and bank must share a floating-point dtype, got {target.dtype} and {bank.dtype}."
         raise ValueError(msg)
+
+
+_LEAST_SHARE = 1e-3  # of the atoms' length
+
+
+def nominal_residual(atoms: Tensor, num_atoms: int, regularisation: float) -> float:
+    """Length that scales of different embeddings are made alike by: what atoms leave of a nominal patch not among them.
+
+    The mean over the atoms of what the others leave of each, by the ``"affine"`` solver: known when the fit ends,
+    without another pass, and as fair to one training image as to a thousand.
+
+    Args:
+        atoms (Tensor): Shape ``(M, d)``.
+        num_atoms (int): Size of the support.
+        regularisation (float): As the solver takes it.
+
+    Returns:
+        float: At least a thousandth of the atoms' own length, which is the measure where there is no other; of atoms
+        that are all zero, one.
+    """
+    length = float(atoms.double().square().sum(1).mean().sqrt())
+    found = float(left_out_distance(atoms, num_atoms, regularisation).double().mean()) if len(atoms) > 1 else 0.0
+    if found == 0.0:
+        found = length
+    return max(found, _LEAST_SHARE * length) or 1.0

@@ -1,1 +1,1 @@
-"""From an image to patch embeddings: pre-processing, backbones and their weights."""
+"""Features: multi-scale patch embeddings of a timm backbone."""

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_sgfr.core import kernels, on_card
+from anomalib_sgfr.core import gpu
 from anomalib_sgfr.core.arguments import BankPer, Pooling
-from anomalib_sgfr.features.backbones import load_pretrained
-from anomalib_sgfr.features.extractors import extractor_of
+from anomalib_sgfr.features.backbone import extractor_of, refusal, takes
 from anomalib_sgfr.features.layers import Scale, backbone_stages, resolve_layers, resolve_score_layers, scales_of
-from anomalib_sgfr.features.sizes import refusal, takes
+from anomalib_sgfr.features.weights import load_pretrained
 
 __all__ = ["PatchEmbedder", "assemble", "pool"]
 
@@ -30,8 +29,8 @@ def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
     """
     if pooling == "box":
         return functional.avg_pool2d(feature, 3, stride=1, padding=1)
-    if not (torch.compiler.is_compiling() or feature.requires_grad) and on_card.serve(feature):
-        return kernels.binomial(feature)
+    if not (torch.compiler.is_compiling() or feature.requires_grad) and gpu.serve(feature):
+        return gpu.binomial(feature)
     for padding in (1, 1, 0, 0):  # averages of two, four times over: what every runtime has, and has fast
         feature = functional.avg_pool2d(feature, 2, stride=1, padding=padding)
     return feature

@@ -11,7 +11,7 @@ from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from anomalib_sgfr.core.arguments import BankPer
-from anomalib_sgfr.features.backbones import require_known
+from anomalib_sgfr.features.weights import require_known
 
 __all__ = [
     "Scale",

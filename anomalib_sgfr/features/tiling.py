@@ -8,7 +8,7 @@ from anomalib.data.utils.tiler import Tiler
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_sgfr.core.geometry import cropped_to_image, grid_of, require_whole_tiles, slots, stitched
+from anomalib_sgfr.core.patch_grid import cropped_to_image, grid_of, require_whole_tiles, slots, stitched
 from anomalib_sgfr.features.embedding import PatchEmbedder
 
 __all__ = ["Tiling", "embed_tiles"]

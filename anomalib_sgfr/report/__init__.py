@@ -1,1 +1,1 @@
-"""The page an engineer signs: one self-contained HTML file of a test or a prediction."""
+"""Report: what a run leaves for people (tables, explanations, page, images)."""

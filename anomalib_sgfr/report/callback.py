@@ -1,5 +1,9 @@
-"""Lightning callback that writes a report of a test or a prediction."""
+"""What a report says of the model: banks and certificate, arguments, how it was fitted, and whom it suspects.
 
+Lightning callback that writes a report of a test or a prediction.
+"""
+
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -8,28 +12,128 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from anomalib_sgfr.console import bar_is_on, progress
 from anomalib_sgfr.core.processes import gathered
-from anomalib_sgfr.features.pre_processing import steps_of
-from anomalib_sgfr.inspection.afterwards import Afterwards
-from anomalib_sgfr.inspection.evidence import Kind, require_group
-from anomalib_sgfr.inspection.gallery import Gallery, displayed
-from anomalib_sgfr.inspection.own_pixels import raised_at
-from anomalib_sgfr.inspection.progress import bar_is_on, progress
-from anomalib_sgfr.inspection.score_table import Scored, scored_in, threshold_of
-from anomalib_sgfr.inspection.threshold_state import ThresholdState
-from anomalib_sgfr.report.choice import by_importance, pruned
-from anomalib_sgfr.report.digest import Digest, Mimic, Picture, Unit
-from anomalib_sgfr.report.mimics import mimic_of
-from anomalib_sgfr.report.model_facts import facts_of
-from anomalib_sgfr.report.overlap import known_among
+from anomalib_sgfr.images.own_pixels import raised_at
+from anomalib_sgfr.images.pre_processor import steps_of
+from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind, require_group
+from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.report.contents import (
+    Digest,
+    Mimic,
+    ModelFacts,
+    Picture,
+    ScaleFacts,
+    Suspect,
+    Unit,
+    by_importance,
+    pruned,
+)
+from anomalib_sgfr.report.crops import Gallery, displayed
+from anomalib_sgfr.report.fit_record import versions
+from anomalib_sgfr.report.media import BUDGET, aspect_of, mimic_of, outline, small_heat, training_picture, webp
 from anomalib_sgfr.report.page import rendered, write_page
-from anomalib_sgfr.report.regions import RegionOverlap
-from anomalib_sgfr.report.thumbnails import BUDGET, aspect_of, outline, small_heat, webp
+from anomalib_sgfr.report.score_table import Scored, scored_in, threshold_of
+from anomalib_sgfr.report.statistics import RegionOverlap, known_among
+from anomalib_sgfr.run_folder import Afterwards
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["Report"]
+__all__ = ["Report", "facts_of", "sha256_of"]
 
 logger = logging.getLogger(__name__)
+
+_SUSPECTS, _LOOKED_AT, _BINS = 6, 60, 30
+_LEFT_OUT = {"pre_processor", "post_processor", "evaluator", "visualizer"}
+
+
+def facts_of(module: Any, checkpoint: str = "") -> ModelFacts:  # noqa: ANN401
+    """What is known of a fitted Sgfr.
+
+    Args:
+        module (Any): The model, or one like it.
+        checkpoint (str): Its file, if that is known.
+    """
+    model: SgfrModel = module.model
+    certificate = model.certificate()
+    suspects, looked_at = _suspects(module)
+    return ModelFacts(
+        backbone=str(module.hparams.get("backbone", "")),
+        scales=_scales(model),
+        certified=certificate.largest_score,
+        arguments=_arguments(module.hparams),
+        fit=getattr(module, "fit_record", None),
+        images=len(model.images),
+        suspects=suspects,
+        looked_at=looked_at,
+        checkpoint=checkpoint,
+        sha256=sha256_of(checkpoint),
+        versions=versions(),
+    )
+
+
+def sha256_of(file: str) -> str:
+    """Of a file's content; empty if it cannot be read."""
+    if not file:
+        return ""
+    try:
+        with Path(file).open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _scales(model: SgfrModel) -> list[ScaleFacts]:
+    found = []
+    embedder, banks = model.embedder, model.banks
+    for scale, bank, bound in zip(embedder.scales, banks, model.certificate().scales, strict=True):
+        heard = [name for name, hears in (("map", scale.in_map), ("score", scale.in_score)) if hears]
+        counts, _ = bound.histogram(_BINS)
+        found.append(
+            ScaleFacts(
+                layers=", ".join(embedder.layers[member] for member in scale.members),
+                stride=scale.stride,
+                heard=" and ".join(heard),
+                atoms=len(bank.atoms),
+                width=bank.atoms.shape[1],
+                patches=bound.patches,
+                mean=bound.mean,
+                largest=bound.largest,
+                histogram=counts.tolist(),
+            )
+        )
+    return found
+
+
+def _arguments(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
+    plain = [(name, value) for name, value in arguments.items() if name not in _LEFT_OUT]
+    return [
+        (name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)) for name, value in plain
+    ]
+
+
+def _suspects(module: Any) -> tuple[list[Suspect], int]:  # noqa: ANN401
+    """Training images that are rebuilt worst without their own atoms, by what is known already or by looking."""
+    model, processor = module.model, module.post_processor
+    scores: list[tuple[str, float]]
+    evidence = getattr(processor, "evidence", Evidence())
+    training = evidence.some([kind == Kind.TRAINING for kind in evidence.kinds])
+    if getattr(module, "suspects", None):
+        scores = list(module.suspects)
+    elif training.scores:
+        scores = list(zip(training.paths, training.scores, strict=True))
+    else:
+        there = [path for path in model.images if Path(path).is_file()]
+        group = getattr(processor, "group", None)
+        chosen = spread_over(there, _LOOKED_AT, group)
+        found = nominal_scores(model, module.pre_processor, chosen, group=group).scores if chosen else []
+        scores = list(zip(chosen, found, strict=True))
+    worst = sorted(scores, key=lambda item: -item[1])[:_SUSPECTS]
+    reported = getattr(processor, "reported", float)
+    pictures = [training_picture(path, module.pre_processor, model.bit_depth) for path, _ in worst]
+    suspects = [Suspect(path, reported(score), picture) for (path, score), picture in zip(worst, pictures, strict=True)]
+    return suspects, len(scores)
+
 
 _EXPLAINED = 24  # images with a mimic view
 _SIDE, _FEWER_SIDE, _FEW = 256, 384, 120  # pixels along a picture; larger where there are few

@@ -11,15 +11,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from anomalib_sgfr.core.thresholds import supported_rate
-from anomalib_sgfr.inspection.evidence import named
-from anomalib_sgfr.report.charts import Axis, bars, histogram, path_of, ticks
-from anomalib_sgfr.report.digest import Digest, ModelFacts
-from anomalib_sgfr.report.figures import counts_of, tables_of
-from anomalib_sgfr.report.script_data import BEYOND, heat_range, script_data
+from anomalib_sgfr.post_processing.calibration_scores import named
+from anomalib_sgfr.post_processing.thresholds import supported_rate
+from anomalib_sgfr.report.contents import Digest, ModelFacts, counts_of, tables_of
+from anomalib_sgfr.report.media import BEYOND, Axis, bars, data_uri, heat_range, histogram, path_of, script_data, ticks
 from anomalib_sgfr.report.statistics import Counts, Curve, Line, roc
-from anomalib_sgfr.report.thumbnails import data_uri
-from anomalib_sgfr.report.words import (
+from anomalib_sgfr.report.wording import (
     Share,
     caveats,
     memory_of,

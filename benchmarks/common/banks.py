@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.cover import Cover, centred
-from anomalib_sgfr.core.sampling import WORKING_SIZE, SubspaceSampler
+from anomalib_sgfr.core.clusters import Cover, centred
+from anomalib_sgfr.core.sampler import WORKING_SIZE, SubspaceSampler
 
 __all__ = ["covers"]
 

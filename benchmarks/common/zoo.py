@@ -19,9 +19,9 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from anomalib_sgfr import Sgfr, SubspaceSampling
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.features.backbones import OFFLINE_SUFFIX
+from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.features.layers import resolve_layers, strided_layers
+from anomalib_sgfr.features.weights import OFFLINE_SUFFIX
 
 __all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "timed"]
 

@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from anomalib_sgfr.features.sizes import default_size
+from anomalib_sgfr.features.backbone import default_size
 from benchmarks.common import data
 from benchmarks.common.records import Record, Spec, merge, read, write_text
 from benchmarks.common.zoo import MODELS, resolve_arguments

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.bank import Bank
 from anomalib_sgfr.features.layers import Scale
-from anomalib_sgfr.fitting.learning import bank_sizes
-from anomalib_sgfr.scoring import residual_maps
+from anomalib_sgfr.memory_bank import Bank, residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.training.fit import bank_sizes
 from benchmarks.common import features
 from benchmarks.common.banks import covers
 from benchmarks.common.records import Record, Spec

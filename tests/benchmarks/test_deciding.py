@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomalib_sgfr.core.thresholds import combined_threshold
+from anomalib_sgfr.post_processing.thresholds import combined_threshold
 from benchmarks import deciding
 
 HEADER = "| data | rule |"

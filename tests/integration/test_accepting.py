@@ -10,8 +10,8 @@ import torch
 from anomalib.data import Folder
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.commands.accept import main
-from anomalib_sgfr.features.pre_processing import read_prepared
+from anomalib_sgfr.cli.accept import main
+from anomalib_sgfr.images.pre_processor import read_prepared
 from tests.conftest import fit, small, write_image
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))

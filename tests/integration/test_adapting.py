@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.commands.adapt import main
-from anomalib_sgfr.commands.threshold import main as threshold
-from anomalib_sgfr.features.pre_processing import read_prepared
+from anomalib_sgfr.cli.adapt import main
+from anomalib_sgfr.cli.threshold import main as threshold
+from anomalib_sgfr.images.pre_processor import read_prepared
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from anomalib_sgfr import Inspector
-from anomalib_sgfr.commands.explain import main as explain
-from anomalib_sgfr.commands.main import main
+from anomalib_sgfr.cli.explain import main as explain
+from anomalib_sgfr.cli.main import main
 from tests.conftest import small, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -281,7 +281,7 @@ def test_an_interruption_is_one_line(when: str, checkpoint: Path, parts: Path, t
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "stop = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
-        "from anomalib_sgfr.commands.main import main\n"
+        "from anomalib_sgfr.cli.main import main\n"
     )
     if when == "import":
         code += (

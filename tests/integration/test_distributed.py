@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DistributedSampler
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.fitting.distributed import is_padding
+from anomalib_sgfr.training.distributed import is_padding
 from tests.conftest import folder_datamodule
 from tests.integration.three_processes import TASKS
 from tests.integration.uniting import GRID, patches

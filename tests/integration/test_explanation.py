@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from torch.nn import functional
 
 from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
-from anomalib_sgfr.commands.explain import main
-from anomalib_sgfr.inspection.calibration import nominal_scores
-from anomalib_sgfr.inspection.evidence import Evidence, Kind
-from anomalib_sgfr.inspection.explanation import explain
-from anomalib_sgfr.inspection.gallery import Gallery, displayed
-from anomalib_sgfr.inspection.mimic_view import MimicView, draw, save
-from anomalib_sgfr.inspection.threshold_state import ThresholdState
+from anomalib_sgfr.cli.explain import main
+from anomalib_sgfr.post_processing.calibration import nominal_scores
+from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind
+from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.report.crops import Gallery, displayed
+from anomalib_sgfr.report.explanation import explain
+from anomalib_sgfr.report.figure import MimicView, draw, save
 from tests.conftest import fit, folder_datamodule, small, write_image
 
 STRIDES = (8, 8, 16, 32)  # of the grids of each scale

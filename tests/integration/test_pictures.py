@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_sgfr import Inspector, NominalPostProcessor, ScoreTable, Sgfr
-from anomalib_sgfr.commands.inputs import readable
-from anomalib_sgfr.pictures.files import NOT_READ, SUFFIXES
+from anomalib_sgfr.cli.arguments import readable
+from anomalib_sgfr.images.reading import NOT_READ, SUFFIXES
 from tests.conftest import engine_in
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
@@ -373,7 +373,7 @@ def test_eight_threads_get_what_one_gets_of_an_exported_file(model: Model, folde
 
 
 def test_the_examples_placement_is_the_packages() -> None:
-    from anomalib_sgfr.pictures.placement import placed
+    from anomalib_sgfr.images.frame_geometry import placed
 
     own = example()
     for steps in (

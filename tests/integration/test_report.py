@@ -17,12 +17,12 @@ from anomalib.data import PredictDataset
 from sklearn.metrics import roc_auc_score
 
 from anomalib_sgfr import Inspector, Report, Sgfr
-from anomalib_sgfr.commands.inputs import Truth, readable
-from anomalib_sgfr.commands.report import main, truths_in
-from anomalib_sgfr.commands.threshold import main as threshold_main
-from anomalib_sgfr.fitting.fit_record import FitRecord
-from anomalib_sgfr.inspection.threshold_state import ThresholdState
-from anomalib_sgfr.report.model_facts import sha256_of
+from anomalib_sgfr.cli.arguments import Truth, readable
+from anomalib_sgfr.cli.report import main, truths_in
+from anomalib_sgfr.cli.threshold import main as threshold_main
+from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.report.callback import sha256_of
+from anomalib_sgfr.report.fit_record import FitRecord
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 
@@ -334,7 +334,7 @@ def test_what_cannot_be_written_is_refused_before_the_inspection(
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("", encoding="utf-8")
     write_image(tmp_path / "parts" / "0.png", 0, (8, 8))
-    monkeypatch.setattr("anomalib_sgfr.commands.report.load", lambda *_, **__: pytest.fail("it was inspected"))
+    monkeypatch.setattr("anomalib_sgfr.cli.report.load", lambda *_, **__: pytest.fail("it was inspected"))
     given = [*([] if said is None else [str(run / "model.ckpt")]), "--data", "parts", *arguments]
     with pytest.raises(SystemExit) as stopped:
         main(given)

@@ -10,10 +10,10 @@ from anomalib.data import Folder
 from torchvision.transforms.v2 import Resize
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.commands.adapt import main as adapt
-from anomalib_sgfr.commands.threshold import main
-from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
-from anomalib_sgfr.inspection.calibration import nominal_scores
+from anomalib_sgfr.cli.adapt import main as adapt
+from anomalib_sgfr.cli.threshold import main
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
+from anomalib_sgfr.post_processing.calibration import nominal_scores
 from tests.conftest import fit, nominal_threshold, small, write_image
 
 

@@ -26,7 +26,7 @@ from anomalib.post_processing import PostProcessor
 from torch.utils.data import DataLoader
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.inspection.post_processing import SgfrPostProcessor
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from tests.conftest import engine_in, folder_datamodule, small
 
 WORLD = 3

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from anomalib_sgfr.bank import Bank, BankState
-from anomalib_sgfr.core.cover import Cover
-from anomalib_sgfr.core.geometry import origins
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.fitting.distributed import unite
-from anomalib_sgfr.fitting.learning import learn, samplers_for
+from anomalib_sgfr.core.clusters import Cover
+from anomalib_sgfr.core.patch_grid import origins
+from anomalib_sgfr.core.sampler import SubspaceSampler
+from anomalib_sgfr.memory_bank import Bank, BankState
 from anomalib_sgfr.torch_model import Learnt
+from anomalib_sgfr.training.distributed import unite
+from anomalib_sgfr.training.fit import learn, samplers_for
 
 GRID = (4, 7)
 

@@ -5,13 +5,11 @@ import copy
 import pytest
 import torch
 
-from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.core.cover import Cover, centred, settle
-from anomalib_sgfr.core.geometry import to_patches
-from anomalib_sgfr.core.nominal import nominal_residual
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.core.self_expression import affine
-from anomalib_sgfr.scoring import residual_maps
+from anomalib_sgfr.core.clusters import Cover, centred, settle
+from anomalib_sgfr.core.patch_grid import to_patches
+from anomalib_sgfr.core.sampler import SubspaceSampler
+from anomalib_sgfr.core.self_expression import affine, nominal_residual
+from anomalib_sgfr.memory_bank import Bank, residual_maps
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 1e4, 1e9])

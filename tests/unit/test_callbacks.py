@@ -10,9 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from anomalib_sgfr import Sgfr, SubspaceSampling, callbacks
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr import Sgfr, SubspaceSampling
+from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.features.embedding import PatchEmbedder
+from anomalib_sgfr.training import callback as callbacks
 from tests.conftest import atoms, fit, folder_datamodule, small
 
 

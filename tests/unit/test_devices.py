@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from anomalib_sgfr import Sgfr, SgfrModel, SubspaceSampler
-from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.core import casts
+from anomalib_sgfr.core import linear_algebra as casts
 from anomalib_sgfr.core.self_expression import ridge_code, ridge_operator
+from anomalib_sgfr.memory_bank import Bank
 from tests.conftest import engine_in, folder_datamodule, small
 
 

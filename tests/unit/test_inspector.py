@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, RandomRotation, Resize
 
 from anomalib_sgfr import Inspection, Inspector, Sgfr
-from anomalib_sgfr.features.pre_processing import SgfrPreProcessor
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
 from tests.conftest import engine_in, fit, small, write_image
 
 SIZES = {"square": (96, 96), "wide": (80, 200), "tall": (150, 70)}
@@ -118,7 +118,7 @@ def test_other_exported_files_are_named(tmp_path: Path) -> None:
 
 
 def test_pixels_that_cannot_be_followed_are_refused() -> None:
-    from anomalib_sgfr.features.pre_processing import steps_of
+    from anomalib_sgfr.images.pre_processor import steps_of
 
     with pytest.raises(ValueError, match="RandomRotation moves pixels in a way that cannot be followed back"):
         steps_of(Compose([Resize((64, 64)), RandomRotation(10)]))

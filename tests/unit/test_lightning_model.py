@@ -17,9 +17,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torchvision.transforms.v2 import Normalize, Resize
 
-from anomalib_sgfr import Sgfr, SubspaceSampling, callbacks
-from anomalib_sgfr.core.sampling import WORKING_SIZE
+from anomalib_sgfr import Sgfr, SubspaceSampling
+from anomalib_sgfr.core.sampler import WORKING_SIZE
 from anomalib_sgfr.features.embedding import PatchEmbedder
+from anomalib_sgfr.training import callback as callbacks
 from tests.conftest import atoms, fit, folder_datamodule, small, write_image
 
 

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.core import loops
+from anomalib_sgfr.anomaly_map import Blur, Smoothing
+from anomalib_sgfr.core import chunks as loops
 from anomalib_sgfr.core.arguments import Copies
-from anomalib_sgfr.core.geometry import slots, to_patches
+from anomalib_sgfr.core.patch_grid import slots, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.features import tiling
 from anomalib_sgfr.features.layers import scales_of
-from anomalib_sgfr.scoring import residual_maps
-from anomalib_sgfr.smoothing import Blur, Smoothing
+from anomalib_sgfr.memory_bank import Bank, residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -297,7 +296,7 @@ def test_few_matrices_are_kept_however_many_sizes_come() -> None:
 
 
 def test_matrices_that_another_thread_may_be_reading_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomalib_sgfr.smoothing._KEPT", 2)
+    monkeypatch.setattr("anomalib_sgfr.anomaly_map._KEPT", 2)
     smoothing = Smoothing(Blur(1.0))
     for size in (8, 9, 8, 10, 11):
         reading = smoothing._matrices
@@ -309,7 +308,7 @@ def test_matrices_that_another_thread_may_be_reading_stay(monkeypatch: pytest.Mo
 def test_threads_of_ever_new_sizes_share_the_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever one thread evicts while another one computes."""
     smoothing = Smoothing(Blur(1.0))
-    monkeypatch.setattr("anomalib_sgfr.smoothing._KEPT", 2)
+    monkeypatch.setattr("anomalib_sgfr.anomaly_map._KEPT", 2)
     expected = {size: Smoothing(Blur(1.0))(torch.ones(1, 1, 3, 4), (size, size)) for size in range(8, 20)}
     errors: list[str] = []
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from anomalib_sgfr.core.cover import centred
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.clusters import centred
+from anomalib_sgfr.core.sampler import SubspaceSampler
 from benchmarks.common.banks import covers
 
 

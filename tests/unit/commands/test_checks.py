@@ -11,19 +11,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from anomalib_sgfr.commands import checks
-from anomalib_sgfr.commands.checks import (
-    GIB,
-    devices,
-    free_disk,
-    free_memory,
-    graphics_card,
-    plugin,
-    threads,
-    weights,
-)
-from anomalib_sgfr.commands.findings import Broken, Finding
-from anomalib_sgfr.commands.limits import Memory
+from anomalib_sgfr.cli import doctor as checks
+from anomalib_sgfr.cli.doctor import GIB, devices, free_disk, free_memory, graphics_card, plugin, threads, weights
+from anomalib_sgfr.cli.environment import Broken, Finding, Memory
 
 
 @pytest.mark.parametrize(
@@ -110,7 +100,7 @@ def test_weights_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_that_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomalib_sgfr.features import backbones
+    from anomalib_sgfr.features import weights as backbones
 
     (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04 and no more")
     monkeypatch.setattr(backbones, "_weights_file", lambda _: tmp_path / "weights.pth")

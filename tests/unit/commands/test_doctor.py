@@ -13,10 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from anomalib_sgfr.commands import doctor
-from anomalib_sgfr.commands.doctor import line, main
-from anomalib_sgfr.commands.findings import Broken, Check, Finding, looked_at, said
-from anomalib_sgfr.commands.self_test import Answer, SelfTest, compared, judged
+from anomalib_sgfr.cli import doctor
+from anomalib_sgfr.cli.doctor import Answer, SelfTest, compared, judged, line, main
+from anomalib_sgfr.cli.environment import Broken, Check, Finding, looked_at, said
 
 ROOT = Path(__file__).parents[3]
 OK = Finding("ok", "this", "1.0")

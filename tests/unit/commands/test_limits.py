@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_sgfr.commands.limits import Memory, memory, processors
+from anomalib_sgfr.cli.environment import Memory, memory, processors
 
 GIB = 2**30
 MEMINFO = f"MemTotal:       {16 * 2**20} kB\nMemFree: 1 kB\nMemAvailable:   {8 * 2**20} kB\nHugePages_Total:       0\n"

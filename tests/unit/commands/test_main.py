@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from anomalib.cli import AnomalibCLI
 
-import anomalib_sgfr.commands.main as commands
-from anomalib_sgfr.commands.main import ANOMALIBS, OWN, main
+import anomalib_sgfr.cli.main as commands
+from anomalib_sgfr.cli.main import ANOMALIBS, OWN, main
 from anomalib_sgfr.data.mtd import training_files
-from anomalib_sgfr.fitting.artefacts import Reason
+from anomalib_sgfr.training.checkpoint import Reason
 
 ROOT = Path(__file__).parents[3]
 HEAVY = {"anomalib", "lightning", "numpy", "torch"}
-CALL = "import sys; from anomalib_sgfr.commands.main import main\ntry: code = main(sys.argv[1:])\n"
+CALL = "import sys; from anomalib_sgfr.cli.main import main\ntry: code = main(sys.argv[1:])\n"
 CALL += f"except SystemExit as left: code = left.code\nprint(sorted({HEAVY} & {{*sys.modules}}), code)"
 
 

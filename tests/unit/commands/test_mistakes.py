@@ -6,8 +6,8 @@ import pytest
 from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
 
-from anomalib_sgfr.commands.main import _raised_in
-from anomalib_sgfr.commands.mistakes import in_one_line, in_words
+from anomalib_sgfr.cli.errors import in_one_line, in_words
+from anomalib_sgfr.cli.main import _raised_in
 
 NESTED = """Parser key "model":
   Does not validate against any of the Union subtypes

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 from packaging.requirements import Requirement
 
-from anomalib_sgfr.commands import versions
-from anomalib_sgfr.commands.findings import Broken, Finding
-from anomalib_sgfr.commands.versions import OWN, demands, package, pip_install, python, version_checks
+from anomalib_sgfr.cli import environment as versions
+from anomalib_sgfr.cli.environment import OWN, Broken, Finding, demands, package, pip_install, python, version_checks
 
 ASKED = {
     OWN: ["torch>=2.9", "torchvision>=0.24", "anomalib<3,>=2.7", "timm", 'nonsense>3; extra == "dev"'],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalib_sgfr.core.casts import ExemptFromCasts
+from anomalib_sgfr.core.linear_algebra import ExemptFromCasts
 
 
 class Module(ExemptFromCasts):

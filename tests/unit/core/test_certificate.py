@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core.certificate import Certificate, ScaleCertificate, certify
-from anomalib_sgfr.core.cover import Cover, centred, settle
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.clusters import Cover, centred, settle
+from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 
 

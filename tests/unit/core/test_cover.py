@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from anomalib_sgfr.core.cover import Cover, absorb, centred, merge, settle, squares_about
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.clusters import Cover, absorb, centred, merge, settle, squares_about
+from anomalib_sgfr.core.sampler import SubspaceSampler
 from tests.conftest import coverage, distances
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_sgfr.core.geometry import (
+from anomalib_sgfr.core.patch_grid import (
     Place,
     cropped_to_image,
     grid_of,

@@ -13,14 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.core import cover, kernels, on_card, selection
-from anomalib_sgfr.core.cover import Cover
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.core.search import search_index
+from anomalib_sgfr.core import clusters as cover
+from anomalib_sgfr.core import gpu as kernels
+from anomalib_sgfr.core import gpu as on_card
+from anomalib_sgfr.core import k_center as selection
+from anomalib_sgfr.core.clusters import Cover
+from anomalib_sgfr.core.neighbours import search_index
+from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.features.embedding import pool
-from anomalib_sgfr.scoring import residual_maps
+from anomalib_sgfr.memory_bank import Bank, residual_maps
 
 triton = pytest.importorskip("triton", reason="this build of PyTorch comes without Triton")
 
@@ -226,7 +228,7 @@ def test_without_a_card_nobody_is_warned() -> None:
 
 
 def test_nobody_waits_for_imports_of_a_compiler() -> None:
-    program = "import sys, anomalib_sgfr.core.on_card; print({'triton', 'torch._dynamo'} & set(sys.modules))"
+    program = "import sys, anomalib_sgfr.core.gpu; print({'triton', 'torch._dynamo'} & set(sys.modules))"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
     )
@@ -240,7 +242,7 @@ def test_they_compile_for_cards_that_are_not_here(capability: int, tmp_path: Pat
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from anomalib_sgfr.core import programs
+    from anomalib_sgfr.core import triton_kernels as programs
 
     sizes = {"POINTS": 16, "GROUPS": 512, "SUPPORT": 8, "STEP": kernels._STEP}
     sizes |= {"K": 5, "CANDIDATES": 64, "SHORT": 8}

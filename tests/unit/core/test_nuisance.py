@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalib_sgfr.core.nuisance import principal_directions, projected_out
+from anomalib_sgfr.core.linear_algebra import principal_directions, projected_out
 
 
 def moment_of(vectors: torch.Tensor) -> torch.Tensor:

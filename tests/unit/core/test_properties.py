@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from anomalib_sgfr.core.certificate import certify
-from anomalib_sgfr.core.cover import Cover, merge
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.clusters import Cover, merge
+from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine, affine_distance, omp
 
 hypothesis.settings.register_profile("here", max_examples=60, deadline=None, derandomize=True)

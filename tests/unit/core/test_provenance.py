@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from anomalib_sgfr.core.cover import Cover, merge
-from anomalib_sgfr.core.geometry import origins
-from anomalib_sgfr.core.provenance import renumbered, shifted
-from anomalib_sgfr.core.sampling import SubspaceSampler
+from anomalib_sgfr.core.clusters import Cover, merge, renumbered, shifted
+from anomalib_sgfr.core.patch_grid import origins
+from anomalib_sgfr.core.sampler import SubspaceSampler
 
 
 def stream(seed: int, images: int = 12, grid: tuple[int, int] = (5, 7)) -> list[tuple[torch.Tensor, torch.Tensor]]:

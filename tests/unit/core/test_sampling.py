@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.core import linear_algebra, sampling
+from anomalib_sgfr.core import linear_algebra
+from anomalib_sgfr.core import sampler as sampling
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
-from anomalib_sgfr.core.cover import Cover, centred
-from anomalib_sgfr.core.sampling import WORKING_SIZE, SubspaceSampler
-from anomalib_sgfr.core.selection import farthest_first
+from anomalib_sgfr.core.clusters import Cover, centred
+from anomalib_sgfr.core.k_center import farthest_first
+from anomalib_sgfr.core.sampler import WORKING_SIZE, SubspaceSampler
+from anomalib_sgfr.memory_bank import Bank
 from tests.conftest import coverage, distances
 
 

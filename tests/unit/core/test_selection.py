@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.core.search import nearest, search_index
-from anomalib_sgfr.core.selection import farthest_first, separated
+from anomalib_sgfr.core.k_center import farthest_first, separated
+from anomalib_sgfr.core.neighbours import nearest, search_index
+from anomalib_sgfr.core.sampler import SubspaceSampler
 
 
 def coverage(points: Tensor, bank: Tensor) -> float:

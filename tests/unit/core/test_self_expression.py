@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge, orthogonal_mp
 from torch import Tensor
 
-from anomalib_sgfr.core.search import nearest, search_index
+from anomalib_sgfr.core.neighbours import nearest, search_index
 from anomalib_sgfr.core.self_expression import (
     Expression,
     affine,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binom
 from sklearn.metrics import f1_score
 
-from anomalib_sgfr.core.thresholds import (
+from anomalib_sgfr.post_processing.thresholds import (
     LEAST_RATE,
     alarm_threshold,
     clear_of,

@@ -14,9 +14,9 @@ from skimage import data as photographs
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_sgfr.features import backbones
-from anomalib_sgfr.features.backbones import OFFLINE_SUFFIX, converted_state_dict, normalisation
+from anomalib_sgfr.features import weights as backbones
 from anomalib_sgfr.features.embedding import PatchEmbedder
+from anomalib_sgfr.features.weights import OFFLINE_SUFFIX, converted_state_dict, normalisation
 
 ARCHITECTURES = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
 

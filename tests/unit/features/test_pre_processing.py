@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.features.pre_processing import ExactResize, SgfrPreProcessor, resizing
+from anomalib_sgfr.images.pre_processor import ExactResize, SgfrPreProcessor, resizing
 
 
 @pytest.mark.parametrize(

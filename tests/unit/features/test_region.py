@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resize, Transform
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.features.region import read_region, seen_through
+from anomalib_sgfr.images.roi import read_region, seen_through
 
 
 def mask(size: tuple[int, int]) -> np.ndarray:

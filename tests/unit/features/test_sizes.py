@@ -6,9 +6,9 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from anomalib_sgfr import Sgfr
+from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.embedding import PatchEmbedder
-from anomalib_sgfr.features.pre_processing import made_size
-from anomalib_sgfr.features.sizes import default_size
+from anomalib_sgfr.images.pre_processor import made_size
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from anomalib.data.utils import read_image
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, RandomHorizontalFlip, Resize
 
-from anomalib_sgfr.features.true_range import READS_ITSELF, Looks, at_true_range, frames, read_tensor
+from anomalib_sgfr.images.bit_depth import READS_ITSELF, Looks, at_true_range, frames, read_tensor
 
 
 @pytest.fixture

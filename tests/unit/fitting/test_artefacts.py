@@ -12,8 +12,8 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Resize, Transform, functional
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.bank import Bank
-from anomalib_sgfr.fitting.artefacts import damage
+from anomalib_sgfr.memory_bank import Bank
+from anomalib_sgfr.training.checkpoint import damage
 from tests.conftest import engine_in, fit, folder_datamodule, small
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))

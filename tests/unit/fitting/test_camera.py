@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_sgfr import Inspector, Sgfr, SgfrModel, explain
-from anomalib_sgfr.commands.inputs import readable
-from anomalib_sgfr.features.pre_processing import read_prepared
-from anomalib_sgfr.inspection.calibration import nominal_scores
-from anomalib_sgfr.inspection.gallery import Gallery
+from anomalib_sgfr.cli.arguments import readable
+from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.post_processing.calibration import nominal_scores
+from anomalib_sgfr.report.crops import Gallery
 from tests.conftest import engine_in, fit, folder_datamodule, small
 
 INPUT = (64, 64)

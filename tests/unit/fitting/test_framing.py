@@ -15,7 +15,7 @@ from PIL import Image
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.features.tiling import Tiling
-from anomalib_sgfr.inspection.explanation import explain
+from anomalib_sgfr.report.explanation import explain
 from tests.conftest import atoms, engine_in, fit, folder_datamodule, small, write_image
 
 _SIZE = 96

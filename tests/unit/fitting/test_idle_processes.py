@@ -9,12 +9,12 @@ from anomalib.metrics import AUPRO, AUROC, Evaluator, F1Max
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from anomalib_sgfr.bank import BankState
-from anomalib_sgfr.core.cover import Cover
-from anomalib_sgfr.core.sampling import SubspaceSampler
-from anomalib_sgfr.fitting.distributed import drop_padding, leave_out_empty, unite
-from anomalib_sgfr.fitting.learning import learn
+from anomalib_sgfr.core.clusters import Cover
+from anomalib_sgfr.core.sampler import SubspaceSampler
+from anomalib_sgfr.memory_bank import BankState
 from anomalib_sgfr.torch_model import Learnt
+from anomalib_sgfr.training.distributed import drop_padding, leave_out_empty, unite
+from anomalib_sgfr.training.fit import learn
 from tests.threaded import in_threads
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
-from anomalib_sgfr.core.nominal import nominal_residual
+from anomalib_sgfr.core.self_expression import nominal_residual
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
@@ -197,8 +197,8 @@ def test_all_of_a_scale_is_the_suspects_and_so_it_stays(tmp_path: Path) -> None:
 def test_a_share_of_a_hundred_is_what_it_says(
     share: float, number: int, monkeypatch: pytest.MonkeyPatch, first: Sgfr
 ) -> None:
-    from anomalib_sgfr.fitting import suspects
-    from anomalib_sgfr.inspection.calibration import NominalScores
+    from anomalib_sgfr.post_processing.calibration import NominalScores
+    from anomalib_sgfr.training import fit as suspects
 
     monkeypatch.setattr(suspects, "nominal_scores", lambda _, __, paths: NominalScores([1.0] * len(paths), []))
     _, found = suspects.without_suspects(first.model, None, [f"{index}.png" for index in range(100)], share)

@@ -11,7 +11,7 @@ from anomalib.engine import Engine
 from lightning.pytorch.loggers import CSVLogger
 
 from anomalib_sgfr import Sgfr, SubspaceSampler
-from anomalib_sgfr.fitting.learning import bank_sizes, samplers_for
+from anomalib_sgfr.training.fit import bank_sizes, samplers_for
 from tests.conftest import atoms, fit, folder_datamodule, small, write_image
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))

@@ -11,10 +11,10 @@ from anomalib.data import InferenceBatch
 from PIL import Image
 
 from anomalib_sgfr import NominalPostProcessor
-from anomalib_sgfr.features.pre_processing import read_prepared
-from anomalib_sgfr.inspection.calibration import nominal_scores, spread_over
-from anomalib_sgfr.inspection.evidence import Evidence, Kind
-from anomalib_sgfr.inspection.threshold_state import ThresholdState
+from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind
+from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import fit, folder_datamodule, nominal_threshold, small
 
 

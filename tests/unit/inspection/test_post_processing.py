@@ -16,10 +16,10 @@ from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Resize
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr, SgfrPostProcessor
-from anomalib_sgfr.features.pre_processing import SgfrPreProcessor, read_prepared
-from anomalib_sgfr.inspection.calibration import nominal_scores
-from anomalib_sgfr.inspection.evidence import Evidence, Kind, require_group, unit_of
-from anomalib_sgfr.inspection.threshold_state import ThresholdState
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, read_prepared
+from anomalib_sgfr.post_processing.calibration import nominal_scores
+from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind, require_group, unit_of
+from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import engine_in, fit, folder_datamodule, nominal_threshold, small, write_image
 
 
@@ -225,7 +225,7 @@ def test_the_pictures_of_a_part_do_not_vouch_for_each_other(
 ) -> None:
     """Copies of one picture: each knows all of its siblings, and the part is unknown without them."""
     # batch by batch: of copies sampled together, each would give some of the atoms, and lack them
-    monkeypatch.setattr("anomalib_sgfr.core.sampling._TOGETHER", 1)
+    monkeypatch.setattr("anomalib_sgfr.core.sampler._TOGETHER", 1)
     for part in range(4):
         for copy in range(3):
             target = tmp_path / "good" / f"part{part}_{copy}.png"

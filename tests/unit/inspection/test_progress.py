@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from anomalib_sgfr.inspection.progress import bar_is_on, bars, progress
+from anomalib_sgfr.console import bar_is_on, bars, progress
 
 
 class Terminal(io.StringIO):

@@ -6,7 +6,7 @@ import warnings
 import pytest
 from rich.logging import RichHandler
 
-from anomalib_sgfr.inspection.quiet import QuietRun, _of_use, quiet_loggers, quiet_warnings
+from anomalib_sgfr.console import QuietRun, _of_use, quiet_loggers, quiet_warnings
 
 IDLE = "`LightningModule.configure_optimizers` returned `None`, this fit will run with no optimizer"
 

@@ -14,8 +14,7 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.inspection.run_folder import RunFolder
-from anomalib_sgfr.inspection.runs import claim_folder, names_of, newest_whole_run, results_base, whole_checkpoint
+from anomalib_sgfr.run_folder import RunFolder, claim_folder, names_of, newest_whole_run, results_base, whole_checkpoint
 from tests.conftest import engine_in, folder_datamodule, write_image
 
 CKPT = Path("weights/lightning/model.ckpt")

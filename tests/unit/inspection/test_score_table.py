@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_sgfr import Inspector, Sgfr
-from anomalib_sgfr.features.pre_processing import SgfrPreProcessor, read_prepared
-from anomalib_sgfr.inspection import score_table
-from anomalib_sgfr.inspection.score_table import Scored, ScoreTable, write_scores
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, read_prepared
+from anomalib_sgfr.report import score_table
+from anomalib_sgfr.report.score_table import Scored, ScoreTable, write_scores
 from tests.conftest import engine_in, fit, small, write_image
 from tests.threaded import in_threads
 
@@ -106,7 +106,7 @@ def test_a_table_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monke
             del rows
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("anomalib_sgfr.inspection.score_table.csv.writer", lambda _: Full())
+    monkeypatch.setattr("anomalib_sgfr.report.score_table.csv.writer", lambda _: Full())
     with pytest.raises(OSError, match="No space left"):
         write_scores([Scored("b.png", 0.5)], file)
     assert file.read_text(encoding="utf-8") == before

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 from torchvision.transforms.v2 import CenterCrop, Compose, Pad, Resize
 
-from anomalib_sgfr.pictures.placement import laid_over, placed
+from anomalib_sgfr.images.frame_geometry import laid_over, placed
 
 STEPS = {
     "resize": ([("resize", 64, 96)], Resize((64, 96), antialias=True)),

@@ -17,18 +17,18 @@ from anomalib.data.utils import read_image
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.pictures.files import (
+from anomalib_sgfr.images.reading import (
     SUFFIXES,
     Header,
     depth_of,
     header,
     is_deep,
     left_out,
+    picture,
     size_of,
     spread,
     stored,
 )
-from anomalib_sgfr.pictures.reading import picture
 
 SIZE = (5, 7)
 Values = NDArray[Any]
@@ -280,7 +280,7 @@ def test_a_reader_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: py
 
 def test_pictures_are_read_without_pytorch() -> None:
     code = (
-        "import sys, numpy as np; from anomalib_sgfr.pictures.reading import picture; picture(np.zeros((3, 9, 9)));"
+        "import sys, numpy as np; from anomalib_sgfr.images.reading import picture; picture(np.zeros((3, 9, 9)));"
         "assert not {'torch', 'anomalib', 'cv2', 'tifffile'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

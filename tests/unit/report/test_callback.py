@@ -1,6 +1,6 @@
-from anomalib_sgfr.inspection.score_table import Scored
 from anomalib_sgfr.report.callback import _each_once, _with_kinds
-from anomalib_sgfr.report.digest import Unit
+from anomalib_sgfr.report.contents import Unit
+from anomalib_sgfr.report.score_table import Scored
 
 
 def test_several_processes_tell_of_each_image_once() -> None:

@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 
-from anomalib_sgfr.report.charts import Axis, bars, histogram, path_of, ticks
+from anomalib_sgfr.report.media import Axis, bars, histogram, path_of, ticks
 
 
 def test_ticks_are_round_numbers_at_their_places() -> None:

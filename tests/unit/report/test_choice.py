@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from anomalib_sgfr.inspection.score_table import Scored
-from anomalib_sgfr.report.choice import by_importance, pruned
-from anomalib_sgfr.report.digest import Unit
+from anomalib_sgfr.report.contents import Unit, by_importance, pruned
+from anomalib_sgfr.report.score_table import Scored
 from tests.made_report import picture
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_sgfr.report.overlap import known_among
+from anomalib_sgfr.report.statistics import known_among
 
 
 def made(folder: Path, *names: str) -> list[str]:

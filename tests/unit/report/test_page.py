@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomalib_sgfr.inspection.score_table import Scored
-from anomalib_sgfr.report.digest import Mimic, Picture
-from anomalib_sgfr.report.figures import figures
+from anomalib_sgfr.report.contents import Mimic, Picture, figures
+from anomalib_sgfr.report.media import BUDGET, outline, small_heat, webp
 from anomalib_sgfr.report.page import rendered, write_page
+from anomalib_sgfr.report.score_table import Scored
 from anomalib_sgfr.report.statistics import Counts, interval
-from anomalib_sgfr.report.thumbnails import BUDGET, outline, small_heat, webp
-from anomalib_sgfr.report.words import names_of, shown
+from anomalib_sgfr.report.wording import names_of, shown
 from tests.made_report import HOSTILE, digest, drawn_scores, facts, mimic
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_sgfr.report.thumbnails import aspect_of, embedded_heat, outline, small_heat, webp
+from anomalib_sgfr.report.media import aspect_of, embedded_heat, outline, small_heat, webp
 
 
 def opened(uri: str) -> np.ndarray:

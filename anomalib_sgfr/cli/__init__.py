@@ -1,0 +1,1 @@
+"""Command line: Sgfr's own commands beside those of anomalib."""

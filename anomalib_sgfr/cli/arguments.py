@@ -1,0 +1,363 @@
+"""What Sgfr's own commands are given: arguments, images and checkpoints, refused in one line that says why."""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from anomalib_sgfr.run_folder import whole_checkpoint
+
+if TYPE_CHECKING:
+    from anomalib_sgfr.lightning_model import Sgfr
+    from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+
+__all__ = [
+    "Parser",
+    "Truth",
+    "at_least",
+    "existing",
+    "images_in",
+    "load",
+    "new_file",
+    "new_folder",
+    "objections",
+    "post_processor_of",
+    "quiet",
+    "readable",
+    "refuse",
+    "require_named_group",
+    "rewrite",
+    "take_checkpoint",
+]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        if "required: ckpt_path" in message:
+            message += "; it comes before options that take several folders"
+        self.exit(2, f"error: {message} ({self.prog} --help)\n")
+
+
+def at_least(least: int) -> Any:  # noqa: ANN401
+    """Type of an argument that is an integer, and not less than ``least``."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            msg = f"must be an integer of at least {least}, got '{text}'"
+            raise argparse.ArgumentTypeError(msg)
+        return number
+
+    return parse
+
+
+def existing(text: str) -> Path:
+    """Type of an argument that names a file or folder which is there."""
+    path = Path(text)
+    other = whole_checkpoint(path)
+    if other is not None:
+        print(f"note: {path} is missing, as that run has not ended: {other} is used.", file=sys.stderr)
+        return other
+    if not path.exists():
+        msg = f"{path}: no such file or folder"
+        raise argparse.ArgumentTypeError(msg)
+    return path
+
+
+def new_file(text: str) -> Path:
+    """Type of an argument that names a file to write, refused before anything is computed for it."""
+    path = Path(text)
+    if path.is_dir():
+        msg = f"{path} is a folder: name a file, for instance {path / 'NAME'}"
+        raise argparse.ArgumentTypeError(msg)
+    _require_writable(path, path.absolute().parent)
+    return path
+
+
+def new_folder(text: str) -> Path:
+    """Type of an argument that names a folder to write to, refused before anything is computed for it."""
+    path = Path(text)
+    _require_writable(path, path.absolute())
+    return path
+
+
+def _require_writable(path: Path, folder: Path) -> None:
+    there = next(part for part in (folder, *folder.parents) if part.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        why = "cannot be written to" if there.is_dir() else "is a file, not a folder"
+        msg = f"{path} cannot be written: {there} {why}"
+        raise argparse.ArgumentTypeError(msg)
+
+
+def take_checkpoint(parser: argparse.ArgumentParser, given: Path | None, *lists: list[Path]) -> Path:
+    """Checkpoint of a command, wherever it stands among the arguments.
+
+    Args:
+        parser (ArgumentParser): Ends the command if there is none.
+        given (Path | None): What was given in the checkpoint's own place.
+        *lists (list[Path]): Other arguments. Where nothing was given, the one file there that is named as a checkpoint
+            is taken out of them: an option that takes several values takes it too, if it comes right behind.
+    """
+    if given is not None:
+        return given
+    found = [(values, path) for values in lists for path in values if path.suffix == ".ckpt" and path.is_file()]
+    if len(found) != 1:
+        parser.error("the checkpoint is missing: put it first, or pass --ckpt_path CKPT")
+    ((values, path),) = found
+    values.remove(path)
+    return path
+
+
+def require_named_group(option: str, expression: str | None, paths: Sequence[str] = ()) -> None:
+    """As :func:`~anomalib_sgfr.post_processing.calibration_scores.require_group`; the message names the option.
+
+    Args:
+        option (str): ``--group``, ``--by`` ...
+        expression (str | None): Given with it.
+        paths (Sequence[str]): Images, of which it must match one at least.
+
+    Raises:
+        ValueError: If it is no regular expression, or matches none.
+    """
+    from anomalib_sgfr.post_processing.calibration_scores import require_group
+
+    try:
+        require_group(expression, paths)
+    except ValueError as error:
+        raise ValueError(str(error).replace("group", option, 1)) from None
+
+
+def quiet() -> None:
+    """Leave out what anomalib and Lightning tell of every run: some is false of a model that is loaded already."""
+    for name in ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def images_in(path: Path) -> list[Path]:
+    """Image files in a folder and those below, or the one file.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from anomalib.data.utils.image import is_image_file
+
+    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    found = [file for file in found if file.is_file() and is_image_file(file)]
+    if not found:
+        msg = f"{path}: {'not an image' if path.is_file() else 'no image in this folder'}"
+        raise ValueError(msg)
+    return found
+
+
+def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
+    """Restore a fitted model on the CPU.
+
+    Args:
+        checkpoint (Path): That a fit saved.
+        **overrides (Any): Arguments of the model that shall differ.
+
+    Raises:
+        ValueError: If the file is not a checkpoint, or not one that Sgfr can use.
+        RuntimeError: If it was saved before its fit ended.
+    """
+    from anomalib_sgfr.lightning_model import Sgfr
+
+    try:
+        model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", **overrides)
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if str(checkpoint) in said else f"'{checkpoint}': {said}") from error
+    except OSError:  # which name the file
+        raise
+    except Exception as error:
+        msg = f"'{checkpoint}' is not a checkpoint that `anomalib fit --model Sgfr` saved ({type(error).__name__})."
+        raise ValueError(msg) from error
+    model.require_fitted("use")
+    return model
+
+
+def post_processor_of(model: "Sgfr") -> "SgfrPostProcessor":
+    """Post-processor of a model that was loaded.
+
+    Raises:
+        ValueError: If there is none of Sgfr's.
+    """
+    from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+
+    if not isinstance(model.post_processor, SgfrPostProcessor):
+        msg = "the checkpoint was saved without a post-processor: there is no threshold in it."
+        raise ValueError(msg)  # noqa: TRY004  # of the user's, not of the caller's
+    return model.post_processor
+
+
+def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
+    """Images that a checkpoint gives reasons not to take for good ones that it has not seen.
+
+    Args:
+        model (Sgfr): That was loaded.
+        files (Sequence[str]): Images that the user says are good.
+
+    Returns:
+        dict[str, str]: Reasons, by file.
+    """
+    from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind, file_of
+    from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+    from anomalib_sgfr.report.statistics import known_among
+
+    processor = model.post_processor
+    scores = processor.state.scores if isinstance(processor, SgfrPostProcessor) else Evidence()
+    training = [*model.model.images, *scores.of_kind(Kind.TRAINING).paths]
+    defective, _ = known_among(files, scores.defective.paths)
+    trained, _ = known_among(files, training)
+    bad, good = (
+        {Path(file_of(path)).parent for path in paths if path}
+        for paths in (scores.defective.paths, [*scores.good.paths, *training])
+    )
+    found: dict[str, str] = {}
+    for path, is_defective, is_trained in zip(files, defective, trained, strict=True):
+        if is_defective:
+            found[path] = "the checkpoint knows it as defective"
+        elif Path(file_of(path)).parent in bad - good:
+            found[path] = "all that the checkpoint knows of its folder is defective"
+        elif is_trained:
+            found[path] = "it was trained on"
+        elif _is_mask(path):
+            found[path] = "it is black and white, as a mask is"
+    return found
+
+
+def refuse(found: Mapping[str, str], option: str) -> None:
+    """Refuse images that there are objections to.
+
+    Args:
+        found (Mapping[str, str]): As :func:`objections` gives it.
+        option (str): Where they were given.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if found:
+        (path, reason), number = next(iter(found.items())), len(found)
+        msg = f"{option}: {number} of the images cannot be taken for good ones; {path}: {reason}. --force takes them."
+        raise ValueError(msg)
+
+
+def _is_mask(path: str) -> bool:
+    """Whether a picture has but two values, the darkest and the brightest there are; what cannot be read is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            histogram = image.convert("L").histogram()
+    except OSError:
+        return False
+    return not any(histogram[1:-1]) and bool(histogram[0]) and bool(histogram[-1])
+
+
+def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
+    """Write a checkpoint anew with what a model holds, whole or not at all.
+
+    Args:
+        source (Path): The checkpoint that the model was loaded from.
+        target (Path): The new one; may be the same file.
+        model (Sgfr): With another threshold, or other banks.
+    """
+    import torch
+
+    stored = torch.load(source, map_location="cpu", weights_only=False)
+    enabled = stored.get("anomalib_components_enabled")  # of the run, not of this command
+    stored["state_dict"] = model.state_dict()
+    stored.pop("sgfr_accepted", None)
+    model.on_save_checkpoint(stored)
+    if enabled is not None:
+        stored["anomalib_components_enabled"] = enabled
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}-") as folder:
+        torch.save(stored, Path(folder) / target.name)
+        (Path(folder) / target.name).replace(target)
+
+
+class Truth(NamedTuple):
+    """What is known of an image.
+
+    Attributes:
+        defective (bool | None): ``None`` if that is not known.
+        kind (str): Of defect, or ``"good"``.
+        mask (Path | None): White where the defect is.
+    """
+
+    defective: bool | None = None
+    kind: str = ""
+    mask: Path | None = None
+
+
+def readable(
+    paths: list[Path], damaged: dict[Path, str], bit_depth: int = 8, truths: Mapping[Path, Truth] | None = None
+) -> Any:  # noqa: ANN401
+    """Loader of the images that can be read, one by one, for the Engine; in this process.
+
+    Args:
+        paths (list[Path]): Image files.
+        damaged (dict[Path, str]): Is told of those that cannot be read, and why.
+        bit_depth (int): Of the model.
+        truths (Mapping[Path, Truth] | None): What is known of the images.
+    """
+    from anomalib.data import ImageBatch, ImageItem
+
+    from anomalib_sgfr.images.bit_depth import READS_ITSELF, read_tensor
+
+    class Readable:
+        """Loader and data set in one: Lightning warns of the length of an iterable data set, which the bar needs."""
+
+        def __init__(self) -> None:
+            self.image_filenames = [str(path) for path in paths]
+            self.dataset = self
+
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __iter__(self) -> Iterator[Any]:
+            for path in paths:
+                try:
+                    image = read_tensor(str(path), bit_depth)
+                    its = _known(truths.get(path, Truth()), image.shape[-2:]) if truths else {}
+                except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
+                    damaged[path] = f"{type(error).__name__}: {error}"
+                else:
+                    yield ImageBatch.collate([ImageItem(image=image, image_path=str(path), **its)])
+
+    setattr(Readable, READS_ITSELF, True)
+    return [Readable()]  # as the Engine takes what is no DataLoader
+
+
+def _known(truth: Truth, size: Sequence[int]) -> dict[str, Any]:
+    """Label and mask of an image of a size, as anomalib takes them.
+
+    Raises:
+        ValueError: If the mask is of another size.
+    """
+    import torch
+    from anomalib.data.utils import read_mask
+    from torchvision.tv_tensors import Mask
+
+    if truth.defective is None:
+        return {}
+    label = {"gt_label": torch.tensor(truth.defective)}
+    if truth.mask is None:
+        return label if truth.defective else {**label, "gt_mask": Mask(torch.zeros(tuple(size), dtype=torch.bool))}
+    mask = read_mask(truth.mask, as_tensor=True)
+    if tuple(mask.shape[-2:]) != tuple(size):
+        found, wanted = (" x ".join(map(str, shape)) for shape in (mask.shape[-2:], size))
+        msg = f"its mask {truth.mask} is of {found} pixels, the image of {wanted}"
+        raise ValueError(msg)
+    return {**label, "gt_mask": Mask(mask.squeeze() > 0)}

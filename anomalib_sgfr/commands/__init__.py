@@ -1,1 +1,0 @@
-"""Sgfr's own commands, beside those of anomalib."""

@@ -1,0 +1,375 @@
+"""What a graphics card does in one launch, where PyTorch takes dozens: kernels in Triton, which comes with PyTorch.
+
+A reconstruction is many short steps: on a card their launches, and the distances written and read again, take most of
+the time. Here they stay in registers. What the kernels compute is what :mod:`~anomalib_sgfr.core.self_expression` and
+:mod:`~anomalib_sgfr.core.k_center` say, which is also what runs where :mod:`~anomalib_sgfr.core.gpu` finds that
+they do not.
+
+Whether a graphics card's kernels do the work: where they can run, and answer a small question as PyTorch does.
+"""
+
+import functools
+import os
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, library
+from torch.nn import functional
+
+from anomalib_sgfr.core.linear_algebra import middle
+from anomalib_sgfr.core.neighbours import Index, search_index
+from anomalib_sgfr.core.self_expression import affine_distance
+
+__all__ = [
+    "affine_lengths",
+    "binomial",
+    "columns_of",
+    "farthest_of_few",
+    "fits",
+    "nearest_in_turn",
+    "separated_of_few",
+    "serve",
+]
+
+
+_GROUPS = 512  # atoms whose least distance stands for them all: those of the same number modulo this
+_POINTS = 16  # rebuilt by one program: the least that the matrix units take
+_MOST_ATOMS = 7  # of a support: with the next, eight, whose products are a cube in registers
+_MOST_CANDIDATES = 256  # members of the best groups
+_TILE = 8192  # values in registers at once
+_STEP = 16  # values of a product's two sides in shared memory at once
+_FEW, _MANY = {"num_warps": 8, "num_stages": 2}, {"num_warps": 4, "num_stages": 1}
+_BUSY = 1024  # programs that keep a card busy: from there on, more of them at once are faster than each
+_ROWS, _ATOMS = 32, 128  # of the sampler's search
+_CHOSEN_AMONG = 512  # points, at most, of which a greedy choice is made
+_PLACES = 256  # averaged by one program
+
+
+def fits(num_atoms: int, bank_size: int) -> bool:
+    """Whether :func:`affine_lengths` holds such a support, and the groups of such a bank, in registers.
+
+    Args:
+        num_atoms (int): Size ``k`` of the support.
+        bank_size (int): Atoms ``M`` of the bank.
+    """
+    return num_atoms <= _MOST_ATOMS and num_atoms < bank_size and _candidates(num_atoms, bank_size) <= _MOST_CANDIDATES
+
+
+def _candidates(num_atoms: int, bank_size: int) -> int:
+    return (num_atoms + 1) * -(-bank_size // _GROUPS)
+
+
+def columns_of(index: Index) -> Tensor:
+    """A bank's atoms as columns, as :func:`affine_lengths` reads them: neighbours in memory are read together.
+
+    Args:
+        index (Index): Of the bank.
+
+    Returns:
+        Tensor: Shape ``(d + 1, g)``, where ``g`` is a multiple of 512.
+    """
+    return functional.pad(index.atoms.T, (0, -len(index.atoms) % _GROUPS)).contiguous()
+
+
+def affine_lengths(
+    embedding: Tensor,
+    index: Index,
+    columns: Tensor,
+    bank_size: int,
+    num_atoms: int,
+    regularisation: float,
+    unit: Tensor,
+) -> Tensor:
+    """Length of what :func:`~anomalib_sgfr.core.self_expression.affine` leaves of embedding maps, in one launch.
+
+    The nearest atoms are looked for with products of 32-bit accuracy (three of TF32), and ordered by their distances as
+    they are.
+
+    Args:
+        embedding (Tensor): Shape ``(B, d, h, w)``, on a card.
+        index (Index): Of the bank, ``float32``.
+        columns (Tensor): The same by :func:`columns_of`.
+        bank_size (int): Atoms ``M`` of the bank; see :func:`fits`.
+        num_atoms (int): Size of the support.
+        regularisation (float): Strength of the penalty, at least 1e-4.
+        unit (Tensor): Of the lengths, a scalar, ``float32``.
+
+    Returns:
+        Tensor: Shape ``(B, 1, h, w)``, ``float32``; not finite where an embedding is not.
+    """
+    step = _as_operator if torch.compiler.is_compiling() else _launch_affine_lengths
+    return step(embedding, *index, columns, bank_size, num_atoms, regularisation, unit)
+
+
+def _launch_affine_lengths(
+    embedding: Tensor,
+    atoms: Tensor,
+    centre: Tensor,
+    columns: Tensor,
+    bank_size: int,
+    num_atoms: int,
+    regularisation: float,
+    unit: Tensor,
+) -> Tensor:
+    batch, width = embedding.shape[:2]
+    points = embedding.flatten(2)
+    number = points.shape[2]
+    found = embedding.new_empty((batch, 1, *embedding.shape[2:]), dtype=torch.float32)
+    programs = -(-batch * number // _POINTS)
+    candidates = _power_of_2(max(16, _candidates(num_atoms, bank_size)))
+    _launch(
+        "affine_lengths",
+        programs,
+        points,
+        columns,
+        atoms,
+        centre,
+        unit,
+        found,
+        batch * number,
+        number,
+        bank_size,
+        -(-bank_size // _GROUPS),
+        width,
+        *points.stride(),
+        regularisation,
+        K=num_atoms,
+        POINTS=_POINTS,
+        GROUPS=_GROUPS,
+        CANDIDATES=candidates,
+        SUPPORT=8,
+        STEP=_STEP,
+        SHORT=_TILE // (_POINTS * candidates),
+        **(_MANY if programs >= _BUSY else _FEW),
+    )
+    return found
+
+
+# Of which a compiler knows no more than what comes out.
+_as_operator = library.custom_op("anomalib_sgfr::affine_lengths", _launch_affine_lengths, mutates_args=())
+
+
+@_as_operator.register_fake
+def _(embedding: Tensor, atoms: Tensor, *_: Any) -> Tensor:  # noqa: ANN401
+    del atoms
+    return embedding.new_empty((embedding.shape[0], 1, *embedding.shape[2:]), dtype=torch.float32)
+
+
+def binomial(feature: Tensor) -> Tensor:
+    """The average of :func:`~anomalib_sgfr.features.embedding.pool` of that name, without the sums on its way.
+
+    Args:
+        feature (Tensor): Shape ``(B, C, h, w)``, on a card.
+
+    Returns:
+        Tensor: Of the same shape and dtype, contiguous.
+    """
+    found = torch.empty(feature.shape, dtype=feature.dtype, device=feature.device)
+    batch, channels, height, width = feature.shape
+    blocks = -(-height * width // _PLACES)
+    if found.numel():  # of no program there is no launch
+        _launch(
+            "binomial",
+            batch * channels * blocks,
+            feature,
+            found,
+            blocks,
+            channels,
+            height,
+            width,
+            *feature.stride(),
+            PLACES=_PLACES,
+        )
+    return found
+
+
+def farthest_of_few(
+    left: Tensor, mutual: Tensor, same: Tensor, most: int, outside: float | Tensor, tolerance: float
+) -> Tensor:
+    """The greedy choice of :func:`~anomalib_sgfr.core.k_center.farthest_first` among a few hundred points.
+
+    Args:
+        left (Tensor): Squared distance of each from the nearest point taken, ``(n,)``, falling.
+        mutual (Tensor): Squared distances of all from each other, ``(n, n)``.
+        same (Tensor): Squared distance at which two are the same point, ``(n,)``.
+        most (int): Points to take.
+        outside (float | Tensor): Largest of all other points: whoever is nearer is not the farthest of all any more.
+        tolerance (float): Distance at which to stop, but for the first.
+
+    Returns:
+        Tensor: Those taken, in order, and -1 after them; shape ``(n,)``, ``int64``.
+    """
+    taken = torch.full((len(left),), -1, dtype=torch.int64, device=left.device)
+    outside = torch.as_tensor(outside, dtype=left.dtype, device=left.device)
+    _launch(
+        "farthest_of_few",
+        1,
+        left,
+        mutual,
+        same,
+        outside,
+        taken,
+        len(left),
+        most,
+        tolerance**2,
+        SIZE=_among(left),
+        num_warps=1,
+    )
+    return taken
+
+
+def nearest_in_turn(points: Tensor, atoms: Tensor, first: int, threshold: float) -> tuple[Tensor, Tensor]:
+    """The search of :func:`~anomalib_sgfr.core.clusters.absorb`: among some atoms, then among as many more, and so on.
+
+    Args:
+        points (Tensor): Shape ``(n, d)``, on a card.
+        atoms (Tensor): Shape ``(M, d)``, ``float32`` as they are.
+        first (int): Atoms to look at first; afterwards as many as before, together. ``M`` for all at once.
+        threshold (float): Euclidean distance within which a point needs to look no further.
+
+    Returns:
+        tuple[Tensor, Tensor]: Row of the atom of each point, the nearest of those that it looked at last up to the
+        rounding of products, ``int64``; and the squared distance, without that, of the nearest of all that it looked
+        at. Both of shape ``(n,)``.
+    """
+    index = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    least = torch.empty(len(points), dtype=points.dtype, device=points.device)
+    if not len(points):
+        return index, least
+    centre = middle(atoms)
+    about_centre = atoms - centre
+    columns = torch.cat((about_centre, about_centre.square().sum(1, keepdim=True)), 1)
+    columns = functional.pad(columns.T, (0, -len(atoms) % _ATOMS)).contiguous()
+    _launch(
+        "nearest_in_turn",
+        -(-len(points) // _ROWS),
+        points.contiguous(),
+        columns,
+        atoms.contiguous(),
+        centre,
+        index,
+        least,
+        len(points),
+        len(atoms),
+        columns.shape[1],
+        first,
+        threshold**2,
+        points.shape[1],
+        ROWS=_ROWS,
+        ATOMS=_ATOMS,
+        STEP=_STEP,
+        num_warps=4,
+        num_stages=2,
+    )
+    return index, least
+
+
+def separated_of_few(mutual: Tensor, distance: float) -> Tensor:
+    """Which of a few hundred points are farther from each that was kept before them.
+
+    Args:
+        mutual (Tensor): Squared distances of all from each other, ``(n, n)``.
+        distance (float): Euclidean.
+
+    Returns:
+        Tensor: A mask, ``(n,)``, ``bool``.
+    """
+    kept = torch.empty(len(mutual), dtype=torch.int8, device=mutual.device)
+    if not len(mutual):  # of no program there is no launch
+        return kept.bool()
+    _launch("separated_of_few", 1, mutual, kept, len(mutual), distance**2, SIZE=_among(mutual), num_warps=4)
+    return kept.bool()
+
+
+def _among(points: Tensor) -> int:
+    """Places for so many points: one size, so that one program is compiled for any number that is usual."""
+    return max(_CHOSEN_AMONG, _power_of_2(len(points)))
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _launch(name: str, number: int, first: Tensor, *arguments: Any, **constants: Any) -> None:  # noqa: ANN401
+    """Run so many programs of a kernel, on the device of its first argument."""
+    from anomalib_sgfr.core import triton_kernels as programs  # Triton takes its time to import
+
+    with torch.cuda.device_of(first):  # Triton launches on the current one
+        getattr(programs, name)[(number,)](first, *arguments, **constants)
+
+
+def serve(tensor: Tensor) -> bool:
+    """Whether kernels do the work for such a tensor: on a card, Triton and its C compiler are there, not of 64 bits."""
+    return (tensor.is_cuda or _is_interpreted()) and tensor.dtype != torch.float64 and _usable()
+
+
+def _usable() -> bool:
+    return _tried()
+
+
+# All that `torch.compiler.assume_constant_result` does, but for the import of a compiler: two seconds.
+vars(_usable)["_dynamo_marked_constant"] = True
+
+
+@functools.cache
+def _tried() -> bool:
+    if find_spec("triton") is None or not (torch.cuda.is_available() or _is_interpreted()):
+        return False
+    try:
+        right = _are_right(torch.device("cpu" if _is_interpreted() else "cuda"))
+        reason = "" if right else "what it computes is wrong"
+    except Exception as error:  # noqa: BLE001  # of drivers, compilers and Triton; whatever it is, there is another way
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        message = f"Triton's kernels cannot be used, and Sgfr is slower on a graphics card without them: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return not reason
+
+
+def _are_right(device: torch.device) -> bool:
+    """Whether each kernel answers one small question as PyTorch does."""
+    points = torch.linspace(0.0, 9.0, 40, device=device).sin().reshape(20, 2) * 3.0
+    mutual = (points[:, None] - points).square().sum(2)
+    row, squared = nearest_in_turn(points[10:], points[:10], 10, 0.0)
+    right = torch.equal(row, mutual[10:, :10].argmin(1)) and torch.allclose(squared, mutual[10:, :10].amin(1))
+
+    alive = torch.ones(20, dtype=torch.bool)
+    for place in range(20):
+        alive[place + 1 :] &= ~(alive[place] & (mutual[place, place + 1 :].cpu() <= 1.0))
+    right &= torch.equal(separated_of_few(mutual, 1.0).cpu(), alive)
+
+    left, order = mutual[0].sort(descending=True)
+    among = mutual[order][:, order].contiguous()
+    taken = farthest_of_few(left, among, torch.zeros_like(left), 3, left[-1], 0.0)
+    expected = [0]
+    for _ in range(2):
+        left = torch.minimum(left, mutual[order[expected[-1]], order])
+        expected.append(int(left.argmax()))
+    right &= taken.tolist() == expected + [-1] * 17
+
+    bank, embedding = points[:8], points[8:].T.reshape(1, 2, 3, 4).contiguous()
+    pooled = binomial(embedding).sum((2, 3))
+    right &= torch.allclose(256.0 * pooled, _all_weighted(embedding), rtol=1e-4, atol=1e-3)
+    index, unit = search_index(bank), points.new_full((), 2.0)
+    found = affine_lengths(embedding, index, columns_of(index), 8, 5, 0.5, unit)
+    return right and torch.allclose(
+        2.0 * found.flatten(), affine_distance(points[8:], bank, 5, 0.5), rtol=1e-4, atol=1e-5
+    )
+
+
+def _all_weighted(feature: Tensor) -> Tensor:
+    """What all that ``binomial`` finds sums to: each value as often as it is within reach, times its weight."""
+    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=feature.device)
+
+    def weights(length: int) -> Tensor:
+        reach = torch.arange(length, device=feature.device)[:, None] + torch.arange(-2, 3, device=feature.device)
+        return (line * ((reach >= 0) & (reach < length))).sum(1)
+
+    return (feature * (weights(feature.shape[2])[:, None] * weights(feature.shape[3]))).sum((2, 3))
+
+
+def _is_interpreted() -> bool:
+    """Whether Triton runs on the CPU, slowly: how the kernels are tested."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,1 +1,0 @@
-"""Exported models: whole files, and eight bits where they do no harm."""

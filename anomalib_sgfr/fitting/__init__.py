@@ -1,1 +1,0 @@
-"""From embeddings that stream past to banks: what a fit does, and the files it is given."""

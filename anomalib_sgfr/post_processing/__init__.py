@@ -1,0 +1,1 @@
+"""Post-processing: calibrated thresholds, normalised scores, labels and masks."""

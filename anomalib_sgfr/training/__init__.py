@@ -1,0 +1,1 @@
+"""Training: fit, checkpoints, input settings, several processes, feedback and adaptation."""

@@ -1,0 +1,65 @@
+"""A fitted model under another light or another camera: what changed is found in a few good images, and left out."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from anomalib_sgfr.core.linear_algebra import principal_directions, projected_out
+from anomalib_sgfr.core.patch_grid import to_patches
+from anomalib_sgfr.core.self_expression import affine
+from anomalib_sgfr.torch_model import Learnt, SgfrModel
+
+__all__ = ["adapted", "residual_moments"]
+
+_ROWS = 1024
+
+
+@torch.no_grad()
+def residual_moments(model: SgfrModel, images: Iterable[Tensor]) -> list[Tensor]:
+    """Second moments of what the banks leave of images: they add up over images.
+
+    Args:
+        model (SgfrModel): A fitted model in evaluation mode.
+        images (Iterable[Tensor]): Good ones, pre-processed, each of shape ``(3, H, W)``.
+
+    Returns:
+        list[Tensor]: Of each scale the sum of the outer products of the residuals with themselves, shape ``(d, d)``,
+        ``float64``.
+    """
+    widths = [bank.stored.shape[1] for bank in model.banks]
+    moments = [torch.zeros(width, width, dtype=torch.float64) for width in widths]
+    for image in images:
+        embeddings = model.embed(image[None])
+        inside = model.patches_inside([part.shape[-2:] for part in embeddings])
+        for scale, (bank, embedding) in enumerate(zip(model.banks, embeddings, strict=True)):
+            patches = to_patches(embedding)
+            patches = patches if inside is None else patches[inside[scale].flatten()]
+            for part in patches.split(_ROWS):
+                left = affine(part, bank.atoms, bank.num_atoms, bank.regularisation).residual.cpu().double()
+                moments[scale] += left.T @ left
+    return moments
+
+
+def adapted(model: SgfrModel, moments: Sequence[Tensor], directions: int) -> Learnt:
+    """Banks without the directions along which they leave most of images that are good.
+
+    Args:
+        model (SgfrModel): A fitted model; it stays as it is.
+        moments (Sequence[Tensor]): As :func:`residual_moments` gives them.
+        directions (int): How many to leave out at each scale; beside those that are left out already.
+
+    Returns:
+        Learnt: The atoms without what lies along the directions. Distances only shrink: what was certified holds.
+
+    Raises:
+        ValueError: As :func:`~anomalib_sgfr.core.linear_algebra.principal_directions`.
+    """
+    states = []
+    for state, moment in zip(model.learnt.states, moments, strict=True):
+        atoms = state.cover.atoms
+        found = principal_directions(moment, directions).to(atoms)
+        known = found if state.nuisance is None else torch.cat((state.nuisance.to(atoms), found))
+        cover = state.cover._replace(atoms=projected_out(atoms, found))
+        states.append(state._replace(cover=cover, nuisance=known if len(known) else None))
+    return Learnt(states, model.images)

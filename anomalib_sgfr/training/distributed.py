@@ -1,0 +1,206 @@
+"""What the processes of a run exchange: the one bank of a fit, and metrics of which some process has no image.
+
+The trainable parameter that PyTorch's data-parallel wrapper insists on, for a model that trains none.
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Sized
+from functools import partial
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+from torchmetrics import Metric
+
+from anomalib_sgfr.core.clusters import Cover, merge, renumbered, shifted
+from anomalib_sgfr.core.processes import gathered, gathered_tensors, several
+from anomalib_sgfr.memory_bank import BankState
+from anomalib_sgfr.torch_model import Learnt
+
+__all__ = ["DataParallelAnchor", "drop_padding", "fill_up", "is_padding", "leave_out_empty", "unite"]
+
+
+def unite(own: Learnt, sizes: Sequence[int], tolerance: float = 0.0) -> Learnt:
+    """Make one bank of what all processes learnt.
+
+    Args:
+        own (Learnt): What this process learnt; of more atoms than are to be kept a better bank is made.
+        sizes (Sequence[int]): Largest number of atoms of each scale to keep.
+        tolerance (float): Distance within which atoms of a scale stand for each other; see
+            :func:`~anomalib_sgfr.core.clusters.merge`.
+
+    Returns:
+        Learnt: The same on all processes; ``own`` where there is but one.
+
+    Raises:
+        ValueError: In all processes, if none has an atom.
+    """
+    known = gathered((own.images, [state.threshold for state in own.states]))
+    tensors = gathered_tensors([part for state in own.states for part in state.cover])
+    if not several():
+        return own
+    first = [sum(len(images) for images, _ in known[:rank]) for rank in range(len(known))]
+    parts = len(Cover._fields)
+    covers, thresholds = [], []
+    for scale, size in enumerate(sizes):
+        every = [
+            shifted(Cover(*theirs[parts * scale : parts * (scale + 1)]), by)
+            for theirs, by in zip(tensors, first, strict=True)
+        ]
+        if not any(len(cover.atoms) for cover in every):
+            msg = "no nominal embedding was observed: the training set is empty."
+            raise ValueError(msg)
+        cover, radius = merge(every, size, tolerance)
+        covers.append(cover)
+        thresholds.append(max(radius, *(theirs[scale] for _, theirs in known)))
+    covers, images = renumbered(covers, dict(enumerate(path for images, _ in known for path in images)))
+    return Learnt(list(map(BankState, covers, thresholds)), images)
+
+
+def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
+    """Which images of a batch are there for the second time, so that all processes have equally many.
+
+    Args:
+        loader (Any): The process's data loader.
+        batch (int): Number of the batch in the process.
+        images (int): In the batch; those before it had as many.
+
+    Returns:
+        Tensor: A mask of shape ``(images,)``.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return torch.zeros(images, dtype=torch.bool)
+    place = batch * (loader.batch_size or 1) + torch.arange(images)  # in this process
+    return place * sampler.num_replicas + sampler.rank >= len(cast("Sized", sampler.dataset))
+
+
+def fill_up(trainer: Trainer) -> None:
+    """Give each process images to predict where there are fewer than processes: some get those of others too.
+
+    Lightning would stop the processes without an image while the others wait for them. :func:`drop_padding` drops the
+    repeated ones.
+    """
+    source = trainer.predict_loop._data_source  # noqa: SLF001  # Lightning has no hook between loaders and samplers
+    loaders = source.dataloader()
+    if not isinstance(loaders, CombinedLoader):
+        loaders = CombinedLoader(loaders, "sequential")
+    few = [
+        isinstance(loader, DataLoader)
+        and isinstance(loader.sampler, Sized)
+        and len(loader.sampler) < trainer.world_size
+        for loader in loaders.flattened
+    ]
+    if not any(few):
+        return
+    prepare = trainer._data_connector._prepare_dataloader  # noqa: SLF001
+    loaders.flattened = [
+        prepare(loader, shuffle=False, mode=RunningStage.VALIDATING) if its_few else loader
+        for loader, its_few in zip(loaders.flattened, few, strict=True)
+    ]
+    source.instance = loaders
+
+
+def drop_padding(batch: Any, loaders: Any, number: int, loader: int = 0) -> None:  # noqa: ANN401
+    """Leave out of a batch, in place, the images that are there for the second time: metrics would count them twice.
+
+    Args:
+        batch (Any): anomalib's, of the process's data loader.
+        loaders (Any): The data loader, or a list or a mapping of several.
+        number (int): Of the batch in the process.
+        loader (int): Number of its loader among several.
+    """
+    images = len(batch.image)
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, list | tuple):
+        loaders = loaders[loader]
+    kept = ~is_padding(loaders, number, images)
+    if kept.all():
+        return
+    rows = kept.nonzero().flatten().tolist()
+    for field in ("image", *(name for name in vars(batch) if name != "image")):
+        value = getattr(batch, field)
+        if isinstance(value, Tensor) and value.ndim and len(value) == images:
+            setattr(batch, field, value[rows])
+        elif isinstance(value, list) and len(value) == images:
+            setattr(batch, field, [value[row] for row in rows])
+
+
+def leave_out_empty(owner: Any) -> None:  # noqa: ANN401
+    """Let processes without images take part in a callback's metrics.
+
+    Batches that :func:`drop_padding` left empty are kept from them, because some cannot take them. Before the callback
+    computes them, every process knows whether any has updated them, so that all of them compute, and they exchange what
+    they hold by :func:`~anomalib_sgfr.core.processes.gathered_tensors`, to which a process may contribute nothing.
+
+    Args:
+        owner (Any): anomalib's evaluator or post-processor.
+    """
+    for stage in ("validation", "test"):
+        for hook, wrapper in ((f"on_{stage}_batch_end", _unless_empty), (f"on_{stage}_epoch_end", _with_idle)):
+            method = getattr(owner, hook)
+            if not isinstance(method, partial):
+                setattr(owner, hook, partial(wrapper, method))
+
+
+def _unless_empty(method: Callable[..., None], trainer: Any, module: Any, outputs: Any, batch: Any, *rest: Any) -> None:  # noqa: ANN401
+    if len(batch.image):
+        method(trainer, module, outputs, batch, *rest)
+
+
+def _with_idle(method: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
+    owner: Any = method.__self__  # type: ignore[attr-defined]  # it is bound
+    metrics = [part for part in owner.modules() if isinstance(part, Metric)]
+    updates = gathered([metric._update_count for metric in metrics])  # noqa: SLF001  # anomalib's own metrics read it
+    for metric, counts in zip(metrics, zip(*updates, strict=True), strict=True):
+        metric._update_count = max(counts)  # noqa: SLF001
+        if metric.dist_sync_fn is None and metric.process_group is None:
+            metric.dist_sync_fn = _gathered_state
+    method(*arguments)
+
+
+def _gathered_state(state: Tensor, group: Any = None) -> list[Tensor]:  # noqa: ANN401
+    """Part of a metric's state from all processes, as torchmetrics asks for it."""
+    del group
+    return [theirs for (theirs,) in gathered_tensors([state])]
+
+
+class DataParallelAnchor(LightningModule):
+    """Mixin that has the parameter while several processes fit; it is no part of the model, and in no checkpoint."""
+
+    _anchor: nn.Parameter | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self.register_parameter("_anchor", None)
+
+    def dummy_loss(self) -> Tensor:
+        """A loss of zero that lets Lightning's automatic optimisation run; of the parameter, if there is one."""
+        return torch.zeros((), device=self.device, requires_grad=True) if self._anchor is None else 0 * self._anchor
+
+    def setup(self, stage: str) -> None:
+        """Add the parameter where a data-parallel strategy runs the fit, be it in one process."""
+        super().setup(stage)
+        if stage == "fit" and isinstance(self.trainer.strategy, ParallelStrategy):
+            self._anchor = nn.Parameter(torch.zeros((), device=self.device))
+
+    def teardown(self, stage: str) -> None:
+        """Drop it."""
+        super().teardown(stage)
+        self._anchor = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore without it."""
+        super().on_load_checkpoint(checkpoint)
+        if self._anchor is not None:
+            checkpoint["state_dict"]["_anchor"] = self._anchor.detach()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save without it."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["state_dict"].pop("_anchor", None)
