@@ -270,7 +270,7 @@ class _Torch(_Model):
         import torch
 
         with torch.inference_mode():
-            heard = self._model.model.hear(torch.from_numpy(images).to(self._model.device))
+            heard = self._model.model.score_maps(torch.from_numpy(images).to(self._model.device))
             found: Any = heard.predicted
             if self._model.post_processor is not None:
                 found = self._model.post_processor(found)

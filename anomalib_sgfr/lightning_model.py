@@ -30,7 +30,7 @@ from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
 from anomalib_sgfr.images.reading import require_depth
-from anomalib_sgfr.memory_bank import Bank
+from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.fit_record import FitRecord
@@ -347,7 +347,7 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         with agreed():
             self.require_good_looks()
         post_processor = self._own_post_processor
-        earlier = self.model.learnt if self.update else None
+        earlier = self.model.fitted_state if self.update else None
         images = self._training_images()
 
         def calibrate(fitted: SgfrModel, trusted: Sequence[str], excluded: Sequence[str]) -> ThresholdState:
@@ -369,7 +369,7 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         if made.suspects and self.trainer.is_global_zero:
             write_suspects(made.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
         record = FitRecord.of(time.perf_counter() - self._started, self.device, images)
-        self.model.take(made.learnt)
+        self.model.load_fitted_state(made.fitted_state)
         if post_processor and made.threshold:
             post_processor.use(made.threshold)
         self.accepted = None
@@ -395,7 +395,7 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         for destination in self.trainer.loggers:
             destination.log_metrics(measured, self.trainer.global_step)
 
-    def _warn_of_outliers(self, bank: Bank) -> None:
+    def _warn_of_outliers(self, bank: MemoryBank) -> None:
         """Say which image's embedding is so large that it leaves most others no digits."""
         atoms = bank.atoms
         different = len(torch.unique(bank.stored, dim=0))
@@ -474,7 +474,7 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         if not len(images):  # all of them are other batches'
             self.places = None
             return batch.update(anomaly_map=images[:, :1], pred_score=images.new_zeros(0))
-        heard = self.model.hear(images)
+        heard = self.model.score_maps(images)
         self.places = heard.places
         return batch.update(**heard.predicted._asdict())
 

@@ -14,23 +14,23 @@ from anomalib_sgfr.core import gpu, self_expression
 from anomalib_sgfr.core.arguments import Solver
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
 from anomalib_sgfr.core.chunks import by_rows, in_chunks, mapped
-from anomalib_sgfr.core.clusters import Cover, moved
+from anomalib_sgfr.core.clusters import Clusters, moved
 from anomalib_sgfr.core.linear_algebra import ExemptFromCasts, home
 from anomalib_sgfr.core.neighbours import Index, search_index
 from anomalib_sgfr.core.self_expression import nominal_residual
 
-__all__ = ["Bank", "BankState", "residual_maps"]
+__all__ = ["MemoryBank", "MemoryBankState", "residual_maps"]
 
 
 _EXPONENT = 14  # of the largest value in 16 bits, which go up to 2^16
 _LEAST = 2.0**-100  # a bank smaller than that is one of zeros; its unit is still a normal number
 
 
-class BankState(NamedTuple):
+class MemoryBankState(NamedTuple):
     """All that is kept of one scale; what a fit makes, an update adds to, a trim leaves and a checkpoint stores.
 
     Attributes:
-        cover (Cover): Atoms, what they stand for and where they were seen.
+        clusters (Clusters): Atoms, what they stand for and where they were seen.
         threshold (float): Distance above which the sampler would have taken another atom; where a later fit that adds
             to these atoms goes on.
         thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``, ``uint8``.
@@ -40,19 +40,19 @@ class BankState(NamedTuple):
             see :mod:`~anomalib_sgfr.core.linear_algebra`.
     """
 
-    cover: Cover
+    clusters: Clusters
     threshold: float = 0.0
     thumbnails: Tensor | None = None
     nominal: float | None = None
     nuisance: Tensor | None = None
 
-    def rows(self, index: Tensor) -> "BankState":
+    def rows(self, index: Tensor) -> "MemoryBankState":
         """Some of the atoms, by index or mask."""
         pictures = None if self.thumbnails is None else self.thumbnails[index]
-        return self._replace(cover=self.cover.rows(index), thumbnails=pictures)
+        return self._replace(clusters=self.clusters.rows(index), thumbnails=pictures)
 
 
-class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
+class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     """Atoms of one scale, and the solver that rebuilds patches from them.
 
     Args:
@@ -65,10 +65,10 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         stored (Tensor): The atoms over ``unit``, shape ``(M, d)``, ``float16``; empty until the bank is learnt.
         unit (Tensor): A power of two that makes the largest value of ``stored`` 2^14 to 2^15.
         radius, count, squares, origin (Tensor): What each atom stands for and where it was seen, as in
-            :class:`~anomalib_sgfr.core.clusters.Cover`.
-        threshold, thumbnails (Tensor): As in :class:`BankState`; no thumbnails are an empty tensor.
+            :class:`~anomalib_sgfr.core.clusters.Clusters`.
+        threshold, thumbnails (Tensor): As in :class:`MemoryBankState`; no thumbnails are an empty tensor.
         nominal (Tensor): What residuals are measured by, ``float32``.
-        nuisance (Tensor): As in :class:`BankState`, ``float32``; whoever embeds patches leaves it out. Empty for none.
+        nuisance (Tensor): As in :class:`MemoryBankState`, ``float32``; left out when patches are embedded.
         index_atoms, index_centre, operator (Tensor): What follows from the atoms and the arguments: the search index of
             ``"affine"``, and the residual operator of ``"ridge"``, shape ``(d, d)``. Never stored.
 
@@ -118,11 +118,11 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         for name in self._DERIVED:
             self.register_buffer(name, torch.empty(0, dtype=torch.float32), persistent=False)
         self._kept: tuple[Tensor, Tensor] | None = None  # atoms, and what a kernel reads of them
-        self.register_load_state_dict_pre_hook(Bank._adopt_earlier)
-        self.register_load_state_dict_post_hook(Bank._derive)
+        self.register_load_state_dict_pre_hook(MemoryBank._adopt_earlier)
+        self.register_load_state_dict_post_hook(MemoryBank._derive)
 
     @property
-    def is_learnt(self) -> bool:
+    def is_fitted(self) -> bool:
         """Whether there is an atom."""
         return self.stored.numel() > 0
 
@@ -132,7 +132,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         return self.stored.float() * self.unit
 
     @property
-    def cover(self) -> Cover:
+    def clusters(self) -> Clusters:
         """The atoms with what they stand for, in memory of its own; their offsets are not stored."""
         place = home(self.stored.device)
         atoms = self.atoms.to(place)
@@ -140,18 +140,18 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         radius, count, squares, origin = (
             part.clone().to(place) for part in (self.radius, self.count, self.squares, self.origin)
         )
-        return Cover(atoms, radius, count, squares, origin, unknown)
+        return Clusters(atoms, radius, count, squares, origin, unknown)
 
     @property
-    def state(self) -> BankState:
+    def state(self) -> MemoryBankState:
         """All that is kept, in memory of its own; ``set(*state)`` takes it up again."""
         thumbnails = self.thumbnails.clone() if self.thumbnails.numel() else None
         nuisance = self.nuisance.clone() if self.nuisance.numel() else None
-        return BankState(self.cover, float(self.threshold), thumbnails, float(self.nominal), nuisance)
+        return MemoryBankState(self.clusters, float(self.threshold), thumbnails, float(self.nominal), nuisance)
 
     def set(
         self,
-        bank: Tensor | Cover,
+        bank: Tensor | Clusters,
         threshold: float = 0.0,
         thumbnails: Tensor | None = None,
         nominal: float | None = None,
@@ -160,33 +160,33 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         """Take atoms into use, replacing any earlier ones, in 16 bits each value; the bounds account for the rounding.
 
         Args:
-            bank (Tensor | Cover): Atoms, shape ``(M, d)``, or atoms with what they stand for.
-            threshold (float): As in :class:`BankState`.
-            thumbnails (Tensor | None): As in :class:`BankState`.
-            nominal (float | None): As in :class:`BankState`.
-            nuisance (Tensor | None): As in :class:`BankState`.
+            bank (Tensor | Clusters): Atoms, shape ``(M, d)``, or atoms with what they stand for.
+            threshold (float): As in :class:`MemoryBankState`.
+            thumbnails (Tensor | None): As in :class:`MemoryBankState`.
+            nominal (float | None): As in :class:`MemoryBankState`.
+            nuisance (Tensor | None): As in :class:`MemoryBankState`.
         """
-        cover = bank if isinstance(bank, Cover) else Cover.of(bank.to(home(bank.device)))
-        place = cover.atoms.device
+        clusters = bank if isinstance(bank, Clusters) else Clusters.of(bank.to(home(bank.device)))
+        place = clusters.atoms.device
         device = self.stored.device if home(self.stored.device) == place else place
-        largest = cover.atoms.detach().abs().amax().float().clamp_min(_LEAST)
+        largest = clusters.atoms.detach().abs().amax().float().clamp_min(_LEAST)
         unit = 2.0 ** (largest.log2().floor() - _EXPONENT)
-        stored = (cover.atoms.detach() / unit).half()
-        cover = moved(cover, stored.float() * unit)
+        stored = (clusters.atoms.detach() / unit).half()
+        clusters = moved(clusters, stored.float() * unit)
         self.unit, self.stored = unit.to(device), stored.to(device)
         # nothing is shared with where it came from
-        self.radius, self.squares = cover.radius.float().to(device), cover.squares
-        self.count, self.origin = cover.count.clone().to(device), cover.origin.int().clone().to(device)
+        self.radius, self.squares = clusters.radius.float().to(device), clusters.squares
+        self.count, self.origin = clusters.count.clone().to(device), clusters.origin.int().clone().to(device)
         self.threshold = torch.tensor(threshold, dtype=torch.float64, device=place)
         none = torch.empty(0, dtype=torch.uint8, device=device)
         self.thumbnails = none if thumbnails is None else thumbnails.clone().to(device)
         if nominal is None:
-            nominal = nominal_residual(cover.atoms, self.num_atoms, self.regularisation)
+            nominal = nominal_residual(clusters.atoms, self.num_atoms, self.regularisation)
         self.nominal = torch.tensor(nominal, dtype=torch.float32, device=device)
         self.nuisance = none.float() if nuisance is None else nuisance.float().clone().to(device)
         self._derive()
 
-    def some(self, atoms: Tensor) -> "Bank":
+    def subset(self, atoms: Tensor) -> "MemoryBank":
         """A bank of some of the atoms, to score with; of all, if none or all are chosen.
 
         Args:
@@ -194,7 +194,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         """
         if bool(atoms.all()) or not bool(atoms.any()):
             return self
-        fewer = Bank(self.solver, self.num_atoms, self.regularisation)
+        fewer = MemoryBank(self.solver, self.num_atoms, self.regularisation)
         fewer.stored, fewer.unit = self.stored[atoms.to(self.stored.device)], self.unit.clone()
         fewer.nominal = self.nominal.clone()
         fewer._derive()  # of this class
@@ -204,9 +204,9 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         """Make what follows from the atoms and the arguments: whenever the atoms have changed, and only here."""
         for name in self._DERIVED:
             setattr(self, name, torch.empty(0, dtype=torch.float32, device=self.stored.device))
-        if self.is_learnt and self.solver == "affine":
+        if self.is_fitted and self.solver == "affine":
             self.index_atoms, self.index_centre = search_index(self.atoms)
-        elif self.is_learnt and self.solver == "ridge":
+        elif self.is_fitted and self.solver == "ridge":
             self.operator = self_expression.ridge_operator(self.atoms, self.regularisation)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
@@ -242,7 +242,7 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
 
     def certificate(self) -> ScaleCertificate:
         """Bound the residual of every nominal patch the bank was learnt from, in units of ``nominal``."""
-        found = certify(self.cover, self.solver, self.num_atoms, self.regularisation)
+        found = certify(self.clusters, self.solver, self.num_atoms, self.regularisation)
         return found.over(float(self.nominal))
 
     def residuals(self, patches: Tensor) -> Tensor:
@@ -333,13 +333,13 @@ class Bank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         return Index(self.index_atoms, self.index_centre)
 
 
-def residual_maps(banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[Tensor]:
+def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> list[Tensor]:
     """What each bank cannot rebuild of its embedding maps, in units of its ``nominal``.
 
     Codes are solved for all scales at once where they can: the steps are many, and each is short for one scale.
 
     Args:
-        banks (Sequence[Bank]): One a scale.
+        banks (Sequence[MemoryBank]): One a scale.
         embeddings (Sequence[Tensor]): Of each scale, shape ``(B, d, h, w)``.
 
     Returns:
@@ -357,14 +357,14 @@ def residual_maps(banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[T
     return [part.reshape(shape) / bank.nominal for part, shape, bank in zip(found, shapes, banks, strict=True)]
 
 
-def _alike(banks: Sequence[Bank]) -> bool:
+def _alike(banks: Sequence[MemoryBank]) -> bool:
     """Whether the codes of all banks solve the same equations."""
     same = len({(bank.num_atoms, bank.regularisation) for bank in banks}) == 1
     return same and all(bank.by_products and len(bank.stored) > bank.num_atoms for bank in banks)
 
 
 def _solved(products: Sequence[Tensor], num_atoms: int, regularisation: float) -> list[Tensor]:
-    """Lengths of each scale, shape ``(B, h * w)``, from :meth:`Bank.products`."""
+    """Lengths of each scale, shape ``(B, h * w)``, from :meth:`MemoryBank.products`."""
 
     def solve(part: Tensor) -> Tensor:
         return self_expression.length_of_products(part, num_atoms, regularisation)

@@ -18,9 +18,9 @@ from anomalib_sgfr.core.linear_algebra import projected_out, require_finite
 from anomalib_sgfr.core.patch_grid import touched
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from anomalib_sgfr.features.tiling import embed_tiles
-from anomalib_sgfr.memory_bank import Bank, BankState, residual_maps
+from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState, residual_maps
 
-__all__ = ["Ears", "Learnt", "SgfrModel"]
+__all__ = ["FittedState", "ScoreMaps", "SgfrModel"]
 
 _LEAST = 1e-12  # weight of the patches around a pixel that has none
 # Turns by so many quarters, and whether the left and the right change places before; the image itself is the first.
@@ -30,19 +30,19 @@ _COPIES: dict[Copies, tuple[tuple[int, bool], ...]] = {
 }
 
 
-class Learnt(NamedTuple):
+class FittedState(NamedTuple):
     """All that a fit learnt.
 
     Attributes:
-        states (list[BankState]): Of each scale, the finest first.
+        states (list[MemoryBankState]): Of each scale, the finest first.
         images (list[str]): Paths of the images that the atoms' origins number.
     """
 
-    states: list[BankState]
+    states: list[MemoryBankState]
     images: list[str]
 
 
-class Ears(NamedTuple):
+class ScoreMaps(NamedTuple):
     """What is heard of an image's residuals.
 
     Attributes:
@@ -78,7 +78,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     Args:
         backbone (str): Name of a timm model. Defaults to ``"tf_efficientnet_lite0"``.
         layers (Sequence[str] | None): Layers that the anomaly map hears; ``None`` for the stages of stride 4, 8 and 16.
-        solver (str): See :class:`~anomalib_sgfr.memory_bank.Bank`; so for ``num_atoms`` and ``regularisation``.
+        solver (str): See :class:`~anomalib_sgfr.memory_bank.MemoryBank`; so for ``num_atoms`` and ``regularisation``.
         num_atoms (int): Size of the support. Defaults to ``5``.
         regularisation (float): Strength of the ridge penalty. Defaults to ``0.001``.
         blur (float): Standard deviation of the Gaussian that smooths the map, in pixels of the model's input; ``0`` for
@@ -91,7 +91,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             :func:`~anomalib_sgfr.features.layers.scales_of`. Defaults to ``"layer"``.
 
     Attributes:
-        banks (Sequence[Bank]): A :class:`~anomalib_sgfr.memory_bank.Bank` for each scale, the finest first.
+        banks (Sequence[MemoryBank]): A :class:`~anomalib_sgfr.memory_bank.MemoryBank` for each scale, the finest first.
         image_paths (Tensor): Encoded ``images``.
         region (Tensor): Pixels to inspect, one inside and zero outside, shape ``(H, W)``, ``uint8``; empty for all.
         tiler (Tiler | None): Lengths of tiles to embed images in; what else it holds is not used.
@@ -101,7 +101,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         ValueError: If an argument is out of range or the backbone or a layer is unknown.
     """
 
-    banks: Sequence[Bank]
+    banks: Sequence[MemoryBank]
     image_paths: Tensor
     region: Tensor
     bit_depth: int = 8
@@ -126,7 +126,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.embedder = PatchEmbedder(backbone, layers, pooling, score_layers, bank_per)
         self.blur: nn.Module = Blur(blur) if blur > 0 else nn.Identity()
         self.banks = nn.ModuleList(  # type: ignore[assignment]  # it is one, but does not say of what
-            Bank(solver, num_atoms, regularisation) for _ in self.embedder.scales
+            MemoryBank(solver, num_atoms, regularisation) for _ in self.embedder.scales
         )
         self.register_buffer("image_paths", torch.empty(0, dtype=torch.uint8))
         self.register_buffer("region", torch.empty(0, dtype=torch.uint8))
@@ -140,7 +140,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     @property
     def is_fitted(self) -> bool:
         """Whether there are banks to rebuild patches from."""
-        return all(bank.is_learnt for bank in self.banks)
+        return all(bank.is_fitted for bank in self.banks)
 
     @property
     def images(self) -> list[str]:
@@ -154,48 +154,48 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.image_paths = torch.tensor(list(encoded), dtype=torch.uint8, device=self.image_paths.device)
 
     @property
-    def learnt(self) -> Learnt:
+    def fitted_state(self) -> FittedState:
         """All that the banks hold."""
-        return Learnt([bank.state for bank in self.banks], self.images)
+        return FittedState([bank.state for bank in self.banks], self.images)
 
-    def take(self, learnt: Learnt) -> None:
+    def load_fitted_state(self, fitted_state: FittedState) -> None:
         """Take what was learnt into use, in place of what was there.
 
         Args:
-            learnt (Learnt): A state for each bank.
+            fitted_state (FittedState): A state for each bank.
         """
-        for bank, state in zip(self.banks, learnt.states, strict=True):
+        for bank, state in zip(self.banks, fitted_state.states, strict=True):
             bank.set(*state)
-        self.images = learnt.images
+        self.images = fitted_state.images
 
-    def refitted(self, learnt: Learnt) -> "SgfrModel":
+    def with_banks(self, fitted_state: FittedState) -> "SgfrModel":
         """The same model with other banks, to try: shares all else, and changes nothing of this one.
 
         Args:
-            learnt (Learnt): A state for each bank.
+            fitted_state (FittedState): A state for each bank.
         """
         other = copy.copy(self)
         # a shallow copy shares the registries; with its own, it has banks of its own
         other._modules, other._buffers = dict(self._modules), dict(self._buffers)  # noqa: SLF001
         other.banks = nn.ModuleList(  # type: ignore[assignment]  # see above
-            Bank(bank.solver, bank.num_atoms, bank.regularisation).to(bank.stored.device) for bank in self.banks
+            MemoryBank(bank.solver, bank.num_atoms, bank.regularisation).to(bank.stored.device) for bank in self.banks
         )
-        other.take(learnt)
+        other.load_fitted_state(fitted_state)
         return other
 
-    def without(self, images: Sequence[int]) -> list[Bank] | None:
+    def banks_without(self, images: Sequence[int]) -> list[MemoryBank] | None:
         """The banks without the atoms that come from some training images, to score with.
 
         Args:
             images (Sequence[int]): Their places in ``images``.
 
         Returns:
-            list[Bank] | None: The banks, or ``None`` if one would be left without an atom.
+            list[MemoryBank] | None: The banks, or ``None`` if one would be left without an atom.
         """
         stay = [~torch.isin(bank.origin[:, 0], torch.tensor(images).to(bank.origin)) for bank in self.banks]
         if not all(bool(chosen.any()) for chosen in stay):
             return None
-        return [bank.some(chosen) for bank, chosen in zip(self.banks, stay, strict=True)]
+        return [bank.subset(chosen) for bank, chosen in zip(self.banks, stay, strict=True)]
 
     def certificate(self) -> Certificate:
         """Bound the residual of every nominal patch the banks were learnt from.
@@ -223,17 +223,17 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         Returns:
             list[Tensor] | InferenceBatch: In training mode as :meth:`embed`. In evaluation mode ``anomaly_map`` of
             shape ``(B, 1, H, W)``, and ``pred_score`` of shape ``(B,)``, the maximum of the score map: both in units of
-            what is left of nominal patches, summed over the scales that each hears, see :class:`Ears`.
+            what is left of nominal patches, summed over the scales that each hears, see :class:`ScoreMaps`.
 
         Raises:
             RuntimeError: In evaluation mode, if the model is not fitted.
             ValueError: If an embedding is not finite.
         """
-        return self.embed(images) if self.training else self.hear(images).predicted
+        return self.embed(images) if self.training else self.score_maps(images).predicted
 
-    def hear(self, images: Tensor) -> Ears:
+    def score_maps(self, images: Tensor) -> ScoreMaps:
         """What :meth:`forward` is made of in evaluation mode, with the place that raised the score."""
-        return self._heard_of(self.embed(images), images.shape[-2:])
+        return self._score_maps_of(self.embed(images), images.shape[-2:])
 
     def embed(self, images: Tensor) -> list[Tensor]:
         """Embed images, tile by tile if there is a tiler; what lies outside the region is not seen, if there is one.
@@ -310,14 +310,14 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             raise ValueError(msg)
 
     def score(
-        self, embeddings: Sequence[Tensor], size: Sequence[int], banks: Sequence[Bank] | None = None
+        self, embeddings: Sequence[Tensor], size: Sequence[int], banks: Sequence[MemoryBank] | None = None
     ) -> InferenceBatch:
         """Score embeddings: rebuild each from the bank of its scale, and turn what is left into a map.
 
         Args:
             embeddings (Sequence[Tensor]): Patch embeddings of each scale, shape ``(B, d, h, w)``.
             size (Sequence[int]): Height and width ``(H, W)`` of the map.
-            banks (Sequence[Bank] | None): Other banks than the model's own.
+            banks (Sequence[MemoryBank] | None): Other banks than the model's own.
 
         Returns:
             InferenceBatch: As :meth:`forward` in evaluation mode.
@@ -326,15 +326,17 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             RuntimeError: If the model is not fitted.
             ValueError: If an embedding is not finite.
         """
-        return self._heard_of(embeddings, size, banks).predicted
+        return self._score_maps_of(embeddings, size, banks).predicted
 
-    def _heard_of(self, embeddings: Sequence[Tensor], size: Sequence[int], banks: Sequence[Bank] | None = None) -> Ears:
+    def _score_maps_of(
+        self, embeddings: Sequence[Tensor], size: Sequence[int], banks: Sequence[MemoryBank] | None = None
+    ) -> ScoreMaps:
         residuals = self._residual_maps(embeddings, banks)
         ears = self.combine(residuals, size)
         _require_finite(residuals)  # last: a card has its work by then, and is waited for once
         return ears
 
-    def residual_maps(self, embeddings: Sequence[Tensor], banks: Sequence[Bank] | None = None) -> list[Tensor]:
+    def residual_maps(self, embeddings: Sequence[Tensor], banks: Sequence[MemoryBank] | None = None) -> list[Tensor]:
         """What the banks cannot rebuild; arguments as :meth:`score`.
 
         Returns:
@@ -349,13 +351,13 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         _require_finite(found)
         return found
 
-    def _residual_maps(self, embeddings: Sequence[Tensor], banks: Sequence[Bank] | None = None) -> list[Tensor]:
+    def _residual_maps(self, embeddings: Sequence[Tensor], banks: Sequence[MemoryBank] | None = None) -> list[Tensor]:
         self._require_banks()
         found = residual_maps(list(self.banks if banks is None else banks), embeddings)
         inside = self.patches_inside([part.shape[-2:] for part in found])
         return found if inside is None else [part * mask for part, mask in zip(found, inside, strict=True)]
 
-    def combine(self, residuals: Sequence[Tensor], size: Sequence[int]) -> Ears:
+    def combine(self, residuals: Sequence[Tensor], size: Sequence[int]) -> ScoreMaps:
         """Make maps of all scales' residuals: the sum of each, interpolated (bilinear) and smoothed by the Gaussian.
 
         With a region, what is smoothed is averaged over patches inside it alone, and the maps are zero outside.
@@ -365,14 +367,14 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             size (Sequence[int]): Height and width ``(H, W)`` of the maps.
 
         Returns:
-            Ears: Shapes ``(B, 1, H, W)``.
+            ScoreMaps: Shapes ``(B, 1, H, W)``.
         """
         lengths = [*size, *(length for part in residuals for length in part.shape[-2:])]
         if self.region.numel() or all(isinstance(length, int) for length in lengths):
             return self._heard(self.smoothed(residuals, size))
         # unknown while exporting: one Gaussian of each sum
         summed = self._heard([interpolate(part, size) for part in residuals])
-        return Ears(*(self.blur(heard) for heard in summed))
+        return ScoreMaps(*(self.blur(heard) for heard in summed))
 
     def smoothed(self, residuals: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
         """What each scale adds to :meth:`combine`, whose arguments these are.
@@ -389,14 +391,14 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
             means = [part / weight.clamp_min(_LEAST) for part, weight in zip(spread, weights, strict=True)]
             return [torch.where(self.region > 0, mean, torch.zeros_like(mean)) for mean in means]
 
-    def _heard(self, parts: Sequence[Tensor]) -> Ears:
+    def _heard(self, parts: Sequence[Tensor]) -> ScoreMaps:
         """Sums of what each ear hears; one sum where both hear the same."""
         scales = self.embedder.scales
         anomaly_map = reduce(torch.add, [part for part, scale in zip(parts, scales, strict=True) if scale.in_map])
         if all(scale.in_map == scale.in_score for scale in scales):
-            return Ears(anomaly_map, anomaly_map)
+            return ScoreMaps(anomaly_map, anomaly_map)
         score = [part for part, scale in zip(parts, scales, strict=True) if scale.in_score]
-        return Ears(anomaly_map, reduce(torch.add, score))
+        return ScoreMaps(anomaly_map, reduce(torch.add, score))
 
     def _require_banks(self) -> None:
         if not self.is_fitted:

@@ -24,11 +24,11 @@ from anomalib_sgfr import Sgfr, SgfrModel
 from anomalib_sgfr.data.mtd import tile_of
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
-from anomalib_sgfr.post_processing.thresholds import alarm_threshold
+from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from anomalib_sgfr.training.accept import Addition, added, novel
 from benchmarks.common import data
 from benchmarks.common.engine import fitted
-from benchmarks.common.places import Place, median, seeds, study_places, title
+from benchmarks.common.places import PatchIndex, median, seeds, study_places, title
 from benchmarks.common.records import write_text
 
 __all__ = ["main", "report"]
@@ -40,7 +40,7 @@ _DATA = ("mtd:tile", "elpv-mono")
 _WAYS = {"before": "before", "accepted": "20 accepted", "refit": "fitted again with the 20"}
 
 
-def _evaluate(place: Place) -> list[dict[str, Any]]:
+def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     """False alarms and missed defects among images that were not accepted, before and after."""
     tiles = tile_of() if place.dataset == "mtd" else {}
 
@@ -70,7 +70,7 @@ def _evaluate(place: Place) -> list[dict[str, Any]]:
     start = time.perf_counter()
     additions = _accept(model, [paths[index] for index in chosen], threshold)
     seconds = time.perf_counter() - start
-    accepted = model.model.refitted(added(model.model.learnt, additions))
+    accepted = model.model.with_banks(added(model.model.fitted_state, additions))
 
     again = data.build(place.dataset, place.root, place.split, place.seed)
     start = time.perf_counter()
@@ -83,7 +83,7 @@ def _evaluate(place: Place) -> list[dict[str, Any]]:
         ("refit", refit.model, time.perf_counter() - start),
     ):
         found = scores(other)
-        anew = alarm_threshold(nominal(other), rate, units)
+        anew = conformal_threshold(nominal(other), rate, units)
         rows.append(
             {
                 "way": way,
@@ -110,7 +110,7 @@ def _accept(model: Sgfr, paths: Sequence[str], threshold: float) -> list[Additio
     additions: list[Addition] = []
     own = model.model.eval()
     for path in paths:
-        current = own.refitted(added(own.learnt, additions))
+        current = own.with_banks(added(own.fitted_state, additions))
         with torch.no_grad():
             addition = novel(current, read_prepared(path, model.pre_processor, own.bit_depth), path, threshold)
         additions += [addition] if addition else []

@@ -31,7 +31,7 @@ from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.training.adapt import adapted, residual_moments
 from benchmarks.common import data
 from benchmarks.common.engine import fitted, quiet_fit
-from benchmarks.common.places import Place, median, seeds, study_places, title
+from benchmarks.common.places import PatchIndex, median, seeds, study_places, title
 from benchmarks.common.records import write_text
 from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 
@@ -92,7 +92,7 @@ def _image(dataset: AnomalibDataset, row: int) -> Tensor:
     return cast("Tensor", cast("Any", dataset[row]).image)
 
 
-def _evaluate(place: Place) -> list[dict[str, Any]]:
+def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     """Accuracy and false alarms of each way, before and after each change."""
     module = data.build(place.dataset, place.root, place.split, place.seed, num_workers=0)
     everything = module.train_data.samples.copy()
@@ -128,7 +128,7 @@ def _drawn(folder: Path, originals: Sequence[Tensor], samples: pd.DataFrame, cha
 
 
 def _ways(
-    place: Place, module: data.AlteredData, model: Sgfr, checkpoint: Path, new: pd.DataFrame
+    place: PatchIndex, module: data.AlteredData, model: Sgfr, checkpoint: Path, new: pd.DataFrame
 ) -> Iterator[tuple[str, SgfrModel, float]]:
     """Each way's name, its model, and the seconds it took to make."""
     yield "nothing", model.model, 0.0
@@ -141,7 +141,7 @@ def _ways(
 
     start = time.perf_counter()
     images = (read_prepared(path, model.pre_processor) for path in new["image_path"])
-    other = model.model.eval().refitted(adapted(model.model, residual_moments(model.model, images), _DIRECTIONS))
+    other = model.model.eval().with_banks(adapted(model.model, residual_moments(model.model, images), _DIRECTIONS))
     yield "adapted", other, time.perf_counter() - start
 
     alone, all_of_them = module_of(), module_of(*module.train_data.samples["image_path"])

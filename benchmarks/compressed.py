@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks.common import data
 from benchmarks.common.defects import draw_defect, picture
 from benchmarks.common.engine import fitted, quiet_engine, silence
-from benchmarks.common.places import DATA, DRAWN, Place, alike, median, seeds, study_places, title
+from benchmarks.common.places import DATA, DRAWN, PatchIndex, alike, median, seeds, study_places, title
 from benchmarks.common.records import write_text
 from benchmarks.edge.cases import F32
 from benchmarks.edge.export import move, write_reference
@@ -69,7 +69,7 @@ def draw(folder: Path, seed: int, images: dict[str, int] = _DRAWN) -> None:
             Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
 
 
-def _evaluate(place: Place) -> list[dict[str, Any]]:
+def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     """Errors, accuracy, size and time of each file."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

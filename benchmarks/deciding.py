@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
-from anomalib_sgfr.post_processing.thresholds import alarm_threshold, combined_threshold, dividing_threshold
+from anomalib_sgfr.post_processing.thresholds import combined_threshold, conformal_threshold, f1_threshold
 from benchmarks.common import data
 from benchmarks.common.engine import fitted
-from benchmarks.common.places import Place, seeds, study_places, title
+from benchmarks.common.places import PatchIndex, seeds, study_places, title
 from benchmarks.common.records import write_text
 
 __all__ = ["main", "report"]
@@ -42,7 +42,7 @@ _GOOD = (2, 5, 10, 20, 50)
 _SHOWN = ((3, 2), (5, 10), (10, 10), (20, 2), (20, 50))  # defective and good images
 
 
-def _evaluate(place: Place) -> list[dict[str, Any]]:
+def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     """Raw scores, of a fit that leaves enough good images over."""
     module = data.build(place.dataset, place.root, place.split, place.seed)
     samples = module.test_data.samples
@@ -70,12 +70,12 @@ def _evaluate(place: Place) -> list[dict[str, Any]]:
 
 def _conformal(good: Scores, bad: Scores, training: Scores) -> float:
     del bad
-    return alarm_threshold(_pooled(good, training), _RATE)
+    return conformal_threshold(_pooled(good, training), _RATE)
 
 
 def _f1(good: Scores, bad: Scores, training: Scores) -> float:
     del training
-    return dividing_threshold(_listed(good), _listed(bad))
+    return f1_threshold(_listed(good), _listed(bad))
 
 
 def _ten_of_each(good: Scores, bad: Scores, training: Scores) -> float:

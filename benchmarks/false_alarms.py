@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from anomalib_sgfr.data.mtd import tile_of
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
-from anomalib_sgfr.post_processing.thresholds import alarm_threshold
+from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from benchmarks.common import data
 from benchmarks.common.engine import fitted
 from benchmarks.common.figures import plt, save_figure
-from benchmarks.common.places import DATA, Place, median, seeds, study_places, title
+from benchmarks.common.places import DATA, PatchIndex, median, seeds, study_places, title
 from benchmarks.common.records import write_text
 
 __all__ = ["main", "report"]
@@ -39,7 +39,7 @@ _SOURCES = {
 }
 
 
-def _evaluate(place: Place) -> list[dict[str, Any]]:
+def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     """Realised rates of false alarms and of detection, for each source of the threshold and each chosen rate."""
     tiles = tile_of() if place.dataset == "mtd" else {}
 
@@ -89,7 +89,7 @@ def _row(
     scores: NDArray[np.float64],
     good: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    threshold = alarm_threshold(nominal, rate, units)
+    threshold = conformal_threshold(nominal, rate, units)
     return {
         "source": source,
         "rate": rate,

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core import self_expression
-from anomalib_sgfr.core.clusters import Cover, merge
+from anomalib_sgfr.core.clusters import Clusters, merge
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.memory import peak_mb, reset_peak
@@ -64,17 +64,17 @@ def _sampling(point: dict[str, int]) -> float:
         sampler.observe(batch)
         seconds += time.perf_counter() - start
     start = time.perf_counter()
-    sampler.cover()
+    sampler.clusters()
     return seconds + time.perf_counter() - start
 
 
 def _merging(point: dict[str, int]) -> float:
-    covers = []
+    scale_clusters = []
     for rank in range(max(2, point["processes"])):
         (points,) = _stream(point["atoms"], point["width"], rank)
-        covers.append(Cover.of(points))
+        scale_clusters.append(Clusters.of(points))
     start = time.perf_counter()
-    merge(covers, point["atoms"])
+    merge(scale_clusters, point["atoms"])
     return time.perf_counter() - start
 
 

@@ -164,7 +164,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
                 print(f"error: {path} is refused: {against[path]}. --force accepts it.", file=sys.stderr)
                 refused += 1
                 continue
-            tried = model.model.refitted(added(model.model.learnt, [*additions, addition]))
+            tried = model.model.with_banks(added(model.model.fitted_state, [*additions, addition]))
             turned = known.turned(tried.banks, tried, threshold, threshold)
             if turned:
                 named = f"{len(turned)} of {len(bad)} known defects would be called good: {', '.join(turned[:3])}"
@@ -228,9 +228,9 @@ def _with_thumbnails(model: "Sgfr", addition: "Addition") -> "Addition":
 
     if not any(bank.thumbnails.numel() for bank in model.model.banks):
         return addition
-    earlier = model.model.learnt
-    pictures = thumbnails(model.model.refitted(added(earlier, [addition])), model.pre_processor, earlier)
-    new = [part[len(state.cover.atoms) :] for part, state in zip(pictures, earlier.states, strict=True)]
+    earlier = model.model.fitted_state
+    pictures = thumbnails(model.model.with_banks(added(earlier, [addition])), model.pre_processor, earlier)
+    new = [part[len(state.clusters.atoms) :] for part, state in zip(pictures, earlier.states, strict=True)]
     return addition._replace(thumbnails=new)
 
 

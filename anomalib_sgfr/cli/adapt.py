@@ -20,7 +20,7 @@ from anomalib_sgfr.cli.arguments import (
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.post_processing.calibration import NominalScores
-    from anomalib_sgfr.post_processing.calibration_scores import Evidence
+    from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.torch_model import SgfrModel
 
@@ -67,7 +67,7 @@ def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int, for
 
     from anomalib_sgfr.images.pre_processor import read_prepared
     from anomalib_sgfr.post_processing.calibration import nominal_scores
-    from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind
+    from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
     from anomalib_sgfr.training.adapt import adapted, residual_moments
 
     own = model.eval().model
@@ -81,13 +81,13 @@ def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int, for
     now, peaks = [], []
     for path, its in zip(files, moments, strict=True):
         others = [every - one for every, one in zip(together, its, strict=True)]
-        found = scored(own.refitted(adapted(own, others, directions)), [path])
+        found = scored(own.with_banks(adapted(own, others, directions)), [path])
         now += found.scores
         peaks += found.peaks
-    own.take(adapted(own, together, directions))
+    own.load_fitted_state(adapted(own, together, directions))
     model.accepted = None  # of banks that there are no more
     _tell(model, before, now, bad_before, scored(own, bad).scores)
-    _keep_threshold(model, Evidence.of(now, Kind.HELD_OUT, files, peaks), forced)
+    _keep_threshold(model, CalibrationScores.of(now, Split.HELD_OUT, files, peaks), forced)
 
 
 def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list[float], bad_now: list[float]) -> None:
@@ -104,7 +104,7 @@ def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list
     print("Each good image was scored as the others alone would have it.")
 
 
-def _keep_threshold(model: "Sgfr", scores: "Evidence", forced: tuple[str, ...]) -> None:
+def _keep_threshold(model: "Sgfr", scores: "CalibrationScores", forced: tuple[str, ...]) -> None:
     """Keep the threshold, which other scores chose, as a value; with the new ones at hand to choose another."""
     processor = _with_threshold(model)
     if processor is None:

@@ -210,13 +210,13 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     Returns:
         dict[str, str]: Reasons, by file.
     """
-    from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind, file_of
+    from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split, file_of
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.report.statistics import known_among
 
     processor = model.post_processor
-    scores = processor.state.scores if isinstance(processor, SgfrPostProcessor) else Evidence()
-    training = [*model.model.images, *scores.of_kind(Kind.TRAINING).paths]
+    scores = processor.state.scores if isinstance(processor, SgfrPostProcessor) else CalibrationScores()
+    training = [*model.model.images, *scores.of_kind(Split.TRAINING).paths]
     defective, _ = known_among(files, scores.defective.paths)
     trained, _ = known_among(files, training)
     bad, good = (

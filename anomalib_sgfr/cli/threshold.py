@@ -116,7 +116,7 @@ def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "Th
 def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "ThresholdState":  # noqa: ANN401
     """The state with other calibration scores: of other images, or without the atoms of the same part."""
     from anomalib_sgfr.post_processing.calibration import scored
-    from anomalib_sgfr.post_processing.calibration_scores import Kind, unit_of
+    from anomalib_sgfr.post_processing.calibration_scores import Split, unit_of
 
     state = processor.state
     group = options.group or state.group
@@ -126,7 +126,7 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
         against = objections(model, paths)
         if not options.force:
             refuse(against, "--held_out")
-        anew = scored(model.model, model.pre_processor, paths, Kind.HELD_OUT, group)
+        anew = scored(model.model, model.pre_processor, paths, Split.HELD_OUT, group)
         processor.held_out = str(options.held_out)
         return state._replace(
             scores=anew, group=group, false_alarm_rate=state.rate, value=None, read_from=(), forced=tuple(against)
@@ -136,7 +136,7 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
     if group == state.group:
         return state
     trained = {unit_of(path, group) for path in model.model.images}
-    again = good.some([unit in trained for unit in good.units(group)]).paths
+    again = good.subset([unit in trained for unit in good.units(group)]).paths
     gone = [path for path in again if not Path(path).is_file()]
     if gone:
         msg = (
@@ -144,7 +144,7 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
             f"gone: {gone[0]}. Pass --held_out FOLDER with others."
         )
         raise ValueError(msg)
-    anew = scored(model.model, model.pre_processor, again, Kind.TRAINING, group)
+    anew = scored(model.model, model.pre_processor, again, Split.TRAINING, group)
     return state._replace(scores=state.scores.joined(anew), group=group)
 
 
@@ -189,7 +189,7 @@ def _page(processor: "SgfrPostProcessor", by: str | None) -> str:
 def _products(state: "ThresholdState", by: str) -> list[str]:
     """A line for each product: how many good ones are alarms."""
     from anomalib_sgfr.post_processing.calibration_scores import named
-    from anomalib_sgfr.post_processing.thresholds import alarm_threshold
+    from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 
     found: dict[str, list[float]] = {}
     for path, score in zip(state.scores.good.paths, state.scores.good.scores, strict=True):
@@ -197,7 +197,7 @@ def _products(state: "ThresholdState", by: str) -> list[str]:
     lines = []
     for name, scores in sorted(found.items()):
         alarms = sum(score > state.image for score in scores)
-        own = alarm_threshold(scores, state.rate)
+        own = conformal_threshold(scores, state.rate)
         lines.append(
             f"  {name}: {alarms} of {len(scores)} good images are alarms ({100 * alarms / len(scores):.2g}%); "
             f"a threshold of its own would be {own:.4g}"

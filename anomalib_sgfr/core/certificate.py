@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.clusters import Cover
+from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.linear_algebra import middle, ridge_spectrum
 from anomalib_sgfr.core.neighbours import nearest, search_index
 
@@ -107,7 +107,7 @@ class Certificate:
 
 
 @torch.no_grad()
-def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float = 0.0) -> ScaleCertificate:
+def certify(clusters: Clusters, solver: str, num_atoms: int = 1, regularisation: float = 0.0) -> ScaleCertificate:
     r"""Bound the residuals of all patches a cover stands for.
 
     A patch at distance at most :math:`\beta` from an atom has a residual of at most :math:`\beta` by ``"omp"``, and by
@@ -132,7 +132,7 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
     the bank that counts as zero.
 
     Args:
-        cover (Cover): Atoms and what they stand for.
+        clusters (Clusters): Atoms and what they stand for.
         solver (str): ``"affine"``, ``"omp"`` or ``"ridge"``.
         num_atoms (int): Size ``k`` of the support.
         regularisation (float): As the solver takes it.
@@ -140,22 +140,22 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
     Returns:
         ScaleCertificate: The bounds.
     """
-    radius = cover.radius.double()
-    length, width = cover.atoms.double().norm(dim=1), cover.atoms.shape[1]
-    precision = torch.finfo(cover.atoms.dtype).eps
+    radius = clusters.radius.double()
+    length, width = clusters.atoms.double().norm(dim=1), clusters.atoms.shape[1]
+    precision = torch.finfo(clusters.atoms.dtype).eps
     penalty, beyond = torch.zeros_like(radius), torch.zeros_like(radius)
     spread, share = torch.zeros_like(radius)[:, None], 0.0
     if solver == "omp":  # four times the error of a product of d values
         penalty = 2.0 * (width + 4) * precision * (length + radius).square()
     elif solver == "ridge":
-        _, singular, _, kept = ridge_spectrum(cover.atoms, regularisation)
+        _, singular, _, kept = ridge_spectrum(clusters.atoms, regularisation)
         penalty = penalty + regularisation * length.square().sum() / width
         beyond = (width + 4) * precision * (length + radius) + torch.where(kept > 0, 0.0, singular).amax()
-    elif len(cover.atoms) > 1:
-        k = min(num_atoms, len(cover.atoms))
-        nearest_two = _neighbour_distances(cover.atoms, max(k, 2))
+    elif len(clusters.atoms) > 1:
+        k = min(num_atoms, len(clusters.atoms))
+        nearest_two = _neighbour_distances(clusters.atoms, max(k, 2))
         spread, share = nearest_two[:, :k], regularisation * (1.0 - 1.0 / k)
-        about = (cover.atoms - middle(cover.atoms)).double().norm(dim=1)
+        about = (clusters.atoms - middle(clusters.atoms)).double().norm(dim=1)
         error = 3.0 * (width + 5) * precision * (about + 2.0 * radius).square()
         near = nearest_two[:, 1] <= radius + (radius.square() + error).sqrt()
         penalty = torch.where(near, error, 0.0)
@@ -167,15 +167,15 @@ def certify(cover: Cover, solver: str, num_atoms: int = 1, regularisation: float
         return squared.sqrt() + beyond
 
     high = bound(radius)
-    means = torch.minimum(bound((cover.squares / cover.count.clamp_min(1)).sqrt()), high)
-    patches = int(cover.count.sum())
+    means = torch.minimum(bound((clusters.squares / clusters.count.clamp_min(1)).sqrt()), high)
+    patches = int(clusters.count.sum())
     return ScaleCertificate(
         patches=patches,
         largest=float(high.amax() * _ROUNDING),
-        mean=float((means * cover.count).sum() / patches * _ROUNDING),
-        bounds=(high * _ROUNDING).to(cover.atoms.dtype),
-        means=(means * _ROUNDING).to(cover.atoms.dtype),
-        counts=cover.count,
+        mean=float((means * clusters.count).sum() / patches * _ROUNDING),
+        bounds=(high * _ROUNDING).to(clusters.atoms.dtype),
+        means=(means * _ROUNDING).to(clusters.atoms.dtype),
+        counts=clusters.count,
     )
 
 

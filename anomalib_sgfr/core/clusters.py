@@ -17,14 +17,25 @@ from anomalib_sgfr.core.k_center import farthest_first, separated
 from anomalib_sgfr.core.linear_algebra import in_blocks, least_in_row, middle
 from anomalib_sgfr.core.patch_grid import unknown_origins
 
-__all__ = ["Cover", "absorb", "centred", "merge", "moved", "renumbered", "settle", "shifted", "squares_about", "thin"]
+__all__ = [
+    "Clusters",
+    "absorb",
+    "centred",
+    "merge",
+    "moved",
+    "renumbered",
+    "settle",
+    "shifted",
+    "squares_about",
+    "thin",
+]
 
 
 _LOOKED_AT_FIRST = 512  # atoms that stand for the most embeddings: most of those to come lie near them
 _ROWS, _ROWS_ON_CARD = 8192, 2**17
 
 
-class Cover(NamedTuple):
+class Clusters(NamedTuple):
     """Atoms, and what is known of the embeddings each of them stands for.
 
     Attributes:
@@ -46,7 +57,7 @@ class Cover(NamedTuple):
     offset: Tensor
 
     @classmethod
-    def of(cls, points: Tensor, origin: Tensor | None = None) -> "Cover":
+    def of(cls, points: Tensor, origin: Tensor | None = None) -> "Clusters":
         """Cover of embeddings ``(n, d)`` by themselves; it shares their memory, and that of ``origin``."""
         zeros = torch.zeros_like(points[:, 0])
         if origin is None:
@@ -55,29 +66,31 @@ class Cover(NamedTuple):
         return cls(points, zeros, torch.ones_like(zeros, dtype=torch.int64), zeros.double(), origin, nothing)
 
     @classmethod
-    def empty(cls, device: torch.device | None = None) -> "Cover":
+    def empty(cls, device: torch.device | None = None) -> "Clusters":
         """No atoms: what a process without images contributes to those of the others, of their width and type."""
         return cls.of(torch.empty(0, 1, device=device))
 
-    def rows(self, index: Tensor | slice) -> "Cover":
+    def rows(self, index: Tensor | slice) -> "Clusters":
         """Some of the atoms, by index, mask or slice."""
-        return Cover(*(part[index] for part in self))
+        return Clusters(*(part[index] for part in self))
 
-    def joined(self, other: "Cover") -> "Cover":
+    def joined(self, other: "Clusters") -> "Clusters":
         """Both covers, one after the other."""
-        return Cover(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
+        return Clusters(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
 
-    def account(self, index: Tensor, distance: Tensor, difference: Tensor, other: "Cover | None" = None) -> "Cover":
+    def account(
+        self, index: Tensor, distance: Tensor, difference: Tensor, other: "Clusters | None" = None
+    ) -> "Clusters":
         """Let atoms ``index`` stand for other embeddings too.
 
         Args:
             index (Tensor): Rows of the atoms, shape ``(m,)``.
             distance (Tensor): Of each embedding from its atom, shape ``(m,)``.
             difference (Tensor): The embedding less the atom, shape ``(m, d)``.
-            other (Cover | None): The embeddings' own accounts, if they were atoms.
+            other (Clusters | None): The embeddings' own accounts, if they were atoms.
 
         Returns:
-            Cover: With the same atoms.
+            Clusters: With the same atoms.
         """
         count = torch.ones_like(index) if other is None else other.count
         squares, offset = self.squares.clone(), self.offset.clone()
@@ -99,7 +112,7 @@ class Cover(NamedTuple):
         )
 
 
-def squares_about(cover: Cover, shift: Tensor) -> Tensor:
+def squares_about(clusters: Clusters, shift: Tensor) -> Tensor:
     r"""Sum of squared distances of what each atom stands for from a point beside the atom.
 
     .. math:: \sum \|x - a - s\|^2 = \sum \|x - a\|^2 - 2 s^\top \sum (x - a) + n \|s\|^2,
@@ -107,104 +120,106 @@ def squares_about(cover: Cover, shift: Tensor) -> Tensor:
     and no more than :math:`(\sqrt{\sum \|x - a\|^2} + \sqrt n \|s\|)^2` (Minkowski) where the offset is not known.
 
     Args:
-        cover (Cover): Atoms and what they stand for.
+        clusters (Clusters): Atoms and what they stand for.
         shift (Tensor): The point less the atom, shape ``(n, d)``, ``float64``.
 
     Returns:
         Tensor: Shape ``(n,)``, ``float64``; an upper bound, rounding of the embeddings' differences included.
     """
-    moved = cover.count * shift.square().sum(1)
-    rounding = 2.0 * torch.finfo(cover.atoms.dtype).eps * (cover.squares + moved)
-    exact = cover.squares - 2.0 * (shift * cover.offset).sum(1) + moved
-    most = (cover.squares.sqrt() + moved.sqrt()).square()
+    moved = clusters.count * shift.square().sum(1)
+    rounding = 2.0 * torch.finfo(clusters.atoms.dtype).eps * (clusters.squares + moved)
+    exact = clusters.squares - 2.0 * (shift * clusters.offset).sum(1) + moved
+    most = (clusters.squares.sqrt() + moved.sqrt()).square()
     return torch.where(exact.isnan(), most, (exact + rounding).clamp_min(0.0))
 
 
-def absorb(cover: Cover, points: Tensor, threshold: float, origin: Tensor | None = None) -> Cover:
+def absorb(clusters: Clusters, points: Tensor, threshold: float, origin: Tensor | None = None) -> Clusters:
     """Take embeddings into a cover: those within ``threshold`` of an atom are accounted to it, others become atoms.
 
     Args:
-        cover (Cover): Atoms so far.
+        clusters (Clusters): Atoms so far.
         points (Tensor): Embeddings, shape ``(n, d)``.
         threshold (float): Euclidean distance.
-        origin (Tensor | None): Where the embeddings were seen, shape ``(n, 5)``, as in :class:`Cover`.
+        origin (Tensor | None): Where the embeddings were seen, shape ``(n, 5)``, as in :class:`Clusters`.
 
     Returns:
-        Cover: The atoms so far, with what they stand for now, and the new ones after them.
+        Clusters: The atoms so far, with what they stand for now, and the new ones after them.
     """
     if origin is None:
         origin = unknown_origins(len(points), points.device)
-    common = cover.count.argsort(descending=True, stable=True)
+    common = clusters.count.argsort(descending=True, stable=True)
     search = _on_card if gpu.serve(points) else _in_turn
-    cover, left, least = search(cover, common, points, threshold)
+    clusters, left, least = search(clusters, common, points, threshold)
     left = left[least.argsort(descending=True, stable=True)]
-    novel = Cover.of(points[left], origin[left])
+    novel = Clusters.of(points[left], origin[left])
     chosen = separated(novel.atoms, threshold)
     close = torch.ones_like(novel.count, dtype=torch.bool)
     close[chosen] = False
-    return cover.joined(settle(novel.rows(chosen), novel.rows(close)))
+    return clusters.joined(settle(novel.rows(chosen), novel.rows(close)))
 
 
-def _in_turn(cover: Cover, common: Tensor, points: Tensor, threshold: float) -> tuple[Cover, Tensor, Tensor]:
+def _in_turn(clusters: Clusters, common: Tensor, points: Tensor, threshold: float) -> tuple[Clusters, Tensor, Tensor]:
     """Account points to atoms within the threshold, the common ones first; which are left, and how far from all."""
     left = torch.arange(len(points), device=points.device)  # near no atom so far
     least = torch.full_like(points[:, 0], torch.inf)
-    atoms, done = cover.atoms, 0
+    atoms, done = clusters.atoms, 0
     while done < len(common) and len(left):
         among = common[done : max(_LOOKED_AT_FIRST, 2 * done)]
         done += len(among)
         index, distance, difference = _nearest_atom(points[left], atoms[among])
         near = distance <= threshold
-        cover = cover.account(among[index[near]], distance[near], difference[near])
+        clusters = clusters.account(among[index[near]], distance[near], difference[near])
         left, least = left[~near], torch.minimum(least, distance)[~near]
-    return cover, left, least
+    return clusters, left, least
 
 
-def _on_card(cover: Cover, common: Tensor, points: Tensor, threshold: float) -> tuple[Cover, Tensor, Tensor]:
+def _on_card(clusters: Clusters, common: Tensor, points: Tensor, threshold: float) -> tuple[Clusters, Tensor, Tensor]:
     """The same in one launch, and some to account."""
-    row, squared = gpu.nearest_in_turn(points, cover.atoms[common], _LOOKED_AT_FIRST, threshold)
+    row, squared = gpu.nearest_in_turn(points, clusters.atoms[common], _LOOKED_AT_FIRST, threshold)
     within = squared <= threshold**2
     near, left = within.nonzero().flatten(), (~within).nonzero().flatten()
     index = common[row[near]]
-    difference = points[near] - cover.atoms[index]
-    return cover.account(index, difference.norm(dim=1), difference), left, squared[left].sqrt()
+    difference = points[near] - clusters.atoms[index]
+    return clusters.account(index, difference.norm(dim=1), difference), left, squared[left].sqrt()
 
 
-def thin(cover: Cover, size: int, tolerance: float = 0.0) -> tuple[Cover, Cover, float]:
+def thin(clusters: Clusters, size: int, tolerance: float = 0.0) -> tuple[Clusters, Clusters, float]:
     """Choose atoms of a cover, farthest first.
 
     Args:
-        cover (Cover): Atoms.
+        clusters (Clusters): Atoms.
         size (int): Number of atoms to keep; fewer if fewer are distinct.
         tolerance (float): Distance within which an atom needs no other: fewer than ``size`` are kept if that is enough.
 
     Returns:
-        tuple[Cover, Cover, float]: What is kept, what is dropped, each with its own account, and the largest distance
-        of a dropped atom from those kept.
+        tuple[Clusters, Clusters, float]: What is kept, what is dropped, each with its own account, and the largest
+        distance of a dropped atom from those kept.
     """
-    taken, radius = farthest_first(cover.atoms, size, tolerance=tolerance)
-    dropped = torch.ones_like(cover.count, dtype=torch.bool)
+    taken, radius = farthest_first(clusters.atoms, size, tolerance=tolerance)
+    dropped = torch.ones_like(clusters.count, dtype=torch.bool)
     dropped[taken] = False
-    return cover.rows(taken), cover.rows(dropped), radius
+    return clusters.rows(taken), clusters.rows(dropped), radius
 
 
-def settle(cover: Cover, others: Cover) -> Cover:
+def settle(clusters: Clusters, others: Clusters) -> Clusters:
     """Account what ``others``' atoms stand for to the nearest atom of a cover each."""
-    return cover.account(*_nearest_atom(others.atoms, cover.atoms), other=others) if len(others.atoms) else cover
+    return (
+        clusters.account(*_nearest_atom(others.atoms, clusters.atoms), other=others) if len(others.atoms) else clusters
+    )
 
 
-def merge(covers: list[Cover], size: int, tolerance: float = 0.0) -> tuple[Cover, float]:
+def merge(scale_clusters: list[Clusters], size: int, tolerance: float = 0.0) -> tuple[Clusters, float]:
     """Join covers of parts of the data into one of at most ``size`` atoms; arguments as for :func:`thin`.
 
     Within the tolerance of the atoms is then all that these stand for, not the dropped atoms alone, as long as there is
     room.
 
     Returns:
-        tuple[Cover, float]: The cover, and the largest distance of a dropped atom from those kept; of what a dropped
+        tuple[Clusters, float]: The cover, and the largest distance of a dropped atom from those kept; of what a dropped
         atom stands for, if that exceeds the tolerance and there was no room.
     """
-    joined = covers[0]
-    for other in covers[1:]:
+    joined = scale_clusters[0]
+    for other in scale_clusters[1:]:
         joined = joined.joined(other)
     kept, dropped, radius = thin(joined, size, tolerance)
     if tolerance > 0.0 and radius <= tolerance and len(dropped.atoms):
@@ -217,12 +232,12 @@ def merge(covers: list[Cover], size: int, tolerance: float = 0.0) -> tuple[Cover
     return settle(kept, dropped), radius
 
 
-def _reach(others: Cover, cover: Cover) -> Tensor:
+def _reach(others: Clusters, clusters: Clusters) -> Tensor:
     """How far what ``others``' atoms stand for may lie from the nearest atom of a cover."""
-    return _nearest_atom(others.atoms, cover.atoms)[1] + others.radius
+    return _nearest_atom(others.atoms, clusters.atoms)[1] + others.radius
 
 
-def centred(cover: Cover, limit: float = torch.inf) -> Cover:
+def centred(clusters: Clusters, limit: float = torch.inf) -> Clusters:
     r"""Move each atom to the mean of the embeddings it stands for: a step of k-means (Lloyd 1982).
 
     An embedding at a distance of at most :math:`\rho` from an atom lies at most :math:`\rho + s` from the mean, a shift
@@ -230,37 +245,39 @@ def centred(cover: Cover, limit: float = torch.inf) -> Cover:
     lies farther from it than :math:`\sqrt{q (n - 1) / n}` (Samuelson 1968).
 
     Args:
-        cover (Cover): Atoms and what they stand for.
+        clusters (Clusters): Atoms and what they stand for.
         limit (float): Largest radius that may become of a shift: an atom moves no farther. Defaults to infinity.
 
     Returns:
-        Cover: The moved atoms; what they stand for lies in the new ``radius`` and ``squares``.
+        Clusters: The moved atoms; what they stand for lies in the new ``radius`` and ``squares``.
     """
-    count, radius = cover.count.double().clamp_min(1.0), cover.radius.double()
-    shift = cover.offset / count[:, None]
+    count, radius = clusters.count.double().clamp_min(1.0), clusters.radius.double()
+    shift = clusters.offset / count[:, None]
     share = ((limit - radius) / shift.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
-    atoms = (cover.atoms + shift * share[:, None]).to(cover.atoms.dtype)
-    farthest = (squares_about(cover, shift) * (1.0 - 1.0 / count)).sqrt() + (cover.atoms + shift - atoms).norm(dim=1)
-    there = moved(cover, atoms)
+    atoms = (clusters.atoms + shift * share[:, None]).to(clusters.atoms.dtype)
+    farthest = (squares_about(clusters, shift) * (1.0 - 1.0 / count)).sqrt() + (clusters.atoms + shift - atoms).norm(
+        dim=1
+    )
+    there = moved(clusters, atoms)
     return there._replace(radius=torch.minimum(there.radius, farthest.to(there.radius.dtype)))
 
 
-def moved(cover: Cover, atoms: Tensor) -> Cover:
+def moved(clusters: Clusters, atoms: Tensor) -> Clusters:
     """Move atoms, each with what it stands for.
 
     Args:
-        cover (Cover): Atoms and what they stand for.
+        clusters (Clusters): Atoms and what they stand for.
         atoms (Tensor): Where they move to, shape ``(n, d)``.
 
     Returns:
-        Cover: With a ``radius`` and ``squares`` that hold there.
+        Clusters: With a ``radius`` and ``squares`` that hold there.
     """
-    shift = atoms.double() - cover.atoms
-    return cover._replace(
+    shift = atoms.double() - clusters.atoms
+    return clusters._replace(
         atoms=atoms,
-        radius=(cover.radius.double() + shift.norm(dim=1)).to(cover.radius.dtype),
-        squares=squares_about(cover, shift),
-        offset=cover.offset - shift * cover.count[:, None],
+        radius=(clusters.radius.double() + shift.norm(dim=1)).to(clusters.radius.dtype),
+        squares=squares_about(clusters, shift),
+        offset=clusters.offset - shift * clusters.count[:, None],
     )
 
 
@@ -285,30 +302,32 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor
     return index, difference.norm(dim=1), difference  # exact where it is small
 
 
-def renumbered(covers: Sequence[Cover], images: Mapping[int, str]) -> tuple[list[Cover], list[str]]:
+def renumbered(scale_clusters: Sequence[Clusters], images: Mapping[int, str]) -> tuple[list[Clusters], list[str]]:
     """Number anew the images that atoms come from, from zero, without gaps, each path once.
 
     Args:
-        covers (Sequence[Cover]): Atoms of each scale.
+        scale_clusters (Sequence[Clusters]): Atoms of each scale.
         images (Mapping[int, str]): Paths by the numbers in the covers' ``origin``.
 
     Returns:
-        tuple[list[Cover], list[str]]: The covers with the new numbers, and the paths they number. An image without a
+        tuple[list[Clusters], list[str]]: The covers with the new numbers, and the paths they number. An image without a
         path gets the number -1.
     """
-    every = torch.cat([cover.origin[:, 0] for cover in covers])
+    every = torch.cat([clusters.origin[:, 0] for clusters in scale_clusters])
     numbers, place = every.unique(return_inverse=True)
     paths = [images.get(number) for number in numbers.tolist()]
     new = {path: index for index, path in enumerate(dict.fromkeys(path for path in paths if path is not None))}
     table = numbers.new_tensor([-1 if path is None else new[path] for path in paths])
     changed = [
-        cover._replace(origin=torch.cat((image[:, None], cover.origin[:, 1:]), 1))
-        for cover, image in zip(covers, table[place].split([len(cover.origin) for cover in covers]), strict=True)
+        clusters._replace(origin=torch.cat((image[:, None], clusters.origin[:, 1:]), 1))
+        for clusters, image in zip(
+            scale_clusters, table[place].split([len(clusters.origin) for clusters in scale_clusters]), strict=True
+        )
     ]
     return changed, list(new)
 
 
-def shifted(cover: Cover, by: int) -> Cover:
+def shifted(clusters: Clusters, by: int) -> Clusters:
     """Add to the numbers of the images that atoms come from, where they are known."""
-    image = cover.origin[:, :1]
-    return cover._replace(origin=torch.cat((torch.where(image < 0, image, image + by), cover.origin[:, 1:]), 1))
+    image = clusters.origin[:, :1]
+    return clusters._replace(origin=torch.cat((torch.where(image < 0, image, image + by), clusters.origin[:, 1:]), 1))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "ORIGIN",
-    "Place",
+    "PatchIndex",
     "Slot",
     "Window",
     "cropped_to_image",
@@ -41,7 +41,7 @@ class Window(NamedTuple):
     width: float
 
 
-class Place(NamedTuple):
+class PatchIndex(NamedTuple):
     """A patch of an image.
 
     Attributes:
@@ -54,9 +54,9 @@ class Place(NamedTuple):
     column: int
     grid: tuple[int, int]
 
-    def on(self, grid: tuple[int, int]) -> "Place":
+    def on(self, grid: tuple[int, int]) -> "PatchIndex":
         """The patch of another grid over the same image that this one's corner lies in."""
-        return Place(self.row * grid[0] // self.grid[0], self.column * grid[1] // self.grid[1], grid)
+        return PatchIndex(self.row * grid[0] // self.grid[0], self.column * grid[1] // self.grid[1], grid)
 
     def window(self, size: Sequence[int], across: float = 1.0) -> Window:
         """The patch and its surroundings.

@@ -18,7 +18,7 @@ import copy
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.clusters import Cover, absorb, settle, thin
+from anomalib_sgfr.core.clusters import Clusters, absorb, settle, thin
 from anomalib_sgfr.core.linear_algebra import home
 from anomalib_sgfr.core.patch_grid import ORIGIN
 
@@ -73,20 +73,20 @@ class SubspaceSampler:
         self.working_size = max(bank_size, working_size)
         self.patches_seen_ = 0
         self.threshold_ = tolerance
-        self._cover: Cover | None = None
-        self._retired: Cover | None = None
-        self._waiting: list[Cover] = []  # batches that are too small
+        self._cover: Clusters | None = None
+        self._retired: Clusters | None = None
+        self._waiting: list[Clusters] = []  # batches that are too small
 
-    def resume(self, cover: Cover, threshold: float) -> None:
+    def resume(self, clusters: Clusters, threshold: float) -> None:
         """Go on from a bank learnt before, instead of from nothing.
 
         Args:
-            cover (Cover): The bank, with what its atoms stand for.
+            clusters (Clusters): The bank, with what its atoms stand for.
             threshold (float): ``threshold_`` of the sampler that learnt it.
         """
-        self._cover = Cover(*(part.clone() for part in cover))
+        self._cover = Clusters(*(part.clone() for part in clusters))
         self.threshold_ = max(threshold, self.tolerance)
-        self.patches_seen_ = int(cover.count.sum())
+        self.patches_seen_ = int(clusters.count.sum())
 
     @property
     def atoms_held(self) -> int:
@@ -100,7 +100,7 @@ class SubspaceSampler:
         Args:
             embeddings (Tensor): Shape ``(n, d)``, floating point, of one width, dtype and device over the stream; half
                 precisions are kept as ``float32``.
-            origin (Tensor | None): Where each was seen, as in :class:`Cover`; shape ``(n, 5)``, ``int32``.
+            origin (Tensor | None): Where each was seen, as in :class:`Clusters`; shape ``(n, 5)``, ``int32``.
 
         Raises:
             ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state is unchanged then.
@@ -131,9 +131,9 @@ class SubspaceSampler:
         self.patches_seen_ += embeddings.shape[0]
         waiting = sum(len(part.atoms) for part in self._waiting) + len(embeddings)
         if waiting < min(_TOGETHER, self.working_size):  # kept as they are: the caller may use their memory again
-            self._waiting.append(Cover.of(embeddings.clone(), None if origin is None else origin.clone()))
+            self._waiting.append(Clusters.of(embeddings.clone(), None if origin is None else origin.clone()))
         else:
-            self._waiting.append(Cover.of(embeddings, origin))
+            self._waiting.append(Clusters.of(embeddings, origin))
             self._take_in()
 
     def _take_in(self) -> None:
@@ -149,9 +149,9 @@ class SubspaceSampler:
             if len(self._cover.atoms) > 2 * self.working_size:
                 self._thin(self._cover, self.working_size)
 
-    def _thin(self, cover: Cover, size: int, tolerance: float = 0.0) -> None:
+    def _thin(self, clusters: Clusters, size: int, tolerance: float = 0.0) -> None:
         # only what stands for itself alone may go for being within the tolerance: distances would add up
-        self._cover, dropped, radius = thin(cover, size, tolerance)
+        self._cover, dropped, radius = thin(clusters, size, tolerance)
         self.threshold_ = max(self.threshold_, radius)
         retired = dropped if self._retired is None else self._retired.joined(dropped)
         if len(retired.atoms) > _RETIRED * self.working_size:
@@ -167,19 +167,19 @@ class SubspaceSampler:
         Raises:
             ValueError: If no embedding was observed.
         """
-        return self.cover().atoms
+        return self.clusters().atoms
 
     def images(self) -> set[int]:
         """Numbers of the images that atoms held now come from."""
         held = [part.origin[:, 0] for part in (self._cover, self._retired, *self._waiting) if part is not None]
         return set(torch.cat(held).unique().tolist()) if held else set()
 
-    def cover(self) -> Cover:
+    def clusters(self) -> Clusters:
         """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`."""
-        return self.learnt()[0]
+        return self.fitted_state()[0]
 
     @torch.no_grad()
-    def learnt(self, size: int | None = None) -> tuple[Cover, float]:
+    def fitted_state(self, size: int | None = None) -> tuple[Clusters, float]:
         """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`.
 
         Args:
@@ -187,12 +187,12 @@ class SubspaceSampler:
                 yet to be made of several covers, by :func:`~anomalib_sgfr.core.clusters.merge`.
 
         Returns:
-            tuple[Cover, float]: The cover, and the distance above which an embedding would need an atom of its own.
+            tuple[Clusters, float]: The cover, and the distance above which an embedding would need an atom of its own.
         """
         if self._waiting:
             now = copy.copy(self)
             now._take_in()  # noqa: SLF001  # of this class
-            return now.learnt(size)
+            return now.fitted_state(size)
         if self._cover is None:
             msg = "no nominal embedding was observed: the training set is empty."
             raise ValueError(msg)
@@ -201,5 +201,5 @@ class SubspaceSampler:
         return settle(kept, others), max(self.threshold_, radius)
 
 
-def _joined(batches: list[Cover]) -> Cover:
-    return Cover(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+def _joined(batches: list[Clusters]) -> Clusters:
+    return Clusters(*(torch.cat(parts) for parts in zip(*batches, strict=True)))

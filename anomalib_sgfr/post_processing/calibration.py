@@ -11,7 +11,7 @@ from torch import Tensor
 from anomalib_sgfr.console import progress
 from anomalib_sgfr.core.processes import agreed, share
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.post_processing.calibration_scores import Evidence, Group, Kind, in_all_processes, unit_of
+from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Group, Split, in_all_processes, unit_of
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["NominalScores", "nominal_scores", "rescored", "scored", "spread_over"]
@@ -65,7 +65,7 @@ def nominal_scores(
         for unit, found in groupby(enumerate(batch), lambda item: units[item[1]] if units[item[1]] in own else None):
             rows, places = map(list, zip(*found, strict=True))
             numbers = own[unit] if unit is not None else []
-            banks = model.without(numbers)
+            banks = model.banks_without(numbers)
             if banks is not None:
                 result = model.score([part[rows] for part in embeddings], images.shape[-2:], banks)
                 found_of[:, places] = _largest(result)
@@ -80,7 +80,7 @@ def _largest(result: Any) -> Tensor:  # noqa: ANN401
 
 
 def _mirrored(model: SgfrModel, images: Tensor) -> Tensor:
-    ways = [model.hear(images.flip(axes)).predicted for axes in ((-1,), (-2,), (-2, -1))]
+    ways = [model.score_maps(images.flip(axes)).predicted for axes in ((-1,), (-2,), (-2, -1))]
     return torch.stack([_largest(way) for way in ways]).amax(0)
 
 
@@ -138,55 +138,55 @@ def scored(
     model: SgfrModel,
     pre_processor: Any,  # noqa: ANN401
     paths: Sequence[str],
-    kind: Kind,
+    kind: Split,
     group: Group = None,
-) -> Evidence:
+) -> CalibrationScores:
     """Score images in all processes together: good ones each without the atoms of its part.
 
     Args:
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
         paths (Sequence[str]): Images.
-        kind (Kind): What they are.
+        kind (Split): What they are.
         group (Group): What makes a part.
 
     Returns:
-        Evidence: The same in all processes, which share the work.
+        CalibrationScores: The same in all processes, which share the work.
     """
     own = share(paths)
-    leave_out = kind != Kind.DEFECTIVE
+    leave_out = kind != Split.DEFECTIVE
     with agreed():
         scores, peaks = nominal_scores(model, pre_processor, own, leave_out=leave_out, group=group)
-    return in_all_processes(Evidence.of(scores, kind, own, peaks))
+    return in_all_processes(CalibrationScores.of(scores, kind, own, peaks))
 
 
 def rescored(
-    evidence: Evidence,
+    calibration_scores: CalibrationScores,
     model: SgfrModel,
     pre_processor: Any,  # noqa: ANN401
     group: Group = None,
-) -> Evidence:
+) -> CalibrationScores:
     """Scores of other banks made anew where the images are still there, in all processes together.
 
     Args:
-        evidence (Evidence): Of other banks than the model's.
+        calibration_scores (CalibrationScores): Of other banks than the model's.
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
         group (Group): What makes a part.
 
     Returns:
-        Evidence: Of the same images, in the same order; those that are gone keep their scores, which are then not
-        ``current``.
+        CalibrationScores: Of the same images, in the same order; those that are gone keep their scores, which are then
+        not ``current``.
     """
-    there = evidence.some([bool(path) and Path(path).is_file() for path in evidence.paths])
+    there = calibration_scores.subset([bool(path) and Path(path).is_file() for path in calibration_scores.paths])
     anew: dict[str, Sequence[float]] = {}
-    for kind in Kind:
+    for kind in Split:
         found = scored(model, pre_processor, there.of_kind(kind).paths, kind, group)
         anew |= {path: both for path, *both in zip(found.paths, found.scores, found.peaks, strict=True)}
-    before = list(zip(evidence.scores, evidence.peaks, strict=True))
-    now = [anew.get(path, was) for path, was in zip(evidence.paths, before, strict=True)]
-    return evidence._replace(
+    before = list(zip(calibration_scores.scores, calibration_scores.peaks, strict=True))
+    now = [anew.get(path, was) for path, was in zip(calibration_scores.paths, before, strict=True)]
+    return calibration_scores._replace(
         scores=tuple(score for score, _ in now),
         peaks=tuple(peak for _, peak in now),
-        current=tuple(path in anew for path in evidence.paths),
+        current=tuple(path in anew for path in calibration_scores.paths),
     )

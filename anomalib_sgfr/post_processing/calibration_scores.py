@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, TypeAlias
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.post_processing.thresholds import supported_rate, units_needed
 
-__all__ = ["Evidence", "Group", "Kind", "file_of", "in_all_processes", "named", "require_group", "unit_of"]
+__all__ = ["CalibrationScores", "Group", "Split", "file_of", "in_all_processes", "named", "require_group", "unit_of"]
 
 
 Group: TypeAlias = str | Callable[[str], str] | None
 
 
-class Kind(IntEnum):
+class Split(IntEnum):
     """What is known of an image."""
 
     TRAINING = 0  # good; scored without the atoms of its own unit
@@ -29,12 +29,12 @@ def file_of(path: str) -> str:
     return os.path.realpath(path) if path else ""
 
 
-class Evidence(NamedTuple):
+class CalibrationScores(NamedTuple):
     """Calibration scores: raw scores of images that are known to be good or defective.
 
     Attributes:
         scores (tuple[float, ...]): In units of the raw anomaly map.
-        kinds (tuple[int, ...]): A :class:`Kind` for each.
+        kinds (tuple[int, ...]): A :class:`Split` for each.
         paths (tuple[str, ...]): File of each; empty where it is not known.
         peaks (tuple[float, ...]): Largest value of each one's raw anomaly map, which other layers than the score's may
             contribute to.
@@ -50,15 +50,15 @@ class Evidence(NamedTuple):
 
     @classmethod
     def of(
-        cls, scores: Iterable[float], kind: Kind, paths: Iterable[str], peaks: Iterable[float] | None = None
-    ) -> "Evidence":
+        cls, scores: Iterable[float], kind: Split, paths: Iterable[str], peaks: Iterable[float] | None = None
+    ) -> "CalibrationScores":
         """Scores of images of one kind; without peaks, those of a map of the same layers as the score."""
         values, files = tuple(scores), tuple(paths)
         largest = values if peaks is None else tuple(peaks)
         return cls(values, (int(kind),) * len(values), files, largest, (True,) * len(values))
 
     @classmethod
-    def restored(cls, stored: Any) -> "Evidence":  # noqa: ANN401
+    def restored(cls, stored: Any) -> "CalibrationScores":  # noqa: ANN401
         """From what :meth:`plain` gave, or an earlier version, whose score was the map's peak; else empty."""
         if not isinstance(stored, Mapping):
             return cls()
@@ -70,33 +70,33 @@ class Evidence(NamedTuple):
         """Lists, to store."""
         return {name: list(values) for name, values in zip(self._fields, self, strict=True)}
 
-    def joined(self, other: "Evidence") -> "Evidence":
+    def joined(self, other: "CalibrationScores") -> "CalibrationScores":
         """With the scores of another; of an image that both hold, the other's counts."""
         kept = self.excluding(other.paths)
-        return Evidence(*(ours + theirs for ours, theirs in zip(kept, other, strict=True)))  # type: ignore[arg-type]
+        return CalibrationScores(*(ours + theirs for ours, theirs in zip(kept, other, strict=True)))  # type: ignore[arg-type]
 
-    def excluding(self, paths: Iterable[str]) -> "Evidence":
+    def excluding(self, paths: Iterable[str]) -> "CalibrationScores":
         """Without the images of some files, by whatever path."""
         files = {file_of(path) for path in paths if path}
-        return self.some([file_of(path) not in files for path in self.paths])
+        return self.subset([file_of(path) not in files for path in self.paths])
 
-    def some(self, chosen: Sequence[bool]) -> "Evidence":
+    def subset(self, chosen: Sequence[bool]) -> "CalibrationScores":
         """Of some of the images, one flag each."""
-        return Evidence(*(tuple(compress(values, chosen)) for values in self))  # type: ignore[arg-type]
+        return CalibrationScores(*(tuple(compress(values, chosen)) for values in self))  # type: ignore[arg-type]
 
     @property
-    def good(self) -> "Evidence":
+    def good(self) -> "CalibrationScores":
         """Of the images that are known to be good."""
-        return self.some([kind != Kind.DEFECTIVE for kind in self.kinds])
+        return self.subset([kind != Split.DEFECTIVE for kind in self.kinds])
 
-    def of_kind(self, kind: Kind) -> "Evidence":
+    def of_kind(self, kind: Split) -> "CalibrationScores":
         """Of the images of one kind."""
-        return self.some([each == kind for each in self.kinds])
+        return self.subset([each == kind for each in self.kinds])
 
     @property
-    def defective(self) -> "Evidence":
+    def defective(self) -> "CalibrationScores":
         """Of the images that are known to be defective."""
-        return self.of_kind(Kind.DEFECTIVE)
+        return self.of_kind(Split.DEFECTIVE)
 
     def units(self, group: str | None) -> list[str]:
         """Name of the unit that each image is of, see :func:`unit_of`."""
@@ -169,9 +169,9 @@ def require_group(group: str | None, paths: Sequence[str] = ()) -> None:
         raise ValueError(msg)
 
 
-def in_all_processes(evidence: Evidence) -> Evidence:
+def in_all_processes(calibration_scores: CalibrationScores) -> CalibrationScores:
     """What all processes of a run know, the same in each; an image that several know counts once."""
-    first, *others = gathered(evidence)
+    first, *others = gathered(calibration_scores)
     for theirs in others:
         first = first.joined(theirs)
     return first

@@ -14,8 +14,8 @@ from lightning.pytorch import LightningModule, Trainer
 from anomalib_sgfr.core.linear_algebra import ExemptFromCasts
 from anomalib_sgfr.post_processing.calibration import rescored, scored, spread_over
 from anomalib_sgfr.post_processing.calibration_scores import (
-    Evidence,
-    Kind,
+    CalibrationScores,
+    Split,
     file_of,
     in_all_processes,
     require_group,
@@ -65,7 +65,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
     """Sgfr's own: a threshold with defects at hand or without, the same in the Engine, checkpoints and exported files.
 
     Good images choose it: the one that they exceed at a chosen rate, see
-    :func:`~anomalib_sgfr.post_processing.thresholds.alarm_threshold`, from good validation images, and from
+    :func:`~anomalib_sgfr.post_processing.thresholds.conformal_threshold`, from good validation images, and from
     training images, each scored without the atoms of its own part. Labelled validation images choose it instead
     where they show that it makes more errors, see
     :func:`~anomalib_sgfr.post_processing.thresholds.combined_threshold`. Where there are at least five of each
@@ -123,7 +123,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         self.images = 300 if images is None else images
         self.image_sensitivity = 0.5 if image_sensitivity is None else image_sensitivity
         self.pixel_sensitivity = 0.5 if pixel_sensitivity is None else pixel_sensitivity
-        self._seen = Evidence()  # in this validation
+        self._seen = CalibrationScores()  # in this validation
         self._pixels = StreamingF1Threshold()  # of this validation
         self._has_warned = False
         self._state = self._fresh()
@@ -160,7 +160,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         self._has_warned = False
 
     @property
-    def evidence(self) -> Evidence:
+    def calibration_scores(self) -> CalibrationScores:
         """Calibration scores."""
         return self._state.scores
 
@@ -207,7 +207,12 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
 
     # What a fit makes of it
 
-    def nominal_evidence(self, model: SgfrModel, pre_processor: Any, paths: Sequence[str]) -> Evidence:  # noqa: ANN401
+    def nominal_calibration_scores(
+        self,
+        model: SgfrModel,
+        pre_processor: Any,  # noqa: ANN401
+        paths: Sequence[str],
+    ) -> CalibrationScores:
         """Score good images for a model that was fitted; sets nothing.
 
         Args:
@@ -216,13 +221,13 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
             paths (Sequence[str]): Training images, of which some are scored unless there is a ``held_out``.
 
         Returns:
-            Evidence: The same in all processes, which share the work.
+            CalibrationScores: The same in all processes, which share the work.
 
         Raises:
             FileNotFoundError: If there is no image in ``held_out``.
             ValueError: If ``group`` matches no path.
         """
-        kind = Kind.TRAINING if self.held_out is None else Kind.HELD_OUT
+        kind = Split.TRAINING if self.held_out is None else Split.HELD_OUT
         chosen = spread_over(paths if self.held_out is None else self.held_out_images(), self.images, self.group)
         require_group(self.group, chosen)
         return scored(model, pre_processor, chosen, kind, self.group)
@@ -253,7 +258,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
             ValueError: If ``group`` matches no path.
         """
         state = self._state if update else self._fresh()
-        new = self.nominal_evidence(model, pre_processor, paths)
+        new = self.nominal_calibration_scores(model, pre_processor, paths)
         earlier = state.scores.excluding([*excluded, *new.paths])
         known = rescored(earlier, model, pre_processor, state.group)
         state = state._replace(scores=known.joined(new), masks=state.masks).chosen()
@@ -292,7 +297,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget a validation that was not finished."""
         super().on_validation_epoch_start(trainer, pl_module)
-        self._seen = Evidence()
+        self._seen = CalibrationScores()
         self._pixels.reset()
 
     def on_validation_batch_end(
@@ -308,17 +313,17 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         scores, labels = outputs.pred_score, outputs.gt_label
         if not self._state.learns_from_validation or scores is None or labels is None or not len(scores):
             return
-        kinds = torch.where(labels.bool(), int(Kind.DEFECTIVE), int(Kind.HELD_OUT)).flatten().tolist()
+        kinds = torch.where(labels.bool(), int(Split.DEFECTIVE), int(Split.HELD_OUT)).flatten().tolist()
         paths = tuple(str(path) for path in outputs.image_path or [""] * len(kinds))
         peaks = tuple(outputs.anomaly_map.flatten(1).amax(1).tolist())
         values = tuple(scores.flatten().tolist())
-        self._seen = self._seen.joined(Evidence(values, tuple(kinds), paths, peaks, (True,) * len(kinds)))
+        self._seen = self._seen.joined(CalibrationScores(values, tuple(kinds), paths, peaks, (True,) * len(kinds)))
         if outputs.gt_mask is not None:
             self._pixels.update(outputs.anomaly_map, outputs.gt_mask)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the threshold anew with what was seen."""
-        seen, self._seen = in_all_processes(self._seen), Evidence()
+        seen, self._seen = in_all_processes(self._seen), CalibrationScores()
         masks = self._pixels.compute(pl_module.device)
         self._pixels.reset()
         if not self._state.learns_from_validation or not seen.scores:
@@ -333,20 +338,22 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         self.tell()
 
     def _training_files(self, pl_module: Any) -> list[str]:  # noqa: ANN401
-        return [*pl_module.model.images, *self._state.scores.of_kind(Kind.TRAINING).paths]
+        return [*pl_module.model.images, *self._state.scores.of_kind(Split.TRAINING).paths]
 
-    def _regrouped(self, seen: Evidence, pl_module: Any) -> Evidence:  # noqa: ANN401
+    def _regrouped(self, seen: CalibrationScores, pl_module: Any) -> CalibrationScores:  # noqa: ANN401
         """With good images of parts that were trained on scored as training images are, without the part's atoms."""
         if self.group is None:
             return seen
         training = self._training_files(pl_module)
         known, files = {unit_of(path, self.group) for path in training}, {file_of(path) for path in training}
         siblings = [
-            unit in known and kind == Kind.HELD_OUT and file_of(path) not in files
+            unit in known and kind == Split.HELD_OUT and file_of(path) not in files
             for unit, kind, path in zip(seen.units(self.group), seen.kinds, seen.paths, strict=True)
         ]
-        again = scored(pl_module.model, pl_module.pre_processor, seen.some(siblings).paths, Kind.TRAINING, self.group)
-        return seen.some([not sibling for sibling in siblings]).joined(again)
+        again = scored(
+            pl_module.model, pl_module.pre_processor, seen.subset(siblings).paths, Split.TRAINING, self.group
+        )
+        return seen.subset([not sibling for sibling in siblings]).joined(again)
 
     # What predictions become
 
@@ -408,7 +415,7 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         config = checkpoint.get(_CONFIG)
         if config:
             kept = ThresholdState.restored(config[_STATE])
-            asked = kept._replace(scores=Evidence(), value=None, read_from=(), masks=None)
+            asked = kept._replace(scores=CalibrationScores(), value=None, read_from=(), masks=None)
             checkpoint[_CONFIG] = {**config, _STATE: asked.chosen().plain()}
 
     def unmet(self, config: dict[str, Any]) -> str | None:

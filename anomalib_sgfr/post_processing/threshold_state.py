@@ -6,13 +6,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind
+from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
 from anomalib_sgfr.post_processing.thresholds import (
     Decision,
-    alarm_threshold,
     clear_of,
     combined_threshold,
-    dividing_threshold,
+    conformal_threshold,
+    f1_threshold,
     few_units_warning,
 )
 
@@ -28,7 +28,7 @@ class ThresholdState(NamedTuple):
     """Threshold of a model: made whole by :meth:`chosen`, replaced whole, and kept whole in a checkpoint.
 
     Attributes:
-        scores (Evidence): Calibration scores.
+        scores (CalibrationScores): Calibration scores.
         false_alarm_rate (float | None): Share of good images that may be labelled anomalous, if one was asked for; then
             good images alone choose.
         value (float | None): Threshold of the raw score that was set by hand.
@@ -47,7 +47,7 @@ class ThresholdState(NamedTuple):
         linear (bool): Whether scores are normalised as anomalib does: for a checkpoint of its own post-processor.
     """
 
-    scores: Evidence = Evidence()
+    scores: CalibrationScores = CalibrationScores()
     false_alarm_rate: float | None = None
     value: float | None = None
     read_from: tuple[str, ...] = ()
@@ -136,13 +136,13 @@ class ThresholdState(NamedTuple):
         """Thresholds of scores, and of the peaks of maps, that good images exceed at the rate; clear of any of them."""
         good, units = self.scores.good, self.scores.good.units(self.group)
         image, peak = (
-            clear_of(alarm_threshold(values, self.rate, units), values) for values in (good.scores, good.peaks)
+            clear_of(conformal_threshold(values, self.rate, units), values) for values in (good.scores, good.peaks)
         )
         return image, peak
 
     def _combined(self) -> Decision:
         """Threshold of scores from good and labelled images."""
-        tested, bad, good = self.scores.of_kind(Kind.HELD_OUT), self.scores.defective, self.scores.good
+        tested, bad, good = self.scores.of_kind(Split.HELD_OUT), self.scores.defective, self.scores.good
         return combined_threshold(
             good=tested.scores,
             bad=bad.scores,
@@ -154,18 +154,18 @@ class ThresholdState(NamedTuple):
         )
 
     def _settled(self, image: float, peak: float, by: Chosen) -> "ThresholdState":
-        fewest = min(len(self.scores.of_kind(Kind.HELD_OUT).scores), len(self.scores.defective.scores))
+        fewest = min(len(self.scores.of_kind(Split.HELD_OUT).scores), len(self.scores.defective.scores))
         enough = self.learns_from_validation and fewest >= _LABELLED
         pixel = self.masks if enough and self.masks is not None else peak
         # in the precision that scores are compared in
         image, pixel, peak = (float(np.float32(each)) for each in (image, pixel, peak))
         return self._replace(image=image, pixel=pixel, peak=peak, by=by, linear=False)
 
-    def validated(self, seen: Evidence, masks: float | None, trained_on: Sequence[str]) -> "ThresholdState":
+    def validated(self, seen: CalibrationScores, masks: float | None, trained_on: Sequence[str]) -> "ThresholdState":
         """With labelled validation images, chosen anew.
 
         Args:
-            seen (Evidence): Their scores.
+            seen (CalibrationScores): Their scores.
             masks (float | None): Threshold of the raw map that their masks suggest.
             trained_on (Sequence[str]): Training images: as good ones of ``seen`` they prove nothing, and are left out.
         """
@@ -182,7 +182,7 @@ class ThresholdState(NamedTuple):
         """From what :meth:`plain` gave."""
         known = {name: value for name, value in stored.items() if name in cls._fields}
         lists = {name: tuple(known.get(name, ())) for name in ("read_from", "forced")}
-        return cls(**{**known, "scores": Evidence.restored(known.get("scores")), **lists})
+        return cls(**{**known, "scores": CalibrationScores.restored(known.get("scores")), **lists})
 
     @classmethod
     def of_earlier(cls, config: Mapping[str, Any], image: float, pixel: float) -> "ThresholdState":
@@ -194,7 +194,7 @@ class ThresholdState(NamedTuple):
             pixel (float): Its threshold of the raw map.
         """
         state = cls(
-            scores=Evidence.restored(config.get("evidence")),
+            scores=CalibrationScores.restored(config.get("evidence")),
             false_alarm_rate=config.get("false_alarm_rate"),
             value=config.get("value"),
             group=config.get("group"),
@@ -216,7 +216,7 @@ class ThresholdState(NamedTuple):
         peak = pixel
         if self.scores.good.scores:
             good, units = self.scores.good, self.scores.good.units(self.group)  # as before thresholds were cleared
-            its_image, its_peak = (alarm_threshold(each, self.rate, units) for each in (good.scores, good.peaks))
+            its_image, its_peak = (conformal_threshold(each, self.rate, units) for each in (good.scores, good.peaks))
             peak = image * its_peak / its_image if its_image > 0.0 else image
             if self.value is None and math.isclose(image, its_image, rel_tol=1e-6):
                 by = "good"
@@ -227,5 +227,5 @@ class ThresholdState(NamedTuple):
 
     def _divides(self, image: float) -> bool:
         """Whether a threshold is what version 0.2 chose between good and defective images."""
-        tested, bad = self.scores.of_kind(Kind.HELD_OUT).scores, self.scores.defective.scores
-        return bool(tested and bad) and math.isclose(image, dividing_threshold(tested, bad), rel_tol=1e-6)
+        tested, bad = self.scores.of_kind(Split.HELD_OUT).scores, self.scores.defective.scores
+        return bool(tested and bad) and math.isclose(image, f1_threshold(tested, bad), rel_tol=1e-6)

@@ -21,10 +21,10 @@ __all__ = [
     "LEAST_UNITS",
     "Decision",
     "StreamingF1Threshold",
-    "alarm_threshold",
     "clear_of",
     "combined_threshold",
-    "dividing_threshold",
+    "conformal_threshold",
+    "f1_threshold",
     "few_units_warning",
     "require_rate",
     "supported_rate",
@@ -43,7 +43,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 _CLEARANCE = 1e-3  # of a threshold above a score: rounding of another precision or route moves a score by less
 
 
-def alarm_threshold(scores: Sequence[float], rate: float, units: Sequence[Hashable] | None = None) -> float:
+def conformal_threshold(scores: Sequence[float], rate: float, units: Sequence[Hashable] | None = None) -> float:
     """Threshold that a new nominal score exceeds with a given probability, at most.
 
     With enough scores the order statistic of split conformal prediction (Vovk et al. 2005): exceeded with a probability
@@ -65,8 +65,8 @@ def alarm_threshold(scores: Sequence[float], rate: float, units: Sequence[Hashab
             differ in number.
     """
     require_rate(rate)
-    values = _finite("alarm_threshold", scores).astype(np.float64)
-    unit = _numbered("alarm_threshold", values, units)
+    values = _finite("conformal_threshold", scores).astype(np.float64)
+    unit = _numbered("conformal_threshold", values, units)
     number = int(unit.max()) + 1
     order = values.argsort(kind="stable")
     ordered = values[order]
@@ -85,7 +85,7 @@ def alarm_threshold(scores: Sequence[float], rate: float, units: Sequence[Hashab
     return _rounded_up(max(float(base + excess * math.log(share / rate)), float(ordered[-1])))
 
 
-def dividing_threshold(good: Sequence[float], bad: Sequence[float]) -> float:
+def f1_threshold(good: Sequence[float], bad: Sequence[float]) -> float:
     """Threshold between nominal and defective scores.
 
     Half-way between the highest nominal and the lowest defective score where these are apart. Where they are not, at
@@ -104,7 +104,7 @@ def dividing_threshold(good: Sequence[float], bad: Sequence[float]) -> float:
     Raises:
         ValueError: If there is none of either, or one is not finite in 32 bits.
     """
-    nominal, defective = _finite("dividing_threshold", good), _finite("dividing_threshold", bad)
+    nominal, defective = _finite("f1_threshold", good), _finite("f1_threshold", bad)
     values = np.unique(np.concatenate((nominal, defective)))
     found = len(defective) - np.searchsorted(np.sort(defective), values)
     alarms = len(nominal) - np.searchsorted(np.sort(nominal), values)
@@ -119,7 +119,7 @@ def clear_of(threshold: float, scores: Sequence[float]) -> float:
     """Threshold moved off the score that it equals, so that no rounding carries that score across it.
 
     An order statistic is the score of an image, which another route, in another order of operations, gives a little
-    more or less of. A larger threshold keeps what :func:`alarm_threshold` promises.
+    more or less of. A larger threshold keeps what :func:`conformal_threshold` promises.
 
     Args:
         threshold (float): A 32-bit number.
@@ -166,7 +166,7 @@ def combined_threshold(
 ) -> Decision:
     """Threshold from good images at a rate of false alarms, unless labelled images show that a lower one is better.
 
-    1. Good images decide: :func:`alarm_threshold` of ``calibration``.
+    1. Good images decide: :func:`conformal_threshold` of ``calibration``.
     2. Images that were not trained on may contradict it. Where more of ``good`` are alarms than the rate explains with
        a probability of 1% (exact binomial test), the threshold rises until that is no longer so. One alarm among good
        images is never enough at a rate of 1%.
@@ -186,7 +186,7 @@ def combined_threshold(
         bad (Sequence[float]): Scores of defective validation images; may be empty.
         calibration (Sequence[float]): Scores of all good images: training images, each scored without its own atoms,
             and those in ``good``.
-        rate (float): Rate of false alarms, see :func:`alarm_threshold`.
+        rate (float): Rate of false alarms, see :func:`conformal_threshold`.
         units (Sequence[Hashable] | None): What each score in ``calibration`` is of; ``None`` for a unit each. Images of
             one unit share the weight of one image.
         good_units (Sequence[Hashable] | None): The same for ``good``.
@@ -204,7 +204,7 @@ def combined_threshold(
     if not 1.0 <= alarm_cost < math.inf:
         msg = f"alarm_cost must be a number, 1 at least, got {alarm_cost}."
         raise ValueError(msg)
-    threshold = alarm_threshold(calibration, rate, units)
+    threshold = conformal_threshold(calibration, rate, units)
     if len(good) == 0:
         return Decision(threshold, "good")
     held_out = _Weighted.of("good", good, good_units)
@@ -299,8 +299,8 @@ def few_units_warning(units: int, rate: float) -> str | None:
     """Warning that good images are too few for a threshold at a rate of false alarms.
 
     Below 30 units a warning is always due. Above, it is due where the threshold has to be extrapolated
-    beyond the largest score, see :func:`alarm_threshold`: at 1% below 99 units. The bound that it names is exact: the
-    rate of new alarms beyond the r-th largest of n scores has the distribution Beta(r, n + 1 - r) (Vovk 2012).
+    beyond the largest score, see :func:`conformal_threshold`: at 1% below 99 units. The bound that it names is exact:
+    the rate of new alarms beyond the r-th largest of n scores has the distribution Beta(r, n + 1 - r) (Vovk 2012).
 
     Args:
         units (int): Number of independent good units that the threshold is calibrated on.

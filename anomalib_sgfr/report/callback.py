@@ -17,7 +17,7 @@ from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.images.own_pixels import raised_at
 from anomalib_sgfr.images.pre_processor import steps_of
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
-from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind, require_group
+from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split, require_group
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.contents import (
     Digest,
@@ -116,8 +116,8 @@ def _suspects(module: Any) -> tuple[list[Suspect], int]:  # noqa: ANN401
     """Training images that are rebuilt worst without their own atoms, by what is known already or by looking."""
     model, processor = module.model, module.post_processor
     scores: list[tuple[str, float]]
-    evidence = getattr(processor, "evidence", Evidence())
-    training = evidence.some([kind == Kind.TRAINING for kind in evidence.kinds])
+    calibration_scores = getattr(processor, "calibration_scores", CalibrationScores())
+    training = calibration_scores.subset([kind == Split.TRAINING for kind in calibration_scores.kinds])
     if getattr(module, "suspects", None):
         scores = list(module.suspects)
     elif training.scores:
@@ -320,7 +320,7 @@ def _with_what_is_known(
 ) -> tuple[list[Unit], int]:
     """Units that say whether they chose the threshold or were trained on; and how many their names alone tell of."""
     paths = [unit.scored.image for unit in units]
-    trained, by_name = known_among(paths, [*trained_on, *state.scores.of_kind(Kind.TRAINING).paths])
+    trained, by_name = known_among(paths, [*trained_on, *state.scores.of_kind(Split.TRAINING).paths])
     chose, also = known_among(paths, state.chosen_by)
     found = [
         unit._replace(trained_on=its_trained, chose=its_chose)

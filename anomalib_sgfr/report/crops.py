@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import Compose, Normalize
 
-from anomalib_sgfr.core.patch_grid import Place
+from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.memory_bank import BankState
-from anomalib_sgfr.torch_model import Learnt, SgfrModel
+from anomalib_sgfr.memory_bank import MemoryBankState
+from anomalib_sgfr.torch_model import FittedState, SgfrModel
 
 __all__ = ["THUMBNAIL", "Gallery", "crop", "displayed", "thumbnails"]
 
@@ -34,7 +34,7 @@ def displayed(pre_processor: Any, image: Tensor) -> NDArray[np.float32]:  # noqa
     return shown
 
 
-def crop(image: NDArray[np.float32], place: Place) -> NDArray[np.float32]:
+def crop(image: NDArray[np.float32], place: PatchIndex) -> NDArray[np.float32]:
     """The surroundings of a patch of an image ``(H, W, 3)``; grey beyond the image."""
     window = place.window(image.shape[:2], CONTEXT)
     reach = [round(length / 2) for length in window[2:]]
@@ -70,7 +70,7 @@ class Gallery:
         bank = self._banks[scale]
         number, row, column, *grid = bank.origin[atom].tolist()
         image = self._read(self._images[number]) if 0 <= number < len(self._images) else None
-        return None if image is None else crop(image, Place(row, column, (grid[0], grid[1])))
+        return None if image is None else crop(image, PatchIndex(row, column, (grid[0], grid[1])))
 
     def crop(self, scale: int, atom: int) -> NDArray[np.float32] | None:
         """The same, or the atom's thumbnail, if there is one."""
@@ -81,14 +81,14 @@ class Gallery:
         return found
 
 
-def thumbnails(model: SgfrModel, pre_processor: Any, earlier: Learnt | None = None) -> list[Tensor]:  # noqa: ANN401
+def thumbnails(model: SgfrModel, pre_processor: Any, earlier: FittedState | None = None) -> list[Tensor]:  # noqa: ANN401
     """Thumbnails of all atoms.
 
     Args:
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
-        earlier (Learnt | None): What it was fitted to before: atoms of which there is a thumbnail keep it, also when
-            their images are gone.
+        earlier (FittedState | None): What it was fitted to before: atoms of which there is a thumbnail keep it, also
+            when their images are gone.
 
     Returns:
         list[Tensor]: For each scale, shape ``(M, 24, 24, 3)``, ``uint8``: 1,728 bytes an atom; grey where an image
@@ -113,11 +113,11 @@ def thumbnails(model: SgfrModel, pre_processor: Any, earlier: Learnt | None = No
     return pictures
 
 
-def _by_place(state: BankState, images: list[str]) -> dict[tuple[str, ...], Tensor]:
+def _by_place(state: MemoryBankState, images: list[str]) -> dict[tuple[str, ...], Tensor]:
     """Thumbnails by what tells atoms of a scale apart, whatever their order: where each was seen."""
     if state.thumbnails is None:
         return {}
-    known = dict(zip(_places(state.cover.origin, images), state.thumbnails.cpu(), strict=True))
+    known = dict(zip(_places(state.clusters.origin, images), state.thumbnails.cpu(), strict=True))
     known.pop((), None)
     return known
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from anomalib_sgfr.core import self_expression
 from anomalib_sgfr.core.certificate import ScaleCertificate
-from anomalib_sgfr.core.patch_grid import Place, to_patches
-from anomalib_sgfr.memory_bank import Bank
+from anomalib_sgfr.core.patch_grid import PatchIndex, to_patches
+from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Contribution", "Explanation", "Reconstruction", "Region", "explain"]
@@ -174,7 +174,7 @@ def _reconstructions(
     """How the patches of one scale were rebuilt at places of the finest grid."""
     rows, columns = residual.shape[2:]
     patches = to_patches(embedding)
-    own = [Place(*place, finest).on((rows, columns)) for place in places]
+    own = [PatchIndex(*place, finest).on((rows, columns)) for place in places]
     chosen = patches[[place.row * columns + place.column for place in own]]
     support, code = _code(model.banks[scale], chosen)
     found = []
@@ -206,7 +206,7 @@ def _worst(scores: Tensor, number: int) -> list[tuple[int, int]]:
     return places
 
 
-def _code(bank: Bank, patches: Tensor) -> tuple[Tensor, Tensor]:
+def _code(bank: MemoryBank, patches: Tensor) -> tuple[Tensor, Tensor]:
     """Atoms and their coefficients, each ``(N, k)``, for patches ``(N, d)``."""
     if bank.solver == "ridge":
         code = self_expression.ridge_code(patches, bank.atoms, bank.regularisation)

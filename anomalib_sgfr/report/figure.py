@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomalib_sgfr.core.patch_grid import Place
+from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.images.own_pixels import raised_at
 from anomalib_sgfr.report.crops import CONTEXT, Gallery, crop, displayed
 from anomalib_sgfr.report.explanation import Explanation, explain
@@ -73,7 +73,7 @@ def draw(
         views[2].imshow(truth, cmap="gray", vmin=0, vmax=1)
         views[2].set_title("truth", fontsize="small")
     for number, region in enumerate(found.regions, 1):
-        window = Place(region.row, region.column, found.grid).window(shown.shape[:2], CONTEXT)
+        window = PatchIndex(region.row, region.column, found.grid).window(shown.shape[:2], CONTEXT)
         corner = (window.left, window.top)
         for axis in views[:2]:
             axis.add_patch(Rectangle(corner, window.width, window.height, fill=False, color="cyan", lw=1.2))
@@ -88,7 +88,7 @@ def draw(
             f"nominal ones of its kind leave at most {part.nominal:.3g} on average, {part.nominal_largest:.3g} singly",
             fontsize="small",
         )
-        axes[0].imshow(crop(shown, Place(part.row, part.column, part.grid)))
+        axes[0].imshow(crop(shown, PatchIndex(part.row, part.column, part.grid)))
         axes[0].set_title("here", fontsize="x-small")
         for axis, contribution in zip(axes[1:], part.contributions, strict=False):
             seen = gallery.crop(part.scale, contribution.atom)

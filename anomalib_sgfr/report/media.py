@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.core.patch_grid import Place
+from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.report.contents import Crop, Digest, Mimic, MimicRow, Picture, Unit
 from anomalib_sgfr.report.crops import CONTEXT, Gallery, crop, displayed
@@ -385,7 +385,7 @@ def mimic_of(model: SgfrModel, pre_processor: Any, path: str, gallery: Gallery) 
     shown = displayed(pre_processor, image)
     rows = []
     for number, region in enumerate(found.regions, 1):
-        window = Place(region.row, region.column, found.grid).window(shown.shape[:2], CONTEXT)
+        window = PatchIndex(region.row, region.column, found.grid).window(shown.shape[:2], CONTEXT)
         height, width = shown.shape[:2]
         box = (window.left / width, window.top / height, window.width / width, window.height / height)
         rows += [_row(number, box, part, shown, gallery) for part in region.reconstructions]
@@ -410,7 +410,7 @@ def _row(
         pixels=round(shown.shape[0] / part.grid[0]),
         residual=part.residual,
         nominal=part.nominal,
-        here=webp(crop(shown, Place(part.row, part.column, part.grid)), _SIDE),
+        here=webp(crop(shown, PatchIndex(part.row, part.column, part.grid)), _SIDE),
         crops=crops,
     )
 

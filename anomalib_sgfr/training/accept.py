@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_sgfr.core.clusters import Cover
+from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.k_center import farthest_first
 from anomalib_sgfr.core.patch_grid import origins, to_patches
-from anomalib_sgfr.memory_bank import Bank
-from anomalib_sgfr.torch_model import Learnt, SgfrModel
+from anomalib_sgfr.memory_bank import MemoryBank
+from anomalib_sgfr.torch_model import FittedState, SgfrModel
 
 __all__ = ["Addition", "Record", "added", "novel"]
 
@@ -72,10 +72,10 @@ class Record(NamedTuple):
 
     def applied(self, model: SgfrModel) -> SgfrModel:
         """The model after all steps: always made from the base, so that it is the same each time."""
-        made = model.refitted(model.learnt)
+        made = model.with_banks(model.fitted_state)
         made.load_state_dict(self.base, strict=False)
         additions = [addition for step in self.steps for addition in step.additions]
-        return made.refitted(added(made.learnt, additions)) if additions else made
+        return made.with_banks(added(made.fitted_state, additions)) if additions else made
 
 
 class Step(NamedTuple):
@@ -96,25 +96,25 @@ class Step(NamedTuple):
     forced: list[str] = []  # noqa: RUF012  # of a NamedTuple, never changed
 
 
-def added(learnt: Learnt, additions: Sequence[Addition]) -> Learnt:
+def added(fitted_state: FittedState, additions: Sequence[Addition]) -> FittedState:
     """Banks with new atoms after those they have, which stay as they are, as does what residuals are measured by."""
-    images = list(learnt.images)
+    images = list(fitted_state.images)
     numbers = []
     for addition in additions:
         if addition.image not in images:
             images.append(addition.image)
         numbers.append(images.index(addition.image))
     states = []
-    for scale, state in enumerate(learnt.states):
-        cover, pictures = state.cover, [] if state.thumbnails is None else [state.thumbnails]
+    for scale, state in enumerate(fitted_state.states):
+        clusters, pictures = state.clusters, [] if state.thumbnails is None else [state.thumbnails]
         for number, addition in zip(numbers, additions, strict=True):
-            atoms, places = (part[scale].to(cover.atoms.device) for part in (addition.atoms, addition.places))
+            atoms, places = (part[scale].to(clusters.atoms.device) for part in (addition.atoms, addition.places))
             origin = torch.cat((torch.full_like(places[:, :1], number), places), 1)
-            cover = cover.joined(Cover.of(atoms, origin.int()))
+            clusters = clusters.joined(Clusters.of(atoms, origin.int()))
             if addition.thumbnails is not None and pictures:
-                pictures.append(addition.thumbnails[scale].to(cover.atoms.device))
-        states.append(state._replace(cover=cover, thumbnails=torch.cat(pictures) if pictures else None))
-    return Learnt(states, images)
+                pictures.append(addition.thumbnails[scale].to(clusters.atoms.device))
+        states.append(state._replace(clusters=clusters, thumbnails=torch.cat(pictures) if pictures else None))
+    return FittedState(states, images)
 
 
 @torch.no_grad()
@@ -159,14 +159,14 @@ def novel(
             atoms.append(to_patches(embedding)[there][taken])
             places.append(where[taken, 1:])
         addition = Addition(path, atoms, places)
-        banks = model.refitted(added(model.learnt, [addition])).banks
+        banks = model.with_banks(added(model.fitted_state, [addition])).banks
         after = model.combine(model.residual_maps(embeddings, banks), image.shape[-2:])
         if all(float(heard.amax()) <= limit for heard, limit in zip(after, limits, strict=True)):
             break
     return addition
 
 
-def _taken(bank: Bank, patches: Tensor, near: float) -> Tensor:
+def _taken(bank: MemoryBank, patches: Tensor, near: float) -> Tensor:
     """Which of the patches become atoms."""
     atoms = bank.atoms
     start = torch.arange(len(atoms), device=atoms.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 from anomalib_sgfr.core.linear_algebra import principal_directions, projected_out
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.self_expression import affine
-from anomalib_sgfr.torch_model import Learnt, SgfrModel
+from anomalib_sgfr.torch_model import FittedState, SgfrModel
 
 __all__ = ["adapted", "residual_moments"]
 
@@ -41,7 +41,7 @@ def residual_moments(model: SgfrModel, images: Iterable[Tensor]) -> list[Tensor]
     return moments
 
 
-def adapted(model: SgfrModel, moments: Sequence[Tensor], directions: int) -> Learnt:
+def adapted(model: SgfrModel, moments: Sequence[Tensor], directions: int) -> FittedState:
     """Banks without the directions along which they leave most of images that are good.
 
     Args:
@@ -50,16 +50,16 @@ def adapted(model: SgfrModel, moments: Sequence[Tensor], directions: int) -> Lea
         directions (int): How many to leave out at each scale; beside those that are left out already.
 
     Returns:
-        Learnt: The atoms without what lies along the directions. Distances only shrink: what was certified holds.
+        FittedState: The atoms without what lies along the directions. Distances only shrink: what was certified holds.
 
     Raises:
         ValueError: As :func:`~anomalib_sgfr.core.linear_algebra.principal_directions`.
     """
     states = []
-    for state, moment in zip(model.learnt.states, moments, strict=True):
-        atoms = state.cover.atoms
+    for state, moment in zip(model.fitted_state.states, moments, strict=True):
+        atoms = state.clusters.atoms
         found = principal_directions(moment, directions).to(atoms)
         known = found if state.nuisance is None else torch.cat((state.nuisance.to(atoms), found))
-        cover = state.cover._replace(atoms=projected_out(atoms, found))
-        states.append(state._replace(cover=cover, nuisance=known if len(known) else None))
-    return Learnt(states, model.images)
+        clusters = state.clusters._replace(atoms=projected_out(atoms, found))
+        states.append(state._replace(clusters=clusters, nuisance=known if len(known) else None))
+    return FittedState(states, model.images)

@@ -104,7 +104,9 @@ class FromCameras(LightningModule, ABC):
         self.require_fitted("score with")
         images = frames(batch, self.model.bit_depth).to(self.device)
         # by what scores in any mode: a mode switched and switched back would be another thread's meanwhile
-        predicted = self.model.hear(images if self.pre_processor is None else self.pre_processor(images)).predicted
+        predicted = self.model.score_maps(
+            images if self.pre_processor is None else self.pre_processor(images)
+        ).predicted
         return predicted if self.post_processor is None else self.post_processor(predicted)
 
 

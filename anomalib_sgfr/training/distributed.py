@@ -16,49 +16,49 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
 
-from anomalib_sgfr.core.clusters import Cover, merge, renumbered, shifted
+from anomalib_sgfr.core.clusters import Clusters, merge, renumbered, shifted
 from anomalib_sgfr.core.processes import gathered, gathered_tensors, several
-from anomalib_sgfr.memory_bank import BankState
-from anomalib_sgfr.torch_model import Learnt
+from anomalib_sgfr.memory_bank import MemoryBankState
+from anomalib_sgfr.torch_model import FittedState
 
 __all__ = ["DataParallelAnchor", "drop_padding", "fill_up", "is_padding", "leave_out_empty", "unite"]
 
 
-def unite(own: Learnt, sizes: Sequence[int], tolerance: float = 0.0) -> Learnt:
+def unite(own: FittedState, sizes: Sequence[int], tolerance: float = 0.0) -> FittedState:
     """Make one bank of what all processes learnt.
 
     Args:
-        own (Learnt): What this process learnt; of more atoms than are to be kept a better bank is made.
+        own (FittedState): What this process learnt; of more atoms than are to be kept a better bank is made.
         sizes (Sequence[int]): Largest number of atoms of each scale to keep.
         tolerance (float): Distance within which atoms of a scale stand for each other; see
             :func:`~anomalib_sgfr.core.clusters.merge`.
 
     Returns:
-        Learnt: The same on all processes; ``own`` where there is but one.
+        FittedState: The same on all processes; ``own`` where there is but one.
 
     Raises:
         ValueError: In all processes, if none has an atom.
     """
     known = gathered((own.images, [state.threshold for state in own.states]))
-    tensors = gathered_tensors([part for state in own.states for part in state.cover])
+    tensors = gathered_tensors([part for state in own.states for part in state.clusters])
     if not several():
         return own
     first = [sum(len(images) for images, _ in known[:rank]) for rank in range(len(known))]
-    parts = len(Cover._fields)
-    covers, thresholds = [], []
+    parts = len(Clusters._fields)
+    scale_clusters, thresholds = [], []
     for scale, size in enumerate(sizes):
         every = [
-            shifted(Cover(*theirs[parts * scale : parts * (scale + 1)]), by)
+            shifted(Clusters(*theirs[parts * scale : parts * (scale + 1)]), by)
             for theirs, by in zip(tensors, first, strict=True)
         ]
-        if not any(len(cover.atoms) for cover in every):
+        if not any(len(clusters.atoms) for clusters in every):
             msg = "no nominal embedding was observed: the training set is empty."
             raise ValueError(msg)
-        cover, radius = merge(every, size, tolerance)
-        covers.append(cover)
+        clusters, radius = merge(every, size, tolerance)
+        scale_clusters.append(clusters)
         thresholds.append(max(radius, *(theirs[scale] for _, theirs in known)))
-    covers, images = renumbered(covers, dict(enumerate(path for images, _ in known for path in images)))
-    return Learnt(list(map(BankState, covers, thresholds)), images)
+    scale_clusters, images = renumbered(scale_clusters, dict(enumerate(path for images, _ in known for path in images)))
+    return FittedState(list(map(MemoryBankState, scale_clusters, thresholds)), images)
 
 
 def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401

@@ -14,18 +14,27 @@ from typing import Any, NamedTuple
 
 import torch
 
-from anomalib_sgfr.core.clusters import Cover, centred, renumbered, settle
+from anomalib_sgfr.core.clusters import Clusters, centred, renumbered, settle
 from anomalib_sgfr.core.processes import several
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.features.layers import Scale
-from anomalib_sgfr.memory_bank import Bank, BankState
+from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState
 from anomalib_sgfr.post_processing.calibration import nominal_scores
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.crops import thumbnails as make_thumbnails
-from anomalib_sgfr.torch_model import Learnt, SgfrModel
+from anomalib_sgfr.torch_model import FittedState, SgfrModel
 from anomalib_sgfr.training.distributed import unite
 
-__all__ = ["Calibrate", "Made", "bank_sizes", "learn", "make", "samplers_for", "without_suspects", "write_suspects"]
+__all__ = [
+    "Calibrate",
+    "FitResult",
+    "bank_sizes",
+    "learn",
+    "make",
+    "samplers_for",
+    "without_suspects",
+    "write_suspects",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +46,7 @@ def without_suspects(
     pre_processor: Any,  # noqa: ANN401
     paths: Sequence[str],
     share: float,
-) -> tuple[Learnt | None, list[tuple[str, float]]]:
+) -> tuple[FittedState | None, list[tuple[str, float]]]:
     """Leave out the atoms of the training images that the atoms of the others rebuild worst.
 
     What they stood for is accounted to the atoms that stay, so that the certificate still covers all that was seen.
@@ -49,25 +58,27 @@ def without_suspects(
         share (float): Share of them to suspect.
 
     Returns:
-        tuple[Learnt | None, list[tuple[str, float]]]: What is left of what the model learnt, ``None`` if nothing would
-        be left of a scale, so that all of it is to stay; and the suspects with their raw scores, the worst first.
+        tuple[FittedState | None, list[tuple[str, float]]]: What is left of what the model learnt, ``None`` if nothing
+        would be left of a scale, so that all of it is to stay; and the suspects with their raw scores, the worst first.
     """
     scores = nominal_scores(model, pre_processor, paths).scores
     worst = sorted(zip(paths, scores, strict=True), key=lambda item: -item[1])
     suspects = worst[: math.ceil(share * len(paths) * (1.0 - _ROUNDING))]
     suspected = {path for path, _ in suspects}
-    learnt = model.learnt
-    numbers = torch.tensor([number for number, path in enumerate(learnt.images) if path in suspected])
-    left: list[BankState] = []
-    for state in learnt.states:
-        dropped = torch.isin(state.cover.origin[:, 0], numbers.to(state.cover.origin))
+    fitted_state = model.fitted_state
+    numbers = torch.tensor([number for number, path in enumerate(fitted_state.images) if path in suspected])
+    left: list[MemoryBankState] = []
+    for state in fitted_state.states:
+        dropped = torch.isin(state.clusters.origin[:, 0], numbers.to(state.clusters.origin))
         if bool(dropped.all()):
             logger.warning("Without the suspects there would be no atom: the bank is kept as it is.")
             return None, suspects
         stays = state.rows(~dropped)
-        left.append(stays._replace(cover=settle(stays.cover, state.cover.rows(dropped))))
-    covers, images = renumbered([state.cover for state in left], dict(enumerate(learnt.images)))
-    return Learnt([state._replace(cover=cover) for state, cover in zip(left, covers, strict=True)], images), suspects
+        left.append(stays._replace(clusters=settle(stays.clusters, state.clusters.rows(dropped))))
+    scale_clusters, images = renumbered([state.clusters for state in left], dict(enumerate(fitted_state.images)))
+    return FittedState(
+        [state._replace(clusters=clusters) for state, clusters in zip(left, scale_clusters, strict=True)], images
+    ), suspects
 
 
 def write_suspects(suspects: Sequence[tuple[str, float]], table: Path) -> None:
@@ -115,12 +126,12 @@ def bank_sizes(scales: Sequence[Scale], bank_size: int | Sequence[int] | None) -
 
 
 def samplers_for(
-    banks: Sequence[Bank], sizes: Sequence[int], tolerance: float, update: bool, global_rank: int
+    banks: Sequence[MemoryBank], sizes: Sequence[int], tolerance: float, update: bool, global_rank: int
 ) -> list[SubspaceSampler]:
     """Samplers for a fit that starts now, one for each scale.
 
     Args:
-        banks (Sequence[Bank]): The model's.
+        banks (Sequence[MemoryBank]): The model's.
         sizes (Sequence[int]): Largest number of atoms of each.
         tolerance (float): Of the sum over scales of what is left of an embedding: each may use up an equal share.
         update (bool): Whether to go on from the atoms that the banks have.
@@ -133,10 +144,12 @@ def samplers_for(
     for bank, size in zip(banks, sizes, strict=True):
         sampler = SubspaceSampler(size, tolerance / len(banks))
         if update:
-            cover = bank.cover
+            clusters = bank.clusters
             if global_rank > 0:
-                cover = cover._replace(count=torch.zeros_like(cover.count), squares=torch.zeros_like(cover.squares))
-            sampler.resume(cover, float(bank.threshold))
+                clusters = clusters._replace(
+                    count=torch.zeros_like(clusters.count), squares=torch.zeros_like(clusters.squares)
+                )
+            sampler.resume(clusters, float(bank.threshold))
         samplers.append(sampler)
     return samplers
 
@@ -144,9 +157,9 @@ def samplers_for(
 def learn(
     samplers: Sequence[SubspaceSampler],
     images: Mapping[int, str],
-    earlier: Learnt | None = None,
+    earlier: FittedState | None = None,
     device: torch.device | None = None,
-) -> Learnt:
+) -> FittedState:
     """Make of what samplers hold what a model is to take into use, in all processes together.
 
     A process whose samplers have observed nothing takes part without atoms.
@@ -154,92 +167,97 @@ def learn(
     Args:
         samplers (Sequence[SubspaceSampler]): Of each scale.
         images (Mapping[int, str]): Paths by the numbers in the atoms' origins.
-        earlier (Learnt | None): What the fit adds to, if anything. Atoms then stay where they are, instead of moving to
-            the mean of what they stand for, and residuals are measured in the same unit as before. A full bank keeps
+        earlier (FittedState | None): What the fit adds to, if anything. Atoms then stay where they are, instead of moving
+            to the mean of what they stand for, and residuals are measured in the same unit as before. A full bank keeps
             only a part of its earlier atoms, so that earlier images may score otherwise.
         device (torch.device | None): One that the process group communicates on.
 
     Returns:
-        Learnt: The same in all processes.
+        FittedState: The same in all processes.
 
     Raises:
         ValueError: If no process has observed anything.
     """
     found = [
-        (Cover.empty(device), sampler.threshold_)
+        (Clusters.empty(device), sampler.threshold_)
         if several() and not sampler.patches_seen_
-        else sampler.learnt(sampler.working_size if several() else None)
+        else sampler.fitted_state(sampler.working_size if several() else None)
         for sampler in samplers
     ]
-    covers, paths = renumbered([cover for cover, _ in found], images)
-    own = Learnt([BankState(cover, threshold) for cover, (_, threshold) in zip(covers, found, strict=True)], paths)
-    learnt = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
+    scale_clusters, paths = renumbered([clusters for clusters, _ in found], images)
+    own = FittedState(
+        [MemoryBankState(clusters, threshold) for clusters, (_, threshold) in zip(scale_clusters, found, strict=True)],
+        paths,
+    )
+    fitted_state = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
     if earlier is not None:
-        both = zip(learnt.states, earlier.states, strict=True)
+        both = zip(fitted_state.states, earlier.states, strict=True)
         states = [state._replace(nominal=before.nominal, nuisance=before.nuisance) for state, before in both]
-        return learnt._replace(states=states)
+        return fitted_state._replace(states=states)
     moved = [
         state._replace(
-            cover=centred(state.cover, sampler.tolerance if state.threshold <= sampler.tolerance else torch.inf)
+            clusters=centred(state.clusters, sampler.tolerance if state.threshold <= sampler.tolerance else torch.inf)
         )
-        for state, sampler in zip(learnt.states, samplers, strict=True)
+        for state, sampler in zip(fitted_state.states, samplers, strict=True)
     ]
-    return learnt._replace(states=moved)
+    return fitted_state._replace(states=moved)
 
 
 # From the fitted model, the images it is known by, and those that are not, to the state of its threshold.
 Calibrate = Callable[[SgfrModel, Sequence[str], Sequence[str]], ThresholdState]
 
 
-class Made(NamedTuple):
+class FitResult(NamedTuple):
     """What a model, and its post-processor, are to take into use.
 
     Attributes:
-        learnt (Learnt): Banks, without the suspects' atoms and with thumbnails, if these were asked for.
+        fitted_state (FittedState): Banks, without the suspects' atoms and with thumbnails, if these were asked for.
         suspects (list[tuple[str, float]]): Training images suspected of being defective, and their raw scores.
         threshold (ThresholdState | None): State of the threshold for these banks, if there is to be one.
     """
 
-    learnt: Learnt
+    fitted_state: FittedState
     suspects: list[tuple[str, float]]
     threshold: ThresholdState | None
 
 
 def make(
     model: SgfrModel,
-    learnt: Learnt,
+    fitted_state: FittedState,
     pre_processor: Any,  # noqa: ANN401
     paths: Sequence[str],
     *,
     trim: float = 0.0,
     thumbnails: bool = False,
-    earlier: Learnt | None = None,
+    earlier: FittedState | None = None,
     calibrate: Calibrate | None = None,
-) -> Made:
+) -> FitResult:
     """Make everything; whatever fails, the model is as it was.
 
     Args:
         model (SgfrModel): The model that is fitted; it stays as it is.
-        learnt (Learnt): What its fit learnt.
+        fitted_state (FittedState): What its fit learnt.
         pre_processor (Any): Its pre-processor.
         paths (Sequence[str]): Training images.
         trim (float): Share of them to suspect, see :func:`~anomalib_sgfr.training.fit.without_suspects`.
         thumbnails (bool): Whether to make thumbnails.
-        earlier (Learnt | None): What an update adds to; its thumbnails are kept.
+        earlier (FittedState | None): What an update adds to; its thumbnails are kept.
         calibrate (Calibrate | None): Makes the state of the threshold from the fitted model, the training images
             that are not suspects, and the suspects.
 
     Returns:
-        Made: All of it.
+        FitResult: All of it.
     """
-    fitted = model.refitted(learnt)
+    fitted = model.with_banks(fitted_state)
     suspects: list[tuple[str, float]] = []
     if trim:
         left, suspects = without_suspects(fitted, pre_processor, paths, trim)
         if left is not None:  # the banks would otherwise be empty
-            measures = [state.nominal for state in learnt.states]  # of an update as before, otherwise to be found anew
+            measures = [
+                state.nominal for state in fitted_state.states
+            ]  # of an update as before, otherwise to be found anew
             states = [state._replace(nominal=its) for state, its in zip(left.states, measures, strict=True)]
-            fitted = model.refitted(left._replace(states=states))
+            fitted = model.with_banks(left._replace(states=states))
     if thumbnails:
         pictures = make_thumbnails(fitted, pre_processor, earlier)
         for bank, its_pictures in zip(fitted.banks, pictures, strict=True):
@@ -247,4 +265,6 @@ def make(
     suspected = dict(suspects)
     trusted = [path for path in paths if path not in suspected]
     excluded = list(suspected) if trusted else []  # all of them may be suspects
-    return Made(fitted.learnt, suspects, calibrate(fitted, trusted or paths, excluded) if calibrate else None)
+    return FitResult(
+        fitted.fitted_state, suspects, calibrate(fitted, trusted or paths, excluded) if calibrate else None
+    )

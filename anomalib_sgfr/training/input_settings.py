@@ -240,10 +240,10 @@ class Framed(LightningModule):
             vars(own).update(transforms)  # in whose place anomalib has put nothing
 
 
-def _require_same(asked: Tiling | None, learnt: Tiling | None, name: str) -> None:
-    if asked is None or asked == learnt:
+def _require_same(asked: Tiling | None, fitted_state: Tiling | None, name: str) -> None:
+    if asked is None or asked == fitted_state:
         return
-    was = "without tiles" if learnt is None else f"with {learnt}"
+    was = "without tiles" if fitted_state is None else f"with {fitted_state}"
     msg = f"{name} was fitted {was}, {asked} are asked for: leave them out, or fit again."
     raise ValueError(msg)
 

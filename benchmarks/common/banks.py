@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.clusters import Cover, centred
+from anomalib_sgfr.core.clusters import Clusters, centred
 from anomalib_sgfr.core.sampler import WORKING_SIZE, SubspaceSampler
 
-__all__ = ["covers"]
+__all__ = ["scale_clusters"]
 
 
 @torch.no_grad()
-def covers(batches: Sequence[Tensor], sizes: Iterable[int]) -> Iterator[tuple[int, Cover]]:
+def scale_clusters(batches: Sequence[Tensor], sizes: Iterable[int]) -> Iterator[tuple[int, Clusters]]:
     """Banks of several sizes; small ones are chosen from the same atoms, as each would be alone, in one pass.
 
     Args:
@@ -20,7 +20,7 @@ def covers(batches: Sequence[Tensor], sizes: Iterable[int]) -> Iterator[tuple[in
         sizes (Iterable[int]): Most atoms of each bank.
 
     Yields:
-        tuple[int, Cover]: Each size, the smallest first, and the atoms with what they stand for.
+        tuple[int, Clusters]: Each size, the smallest first, and the atoms with what they stand for.
     """
     sampler: SubspaceSampler | None = None
     for size in sorted(sizes):
@@ -29,4 +29,4 @@ def covers(batches: Sequence[Tensor], sizes: Iterable[int]) -> Iterator[tuple[in
             sampler = SubspaceSampler(working_size)
             for batch in batches:
                 sampler.observe(batch)
-        yield size, centred(sampler.learnt(size)[0])
+        yield size, centred(sampler.fitted_state(size)[0])

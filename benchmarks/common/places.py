@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.common.records import write_text
 
-__all__ = ["DATA", "DRAWN", "Place", "add_options", "alike", "chosen", "median", "seeds", "study_places", "title"]
+__all__ = ["DATA", "DRAWN", "PatchIndex", "add_options", "alike", "chosen", "median", "seeds", "study_places", "title"]
 
 DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly", "mvtec:bottle", "mvtec:grid", "kolektor")
 DRAWN = "drawn"  # made by the command itself
@@ -17,7 +17,7 @@ _WITHOUT_FOLDER = ("elpv", DRAWN)
 Row = dict[str, Any]
 
 
-class Place(NamedTuple):
+class PatchIndex(NamedTuple):
     """A data set, its split, a seed, and the folder of the images where it is needed."""
 
     dataset: str
@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
     parser.add_argument("--out", type=Path, default=out)
 
 
-def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Place]:
+def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[PatchIndex]:
     """The places a command was asked for, one seed after the other; ends the command if a folder is missing."""
     roots = {name if equals else "": Path(folder if equals else name) for name, equals, folder in _named(options.root)}
     names = list(options.known) if options.data is None else options.data.split(",")
@@ -70,7 +70,9 @@ def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
     if missing and "" not in roots:
         parser.error(f"--root {missing[0]}=DIR is needed; or leave {missing[0]} out of --data")
     return [
-        Place(dataset, split, seed, None if dataset.startswith(_WITHOUT_FOLDER) else roots.get(dataset, roots.get("")))
+        PatchIndex(
+            dataset, split, seed, None if dataset.startswith(_WITHOUT_FOLDER) else roots.get(dataset, roots.get(""))
+        )
         for seed in options.seeds
         for dataset, split in data
     ]
@@ -84,7 +86,7 @@ def study_places(
     module: str,
     about: str,
     data: Sequence[str],
-    evaluate: Callable[[Place], list[Row]],
+    evaluate: Callable[[PatchIndex], list[Row]],
     report: Callable[[Path], None],
     arguments: Sequence[str] | None = None,
 ) -> int:
@@ -95,7 +97,7 @@ def study_places(
             else.
         about (str): What the command is for.
         data (Sequence[str]): Data sets by default, with a colon before the split.
-        evaluate (Callable[[Place], list[Row]]): Gives rows; ``dataset``, ``split`` and ``seed`` are added.
+        evaluate (Callable[[PatchIndex], list[Row]]): Gives rows; ``dataset``, ``split`` and ``seed`` are added.
         report (Callable[[Path], None]): Writes ``README.md`` and plots into a folder that holds the results.
         arguments (Sequence[str] | None): Of the command; the process's own by default.
 

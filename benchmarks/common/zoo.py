@@ -73,7 +73,7 @@ class Entry:
 _LARGE_BLOCKS = (("MALLOC_MMAP_THRESHOLD_", "1048576"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"))
 
 MODELS: dict[str, Entry] = {
-    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "learnt")], strides=None),
+    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "fitted_state")], strides=None),
     "patchcore": Entry(Patchcore, lambda model: [(model, "fit")], environment=_LARGE_BLOCKS),
     "padim": Entry(Padim, lambda model: [(model, "fit")], strides=(4, 8, 16)),
     "mhpatchcore": Entry(
@@ -133,7 +133,7 @@ def stored(model: AnomalibModule) -> tuple[int | None, int]:
     extractor: nn.Module = inner.embedder.extractor if isinstance(model, Sgfr) else _extractor(inner)
     backbone = {id(tensor) for tensor in (*extractor.parameters(), *extractor.buffers())}
     kept = inner.state_dict().keys()
-    learnt = [
+    fitted_state = [
         tensor
         for name, tensor in (*inner.named_parameters(), *inner.named_buffers())
         if name in kept and id(tensor) not in backbone and "blur" not in name  # a Gaussian, not learnt
@@ -145,7 +145,7 @@ def stored(model: AnomalibModule) -> tuple[int | None, int]:
         atoms = len(inner.memory_bank)
     elif isinstance(model, MHPatchcore):
         atoms = len(inner.memory_bank.bank)
-    return atoms, sum(tensor.numel() * tensor.element_size() for tensor in learnt)
+    return atoms, sum(tensor.numel() * tensor.element_size() for tensor in fitted_state)
 
 
 def _extractor(inner: Any) -> nn.Module:  # noqa: ANN401

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common.places import DATA, Place, add_options, chosen
+from benchmarks.common.places import DATA, PatchIndex, add_options, chosen
 from benchmarks.common.records import Spec, merge, read
 from benchmarks.study.evaluation import evaluate
 from benchmarks.study.report import report
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _left(name: str, results: Path, place: Place) -> dict[str, Spec]:
+def _left(name: str, results: Path, place: PatchIndex) -> dict[str, Spec]:
     """What a study has yet to run on one data set, split and seed, by its key."""
     done = {record.key for record in read(results)}
     return {

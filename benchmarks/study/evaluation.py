@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.features.layers import Scale
-from anomalib_sgfr.memory_bank import Bank, residual_maps
+from anomalib_sgfr.memory_bank import MemoryBank, residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.fit import bank_sizes
 from benchmarks.common import features
-from benchmarks.common.banks import covers
+from benchmarks.common.banks import scale_clusters
 from benchmarks.common.records import Record, Spec
 from benchmarks.common.scores import accuracy, pixel_scores
 
@@ -89,17 +89,17 @@ def _parts(specs: Sequence[Spec], found: features.Features) -> dict[str, _Part]:
     for members, of_members in itertools.groupby(sorted(map(json.loads, keys)), lambda key: key[0]):
         wanted = list(of_members)
         batches = found.batches(members, specs[0].seed)
-        for size, cover in covers(batches, {key[1] for key in wanted}):
+        for size, clusters in scale_clusters(batches, {key[1] for key in wanted}):
             for key in wanted:
                 if key[1] != size:
                     continue
-                bank = Bank(*key[2:])
-                bank.set(cover)
+                bank = MemoryBank(*key[2:])
+                bank.set(clusters)
                 starts = range(0, len(found.kinds), _CHUNK_IMAGES)
                 tested = (found.tested(members, slice(start, start + _CHUNK_IMAGES)) for start in starts)
                 residuals = torch.cat([residual_maps([bank], [part])[0] for part in tested])
-                values = cover.atoms.numel() * bank.stored.element_size()
-                parts[json.dumps(key)] = _Part(residuals, float(bank.nominal), len(cover.atoms), values)
+                values = clusters.atoms.numel() * bank.stored.element_size()
+                parts[json.dumps(key)] = _Part(residuals, float(bank.nominal), len(clusters.atoms), values)
     return parts
 
 

@@ -77,7 +77,7 @@ def test_what_is_new_is_learnt_and_taken_back(root: Path, tmp_path: Path, capsys
     for bank, old in zip(after.model.banks, before.model.banks, strict=True):  # only new atoms, after those there were
         number = len(old.atoms)
         assert number < len(bank.atoms) < number + 64
-        for part, earlier in zip(bank.cover[:5], old.cover[:5], strict=True):
+        for part, earlier in zip(bank.clusters[:5], old.clusters[:5], strict=True):
             torch.testing.assert_close(part[:number], earlier, rtol=1e-6, atol=0)
         assert {after.model.images[image] for image in bank.origin[number:, 0].tolist()} == {str(odd[0])}
         assert len(bank.thumbnails) in {0, len(bank.atoms)}
@@ -124,7 +124,7 @@ def test_the_threshold_rests_on_what_was_known(root: Path, tmp_path: Path) -> No
     out = tmp_path / "new.ckpt"
     main([str(root / "model.ckpt"), str(root / "odd"), "--out", str(out)])
     before, after = loaded(root / "model.ckpt").post_processor, loaded(out).post_processor
-    assert set(after.evidence.paths) == set(before.evidence.paths)
+    assert set(after.calibration_scores.paths) == set(before.calibration_scores.paths)
     assert float(after.image_threshold) == pytest.approx(float(before.image_threshold), rel=0.2)
     # another fit forgets the record
     model = small(bank_size=400, pre_processor=SMALL_IMAGES)

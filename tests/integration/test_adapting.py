@@ -92,11 +92,11 @@ def test_it_says_what_it_did_and_what_the_threshold_rests_on(
     assert after.state.read_from == before.state.chosen_by
     assert float(after.image_threshold) == float(before.image_threshold)
     assert float(after.pixel_threshold) == float(before.pixel_threshold)
-    evidence = after.evidence.good
-    assert [Path(path).name for path in evidence.paths] == [f"{index:02}.png" for index in range(12)]
+    calibration_scores = after.calibration_scores.good
+    assert [Path(path).name for path in calibration_scores.paths] == [f"{index:02}.png" for index in range(12)]
     # each by what the others tell: not what the model that knows all of them gives
-    assert evidence.scores != pytest.approx(scores(loaded(out), root / "now/good"), rel=1e-6)
-    assert evidence.scores == pytest.approx(scores(loaded(out), root / "now/good"), rel=0.5)
+    assert calibration_scores.scores != pytest.approx(scores(loaded(out), root / "now/good"), rel=1e-6)
+    assert calibration_scores.scores == pytest.approx(scores(loaded(out), root / "now/good"), rel=0.5)
     assert threshold([str(out), "--false_alarm_rate", "0.1", "--out", str(tmp_path / "again.ckpt")]) == 0
     assert "calibrated on 12 good images" in capsys.readouterr().out
 
@@ -107,7 +107,7 @@ def test_an_image_is_scored_as_the_others_alone_would_have_it(root: Path, tmp_pa
     assert main([str(root / "model.ckpt"), *files, "--out", str(together)]) == 0
     assert main([str(root / "model.ckpt"), *files[1:], "--out", str(others)]) == 0
     expected = scores(loaded(others), root / "now/good")[0]
-    assert loaded(together).post_processor.evidence.scores[0] == pytest.approx(expected, rel=1e-4)
+    assert loaded(together).post_processor.calibration_scores.scores[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_adapting_again_leaves_more_out(root: Path, adapted: Path, tmp_path: Path) -> None:

@@ -137,11 +137,13 @@ def test_united_atoms_know_where_they_were_seen(united: list[list[dict[str, Any]
     mine, theirs = (process[stage] for process in united)
     assert mine["images"] == theirs["images"]
     assert sorted(mine["images"]) == [f"image {image}" for image in range(images)]
-    for scale, (cover, other) in enumerate(zip(mine["covers"], theirs["covers"], strict=True)):
-        assert all(torch.equal(part, other[name]) or name == "offset" for name, part in cover.items())
-        assert 7 < len(cover["atoms"]) <= 60
-        assert int(cover["count"].sum()) == images * 28, "each patch counts once among all processes"
-        for origin, atom, radius in zip(cover["origin"].tolist(), cover["atoms"], cover["radius"], strict=True):
+    for scale, (clusters, other) in enumerate(zip(mine["covers"], theirs["covers"], strict=True)):
+        assert all(torch.equal(part, other[name]) or name == "offset" for name, part in clusters.items())
+        assert 7 < len(clusters["atoms"]) <= 60
+        assert int(clusters["count"].sum()) == images * 28, "each patch counts once among all processes"
+        for origin, atom, radius in zip(
+            clusters["origin"].tolist(), clusters["atoms"], clusters["radius"], strict=True
+        ):
             image = int(mine["images"][origin[0]].removeprefix("image "))
             assert origin[3:] == list(GRID)
             where = patches(image, scale)[origin[1] * GRID[1] + origin[2]]
@@ -153,10 +155,10 @@ def test_united_bounds_hold_for_all_that_any_process_saw(united: list[list[dict[
     for scale in range(2):
         every = torch.cat([patches(image, scale) for image in range(8)])
         first, second = (united[0][stage]["covers"][scale] for stage in (0, 1))
-        for cover, seen in ((first, every[: 6 * 28]), (second, every)):
-            nearest = torch.cdist(seen.double(), cover["atoms"].double()).amin(1)
-            assert float(nearest.max()) <= float(cover["radius"].max()) * (1 + 1e-3)
-            assert float(nearest.square().sum()) <= float(cover["squares"].sum()) * (1 + 1e-3)
+        for clusters, seen in ((first, every[: 6 * 28]), (second, every)):
+            nearest = torch.cdist(seen.double(), clusters["atoms"].double()).amin(1)
+            assert float(nearest.max()) <= float(clusters["radius"].max()) * (1 + 1e-3)
+            assert float(nearest.square().sum()) <= float(clusters["squares"].sum()) * (1 + 1e-3)
         assert 2.0 <= united[0][0]["thresholds"][scale] <= united[0][1]["thresholds"][scale]  # half of the tolerance
 
 

@@ -55,10 +55,10 @@ def test_another_rate(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.ckpt"
     assert main([str(root / "model.ckpt"), "--false_alarm_rate", "0.3", "--out", str(out)]) == 0
     before, after = loaded(root / "model.ckpt"), loaded(out)
-    expected = nominal_threshold(before.post_processor.evidence.scores, 0.3)
+    expected = nominal_threshold(before.post_processor.calibration_scores.scores, 0.3)
     assert float(after.post_processor.image_threshold) == pytest.approx(expected)
-    peaks = before.post_processor.evidence.peaks
-    assert peaks != before.post_processor.evidence.scores  # the map hears other scales than the score
+    peaks = before.post_processor.calibration_scores.peaks
+    assert peaks != before.post_processor.calibration_scores.scores  # the map hears other scales than the score
     assert float(after.post_processor.pixel_threshold) == pytest.approx(nominal_threshold(peaks, 0.3))
     assert after.post_processor.false_alarm_rate == 0.3
     for name, value in before.model.state_dict().items():
@@ -87,10 +87,12 @@ def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
     scores = nominal_scores(model.model, model.pre_processor, paths).scores
     assert float(loaded(out).post_processor.image_threshold) == pytest.approx(nominal_threshold(scores, 0.01))
     assert main([str(root / "model.ckpt"), "--group", r"part(\d+)", "--out", str(out)]) == 0
-    evidence = loaded(out).post_processor.evidence
-    grouped = nominal_scores(model.model, model.pre_processor, list(evidence.paths), group=r"part(\d+)").scores
-    assert evidence.scores == pytest.approx(grouped)
-    assert len(set(evidence.units(r"part(\d+)"))) == 6
+    calibration_scores = loaded(out).post_processor.calibration_scores
+    grouped = nominal_scores(
+        model.model, model.pre_processor, list(calibration_scores.paths), group=r"part(\d+)"
+    ).scores
+    assert calibration_scores.scores == pytest.approx(grouped)
+    assert len(set(calibration_scores.units(r"part(\d+)"))) == 6
 
 
 @pytest.mark.parametrize(
@@ -119,8 +121,8 @@ def test_mistakes_are_named_and_nothing_is_written(
 
 def test_training_images_that_are_gone_are_named(root: Path, tmp_path: Path) -> None:
     stored = torch.load(root / "model.ckpt", weights_only=False)
-    evidence = stored["anomalib_post_processor_config"]["threshold"]["scores"]
-    evidence["paths"] = [path.replace("/good/", "/gone/") for path in evidence["paths"]]
+    calibration_scores = stored["anomalib_post_processor_config"]["threshold"]["scores"]
+    calibration_scores["paths"] = [path.replace("/good/", "/gone/") for path in calibration_scores["paths"]]
     torch.save(stored, tmp_path / "gone.ckpt")
     assert main([str(tmp_path / "gone.ckpt"), "--false_alarm_rate", "0.2"]) == 0
     with pytest.raises(ValueError, match=r"scored anew, .* and 12 of 12 are gone: .*/gone/.*Pass --held_out"):
@@ -188,9 +190,9 @@ def test_a_value_by_hand_remembers_the_images_that_it_was_read_from(
     assert facts["defective"] == {
         "images": 2,
         "above": 2,
-        "least": min(processor.evidence.defective.scores),
-        "median": np.median(processor.evidence.defective.scores),
-        "most": max(processor.evidence.defective.scores),
+        "least": min(processor.calibration_scores.defective.scores),
+        "median": np.median(processor.calibration_scores.defective.scores),
+        "most": max(processor.calibration_scores.defective.scores),
     }
     assert processor.state.chosen_by == (
         *(str(path) for path in sorted((root / "more").iterdir())),

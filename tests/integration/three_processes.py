@@ -82,7 +82,7 @@ class Tasks:
             "largest": float(model.certificate().largest),
             "nominal": [float(bank.nominal) for bank in model.model.banks],
             "threshold": float(model.post_processor.image_threshold),
-            "scored": sorted(model.post_processor.evidence.scores),
+            "scored": sorted(model.post_processor.calibration_scores.scores),
         }
 
     def fit(self, images: int) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Tasks:
         bounds = [
             float(bound) for bound in (model.post_processor.image_threshold, model.post_processor.pixel_threshold)
         ]
-        return {"thresholds": bounds, "scored": sorted(model.post_processor.evidence.scores)}
+        return {"thresholds": bounds, "scored": sorted(model.post_processor.calibration_scores.scores)}
 
     def validate_with_anomalibs(self, images: int) -> dict[str, Any]:
         """Choose anomalib's own threshold."""

@@ -40,7 +40,7 @@ def main(parts: Path, out: Path, devices: int) -> None:
             "image_AUROC": float(metrics["image_AUROC"]),
             "defects": float(metrics["defects_SumMetric"]),
             "threshold": float(model.post_processor.image_threshold),
-            "scored": len(model.post_processor.evidence.scores),
+            "scored": len(model.post_processor.calibration_scores.scores),
             "checkpoint": str(engine.best_model_path),
         },
         out / f"rank{engine.trainer.global_rank}.pt",

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from anomalib_sgfr.core.clusters import Cover
+from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.patch_grid import origins
 from anomalib_sgfr.core.sampler import SubspaceSampler
-from anomalib_sgfr.memory_bank import Bank, BankState
-from anomalib_sgfr.torch_model import Learnt
+from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState
+from anomalib_sgfr.torch_model import FittedState
 from anomalib_sgfr.training.distributed import unite
 from anomalib_sgfr.training.fit import learn, samplers_for
 
@@ -37,7 +37,7 @@ def observe(samplers: list[SubspaceSampler], images: dict[int, int]) -> None:
 def main(out: Path, rank: int, world: int) -> None:
     """Fit to six images, then update with two more, the earlier bank being known to every process."""
     distributed.init_process_group("gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=world)
-    banks = [Bank(num_atoms=1, regularisation=0.0) for _ in range(2)]
+    banks = [MemoryBank(num_atoms=1, regularisation=0.0) for _ in range(2)]
     samplers = samplers_for(banks, [60, 60], 4.0, update=False, global_rank=rank)
     seen = dict(enumerate(range(rank, 6, world)))
     observe(samplers, seen)
@@ -48,21 +48,21 @@ def main(out: Path, rank: int, world: int) -> None:
     new = {len(first.images) + number: image for number, image in enumerate(range(6 + rank, 8, world))}
     observe(samplers, new)
     known = dict(enumerate(first.images)) | {number: f"image {image}" for number, image in new.items()}
-    second = learn(samplers, known, Learnt([bank.state for bank in banks], first.images))
+    second = learn(samplers, known, FittedState([bank.state for bank in banks], first.images))
     # two atoms of each process, half a unit from the other's, in a bank that has room for all of them
-    close = Cover.of(torch.tensor([[0.0, 0.5 * rank], [9.0, 0.5 * rank]]))
-    apart = unite(Learnt([BankState(close, threshold=3.0 - rank)], []), [60])
+    close = Clusters.of(torch.tensor([[0.0, 0.5 * rank], [9.0, 0.5 * rank]]))
+    apart = unite(FittedState([MemoryBankState(close, threshold=3.0 - rank)], []), [60])
     samplers = samplers_for(banks[:1], [60], 1.0, update=False, global_rank=rank)
     samplers[0].observe(close.atoms)
     within = learn(samplers, {})
     torch.save(
         [
             {
-                "images": learnt.images,
-                "thresholds": [state.threshold for state in learnt.states],
-                "covers": [state.cover._asdict() for state in learnt.states],
+                "images": fitted_state.images,
+                "thresholds": [state.threshold for state in fitted_state.states],
+                "covers": [state.clusters._asdict() for state in fitted_state.states],
             }
-            for learnt in (first, second, apart, within)
+            for fitted_state in (first, second, apart, within)
         ],
         out / f"rank{rank}.pt",
     )

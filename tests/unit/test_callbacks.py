@@ -30,11 +30,11 @@ def test_every_patch_of_a_copy_belongs_to_its_image(copies: int, new: list[bool]
     mask = torch.tensor([[True, True, False], [False, True, True]])
     sampling._observe([every, every], ["a", "b", "c"], numbers, torch.tensor(new), [None, mask])
     for sampler, inside in zip(sampling.samplers, (6, 4), strict=True):
-        cover = sampler.cover()
-        assert len(cover.atoms) == copies * sum(new) * inside
-        assert torch.equal(cover.origin[:, :3], cover.atoms[:, :3].int())
-        assert set(cover.origin[:, 0].tolist()) == {int(n) for n, its in zip(numbers, new, strict=True) if its}
-        assert set(cover.atoms[:, 3].tolist()) == set(range(copies))
+        clusters = sampler.clusters()
+        assert len(clusters.atoms) == copies * sum(new) * inside
+        assert torch.equal(clusters.origin[:, :3], clusters.atoms[:, :3].int())
+        assert set(clusters.origin[:, 0].tolist()) == {int(n) for n, its in zip(numbers, new, strict=True) if its}
+        assert set(clusters.atoms[:, 3].tolist()) == set(range(copies))
 
 
 @pytest.mark.parametrize("beside", [False, True])

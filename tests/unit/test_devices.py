@@ -11,7 +11,7 @@ from torch import nn
 from anomalib_sgfr import Sgfr, SgfrModel, SubspaceSampler
 from anomalib_sgfr.core import linear_algebra as casts
 from anomalib_sgfr.core.self_expression import ridge_code, ridge_operator
-from anomalib_sgfr.memory_bank import Bank
+from anomalib_sgfr.memory_bank import MemoryBank
 from tests.conftest import engine_in, folder_datamodule, small
 
 
@@ -46,7 +46,7 @@ def test_accounts_stay_on_the_cpu_and_their_numbers_with_them(poor: str) -> None
 
 
 def test_a_bank_takes_there_what_was_learnt_here(poor: str) -> None:
-    bank = Bank().to(poor)
+    bank = MemoryBank().to(poor)
     bank.set(torch.rand(7, 3))
     assert bank.stored.device.type == bank.radius.device.type == bank.index_atoms.device.type == poor
     assert bank.squares.device.type == "cpu"
@@ -60,7 +60,7 @@ def test_a_checkpoint_is_restored_to_it(poor: str, parts: Path, tmp_path: Path) 
 
 
 def test_a_pickled_bank_holds_none() -> None:
-    bank = Bank()
+    bank = MemoryBank()
     bank.set(torch.rand(7, 3), threshold=0.25)
     assert torch.float64 not in {value.dtype for value in bank.__getstate__()["_buffers"].values()}
     file = io.BytesIO()

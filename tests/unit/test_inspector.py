@@ -138,7 +138,7 @@ def test_it_says_where_the_score_was_raised(fitted: tuple[Sgfr, Path], root: Pat
     assert found.place is not None
     prepared = model.pre_processor.transform(torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255.0)
     with torch.no_grad():
-        heard = model.model.eval().hear(prepared[None])
+        heard = model.model.eval().score_maps(prepared[None])
     row, column = heard.places[0].tolist()
     top, left, bottom, right = found.window
     for at, of_map, first, last in ((found.place[0], row, top, bottom), (found.place[1], column, left, right)):

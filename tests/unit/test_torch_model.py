@@ -24,7 +24,7 @@ from anomalib_sgfr.core.patch_grid import slots, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.features import tiling
 from anomalib_sgfr.features.layers import scales_of
-from anomalib_sgfr.memory_bank import Bank, residual_maps
+from anomalib_sgfr.memory_bank import MemoryBank, residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -367,7 +367,7 @@ def test_map_and_score_hear_each_their_own() -> None:
         coarse = bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
         spread = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
         alone[whole.embedder.layers[scale.members[0]]] = GaussianBlur2d(sigma=4.0)(spread)
-    heard = whole.hear(images)
+    heard = whole.score_maps(images)
     torch.testing.assert_close(heard.anomaly_map, alone["layer1"] + alone["layer2"] + alone["layer3"])
     torch.testing.assert_close(heard.score_map, alone["layer2"] + alone["layer3"] + alone["layer4"])
     found = whole(images)
@@ -386,7 +386,7 @@ def test_scales_of_any_length_weigh_alike() -> None:
     images = torch.randn(2, 3, 64, 64)
     embeddings = model.embed(images)
     expected = model.score(embeddings, (64, 64))
-    longer = model.refitted(model.learnt)
+    longer = model.with_banks(model.fitted_state)
     factors = (8.0, 0.25, 2.0, 64.0)
     for bank, factor in zip(longer.banks, factors, strict=True):
         bank.set(factor * bank.atoms)
@@ -543,8 +543,10 @@ def test_a_large_batch_needs_no_more_memory_than_its_chunks(monkeypatch: pytest.
     model = fitted()
     monkeypatch.setattr(loops, "_CHUNK_VALUES", 50_000)
     rows: list[tuple[int, int]] = []
-    find = Bank._products
-    monkeypatch.setattr(Bank, "_products", lambda self, patches: (rows.append(patches.shape), find(self, patches))[1])
+    find = MemoryBank._products
+    monkeypatch.setattr(
+        MemoryBank, "_products", lambda self, patches: (rows.append(patches.shape), find(self, patches))[1]
+    )
     model(torch.randn(4, 3, 128, 128))
     for bank, number in zip(model.banks, (4 * 16 * 16, 4 * 8 * 8), strict=True):
         atoms, width = bank.atoms.shape
@@ -564,7 +566,7 @@ def test_atoms_of_one_image_are_left_out_of_every_scale_to_score_with(solver: st
     for bank, fewer in zip(model.banks, expected.banks, strict=True):
         bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 5)
         fewer.set(bank.atoms[bank.origin[:, 0] != 2], nominal=float(bank.nominal))  # measured as all are
-    left = model.score(model.embed(images), (64, 64), model.without([2]))
+    left = model.score(model.embed(images), (64, 64), model.banks_without([2]))
     torch.testing.assert_close(left.anomaly_map, expected(images).anomaly_map)
     assert torch.equal(model(images).anomaly_map, whole)
 

@@ -5,7 +5,7 @@ import torch
 
 from anomalib_sgfr.core.clusters import centred
 from anomalib_sgfr.core.sampler import SubspaceSampler
-from benchmarks.common.banks import covers
+from benchmarks.common.banks import scale_clusters
 
 
 @pytest.mark.parametrize("size", [100, 4000])
@@ -14,9 +14,9 @@ def test_a_bank_is_that_of_the_product_s_sampler_whatever_others_are_asked_for(s
     sampler = SubspaceSampler(size)
     for batch in patches:
         sampler.observe(batch)
-    expected = centred(sampler.cover())
+    expected = centred(sampler.clusters())
     assert len(expected.atoms) == size
     for sizes in ([size], [size, 1000, 40]):
-        found = dict(covers(patches, sizes))
+        found = dict(scale_clusters(patches, sizes))
         assert list(found) == sorted(sizes)
         assert all(torch.equal(one, other) for one, other in zip(found[size], expected, strict=True))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core.certificate import Certificate, ScaleCertificate, certify
-from anomalib_sgfr.core.clusters import Cover, centred, settle
+from anomalib_sgfr.core.clusters import Clusters, centred, settle
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 
@@ -20,11 +20,11 @@ def residuals(points: Tensor, bank: Tensor, solver: str, k: int, regularisation:
     return found[solver]().norm(dim=1).double()
 
 
-def stream(points: Tensor, size: int) -> Cover:
+def stream(points: Tensor, size: int) -> Clusters:
     sampler = SubspaceSampler(bank_size=size, working_size=1)
     for batch in points.split(170):
         sampler.observe(batch)
-    return sampler.cover()
+    return sampler.clusters()
 
 
 @pytest.mark.parametrize("regularisation", [0.0, 1e-3, 0.3])
@@ -34,9 +34,9 @@ def stream(points: Tensor, size: int) -> Cover:
 def test_no_residual_exceeds_its_bound(solver: str, k: int, regularisation: float, seed: int, moved: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(2500, 12, generator=generator) * torch.rand(2500, 1, generator=generator) + 1
-    cover = centred(stream(points, 60)) if moved else stream(points, 60)
-    certificate = certify(cover, solver, k, regularisation)
-    found = residuals(points, cover.atoms, solver, k, regularisation)
+    clusters = centred(stream(points, 60)) if moved else stream(points, 60)
+    certificate = certify(clusters, solver, k, regularisation)
+    found = residuals(points, clusters.atoms, solver, k, regularisation)
     assert certificate.patches == 2500
     assert float(found.max()) <= certificate.largest
     assert float(found.mean()) <= certificate.mean
@@ -49,18 +49,18 @@ def test_no_residual_exceeds_its_bound(solver: str, k: int, regularisation: floa
 def test_the_bound_is_attained_where_nothing_was_dropped_twice() -> None:
     points = torch.tensor([[0.0, 0.0], [10.0, 0.0]]).repeat_interleave(3, 0)
     points[1, 1], points[4, 1] = 0.5, 0.25
-    cover = stream(points, 2)
-    found = torch.cdist(points, cover.atoms).amin(1)
-    assert certify(cover, "affine").largest == pytest.approx(float(found.max()), rel=1e-3)
+    clusters = stream(points, 2)
+    found = torch.cdist(points, clusters.atoms).amin(1)
+    assert certify(clusters, "affine").largest == pytest.approx(float(found.max()), rel=1e-3)
     by_atom = found.reshape(2, 3).square().mean(1).sqrt()  # means are bounded by root mean squares
-    assert certify(cover, "affine").means.tolist() == pytest.approx(by_atom.tolist(), rel=1e-3)
-    assert certify(cover, "affine").mean == pytest.approx(float(by_atom.mean()), rel=1e-3)
+    assert certify(clusters, "affine").means.tolist() == pytest.approx(by_atom.tolist(), rel=1e-3)
+    assert certify(clusters, "affine").mean == pytest.approx(float(by_atom.mean()), rel=1e-3)
 
 
-def formula(cover: Cover, solver: str, k: int, regularisation: float) -> tuple[np.ndarray, np.ndarray]:
+def formula(clusters: Clusters, solver: str, k: int, regularisation: float) -> tuple[np.ndarray, np.ndarray]:
     """Bounds and means of the docstring, atom by atom, with numpy."""
-    atoms, radius, count, squares = (part.double().numpy() for part in cover[:4])
-    eps, width = float(torch.finfo(cover.atoms.dtype).eps), atoms.shape[1]
+    atoms, radius, count, squares = (part.double().numpy() for part in clusters[:4])
+    eps, width = float(torch.finfo(clusters.atoms.dtype).eps), atoms.shape[1]
     found = []
     for atom, beta, number, total in zip(atoms, radius, count, squares, strict=True):
         beside = np.sort(np.sqrt(((atoms - atom) ** 2).sum(1)))
@@ -95,18 +95,18 @@ def formula(cover: Cover, solver: str, k: int, regularisation: float) -> tuple[n
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_the_bounds_are_those_of_the_formula(solver: str, k: int, regularisation: float, offset: float) -> None:
     points = torch.randn(600, 7) + offset
-    cover = settle(Cover.of(points[:40]), Cover.of(points[40:]))
-    bounds, means = formula(cover, solver, k, regularisation)
-    certificate = certify(cover, solver, k, regularisation)
+    clusters = settle(Clusters.of(points[:40]), Clusters.of(points[40:]))
+    bounds, means = formula(clusters, solver, k, regularisation)
+    certificate = certify(clusters, solver, k, regularisation)
     rounding = 1 + 3e-4  # with room for it the other way, too
     for found, wanted in ((certificate.bounds.numpy(), bounds), (certificate.means.numpy(), means)):
         assert bool((wanted <= found).all())
         assert bool((found <= wanted * rounding).all())
-    mean = float((means * cover.count.numpy()).sum() / 600)
+    mean = float((means * clusters.count.numpy()).sum() / 600)
     assert bounds.max() <= certificate.largest <= bounds.max() * rounding
     assert mean <= certificate.mean <= mean * rounding
     assert certificate.patches == 600
-    assert torch.equal(certificate.counts, cover.count)
+    assert torch.equal(certificate.counts, clusters.count)
 
 
 def test_a_histogram_counts_each_patch_at_the_bound_of_its_atom() -> None:
@@ -124,8 +124,8 @@ def test_the_bound_is_attained_across_what_the_atoms_span(solver: str, k: int) -
     """A patch straight above an atom is no better rebuilt by any other."""
     atoms = torch.cat((torch.randn(6, 3) + 5, torch.zeros(6, 1)), 1).double()
     points = atoms[2] + torch.tensor([[0.0, 0.0, 0.0, 0.25]])
-    cover = settle(Cover.of(atoms), Cover.of(points))
-    certificate = certify(cover, solver, k)
+    clusters = settle(Clusters.of(atoms), Clusters.of(points))
+    certificate = certify(clusters, solver, k)
     assert float(certificate.bounds[2]) == pytest.approx(0.25, rel=1e-3)
     assert float(certificate.means[2]) == pytest.approx(0.25 / 2**0.5, rel=1e-3)
     assert residuals(points, atoms, solver, k, 0.0).tolist() == pytest.approx([0.25])
@@ -138,8 +138,8 @@ def test_a_pursuit_far_from_the_origin_is_certified_too(offset: float, k: int, s
     """Products of nearly parallel vectors do not tell the nearest from its neighbours in 32 bits."""
     points = (0.1 * torch.randn(5, 12) + offset).repeat_interleave(200, 0)
     points += 1e-3 * torch.randn(points.shape, generator=torch.Generator().manual_seed(seed))
-    cover = settle(Cover.of(points[::200]), Cover.of(points))
-    found, certificate = residuals(points, cover.atoms, "omp", k, 0.0), certify(cover, "omp", k)
+    clusters = settle(Clusters.of(points[::200]), Clusters.of(points))
+    found, certificate = residuals(points, clusters.atoms, "omp", k, 0.0), certify(clusters, "omp", k)
     assert float(found.max()) <= certificate.largest
     assert float(found.mean()) <= certificate.mean
 
@@ -161,7 +161,7 @@ def test_what_rounding_leaves_of_the_atoms_themselves_is_certified_too(
         one, shift = torch.randn(2, 40, width, generator=generator, dtype=dtype)
         bank = torch.cat((one, one + apart * shift)) + offset
         found = residuals(bank, bank, solver, k, regularisation)
-        certificate = certify(Cover.of(bank), solver, k, regularisation)
+        certificate = certify(Clusters.of(bank), solver, k, regularisation)
         assert float(found.max()) <= certificate.largest
         assert float(found.mean()) <= certificate.mean
         precision = torch.finfo(dtype).eps
@@ -189,7 +189,7 @@ def test_bounds_in_another_unit_hold_there() -> None:
 
 
 def test_a_bank_of_all_patches_rebuilds_each_of_them() -> None:
-    certificate = certify(Cover.of(torch.randn(40, 6)), "affine", 5, 0.0)
+    certificate = certify(Clusters.of(torch.randn(40, 6)), "affine", 5, 0.0)
     assert certificate.largest == 0.0
     counts, edges = certificate.histogram(4)
     assert counts.tolist() == [40, 0, 0, 0]
@@ -200,6 +200,6 @@ def test_a_bank_of_all_patches_rebuilds_each_of_them() -> None:
 
 def test_it_says_nothing_false_of_a_bank_smaller_than_the_support() -> None:
     points = torch.randn(500, 4)
-    cover = stream(points, 3)
-    found = residuals(points, cover.atoms, "affine", 10, 1e-3)
-    assert float(found.max()) <= certify(cover, "affine", 10, 1e-3).largest
+    clusters = stream(points, 3)
+    found = residuals(points, clusters.atoms, "affine", 10, 1e-3)
+    assert float(found.max()) <= certify(clusters, "affine", 10, 1e-3).largest

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalib_sgfr.core.patch_grid import (
-    Place,
+    PatchIndex,
     cropped_to_image,
     grid_of,
     origins,
@@ -33,19 +33,19 @@ def test_origins_say_where_the_patches_were() -> None:
 
 
 def test_a_place_on_another_grid_is_where_its_corner_lies() -> None:
-    assert Place(5, 30, (16, 32)).on((8, 16)) == Place(2, 15, (8, 16))
-    assert Place(2, 15, (8, 16)).on((16, 32)) == Place(4, 30, (16, 32))
+    assert PatchIndex(5, 30, (16, 32)).on((8, 16)) == PatchIndex(2, 15, (8, 16))
+    assert PatchIndex(2, 15, (8, 16)).on((16, 32)) == PatchIndex(4, 30, (16, 32))
     for row in range(13):
         for column in range(20):
-            there = Place(row, column, (13, 20)).on((7, 10))
-            corner, window = Place(row, column, (13, 20)).window((91, 140)), there.window((91, 140))
+            there = PatchIndex(row, column, (13, 20)).on((7, 10))
+            corner, window = PatchIndex(row, column, (13, 20)).window((91, 140)), there.window((91, 140))
             assert window.top <= corner.top + 1e-9 < window.top + window.height
             assert window.left <= corner.left + 1e-9 < window.left + window.width
 
 
 def test_a_window_is_around_the_middle_of_the_patch() -> None:
-    assert Place(1, 3, (4, 8)).window((64, 256)) == (16.0, 96.0, 16.0, 32.0)
-    window = Place(0, 7, (4, 8)).window((64, 256), across=3)
+    assert PatchIndex(1, 3, (4, 8)).window((64, 256)) == (16.0, 96.0, 16.0, 32.0)
+    window = PatchIndex(0, 7, (4, 8)).window((64, 256), across=3)
     assert window == (-16.0, 192.0, 48.0, 96.0)
 
 

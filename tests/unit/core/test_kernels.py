@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core import clusters as cover
+from anomalib_sgfr.core import clusters
 from anomalib_sgfr.core import gpu as kernels
 from anomalib_sgfr.core import gpu as on_card
 from anomalib_sgfr.core import k_center as selection
-from anomalib_sgfr.core.clusters import Cover
+from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.neighbours import search_index
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.features.embedding import pool
-from anomalib_sgfr.memory_bank import Bank, residual_maps
+from anomalib_sgfr.memory_bank import MemoryBank, residual_maps
 
 triton = pytest.importorskip("triton", reason="this build of PyTorch comes without Triton")
 
@@ -118,7 +118,7 @@ def test_binomial_averages(shape: tuple[int, ...]) -> None:
 
 @runs
 def test_a_bank_forgets_what_was_made_of_other_atoms() -> None:
-    its_bank, embedding = Bank().to(DEVICE), torch.randn(1, 8, 2, 2, device=DEVICE)
+    its_bank, embedding = MemoryBank().to(DEVICE), torch.randn(1, 8, 2, 2, device=DEVICE)
     found = []
     for _ in range(2):
         atoms = torch.randn(40, 8, device=DEVICE)
@@ -132,7 +132,7 @@ def test_a_bank_forgets_what_was_made_of_other_atoms() -> None:
 @runs
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
 def test_banks_use_them_compiled_too(backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    banks = [Bank().to(DEVICE), Bank().to(DEVICE)]
+    banks = [MemoryBank().to(DEVICE), MemoryBank().to(DEVICE)]
     embeddings = [torch.randn(2, 24, 4, 4, device=DEVICE), torch.randn(2, 8, 2, 2, device=DEVICE)]
     for its_bank, part in zip(banks, embeddings, strict=True):
         its_bank.set(torch.randn(300, part.shape[1], device=DEVICE))
@@ -149,7 +149,7 @@ def test_banks_use_them_compiled_too(backend: str | None, monkeypatch: pytest.Mo
 
 def test_banks_go_without_where_there_is_none() -> None:
     embedding = torch.randn(1, 8, 2, 2, dtype=torch.float64)
-    plain, wide = Bank(), Bank(num_atoms=8)
+    plain, wide = MemoryBank(), MemoryBank(num_atoms=8)
     for its_bank in (plain, wide):
         its_bank.set(torch.randn(30, 8))
         assert not its_bank.has_kernel(embedding)
@@ -163,13 +163,13 @@ def test_banks_go_without_where_there_is_none() -> None:
 @runs
 def test_the_search_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(700, 6, device=DEVICE)
-    before = Cover.of(points[:300])._replace(count=torch.randint(1, 50, (300,), device=DEVICE))
+    before = Clusters.of(points[:300])._replace(count=torch.randint(1, 50, (300,), device=DEVICE))
     for threshold in (0.0, 0.9, 100.0):
-        monkeypatch.setattr(cover, "_LOOKED_AT_FIRST", 64)
-        found = cover.absorb(before, points[300:], threshold)
+        monkeypatch.setattr(clusters, "_LOOKED_AT_FIRST", 64)
+        found = clusters.absorb(before, points[300:], threshold)
         with monkeypatch.context() as patched:
             _plain(patched)
-            expected = cover.absorb(before, points[300:], threshold)
+            expected = clusters.absorb(before, points[300:], threshold)
         assert torch.equal(found.atoms, expected.atoms)
         assert torch.equal(found.count, expected.count)
         torch.testing.assert_close(list(found), list(expected))
@@ -195,11 +195,11 @@ def test_a_stream_is_learnt_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal embeddings, equal banks."""
     stream = torch.randn(1500, 5).cumsum(1).to(DEVICE)
 
-    def learn() -> Cover:
+    def learn() -> Clusters:
         sampler = SubspaceSampler(60, working_size=200)
         for batch in stream.split(150):
             sampler.observe(batch)
-        return sampler.cover()
+        return sampler.clusters()
 
     found = learn()
     _plain(monkeypatch)

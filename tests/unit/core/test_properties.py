@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from anomalib_sgfr.core.certificate import certify
-from anomalib_sgfr.core.clusters import Cover, merge
+from anomalib_sgfr.core.clusters import Clusters, merge
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine, affine_distance, omp
 
@@ -66,21 +66,21 @@ def test_more_atoms_never_leave_more_of_a_pursuit(pair: tuple[Tensor, Tensor]) -
 
 @hypothesis.given(matrices(4, 60), matrices(4, 60), st.integers(1, 12), st.sampled_from(["affine", "omp", "ridge"]))
 def test_the_certificate_holds_whatever_the_order_of_merging(one: Tensor, two: Tensor, size: int, solver: str) -> None:
-    covers = []
+    scale_clusters = []
     for part in (one, two):
         sampler = SubspaceSampler(size, working_size=1)
         for batch in part.split(7):
             sampler.observe(batch)
-        covers.append(sampler.cover())
+        scale_clusters.append(sampler.clusters())
     everything = torch.cat((one, two))
-    for order in (covers, covers[::-1]):
-        cover, _ = merge(order, size)
-        certificate = certify(cover, solver, 3, 1e-3)
+    for order in (scale_clusters, scale_clusters[::-1]):
+        clusters, _ = merge(order, size)
+        certificate = certify(clusters, solver, 3, 1e-3)
         assert certificate.patches == len(everything)
-        nearest = torch.cdist(everything, cover.atoms, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-        assert float(nearest.amax()) <= float(cover.radius.amax()) * (1 + 1e-6) + 1e-3
+        nearest = torch.cdist(everything, clusters.atoms, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        assert float(nearest.amax()) <= float(clusters.radius.amax()) * (1 + 1e-6) + 1e-3
         if solver == "affine":
-            left = affine(everything, cover.atoms, 3, 1e-3).residual.norm(dim=1)
+            left = affine(everything, clusters.atoms, 3, 1e-3).residual.norm(dim=1)
             assert float(left.amax()) <= certificate.largest + 1e-3
             assert float(left.mean()) <= certificate.mean + 1e-3
 
@@ -104,6 +104,6 @@ def test_every_embedding_counts_once_however_it_is_batched(points: Tensor, size:
     sampler = SubspaceSampler(size, working_size=1)
     for part in points.split(batch):
         sampler.observe(part)
-    cover: Cover = sampler.cover()
-    assert int(cover.count.sum()) == len(points)
-    assert 1 <= len(cover.atoms) <= size
+    clusters: Clusters = sampler.clusters()
+    assert int(clusters.count.sum()) == len(points)
+    assert 1 <= len(clusters.atoms) <= size

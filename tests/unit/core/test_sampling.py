@@ -7,14 +7,14 @@ from torch import Tensor
 from anomalib_sgfr.core import linear_algebra
 from anomalib_sgfr.core import sampler as sampling
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
-from anomalib_sgfr.core.clusters import Cover, centred
+from anomalib_sgfr.core.clusters import Clusters, centred
 from anomalib_sgfr.core.k_center import farthest_first
 from anomalib_sgfr.core.sampler import WORKING_SIZE, SubspaceSampler
-from anomalib_sgfr.memory_bank import Bank
+from anomalib_sgfr.memory_bank import MemoryBank
 from tests.conftest import coverage, distances
 
 
-def clusters(per_cluster: int = 400, number: int = 8, width: int = 6, seed: int = 0) -> Tensor:
+def clustered(per_cluster: int = 400, number: int = 8, width: int = 6, seed: int = 0) -> Tensor:
     """Tight clusters, far apart, in random order."""
     generator = torch.Generator().manual_seed(seed)
     centres = 10 * torch.randn(number, width, generator=generator)
@@ -33,7 +33,7 @@ def test_a_short_stream_is_kept_whole() -> None:
 
 
 def test_every_cluster_of_the_stream_is_covered() -> None:
-    points = clusters()
+    points = clustered()
     sampler = SubspaceSampler(bank_size=16, working_size=1)
     for batch in points.split(100):
         sampler.observe(batch)
@@ -68,11 +68,11 @@ def test_reading_the_bank_changes_nothing_that_follows() -> None:
     banks = []
     for reads in (False, True):
         sampler = SubspaceSampler(40, working_size=100)
-        for batch in clusters(seed=4).split(90):
+        for batch in clustered(seed=4).split(90):
             sampler.observe(batch)
             if reads:
-                cover, threshold = sampler.learnt()
-                assert len(cover.atoms) <= 40
+                clusters, threshold = sampler.fitted_state()
+                assert len(clusters.atoms) <= 40
                 assert threshold >= sampler.threshold_
         banks.append(sampler.bank())
     assert torch.equal(*banks)
@@ -84,7 +84,7 @@ def test_memory_is_bounded_by_the_bank_not_the_stream(batch: int, monkeypatch: p
     thinned: list[int] = []
     thin = sampling.thin
     monkeypatch.setattr(
-        sampling, "thin", lambda cover, *rest: (thinned.append(len(cover.atoms)), thin(cover, *rest))[1]
+        sampling, "thin", lambda clusters, *rest: (thinned.append(len(clusters.atoms)), thin(clusters, *rest))[1]
     )
     for part in torch.randn(5000, 3).split(batch):
         sampler.observe(part)
@@ -104,11 +104,11 @@ def test_every_embedding_is_accounted_for_however_many_atoms_retire() -> None:
         held = max(held, sampler.atoms_held + len(sampler._retired.atoms))
     points = torch.cat(batches)
     for _ in range(2):  # reading settles nothing for good
-        cover = sampler.cover()
-        found = distances(points, cover.atoms)
-        assert int(cover.count.sum()) == len(points)
-        assert float(found.max()) <= float(cover.radius.max()) * (1 + 1e-5)
-        assert float(found.square().sum()) <= float(cover.squares.sum()) * (1 + 1e-5)
+        clusters = sampler.clusters()
+        found = distances(points, clusters.atoms)
+        assert int(clusters.count.sum()) == len(points)
+        assert float(found.max()) <= float(clusters.radius.max()) * (1 + 1e-5)
+        assert float(found.square().sum()) <= float(clusters.squares.sum()) * (1 + 1e-5)
     assert held <= 60
 
 
@@ -116,7 +116,7 @@ def test_the_same_stream_gives_the_same_bank() -> None:
     banks = []
     for _ in range(2):
         sampler = SubspaceSampler(bank_size=64, working_size=1)
-        for batch in clusters(seed=3).split(128):
+        for batch in clustered(seed=3).split(128):
             sampler.observe(batch)
         banks.append(sampler.bank())
     assert torch.equal(*banks)
@@ -150,16 +150,16 @@ def test_neither_reading_nor_feeding_shares_the_store(
     sampler = SubspaceSampler(bank_size, working_size=working_size)
     given = [*batches.to(dtype), origin.clone()]
     if resumed:
-        cover = Cover(*(part.clone() for part in Cover.of(batches[3], origin)))
-        sampler.resume(cover, 0.1)
-        given += list(cover)
+        clusters = Clusters(*(part.clone() for part in Clusters.of(batches[3], origin)))
+        sampler.resume(clusters, 0.1)
+        given += list(clusters)
     for batch in given[:4]:
         sampler.observe(batch, given[4])
     assert bool(sampler._waiting) == (working_size > 6)
-    before = Cover(*(part.clone() for part in sampler.cover()))
-    for part in (*given, sampler.bank(), *sampler.learnt(6)[0], *sampler.cover()):
+    before = Clusters(*(part.clone() for part in sampler.clusters()))
+    for part in (*given, sampler.bank(), *sampler.fitted_state(6)[0], *sampler.clusters()):
         part.fill_(77)
-    for part, kept in zip(sampler.cover(), before, strict=True):
+    for part, kept in zip(sampler.clusters(), before, strict=True):
         assert torch.equal(part, kept)
 
 
@@ -200,13 +200,13 @@ def test_arguments_have_the_defaults_they_say() -> None:
 
 def test_resuming_goes_on_with_what_was_seen() -> None:
     sampler = SubspaceSampler(5, tolerance=0.5)
-    cover = Cover.of(torch.arange(6.0).reshape(3, 2))._replace(count=torch.tensor([4, 5, 6]))
+    clusters = Clusters.of(torch.arange(6.0).reshape(3, 2))._replace(count=torch.tensor([4, 5, 6]))
     for threshold in (0.25, 0.75):
-        sampler.resume(cover, threshold)
+        sampler.resume(clusters, threshold)
         assert (sampler.patches_seen_, sampler.atoms_held) == (15, 3)
         assert sampler.threshold_ == max(threshold, 0.5)
     sampler.observe(torch.tensor([[0.7, 1.0], [0.0, 2.0]]))
-    assert sorted(sampler.cover().count.tolist()) == [1, 5, 5, 6]
+    assert sorted(sampler.clusters().count.tolist()) == [1, 5, 5, 6]
     assert sampler.patches_seen_ == 17
 
 
@@ -221,7 +221,7 @@ def test_bad_arguments_are_named() -> None:
 
 def nearest_certificate(sampler: SubspaceSampler) -> ScaleCertificate:
     """Certificate for the distance from the nearest atom."""
-    return certify(sampler.cover(), "affine", num_atoms=1)
+    return certify(sampler.clusters(), "affine", num_atoms=1)
 
 
 @pytest.mark.parametrize("size", [1, 7, 60, 400, 1100])
@@ -271,31 +271,31 @@ def test_a_tolerance_is_kept_but_for_rounding_and_the_radius_says_what_holds(sha
     sampler = SubspaceSampler(1000, tolerance=tolerance)
     for batch in points.split(100):
         sampler.observe(batch)
-    cover, threshold = sampler.learnt()
-    bank = Bank(num_atoms=1, regularisation=0.0)
-    bank.set(centred(cover, tolerance), threshold)
+    clusters, threshold = sampler.fitted_state()
+    bank = MemoryBank(num_atoms=1, regularisation=0.0)
+    bank.set(centred(clusters, tolerance), threshold)
     worst = []
-    for atoms, radius in ((cover.atoms, cover.radius), (bank.atoms, bank.radius)):
+    for atoms, radius in ((clusters.atoms, clusters.radius), (bank.atoms, bank.radius)):
         exact = torch.cdist(points.double(), atoms.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
         worst.append(float(exact.max()))
         assert worst[-1] <= float(radius.max()) * (1 + 1e-4)
     assert worst[0] <= (tolerance**2 + 1e-6 * length**2) ** 0.5
     assert worst[1] <= (tolerance**2 + 4e-6 * length**2) ** 0.5  # in 16 bits
     assert (worst[0] > tolerance) == (share < 3e-3)
-    assert 50 <= len(cover.atoms) < 1000
+    assert 50 <= len(clusters.atoms) < 1000
 
 
 def test_blocks_do_not_change_what_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(900, 4, dtype=torch.float64)
 
-    def learn() -> tuple[Cover, float]:
+    def learn() -> tuple[Clusters, float]:
         sampler = SubspaceSampler(60, working_size=200)
         for batch in points.split(150):
             sampler.observe(batch)
-        return sampler.learnt()
+        return sampler.fitted_state()
 
-    cover, threshold = learn()
+    clusters, threshold = learn()
     monkeypatch.setattr(linear_algebra, "_PRODUCT_VALUES", 1000)  # a few rows, and of the last block fewer
     again, its_threshold = learn()
-    torch.testing.assert_close(list(again), list(cover), equal_nan=True)
+    torch.testing.assert_close(list(again), list(clusters), equal_nan=True)
     assert its_threshold == pytest.approx(threshold)

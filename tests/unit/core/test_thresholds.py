@@ -15,10 +15,10 @@ from sklearn.metrics import f1_score
 
 from anomalib_sgfr.post_processing.thresholds import (
     LEAST_RATE,
-    alarm_threshold,
     clear_of,
     combined_threshold,
-    dividing_threshold,
+    conformal_threshold,
+    f1_threshold,
     few_units_warning,
     require_rate,
     supported_rate,
@@ -33,19 +33,19 @@ def test_the_realised_rate_is_at_most_the_chosen(rate: float, spread: float) -> 
     realised = []
     for _ in range(200):
         scores = np.exp(spread * rng.normal(size=250))
-        realised.append(np.mean(np.exp(spread * rng.normal(size=1000)) > alarm_threshold(scores, rate)))
+        realised.append(np.mean(np.exp(spread * rng.normal(size=1000)) > conformal_threshold(scores, rate)))
     assert np.mean(realised) <= 1.1 * rate
     assert np.mean(realised) >= 0.7 * rate  # and no more timid than it must be
 
 
 def test_too_few_scores_are_extrapolated() -> None:
     scores = np.random.default_rng(0).exponential(size=40)
-    one_in_a_hundred, one_in_a_thousand = (alarm_threshold(scores, rate) for rate in (0.01, 0.001))
+    one_in_a_hundred, one_in_a_thousand = (conformal_threshold(scores, rate) for rate in (0.01, 0.001))
     assert scores.max() < one_in_a_thousand
     assert one_in_a_hundred < one_in_a_thousand
     assert one_in_a_thousand == pytest.approx(-np.log(0.001), rel=0.4)
-    assert np.isfinite(alarm_threshold([3.0], 0.01))
-    assert alarm_threshold([3.0] * 10, 0.01) == 3.0
+    assert np.isfinite(conformal_threshold([3.0], 0.01))
+    assert conformal_threshold([3.0] * 10, 0.01) == 3.0
 
 
 @pytest.mark.parametrize("number", [1, 2, 5, 19, 40])
@@ -53,7 +53,7 @@ def test_a_smaller_rate_never_lowers_the_threshold(number: int) -> None:
     rates = np.geomspace(1e-4, 0.9, 60).tolist()
     for seed in range(50):
         scores = np.random.default_rng(seed).normal(10.0, 1.0, size=number).tolist()
-        thresholds = [alarm_threshold(scores, rate) for rate in rates]
+        thresholds = [conformal_threshold(scores, rate) for rate in rates]
         assert thresholds == sorted(thresholds, reverse=True)
 
 
@@ -71,7 +71,7 @@ def test_a_smaller_rate_never_lowers_the_threshold(number: int) -> None:
 )
 def test_bad_input_is_refused(scores: list[float], rate: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        alarm_threshold(scores, rate)
+        conformal_threshold(scores, rate)
 
 
 def test_pictures_of_one_part_have_the_weight_of_one() -> None:
@@ -90,8 +90,8 @@ def test_pictures_of_one_part_have_the_weight_of_one() -> None:
         new, new_units = parts(400)
         weight = 1.0 / np.bincount(new_units)[new_units]
         for realised, threshold in (
-            (by_unit, alarm_threshold(scores, 0.05, units.tolist())),
-            (by_image, alarm_threshold(scores, 0.05)),
+            (by_unit, conformal_threshold(scores, 0.05, units.tolist())),
+            (by_image, conformal_threshold(scores, 0.05)),
         ):
             realised.append(np.average(new > threshold, weights=weight))
     assert 0.03 <= np.mean(by_unit) <= 0.055
@@ -102,13 +102,13 @@ def test_pictures_of_one_part_have_the_weight_of_one() -> None:
 @pytest.mark.parametrize("rate", [1e-4, 0.01, 0.3])
 def test_saying_everything_thrice_changes_nothing(number: int, rate: float) -> None:
     scores = np.random.default_rng(number).normal(10.0, 1.0, size=number).tolist()
-    thrice = alarm_threshold(scores * 3, rate, list(range(number)) * 3)
-    assert thrice == pytest.approx(alarm_threshold(scores, rate))
+    thrice = conformal_threshold(scores * 3, rate, list(range(number)) * 3)
+    assert thrice == pytest.approx(conformal_threshold(scores, rate))
 
 
 def test_units_and_scores_must_be_equally_many() -> None:
     with pytest.raises(ValueError, match="a unit for each score, got 1 for 2"):
-        alarm_threshold([1.0, 2.0], 0.1, ["a"])
+        conformal_threshold([1.0, 2.0], 0.1, ["a"])
 
 
 @pytest.mark.parametrize(("rate", "units"), [(0.1, 29), (0.05, 59), (0.02, 149), (0.01, 299)])
@@ -123,7 +123,7 @@ def test_so_many_units_support_a_rate(rate: float, units: int) -> None:
 def test_separated_scores_are_separated(bad: int) -> None:
     rng = np.random.default_rng(bad)
     good, defective = rng.uniform(1.0, 2.0, 20), rng.uniform(3.0, 9.0, bad)
-    threshold = dividing_threshold(good.tolist(), defective.tolist())
+    threshold = f1_threshold(good.tolist(), defective.tolist())
     assert threshold == pytest.approx((good.max() + defective.min()) / 2, rel=1e-7)
 
 
@@ -133,15 +133,15 @@ def test_overlapping_scores_are_divided_at_the_largest_f1() -> None:
         good, bad = rng.integers(0, 12, rng.integers(1, 20)), rng.integers(4, 20, rng.integers(1, 20))
         scores, truth = np.concatenate((good, bad)), np.repeat([0, 1], (len(good), len(bad)))
         best = max(f1_score(truth, scores > value - 0.5, zero_division=0) for value in scores)
-        threshold = dividing_threshold(good.tolist(), bad.tolist())
+        threshold = f1_threshold(good.tolist(), bad.tolist())
         assert f1_score(truth, scores > threshold, zero_division=0) == pytest.approx(best)
 
 
 def test_equal_scores_are_all_called_anomalous_or_none() -> None:
     for score in (0.0, 1.0, 1e30):
-        assert dividing_threshold([score], [score, score]) < score
+        assert f1_threshold([score], [score, score]) < score
     with pytest.raises(ValueError, match="finite"):
-        dividing_threshold([], [1.0])
+        f1_threshold([], [1.0])
 
 
 @pytest.mark.parametrize("number", [1, 3, 4, 7, 9, 19, 39, 40, 99])
@@ -149,7 +149,7 @@ def test_equal_scores_are_all_called_anomalous_or_none() -> None:
 def test_the_threshold_is_that_of_the_formula(number: int, share: Fraction) -> None:
     """The order statistic by exact counting; beyond it, an exponential tail by sums written out."""
     scores = sorted(np.random.default_rng(number).exponential(size=number).astype(np.float32).tolist())
-    found = alarm_threshold(scores[::-1], float(share))
+    found = conformal_threshold(scores[::-1], float(share))
     rank = math.ceil((number + 1) * (1 - share))
     if rank <= number:
         assert found == scores[rank - 1]
@@ -163,11 +163,11 @@ def test_the_threshold_is_that_of_the_formula(number: int, share: Fraction) -> N
 
 def test_of_equal_f1_the_one_with_the_fewest_alarms_is_chosen_half_way_to_the_next() -> None:
     # above 4: 1 of 2, no alarm; above 0: 2 of 2, 2 alarms; both 2/3
-    assert dividing_threshold([2.0, 3.0], [1.0, 5.0]) == 4.0
+    assert f1_threshold([2.0, 3.0], [1.0, 5.0]) == 4.0
     # no number lies between: the lower one itself, which is no alarm then
     below = float(np.nextafter(np.float32(5.0), np.float32(0.0)))
-    assert dividing_threshold([below], [5.0]) == below
-    assert dividing_threshold([1.0, below], [0.5, 5.0, 6.0]) == below
+    assert f1_threshold([below], [5.0]) == below
+    assert f1_threshold([1.0, below], [0.5, 5.0, 6.0]) == below
 
 
 # Scores as they are compared: 32-bit numbers, the smallest and the largest among them.
@@ -204,7 +204,7 @@ def best_f1(good: list[float], bad: list[float]) -> Fraction:
 @example([0.0], [0.0])
 @example([3.4028234663852886e38], [3.4028234663852886e38])
 def test_no_threshold_has_a_larger_f1_where_scores_are_compared(good: list[float], bad: list[float]) -> None:
-    threshold = dividing_threshold(good, bad)
+    threshold = f1_threshold(good, bad)
     assert is_32_bit(threshold)
     found, false = alarms(bad, threshold), alarms(good, threshold)
     assert Fraction(2 * found, found + false + len(bad)) == best_f1([*map(np.float32, good)], [*map(np.float32, bad)])
@@ -212,7 +212,7 @@ def test_no_threshold_has_a_larger_f1_where_scores_are_compared(good: list[float
 
 @given(SCORES, RATES)
 def test_the_statistic_is_the_smallest_score_that_few_enough_exceed(scores: list[float], rate: float) -> None:
-    threshold = alarm_threshold(scores, rate)
+    threshold = conformal_threshold(scores, rate)
     assert is_32_bit(threshold)
     allowed = math.floor(Fraction(rate) * (len(scores) + 1) + Fraction(1, 10**9))  # a new one's rank among them
     if allowed == 0:
@@ -233,7 +233,7 @@ def test_the_extrapolation_is_rounded_up(scores: list[float], rate: float) -> No
     tail, base = ordered[number - most :], ordered[max(number - most - 1, 0)]
     excess = sum(score - base for score in tail) / len(tail)
     exact = max(base + excess * math.log(len(tail) / (number + 1) / rate), ordered[-1])
-    threshold = alarm_threshold(scores, rate)
+    threshold = conformal_threshold(scores, rate)
     largest = float(np.finfo(np.float32).max)
     assert threshold >= min(exact * (1.0 - 1e-12), largest)
     assert threshold <= min(float(np.nextafter(np.float32(min(exact, largest)), np.float32(np.inf))), largest)
@@ -241,7 +241,11 @@ def test_the_extrapolation_is_rounded_up(scores: list[float], rate: float) -> No
 
 @pytest.mark.parametrize("rate", [0.0, 1e-310, 1e-7, 1.0, math.nan])
 def test_a_rate_that_nothing_supports_is_refused_by_name(rate: float) -> None:
-    for refused in (units_needed, lambda rate: alarm_threshold([1.0], rate), lambda rate: few_units_warning(9, rate)):
+    for refused in (
+        units_needed,
+        lambda rate: conformal_threshold([1.0], rate),
+        lambda rate: few_units_warning(9, rate),
+    ):
         with pytest.raises(ValueError, match="rate must lie between 0 and 1, and not below 1e-06"):
             refused(rate)
     with pytest.raises(ValueError, match=r"^false_alarm_rate must"):
@@ -278,7 +282,7 @@ def test_the_bound_that_is_named_is_kept_by_19_of_20_calibrations(rate: float) -
         sentence = few_units_warning(units, rate)
         assert sentence is not None
         bound = float(sentence.split("up to ")[1].split("%")[0]) / 100
-        true = [1.0 - alarm_threshold(scores, rate) for scores in rng.uniform(size=(2000, units))]
+        true = [1.0 - conformal_threshold(scores, rate) for scores in rng.uniform(size=(2000, units))]
         if rate * (units + 1) >= 1:  # an order statistic: the bound is exact
             assert np.mean(np.array(true) > bound) == pytest.approx(0.05, abs=0.02)
         else:  # extrapolated: lower still
@@ -328,7 +332,7 @@ def test_the_combined_threshold_is_the_one_of_its_description(
     units = [unit for _, unit in training] + list(range(100, 100 + len(good)))
     decision = combined_threshold(good=good, bad=bad, calibration=nominal, rate=rate, units=units, alarm_cost=cost)
     assert is_32_bit(decision.threshold)
-    threshold = alarm_threshold(nominal, rate, units)
+    threshold = conformal_threshold(nominal, rate, units)
     # as few of the good ones are alarms as the rate explains
     explained = max(alarms for alarms in range(len(good) + 1) if binom.sf(alarms - 1, len(good), rate) >= 0.01 - 1e-9)
     if explained < len(good):
@@ -349,9 +353,9 @@ def test_two_good_and_three_defective_images_do_not_overrule_the_good_ones() -> 
     """By the labels alone the threshold would be half-way to three plain defects, and a fainter one good."""
     training = np.random.default_rng(0).normal(6.0, 1.0, 100).astype(np.float32).tolist()
     good, bad, fainter = [7.0, 7.9], [44.0, 46.0, 50.0], 12.0
-    assert dividing_threshold(good, bad) > fainter
+    assert f1_threshold(good, bad) > fainter
     decision = combined_threshold(good=good, bad=bad, calibration=training + good, rate=0.01)
-    assert decision == (alarm_threshold(training + good, 0.01), "good")
+    assert decision == (conformal_threshold(training + good, 0.01), "good")
     assert decision.threshold < fainter
 
 
@@ -363,7 +367,7 @@ def test_many_defects_beside_two_good_images_do_not_make_everything_an_alarm() -
         bad = rng.normal(7.0, 1.5, 20).tolist()
         decision = combined_threshold(good=good, bad=bad, calibration=training + good, rate=0.01)
         assert np.mean(np.array(new) > decision.threshold) < 0.2
-        flooded.append(np.mean(np.array(new) > dividing_threshold(good, bad)))
+        flooded.append(np.mean(np.array(new) > f1_threshold(good, bad)))
     assert max(flooded) > 0.5  # the labels alone do
 
 
@@ -372,7 +376,7 @@ def test_enough_defects_that_good_images_miss_lower_the_threshold() -> None:
     training, good = rng.normal(5.0, 0.5, 300).tolist(), rng.normal(5.0, 0.5, 10).tolist()
     calibration = [*training, *good, 9.0, 9.5, 9.0, 9.5]  # a few good images look like defects
     bad = rng.normal(7.5, 0.3, 20).tolist()
-    default = alarm_threshold(calibration, 0.01)
+    default = conformal_threshold(calibration, 0.01)
     assert default > 8.5
     decision = combined_threshold(good=good, bad=bad, calibration=calibration, rate=0.01)
     assert decision.by == "labels"
@@ -389,13 +393,13 @@ def test_good_images_that_contradict_the_calibration_count() -> None:
     training = np.random.default_rng(3).normal(5.0, 0.5, 300).tolist()
     shifted = [12.0, 12.5, 13.0, 13.5, 14.0]
     calibration = training + shifted
-    assert sum(score > alarm_threshold(calibration, 0.01) for score in shifted) == 2
+    assert sum(score > conformal_threshold(calibration, 0.01) for score in shifted) == 2
     assert combined_threshold(good=shifted, bad=[], calibration=calibration, rate=0.01) == (13.5, "good")
     for number in (1, 2, 5, 20, 50):
         usual = np.random.default_rng(number).normal(5.0, 0.5, number - 1).tolist()
         calibration = [*training, *usual, 14.0]
         decision = combined_threshold(good=[*usual, 14.0], bad=[], calibration=calibration, rate=0.01)
-        assert decision.threshold == alarm_threshold(calibration, 0.01) < 14.0
+        assert decision.threshold == conformal_threshold(calibration, 0.01) < 14.0
 
 
 def test_copies_of_the_labelled_images_prove_nothing_more() -> None:
@@ -435,7 +439,7 @@ def test_without_labels_of_both_kinds_good_images_decide() -> None:
     calibration = [1.0, 2.0, 3.0]
     for good, bad in (([], []), ([2.0], []), ([], [9.0] * 50), ([], [2.5] * 50)):
         decision = combined_threshold(good=good, bad=bad, calibration=calibration, rate=0.1)
-        assert decision == (alarm_threshold(calibration, 0.1), "good")
+        assert decision == (conformal_threshold(calibration, 0.1), "good")
 
 
 @pytest.mark.parametrize(

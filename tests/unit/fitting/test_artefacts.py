@@ -12,7 +12,7 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Resize, Transform, functional
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.memory_bank import Bank
+from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.training.checkpoint import damage
 from tests.conftest import engine_in, fit, folder_datamodule, small
 
@@ -70,7 +70,7 @@ def test_other_arguments_that_were_asked_for_take_effect(checkpoint: Path) -> No
     for changes in ({"regularisation": 0.5}, {"solver": "affine", "num_atoms": 3}):
         model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", **changes).eval()
         for bank, stored in zip(model.model.banks, plain.model.banks, strict=True):
-            expected = Bank(model.hparams.solver, model.hparams.num_atoms, model.hparams.regularisation)
+            expected = MemoryBank(model.hparams.solver, model.hparams.num_atoms, model.hparams.regularisation)
             expected.set(*stored.state)
             patches = torch.randn(9, bank.atoms.shape[1])
             assert torch.equal(bank.residuals(patches), expected.residuals(patches))

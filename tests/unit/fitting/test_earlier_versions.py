@@ -61,12 +61,12 @@ def test_its_origins_have_grids_now(earlier: tuple[Path, dict[str, Any]]) -> Non
 
 def test_new_images_are_added_to_it(earlier: tuple[Path, dict[str, Any]], parts: Path, tmp_path: Path) -> None:
     model = Sgfr.load_from_checkpoint(earlier[0], map_location="cpu", visualizer=False, evaluator=False)
-    before = copy.deepcopy(model.model.learnt)
+    before = copy.deepcopy(model.model.fitted_state)
     model.update = True
     fit(model, folder_datamodule(parts), tmp_path / "update")
     assert model.certificate().patches == (4 + 12) * (8 * 8 + 4 * 4)
     pictures = [
-        {tuple(atom): picture for atom, picture in zip(state.cover.atoms.tolist(), state.thumbnails, strict=True)}
+        {tuple(atom): picture for atom, picture in zip(state.clusters.atoms.tolist(), state.thumbnails, strict=True)}
         for state in before.states
         if state.thumbnails is not None
     ]
@@ -109,8 +109,8 @@ def test_one_of_a_single_ear_scores_as_it_did_and_is_kept_so(
     path, expected = of_one_ear
     images = torch.rand(2, 3, 128, 128)
     restored = Sgfr.load_from_checkpoint(path)
-    evidence = restored.post_processor.evidence
-    assert evidence.peaks == evidence.scores
+    calibration_scores = restored.post_processor.calibration_scores
+    assert calibration_scores.peaks == calibration_scores.scores
     engine = engine_in(tmp_path)
     engine.predict(restored, dataset=PredictDataset(parts / "bad"))
     engine.trainer.save_checkpoint(tmp_path / "again.ckpt")

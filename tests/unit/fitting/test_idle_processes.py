@@ -9,27 +9,27 @@ from anomalib.metrics import AUPRO, AUROC, Evaluator, F1Max
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from anomalib_sgfr.core.clusters import Cover
+from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.sampler import SubspaceSampler
-from anomalib_sgfr.memory_bank import BankState
-from anomalib_sgfr.torch_model import Learnt
+from anomalib_sgfr.memory_bank import MemoryBankState
+from anomalib_sgfr.torch_model import FittedState
 from anomalib_sgfr.training.distributed import drop_padding, leave_out_empty, unite
 from anomalib_sgfr.training.fit import learn
 from tests.threaded import in_threads
 
 
-def learnt(points: list[float], threshold: float, image: str) -> Learnt:
+def fitted_state(points: list[float], threshold: float, image: str) -> FittedState:
     """Atoms on a line, all of one image."""
     origin = torch.zeros(len(points), 5, dtype=torch.int32)
-    return Learnt([BankState(Cover.of(torch.tensor(points)[:, None], origin), threshold)], [image])
+    return FittedState([MemoryBankState(Clusters.of(torch.tensor(points)[:, None], origin), threshold)], [image])
 
 
 @pytest.mark.parametrize("largest", range(3))
 def test_the_threshold_is_no_smaller_than_any_processs(largest: int) -> None:
     thresholds = [1.0 + 6.0 * (rank == largest) for rank in range(3)]
-    for united in in_threads(lambda rank: unite(learnt([10.0 * rank], thresholds[rank], f"{rank}"), [3])):
+    for united in in_threads(lambda rank: unite(fitted_state([10.0 * rank], thresholds[rank], f"{rank}"), [3])):
         assert united.states[0].threshold == 7.0
-        atoms, origins = united.states[0].cover.atoms, united.states[0].cover.origin
+        atoms, origins = united.states[0].clusters.atoms, united.states[0].clusters.origin
         where = {
             united.images[number]: atom for number, (atom,) in zip(origins[:, 0].tolist(), atoms.tolist(), strict=True)
         }
@@ -39,9 +39,9 @@ def test_the_threshold_is_no_smaller_than_any_processs(largest: int) -> None:
 @pytest.mark.parametrize(("tolerance", "atoms"), [(0.0, 3), (0.5, 2)])
 def test_atoms_of_different_processes_stand_for_each_other_within_the_tolerance(tolerance: float, atoms: int) -> None:
     points = [[0.0], [0.25], [9.0]]
-    for united in in_threads(lambda rank: unite(learnt(points[rank], tolerance, f"{rank}"), [3], tolerance)):
-        assert len(united.states[0].cover.atoms) == atoms
-        assert int(united.states[0].cover.count.sum()) == 3
+    for united in in_threads(lambda rank: unite(fitted_state(points[rank], tolerance, f"{rank}"), [3], tolerance)):
+        assert len(united.states[0].clusters.atoms) == atoms
+        assert int(united.states[0].clusters.count.sum()) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -49,7 +49,7 @@ def test_atoms_of_different_processes_stand_for_each_other_within_the_tolerance(
 def test_a_process_without_images_takes_part_in_a_fit(busy: list[int], dtype: torch.dtype) -> None:
     points = torch.arange(8, dtype=dtype).reshape(4, 2)
 
-    def own(rank: int) -> Learnt:
+    def own(rank: int) -> FittedState:
         samplers = [SubspaceSampler(9), SubspaceSampler(9)]
         for scale, sampler in enumerate(samplers):
             if rank in busy:
@@ -61,8 +61,8 @@ def test_a_process_without_images_takes_part_in_a_fit(busy: list[int], dtype: to
         assert united.images == [f"{rank}" for rank in busy]
         for scale, state in enumerate(united.states):
             seen = torch.cat([points + 100 * rank + 50 * scale for rank in busy])
-            assert state.cover.atoms.dtype == dtype
-            assert torch.equal(state.cover.atoms.sort(0).values, seen)
+            assert state.clusters.atoms.dtype == dtype
+            assert torch.equal(state.clusters.atoms.sort(0).values, seen)
 
 
 def test_all_refuse_a_fit_without_any_image() -> None:

@@ -154,9 +154,11 @@ def test_what_fails_after_all_was_taken_into_use_leaves_the_new_fit(
 
 def test_a_refitted_model_shares_the_backbone_and_changes_nothing(first: Sgfr) -> None:
     before = held(first)
-    learnt = first.model.learnt
-    fewer = learnt._replace(states=[state.rows(torch.arange(10)) for state in learnt.states], images=["one"] * 12)
-    other = first.model.refitted(fewer)
+    fitted_state = first.model.fitted_state
+    fewer = fitted_state._replace(
+        states=[state.rows(torch.arange(10)) for state in fitted_state.states], images=["one"] * 12
+    )
+    other = first.model.with_banks(fewer)
     assert other.embedder is first.model.embedder
     assert [len(bank.atoms) for bank in other.banks] == [10] * 4
     assert other.images == ["one"] * 12
@@ -235,7 +237,7 @@ def test_a_fresh_fit_starts_with_nothing_but_what_was_asked_for(first: Sgfr, oth
     assert state.image < 100.0
     fresh = small(pre_processor=SMALL_IMAGES, trim=0.1, post_processor=NominalPostProcessor(0.2), bank_size=100)
     fit(fresh, others, tmp_path)
-    assert {*state.scores.paths} == {*fresh.post_processor.evidence.paths}
+    assert {*state.scores.paths} == {*fresh.post_processor.calibration_scores.paths}
 
 
 class WithoutSamples(torch.utils.data.Dataset[Any]):
@@ -265,7 +267,7 @@ def test_a_data_set_without_a_table_calibrates_on_the_images_that_were_seen(
         suspected = {path for path, _ in model.suspects}
         assert len(suspected) == math.ceil(0.3 * len(paths))
         assert suspected < paths
-        assert set(model.post_processor.evidence.paths) == paths - suspected
+        assert set(model.post_processor.calibration_scores.paths) == paths - suspected
         assert model.fit_record is not None
         assert model.fit_record.images == len(paths)
 
@@ -277,7 +279,7 @@ def test_a_suspect_without_an_atom_calibrates_nothing(parts: Path, tmp_path: Pat
     suspected = {path for path, _ in model.suspects}
     assert len(suspected) == 3
     training = {str(path) for path in (parts / "good").iterdir()}
-    assert set(model.post_processor.evidence.paths) == training - suspected
+    assert set(model.post_processor.calibration_scores.paths) == training - suspected
 
 
 def test_an_updates_suspects_leave_the_calibration(parts: Path, tmp_path: Path) -> None:
@@ -288,8 +290,8 @@ def test_an_updates_suspects_leave_the_calibration(parts: Path, tmp_path: Path) 
     fit(model, folder_datamodule(parts), tmp_path, limit_val_batches=0)
     suspected = {path for path, _ in model.suspects}
     assert len(suspected) == 3
-    assert len(model.post_processor.evidence.paths) == 9
-    assert suspected.isdisjoint(model.post_processor.evidence.paths)
+    assert len(model.post_processor.calibration_scores.paths) == 9
+    assert suspected.isdisjoint(model.post_processor.calibration_scores.paths)
 
 
 def test_validation_after_an_update_is_the_same_in_memory_and_restored(

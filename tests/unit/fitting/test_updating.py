@@ -172,8 +172,8 @@ def test_all_processes_but_the_first_count_nothing_twice(datamodule: Folder, tmp
         assert mine.tolerance == theirs.tolerance == 0.75
         assert torch.equal(mine.bank(), theirs.bank())
         assert (mine.patches_seen_, theirs.patches_seen_) == (int(bank.count.sum()), 0)
-        assert float(theirs.cover().squares.sum()) == 0.0
-        assert torch.equal(theirs.cover().radius.sort().values, bank.radius.sort().values)
+        assert float(theirs.clusters().squares.sum()) == 0.0
+        assert torch.equal(theirs.clusters().radius.sort().values, bank.radius.sort().values)
     assert all(
         sampler.atoms_held == 0
         for sampler in samplers_for(model.model.banks, [60] * 4, 3.0, update=False, global_rank=0)

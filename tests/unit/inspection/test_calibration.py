@@ -13,13 +13,15 @@ from PIL import Image
 from anomalib_sgfr import NominalPostProcessor
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
-from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind
+from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import fit, folder_datamodule, nominal_threshold, small
 
 
 def calibrated(rate: float, scores: Sequence[float]) -> ThresholdState:
-    return ThresholdState(Evidence.of(scores, Kind.TRAINING, [""] * len(scores)), false_alarm_rate=rate).chosen()
+    return ThresholdState(
+        CalibrationScores.of(scores, Split.TRAINING, [""] * len(scores)), false_alarm_rate=rate
+    ).chosen()
 
 
 def test_scores_stay_in_order_however_far_outside() -> None:

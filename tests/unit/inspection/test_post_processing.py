@@ -18,12 +18,12 @@ from torchvision.transforms.v2 import Resize
 from anomalib_sgfr import NominalPostProcessor, Sgfr, SgfrPostProcessor
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, read_prepared
 from anomalib_sgfr.post_processing.calibration import nominal_scores
-from anomalib_sgfr.post_processing.calibration_scores import Evidence, Kind, require_group, unit_of
+from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split, require_group, unit_of
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import engine_in, fit, folder_datamodule, nominal_threshold, small, write_image
 
 
-def calibrated(scores: Evidence, **asked: Any) -> ThresholdState:
+def calibrated(scores: CalibrationScores, **asked: Any) -> ThresholdState:
     return ThresholdState(scores, **asked).chosen()
 
 
@@ -99,9 +99,9 @@ def test_a_folder_of_good_images_alone_makes_a_threshold(many: Path, tmp_path: P
     fit(model, Folder("good", root=many, normal_dir="good", num_workers=0, seed=0), tmp_path)
     assert predicted(model, many / "more", tmp_path)[1].mean() <= 0.1
     assert predicted(model, many / "bad", tmp_path)[1].all()
-    kinds = model.post_processor.evidence.kinds
-    assert {Kind.TRAINING, Kind.HELD_OUT} == set(kinds)
-    assert len(kinds) == len(set(model.post_processor.evidence.paths)) > 12
+    kinds = model.post_processor.calibration_scores.kinds
+    assert {Split.TRAINING, Split.HELD_OUT} == set(kinds)
+    assert len(kinds) == len(set(model.post_processor.calibration_scores.paths)) > 12
 
 
 class WithoutLabels(Callback):
@@ -115,7 +115,7 @@ class WithoutLabels(Callback):
 def test_validation_without_labels_leaves_a_threshold(many: Path, tmp_path: Path) -> None:
     model = tiny()
     fit(model, folder_datamodule(many, normal_test_dir="more"), tmp_path, callbacks=[WithoutLabels()])
-    assert set(model.post_processor.evidence.kinds) == {Kind.TRAINING}
+    assert set(model.post_processor.calibration_scores.kinds) == {Split.TRAINING}
     assert predicted(model, many / "bad", tmp_path)[1].all()
 
 
@@ -125,7 +125,7 @@ def test_a_second_fit_suspects_anew(many: Path, tmp_path: Path) -> None:
     model = tiny(trim=0.25)
     for _ in range(2):
         fit(model, module, tmp_path)
-        training = [path for path in model.post_processor.evidence.paths if Path(path).parent.name == "good"]
+        training = [path for path in model.post_processor.calibration_scores.paths if Path(path).parent.name == "good"]
         assert set(training).isdisjoint(dict(model.suspects))
         assert (len(training), len(model.suspects)) == (12, 4)
 
@@ -152,9 +152,15 @@ def test_few_defective_images_do_not_choose_the_threshold(number: int, many: Pat
 def test_labels_choose_the_threshold_where_they_show_that_a_lower_one_is_better() -> None:
     """Thirty defects lie below the two odd images that good ones alone would heed; one proves nothing."""
     scores = [*np.linspace(1.0, 3.0, 58), 9.0, 9.5]
-    training = Evidence.of(scores, Kind.TRAINING, [f"t{index}" for index in range(60)], [2 * each for each in scores])
-    good = Evidence.of(np.linspace(1.0, 3.0, 20), Kind.HELD_OUT, [f"g{index}" for index in range(20)], [4.0] * 20)
-    bad = Evidence.of(np.linspace(5.0, 7.0, 30), Kind.DEFECTIVE, [f"b{index}" for index in range(30)], [9.0] * 30)
+    training = CalibrationScores.of(
+        scores, Split.TRAINING, [f"t{index}" for index in range(60)], [2 * each for each in scores]
+    )
+    good = CalibrationScores.of(
+        np.linspace(1.0, 3.0, 20), Split.HELD_OUT, [f"g{index}" for index in range(20)], [4.0] * 20
+    )
+    bad = CalibrationScores.of(
+        np.linspace(5.0, 7.0, 30), Split.DEFECTIVE, [f"b{index}" for index in range(30)], [9.0] * 30
+    )
     state = calibrated(training.joined(good).joined(bad), masks=3.25)
     assert (state.by, state.image, state.pixel) == ("labels", 4.0, 3.25)
     assert state.peak == pytest.approx(8.0)  # the same share of what good images give
@@ -174,7 +180,7 @@ def test_another_rate_takes_effect_on_a_checkpoint(
     model, path = without_defects
     fresh = tiny(post_processor=SgfrPostProcessor(0.3))
     scores, labels = predicted(fresh, many / "more", tmp_path, ckpt_path=path)
-    expected = nominal_threshold(model.post_processor.evidence.scores, 0.3)
+    expected = nominal_threshold(model.post_processor.calibration_scores.scores, 0.3)
     assert float(fresh.post_processor.image_threshold) == pytest.approx(expected)
     assert (labels == (scores > 0.5)).all()
     raw = nominal_scores(
@@ -246,7 +252,7 @@ def test_the_pictures_of_a_part_do_not_vouch_for_each_other(
         numbers = [n for n, image in enumerate(model.model.images) if Path(image).name[:5] == Path(path).name[:5]]
         prepared = read_prepared(path, model.pre_processor)[None]
         model.eval()
-        found = model.model.score(model.model.embed(prepared), (64, 64), model.model.without(numbers))
+        found = model.model.score(model.model.embed(prepared), (64, 64), model.model.banks_without(numbers))
         assert float(found.pred_score) == pytest.approx(score, rel=1e-4)
 
 
@@ -272,12 +278,15 @@ def test_an_update_keeps_what_was_known(without_defects: tuple[Sgfr, Path], many
         "new", root=tmp_path, normal_dir="new", num_workers=0, test_split_mode="none", val_split_mode="none"
     )
     engine_in(tmp_path, limit_val_batches=0).fit(updated, datamodule=module, ckpt_path=path)
-    evidence = updated.post_processor.evidence
-    assert evidence.paths == (*model.post_processor.evidence.paths, str(tmp_path / "new" / one.name))
+    calibration_scores = updated.post_processor.calibration_scores
+    assert calibration_scores.paths == (
+        *model.post_processor.calibration_scores.paths,
+        str(tmp_path / "new" / one.name),
+    )
     # by the banks as they are now, not as they were
-    again = nominal_scores(updated.model, updated.pre_processor, list(evidence.paths)).scores
-    assert evidence.scores == pytest.approx(again, rel=1e-5)
-    assert all(evidence.current)
+    again = nominal_scores(updated.model, updated.pre_processor, list(calibration_scores.paths)).scores
+    assert calibration_scores.scores == pytest.approx(again, rel=1e-5)
+    assert all(calibration_scores.current)
 
 
 def test_an_update_marks_the_scores_of_images_that_are_gone(many: Path, tmp_path: Path) -> None:
@@ -287,19 +296,19 @@ def test_an_update_marks_the_scores_of_images_that_are_gone(many: Path, tmp_path
     )
     model = tiny()
     fit(model, module, tmp_path, limit_val_batches=0)
-    before = model.post_processor.evidence
+    before = model.post_processor.calibration_scores
     gone = sorted((tmp_path / "old").iterdir())[:3]
     for path in gone:
         path.unlink()
     model.update = True
     new = Folder("new", root=many, normal_dir="more", num_workers=0, test_split_mode="none", val_split_mode="none")
     fit(model, new, tmp_path, limit_val_batches=0)
-    evidence = model.post_processor.evidence
-    assert [path for path, current in zip(evidence.paths, evidence.current, strict=True) if not current] == [
-        str(path) for path in gone
-    ]
-    assert evidence.scores[:3] == before.scores[:3]
-    assert evidence.scores[3:16] != before.scores[3:16]
+    calibration_scores = model.post_processor.calibration_scores
+    assert [
+        path for path, current in zip(calibration_scores.paths, calibration_scores.current, strict=True) if not current
+    ] == [str(path) for path in gone]
+    assert calibration_scores.scores[:3] == before.scores[:3]
+    assert calibration_scores.scores[3:16] != before.scores[3:16]
     assert model.post_processor.basis.endswith("3 of them could not be scored again after the banks changed")
 
 
@@ -317,9 +326,9 @@ def test_a_fresh_fit_knows_nothing_of_the_images_of_an_earlier_one(
     for fitted in (model, once):
         torch.manual_seed(0)
         fit(fitted, module, tmp_path, limit_val_batches=1.0 if validated else 0)
-    evidence, expected = (fitted.post_processor.evidence for fitted in (model, once))
-    assert sorted(evidence.paths) == sorted(expected.paths)
-    assert {Path(path).parent.name for path in evidence.paths} <= {"others", "more"}
+    calibration_scores, expected = (fitted.post_processor.calibration_scores for fitted in (model, once))
+    assert sorted(calibration_scores.paths) == sorted(expected.paths)
+    assert {Path(path).parent.name for path in calibration_scores.paths} <= {"others", "more"}
     assert model.post_processor.image_threshold == once.post_processor.image_threshold
 
 
@@ -357,7 +366,7 @@ def test_labels_are_the_same_whether_scores_are_scaled_or_not(sensitivity: float
         processor = SgfrPostProcessor(
             enable_normalization=scaled, image_sensitivity=sensitivity, pixel_sensitivity=sensitivity
         )
-        processor.use(calibrated(Evidence.of([2.0, 3.0], Kind.HELD_OUT, ["a", "b"])))
+        processor.use(calibrated(CalibrationScores.of([2.0, 3.0], Split.HELD_OUT, ["a", "b"])))
         found.append(processor(raw))
     assert found[0].pred_label.tolist() == found[1].pred_label.tolist()
     assert found[0].pred_mask.tolist() == found[1].pred_mask.tolist()
@@ -391,7 +400,7 @@ def test_arguments_out_of_range_are_refused(kind: type, arguments: dict[str, Any
 
 def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
     """The map may hear other scales than the score: neither threshold is of use to the other."""
-    good = Evidence.of([1.0, 2.0, 3.0], Kind.HELD_OUT, ["a", "b", "c"], [10.0, 30.0, 20.0])
+    good = CalibrationScores.of([1.0, 2.0, 3.0], Split.HELD_OUT, ["a", "b", "c"], [10.0, 30.0, 20.0])
     by_rate = SgfrPostProcessor(0.3)
     by_rate.use(calibrated(good, false_alarm_rate=0.3))
     assert float(by_rate.image_threshold) == nominal_threshold(good.scores, 0.3)
@@ -400,8 +409,12 @@ def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
     by_rate.use(by_rate.state._replace(value=2 * by_rate.state.image).chosen())  # by hand: both alike
     assert float(by_rate.pixel_threshold) == pytest.approx(2 * nominal_threshold(good.peaks, 0.3))
     # with masks of enough labelled images the pixels' threshold is theirs; peaks are still those of before
-    many_good = Evidence.of(np.linspace(1.0, 3.0, 6), Kind.HELD_OUT, [f"g{index}" for index in range(6)], [10.0] * 6)
-    bad = Evidence.of(np.linspace(6.0, 7.0, 6), Kind.DEFECTIVE, [f"b{index}" for index in range(6)], [90.0] * 6)
+    many_good = CalibrationScores.of(
+        np.linspace(1.0, 3.0, 6), Split.HELD_OUT, [f"g{index}" for index in range(6)], [10.0] * 6
+    )
+    bad = CalibrationScores.of(
+        np.linspace(6.0, 7.0, 6), Split.DEFECTIVE, [f"b{index}" for index in range(6)], [90.0] * 6
+    )
     masked = SgfrPostProcessor(pixel_sensitivity=0.8)
     masked.use(calibrated(many_good.joined(bad), masks=5.0))
     assert masked.state.by == "good"
@@ -414,11 +427,11 @@ def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
 
 
 def test_evidence_of_before_has_the_scores_for_peaks() -> None:
-    stored = Evidence.of([1.0, 2.0], Kind.HELD_OUT, ["a", "b"], [3.0, 4.0]).plain()
-    assert Evidence.restored(stored).peaks == (3.0, 4.0)
+    stored = CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["a", "b"], [3.0, 4.0]).plain()
+    assert CalibrationScores.restored(stored).peaks == (3.0, 4.0)
     del stored["peaks"]
-    assert Evidence.restored(stored).peaks == (1.0, 2.0)
-    both = Evidence.restored(stored).joined(Evidence.of([5.0], Kind.HELD_OUT, ["b"], [6.0]))
+    assert CalibrationScores.restored(stored).peaks == (1.0, 2.0)
+    both = CalibrationScores.restored(stored).joined(CalibrationScores.of([5.0], Split.HELD_OUT, ["b"], [6.0]))
     assert (both.scores, both.peaks) == ((1.0, 5.0), (1.0, 6.0))
 
 
