@@ -4,6 +4,7 @@ This package is imported at every start of the interpreter (see :mod:`anomalib_s
 only when used (PEP 562).
 """
 
+from anomalib_sgfr.aliases import install as _install_aliases
 from anomalib_sgfr.plugin import install as _install
 
 TYPE_CHECKING = False  # what type checkers take for true; importing it from typing would cost more than all the rest
@@ -74,3 +75,4 @@ def __dir__() -> list[str]:
 
 
 _install()
+_install_aliases()

@@ -33,7 +33,7 @@ from _pytest.runner import runtestprotocol  # noqa: E402
 
 CORE = Path(__file__).parent.parent / "anomalib_sgfr" / "core"
 WANTED = 0.9
-ELSEWHERE = {"kernels", "on_card", "programs"}  # whose tests run in a process of their own, or on a graphics card
+ELSEWHERE = {"gpu", "triton_kernels"}  # whose tests run in a process of their own, or on a graphics card
 
 # Changes that cannot be seen: module, regular expressions for the line and for the change, and why.
 EQUIVALENT = [

@@ -167,8 +167,8 @@ def learn(
     Args:
         samplers (Sequence[SubspaceSampler]): Of each scale.
         images (Mapping[int, str]): Paths by the numbers in the atoms' origins.
-        earlier (FittedState | None): What the fit adds to, if anything. Atoms then stay where they are, instead of moving
-            to the mean of what they stand for, and residuals are measured in the same unit as before. A full bank keeps
+        earlier (FittedState | None): What the fit adds to, if anything. Atoms then stay where they are instead of
+            moving to the mean of what they stand for, and residuals keep the unit of before. A full bank keeps
             only a part of its earlier atoms, so that earlier images may score otherwise.
         device (torch.device | None): One that the process group communicates on.
 

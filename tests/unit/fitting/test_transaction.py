@@ -80,8 +80,8 @@ def test_a_failure_at_any_hook_loses_nothing(
     "step",
     [
         "lightning_model.learn",
-        "fitting.making.without_suspects",
-        "fitting.making.make_thumbnails",
+        "training.fit.without_suspects",
+        "training.fit.make_thumbnails",
         "lightning_model.write_suspects",
     ],
 )

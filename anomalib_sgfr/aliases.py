@@ -1,0 +1,158 @@
+"""Earlier names of modules and classes: imports, class paths and pickles of earlier versions keep working.
+
+The finder stands last in ``sys.meta_path``: it is asked only for what nothing else finds.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+__all__ = ["MODULES", "NAMES", "install"]
+
+_PACKAGE = __name__.partition(".")[0]
+_PACKAGES = ("commands", "edge", "fitting", "inspection", "pictures")
+
+# Module of an earlier version: the module that has its contents now.
+MODULES = {
+    "bank": "memory_bank",
+    "callbacks": "training.callback",
+    "commands.accept": "cli.accept",
+    "commands.adapt": "cli.adapt",
+    "commands.checks": "cli.doctor",
+    "commands.doctor": "cli.doctor",
+    "commands.explain": "cli.explain",
+    "commands.findings": "cli.environment",
+    "commands.inputs": "cli.arguments",
+    "commands.limits": "cli.environment",
+    "commands.main": "cli.main",
+    "commands.mistakes": "cli.errors",
+    "commands.report": "cli.report",
+    "commands.self_test": "cli.doctor",
+    "commands.threshold": "cli.threshold",
+    "commands.versions": "cli.environment",
+    "core.casts": "core.linear_algebra",
+    "core.cover": "core.clusters",
+    "core.f1_threshold": "post_processing.thresholds",
+    "core.geometry": "core.patch_grid",
+    "core.kernels": "core.gpu",
+    "core.loops": "core.chunks",
+    "core.nominal": "core.self_expression",
+    "core.nuisance": "core.linear_algebra",
+    "core.on_card": "core.gpu",
+    "core.programs": "core.triton_kernels",
+    "core.provenance": "core.clusters",
+    "core.sampling": "core.sampler",
+    "core.search": "core.neighbours",
+    "core.selection": "core.k_center",
+    "core.thresholds": "post_processing.thresholds",
+    "edge.export": "export",
+    "edge.quantisation": "export",
+    "features.backbones": "features.weights",
+    "features.extractors": "features.backbone",
+    "features.pre_processing": "images.pre_processor",
+    "features.region": "images.roi",
+    "features.sizes": "features.backbone",
+    "features.true_range": "images.bit_depth",
+    "fitting.accepting": "training.accept",
+    "fitting.adapting": "training.adapt",
+    "fitting.anchor": "training.distributed",
+    "fitting.artefacts": "training.checkpoint",
+    "fitting.camera": "training.bit_depth",
+    "fitting.distributed": "training.distributed",
+    "fitting.fit_record": "report.fit_record",
+    "fitting.framing": "training.input_settings",
+    "fitting.learning": "training.fit",
+    "fitting.making": "training.fit",
+    "fitting.restoring": "training.checkpoint",
+    "fitting.suspects": "training.fit",
+    "inspection.afterwards": "run_folder",
+    "inspection.calibration": "post_processing.calibration",
+    "inspection.deep_visualizer": "report.visualizer",
+    "inspection.evidence": "post_processing.calibration_scores",
+    "inspection.explanation": "report.explanation",
+    "inspection.gallery": "report.crops",
+    "inspection.mimic_view": "report.figure",
+    "inspection.own_pixels": "images.own_pixels",
+    "inspection.post_processing": "post_processing.post_processor",
+    "inspection.progress": "console",
+    "inspection.quiet": "console",
+    "inspection.reporting": "post_processing.normalisation",
+    "inspection.run_folder": "run_folder",
+    "inspection.runs": "run_folder",
+    "inspection.score_table": "report.score_table",
+    "inspection.threshold_state": "post_processing.threshold_state",
+    "pictures.files": "images.reading",
+    "pictures.placement": "images.frame_geometry",
+    "pictures.reading": "images.reading",
+    "predictions": "report.predictions",
+    "report.charts": "report.media",
+    "report.choice": "report.contents",
+    "report.digest": "report.contents",
+    "report.figures": "report.contents",
+    "report.mimics": "report.media",
+    "report.model_facts": "report.callback",
+    "report.overlap": "report.statistics",
+    "report.regions": "report.statistics",
+    "report.script_data": "report.media",
+    "report.thumbnails": "report.media",
+    "report.words": "report.wording",
+    "scoring": "memory_bank",
+    "smoothing": "anomaly_map",
+}
+
+# Earlier name of a class or function, wherever it was: its name now.
+NAMES = {
+    "Bank": "MemoryBank",
+    "BankState": "MemoryBankState",
+    "Cover": "Clusters",
+    "Ears": "ScoreMaps",
+    "Evidence": "CalibrationScores",
+    "Kind": "Split",
+    "Learnt": "FittedState",
+    "Made": "FitResult",
+    "Place": "PatchIndex",
+    "alarm_threshold": "conformal_threshold",
+    "dividing_threshold": "f1_threshold",
+}
+
+
+class _Finder:
+    """Finds modules by their earlier names."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Spec of an earlier module or package; ``None`` for any other name."""
+        del path, target
+        package, _, inner = name.partition(".")
+        if package != _PACKAGE or not (inner in MODULES or inner in _PACKAGES):
+            return None
+        return ModuleSpec(name, _Loader(), is_package=inner in _PACKAGES)  # type: ignore[arg-type]  # it has what importlib asks for
+
+
+class _Loader:
+    """Makes a module whose attributes are those of the present one."""
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """Let Python make the module."""
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        """Look attributes up in the present module, under their present names."""
+        inner = module.__name__.partition(".")[2]
+        if inner in _PACKAGES:
+            return
+        present = import_module(f"{_PACKAGE}.{MODULES[inner]}")
+
+        def attribute(name: str) -> object:
+            return getattr(present, NAMES.get(name, name))
+
+        vars(module)["__getattr__"] = attribute
+
+
+def install() -> None:
+    """Have earlier names found, once in a process."""
+    if not any(isinstance(finder, type) and finder is _Finder for finder in sys.meta_path):
+        sys.meta_path.append(_Finder)

@@ -1,0 +1,41 @@
+"""Earlier names of modules and classes."""
+
+import pickle
+import sys
+from importlib import import_module
+
+import pytest
+
+from anomalib_sgfr import aliases
+
+
+@pytest.mark.parametrize("earlier", aliases.MODULES)
+def test_every_earlier_module_gives_what_is_there_now(earlier: str) -> None:
+    if earlier == "core.programs":
+        pytest.importorskip("triton")
+    new = import_module(f"anomalib_sgfr.{aliases.MODULES[earlier]}")
+    old = import_module(f"anomalib_sgfr.{earlier}")
+    for name in new.__all__:
+        assert getattr(old, name) is getattr(new, name)
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = old.nothing_of_the_kind
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "now"),
+    [
+        ("bank", "Bank", "anomalib_sgfr.memory_bank.MemoryBank"),
+        ("core.cover", "Cover", "anomalib_sgfr.core.clusters.Clusters"),
+        ("inspection.evidence", "Evidence", "anomalib_sgfr.post_processing.calibration_scores.CalibrationScores"),
+    ],
+)
+def test_earlier_names_are_read_from_pickles(module: str, name: str, now: str) -> None:
+    found = pickle.loads(f"canomalib_sgfr.{module}\n{name}\n.".encode())
+    assert f"{found.__module__}.{found.__qualname__}" == now
+
+
+def test_other_names_are_unknown_as_ever() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"anomalib_sgfr\.fitting\.nothing"):
+        import_module("anomalib_sgfr.fitting.nothing")
+    aliases.install()
+    assert sys.meta_path.count(aliases._Finder) == 1
