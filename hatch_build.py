@@ -20,7 +20,10 @@ def absolute(text: str, repository: str) -> str:
         str: The same, with pages at ``blob/main`` and pictures at ``raw/main``.
     """
     return _LINK.sub(
-        lambda found: f"{found[1]}{found[2]}{repository}/{'raw' if found[1] else 'blob'}/main/{found[3]})", text
+        lambda found: (
+            f"{found[1]}{found[2]}{repository}/{'raw' if found[1] else 'blob'}/main/{found[3]})"
+        ),
+        text,
     )
 
 
@@ -30,4 +33,7 @@ class ReadmeHook(MetadataHookInterface):
     def update(self, metadata: dict[str, Any]) -> None:
         """Add the README to the metadata."""
         text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
-        metadata["readme"] = {"content-type": "text/markdown", "text": absolute(text, metadata["urls"]["Source"])}
+        metadata["readme"] = {
+            "content-type": "text/markdown",
+            "text": absolute(text, metadata["urls"]["Source"]),
+        }

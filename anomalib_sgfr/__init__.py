@@ -1,13 +1,14 @@
 """Sgfr: subspace-guided feature reconstruction, an anomaly-detection model for anomalib.
 
-This package is imported at every start of the interpreter (see :mod:`anomalib_sgfr.plugin`), so its names are looked up
-only when used (PEP 562).
+This package is imported at every start of the interpreter (see :mod:`anomalib_sgfr.plugin`), so its
+names are looked up only when used (PEP 562).
 """
 
 from anomalib_sgfr.aliases import install as _install_aliases
 from anomalib_sgfr.plugin import install as _install
 
-TYPE_CHECKING = False  # what type checkers take for true; importing it from typing would cost more than all the rest
+# what type checkers take for true; importing it from typing would cost more than all the rest
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anomalib_sgfr.core.sampler import SubspaceSampler
     from anomalib_sgfr.inspector import Inspection, Inspector

@@ -1,4 +1,5 @@
-"""Earlier names of modules and classes: imports, class paths and pickles of earlier versions keep working.
+"""Earlier names of modules and classes: imports, class paths and pickles of earlier versions keep
+working.
 
 The finder stands last in ``sys.meta_path``: it is asked only for what nothing else finds.
 """
@@ -122,13 +123,16 @@ class _Finder:
     """Finds modules by their earlier names."""
 
     @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """Spec of an earlier module or package; ``None`` for any other name."""
         del path, target
         package, _, inner = name.partition(".")
         if package != _PACKAGE or not (inner in MODULES or inner in _PACKAGES):
             return None
-        return ModuleSpec(name, _Loader(), is_package=inner in _PACKAGES)  # type: ignore[arg-type]  # it has what importlib asks for
+        # it has what importlib asks for
+        return ModuleSpec(name, _Loader(), is_package=inner in _PACKAGES)  # type: ignore[arg-type]
 
 
 class _Loader:

@@ -42,7 +42,8 @@ class Blur(ExemptFromCasts, GaussianBlur2d):
 
 
 class Smoothing:
-    """Interpolation and Gaussian as one linear step along each axis; matrices of the latest sizes are kept.
+    """Interpolation and Gaussian as one linear step along each axis; matrices of the latest sizes
+    are kept.
 
     Args:
         blur (nn.Module): The Gaussian; anything but a :class:`Blur` is none.
@@ -77,7 +78,9 @@ class Smoothing:
         kept = self._matrices  # replaced, never changed: another thread may be reading it
         matrix = kept.get(key)
         if matrix is None:
-            unit = torch.eye(before, dtype=torch.float32, device=device)[:, None, :, None]  # a one in each place
+            unit = torch.eye(before, dtype=torch.float32, device=device)[
+                :, None, :, None
+            ]  # a one in each place
             spread = interpolate(unit, (after, 1))
             if isinstance(self._blur, Blur):
                 spread = self._blur.downwards(spread)
@@ -92,7 +95,9 @@ def interpolate(residuals: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _reflected(images: Tensor, reach: Sequence[int]) -> Tensor:
-    """Continue images ``(B, C, H, W)`` by reflection; narrow ones as often as it takes, which PyTorch refuses."""
+    """Continue images ``(B, C, H, W)`` by reflection; narrow ones as often as it takes, which
+    PyTorch refuses.
+    """
     padding = [reach[1], reach[1], reach[0], reach[0]]  # left, right, top, bottom
     for axis, at in ((-1, 0), (-2, 2)):
         length, wide = images.shape[axis], padding[at]

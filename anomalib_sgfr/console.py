@@ -12,21 +12,33 @@ from lightning.pytorch import Callback
 from lightning_utilities.core import rank_zero
 from tqdm.auto import tqdm
 
-__all__ = ["QuietRun", "bar_is_on", "bars", "configure_logging", "once", "progress", "quiet_loggers", "quiet_warnings"]
+__all__ = [
+    "QuietRun",
+    "bar_is_on",
+    "bars",
+    "configure_logging",
+    "once",
+    "progress",
+    "quiet_loggers",
+    "quiet_warnings",
+]
 
 
 _Item = TypeVar("_Item")
 _ALLOWED = ContextVar("_ALLOWED", default=True)
 
 
-def progress(iterable: Iterable[_Item], total: int | None, what: str, *, shown: bool = True) -> Iterable[_Item]:
+def progress(
+    iterable: Iterable[_Item], total: int | None, what: str, *, shown: bool = True
+) -> Iterable[_Item]:
     """Go through items with a bar on standard error, which leaves no line behind.
 
     Args:
         iterable (Iterable): The items.
         total (int | None): How many there are, if that is known.
         what (str): What is done, in two or three words.
-        shown (bool): Whether to show a bar where standard error is a terminal. Elsewhere there is none.
+        shown (bool): Whether to show a bar where standard error is a terminal. Elsewhere there is
+            none.
 
     Returns:
         Iterable: The same items.
@@ -58,24 +70,32 @@ def bar_is_on(trainer: Any) -> bool:  # noqa: ANN401
     """
     if trainer is None:
         return True
-    return bool(trainer.is_global_zero) and getattr(trainer, "progress_bar_callback", None) is not None
+    return (
+        bool(trainer.is_global_zero) and getattr(trainer, "progress_bar_callback", None) is not None
+    )
 
 
-# of anomalib's, Lightning's and PyTorch's own doing; regular expressions, from the beginning of the message
+# of anomalib's, Lightning's and PyTorch's own doing; regular expressions, from the beginning of the
+# message
 _IDLE_WARNINGS = (
     r"`LightningModule\.configure_optimizers` returned `None`",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"Found \d+ module\(s\) in eval mode at the start of training",
-    r"The ``compute`` method of metric \w+ was called before the ``update`` method",  # pixels, without masks
+    # pixels, without masks
+    r"The ``compute`` method of metric \w+ was called before the ``update`` method",
     r"The dirpath has changed from ",
-    r"The number of training batches \(\d+\) is smaller than the logging interval",  # one pass is all there is
+    # one pass is all there is
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"Precision [\w-]+ is not supported by the model summary",
     r"'pin_memory' argument is set as true but no accelerator is found",
 )
 _IDLE_LINES = re.compile(
-    r"Initializing \w+ model\.|Loading the callbacks|Overriding \w+ from None with|TPU available:|.{0,3}Tip: |"
-    r"`Trainer\(val_check_interval=1\.0\)` was configured|`Trainer\.fit` stopped: `max_epochs=1` reached|"
-    r"\s*Detected KeyboardInterrupt|Restoring states from the checkpoint path|Loaded model weights from the checkpoint"
+    r"Initializing \w+ model\.|Loading the callbacks|Overriding \w+ from None with|TPU"
+    r" available:|.{0,3}Tip: |"
+    r"`Trainer\(val_check_interval=1\.0\)` was configured|`Trainer\.fit` stopped: `max_epochs=1`"
+    r" reached|"
+    r"\s*Detected KeyboardInterrupt|Restoring states from the checkpoint path|Loaded model weights"
+    r" from the checkpoint"
 )
 
 
@@ -99,7 +119,9 @@ def quiet_loggers(*names: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_warnings() -> Iterator[None]:
-    """Leave out warnings that anomalib's, Lightning's and PyTorch's own doing causes, while the context lasts."""
+    """Leave out warnings that anomalib's, Lightning's and PyTorch's own doing causes, while the
+    context lasts.
+    """
     with warnings.catch_warnings():
         for message in _IDLE_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -108,7 +130,9 @@ def quiet_warnings() -> Iterator[None]:
 
 @contextmanager
 def once() -> Iterator[None]:
-    """Have each line told once while the context lasts: anomalib's command line has two handlers tell it."""
+    """Have each line told once while the context lasts: anomalib's command line has two handlers
+    tell it.
+    """
     handlers = logging.getLogger().handlers
     plain = any(type(handler) is logging.StreamHandler for handler in handlers)
     doubles = [handler for handler in handlers if plain and type(handler).__name__ == "RichHandler"]
@@ -141,7 +165,9 @@ def configure_logging() -> None:
 
 
 class QuietRun(Callback):
-    """Leaves out what no user can do anything about, from the beginning of a run to its end, and then no more."""
+    """Leaves out what no user can do anything about, from the beginning of a run to its end, and
+    then no more.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """What must stay in floating point when an exported model is compressed to eight bits.
 
-anomalib's exports, but whole or not at all, at an operator set that works, and with eight bits where they do.
+anomalib's exports, but whole or not at all, at an operator set that works, and with eight bits
+where they do.
 """
 
 import json
@@ -49,9 +50,10 @@ _NOT_QUANTISED = {"Constant", "Parameter", "Result", *_LOOPS}
 def float_operations(model: Any) -> list[str]:  # noqa: ANN401
     """Names of the operations of an exported Sgfr that eight bits would ruin.
 
-    These are the resizing and what else precedes the backbone, the first convolutions, and all that follows the
-    backbone: the pooling of features, and the map. (What rebuilds patches is the body of a loop, which NNCF leaves
-    alone.)
+    These are the resizing and what else precedes the backbone, the first convolutions, and all that
+    follows the
+    backbone: the pooling of features, and the map. (What rebuilds patches is the body of a loop,
+    which NNCF leaves alone.)
 
     Args:
         model (openvino.Model): The exported model.
@@ -61,7 +63,9 @@ def float_operations(model: Any) -> list[str]:  # noqa: ANN401
     """
     operations = model.get_ordered_ops()
     loops = [operation for operation in operations if operation.get_type_name() in _LOOPS]
-    found = [operation for operation in operations if operation.get_type_name() in _CONVOLUTIONS][:_FIRST]
+    found = [operation for operation in operations if operation.get_type_name() in _CONVOLUTIONS][
+        :_FIRST
+    ]
     before = {name for operation in found[:1] for name in _ancestors(operation)}
     found += [operation for operation in operations if operation.get_friendly_name() in before]
     backwards = [port.get_source_output().get_node() for loop in loops for port in loop.inputs()]
@@ -75,14 +79,25 @@ def float_operations(model: Any) -> list[str]:  # noqa: ANN401
         found.append(operation)
         if kind not in {"Add", "Clamp", "Relu", "Swish"}:  # its last sum or activation
             backwards += [port.get_source_output().get_node() for port in operation.inputs()]
-    onwards = [target.get_node() for loop in loops for port in loop.outputs() for target in port.get_target_inputs()]
+    onwards = [
+        target.get_node()
+        for loop in loops
+        for port in loop.outputs()
+        for target in port.get_target_inputs()
+    ]
     while onwards:
         operation = onwards.pop()
         if operation.get_friendly_name() not in seen:
             seen.add(operation.get_friendly_name())
             found.append(operation)
-            onwards += [target.get_node() for port in operation.outputs() for target in port.get_target_inputs()]
-    return sorted({item.get_friendly_name() for item in found if item.get_type_name() not in _NOT_QUANTISED})
+            onwards += [
+                target.get_node()
+                for port in operation.outputs()
+                for target in port.get_target_inputs()
+            ]
+    return sorted(
+        {item.get_friendly_name() for item in found if item.get_type_name() not in _NOT_QUANTISED}
+    )
 
 
 def _ancestors(operation: Any) -> set[str]:  # noqa: ANN401
@@ -99,9 +114,11 @@ def _ancestors(operation: Any) -> set[str]:  # noqa: ANN401
 
 @contextmanager
 def keeping_in_float(model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Let anomalib's compression leave :func:`float_operations` alone, and depthwise weights, which are few.
+    """Let anomalib's compression leave :func:`float_operations` alone, and depthwise weights, which
+    are few.
 
-    anomalib calls NNCF without a scope and takes none, so the calls are given one while the context lasts.
+    anomalib calls NNCF without a scope and takes none, so the calls are given one while the context
+    lasts.
 
     Args:
         model (openvino.Model): The model to compress.
@@ -112,7 +129,9 @@ def keeping_in_float(model: Any) -> Iterator[None]:  # noqa: ANN401
     scopes = {
         "quantize": nncf.IgnoredScope(names=names),
         "quantize_with_accuracy_control": nncf.IgnoredScope(names=names),
-        "compress_weights": nncf.IgnoredScope(names=names, types=["GroupConvolution"], validate=False),
+        "compress_weights": nncf.IgnoredScope(
+            names=names, types=["GroupConvolution"], validate=False
+        ),
     }
     originals = {name: getattr(nncf, name) for name in scopes}
     try:
@@ -126,7 +145,8 @@ def keeping_in_float(model: Any) -> Iterator[None]:  # noqa: ANN401
 
 @contextmanager
 def resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Let a data module give images of the one size a model takes, if it takes but one, while the context lasts.
+    """Let a data module give images of the one size a model takes, if it takes but one, while the
+    context lasts.
 
     anomalib calibrates with images as they are on disk.
 
@@ -152,7 +172,8 @@ def resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN4
 
 @contextmanager
 def read_whole(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
-    """Let a data module give pictures of more than 8 bits at their true range, while the context lasts.
+    """Let a data module give pictures of more than 8 bits at their true range, while the context
+    lasts.
 
     Args:
         datamodule (AnomalibDataModule | None): Gives calibration images.
@@ -163,7 +184,9 @@ def read_whole(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN4
         return
     original = datamodule.external_collate_fn
     try:
-        datamodule.external_collate_fn = partial(_collated, datamodule, original or ImageBatch.collate, bit_depth)
+        datamodule.external_collate_fn = partial(
+            _collated, datamodule, original or ImageBatch.collate, bit_depth
+        )
         yield
     finally:
         datamodule.external_collate_fn = original
@@ -175,12 +198,18 @@ def _collated(datamodule: Any, collate: Any, bit_depth: int, items: Any) -> Any:
     return batch
 
 
-# What the dynamo exporter implements natively; anomalib asks for 14, which it can only reach by a failing conversion.
+# What the dynamo exporter implements natively; anomalib asks for 14, which it can only reach by a
+# failing conversion.
 _ONNX_OPSET = 18
-_EXPORTERS = ("onnx_ir", "onnxscript", "torch.onnx")  # each tells of every node that it has looked at
+_EXPORTERS = (
+    "onnx_ir",
+    "onnxscript",
+    "torch.onnx",
+)  # each tells of every node that it has looked at
 _ANOMALIBS_ROOT = Path("results")  # where its Engine exports to if no folder is named
 _MEASURED = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}  # need images
-# How OpenVINO is told of an operation that no plugin may compute it in less than 32 bits: from 2026 on, and before.
+# How OpenVINO is told of an operation that no plugin may compute it in less than 32 bits: from 2026
+# on, and before.
 _PRECISE = (
     {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16,bf16"},
     {"name": "precise", "version": "0"},
@@ -214,7 +243,8 @@ class _Part:
 
 @contextmanager
 def whole(export_root: Path | str) -> Iterator[_Part]:
-    """Export into a folder of its own, so that a failed or killed export leaves an earlier one as it was.
+    """Export into a folder of its own, so that a failed or killed export leaves an earlier one as
+    it was.
 
     Args:
         export_root (Path | str): Folder that the export belongs in.
@@ -227,7 +257,9 @@ def whole(export_root: Path | str) -> Iterator[_Part]:
 
 @contextmanager
 def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """Have activations make new tensors: writing over their input takes the exporter half as long again to trace."""
+    """Have activations make new tensors: writing over their input takes the exporter half as long
+    again to trace.
+    """
     writing = [part for part in model.modules() if getattr(part, "inplace", False) is True]
     for part in writing:
         part.inplace = False  # type: ignore[assignment]  # of activations, a plain attribute
@@ -239,7 +271,8 @@ def _out_of_place(model: nn.Module) -> Iterator[None]:
 
 
 def _inscribe(file: Path, transform: Any, bit_depth: int, warning: str | None) -> None:  # noqa: ANN401
-    """Write into an ONNX file how a picture becomes what the model sees; what is made of the file keeps that.
+    """Write into an ONNX file how a picture becomes what the model sees; what is made of the file
+    keeps that.
 
     And that too few images support its threshold, if that is so.
     """
@@ -254,10 +287,12 @@ def _inscribe(file: Path, transform: Any, bit_depth: int, warning: str | None) -
 
 
 def keep_precision(file: Path) -> None:
-    """Have OpenVINO compute a model in 32 bits, but for what is quantised, on a processor that would choose less.
+    """Have OpenVINO compute a model in 32 bits, but for what is quantised, on a processor that
+    would choose less.
 
-    By itself it computes in bfloat16 where the processor can. The errors of a backbone's layers add up to several
-    percent of its features, which makes good parts score higher than those that the threshold was chosen from.
+    By itself it computes in bfloat16 where the processor can. The errors of a backbone's layers add
+    up to several percent of its features, which makes good parts score higher than those that the
+    threshold was chosen from.
 
     Args:
         file (Path): OpenVINO's XML file; rewritten.
@@ -285,7 +320,8 @@ def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str
         exported (Tensor): The file's, alike.
 
     Returns:
-        tuple[str, float]: The counts in words, and the larger difference of the two rates of errors, between 0 and 1.
+        tuple[str, float]: The counts in words, and the larger difference of the two rates of
+            errors, between 0 and 1.
     """
     words, largest = [], 0.0
     for what, kind, images in (("false alarms", "good", ~truth), ("misses", "defective", truth)):
@@ -304,7 +340,10 @@ def _require(*packages: str) -> None:
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        msg = f'the export needs {", ".join(missing)}: `pip install "anomalib-sgfr[openvino]"` brings what it needs.'
+        msg = (
+            f'the export needs {", ".join(missing)}: `pip install "anomalib-sgfr[openvino]"` brings'
+            " what it needs."
+        )
         raise ModuleNotFoundError(msg)
 
 
@@ -316,7 +355,9 @@ class WholeExports(ExportMixin, ABC):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
-        """Restore as anomalib does, and note the file: an export goes beside it where no other folder is asked for."""
+        """Restore as anomalib does, and note the file: an export goes beside it where no other
+        folder is asked for.
+        """
         restored: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]  # anomalib's
         if isinstance(checkpoint_path, str | Path):
             restored.restored_from = Path(checkpoint_path).resolve()
@@ -330,8 +371,12 @@ class WholeExports(ExportMixin, ABC):
         """Folder to export to: anomalib's default, ``results``, would be one for all models."""
         if self.restored_from is None or Path(export_root) != _ANOMALIBS_ROOT:
             return Path(export_root)
-        root = run_of(self.restored_from) or self.restored_from.with_name(f"{self.restored_from.stem}_export")
-        logger.info("Exporting to %s, beside the checkpoint; --export_root names another folder.", root)
+        root = run_of(self.restored_from) or self.restored_from.with_name(
+            f"{self.restored_from.stem}_export"
+        )
+        logger.info(
+            "Exporting to %s, beside the checkpoint; --export_root names another folder.", root
+        )
         return root
 
     @property
@@ -351,21 +396,32 @@ class WholeExports(ExportMixin, ABC):
         input_size: tuple[int, int] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Path:
-        """Export as anomalib does, once fitted, at an operator set that the exporter reaches without a conversion.
+        """Export as anomalib does, once fitted, at an operator set that the exporter reaches
+        without a conversion.
 
-        The files are replaced when the new ones are whole. Their metadata tell the depth at which pictures are read.
+        The files are replaced when the new ones are whole. Their metadata tell the depth at which
+        pictures are read.
         """
         self.require_fitted("export")
         _require("onnx", "onnxscript")
         if input_size is not None and min(input_size) < 1:
-            msg = f"input_size must be a height and a width of at least 1 pixel, got {tuple(input_size)}."
+            msg = (
+                "input_size must be a height and a width of at least 1 pixel, got"
+                f" {tuple(input_size)}."
+            )
             raise ValueError(msg)
         options = {"opset_version": _ONNX_OPSET, "verbose": False, **kwargs}
         logger.info("Tracing the model for the export: half a minute or so.")
-        with whole(self._root(export_root)) as part, quiet_loggers(*_EXPORTERS), _out_of_place(self.model):
+        with (
+            whole(self._root(export_root)) as part,
+            quiet_loggers(*_EXPORTERS),
+            _out_of_place(self.model),
+        ):
             made = super().to_onnx(part.folder, model_file_name, input_size, **options)
             warning = getattr(getattr(self, "post_processor", None), "warning", None)
-            _inscribe(made, getattr(self.pre_processor, "transform", None), self._bit_depth, warning)
+            _inscribe(
+                made, getattr(self.pre_processor, "transform", None), self._bit_depth, warning
+            )
             return part.done(made)
 
     def to_openvino(
@@ -380,21 +436,32 @@ class WholeExports(ExportMixin, ABC):
     ) -> Path:
         """Export as anomalib does, once fitted; the files are replaced when the new ones are whole.
 
-        With a ``datamodule``, whatever the compression, the labels of its validation images by the file, as
-        OpenVINO computes it on this processor, are compared with the model's, and the log has the errors.
+        With a ``datamodule``, whatever the compression, the labels of its validation images by the
+        file, as OpenVINO computes it on this processor, are compared with the model's, and the log
+        has the errors.
 
         Raises:
-            ValueError: If a compression that needs images is given none: before the conversion, not after.
+            ValueError: If a compression that needs images is given none: before the conversion, not
+                after.
         """
         self.require_fitted("export")
         _require("openvino", "onnx", "onnxscript")
         if compression_type in _MEASURED and datamodule is None:
             name = CompressionType(compression_type).name
-            msg = f"compression {name} is measured on images and there are none: pass --data (datamodule=...)."
+            msg = (
+                f"compression {name} is measured on images and there are none: pass --data"
+                " (datamodule=...)."
+            )
             raise ValueError(msg)
         with whole(self._root(export_root)) as part:
             made = super().to_openvino(
-                part.folder, model_file_name, input_size, compression_type, datamodule, *args, **kwargs
+                part.folder,
+                model_file_name,
+                input_size,
+                compression_type,
+                datamodule,
+                *args,
+                **kwargs,
             )
             keep_precision(made)
             path = part.done(made)
@@ -402,9 +469,15 @@ class WholeExports(ExportMixin, ABC):
             try:
                 self._compare(path, datamodule)
             except (OSError, RuntimeError, ValueError) as error:  # the file is there, and whole
-                logger.warning("The labels of the exported file could not be compared with the model's: %s", error)
+                logger.warning(
+                    "The labels of the exported file could not be compared with the model's: %s",
+                    error,
+                )
         elif compression_type == CompressionType.INT8:
-            logger.info("What 8 bits do to the labels was not measured: pass --data (datamodule=...) to compare them.")
+            logger.info(
+                "What 8 bits do to the labels was not measured: pass --data (datamodule=...) to"
+                " compare them."
+            )
         return path
 
     @torch.no_grad()
@@ -412,21 +485,33 @@ class WholeExports(ExportMixin, ABC):
         """Log the errors of the labels of a file and of the model, on validation images."""
         import openvino
 
-        model: Any = self.eval()  # type: ignore[attr-defined]  # of the module that this is mixed into
+        # of the module that this is mixed into
+        model: Any = self.eval()  # type: ignore[attr-defined]
         network = openvino.Core().read_model(file)
-        compiled = openvino.Core().compile_model(network, "CPU")  # as anomalib's inferencer compiles it
+        compiled = openvino.Core().compile_model(
+            network, "CPU"
+        )  # as anomalib's inferencer compiles it
         found = []
         with resized_to_fit(datamodule, network), read_whole(datamodule, self._bit_depth):
             datamodule.setup("fit")
             images: Any = getattr(datamodule, "val_data", None)
             if images is None or not len(images):
-                logger.info("There are no validation images: the labels of the exported file were not measured.")
+                logger.info(
+                    "There are no validation images: the labels of the exported file were not"
+                    " measured."
+                )
                 return
-            logger.info("Comparing the file's labels with the model's, on at most %d validation images.", _COMPARED)
+            logger.info(
+                "Comparing the file's labels with the model's, on at most %d validation images.",
+                _COMPARED,
+            )
             collate: Any = datamodule.val_dataloader().collate_fn
             for row in range(0, len(images), -(-len(images) // _COMPARED)):
                 batch = collate([images[row]])
-                labels = model(batch.image.to(model.device)).pred_label, compiled(batch.image.numpy())["pred_label"]
+                labels = (
+                    model(batch.image.to(model.device)).pred_label,
+                    compiled(batch.image.numpy())["pred_label"],
+                )
                 found.append([bool(batch.gt_label), *map(bool, labels)])
         words, difference = compare_labels(*torch.tensor(found).T)
         apart = difference > _TOLERATED
@@ -434,7 +519,11 @@ class WholeExports(ExportMixin, ABC):
             logging.WARNING if apart else logging.INFO,
             "Labels of the exported file on validation images, as OpenVINO computes it here: %s.%s",
             words,
-            " These rates are more than 1 percentage point apart: compress the model less." if apart else "",
+            (
+                " These rates are more than 1 percentage point apart: compress the model less."
+                if apart
+                else ""
+            ),
         )
 
     def _compress_ov_model(
@@ -445,7 +534,13 @@ class WholeExports(ExportMixin, ABC):
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Compress as anomalib does, but for what eight bits would ruin, with images of the size the model takes."""
+        """Compress as anomalib does, but for what eight bits would ruin, with images of the size
+        the model takes.
+        """
         model = model.clone()  # without what no output needs: NNCF fails on such operations
-        with keeping_in_float(model), resized_to_fit(datamodule, model), read_whole(datamodule, self._bit_depth):
+        with (
+            keeping_in_float(model),
+            resized_to_fit(datamodule, model),
+            read_whole(datamodule, self._bit_depth),
+        ):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)

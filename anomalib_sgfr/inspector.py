@@ -1,4 +1,5 @@
-"""One object for frames: load a checkpoint or an exported file, and inspect pictures in their own pixels.
+"""One object for frames: load a checkpoint or an exported file, and inspect pictures in their own
+pixels.
 
 What OpenVINO runs needs neither PyTorch nor anomalib, and imports neither.
 """
@@ -25,7 +26,8 @@ _FRAMES, _PIXELS = 16, 16 * 256 * 256  # most of a batch
 _TRIED = ((31, 47), (64, 50))  # sizes of frames
 _PROPERTIES = {
     "PERFORMANCE_HINT": "LATENCY",
-    "INFERENCE_PRECISION_HINT": "f32",  # sixteen bits would change scores on processors that have them
+    # sixteen bits would change scores on processors that have them
+    "INFERENCE_PRECISION_HINT": "f32",
     "CPU_RUNTIME_CACHE_CAPACITY": "16",  # of sizes seen: memory stays flat
 }
 
@@ -36,12 +38,14 @@ class Inspection(NamedTuple):
     Attributes:
         score (float): 0.5 at the threshold, and below one; raw where there is no threshold.
         label (bool | None): Whether the frame is anomalous; ``None`` where there is no threshold.
-        map (NDArray[np.float32]): Score of each pixel of the frame, shape ``(H, W)``; zero where it is not inspected.
+        map (NDArray[np.float32]): Score of each pixel of the frame, shape ``(H, W)``; zero where it
+            is not inspected.
         mask (NDArray[np.bool_] | None): What is anomalous, shape ``(H, W)``.
-        window (tuple[int, int, int, int]): The part of the frame that is inspected, all of it unless the model crops:
-            top, left, bottom, right.
-        place (tuple[int, int] | None): Row and column of the pixel that raised the score, which need not be the map's
-            largest; ``None`` from an ONNX or OpenVINO file that does not tell.
+        window (tuple[int, int, int, int]): The part of the frame that is inspected, all of it
+            unless the model crops: top, left, bottom, right.
+        place (tuple[int, int] | None): Row and column of the pixel that raised the score, which
+            need not be the map's largest; ``None`` from an ONNX or OpenVINO file that does not
+            tell.
     """
 
     score: float
@@ -56,7 +60,8 @@ class _Model(ABC):
     """What runs a model, in any number of threads at once, and says how it looks at a picture.
 
     Attributes:
-        steps (Sequence): What is done to a picture, as :func:`~anomalib_sgfr.images.frame_geometry.placed` takes it.
+        steps (Sequence): What is done to a picture, as
+            :func:`~anomalib_sgfr.images.frame_geometry.placed` takes it.
         bit_depth (int): Bits that the camera gives.
         threshold (float | None): Of reported scores.
         warning (str | None): That too few images support it.
@@ -75,7 +80,9 @@ class _Model(ABC):
 
     @abstractmethod
     def predict(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        """``pred_score``, ``anomaly_map`` and perhaps ``pred_label``, ``pred_mask``, ``place``, of ``(B, 3, h, w)``."""
+        """``pred_score``, ``anomaly_map`` and perhaps ``pred_label``, ``pred_mask``, ``place``, of
+        ``(B, 3, h, w)``.
+        """
 
 
 class Inspector:
@@ -102,9 +109,9 @@ class Inspector:
         """Load a model.
 
         Args:
-            path (str | Path): A checkpoint (``.ckpt``), or a file that ``anomalib export`` wrote: Torch (``.pt``, which
-                can run any code: load none that you do not trust), OpenVINO (``.xml``) or ONNX (``.onnx``, run by
-                OpenVINO).
+            path (str | Path): A checkpoint (``.ckpt``), or a file that ``anomalib export`` wrote:
+                Torch (``.pt``, which can run any code: load none that you do not trust), OpenVINO
+                (``.xml``) or ONNX (``.onnx``, run by OpenVINO).
             device (str | None): PyTorch's name of it, or OpenVINO's. Defaults to the processor.
 
         Returns:
@@ -116,7 +123,10 @@ class Inspector:
         """
         file = Path(path)
         if not file.is_file():
-            msg = f"'{file}': no such file. A fit writes model.ckpt, `anomalib export` writes model.xml or model.pt."
+            msg = (
+                f"'{file}': no such file. A fit writes model.ckpt, `anomalib export` writes"
+                " model.xml or model.pt."
+            )
             raise FileNotFoundError(msg)
         if file.suffix in {".xml", ".onnx"}:
             return cls(_OpenVino(file, (device or "CPU").upper()))
@@ -134,12 +144,16 @@ class Inspector:
 
     @property
     def threshold(self) -> float | None:
-        """The score above which a frame is labelled anomalous; ``None`` where there is no threshold."""
+        """The score above which a frame is labelled anomalous; ``None`` where there is no
+        threshold.
+        """
         return self._model.threshold
 
     @property
     def warning(self) -> str | None:
-        """One sentence about a threshold that too few good images support; ``None`` where there is none."""
+        """One sentence about a threshold that too few good images support; ``None`` where there is
+        none.
+        """
         return self._model.warning
 
     @property
@@ -175,12 +189,14 @@ class Inspector:
         """Inspect a frame, or several.
 
         Args:
-            frame (Any): A file, a PIL picture, or an array, see :func:`~anomalib_sgfr.images.reading.picture`. Or a
-                list, a tuple or an iterator of these, of any sizes: a few are scored at once, which is faster and, but
-                for rounding, the same as one by one.
+            frame (Any): A file, a PIL picture, or an array, see
+                :func:`~anomalib_sgfr.images.reading.picture`. Or a list, a tuple or an iterator of
+                these, of any sizes: a few are scored at once, which is faster and, but for
+                rounding, the same as one by one.
 
         Returns:
-            Inspection | list[Inspection]: In the frame's own pixels; of several, a list in their order.
+            Inspection | list[Inspection]: In the frame's own pixels; of several, a list in their
+                order.
 
         Raises:
             OSError: If a file cannot be read.
@@ -198,10 +214,14 @@ class Inspector:
             pictures = [picture(frame, model.bit_depth) for frame in some]
             sizes = [(image.shape[0], image.shape[1]) for image in pictures]
             found = _predicted(model, [model.prepared(image) for image in pictures])
-            yield from (_inspection(model.steps, one, size) for one, size in zip(found, sizes, strict=True))
+            yield from (
+                _inspection(model.steps, one, size) for one, size in zip(found, sizes, strict=True)
+            )
 
 
-def _predicted(model: _Model, images: Sequence[NDArray[np.float32]]) -> list[Mapping[str, NDArray[Any]]]:
+def _predicted(
+    model: _Model, images: Sequence[NDArray[np.float32]]
+) -> list[Mapping[str, NDArray[Any]]]:
     """What a model finds in each of some images, those of one size together."""
     alike = defaultdict(list)
     for number, image in enumerate(images):
@@ -217,7 +237,9 @@ def _predicted(model: _Model, images: Sequence[NDArray[np.float32]]) -> list[Map
     return [found[number] for number in range(len(images))]
 
 
-def _inspection(steps: Sequence[Sequence[Any]], found: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> Inspection:
+def _inspection(
+    steps: Sequence[Sequence[Any]], found: Mapping[str, NDArray[Any]], size: tuple[int, int]
+) -> Inspection:
     over = placed(steps, size)
     label, mask, place = (found.get(name) for name in ("pred_label", "pred_mask", "place"))
     return Inspection(
@@ -226,7 +248,11 @@ def _inspection(steps: Sequence[Sequence[Any]], found: Mapping[str, NDArray[Any]
         map=_laid(found["anomaly_map"], over, size),
         mask=None if mask is None else _laid(mask, over, size) > 0.5,  # noqa: PLR2004
         window=over.window(size),
-        place=None if place is None else over.pixel(place.tolist(), found["anomaly_map"].shape[-2:], size),
+        place=(
+            None
+            if place is None
+            else over.pixel(place.tolist(), found["anomaly_map"].shape[-2:], size)
+        ),
     )
 
 
@@ -245,12 +271,17 @@ class _Torch(_Model):
 
         model: Any
         if file.suffix == ".ckpt":
-            model = Sgfr.load_from_checkpoint(file, map_location=device, visualizer=False, evaluator=False)
+            model = Sgfr.load_from_checkpoint(
+                file, map_location=device, visualizer=False, evaluator=False
+            )
         else:
             held = torch.load(file, map_location=device, weights_only=False)
             model = held.get("model") if isinstance(held, dict) else held
             if not isinstance(model, Sgfr):
-                msg = f"'{file}' is not a file that `anomalib export --export_type torch` wrote of an Sgfr."
+                msg = (
+                    f"'{file}' is not a file that `anomalib export --export_type torch` wrote of an"
+                    " Sgfr."
+                )
                 raise ValueError(msg)
         model.require_fitted("inspect with")
         self._model = model.eval().to(device)
@@ -281,7 +312,9 @@ class _Torch(_Model):
 def _threshold(post_processor: Any) -> float | None:  # noqa: ANN401
     """That of reported scores, moved by the sensitivity; ``None`` where there is none."""
     value = float(getattr(post_processor, "normalized_image_threshold", math.nan))
-    there = getattr(post_processor, "is_set", True) and getattr(post_processor, "enable_thresholding", True)
+    there = getattr(post_processor, "is_set", True) and getattr(
+        post_processor, "enable_thresholding", True
+    )
     return value if there and not math.isnan(value) else None
 
 
@@ -299,17 +332,32 @@ class _OpenVino(_Model):
         try:
             model = core.read_model(file)
         except RuntimeError as error:
-            msg = f"'{file}' is not a model that OpenVINO can read: {str(error).splitlines()[-1].strip()}"
+            msg = (
+                f"'{file}' is not a model that OpenVINO can read:"
+                f" {str(error).splitlines()[-1].strip()}"
+            )
             raise ValueError(msg) from error
         known = [name.partition(".")[0] for name in core.available_devices]
         if device.partition(".")[0] not in {*known, "AUTO"}:
-            msg = f"device must be one of {', '.join([*core.available_devices, 'AUTO'])}, got '{device}'."
+            msg = (
+                f"device must be one of {', '.join([*core.available_devices, 'AUTO'])}, got"
+                f" '{device}'."
+            )
             raise ValueError(msg)
-        outputs = {name: number for number, output in enumerate(model.outputs) for name in output.get_names()}
+        outputs = {
+            name: number
+            for number, output in enumerate(model.outputs)
+            for name in output.get_names()
+        }
         if not {"pred_score", "anomaly_map"} <= set(outputs):
-            msg = f"'{file}' is not an export of an anomalib model: its outputs are {', '.join(outputs) or 'unnamed'}."
+            msg = (
+                f"'{file}' is not an export of an anomalib model: its outputs are"
+                f" {', '.join(outputs) or 'unnamed'}."
+            )
             raise ValueError(msg)
-        self.threshold = _threshold_in(core, model.output("pred_label")) if "pred_label" in outputs else None
+        self.threshold = (
+            _threshold_in(core, model.output("pred_label")) if "pred_label" in outputs else None
+        )
         self._outputs, self._score_map = outputs, None
         score_map = _score_map(model.output("pred_score"))
         if score_map is not None:
@@ -317,13 +365,14 @@ class _OpenVino(_Model):
             model.add_outputs([score_map])
         self._compiled = core.compile_model(model, device, _PROPERTIES if device == "CPU" else {})
         self._idle: deque[Any] = deque()  # requests: one serves one thread at a time
-        # the bindings set themselves up at the first use of an array, in which two threads at once would wait for ever
+        # the bindings set themselves up at the first use of an array, in which two threads at once
+        # would wait for ever
         _ = ov.Tensor(np.zeros(1, np.float32)).data
         about = _about(model)
         if about is None or "steps" not in about:
             msg = (
-                f"'{file}' does not say how it resizes a picture: it is of an earlier version, or its pre-processor "
-                "does more than Resize, CenterCrop and Pad. Export it again."
+                f"'{file}' does not say how it resizes a picture: it is of an earlier version, or"
+                " its pre-processor does more than Resize, CenterCrop and Pad. Export it again."
             )
             raise ValueError(msg)
         self._steps = [tuple(step) for step in about["steps"]]
@@ -340,7 +389,11 @@ class _OpenVino(_Model):
 
     def prepared(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
         image = picture.transpose(2, 0, 1)
-        return image if self._first is None else np.stack([_resized(channel, self._first) for channel in image])
+        return (
+            image
+            if self._first is None
+            else np.stack([_resized(channel, self._first) for channel in image])
+        )
 
     def predict(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         try:
@@ -360,7 +413,9 @@ class _OpenVino(_Model):
 
 
 def _behind(output: Any, kind: str) -> Any:  # noqa: ANN401
-    """The nearest operation of a kind among those that an output of a graph is made from; ``None`` for none."""
+    """The nearest operation of a kind among those that an output of a graph is made from; ``None``
+    for none.
+    """
     nodes, seen = deque([output.get_node()]), set()
     while nodes:
         node = nodes.popleft()

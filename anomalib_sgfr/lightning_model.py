@@ -1,4 +1,6 @@
-"""Sgfr as an anomalib model: the Lightning wrapper around :class:`~anomalib_sgfr.torch_model.SgfrModel`."""
+"""Sgfr as an anomalib model: the Lightning wrapper around
+:class:`~anomalib_sgfr.torch_model.SgfrModel`.
+"""
 
 import copy
 import itertools
@@ -41,7 +43,12 @@ from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.bit_depth import FromCameras
 from anomalib_sgfr.training.callback import SubspaceSampling
 from anomalib_sgfr.training.checkpoint import Restored
-from anomalib_sgfr.training.distributed import DataParallelAnchor, drop_padding, fill_up, leave_out_empty
+from anomalib_sgfr.training.distributed import (
+    DataParallelAnchor,
+    drop_padding,
+    fill_up,
+    leave_out_empty,
+)
 from anomalib_sgfr.training.fit import bank_sizes, learn, make, samplers_for, write_suspects
 from anomalib_sgfr.training.input_settings import Framed, as_size
 
@@ -58,73 +65,91 @@ def _given(attached: Sequence[Callback], own: _Its) -> _Its:
     return next((item for item in attached if isinstance(item, type(own))), own)
 
 
-class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCameras, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
-    """Subspace-guided feature reconstruction: find and localise defects after seeing only good parts.
+class Sgfr(
+    Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCameras, AnomalibModule
+):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
+    """Subspace-guided feature reconstruction: find and localise defects after seeing only good
+    parts.
 
-    Learns small banks of nominal patch embeddings, one for each scale, in one pass over the training images, rebuilds
-    every target patch from a few of them, and scores what cannot be rebuilt. An implementation from the published
-    description of Hotta et al., "Subspace-Guided Feature Reconstruction for Unsupervised Anomaly Localization" (arXiv
-    2309.13904).
+    Learns small banks of nominal patch embeddings, one for each scale, in one pass over the
+    training images, rebuilds every target patch from a few of them, and scores what cannot be
+    rebuilt. An implementation from the published description of Hotta et al., "Subspace-Guided
+    Feature Reconstruction for Unsupervised Anomaly Localization" (arXiv 2309.13904).
 
     Args:
-        backbone (str): Name of a timm model, convolutional or transformer. The default's weights come with this
-            package. Defaults to ``"tf_efficientnet_lite0"``.
-        layers (Sequence[str] | None): Backbone layers that the anomaly map hears, each alike. ``None`` takes the stages
-            of stride 4, 8 and 16 (``layer1`` to ``layer3`` of a ResNet); of a plain transformer, the blocks that end
-            its first half and its first three quarters. Defaults to ``None``.
-        pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5 with weights that fall
-            off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to ``"binomial"``.
-        pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to ``True``.
-        bank_size (int | Sequence[int] | None): Most nominal embeddings (atoms) kept of each scale, whatever the size of
-            the data set: one number, or one for each scale, the finest first. ``None`` takes 1,000 up to stride 8,
-            5,000 beyond, and 3,000 from stride 32. Defaults to ``None``.
-        solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from atoms picked
-            greedily, ``"ridge"`` from all. Defaults to ``"affine"``.
-        num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by ``"ridge"``. Defaults to ``5``.
-        regularisation (float): Ridge penalty on the coefficients, relative to the data's own scale; not used by
-            ``"omp"``. Defaults to ``0.001``.
-        tolerance (float): Euclidean length, in units of the embeddings and shared equally among the scales, within
-            which nominal patches need no atom of their own: banks stay smaller than ``bank_size`` if that suffices.
-            Defaults to ``0.0``.
-        update (bool): Whether a fit adds to the bank of an earlier one, from a checkpoint or of this object, without
-            the images of that one, instead of starting afresh. Defaults to ``False``.
-        blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels of the model's input;
-            ``0`` for none. Defaults to ``4.0``.
-        seed (int | None): Seeds PyTorch's generator when a fit starts, and with it the order in which training images
-            are seen, on which the bank depends. ``None`` leaves the generator as it is. Defaults to ``None``.
-        trim (float): Share of the training images, at most one half, to suspect of being defective: the atoms of those
-            that the atoms of the others rebuild worst are dropped. They are listed in ``suspects``, in the log and in
-            ``suspects.csv`` in the run's folder. Scores every training image once more. Defaults to ``0.0``.
-        thumbnails (bool): Whether to keep a small picture of where each atom was seen, 1,728 bytes an atom, for
-            explanations after the training images are gone. Defaults to ``False``.
-        image_size (int | tuple[int, int] | None): Height and width that the default pre-processor resizes images to.
-            ``None`` for 256 x 256, or what comes near it for a transformer that does not take that, 392 x 392 for
-            patches of 14 pixels. Defaults to ``None``.
-        tile_size (int | tuple[int, int] | None): Height and width of tiles that images are embedded in after resizing,
-            a few at a time, so that memory does not grow with the image; multiples of the coarsest layer's stride.
-            ``None`` for the whole image, or what anomalib's ``TilerConfigurationCallback`` says. Defaults to ``None``.
-        tile_stride (int | tuple[int, int] | None): Pixels from one tile to the next, at most ``tile_size``; ``None``
-            for ``tile_size``. Defaults to ``None``.
-        roi (str | None): Mask picture, white where to inspect, framed as the images are. What lies outside is not seen,
-            learnt or scored. Kept in the checkpoint. Defaults to ``None``.
-        bit_depth (int | None): Bits that the camera gives, 8 to 16, where files of 16 bits do not say. ``None`` takes
-            the smallest of 8, 10, 12, 14 and 16 that hold the training images' values, or a checkpoint's. Given, it
-            vouches for the training images too: they are not refused for their looks. Defaults to ``None``.
-        score_layers (Sequence[str] | None): Backbone layers that the image's score hears: the verdict gains by a deeper
-            stage that would blur the map. ``None`` takes ``layers``, if these are given or the backbone is a plain
-            transformer; otherwise the stages of stride 8, 16 and 32, of the last of which the first block where it has
-            several. Defaults to ``None``.
-        bank_per (BankPer): ``"layer"`` for a bank of each layer; ``"stride"`` for one of all layers of a grid that are
-            heard in the same. Defaults to ``"layer"``.
-        copies (Copies): Copies of the training images to learn from too: ``"mirrored"``, left to right, top to bottom
-            and both, or ``"turned"``, by each right angle; four times the time. For few images of what may lie any way
-            round. Defaults to ``"none"``.
-        pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which resizes to
-            ``image_size`` and normalises as the backbone was trained. Defaults to ``True``.
+        backbone (str): Name of a timm model, convolutional or transformer. The default's weights
+            come with this package. Defaults to ``"tf_efficientnet_lite0"``.
+        layers (Sequence[str] | None): Backbone layers that the anomaly map hears, each alike.
+            ``None`` takes the stages of stride 4, 8 and 16 (``layer1`` to ``layer3`` of a ResNet);
+            of a plain transformer, the blocks that end its first half and its first three quarters.
+            Defaults to ``None``.
+        pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5
+            with weights that fall off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to
+            ``"binomial"``.
+        pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to
+            ``True``.
+        bank_size (int | Sequence[int] | None): Most nominal embeddings (atoms) kept of each scale,
+            whatever the size of the data set: one number, or one for each scale, the finest first.
+            ``None`` takes 1,000 up to stride 8, 5,000 beyond, and 3,000 from stride 32. Defaults to
+            ``None``.
+        solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from
+            atoms picked greedily, ``"ridge"`` from all. Defaults to ``"affine"``.
+        num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by
+            ``"ridge"``. Defaults to ``5``.
+        regularisation (float): Ridge penalty on the coefficients, relative to the data's own scale;
+            not used by ``"omp"``. Defaults to ``0.001``.
+        tolerance (float): Euclidean length, in units of the embeddings and shared equally among the
+            scales, within which nominal patches need no atom of their own: banks stay smaller than
+            ``bank_size`` if that suffices. Defaults to ``0.0``.
+        update (bool): Whether a fit adds to the bank of an earlier one, from a checkpoint or of
+            this object, without the images of that one, instead of starting afresh. Defaults to
+            ``False``.
+        blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels of
+            the model's input; ``0`` for none. Defaults to ``4.0``.
+        seed (int | None): Seeds PyTorch's generator when a fit starts, and with it the order in
+            which training images are seen, on which the bank depends. ``None`` leaves the generator
+            as it is. Defaults to ``None``.
+        trim (float): Share of the training images, at most one half, to suspect of being defective:
+            the atoms of those that the atoms of the others rebuild worst are dropped. They are
+            listed in ``suspects``, in the log and in ``suspects.csv`` in the run's folder. Scores
+            every training image once more. Defaults to ``0.0``.
+        thumbnails (bool): Whether to keep a small picture of where each atom was seen, 1,728 bytes
+            an atom, for explanations after the training images are gone. Defaults to ``False``.
+        image_size (int | tuple[int, int] | None): Height and width that the default pre-processor
+            resizes images to. ``None`` for 256 x 256, or what comes near it for a transformer that
+            does not take that, 392 x 392 for patches of 14 pixels. Defaults to ``None``.
+        tile_size (int | tuple[int, int] | None): Height and width of tiles that images are embedded
+            in after resizing, a few at a time, so that memory does not grow with the image;
+            multiples of the coarsest layer's stride. ``None`` for the whole image, or what
+            anomalib's ``TilerConfigurationCallback`` says. Defaults to ``None``.
+        tile_stride (int | tuple[int, int] | None): Pixels from one tile to the next, at most
+            ``tile_size``; ``None`` for ``tile_size``. Defaults to ``None``.
+        roi (str | None): Mask picture, white where to inspect, framed as the images are. What lies
+            outside is not seen, learnt or scored. Kept in the checkpoint. Defaults to ``None``.
+        bit_depth (int | None): Bits that the camera gives, 8 to 16, where files of 16 bits do not
+            say. ``None`` takes the smallest of 8, 10, 12, 14 and 16 that hold the training images'
+            values, or a checkpoint's. Given, it vouches for the training images too: they are not
+            refused for their looks. Defaults to ``None``.
+        score_layers (Sequence[str] | None): Backbone layers that the image's score hears: the
+            verdict gains by a deeper stage that would blur the map. ``None`` takes ``layers``, if
+            these are given or the backbone is a plain transformer; otherwise the stages of stride
+            8, 16 and 32, of the last of which the first block where it has several. Defaults to
+            ``None``.
+        bank_per (BankPer): ``"layer"`` for a bank of each layer; ``"stride"`` for one of all layers
+            of a grid that are heard in the same. Defaults to ``"layer"``.
+        copies (Copies): Copies of the training images to learn from too: ``"mirrored"``, left to
+            right, top to bottom and both, or ``"turned"``, by each right angle; four times the
+            time. For few images of what may lie any way round. Defaults to ``"none"``.
+        pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which
+            resizes to ``image_size`` and normalises as the backbone was trained. Defaults to
+            ``True``.
         post_processor (nn.Module | bool): Post-processor, or whether to use the default one, a
-            :class:`~anomalib_sgfr.post_processing.post_processor.SgfrPostProcessor`. Defaults to ``True``.
-        evaluator (Evaluator | bool): Evaluator, or whether to use anomalib's default. Defaults to ``True``.
-        visualizer (Visualizer | bool): Visualizer, or whether to use anomalib's default. Defaults to ``True``.
+            :class:`~anomalib_sgfr.post_processing.post_processor.SgfrPostProcessor`. Defaults to
+            ``True``.
+        evaluator (Evaluator | bool): Evaluator, or whether to use anomalib's default. Defaults to
+            ``True``.
+        visualizer (Visualizer | bool): Visualizer, or whether to use anomalib's default. Defaults
+            to ``True``.
 
     Raises:
         ValueError: If an argument is out of range, or the backbone or a layer is unknown.
@@ -172,7 +197,11 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
             raise ValueError(msg)
         own_pre_processor = not isinstance(pre_processor, bool)
         if pre_processor is True:  # the default normalisation depends on the backbone
-            size = default_size(backbone, layers, score_layers) if image_size is None else as_size(image_size)
+            size = (
+                default_size(backbone, layers, score_layers)
+                if image_size is None
+                else as_size(image_size)
+            )
             pre_processor = self.configure_pre_processor(size, backbone)
         super().__init__(
             pre_processor=pre_processor,
@@ -190,7 +219,15 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         self.copies: Copies = copies
         self.suspects: list[tuple[str, float]] = []
         self.model: SgfrModel = SgfrModel(
-            backbone, layers, solver, num_atoms, regularisation, blur, pooling, score_layers, bank_per
+            backbone,
+            layers,
+            solver,
+            num_atoms,
+            regularisation,
+            blur,
+            pooling,
+            score_layers,
+            bank_per,
         )
         fewest = min(bank_sizes(self.model.embedder.scales, bank_size))
         if solver != "ridge" and num_atoms > fewest:
@@ -199,14 +236,17 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         self.accepted = None
         self.fit_record = None
         self._started = 0.0
-        self.places: Tensor | None = None  # of the latest batch, where each score was raised: row and column of the map
+        self.places: Tensor | None = (
+            None  # of the latest batch, where each score was raised: row and column of the map
+        )
         self.look_at(image_size, tile_size, tile_stride, roi, own_pre_processor)
         self.bit_depth = bit_depth
         self.model.bit_depth = bit_depth or 8
         self._sampling = SubspaceSampling()
         self._table = ScoreTable()
         self._folder = RunFolder()
-        # weights of the backbone that an earlier fit, kept until this one has ended, was made with, and its depth
+        # weights of the backbone that an earlier fit, kept until this one has ended, was made with,
+        # and its depth
         self._earlier: tuple[dict[str, Any], int] | None = None
 
     @staticmethod
@@ -217,8 +257,8 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         """Build the default pre-processor: resize, then normalise as the backbone was trained.
 
         Args:
-            image_size (tuple[int, int] | None): Height and width in pixels; ``None`` for what suits the backbone,
-                mostly 256 x 256. Defaults to ``None``.
+            image_size (tuple[int, int] | None): Height and width in pixels; ``None`` for what suits
+                the backbone, mostly 256 x 256. Defaults to ``None``.
             backbone (str): Name of the timm model whose normalisation to use.
 
         Returns:
@@ -248,14 +288,23 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         return DeepVisualizer()
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Attach what samples, what tells the scores and what keeps quiet; the user's own if the trainer has one."""
-        # Lightning replaces a user's callback by the model's of the same type, without a word: hand it back instead.
+        """Attach what samples, what tells the scores and what keeps quiet; the user's own if the
+        trainer has one.
+        """
+        # Lightning replaces a user's callback by the model's of the same type, without a word: hand
+        # it back instead.
         attached = list(getattr(self._trainer, "callbacks", []))
         self._sampling = _given(attached, self._sampling)
         table, quiet = _given(attached, self._table), _given(attached, QuietRun())
         folder = _given(attached, self._folder)
         callbacks = super().configure_callbacks()
-        every = [quiet, *(callbacks if isinstance(callbacks, Sequence) else [callbacks]), self._sampling, table, folder]
+        every = [
+            quiet,
+            *(callbacks if isinstance(callbacks, Sequence) else [callbacks]),
+            self._sampling,
+            table,
+            folder,
+        ]
         return [item for item in every if not any(item is other for other in attached)]
 
     def setup(self, stage: str) -> None:
@@ -265,7 +314,10 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
             ValueError: If it is none of 16, 32 or 64 bits.
         """
         if str(self.trainer.precision) not in _PRECISIONS:
-            msg = f"precision must be one of {', '.join(_PRECISIONS)}, got '{self.trainer.precision}'."
+            msg = (
+                f"precision must be one of {', '.join(_PRECISIONS)}, got"
+                f" '{self.trainer.precision}'."
+            )
             raise ValueError(msg)
         super().setup(stage)
         if self.trainer.world_size > 1:
@@ -281,11 +333,12 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         return
 
     def on_fit_start(self) -> None:
-        """Read the pretrained weights and start afresh; a fit that resumes a finished one keeps what it restored.
+        """Read the pretrained weights and start afresh; a fit that resumes a finished one keeps
+        what it restored.
 
         Raises:
-            RuntimeError: If the fit resumes from a checkpoint saved before its fit ended, if ``update`` is set and
-                there is nothing to add to, or if weights are missing.
+            RuntimeError: If the fit resumes from a checkpoint saved before its fit ended, if
+                ``update`` is set and there is nothing to add to, or if weights are missing.
         """
         if self.update:
             self.require_fitted("add to")
@@ -295,17 +348,28 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         self._started = time.perf_counter()
         if self.seed is not None:
             torch.manual_seed(self.seed)
-        earlier = copy.deepcopy(self.model.embedder.extractor.state_dict()) if self._is_fitted else None
+        earlier = (
+            copy.deepcopy(self.model.embedder.extractor.state_dict()) if self._is_fitted else None
+        )
         if self.pre_trained and not self.update:
             self.model.embedder.load_pretrained()
-        # what an earlier fit made stays until this one has made all of its own, so that a failed fit loses nothing
+        # what an earlier fit made stays until this one has made all of its own, so that a failed
+        # fit loses nothing
         self._earlier = None if earlier is None else (earlier, self.model.bit_depth)
         self._set_fitted(fitted=False)
 
     def new_samplers(self) -> list[SubspaceSampler]:
-        """Samplers for a fit that starts now, one for each scale, with the banks it adds to, if any."""
+        """Samplers for a fit that starts now, one for each scale, with the banks it adds to, if
+        any.
+        """
         sizes = bank_sizes(self.model.embedder.scales, self.bank_size)
-        return samplers_for(self.model.banks, sizes, self.tolerance, self.update, global_rank=self.trainer.global_rank)
+        return samplers_for(
+            self.model.banks,
+            sizes,
+            self.tolerance,
+            self.update,
+            global_rank=self.trainer.global_rank,
+        )
 
     def images_known(self) -> list[str]:
         """Paths of the images that atoms of the bank which a fit adds to come from."""
@@ -320,9 +384,10 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
             **kwargs: Unused.
 
         Returns:
-            dict[str, Any]: ``embeddings`` of each scale, shape ``(C B, d, h, w)``, of the images and then of each copy
-            of all of them, which of their patches are ``inside`` the region, if there is one, and a dummy ``loss`` that
-            lets Lightning's automatic optimisation, and with it checkpointing, run.
+            dict[str, Any]: ``embeddings`` of each scale, shape ``(C B, d, h, w)``, of the images
+            and then of each copy of all of them, which of their patches are ``inside`` the region,
+            if there is one, and a dummy ``loss`` that lets Lightning's automatic optimisation, and
+            with it checkpointing, run.
         """
         del args, kwargs
         images: Any = batch.image
@@ -332,7 +397,8 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Make all of what is learnt, then take it into use. Called once by anomalib's mixin, at the end of the images.
+        """Make all of what is learnt, then take it into use. Called once by anomalib's mixin, at
+        the end of the images.
 
         Nothing of the model changes before all of it is made.
 
@@ -342,7 +408,10 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         with agreed():
             seen = self._sampling.patches_seen
         if not sum(gathered(seen)):
-            msg = "Sgfr is not fitted and no training image was seen: the training set is empty, or fit was not called."
+            msg = (
+                "Sgfr is not fitted and no training image was seen: the training set is empty, or"
+                " fit was not called."
+            )
             raise ValueError(msg)
         with agreed():
             self.require_good_looks()
@@ -350,9 +419,12 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         earlier = self.model.fitted_state if self.update else None
         images = self._training_images()
 
-        def calibrate(fitted: SgfrModel, trusted: Sequence[str], excluded: Sequence[str]) -> ThresholdState:
+        def calibrate(
+            fitted: SgfrModel, trusted: Sequence[str], excluded: Sequence[str]
+        ) -> ThresholdState:
             with bars(shown=bar_is_on(self.trainer)):
-                return post_processor.calibrated(  # type: ignore[union-attr]  # is called if there is one
+                # is called if there is one
+                return post_processor.calibrated(  # type: ignore[union-attr]
                     fitted, self.pre_processor, trusted, update=self.update, excluded=excluded
                 )
 
@@ -385,8 +457,16 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         if self.trainer.is_global_zero:
             for bank, scale in zip(self.model.banks, found.scales, strict=True):
                 self._warn_of_outliers(bank)
-                logger.info("Learnt a bank of %d atoms x %d from %d patches.", *bank.atoms.shape, scale.patches)
-            logger.info("Certified: each rebuilt to within %.4g, on average within %.4g.", found.largest, found.mean)
+                logger.info(
+                    "Learnt a bank of %d atoms x %d from %d patches.",
+                    *bank.atoms.shape,
+                    scale.patches,
+                )
+            logger.info(
+                "Certified: each rebuilt to within %.4g, on average within %.4g.",
+                found.largest,
+                found.mean,
+            )
         measured = {
             "certified_residual": found.largest,
             "certified_mean_residual": found.mean,
@@ -410,11 +490,14 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
             )
 
     def _training_images(self) -> list[str]:
-        """Paths of the images that all processes have seen in the running fit, in alphabetical order."""
+        """Paths of the images that all processes have seen in the running fit, in alphabetical
+        order.
+        """
         return sorted(set(itertools.chain.from_iterable(gathered(self._sampling.seen))))
 
     def certificate(self) -> Certificate:
-        """Bound the residual of every nominal patch seen in the fit, in the units of the raw anomaly map.
+        """Bound the residual of every nominal patch seen in the fit, in the units of the raw
+        anomaly map.
 
         Returns:
             Certificate: Largest, mean and histogram.
@@ -425,7 +508,9 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         return self.model.certificate()
 
     def abandon_fit(self) -> None:
-        """Return to what an earlier fit made, if there is one, unless a later fit has taken its own into use."""
+        """Return to what an earlier fit made, if there is one, unless a later fit has taken its own
+        into use.
+        """
         if self._earlier is not None:
             weights, self.model.bit_depth = self._earlier
             self.model.embedder.extractor.load_state_dict(weights)
@@ -456,17 +541,23 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         Returns:
             STEP_OUTPUT: The batch with ``anomaly_map`` and ``pred_score``.
         """
-        drop_padding(batch, getattr(self._trainer, "val_dataloaders", None), batch_idx, dataloader_idx)
+        drop_padding(
+            batch, getattr(self._trainer, "val_dataloaders", None), batch_idx, dataloader_idx
+        )
         return self._scored(batch)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
         """As :meth:`validation_step`."""
-        drop_padding(batch, getattr(self._trainer, "test_dataloaders", None), batch_idx, dataloader_idx)
+        drop_padding(
+            batch, getattr(self._trainer, "test_dataloaders", None), batch_idx, dataloader_idx
+        )
         return self._scored(batch)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
         """As :meth:`validation_step`."""
-        drop_padding(batch, getattr(self._trainer, "predict_dataloaders", None), batch_idx, dataloader_idx)
+        drop_padding(
+            batch, getattr(self._trainer, "predict_dataloaders", None), batch_idx, dataloader_idx
+        )
         return self._scored(batch)
 
     def _scored(self, batch: ImageBatch) -> STEP_OUTPUT:
@@ -497,8 +588,8 @@ class Sgfr(Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, 
         """
         if not self._is_fitted or not self.model.is_fitted:
             msg = (
-                f"cannot {action} an Sgfr that is not fitted: call fit or train first, or pass a ckpt_path that was "
-                "saved after its fit ended."
+                f"cannot {action} an Sgfr that is not fitted: call fit or train first, or pass a"
+                " ckpt_path that was saved after its fit ended."
             )
             raise RuntimeError(msg)
 

@@ -27,17 +27,19 @@ _LEAST = 2.0**-100  # a bank smaller than that is one of zeros; its unit is stil
 
 
 class MemoryBankState(NamedTuple):
-    """All that is kept of one scale; what a fit makes, an update adds to, a trim leaves and a checkpoint stores.
+    """All that is kept of one scale; what a fit makes, an update adds to, a trim leaves and a
+    checkpoint stores.
 
     Attributes:
         clusters (Clusters): Atoms, what they stand for and where they were seen.
-        threshold (float): Distance above which the sampler would have taken another atom; where a later fit that adds
-            to these atoms goes on.
-        thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``, ``uint8``.
+        threshold (float): Distance above which the sampler would have taken another atom; where a
+            later fit that adds to these atoms goes on.
+        thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``,
+            ``uint8``.
         nominal (float | None): What residuals are measured by, see
             :func:`~anomalib_sgfr.core.self_expression.nominal_residual`; ``None`` to find it anew.
-        nuisance (Tensor | None): Directions that atoms and patches are compared without, orthonormal rows ``(n, d)``;
-            see :mod:`~anomalib_sgfr.core.linear_algebra`.
+        nuisance (Tensor | None): Directions that atoms and patches are compared without,
+            orthonormal rows ``(n, d)``; see :mod:`~anomalib_sgfr.core.linear_algebra`.
     """
 
     clusters: Clusters
@@ -57,20 +59,26 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
 
     Args:
         solver (str): ``"affine"``, ``"omp"`` or ``"ridge"``. Defaults to ``"affine"``.
-        num_atoms (int): Size ``k`` of the support; ``"ridge"`` uses the whole bank. Defaults to ``5``.
-        regularisation (float): Strength of the ridge penalty relative to the data's own scale; ``"omp"`` has none. See
-            :mod:`~anomalib_sgfr.core.self_expression`, ``affine`` and ``ridge_operator``.
+        num_atoms (int): Size ``k`` of the support; ``"ridge"`` uses the whole bank. Defaults to
+            ``5``.
+        regularisation (float): Strength of the ridge penalty relative to the data's own scale;
+            ``"omp"`` has none. See :mod:`~anomalib_sgfr.core.self_expression`, ``affine`` and
+            ``ridge_operator``.
 
     Attributes:
-        stored (Tensor): The atoms over ``unit``, shape ``(M, d)``, ``float16``; empty until the bank is learnt.
+        stored (Tensor): The atoms over ``unit``, shape ``(M, d)``, ``float16``; empty until the
+            bank is learnt.
         unit (Tensor): A power of two that makes the largest value of ``stored`` 2^14 to 2^15.
-        radius, count, squares, origin (Tensor): What each atom stands for and where it was seen, as in
-            :class:`~anomalib_sgfr.core.clusters.Clusters`.
-        threshold, thumbnails (Tensor): As in :class:`MemoryBankState`; no thumbnails are an empty tensor.
+        radius, count, squares, origin (Tensor): What each atom stands for and where it was seen, as
+            in :class:`~anomalib_sgfr.core.clusters.Clusters`.
+        threshold, thumbnails (Tensor): As in :class:`MemoryBankState`; no thumbnails are an empty
+            tensor.
         nominal (Tensor): What residuals are measured by, ``float32``.
-        nuisance (Tensor): As in :class:`MemoryBankState`, ``float32``; left out when patches are embedded.
-        index_atoms, index_centre, operator (Tensor): What follows from the atoms and the arguments: the search index of
-            ``"affine"``, and the residual operator of ``"ridge"``, shape ``(d, d)``. Never stored.
+        nuisance (Tensor): As in :class:`MemoryBankState`, ``float32``; left out when patches are
+            embedded.
+        index_atoms, index_centre, operator (Tensor): What follows from the atoms and the arguments:
+            the search index of ``"affine"``, and the residual operator of ``"ridge"``, shape ``(d,
+            d)``. Never stored.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -93,7 +101,9 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     _DOUBLES = ("squares", "threshold")
     _DERIVED = ("operator", "index_atoms", "index_centre")
 
-    def __init__(self, solver: str = "affine", num_atoms: int = 5, regularisation: float = 1e-3) -> None:
+    def __init__(
+        self, solver: str = "affine", num_atoms: int = 5, regularisation: float = 1e-3
+    ) -> None:
         super().__init__()
         if solver not in get_args(Solver):
             msg = f"solver must be one of {', '.join(get_args(Solver))}, got '{solver}'."
@@ -147,7 +157,9 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         """All that is kept, in memory of its own; ``set(*state)`` takes it up again."""
         thumbnails = self.thumbnails.clone() if self.thumbnails.numel() else None
         nuisance = self.nuisance.clone() if self.nuisance.numel() else None
-        return MemoryBankState(self.clusters, float(self.threshold), thumbnails, float(self.nominal), nuisance)
+        return MemoryBankState(
+            self.clusters, float(self.threshold), thumbnails, float(self.nominal), nuisance
+        )
 
     def set(
         self,
@@ -157,7 +169,8 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         nominal: float | None = None,
         nuisance: Tensor | None = None,
     ) -> None:
-        """Take atoms into use, replacing any earlier ones, in 16 bits each value; the bounds account for the rounding.
+        """Take atoms into use, replacing any earlier ones, in 16 bits each value; the bounds
+        account for the rounding.
 
         Args:
             bank (Tensor | Clusters): Atoms, shape ``(M, d)``, or atoms with what they stand for.
@@ -176,7 +189,10 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         self.unit, self.stored = unit.to(device), stored.to(device)
         # nothing is shared with where it came from
         self.radius, self.squares = clusters.radius.float().to(device), clusters.squares
-        self.count, self.origin = clusters.count.clone().to(device), clusters.origin.int().clone().to(device)
+        self.count, self.origin = (
+            clusters.count.clone().to(device),
+            clusters.origin.int().clone().to(device),
+        )
         self.threshold = torch.tensor(threshold, dtype=torch.float64, device=place)
         none = torch.empty(0, dtype=torch.uint8, device=device)
         self.thumbnails = none if thumbnails is None else thumbnails.clone().to(device)
@@ -201,7 +217,9 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         return fewer
 
     def _derive(self, *_: object) -> None:
-        """Make what follows from the atoms and the arguments: whenever the atoms have changed, and only here."""
+        """Make what follows from the atoms and the arguments: whenever the atoms have changed, and
+        only here.
+        """
         for name in self._DERIVED:
             setattr(self, name, torch.empty(0, dtype=torch.float32, device=self.stored.device))
         if self.is_fitted and self.solver == "affine":
@@ -210,7 +228,9 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             self.operator = self_expression.ridge_operator(self.atoms, self.regularisation)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
-        """Read what earlier versions stored: one grid for all origins, in 64 bits; the operator; no nuisance."""
+        """Read what earlier versions stored: one grid for all origins, in 64 bits; the operator; no
+        nuisance.
+        """
         state.pop(f"{prefix}operator", None)
         if f"{prefix}stored" in state:
             state.setdefault(f"{prefix}nuisance", torch.empty(0, dtype=torch.float32))
@@ -224,7 +244,9 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             self.origin = torch.empty_like(state[f"{prefix}origin"], device=self.origin.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without what follows from the atoms, and as a device without 64 bits of floating point can read it."""
+        """Pickle without what follows from the atoms, and as a device without 64 bits of floating
+        point can read it.
+        """
         state = self.__dict__.copy()
         bits = {name: getattr(self, name).view(torch.int64) for name in self._DOUBLES}
         derived = {name: torch.empty(0, dtype=torch.float32) for name in self._DERIVED}
@@ -241,7 +263,9 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         self._derive()
 
     def certificate(self) -> ScaleCertificate:
-        """Bound the residual of every nominal patch the bank was learnt from, in units of ``nominal``."""
+        """Bound the residual of every nominal patch the bank was learnt from, in units of
+        ``nominal``.
+        """
         found = certify(self.clusters, self.solver, self.num_atoms, self.regularisation)
         return found.over(float(self.nominal))
 
@@ -254,16 +278,23 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         Returns:
             Tensor: Shape ``(N,)``; not finite where a patch is not.
         """
-        with torch.autocast(patches.device.type, enabled=False):  # half precision would blur small residuals
+        with torch.autocast(
+            patches.device.type, enabled=False
+        ):  # half precision would blur small residuals
             return in_chunks(self._length, patches, self._values_per_patch)
 
     @property
     def by_products(self) -> bool:
-        """Whether lengths come from :meth:`products`, which those of other such banks may be put beside."""
-        return self.solver == "affine" and self_expression.by_products(self.num_atoms, self.regularisation)
+        """Whether lengths come from :meth:`products`, which those of other such banks may be put
+        beside.
+        """
+        return self.solver == "affine" and self_expression.by_products(
+            self.num_atoms, self.regularisation
+        )
 
     def products(self, embedding: Tensor) -> Tensor:
-        """What :func:`~anomalib_sgfr.core.self_expression.length_of_products` needs of embedding maps.
+        """What :func:`~anomalib_sgfr.core.self_expression.length_of_products` needs of embedding
+        maps.
 
         Args:
             embedding (Tensor): Shape ``(B, d, h, w)``.
@@ -280,10 +311,18 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         return gpu.fits(self.num_atoms, len(self.stored)) and gpu.serve(embedding)
 
     def by_kernel(self, embedding: Tensor) -> Tensor:
-        """What :meth:`lengths` does, over ``nominal`` and as maps ``(B, 1, h, w)``: one launch on a graphics card."""
+        """What :meth:`lengths` does, over ``nominal`` and as maps ``(B, 1, h, w)``: one launch on a
+        graphics card.
+        """
         size, index = len(self.stored), self._index
         return gpu.affine_lengths(
-            embedding, index, self._columns(index), size, self.num_atoms, self.regularisation, self.nominal
+            embedding,
+            index,
+            self._columns(index),
+            size,
+            self.num_atoms,
+            self.regularisation,
+            self.nominal,
         )
 
     def _columns(self, index: Index) -> Tensor:
@@ -311,7 +350,9 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         patches = embedding.flatten(2).transpose(1, 2).float()  # (B, h * w, d)
         if torch.compiler.is_exporting():
             return by_rows(step, patches, embedding.shape[-1])
-        return in_chunks(step, patches.flatten(0, 1), self._values_per_patch).unflatten(0, patches.shape[:2])
+        return in_chunks(step, patches.flatten(0, 1), self._values_per_patch).unflatten(
+            0, patches.shape[:2]
+        )
 
     @property
     def _values_per_patch(self) -> int:
@@ -326,7 +367,9 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             return self_expression.ridge(patches, self.operator).norm(dim=1)
         if self.solver == "omp":
             return self_expression.omp(patches, self.atoms, self.num_atoms).residual.norm(dim=1)
-        return self_expression.affine_distance(patches, self.atoms, self.num_atoms, self.regularisation, self._index)
+        return self_expression.affine_distance(
+            patches, self.atoms, self.num_atoms, self.regularisation, self._index
+        )
 
     @property
     def _index(self) -> Index:
@@ -336,16 +379,20 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
 def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> list[Tensor]:
     """What each bank cannot rebuild of its embedding maps, in units of its ``nominal``.
 
-    Codes are solved for all scales at once where they can: the steps are many, and each is short for one scale.
+    Codes are solved for all scales at once where they can: the steps are many, and each is short
+        for one scale.
 
     Args:
         banks (Sequence[MemoryBank]): One a scale.
         embeddings (Sequence[Tensor]): Of each scale, shape ``(B, d, h, w)``.
 
     Returns:
-        list[Tensor]: Of each scale, shape ``(B, 1, h, w)``, ``float32``; not finite where an embedding is not.
+        list[Tensor]: Of each scale, shape ``(B, 1, h, w)``, ``float32``; not finite where an
+            embedding is not.
     """
-    with torch.autocast(embeddings[0].device.type, enabled=False):  # half precision would blur small residuals
+    with torch.autocast(
+        embeddings[0].device.type, enabled=False
+    ):  # half precision would blur small residuals
         if all(bank.has_kernel(part) for bank, part in zip(banks, embeddings, strict=True)):
             return [bank.by_kernel(part) for bank, part in zip(banks, embeddings, strict=True)]
         if _alike(banks):
@@ -354,7 +401,10 @@ def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> 
         else:
             found = [bank.lengths(part) for bank, part in zip(banks, embeddings, strict=True)]
     shapes = [(part.shape[0], 1, *part.shape[2:]) for part in embeddings]
-    return [part.reshape(shape) / bank.nominal for part, shape, bank in zip(found, shapes, banks, strict=True)]
+    return [
+        part.reshape(shape) / bank.nominal
+        for part, shape, bank in zip(found, shapes, banks, strict=True)
+    ]
 
 
 def _alike(banks: Sequence[MemoryBank]) -> bool:
@@ -373,5 +423,7 @@ def _solved(products: Sequence[Tensor], num_atoms: int, regularisation: float) -
     if torch.compiler.is_exporting():
         lengths = mapped(solve, together)
     else:
-        lengths = in_chunks(solve, together.flatten(0, 1), 4 * (num_atoms + 1) ** 2).unflatten(0, together.shape[:2])
+        lengths = in_chunks(solve, together.flatten(0, 1), 4 * (num_atoms + 1) ** 2).unflatten(
+            0, together.shape[:2]
+        )
     return list(lengths.split([part.shape[1] for part in products], 1))

@@ -1,13 +1,14 @@
 """Registration with anomalib, which has no entry point for models of others.
 
-``install`` runs at every start of the interpreter (from ``anomalib_sgfr.pth``) and when this package is imported, so
-this module imports nothing but what the interpreter has already loaded. It leaves a finder that waits for
-``anomalib.models`` and ``anomalib.data`` to be imported, by anybody, and then makes Sgfr and the datamodules known
-there by their short names. Set ``ANOMALIB_SGFR_PLUGIN=0`` to turn it off.
+``install`` runs at every start of the interpreter (from ``anomalib_sgfr.pth``) and when this
+package is imported, so this module imports nothing but what the interpreter has already loaded. It
+leaves a finder that waits for ``anomalib.models`` and ``anomalib.data`` to be imported, by anybody,
+and then makes Sgfr and the datamodules known there by their short names. Set
+``ANOMALIB_SGFR_PLUGIN=0`` to turn it off.
 
-Modules of this package import anomalib's, and registration imports modules of this package. So the finder counts what
-is being imported of both, and registers when the outermost import has ended: no module is ever seen half done,
-whichever is imported first, and none has to know of this one.
+Modules of this package import anomalib's, and registration imports modules of this package. So the
+finder counts what is being imported of both, and registers when the outermost import has ended: no
+module is ever seen half done, whichever is imported first, and none has to know of this one.
 """
 
 import os
@@ -17,7 +18,8 @@ __all__ = ["install", "register"]
 
 _SWITCH = "ANOMALIB_SGFR_PLUGIN"
 _OURS = "anomalib_sgfr."
-# Modules of anomalib that names are added to: the module of ours that lists them, and what the other defines last.
+# Modules of anomalib that names are added to: the module of ours that lists them, and what the
+# other defines last.
 _HOMES = {
     "anomalib.models": ("anomalib_sgfr.lightning_model", "get_model"),
     "anomalib.data": ("anomalib_sgfr.data", "get_datamodule"),
@@ -36,10 +38,12 @@ def install() -> None:
 
 
 def register(whole: str = "") -> None:
-    """Make Sgfr and the datamodules known to anomalib by their short names. Does nothing the second time.
+    """Make Sgfr and the datamodules known to anomalib by their short names. Does nothing the second
+    time.
 
     Args:
-        whole (str): Module of anomalib that has just been imported to its end, whether it looks so or not.
+        whole (str): Module of anomalib that has just been imported to its end, whether it looks so
+            or not.
     """
     from importlib import import_module
 
@@ -52,7 +56,9 @@ def register(whole: str = "") -> None:
         wanted = [(name, getattr(source, name)) for name in source.__all__]
         wanted += [("__all__", _extended(module, "__all__", source.__all__))]
         if home == "anomalib.models":
-            wanted += [("ALLOWED_MODULES", _extended(module, "ALLOWED_MODULES", ["anomalib_sgfr", ours]))]
+            wanted += [
+                ("ALLOWED_MODULES", _extended(module, "ALLOWED_MODULES", ["anomalib_sgfr", ours]))
+            ]
         for name, value in wanted:  # one that is refused does not cost the others
             try:
                 if value is None:
@@ -66,7 +72,9 @@ def register(whole: str = "") -> None:
 
 
 def _extended(module: object, name: str, names: list[str]) -> object:
-    """A module's list, tuple or set with names added, of the same type, and the same object where that can be."""
+    """A module's list, tuple or set with names added, of the same type, and the same object where
+    that can be.
+    """
     found = getattr(module, name, None)
     if isinstance(found, set):
         found.update(names)
@@ -84,14 +92,19 @@ def _register_or_warn(whole: str = "") -> None:
     except Exception as error:  # see above
         import warnings
 
-        said = f"anomalib_sgfr could not register with anomalib: {error!r}. --model anomalib_sgfr.Sgfr works without."
+        said = (
+            f"anomalib_sgfr could not register with anomalib: {error!r}. --model anomalib_sgfr.Sgfr"
+            " works without."
+        )
         if said not in _warned:
             _warned.append(said)
             warnings.warn(said, RuntimeWarning, stacklevel=2)
 
 
 def _is_whole(home: str) -> bool:
-    """Whether a module has been executed to its end: it has what it defines last, or is no longer being imported."""
+    """Whether a module has been executed to its end: it has what it defines last, or is no longer
+    being imported.
+    """
     module = sys.modules.get(home)
     if module is None or hasattr(module, _HOMES[home][1]):
         return module is not None
@@ -99,7 +112,9 @@ def _is_whole(home: str) -> bool:
 
 
 class _AfterImport:
-    """Meta-path finder that has every module found as ever, and acts when those it waits for have been executed."""
+    """Meta-path finder that has every module found as ever, and acts when those it waits for have
+    been executed.
+    """
 
     def __init__(self) -> None:
         self.running = 0  # modules that are being executed, each within the one before
@@ -113,7 +128,9 @@ class _AfterImport:
             self.bypassed = True
         if self.bypassed and not self.running and all(map(_is_whole, _HOMES)):
             self.register()
-            if fullname in sys.modules:  # imported on the way: to be executed again would make it another module
+            if (
+                fullname in sys.modules
+            ):  # imported on the way: to be executed again would make it another module
                 return _spec_of_present(fullname)
         if fullname not in _HOMES and not fullname.startswith(_OURS):
             return None
@@ -127,7 +144,9 @@ class _AfterImport:
         return None
 
     def register(self, whole: str = "") -> None:
-        """Register, unless that is what is being done: what it imports must find it neither done nor to do."""
+        """Register, unless that is what is being done: what it imports must find it neither done
+        nor to do.
+        """
         self.bypassed = False
         self.running += 1
         try:
@@ -140,7 +159,9 @@ def _spec_of_present(fullname):  # type: ignore[no-untyped-def]  # noqa: ANN001,
     from importlib.machinery import ModuleSpec
 
     module = sys.modules[fullname]
-    return ModuleSpec(fullname, _Present(module, module.__spec__), is_package=hasattr(module, "__path__"))  # type: ignore[arg-type]
+    return ModuleSpec(
+        fullname, _Present(module, module.__spec__), is_package=hasattr(module, "__path__")
+    )  # type: ignore[arg-type]
 
 
 class _Present:

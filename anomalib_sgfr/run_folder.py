@@ -37,15 +37,22 @@ logger = logging.getLogger(__name__)
 
 
 class Afterwards(Callback):
-    """Comes after the post-processor, also if the user's callbacks come first: before it, scores are raw."""
+    """Comes after the post-processor, also if the user's callbacks come first: before it, scores
+    are raw.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Move behind all but what keeps checkpoints."""
         del pl_module, stage
-        every: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it when it runs
+        # Lightning sets it when it runs
+        every: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         others = [callback for callback in every if callback is not self]
-        last = next((place for place, other in enumerate(others) if isinstance(other, Checkpoint)), len(others))
-        trainer.callbacks = [*others[:last], self, *others[last:]]  # type: ignore[attr-defined]  # see above
+        last = next(
+            (place for place, other in enumerate(others) if isinstance(other, Checkpoint)),
+            len(others),
+        )
+        # see above
+        trainer.callbacks = [*others[:last], self, *others[last:]]  # type: ignore[attr-defined]
 
 
 LATEST = "latest"
@@ -79,12 +86,15 @@ def newest_whole_run(root: Path) -> Path | None:
     Args:
         root (Path): Folder of the runs, ``<root>/Sgfr/<data>``.
     """
-    runs = sorted((path for path in root.glob("v*") if _version(path) >= 0), key=_version, reverse=True)
+    runs = sorted(
+        (path for path in root.glob("v*") if _version(path) >= 0), key=_version, reverse=True
+    )
     return next((run for run in runs if checkpoint_in(run)), None)
 
 
 def point_latest(run: Path) -> None:
-    """Point the link ``latest`` beside a run to it, in one step. Does nothing where ``latest`` is no link.
+    """Point the link ``latest`` beside a run to it, in one step. Does nothing where ``latest`` is
+    no link.
 
     Args:
         run (Path): Folder of the run, ``v0``, ``v1`` ...
@@ -116,13 +126,15 @@ def give_back_latest(run: Path) -> Path | None:
 
 
 def whole_checkpoint(path: Path) -> Path | None:
-    """Checkpoint to use in place of one that is missing because ``latest`` names a run that did not end.
+    """Checkpoint to use in place of one that is missing because ``latest`` names a run that did not
+    end.
 
     Args:
         path (Path): ``.../latest/weights/lightning/model.ckpt``, or what else was asked for.
 
     Returns:
-        Path | None: That of the newest whole run; ``None`` if the file is there, or no other can be meant.
+        Path | None: That of the newest whole run; ``None`` if the file is there, or no other can be
+            meant.
     """
     if path.exists() or LATEST not in path.parts:
         return None
@@ -152,13 +164,14 @@ def results_base(root: Path, checkpoint: Path | str | None, model: str = "Sgfr")
     """Folder that predictions and tests of a checkpoint get folders in.
 
     Args:
-        root (Path): The trainer's, ``<results>/Sgfr[/<data>]/v0``; ``.../latest`` where anomalib found no run.
+        root (Path): The trainer's, ``<results>/Sgfr[/<data>]/v0``; ``.../latest`` where anomalib
+            found no run.
         checkpoint (Path | str | None): That the model is from.
         model (str): anomalib's name of the model.
 
     Returns:
-        Path: The checkpoint's own run if that lies in the same results; else ``root``, but never a folder ``latest``,
-        which would be in the way of the link of that name.
+        Path: The checkpoint's own run if that lies in the same results; else ``root``, but never a
+        folder ``latest``, which would be in the way of the link of that name.
     """
     run = run_of(checkpoint)
     root = root.absolute()
@@ -172,8 +185,10 @@ def claim_folder(wanted: Path, about: Mapping[str, object]) -> Path:
     """Make a folder for results, which those of other input do not share.
 
     Args:
-        wanted (Path): The folder. If it holds results of other input, a number is added: ``-2``, ``-3`` ...
-        about (Mapping[str, object]): What the results are of, as JSON can keep it; written beside them.
+        wanted (Path): The folder. If it holds results of other input, a number is added: ``-2``,
+            ``-3`` ...
+        about (Mapping[str, object]): What the results are of, as JSON can keep it; written beside
+            them.
 
     Returns:
         Path: The folder. The same input gets the same folder again.
@@ -194,7 +209,10 @@ def claim_folder(wanted: Path, about: Mapping[str, object]) -> Path:
         except FileNotFoundError:
             if not folder.is_dir() or not any(folder.iterdir()):
                 folder.mkdir(parents=True, exist_ok=True)
-                with suppress(FileExistsError), file.open("x", encoding="utf-8") as text:  # another process was first
+                with (
+                    suppress(FileExistsError),
+                    file.open("x", encoding="utf-8") as text,
+                ):  # another process was first
                     json.dump(dict(about), text, indent=1)
                     return folder
                 number -= 1
@@ -203,11 +221,13 @@ def claim_folder(wanted: Path, about: Mapping[str, object]) -> Path:
 
 
 def names_of(paths: Iterable[str], *, keep_suffix: bool = False) -> dict[str, Path]:
-    """Names of results for images, each its own: their paths below the folder that holds all of them.
+    """Names of results for images, each its own: their paths below the folder that holds all of
+    them.
 
     Args:
         paths (Iterable[str]): Image files.
-        keep_suffix (bool): Whether names end as the files do; without, only where that tells two images apart.
+        keep_suffix (bool): Whether names end as the files do; without, only where that tells two
+            images apart.
 
     Returns:
         dict[str, Path]: Relative paths.
@@ -219,20 +239,28 @@ def names_of(paths: Iterable[str], *, keep_suffix: bool = False) -> dict[str, Pa
     relative = {path: where.relative_to(common) for path, where in whole.items()}
     counts = Counter(name.with_suffix("") for name in set(relative.values()))
     bare = {path: name.with_suffix("") for path, name in relative.items()}
-    return {path: relative[path] if keep_suffix or counts[bare[path]] > 1 else bare[path] for path in whole}
+    return {
+        path: relative[path] if keep_suffix or counts[bare[path]] > 1 else bare[path]
+        for path in whole
+    }
 
 
 class RunFolder(Afterwards):
-    """Keep ``latest`` at the last run that ended, and results of different checkpoints apart. Sgfr attaches one.
+    """Keep ``latest`` at the last run that ended, and results of different checkpoints apart. Sgfr
+    attaches one.
 
-    anomalib points ``latest`` to a run's folder when the run starts. From there it goes back to the last run that has a
-    checkpoint, and forward again when the fit has ended: a run that fails or is killed leaves ``latest`` as it was.
+    anomalib points ``latest`` to a run's folder when the run starts. From there it goes back to the
+    last run that has a
+    checkpoint, and forward again when the fit has ended: a run that fails or is killed leaves
+        ``latest`` as it was.
 
-    Predictions go to ``predictions/<images>`` in the run's folder of the checkpoint; tests of another run's checkpoint
-    to ``tests/<data>`` there. A test of the run's own checkpoint stays in the run's folder.
+    Predictions go to ``predictions/<images>`` in the run's folder of the checkpoint; tests of
+    another run's checkpoint to ``tests/<data>`` there. A test of the run's own checkpoint stays in
+    the run's folder.
 
     Args:
-        folder (str | Path | None): For all results of predictions and tests; ``None`` for one of each checkpoint's own.
+        folder (str | Path | None): For all results of predictions and tests; ``None`` for one of
+            each checkpoint's own.
 
     Attributes:
         results (Path | None): Folder of the running or last prediction or test.
@@ -253,8 +281,9 @@ class RunFolder(Afterwards):
         """Warn of a fit that would restore a finished one and learn nothing."""
         if trainer.ckpt_path is not None and not getattr(pl_module, "update", True):
             logger.warning(
-                "%s restores a fit that has ended: nothing is learnt from these images. Pass --model.update true "
-                "(model.update = True) to add them to its banks, or leave ckpt_path out to fit afresh.",
+                "%s restores a fit that has ended: nothing is learnt from these images. Pass"
+                " --model.update true (model.update = True) to add them to its banks, or leave"
+                " ckpt_path out to fit afresh.",
                 trainer.ckpt_path,
             )
 
@@ -269,9 +298,13 @@ class RunFolder(Afterwards):
             if saved and Path(saved).is_file():
                 point_latest(run)
         except OSError as error:  # the checkpoint is there all the same
-            logger.warning("%s could not be pointed to %s: %s", run.parent / LATEST, run.name, error)
+            logger.warning(
+                "%s could not be pointed to %s: %s", run.parent / LATEST, run.name, error
+            )
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Say which run ``latest`` names after one that failed."""
         del pl_module
         run = Path(trainer.default_root_dir)
@@ -279,7 +312,9 @@ class RunFolder(Afterwards):
             self._give_back(trainer)  # a failure before setup
             whole = newest_whole_run(run.parent) if isinstance(exception, Exception) else None
             if whole is not None and whole != run and (run.parent / LATEST).is_symlink():
-                logger.warning("The run has not ended: %s names %s, the last one that has.", LATEST, whole)
+                logger.warning(
+                    "The run has not ended: %s names %s, the last one that has.", LATEST, whole
+                )
 
     @staticmethod
     def _give_back(trainer: Trainer) -> None:
@@ -323,7 +358,9 @@ def _own_folder(trainer: Trainer, module: Any, kind: str) -> Path:  # noqa: ANN4
     about = {
         "checkpoint": str(Path(checkpoint).resolve()) if checkpoint else None,
         "model": _fingerprint(module),
-        "images": hashlib.sha256("\n".join(paths).encode(errors="surrogateescape")).hexdigest()[:16],
+        "images": (
+            hashlib.sha256("\n".join(paths).encode(errors="surrogateescape")).hexdigest()[:16]
+        ),
     }
     try:
         return claim_folder(base / kind / name, about)
@@ -362,12 +399,16 @@ def image_paths(trainer: Any, kind: str) -> list[str]:  # noqa: ANN401
     Returns:
         list[str]: Paths in order; empty if a data set does not tell.
     """
-    loaders = getattr(trainer, "predict_dataloaders" if kind == "predictions" else "test_dataloaders", None)
+    loaders = getattr(
+        trainer, "predict_dataloaders" if kind == "predictions" else "test_dataloaders", None
+    )
     paths: list[str] = []
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
         dataset = getattr(loader, "dataset", None)
         samples = getattr(dataset, "samples", None)
-        found = getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
+        found = (
+            getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
+        )
         if found is None:
             return []
         paths += map(str, found)
@@ -384,5 +425,7 @@ def results_folder(trainer: Any) -> Path:  # noqa: ANN401
         Path: That of the run's :class:`RunFolder`; the trainer's own without one.
     """
     every = getattr(trainer, "callbacks", [])
-    chosen = next((item.results for item in every if isinstance(item, RunFolder) and item.results), None)
+    chosen = next(
+        (item.results for item in every if isinstance(item, RunFolder) and item.results), None
+    )
     return chosen or Path(trainer.default_root_dir)

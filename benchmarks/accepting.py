@@ -2,11 +2,12 @@
 
     python -m benchmarks.accepting --root DIR --out DIR
 
-The threshold is one that a fifth of the good test images exceed. Twenty of these false alarms, drawn at random, are
-accepted, as ``anomalib-sgfr accept`` does; beside it a fit that starts again with them among the training images.
-False alarms are counted among the other good test images, with the threshold as it was and as it is chosen anew, from
-training images at the rate that it had there. Writes ``accepting.json`` and ``README.md``; an interrupted command,
-given again, goes on where it stopped.
+The threshold is one that a fifth of the good test images exceed. Twenty of these false alarms,
+drawn at random, are accepted, as ``anomalib-sgfr accept`` does; beside it a fit that starts again
+with them among the training images. False alarms are counted among the other good test images, with
+the threshold as it was and as it is chosen anew, from training images at the rate that it had
+there. Writes ``accepting.json`` and ``README.md``; an interrupted command, given again, goes on
+where it stopped.
 """
 
 import json
@@ -65,7 +66,9 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     vouched = nominal(model.model)
     rate = min(0.9, max(0.5, sum(score > threshold for score in vouched)) / len(vouched))
     alarms = np.flatnonzero(good & (before > threshold))
-    chosen = np.random.default_rng(place.seed).permutation(alarms)[: min(_ACCEPTED, len(alarms) // 2)]
+    chosen = np.random.default_rng(place.seed).permutation(alarms)[
+        : min(_ACCEPTED, len(alarms) // 2)
+    ]
     rest = np.setdiff1d(np.flatnonzero(good), chosen)
     start = time.perf_counter()
     additions = _accept(model, [paths[index] for index in chosen], threshold)
@@ -94,7 +97,10 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
                 "seconds": round(took, 2),
                 **{
                     f"{name}_{kind}": int(count)
-                    for kind, bound in (("kept", threshold), ("anew", threshold if way == "before" else anew))
+                    for kind, bound in (
+                        ("kept", threshold),
+                        ("anew", threshold if way == "before" else anew),
+                    )
                     for name, count in (
                         ("alarms", (found[rest] > bound).sum()),
                         ("missed", (found[~good] <= bound).sum()),
@@ -112,7 +118,9 @@ def _accept(model: Sgfr, paths: Sequence[str], threshold: float) -> list[Additio
     for path in paths:
         current = own.with_banks(added(own.fitted_state, additions))
         with torch.no_grad():
-            addition = novel(current, read_prepared(path, model.pre_processor, own.bit_depth), path, threshold)
+            addition = novel(
+                current, read_prepared(path, model.pre_processor, own.bit_depth), path, threshold
+            )
         additions += [addition] if addition else []
     return additions
 
@@ -130,23 +138,45 @@ def report(folder: Path) -> None:
     lines = [
         "# Accepting false alarms",
         "",
-        "`python -m benchmarks.accepting --root DIR`: a threshold that a fifth of the good test images exceed; up to",
-        f"{_ACCEPTED} of them are accepted. Counts among the other test images, with the threshold kept / chosen anew.",
+        (
+            "`python -m benchmarks.accepting --root DIR`: a threshold that a fifth of the good test"
+            " images exceed; up to"
+        ),
+        (
+            f"{_ACCEPTED} of them are accepted. Counts among the other test images, with the"
+            " threshold kept / chosen anew."
+        ),
         f"Medians over seeds {seeds(found)}.",
         "",
-        "| data | | false alarms | missed defects | accepted ones that are alarms still | atoms | seconds |",
+        (
+            "| data | | false alarms | missed defects | accepted ones that are alarms still | atoms"
+            " | seconds |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for dataset, split in places:
         for way, name in _WAYS.items():
-            columns = [name for row in found[:1] for name in row if name not in {"dataset", "split", "seed", "way"}]
-            of = {column: median(found, column, dataset=dataset, split=split, way=way) for column in columns}
+            columns = [
+                name
+                for row in found[:1]
+                for name in row
+                if name not in {"dataset", "split", "seed", "way"}
+            ]
+            of = {
+                column: median(found, column, dataset=dataset, split=split, way=way)
+                for column in columns
+            }
             cells = [
                 f"{of[f'{column}_kept']:.0f} / {of[f'{column}_anew']:.0f} of {of[total]:.0f}"
-                for column, total in (("alarms", "good"), ("missed", "defective"), ("still", "accepted"))
+                for column, total in (
+                    ("alarms", "good"),
+                    ("missed", "defective"),
+                    ("still", "accepted"),
+                )
             ]
             lines.append(
-                f"| {title(dataset, split)} | {name} | {' | '.join(cells)} | {of['atoms']:.0f} | {of['seconds']:.1f} |"
+                f"| {title(dataset, split)} | {name} | {' | '.join(cells)} | {of['atoms']:.0f} |"
+                f" {of['seconds']:.1f} |"
             )
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 

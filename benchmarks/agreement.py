@@ -1,11 +1,13 @@
-"""Whether every route from an image to an answer gives the same one, for every way in which a checkpoint can be made.
+"""Whether every route from an image to an answer gives the same one, for every way in which a
+checkpoint can be made.
 
     python -m benchmarks.agreement --out DIR
 
-A small model is fitted to drawn parts; ``threshold``, ``accept``, ``adapt``, an update and other arguments make further
-checkpoints of it. Each is asked about the same images by every route there is: the Engine, the command line, calls in
-Python, anomalib's inferencers, exported files in several precisions, the report. Writes ``README.md``: for each route
-and way the largest difference of a score from the Engine's, and how many labels differ.
+A small model is fitted to drawn parts; ``threshold``, ``accept``, ``adapt``, an update and other
+arguments make further checkpoints of it. Each is asked about the same images by every route there
+is: the Engine, the command line, calls in Python, anomalib's inferencers, exported files in several
+precisions, the report. Writes ``README.md``: for each route and way the largest difference of a
+score from the Engine's, and how many labels differ.
 """
 
 import csv
@@ -87,7 +89,9 @@ class Way(NamedTuple):
     def loaded(self) -> Sgfr:
         """The model, loaded as a user does."""
         asked = {"post_processor": SgfrPostProcessor(**self.asked)} if self.asked else {}
-        return Sgfr.load_from_checkpoint(self.checkpoint, map_location="cpu", visualizer=False, **asked)
+        return Sgfr.load_from_checkpoint(
+            self.checkpoint, map_location="cpu", visualizer=False, **asked
+        )
 
     @property
     def threshold(self) -> float:
@@ -114,7 +118,8 @@ class Difference(NamedTuple):
 
 
 def draw(root: Path) -> Path:
-    """Draw ``good`` (12), ``odd`` (3, with a mark), ``dim`` (6, darker), and 6 ``asked/good`` and ``asked/bad``.
+    """Draw ``good`` (12), ``odd`` (3, with a mark), ``dim`` (6, darker), and 6 ``asked/good`` and
+    ``asked/bad``.
 
     Args:
         root (Path): Their folder.
@@ -125,7 +130,9 @@ def draw(root: Path) -> Path:
         for index in range(number):
             rng = np.random.default_rng(100 * kind + index)
             rows, columns = np.mgrid[:SIZE, :SIZE]
-            image = 110 + 40 * np.sin(rows / 5) * np.cos(columns / 5) + rng.normal(0, 6, (SIZE, SIZE))
+            image = (
+                110 + 40 * np.sin(rows / 5) * np.cos(columns / 5) + rng.normal(0, 6, (SIZE, SIZE))
+            )
             row, column = rng.integers(16, 48, 2)
             if name == "asked/bad":  # from faint to plain
                 image[np.hypot(rows - row, columns - column) < RADIUS] += 20 + 20 * index
@@ -159,7 +166,12 @@ def _module(root: Path, normal: str = "good") -> Any:  # noqa: ANN401
 def _engine(folder: Path, **arguments: Any) -> Any:  # noqa: ANN401
     from anomalib.engine import Engine
 
-    quiet: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+    }
     return Engine(default_root_dir=folder, **quiet, **arguments)
 
 
@@ -225,7 +237,9 @@ def _of(found: Any, index: int = 0) -> Answer:  # noqa: ANN401
     def image(values: Any) -> NDArray[Any] | None:  # noqa: ANN401
         return None if values is None else np.squeeze(np.asarray(values[index]))
 
-    score, label = (float(np.ravel(values)[index]) for values in (found.pred_score, found.pred_label))
+    score, label = (
+        float(np.ravel(values)[index]) for values in (found.pred_score, found.pred_label)
+    )
     return Answer(score, bool(label), image(found.anomaly_map), image(found.pred_mask))
 
 
@@ -239,14 +253,19 @@ def by_engine(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
 
     engine = _engine(scratch)
     batches = engine.predict(way.model(), dataset=PredictDataset(images), ckpt_path=way.checkpoint)
-    return {Path(path).name: _of(batch, index) for batch in batches for index, path in enumerate(batch.image_path)}
+    return {
+        Path(path).name: _of(batch, index)
+        for batch in batches
+        for index, path in enumerate(batch.image_path)
+    }
 
 
 def _options(way: Way) -> list[str]:
     """Arguments of the command line for a fresh model."""
     model = {**MODEL, "visualizer": "false"}
     options = [
-        f"--model.{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in model.items()
+        f"--model.{name}={json.dumps(value) if isinstance(value, list) else value}"
+        for name, value in model.items()
     ]
     if way.asked:
         options.append("--model.post_processor=anomalib_sgfr.SgfrPostProcessor")
@@ -257,7 +276,10 @@ def _options(way: Way) -> list[str]:
 def _table(file: Path) -> dict[str, Answer]:
     with file.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    return {Path(row["image"]).name: Answer(float(row["score"]), bool(int(row["label"]))) for row in rows}
+    return {
+        Path(row["image"]).name: Answer(float(row["score"]), bool(int(row["label"])))
+        for row in rows
+    }
 
 
 def by_command(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
@@ -274,7 +296,9 @@ def by_test(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
 
     file = scratch / "test.csv"
     engine = _engine(scratch, callbacks=[ScoreTable(file)])
-    (figures,) = engine.test(way.model(), datamodule=_module(images.parent), ckpt_path=way.checkpoint)
+    (figures,) = engine.test(
+        way.model(), datamodule=_module(images.parent), ckpt_path=way.checkpoint
+    )
     answers = _table(file)
     hits = sum(answer.label and name.startswith("bad") for name, answer in answers.items())
     positives = sum(answer.label + name.startswith("bad") for name, answer in answers.items())
@@ -295,7 +319,10 @@ def by_call(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
 def _inspected(file: Path, images: Path) -> dict[str, Answer]:
     inspector = Inspector.load(file)
     found = {path.name: inspector(path) for path in _files(images)}
-    return {name: Answer(each.score, bool(each.label), each.map, each.mask) for name, each in found.items()}
+    return {
+        name: Answer(each.score, bool(each.label), each.map, each.mask)
+        for name, each in found.items()
+    }
 
 
 def by_inspector(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
@@ -340,7 +367,9 @@ def by_openvino_file(way: Way, images: Path, scratch: Path) -> dict[str, Answer]
 
 
 def by_openvino_inferencer(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
-    """Anomalib's ``OpenVINOInferencer``, which computes as OpenVINO chooses: in bfloat16 where the processor has it."""
+    """Anomalib's ``OpenVINOInferencer``, which computes as OpenVINO chooses: in bfloat16 where the
+    processor has it.
+    """
     from anomalib.deploy import OpenVINOInferencer
 
     inferencer = OpenVINOInferencer(exported(way, "openvino", scratch), device="CPU")
@@ -351,7 +380,9 @@ def by_half_file(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
     """``Inspector.load`` of a file with 16-bit weights."""
     from anomalib.deploy import CompressionType
 
-    return _inspected(exported(way, "openvino", scratch, compression_type=CompressionType.FP16), images)
+    return _inspected(
+        exported(way, "openvino", scratch, compression_type=CompressionType.FP16), images
+    )
 
 
 def by_script(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
@@ -372,15 +403,23 @@ def by_onnx_runtime(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
     """ONNX Runtime, of the exported file as it is."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(exported(way, "onnx", scratch), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        exported(way, "onnx", scratch), providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in session.get_outputs()]
     answers = {}
     for path in _files(images):
-        frame = np.asarray(Image.open(path).convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255
-        found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: frame}), strict=True))
+        frame = (
+            np.asarray(Image.open(path).convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255
+        )
+        found = dict(
+            zip(names, session.run(None, {session.get_inputs()[0].name: frame}), strict=True)
+        )
         score, label = (float(np.ravel(found[name])[0]) for name in ("pred_score", "pred_label"))
         answers[path.name] = Answer(
-            score, bool(label), *(found[name].reshape(frame.shape[-2:]) for name in ("anomaly_map", "pred_mask"))
+            score,
+            bool(label),
+            *(found[name].reshape(frame.shape[-2:]) for name in ("anomaly_map", "pred_mask")),
         )
     return answers
 
@@ -388,7 +427,16 @@ def by_onnx_runtime(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
 def by_report(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
     """``anomalib-sgfr report``, from its figures."""
     figures = scratch / "report.json"
-    given = ["--good", images / "good", "--bad", images / "bad", "--out", scratch / "report.html", "--json", figures]
+    given = [
+        "--good",
+        images / "good",
+        "--bad",
+        images / "bad",
+        "--out",
+        scratch / "report.html",
+        "--json",
+        figures,
+    ]
     _run("report", way.checkpoint, *given)
     rows = json.loads(figures.read_text(encoding="utf-8"))["images"]
     return {Path(row["image"]).name: Answer(row["score"], bool(row["label"])) for row in rows}
@@ -396,7 +444,16 @@ def by_report(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
 
 def by_explain(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
     """``anomalib-sgfr explain``, from its table of scores."""
-    _run("explain", way.checkpoint, images, "--regions", 1, "--only_anomalous", "--out", scratch / "explained")
+    _run(
+        "explain",
+        way.checkpoint,
+        images,
+        "--regions",
+        1,
+        "--only_anomalous",
+        "--out",
+        scratch / "explained",
+    )
     return _table(scratch / "explained" / "scores.csv")
 
 
@@ -419,7 +476,9 @@ ROUTES: dict[str, tuple[Route, bool, float]] = {
 }
 
 
-def compare(reference: Mapping[str, Answer], found: Mapping[str, Answer], threshold: float = 0.5) -> Difference:
+def compare(
+    reference: Mapping[str, Answer], found: Mapping[str, Answer], threshold: float = 0.5
+) -> Difference:
     """Of a route's answers from the Engine's.
 
     Args:
@@ -436,7 +495,9 @@ def compare(reference: Mapping[str, Answer], found: Mapping[str, Answer], thresh
     pairs = [(reference[name], found[name]) for name in sorted(found)]
     changed = [ours for ours, theirs in pairs if ours.label != theirs.label]
     maps = [np.abs(ours.map - theirs.map).max() for ours, theirs in pairs if theirs.map is not None]
-    masks = [np.mean(ours.mask != (theirs.mask > 0)) for ours, theirs in pairs if theirs.mask is not None]
+    masks = [
+        np.mean(ours.mask != (theirs.mask > 0)) for ours, theirs in pairs if theirs.mask is not None
+    ]
     return Difference(
         score=max(abs(ours.score - theirs.score) for ours, theirs in pairs),
         map=float(max(maps)) if maps else math.nan,
@@ -446,7 +507,9 @@ def compare(reference: Mapping[str, Answer], found: Mapping[str, Answer], thresh
     )
 
 
-def differences(ways: Mapping[str, Way], images: Path, scratch: Path) -> Iterator[tuple[str, str, Difference]]:
+def differences(
+    ways: Mapping[str, Way], images: Path, scratch: Path
+) -> Iterator[tuple[str, str, Difference]]:
     """Ask every route about the images, for every way.
 
     Args:
@@ -485,13 +548,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import argparse
     import tempfile
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.agreement", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the table")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, traced_once(Path(folder) / "traces"):
         parts = draw(Path(folder) / "parts")
         found = {}
-        for way, route, each in differences(make_ways(parts, Path(folder) / "made"), parts / "asked", Path(folder)):
+        for way, route, each in differences(
+            make_ways(parts, Path(folder) / "made"), parts / "asked", Path(folder)
+        ):
             found[way, route] = each
             print(f"{way}, {route}: {each}", file=sys.stderr)
     write_text(options.out / "README.md", _TEXT.format(table=table(found)))

@@ -1,12 +1,14 @@
-"""A fitted model under another light: what eight good images of it mend, as an update and otherwise.
+"""A fitted model under another light: what eight good images of it mend, as an update and
+otherwise.
 
     python -m benchmarks.another_light --root mtd=DIR --root mvtec=DIR --out DIR
 
-A model is fitted to all training images but eight. Then the light or the camera changes, drawn into every picture, and
-the test images are scored: by the model as it is, adapted by the eight, updated with them, by a fit to the eight alone,
-and by a fit to everything, the eight as they look now. False alarms are good test images above the threshold that one
-in twenty of them exceeded before the change. Writes ``another-light.json`` and ``README.md``; an interrupted command,
-given again, goes on where it stopped.
+A model is fitted to all training images but eight. Then the light or the camera changes, drawn into
+every picture, and the test images are scored: by the model as it is, adapted by the eight, updated
+with them, by a fit to the eight alone, and by a fit to everything, the eight as they look now.
+False alarms are good test images above the threshold that one in twenty of them exceeded before the
+change. Writes ``another-light.json`` and ``README.md``; an interrupted command, given again, goes
+on where it stopped.
 """
 
 import json
@@ -63,7 +65,9 @@ def _blurred(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Out of focus: a Gaussian of 0.6% of the shorter side."""
     del rng
     sigma = 0.006 * min(image.shape[-2:])
-    return cast("Tensor", pictures.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma]))
+    return cast(
+        "Tensor", pictures.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
+    )
 
 
 def _camera(image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -116,7 +120,9 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     return rows
 
 
-def _drawn(folder: Path, originals: Sequence[Tensor], samples: pd.DataFrame, change: str) -> pd.DataFrame:
+def _drawn(
+    folder: Path, originals: Sequence[Tensor], samples: pd.DataFrame, change: str
+) -> pd.DataFrame:
     """The eight as they look now, in files, as samples."""
     folder.mkdir()
     paths = []
@@ -141,7 +147,9 @@ def _ways(
 
     start = time.perf_counter()
     images = (read_prepared(path, model.pre_processor) for path in new["image_path"])
-    other = model.model.eval().with_banks(adapted(model.model, residual_moments(model.model, images), _DIRECTIONS))
+    other = model.model.eval().with_banks(
+        adapted(model.model, residual_moments(model.model, images), _DIRECTIONS)
+    )
     yield "adapted", other, time.perf_counter() - start
 
     alone, all_of_them = module_of(), module_of(*module.train_data.samples["image_path"])
@@ -167,13 +175,20 @@ class _Test:
         self.regions = label_regions(data.masks(dataset, self.transform)) if has_masks else None
 
     @torch.no_grad()
-    def scored(self, model: SgfrModel, change: str | None) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    def scored(
+        self, model: SgfrModel, change: str | None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Scores of all images after a change, and accuracy."""
         model.eval()
         scores, maps = [], []
         for start in range(0, len(self.kinds), _BATCH):
             rows = range(start, min(start + _BATCH, len(self.kinds)))
-            images = torch.cat([self.transform(_changed(_image(self.dataset, row), change, row)[None]) for row in rows])
+            images = torch.cat(
+                [
+                    self.transform(_changed(_image(self.dataset, row), change, row)[None])
+                    for row in rows
+                ]
+            )
             found: Any = model(images)
             scores.append(found.pred_score.flatten().double().numpy())
             maps.append(found.anomaly_map[:, 0].numpy())
@@ -183,7 +198,12 @@ class _Test:
 
 
 def _row(
-    change: str | None, way: str, seconds: float, scores: NDArray[np.float64], test: _Test, threshold: float
+    change: str | None,
+    way: str,
+    seconds: float,
+    scores: NDArray[np.float64],
+    test: _Test,
+    threshold: float,
 ) -> dict[str, Any]:
     return {
         "change": change,
@@ -203,20 +223,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(folder: Path) -> None:
     """Write ``README.md`` from ``another-light.json``: medians over seeds."""
     found = json.loads((folder / "another-light.json").read_text(encoding="utf-8"))
-    names = [name for name, value in found[0]["metrics"].items() if name != "image_F1Max" and value is not None]
+    names = [
+        name
+        for name, value in found[0]["metrics"].items()
+        if name != "image_F1Max" and value is not None
+    ]
     rows = [{**row, **{name: row["metrics"][name] for name in names}} for row in found]
     lines = [
         "# Another light",
         "",
-        f"`python -m benchmarks.another_light --root mtd=DIR --root mvtec=DIR`: {_NEW} good images are taken from the",
-        "training images, the model is fitted to the others, and then every picture changes. False alarms and missed",
-        f"defects at the threshold that {100 * _ALARMS:g}% of good test images exceeded before. Medians over seeds",
+        (
+            f"`python -m benchmarks.another_light --root mtd=DIR --root mvtec=DIR`: {_NEW} good"
+            " images are taken from the"
+        ),
+        (
+            "training images, the model is fitted to the others, and then every picture changes."
+            " False alarms and missed"
+        ),
+        (
+            f"defects at the threshold that {100 * _ALARMS:g}% of good test images exceeded before."
+            " Medians over seeds"
+        ),
         f"{seeds(rows)}, in percent; seconds of what was done.",
         "",
         f"| data | change | | {' | '.join(names)} | false alarms | missed | s |",
         "|---" * (6 + len(names)) + "|",
     ]
-    places = dict.fromkeys((row["dataset"], row["split"], row["change"], row["way"]) for row in rows)
+    places = dict.fromkeys(
+        (row["dataset"], row["split"], row["change"], row["way"]) for row in rows
+    )
     for dataset, split, change, way in places:
         of = {
             name: median(rows, name, dataset=dataset, split=split, change=change, way=way)
@@ -224,7 +259,10 @@ def report(folder: Path) -> None:
         }
         seconds = of.pop("seconds")
         cells = " | ".join(f"{100 * value:.1f}" for value in of.values())
-        lines.append(f"| {title(dataset, split)} | {change or '-'} | {_WAYS[way]} | {cells} | {seconds:.0f} |")
+        lines.append(
+            f"| {title(dataset, split)} | {change or '-'} | {_WAYS[way]} | {cells} |"
+            f" {seconds:.0f} |"
+        )
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 

@@ -1,11 +1,13 @@
-"""Exported files in fewer bits: false alarms and misses at the file's own threshold, beside the one in 32 bits.
+"""Exported files in fewer bits: false alarms and misses at the file's own threshold, beside the one
+in 32 bits.
 
     python -m benchmarks.compressed --root DIR --out DIR
 
-Each model is fitted with its defaults, so that good images alone choose the threshold, and exported to OpenVINO for
-images of any size: in 32 bits, and in each compression that ``anomalib export`` offers for it. The files alone score
-the test images, as OpenVINO computes them by itself on this processor, and one image is timed with all of them in turn.
-Writes ``compressed.json`` and ``README.md``; an interrupted command, given again, goes on where it stopped.
+Each model is fitted with its defaults, so that good images alone choose the threshold, and exported
+to OpenVINO for images of any size: in 32 bits, and in each compression that ``anomalib export``
+offers for it. The files alone score the test images, as OpenVINO computes them by itself on this
+processor, and one image is timed with all of them in turn. Writes ``compressed.json`` and
+``README.md``; an interrupted command, given again, goes on where it stopped.
 """
 
 import json
@@ -28,7 +30,16 @@ from PIL import Image
 from benchmarks.common import data
 from benchmarks.common.defects import draw_defect, picture
 from benchmarks.common.engine import fitted, quiet_engine, silence
-from benchmarks.common.places import DATA, DRAWN, PatchIndex, alike, median, seeds, study_places, title
+from benchmarks.common.places import (
+    DATA,
+    DRAWN,
+    PatchIndex,
+    alike,
+    median,
+    seeds,
+    study_places,
+    title,
+)
 from benchmarks.common.records import write_text
 from benchmarks.edge.cases import F32
 from benchmarks.edge.export import move, write_reference
@@ -38,7 +49,10 @@ __all__ = ["draw", "main", "report"]
 _RUNS = 40
 _COMPRESSIONS = {
     "f32": None,
-    **{item.name: item for item in (CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ)},
+    **{
+        item.name: item
+        for item in (CompressionType.FP16, CompressionType.INT8, CompressionType.INT8_PTQ)
+    },
 }
 _METRICS = ("image_AUROC", "pixel_AP", "AUPRO")
 _COUNTS = ("false_alarms", "good", "misses", "defective", "labels_changed")
@@ -49,7 +63,8 @@ _DRAWN_DEFECTS = (12, 64)  # pixels, of the smallest and the largest
 
 
 def draw(folder: Path, seed: int, images: dict[str, int] = _DRAWN) -> None:
-    """Draw a data set: brushed surfaces, and the same with a spot, scratch or smudge that a mask marks.
+    """Draw a data set: brushed surfaces, and the same with a spot, scratch or smudge that a mask
+    marks.
 
     Args:
         folder (Path): Gets the folders ``good``, ``good_test``, ``bad`` and ``masks``.
@@ -64,7 +79,9 @@ def draw(folder: Path, seed: int, images: dict[str, int] = _DRAWN) -> None:
             image = torch.from_numpy(picture(rng, _DRAWN_SIZE)).expand(3, -1, -1)
             if name == "bad":
                 image, mask = draw_defect(image, int(rng.integers(*_DRAWN_DEFECTS)), rng)
-                Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{index:03}.png")
+                Image.fromarray(mask.astype(np.uint8) * 255).save(
+                    folder / "masks" / f"{index:03}.png"
+                )
             pixels = (255 * image.permute(1, 2, 0)).round().to(torch.uint8).numpy()
             Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
 
@@ -93,17 +110,28 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
             files[name] = folder / f"{name}.xml"
             move(exported, files[name])
         ways = {"f32": (files["f32"], F32), "default": (files["f32"], {})}
-        if openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name() == "bf16":
+        if (
+            openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+            == "bf16"
+        ):
             ways["bf16"] = (_unmarked(files["f32"]), {})
         ways |= {name: (files[name], {}) for name in list(_COMPRESSIONS)[1:]}
         with Image.open(module.test_data.samples.image_path[0]) as opened:
             size = opened.size[::-1]
         models = {name: str(file) for name, (file, _) in ways.items()}
         configs = {name: config for name, (_, config) in ways.items()}
-        times = _run("latency", {"models": models, "configs": configs, "config": {}, "runs": _RUNS, "size": size})
+        times = _run(
+            "latency",
+            {"models": models, "configs": configs, "config": {}, "runs": _RUNS, "size": size},
+        )
         rows = []
         for name, (file, config) in ways.items():
-            job = {"model": str(file), "reference": str(folder / "reference.npz"), "config": config, "size": None}
+            job = {
+                "model": str(file),
+                "reference": str(folder / "reference.npz"),
+                "config": config,
+                "size": None,
+            }
             found = _run("answers", job)
             rows.append({
                 "file": name,
@@ -120,7 +148,8 @@ def _unmarked(file: Path) -> Path:
     target = file.with_name("bf16.xml")
     text = file.read_text(encoding="utf-8")
     target.write_text(
-        re.sub(r'<attribute name="(precise|DisablePrecisionConversion)"[^>]*>', "", text), encoding="utf-8"
+        re.sub(r'<attribute name="(precise|DisablePrecisionConversion)"[^>]*>', "", text),
+        encoding="utf-8",
     )
     shutil.copyfile(file.with_suffix(".bin"), target.with_suffix(".bin"))
     return target
@@ -129,7 +158,9 @@ def _unmarked(file: Path) -> Path:
 def _run(step: str, job: dict[str, Any]) -> dict[str, Any]:
     """One step in a process without PyTorch."""
     command = [sys.executable, "-m", "benchmarks.edge.run", step, json.dumps(job)]
-    finished = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)  # noqa: S603
+    finished = subprocess.run(  # noqa: S603
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
     measured: dict[str, Any] = json.loads(finished.stdout.strip().splitlines()[-1])
     return measured
 
@@ -148,18 +179,42 @@ def report(folder: Path) -> None:
     lines = [
         "# Fewer bits",
         "",
-        "`python -m benchmarks.compressed`: files for images of any size, run by OpenVINO on a CPU. Good training",
-        "images alone chose the threshold (1% false alarms). False alarms and misses are counts at the file's own",
-        "threshold; in brackets the difference from 32 bits, in percentage points of the good or defective images.",
-        "Labels changed are those that differ from the Engine's. Accuracy is in percent, with the difference from 32",
-        "bits. Time is of one image, as a ratio to 32 bits, all files in turn in one process, beside other work.",
+        (
+            "`python -m benchmarks.compressed`: files for images of any size, run by OpenVINO on a"
+            " CPU. Good training"
+        ),
+        (
+            "images alone chose the threshold (1% false alarms). False alarms and misses are counts"
+            " at the file's own"
+        ),
+        (
+            "threshold; in brackets the difference from 32 bits, in percentage points of the good"
+            " or defective images."
+        ),
+        (
+            "Labels changed are those that differ from the Engine's. Accuracy is in percent, with"
+            " the difference from 32"
+        ),
+        (
+            "bits. Time is of one image, as a ratio to 32 bits, all files in turn in one process,"
+            " beside other work."
+        ),
         f"Seeds {seeds(found)}: counts are sums, all else medians.",
         "",
         "- `f32`: the exported file, with `INFERENCE_PRECISION_HINT: f32`.",
-        "- `default`: the same file as OpenVINO computes it by itself, on a processor that has bfloat16.",
-        "- `bf16`: the same file without the mark that keeps its operations in 32 bits, in bfloat16: what OpenVINO",
+        (
+            "- `default`: the same file as OpenVINO computes it by itself, on a processor that has"
+            " bfloat16."
+        ),
+        (
+            "- `bf16`: the same file without the mark that keeps its operations in 32 bits, in"
+            " bfloat16: what OpenVINO"
+        ),
         "  makes of the exported ONNX file by itself.",
-        "- `FP16`, `INT8`, `INT8_PTQ`: exported with that compression, as OpenVINO computes it by itself.",
+        (
+            "- `FP16`, `INT8`, `INT8_PTQ`: exported with that compression, as OpenVINO computes it"
+            " by itself."
+        ),
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|---" * len(_COLUMNS) + "|",
@@ -170,16 +225,24 @@ def report(folder: Path) -> None:
         for file in dict.fromkeys(row["file"] for row in own):
             rows = alike(own, file=file)
             images = sum(row["good"] + row["defective"] for row in rows)
-            cells = [_count(rows, plain, "false_alarms", "good"), _count(rows, plain, "misses", "defective")]
+            cells = [
+                _count(rows, plain, "false_alarms", "good"),
+                _count(rows, plain, "misses", "defective"),
+            ]
             cells += [f"{sum(row['labels_changed'] for row in rows)} of {images}"]
             cells += [_accuracy(rows, plain, metric) for metric in _METRICS]
-            cells += [f"{median(rows, 'bytes') / 2**20:.1f}", f"{median(rows, 'ms') / median(plain, 'ms'):.2f}"]
+            cells += [
+                f"{median(rows, 'bytes') / 2**20:.1f}",
+                f"{median(rows, 'ms') / median(plain, 'ms'):.2f}",
+            ]
             lines.append(f"| {title(dataset, split)} | {file} | " + " | ".join(cells) + " |")
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 
 def _count(rows: list[dict[str, Any]], plain: list[dict[str, Any]], name: str, of: str) -> str:
-    number, before, images = (sum(row[key] for row in part) for part, key in ((rows, name), (plain, name), (rows, of)))
+    number, before, images = (
+        sum(row[key] for row in part) for part, key in ((rows, name), (plain, name), (rows, of))
+    )
     text = f"{number} of {images}, {100 * number / images:.1f}%"
     return text if rows == plain else f"{text} ({100 * (number - before) / images:+.1f})"
 

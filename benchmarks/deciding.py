@@ -2,10 +2,11 @@
 
     python -m benchmarks.deciding --root DIR --out DIR
 
-Each data set is fitted once. Kept are the scores of training images, each scored without its own atoms, and those of
-images that were not trained on. Validation sets are then drawn from the latter: a few good and a few defective images.
-Every rule chooses a threshold from each set. Its false alarms and misses are counted among the other images that were
-not trained on. Writes ``deciding.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command, given
+Each data set is fitted once. Kept are the scores of training images, each scored without its own
+atoms, and those of images that were not trained on. Validation sets are then drawn from the latter:
+a few good and a few defective images. Every rule chooses a threshold from each set. Its false
+alarms and misses are counted among the other images that were not trained on. Writes
+``deciding.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command, given
 again, goes on where it stopped.
 """
 
@@ -21,7 +22,11 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
-from anomalib_sgfr.post_processing.thresholds import combined_threshold, conformal_threshold, f1_threshold
+from anomalib_sgfr.post_processing.thresholds import (
+    combined_threshold,
+    conformal_threshold,
+    f1_threshold,
+)
 from benchmarks.common import data
 from benchmarks.common.engine import fitted
 from benchmarks.common.places import PatchIndex, seeds, study_places, title
@@ -34,7 +39,9 @@ Rule: TypeAlias = Callable[[Scores, Scores, Scores], float]
 
 _DATA = ("mvtec:bottle", "elpv-mono", "mtd:canonical", "mtd:tile")
 _IMAGES = 300
-_LEAST_GOOD = 100  # good images that are not trained on: the largest validation set has half of them
+_LEAST_GOOD = (
+    100  # good images that are not trained on: the largest validation set has half of them
+)
 _RATE = 0.01
 _DRAWS = 200
 _BAD = (1, 2, 3, 5, 10, 20)
@@ -47,7 +54,11 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     module = data.build(place.dataset, place.root, place.split, place.seed)
     samples = module.test_data.samples
     is_good = data.kinds(samples) == "good"
-    training = np.random.default_rng(place.seed).permutation(module.train_data.samples["image_path"]).tolist()
+    training = (
+        np.random.default_rng(place.seed)
+        .permutation(module.train_data.samples["image_path"])
+        .tolist()
+    )
     left_over = training[: min(max(0, _LEAST_GOOD - int(is_good.sum())), len(training) // 2)]
     if left_over:
         training = training[len(left_over) :]
@@ -84,7 +95,9 @@ def _ten_of_each(good: Scores, bad: Scores, training: Scores) -> float:
 
 def _sign_test(good: Scores, bad: Scores, training: Scores) -> float:
     divided, conformal = (rule(good, bad, training) for rule in (_f1, _conformal))
-    return divided if _fewer(_wrong(good, bad, divided), _wrong(good, bad, conformal)) else conformal
+    return (
+        divided if _fewer(_wrong(good, bad, divided), _wrong(good, bad, conformal)) else conformal
+    )
 
 
 def _cross_fitted(good: Scores, bad: Scores, training: Scores) -> float:
@@ -105,7 +118,9 @@ def _pooled_sign_test(good: Scores, bad: Scores, training: Scores) -> float:
 def _bounds_alone(good: Scores, bad: Scores, training: Scores) -> float:
     """By bounds, but good images count alike, whether they were trained on or not."""
     nominal = _pooled(good, training)
-    return combined_threshold(good=nominal, bad=_listed(bad), calibration=nominal, rate=_RATE, alarm_cost=1.0).threshold
+    return combined_threshold(
+        good=nominal, bad=_listed(bad), calibration=nominal, rate=_RATE, alarm_cost=1.0
+    ).threshold
 
 
 def _combined(cost: float) -> Rule:
@@ -147,7 +162,10 @@ def _wrong(good: Scores, bad: Scores, threshold: float) -> NDArray[np.bool_]:
 def _fewer(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> bool:
     """Whether the first make fewer errors: an exact one-sided sign test at 5% (McNemar 1947)."""
     better, worse = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
-    return bool(better + worse) and binomtest(better, better + worse, alternative="greater").pvalue <= 0.05  # noqa: PLR2004
+    return (
+        bool(better + worse)
+        and binomtest(better, better + worse, alternative="greater").pvalue <= 0.05  # noqa: PLR2004
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,7 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What each rule comes to: a row for each number of defective and of good images."""
-    training, good, bad = (np.array(scores[name], np.float32) for name in ("calibration", "good", "bad"))
+    training, good, bad = (
+        np.array(scores[name], np.float32) for name in ("calibration", "good", "bad")
+    )
     for defects in _BAD:
         for nominal in _GOOD:
             if defects >= len(bad) or nominal >= len(good):
@@ -168,15 +188,28 @@ def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for _ in range(_DRAWS):
                 chosen_good, good_rest = np.split(rng.permutation(good), [nominal])
                 chosen_bad, bad_rest = np.split(rng.permutation(bad), [defects])
-                fewer = (chosen_good[1:], chosen_bad) if rng.random() < 0.5 else (chosen_good, chosen_bad[1:])  # noqa: PLR2004
+                fewer = (
+                    (chosen_good[1:], chosen_bad)
+                    if rng.random() < 0.5  # noqa: PLR2004
+                    else (chosen_good, chosen_bad[1:])
+                )
                 for name, rule in _RULES.items():
                     threshold = rule(chosen_good, chosen_bad, training)
                     without = rule(*fewer, training) if min(map(len, fewer)) else threshold
-                    alarms, missed = float((good_rest > threshold).mean()), float((bad_rest <= threshold).mean())
+                    alarms, missed = (
+                        float((good_rest > threshold).mean()),
+                        float((bad_rest <= threshold).mean()),
+                    )
                     swing = abs(float((good_rest > without).mean()) - alarms)
                     found[name].append((alarms, missed, (alarms + missed) / 2.0, swing))
             for name, rows in found.items():
-                columns = dict(zip(("false_alarms", "misses", "balanced", "swing"), np.transpose(rows), strict=True))
+                columns = dict(
+                    zip(
+                        ("false_alarms", "misses", "balanced", "swing"),
+                        np.transpose(rows),
+                        strict=True,
+                    )
+                )
                 yield {
                     "data": title(scores["dataset"], scores["split"]),
                     "seed": scores["seed"],
@@ -199,18 +232,39 @@ def report(folder: Path) -> None:
     lines = [
         "# Who may decide the threshold",
         "",
-        f"`python -m benchmarks.deciding --root DIR`: {_DRAWS} validation sets of {', '.join(map(str, _BAD))}",
-        f"defective and {', '.join(map(str, _GOOD))} good images each, drawn from images that were not trained on.",
-        "False alarms and misses are counted among the others, in percent; the balanced error is their mean. Good",
-        f"images decide at a rate of {100 * _RATE:g}%: at most {_IMAGES} training images, each scored without its own",
+        (
+            f"`python -m benchmarks.deciding --root DIR`: {_DRAWS} validation sets of"
+            f" {', '.join(map(str, _BAD))}"
+        ),
+        (
+            f"defective and {', '.join(map(str, _GOOD))} good images each, drawn from images that"
+            " were not trained on."
+        ),
+        (
+            "False alarms and misses are counted among the others, in percent; the balanced error"
+            " is their mean. Good"
+        ),
+        (
+            f"images decide at a rate of {100 * _RATE:g}%: at most {_IMAGES} training images, each"
+            " scored without its own"
+        ),
         f"atoms, and the good validation images. Seeds {seeds(found)}.",
         "",
         "## All sizes of validation sets",
         "",
-        "Mean over the sizes of the median, and of the 90th percentile; the largest 90th percentile; and how far one",
-        "labelled image less moves the rate of false alarms, in points: the 99th percentile, at the worst size.",
+        (
+            "Mean over the sizes of the median, and of the 90th percentile; the largest 90th"
+            " percentile; and how far one"
+        ),
+        (
+            "labelled image less moves the rate of false alarms, in points: the 99th percentile, at"
+            " the worst size."
+        ),
         "",
-        "| data | rule | false alarms | its 90% | the worst | misses | its 90% | balanced error | one image less |",
+        (
+            "| data | rule | false alarms | its 90% | the worst | misses | its 90% | balanced error"
+            " | one image less |"
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (name, rule), rows in table.groupby(["data", "rule"], sort=False):

@@ -1,11 +1,13 @@
-"""Whether a threshold set without a defect keeps its promise: chosen and realised rates of false alarms.
+"""Whether a threshold set without a defect keeps its promise: chosen and realised rates of false
+alarms.
 
     python -m benchmarks.false_alarms --root DIR --out DIR
 
-The threshold comes from the training images, each scored without its own atoms or without those of its part (of MTD
-all photographs of a tile; of ELPV nothing but the cell is known), or from a fifth of the parts, held out of the fit.
-How many good test images exceed it, which nobody had seen, is the realised rate. Writes ``false-alarms.json``,
-``README.md`` and a plot; an interrupted command, given again, goes on where it stopped.
+The threshold comes from the training images, each scored without its own atoms or without those of
+its part (of MTD all photographs of a tile; of ELPV nothing but the cell is known), or from a fifth
+of the parts, held out of the fit. How many good test images exceed it, which nobody had seen, is
+the realised rate. Writes ``false-alarms.json``, ``README.md`` and a plot; an interrupted command,
+given again, goes on where it stopped.
 """
 
 import json
@@ -40,7 +42,9 @@ _SOURCES = {
 
 
 def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
-    """Realised rates of false alarms and of detection, for each source of the threshold and each chosen rate."""
+    """Realised rates of false alarms and of detection, for each source of the threshold and each
+    chosen rate.
+    """
     tiles = tile_of() if place.dataset == "mtd" else {}
 
     def part_of(path: str) -> str:
@@ -49,7 +53,11 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for apart in (False, True):
         module = data.build(place.dataset, place.root, place.split, place.seed)
-        order = np.random.default_rng(place.seed).permutation(module.train_data.samples["image_path"]).tolist()
+        order = (
+            np.random.default_rng(place.seed)
+            .permutation(module.train_data.samples["image_path"])
+            .tolist()
+        )
         if apart:
             held_out = _part_by_part(order, part_of)
             data.keep_training_images(module, [path for path in order if path not in held_out])
@@ -70,7 +78,9 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
 
 
 def _part_by_part(paths: Sequence[str], part_of: Callable[[str], str]) -> set[str]:
-    """A fifth of the images, and with one of them all others of the same part, so that none is trained on."""
+    """A fifth of the images, and with one of them all others of the same part, so that none is
+    trained on.
+    """
     parts: dict[str, list[str]] = {}
     for path in paths:
         parts.setdefault(part_of(path), []).append(path)
@@ -119,16 +129,26 @@ def report(folder: Path) -> None:
     lines = [
         "# Chosen and realised rates of false alarms",
         "",
-        f"`python -m benchmarks.false_alarms --root DIR`: the threshold is set from at most {_IMAGES} nominal images;",
-        "false alarms are among good test images, which no part of the model has seen. Medians over seeds",
+        (
+            "`python -m benchmarks.false_alarms --root DIR`: the threshold is set from at most"
+            f" {_IMAGES} nominal images;"
+        ),
+        (
+            "false alarms are among good test images, which no part of the model has seen. Medians"
+            " over seeds"
+        ),
         f"{seeds(found)}, in percent.",
         "",
         "| data | threshold from | good test images | "
-        + " | ".join(f"false alarms at {100 * rate:g} | detected at {100 * rate:g}" for rate in _SHOWN)
+        + " | ".join(
+            f"false alarms at {100 * rate:g} | detected at {100 * rate:g}" for rate in _SHOWN
+        )
         + " |",
         "|---" * (3 + 2 * len(_SHOWN)) + "|",
     ]
-    figure, axes = plt.subplots(1, len(_SOURCES), figsize=(13, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(_SOURCES), figsize=(13, 4), sharey=True, layout="constrained"
+    )
     for axis, source in zip(axes, _SOURCES, strict=True):
         for place in places:
             name = title(*place)
@@ -138,9 +158,8 @@ def report(folder: Path) -> None:
                 for column in ("false_alarms", "detected")
             ]
             lines.append(
-                f"| {name} | {_SOURCES[source]} | {of(place, source, _SHOWN[0], 'good_images'):,.0f} | "
-                + " | ".join(cells)
-                + " |"
+                f"| {name} | {_SOURCES[source]} |"
+                f" {of(place, source, _SHOWN[0], 'good_images'):,.0f} | " + " | ".join(cells) + " |"
             )
             realised = [100 * of(place, source, rate, "false_alarms") for rate in _RATES]
             axis.plot([100 * rate for rate in _RATES], realised, "o-", label=name, lw=1.2, ms=4)
@@ -151,7 +170,10 @@ def report(folder: Path) -> None:
     axes[0].set_ylabel("realised rate on good test images, %")
     axes[0].legend(fontsize="x-small")
     save_figure(figure, folder / "false-alarms.png")
-    write_text(folder / "README.md", "\n".join([*lines, "", "![chosen and realised rates](false-alarms.png)"]) + "\n")
+    write_text(
+        folder / "README.md",
+        "\n".join([*lines, "", "![chosen and realised rates](false-alarms.png)"]) + "\n",
+    )
 
 
 if __name__ == "__main__":

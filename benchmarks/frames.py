@@ -1,10 +1,12 @@
-"""One frame after the other: milliseconds, and memory that stays flat however many, of ever new sizes.
+"""One frame after the other: milliseconds, and memory that stays flat however many, of ever new
+sizes.
 
     python -m benchmarks.frames --out DIR
 
-A model of made pictures is used through :class:`~anomalib_sgfr.Inspector`, as a checkpoint and as an OpenVINO file,
-each in a process of its own: at the default size for the time of a frame, at 64 x 64 pixels for ten thousand frames
-whose sizes nobody has seen before. Writes ``frames.json`` and ``README.md``.
+A model of made pictures is used through :class:`~anomalib_sgfr.Inspector`, as a checkpoint and as
+an OpenVINO file, each in a process of its own: at the default size for the time of a frame, at 64 x
+64 pixels for ten thousand frames whose sizes nobody has seen before. Writes ``frames.json`` and
+``README.md``.
 """
 
 import argparse
@@ -80,18 +82,24 @@ def _run(file: Path, frames: int, ever_new: bool) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.frames", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.frames", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--frames", type=int, default=10_000, help="of ever new sizes")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/frames"))
     options = parser.parse_args(arguments)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for size, frames, ever_new in zip(_SIZES, (_TIMED, options.frames), (False, True), strict=True):
+        for size, frames, ever_new in zip(
+            _SIZES, (_TIMED, options.frames), (False, True), strict=True
+        ):
             files = _files(Path(scratch), size)
             for kind in _KINDS:
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     found = pool.apply(_run, (files[kind], frames, ever_new))
-                rows.append({"kind": kind, "size": size, "frames": frames, "ever_new": ever_new, **found})
+                rows.append(
+                    {"kind": kind, "size": size, "frames": frames, "ever_new": ever_new, **found}
+                )
                 print(rows[-1], flush=True)
     write_text(options.out / "frames.json", "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     report(options.out)
@@ -105,17 +113,25 @@ def report(folder: Path) -> None:
     lines = [
         "# One frame after the other",
         "",
-        "`python -m benchmarks.frames`: medians of milliseconds a frame with `Inspector`, laying the map over the",
+        (
+            "`python -m benchmarks.frames`: medians of milliseconds a frame with `Inspector`,"
+            " laying the map over the"
+        ),
         "frame included; memory of the process.",
         "",
         "| model | input | frames | ms a frame | MiB after a tenth | MiB at the end |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        frames = f"{row['frames']:,} of ever new sizes" if row["ever_new"] else f"{row['frames']:,} of 256 x 256"
+        frames = (
+            f"{row['frames']:,} of ever new sizes"
+            if row["ever_new"]
+            else f"{row['frames']:,} of 256 x 256"
+        )
         lines.append(
-            f"| {row['kind']} | {row['size']} x {row['size']} | {frames} | {row['milliseconds']:.1f} | "
-            f"{row['mib_after_a_tenth']:.0f} | {row['mib_at_the_end']:.0f} |"
+            f"| {row['kind']} | {row['size']} x {row['size']} | {frames} |"
+            f" {row['milliseconds']:.1f} | {row['mib_after_a_tenth']:.0f} |"
+            f" {row['mib_at_the_end']:.0f} |"
         )
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.gpu [--dataset mtd --root DIR] --out DIR
 
-Pictures are held in memory, so that nothing of a data loader is measured: made ones, or those of a data set. Times are
-of one process, medians, with the card waited for; memory is the peak that PyTorch took on the card. Sgfr is measured as
-it is, compiled, and as a CUDA graph. Writes ``gpu.json`` and ``README.md``. Where there is no card it says so, and all
-is well; ``--device cpu`` goes through the same steps on a CPU.
+Pictures are held in memory, so that nothing of a data loader is measured: made ones, or those of a
+data set. Times are of one process, medians, with the card waited for; memory is the peak that
+PyTorch took on the card. Sgfr is measured as it is, compiled, and as a CUDA graph. Writes
+``gpu.json`` and ``README.md``. Where there is no card it says so, and all is well; ``--device cpu``
+goes through the same steps on a CPU.
 """
 
 import argparse
@@ -92,22 +93,36 @@ class _Clock(Callback):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--dataset", choices=data.DATASETS, help="made pictures without it")
     parser.add_argument("--root", type=Path, help="folder of the data set")
     parser.add_argument("--split", help="of the data set")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script")
     parser.add_argument("--images", type=int, default=761, help="made pictures to fit to")
-    parser.add_argument("--single", type=int, default=128, help="of them, to fit to one by one; 0 for none")
+    parser.add_argument(
+        "--single", type=int, default=128, help="of them, to fit to one by one; 0 for none"
+    )
     parser.add_argument("--batch", type=int, default=32, help="of a fit")
-    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=[1, 8, 32, 128])
-    parser.add_argument("--compiler", default="inductor", help="backend of torch.compile; none to leave it out")
-    parser.add_argument("--models", type=lambda text: text.split(","), default=list(_BASELINES), help="beside Sgfr")
+    parser.add_argument(
+        "--sizes",
+        type=lambda text: [int(size) for size in text.split(",")],
+        default=[1, 8, 32, 128],
+    )
+    parser.add_argument(
+        "--compiler", default="inductor", help="backend of torch.compile; none to leave it out"
+    )
+    parser.add_argument(
+        "--models", type=lambda text: text.split(","), default=list(_BASELINES), help="beside Sgfr"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"))
     options = parser.parse_args(arguments)
     unknown = set(options.models) - {*_BASELINES, ""}
     if unknown:
-        parser.error(f"--models: unknown {', '.join(sorted(unknown))}; choose from {', '.join(_BASELINES)}")
+        parser.error(
+            f"--models: unknown {', '.join(sorted(unknown))}; choose from {', '.join(_BASELINES)}"
+        )
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no card: nothing was measured.")
@@ -123,8 +138,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.compiler,
         [name for name in options.models if name],
     )
-    found: dict[str, Any] = {"card": _name(device), "torch": version("torch"), "data": options.dataset or "made"}
-    found |= {"images": chosen.images, "batch": chosen.batch, "single": chosen.single, "fit": {}, "score": {}}
+    found: dict[str, Any] = {
+        "card": _name(device),
+        "torch": version("torch"),
+        "data": options.dataset or "made",
+    }
+    found |= {
+        "images": chosen.images,
+        "batch": chosen.batch,
+        "single": chosen.single,
+        "fit": {},
+        "score": {},
+    }
     for name, measured in _measured(images, chosen):
         for kind, values in measured.items():
             found.setdefault(kind, {}).setdefault(name, {}).update(values)
@@ -141,7 +166,9 @@ def _pictures(options: argparse.Namespace) -> Tensor:
         module = data.build(options.dataset, options.root, options.split, num_workers=0)
         items = (cast("Any", module.train_data[row]).image for row in range(len(module.train_data)))
         resize = torch.nn.functional.interpolate
-        return torch.cat([resize(item[None], _SIZE, mode="bilinear", antialias=True) for item in items])
+        return torch.cat(
+            [resize(item[None], _SIZE, mode="bilinear", antialias=True) for item in items]
+        )
     rng = np.random.default_rng(0)
     bases = np.stack([picture(rng, _SIZE) for _ in range(min(_BASES, options.images))])
     made = np.empty((options.images, *_SIZE), np.float32)
@@ -156,7 +183,9 @@ def _measured(images: Tensor, options: _Options) -> Iterator[tuple[str, dict[str
     """Each model's name and what was measured of it."""
     layers = MODELS["sgfr"].layers(_BACKBONE)
     common: dict[str, Any] = {"evaluator": False, "visualizer": False}
-    bare = BareExtraction(backbone=_BACKBONE, layers=layers, image_size=_SIZE, post_processor=False, **common)
+    bare = BareExtraction(
+        backbone=_BACKBONE, layers=layers, image_size=_SIZE, post_processor=False, **common
+    )
     yield "bare", {"fit": _fits(bare, images, options)}
     batches = [images[:size] for size in options.sizes if size <= len(images)]
     prepared = [_prepared(bare, batch, options.device) for batch in batches]
@@ -175,7 +204,9 @@ def _measured(images: Tensor, options: _Options) -> Iterator[tuple[str, dict[str
     if options.device.type == "cuda":
         yield "sgfr, CUDA graph", {"score": scores(_captured(inner))}
     if options.compiler != "none":
-        compiled: Any = torch.compile(inner, fullgraph=True, dynamic=False, backend=options.compiler)
+        compiled: Any = torch.compile(
+            inner, fullgraph=True, dynamic=False, backend=options.compiler
+        )
         yield "sgfr, compiled", {"score": scores(compiled)}
     for name in options.baselines:
         other = MODELS[name].build(_BACKBONE, _SIZE, 0, resolve_arguments(name, _BASELINES[name]))
@@ -195,7 +226,9 @@ def _fits(model: Sgfr, images: Tensor, options: _Options) -> dict[str, Any]:
 def _fit(model: AnomalibModule, images: Tensor, options: _Options) -> dict[str, float | None]:
     """Seconds of a fit, and its peak on the card in MiB."""
     clock = _Clock()
-    loader = DataLoader(_Held(images), batch_size=options.batch, collate_fn=ImageBatch.collate, shuffle=True)
+    loader = DataLoader(
+        _Held(images), batch_size=options.batch, collate_fn=ImageBatch.collate, shuffle=True
+    )
     _reset_peak(options.device)
     with tempfile.TemporaryDirectory() as scratch:
         engine = Engine(
@@ -219,9 +252,14 @@ def _prepared(model: Sgfr, images: Tensor, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _scores(
-    run: Callable[[Tensor], Any], bare: Callable[[Tensor], Any], batches: Sequence[Tensor], options: _Options
+    run: Callable[[Tensor], Any],
+    bare: Callable[[Tensor], Any],
+    batches: Sequence[Tensor],
+    options: _Options,
 ) -> dict[str, Any]:
-    """Milliseconds of each number of images, of the bare backbone in turn with it, and the peak on the card in MiB."""
+    """Milliseconds of each number of images, of the bare backbone in turn with it, and the peak on
+    the card in MiB.
+    """
     found = {}
     for batch in batches:
         _reset_peak(options.device)
@@ -243,12 +281,16 @@ def _stages(inner: SgfrModel, batches: Sequence[Tensor], options: _Options) -> d
             "backbone": partial(inner.embedder.extractor, images),
             "backbone and pooling": partial(inner.embed, images),
             **{
-                f"bank of {len(bank.atoms):,}, {part.shape[1]} values": partial(residual_maps, [bank], [part])
+                f"bank of {len(bank.atoms):,}, {part.shape[1]} values": partial(
+                    residual_maps, [bank], [part]
+                )
                 for bank, part in zip(inner.banks, embeddings, strict=True)
             },
             "maps": partial(inner.combine, residuals, images.shape[-2:]),
         }
-        found[str(len(images))] = dict(zip(steps, _milliseconds(list(steps.values()), options.device), strict=True))
+        found[str(len(images))] = dict(
+            zip(steps, _milliseconds(list(steps.values()), options.device), strict=True)
+        )
     return found
 
 
@@ -259,7 +301,9 @@ def _captured(inner: SgfrModel) -> Callable[[Tensor], Any]:
     def run(images: Tensor) -> Any:  # noqa: ANN401
         if images.shape not in graphs:
             held = images.clone()
-            for _ in range(_FEWEST):  # what is made once, such as the matrices of the maps, is made before
+            for _ in range(
+                _FEWEST
+            ):  # what is made once, such as the matrices of the maps, is made before
                 inner(held)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
@@ -301,17 +345,26 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak_mib(device: torch.device) -> float | None:
-    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.type == "cuda" else None
+    return (
+        round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.type == "cuda" else None
+    )
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"none, CPU ({platform.machine()})"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"none, CPU ({platform.machine()})"
+    )
 
 
 def report(folder: Path) -> None:
     """Write ``README.md`` from ``gpu.json``."""
     found: dict[str, Any] = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
-    about = f"{found['card']}, PyTorch {found['torch']}; {found['images']} pictures ({found['data']}), held in memory"
+    about = (
+        f"{found['card']}, PyTorch {found['torch']}; {found['images']} pictures ({found['data']}),"
+        " held in memory"
+    )
     lines = [
         "# On a graphics card",
         "",
@@ -323,10 +376,17 @@ def report(folder: Path) -> None:
     ]
     sizes = list(found["score"]["bare"])
     heads = [f"{size} image{'s' * (size != '1')}" for size in sizes]
-    lines += [f"| scoring | {' | '.join(heads)} | MiB of {sizes[-1]} |", "|---" * (len(sizes) + 2) + "|"]
+    lines += [
+        f"| scoring | {' | '.join(heads)} | MiB of {sizes[-1]} |",
+        "|---" * (len(sizes) + 2) + "|",
+    ]
     for name, of in found["score"].items():
         cells = [
-            f"{of[size]['ms']:.2f} ({of[size]['ms'] / of[size]['bare_ms']:.2f})" if size in of else "-"
+            (
+                f"{of[size]['ms']:.2f} ({of[size]['ms'] / of[size]['bare_ms']:.2f})"
+                if size in of
+                else "-"
+            )
             for size in sizes
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {_cell(of[sizes[-1]]['peak_mib'])} |")
@@ -335,13 +395,20 @@ def report(folder: Path) -> None:
     for name, of in found["fit"].items():
         least = found["fit"]["bare"]
         cells = [
-            f"{of[way]['seconds']:.2f} ({of[way]['seconds'] / least[way]['seconds']:.2f})" if way in of else "-"
+            (
+                f"{of[way]['seconds']:.2f} ({of[way]['seconds'] / least[way]['seconds']:.2f})"
+                if way in of
+                else "-"
+            )
             for way in ways
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {_cell(of[ways[0]]['peak_mib'])} |")
     stages = found["stages"]["sgfr"]
     lines += ["", f"| step of Sgfr, ms | {' | '.join(heads)} |", "|---" * (len(sizes) + 1) + "|"]
-    lines += [f"| {step} | {' | '.join(f'{stages[size][step]:.2f}' for size in sizes)} |" for step in stages[sizes[0]]]
+    lines += [
+        f"| {step} | {' | '.join(f'{stages[size][step]:.2f}' for size in sizes)} |"
+        for step in stages[sizes[0]]
+    ]
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 

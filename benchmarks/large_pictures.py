@@ -2,9 +2,10 @@
 
     python -m benchmarks.large_pictures --out DIR
 
-Pictures of 1,500 x 2,000 pixels are made: a brushed surface under uneven light, and in some a spot, scratch or smudge
-of 6 to 20 pixels. Each way of looking at them is fitted and measured in a process of its own. Writes
-``large-pictures.json`` and ``README.md``; an interrupted command, given again, goes on where it stopped.
+Pictures of 1,500 x 2,000 pixels are made: a brushed surface under uneven light, and in some a spot,
+scratch or smudge of 6 to 20 pixels. Each way of looking at them is fitted and measured in a process
+of its own. Writes ``large-pictures.json`` and ``README.md``; an interrupted command, given again,
+goes on where it stopped.
 """
 
 import argparse
@@ -64,14 +65,23 @@ def _make(folder: Path, seed: int) -> None:
 def _measure(way: str, folder: Path, seed: int) -> dict[str, Any]:
     """Fit, score all pictures, and what that took."""
     torch.set_num_threads(1)
-    module = Folder("large", root=folder, normal_dir="good", train_batch_size=1, num_workers=0, val_split_mode="none")
+    module = Folder(
+        "large",
+        root=folder,
+        normal_dir="good",
+        train_batch_size=1,
+        num_workers=0,
+        val_split_mode="none",
+    )
     start = time.perf_counter()
     model = fitted(module, seed, post_processor=False, **_WAYS[way]).eval()
     fit_s = time.perf_counter() - start
     seconds, peaks, maps, masks, kinds = [], [], [], [], []
     for file in sorted(folder.glob("*.npz")):
         stored = np.load(file)
-        image = torch.from_numpy(stored["pixels"]).float().div(255).expand(1, 3, -1, -1).contiguous()
+        image = (
+            torch.from_numpy(stored["pixels"]).float().div(255).expand(1, 3, -1, -1).contiguous()
+        )
         before = _resident_mb()
         reset_peak()
         start = time.perf_counter()
@@ -80,7 +90,12 @@ def _measure(way: str, folder: Path, seed: int) -> dict[str, Any]:
         peaks.append(peak_mb() - before)
         whole = functional.interpolate(found.anomaly_map, _SIZE, mode="bilinear")
         maps.append(functional.max_pool2d(whole, _POOLED)[0, 0].numpy())
-        masks.append(functional.max_pool2d(torch.from_numpy(stored["mask"])[None].float(), _POOLED)[0].numpy() > 0)
+        masks.append(
+            functional.max_pool2d(torch.from_numpy(stored["mask"])[None].float(), _POOLED)[
+                0
+            ].numpy()
+            > 0
+        )
         kinds.append(str(int(stored["defect"])) if stored["defect"] else "good")
     pixels = pixel_scores(np.stack(maps), label_regions(np.stack(masks)))
     scores = np.array([part.max() for part in maps])
@@ -101,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/large-pictures"))
     options = parser.parse_args(arguments)
     results = options.out / "large-pictures.json"
-    found: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    found: list[dict[str, Any]] = (
+        json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    )
     left = [way for way in _WAYS if way not in {row["way"] for row in found}]
     with tempfile.TemporaryDirectory() as scratch:
         if left:
@@ -123,13 +140,26 @@ def report(folder: Path) -> None:
     lines = [
         "# Small defects in large pictures",
         "",
-        "`python -m benchmarks.large_pictures`: spots, scratches and smudges of 6 to 20 pixels, drawn into made",
-        "pictures of 1,500 x 2,000 pixels, a brushed surface under uneven light. Accuracy in percent; pixels are",
-        f"counted by squares of 4 x 4. {_TRAINED} good pictures to fit to; {_GOOD} good ones and {_EACH} of each",
-        "size are scored. One thread; seconds are medians. Memory is what scoring a picture adds at its peak.",
+        (
+            "`python -m benchmarks.large_pictures`: spots, scratches and smudges of 6 to 20 pixels,"
+            " drawn into made"
+        ),
+        (
+            "pictures of 1,500 x 2,000 pixels, a brushed surface under uneven light. Accuracy in"
+            " percent; pixels are"
+        ),
+        (
+            f"counted by squares of 4 x 4. {_TRAINED} good pictures to fit to; {_GOOD} good ones"
+            f" and {_EACH} of each"
+        ),
+        (
+            "size are scored. One thread; seconds are medians. Memory is what scoring a picture"
+            " adds at its peak."
+        ),
         "",
-        "| the model sees | " + " | ".join(f"image AUROC, {size} px" for size in sizes) + " | all | pixel AP | AUPRO | "
-        "s a picture | MiB | s to fit |",
+        "| the model sees | "
+        + " | ".join(f"image AUROC, {size} px" for size in sizes)
+        + " | all | pixel AP | AUPRO | s a picture | MiB | s to fit |",
         "|---" * (len(sizes) + 7) + "|",
     ]
     for row in found:
@@ -137,7 +167,8 @@ def report(folder: Path) -> None:
         cells += [row["metrics"][name] for name in ("image_AUROC", "pixel_AP", "AUPRO")]
         percent = " | ".join(f"{100 * cell:.1f}" for cell in cells)
         lines.append(
-            f"| {row['way']} | {percent} | {row['picture_s']:.2f} | {row['peak_mb']:.0f} | {row['fit_s']:.0f} |"
+            f"| {row['way']} | {percent} | {row['picture_s']:.2f} | {row['peak_mb']:.0f} |"
+            f" {row['fit_s']:.0f} |"
         )
     write_text(folder / "README.md", "\n".join(lines) + "\n")
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.pages
 
-Each setting of the C library in a process of its own, in turn, repeatedly; prints medians and their ratio.
+Each setting of the C library in a process of its own, in turn, repeatedly; prints medians and their
+ratio.
 """
 
 import argparse
@@ -16,13 +17,23 @@ __all__ = ["main"]
 
 _SETTINGS = {
     "large blocks given back": {"MALLOC_MMAP_THRESHOLD_": "1048576"},
-    "and backed by large pages": {"MALLOC_MMAP_THRESHOLD_": "1048576", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    "and backed by large pages": {
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    },
 }
-_PATCHES, _WIDTH, _ROUNDS, _REPEATS = 200_000, 335, 12, 3  # 195 images of 256 px, as wide as they are projected
+_PATCHES, _WIDTH, _ROUNDS, _REPEATS = (
+    200_000,
+    335,
+    12,
+    3,
+)  # 195 images of 256 px, as wide as they are projected
 
 
 def _rounds() -> float:
-    """Median seconds of a round of anomalib's selection: distances from the latest atom, and the farthest patch."""
+    """Median seconds of a round of anomalib's selection: distances from the latest atom, and the
+    farthest patch.
+    """
     import torch
     from anomalib.models.components.sampling import KCenterGreedy
 
@@ -39,8 +50,12 @@ def _rounds() -> float:
 
 def main() -> int:
     """Measure and print; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", action="store_true", help="measure in this process and print seconds alone")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pages", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--rounds", action="store_true", help="measure in this process and print seconds alone"
+    )
     if parser.parse_args().rounds:
         print(_rounds())
         return 0
@@ -49,7 +64,11 @@ def main() -> int:
         for name, environment in _SETTINGS.items():
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.pages", "--rounds"]
             output = subprocess.run(  # noqa: S603  # our own module
-                command, env={**os.environ, **environment}, check=True, capture_output=True, text=True
+                command,
+                env={**os.environ, **environment},
+                check=True,
+                capture_output=True,
+                text=True,
             ).stdout
             found[name].append(float(output.split()[-1]))
     medians = {name: statistics.median(values) for name, values in found.items()}

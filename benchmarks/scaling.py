@@ -1,10 +1,12 @@
-"""How the cost of Sgfr grows: with the data, the bank, the embedding, the support and the processes.
+"""How the cost of Sgfr grows: with the data, the bank, the embedding, the support and the
+processes.
 
     python -m benchmarks.scaling --out DIR
 
-Times the product's own steps on made embeddings, one quantity varied at a time, each measurement in a process of its
-own. Peak memory against the number of training images, Sgfr's beside Patchcore's, is drawn from the records that
-:mod:`benchmarks.compare` left in ``DIR/results.json``, if any. Writes ``steps.json``, ``README.md`` and plots.
+Times the product's own steps on made embeddings, one quantity varied at a time, each measurement in
+a process of its own. Peak memory against the number of training images, Sgfr's beside Patchcore's,
+is drawn from the records that :mod:`benchmarks.compare` left in ``DIR/results.json``, if any.
+Writes ``steps.json``, ``README.md`` and plots.
 """
 
 import argparse
@@ -40,7 +42,11 @@ _SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {
         "width": (76, 152, 304, 608),
     },
     "merging": {"processes": (2, 4, 8, 16, 32), "atoms": (500, 1000, 2000, 4000, 8000)},
-    "scoring": {"atoms": (500, 1000, 2000, 4000, 8000), "support": (1, 2, 5, 10, 20), "width": (76, 152, 304, 608)},
+    "scoring": {
+        "atoms": (500, 1000, 2000, 4000, 8000),
+        "support": (1, 2, 5, 10, 20),
+        "width": (76, 152, 304, 608),
+    },
 }
 _BATCH = 32_768
 _IMAGE_PATCHES = 1024
@@ -54,7 +60,9 @@ def _stream(patches: int, width: int, seed: int = 0) -> Any:  # noqa: ANN401
     for start in range(0, patches, _BATCH):
         size = min(_BATCH, patches - start)
         latent = torch.randn((size, _LATENT), generator=generator)
-        yield (latent @ into / _LATENT**0.5).tanh() @ out + torch.randn((size, width), generator=generator)
+        yield (latent @ into / _LATENT**0.5).tanh() @ out + torch.randn(
+            (size, width), generator=generator
+        )
 
 
 def _sampling(point: dict[str, int]) -> float:
@@ -98,7 +106,12 @@ def _measure(step: str, point: dict[str, int]) -> dict[str, Any]:
     reset_peak()
     before = peak_mb()
     seconds = _STEPS[step](point)
-    return {"step": step, **point, "seconds": round(seconds, 6), "peak_mib": round(peak_mb() - before, 1)}
+    return {
+        "step": step,
+        **point,
+        "seconds": round(seconds, 6),
+        "peak_mib": round(peak_mb() - before, 1),
+    }
 
 
 def _points() -> list[tuple[str, dict[str, int]]]:
@@ -116,9 +129,13 @@ def slope(values: Sequence[float], costs: Sequence[float]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
-    parser.add_argument("--repeats", type=int, default=3, help="rounds over all points; medians are reported")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="rounds over all points; medians are reported"
+    )
     options = parser.parse_args(arguments)
     found: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
@@ -149,15 +166,23 @@ def _steps_report(found: list[dict[str, Any]], folder: Path) -> str:
     rounds = len(found) // len(list(_points()))
     lines = [
         f"One quantity varied at a time, all else {base}. Rounds: {rounds}, and medians of",
-        "them; seconds also relative to the first of a sweep, and the exponent of a power law through them.",
+        (
+            "them; seconds also relative to the first of a sweep, and the exponent of a power law"
+            " through them."
+        ),
         "",
         "| step | quantity | values | seconds | relative | exponent | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
-    figure, axes = plt.subplots(1, len(_SWEEPS), figsize=(4.2 * len(_SWEEPS), 3.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(_SWEEPS), figsize=(4.2 * len(_SWEEPS), 3.6), squeeze=False, layout="constrained"
+    )
     for axis, (step, sweeps) in zip(axes[0], _SWEEPS.items(), strict=True):
         for name, values in sweeps.items():
-            rows = [[row for row in found if row["step"] == step and _is(row, name, value)] for value in values]
+            rows = [
+                [row for row in found if row["step"] == step and _is(row, name, value)]
+                for value in values
+            ]
             seconds = [statistics.median(row["seconds"] for row in group) for group in rows]
             peaks = [statistics.median(row["peak_mib"] for row in group) for group in rows]
             exponent = slope(values, seconds)
@@ -170,10 +195,17 @@ def _steps_report(found: list[dict[str, Any]], folder: Path) -> str:
             ]
             lines.append(f"| {step} | {name} | " + " | ".join(cells) + " |")
             relative = [value / values[0] for value in values]
-            axis.plot(relative, [value / seconds[0] for value in seconds], "o-", label=f"{name} ({exponent:.2f})")
+            axis.plot(
+                relative,
+                [value / seconds[0] for value in seconds],
+                "o-",
+                label=f"{name} ({exponent:.2f})",
+            )
         most = max(values[-1] / values[0] for values in sweeps.values())
         axis.plot([1, most], [1, most], ":", color="grey", label="in proportion")
-        axis.set(xscale="log", yscale="log", xlabel="times as much", ylabel="times as long", title=step)
+        axis.set(
+            xscale="log", yscale="log", xlabel="times as much", ylabel="times as long", title=step
+        )
         axis.grid(alpha=0.3)
         axis.legend(fontsize="x-small")
     save_figure(figure, folder / "steps.png")
@@ -192,7 +224,10 @@ def _memory_report(records: Sequence[Record], folder: Path) -> str:
         *([f"```sh\n{commands.read_text(encoding='utf-8')}```", ""] if commands.exists() else []),
         "Medians over the seeds; of the fit above the bare pass, too.",
         "",
-        "| model | training images | seeds | bare pass, MiB | fit, MiB | fit above the bare pass, MiB | sampling, s |",
+        (
+            "| model | training images | seeds | bare pass, MiB | fit, MiB | fit above the bare"
+            " pass, MiB | sampling, s |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
@@ -210,7 +245,9 @@ def _memory_report(records: Sequence[Record], folder: Path) -> str:
             lines.append(f"| {model} | {number} | {len(runs)} | {' | '.join(cells)} | {sampling} |")
             peaks.append(statistics.median(fit))
         axis.plot(numbers, peaks, "o-", label=model)
-    axis.set(xlabel="training images", ylabel="peak resident memory of the fit, MiB", ylim=(0, None))
+    axis.set(
+        xlabel="training images", ylabel="peak resident memory of the fit, MiB", ylim=(0, None)
+    )
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, folder / "memory.png")

@@ -16,7 +16,9 @@ RUNS = 200
 
 
 def measure(line: str) -> float:
-    """Milliseconds one line takes in a fresh interpreter that has loaded no more than an ordinary start does."""
+    """Milliseconds one line takes in a fresh interpreter that has loaded no more than an ordinary
+    start does.
+    """
     code = (
         f"import os, sys, time; sys.path.insert(0, {str(REPOSITORY)!r}); line = {line!r}\n"
         "start = time.perf_counter(); exec(line); print(1000 * (time.perf_counter() - start))"
@@ -27,7 +29,9 @@ def measure(line: str) -> float:
 
 def main() -> None:
     """Measure and print."""
-    argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.splitlines()[0]).parse_args()
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.startup", description=__doc__.splitlines()[0]
+    ).parse_args()
     line = (REPOSITORY / "anomalib_sgfr.pth").read_text(encoding="utf-8").strip()
     empty, plugin = [], []
     for _ in range(RUNS):
@@ -36,7 +40,8 @@ def main() -> None:
     cost = statistics.median(plugin) - statistics.median(empty)
     slow = sorted(plugin)[int(0.95 * RUNS)]
     sys.stdout.write(
-        f"the plugin adds {cost:.2f} ms to an interpreter's start (median of {RUNS}; 95%: {slow:.2f} ms)\n"
+        f"the plugin adds {cost:.2f} ms to an interpreter's start (median of {RUNS}; 95%:"
+        f" {slow:.2f} ms)\n"
     )
 
 

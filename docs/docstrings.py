@@ -1,4 +1,6 @@
-"""The docstrings for mkdocstrings: Sphinx markup of formulas and references to code becomes Markdown."""
+"""The docstrings for mkdocstrings: Sphinx markup of formulas and references to code becomes
+Markdown.
+"""
 
 import re
 from typing import Any

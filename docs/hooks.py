@@ -1,8 +1,8 @@
 """What MkDocs is asked to do besides: the site is made of files where they stand in the repository.
 
-Every page keeps its path from the root of the repository, so that a link holds on the site as it does there. Results
-join the navigation by themselves, formulas become MathML, which browsers draw without a script, and links are followed
-in what was built.
+Every page keeps its path from the root of the repository, so that a link holds on the site as it
+does there. Results join the navigation by themselves, formulas become MathML, which browsers draw
+without a script, and links are followed in what was built.
 """
 
 import html
@@ -55,12 +55,18 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         else:
             chosen.append(_file(f"docs/{file.src_uri}", config, dest_uri=file.dest_uri))
     results = ROOT / "benchmarks" / "results"
-    found = sorted(path.relative_to(ROOT).as_posix() for pattern in RESULTS for path in results.glob(pattern))
+    found = sorted(
+        path.relative_to(ROOT).as_posix() for pattern in RESULTS for path in results.glob(pattern)
+    )
     chosen += [_file(path, config) for path in (*OTHERS, *found)]
     pages = sorted((path for path in found if path.endswith(".md")), key=_name)
     studies = [path for path in pages if path.startswith(STUDIES)]
-    listing = "\n".join(f"- [{_name(path)}]({posixpath.relpath(path, STUDIES)})" for path in studies)
-    overview = File.generated(config, f"{STUDIES}/README.md", content=f"# Studies\n\nOne choice varied:\n\n{listing}\n")
+    listing = "\n".join(
+        f"- [{_name(path)}]({posixpath.relpath(path, STUDIES)})" for path in studies
+    )
+    overview = File.generated(
+        config, f"{STUDIES}/README.md", content=f"# Studies\n\nOne choice varied:\n\n{listing}\n"
+    )
     chosen.append(overview)
     for section in config.nav or []:
         if "Benchmarks" in section:
@@ -94,7 +100,9 @@ def on_page_content(content: str, *, page: Page, **_: Any) -> str:  # noqa: ANN4
     def drawn(formula: re.Match[str]) -> str:
         before, kind, latex, after = formula.groups()
         try:
-            mathml = _mathml.convert_with_local_state(html.unescape(latex).strip(), displaystyle=kind == "div")
+            mathml = _mathml.convert_with_local_state(
+                html.unescape(latex).strip(), displaystyle=kind == "div"
+            )
         except LatexError as error:
             log.warning("%s: %s in %s", page.file.src_uri, error, latex)
             return formula[0]
@@ -115,7 +123,9 @@ def on_post_build(*, config: MkDocsConfig) -> None:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
                 continue
-            target = Path(posixpath.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            target = (
+                Path(posixpath.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            )
             place = unquote(parts.fragment)
             if not target.is_file():
                 log.warning("%s: %s leads nowhere", path.relative_to(site), link)

@@ -1,14 +1,16 @@
-"""Run an exported model over a folder of images, or one: needs openvino, numpy and Pillow, no PyTorch.
+"""Run an exported model over a folder of images, or one: needs openvino, numpy and Pillow, no
+PyTorch.
 
     python run_openvino.py model.xml IMAGES --out DIR
 
-Writes a heatmap beside each image's name under DIR, and ``scores.csv``: image, score, label (1 for anomalous), and row
-and column of the image's pixel that raised the score, where the model tells. Scores and maps are as the model gives
-them, with its threshold at 0.5. A file that cannot be read is named, the table has all others, and the exit code is 1.
-Pictures of other kinds than are read are counted. What lies under DIR is no image of yours.
+Writes a heatmap beside each image's name under DIR, and ``scores.csv``: image, score, label (1 for
+anomalous), and row and column of the image's pixel that raised the score, where the model tells.
+Scores and maps are as the model gives them, with its threshold at 0.5. A file that cannot be read
+is named, the table has all others, and the exit code is 1. Pictures of other kinds than are read
+are counted. What lies under DIR is no image of yours.
 
-Pictures are read as everywhere in Sgfr: turned as their EXIF orientation says, of several pages the first, grey ones of
-16 bits at the depth that the model was fitted with, floats between 0 and 1.
+Pictures are read as everywhere in Sgfr: turned as their EXIF orientation says, of several pages the
+first, grey ones of 16 bits at the depth that the model was fitted with, floats between 0 and 1.
 """
 
 import argparse
@@ -28,7 +30,21 @@ import openvino as ov
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-NOT_READ = {".apng", ".avif", ".dib", ".dng", ".exr", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm"}
+NOT_READ = {
+    ".apng",
+    ".avif",
+    ".dib",
+    ".dng",
+    ".exr",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".jfif",
+    ".jp2",
+    ".jpe",
+    ".jxl",
+    ".pbm",
+}
 NOT_READ |= {".pcx", ".pfm", ".pnm", ".raw", ".tga"}
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
@@ -50,11 +66,15 @@ def read(path: Path, bit_depth: int) -> np.ndarray:
         ValueError: If it is a kind of picture that is not read right.
     """
     try:
-        # from an open file, since Pillow misreads some turned TIFF files that it maps into memory by their path
+        # from an open file, since Pillow misreads some turned TIFF files that it maps into memory
+        # by their path
         with path.open("rb") as file, Image.open(file) as opened:
             values = values_of(opened, path, bit_depth)
     except UnidentifiedImageError:
-        msg = "it is no picture that Pillow reads (nor floats in colour or of 64 bits): save it as another"
+        msg = (
+            "it is no picture that Pillow reads (nor floats in colour or of 64 bits): save it as"
+            " another"
+        )
         raise ValueError(msg) from None
     return values.transpose(2, 0, 1)
 
@@ -62,7 +82,10 @@ def read(path: Path, bit_depth: int) -> np.ndarray:
 def values_of(opened: Image.Image, path: Path, bit_depth: int) -> np.ndarray:
     """Of a picture that was opened, ``(H, W, 3)``, between 0 and 1."""
     if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
-        say(f"{path}: holds several pages or frames: the first is read, the others are not inspected")
+        say(
+            f"{path}: holds several pages or frames: the first is read, the others are not"
+            " inspected"
+        )
     return plain(opened) if is_plain(opened) else grey(opened, bit_depth)
 
 
@@ -70,7 +93,12 @@ def is_plain(opened: Image.Image) -> bool:
     """Whether there are no more than 8 bits, of which Pillow would drop some or clip."""
     tiles = getattr(opened, "tile", None)  # some decoders have none
     how = tiles[0][3] if tiles else None
-    scaled = opened.format == "PPM" and isinstance(how, tuple) and isinstance(how[-1], int) and how[-1] > 255  # noqa: PLR2004
+    scaled = (
+        opened.format == "PPM"
+        and isinstance(how, tuple)
+        and isinstance(how[-1], int)
+        and how[-1] > 255  # noqa: PLR2004
+    )
     deep = max(getattr(opened, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))) > 8 or ";16" in str(how)  # noqa: PLR2004
     return not (scaled or deep or opened.mode[0] in "IF")
 
@@ -99,21 +127,34 @@ def grey(opened: Image.Image, bit_depth: int) -> np.ndarray:
     white = float((1 << bit_depth) - 1)
     if opened.mode == "F" and opened.format in {"TIFF", "PPM"}:
         white = 1.0
-    elif opened.format == "PPM" and opened.mode == "I":  # to 16 bits Pillow scales those that are of fewer
+    elif (
+        opened.format == "PPM" and opened.mode == "I"
+    ):  # to 16 bits Pillow scales those that are of fewer
         white = white if opened.tile[0][0] == "raw" else 65535.0  # type: ignore[attr-defined]
-    elif opened.mode.startswith("I;16") and opened.format in {"PNG", "TIFF"} and tags.get(PHOTOMETRIC, 1) == 1:
+    elif (
+        opened.mode.startswith("I;16")
+        and opened.format in {"PNG", "TIFF"}
+        and tags.get(PHOTOMETRIC, 1) == 1
+    ):
         white = white if said >= 16 else float((1 << said) - 1)  # noqa: PLR2004
     else:
-        msg = "of pictures with more than 8 bits, grey PNG, TIFF and PGM of up to 16 are read here: save it as such"
+        msg = (
+            "of pictures with more than 8 bits, grey PNG, TIFF and PGM of up to 16 are read here:"
+            " save it as such"
+        )
         raise ValueError(msg)
     values = np.asarray(upright(opened)).astype(np.float32)
     lowest, highest = values.min(), values.max()
-    if white == 1.0 and not (lowest >= 0.0 and highest <= 1.001):  # noqa: PLR2004  # rounding may have added that
+    # rounding may have added that
+    if white == 1.0 and not (lowest >= 0.0 and highest <= 1.001):  # noqa: PLR2004
         msg = f"it holds floats from {lowest:.6g} to {highest:.6g}: those between 0 and 1 are read"
         raise ValueError(msg)
     if white > 1.0 and highest > white:
         bits = int(white).bit_length()
-        msg = f"it holds values up to {highest:.0f}, more than the {bits} bits that the model was fitted with"
+        msg = (
+            f"it holds values up to {highest:.0f}, more than the {bits} bits that the model was"
+            " fitted with"
+        )
         raise ValueError(msg)
     return np.repeat((values / np.float32(white))[..., None], 3, -1)
 
@@ -123,11 +164,15 @@ def resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     if size is None or image.shape[1:] == size:
         return image
     channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in image]
-    return np.stack([np.asarray(channel.resize(size[::-1], Image.Resampling.BILINEAR)) for channel in channels])
+    return np.stack(
+        [np.asarray(channel.resize(size[::-1], Image.Resampling.BILINEAR)) for channel in channels]
+    )
 
 
 class Axis(NamedTuple):
-    """Pixel ``i`` of the map is centred at ``offset + (i + 0.5) * step`` pixels of the image, along one axis."""
+    """Pixel ``i`` of the map is centred at ``offset + (i + 0.5) * step`` pixels of the image, along
+    one axis.
+    """
 
     offset: float
     step: float
@@ -152,7 +197,9 @@ class Axis(NamedTuple):
 
 
 def placed(steps: Sequence[Sequence[Any]], size: Sequence[int]) -> tuple[Axis, Axis]:
-    """How the map lies over an image of a size, by what the model does to it first: along both axes."""
+    """How the map lies over an image of a size, by what the model does to it first: along both
+    axes.
+    """
     down, right = (Axis(0.0, 1.0, length) for length in size)
     for name, *numbers in steps:
         if name == "resize":
@@ -177,15 +224,25 @@ def placed(steps: Sequence[Sequence[Any]], size: Sequence[int]) -> tuple[Axis, A
 
 def colours(values: np.ndarray) -> np.ndarray:
     """Blue, green, yellow, red for 0 to 1, shape ``(..., 3)``, ``uint8``."""
-    stops = np.array([[0, 0, 96], [0, 128, 255], [64, 224, 160], [255, 224, 32], [224, 0, 0]], float)
+    stops = np.array(
+        [[0, 0, 96], [0, 128, 255], [64, 224, 160], [255, 224, 32], [224, 0, 0]], float
+    )
     place = np.linspace(0.0, 1.0, len(stops))
-    return np.stack([np.interp(values, place, stops[:, channel]) for channel in range(3)], -1).astype(np.uint8)
+    return np.stack(
+        [np.interp(values, place, stops[:, channel]) for channel in range(3)], -1
+    ).astype(np.uint8)
 
 
-def heatmap(image: np.ndarray, axes: Sequence[Axis], anomaly_map: np.ndarray, mask: np.ndarray | None) -> Image.Image:
-    """The part of the image that is seen, the map over it, and the outline of what exceeds the threshold."""
+def heatmap(
+    image: np.ndarray, axes: Sequence[Axis], anomaly_map: np.ndarray, mask: np.ndarray | None
+) -> Image.Image:
+    """The part of the image that is seen, the map over it, and the outline of what exceeds the
+    threshold.
+    """
     height, width = anomaly_map.shape
-    (top, bottom), (left, right) = ((round(axis.offset), round(axis.offset + axis.step * axis.length)) for axis in axes)
+    (top, bottom), (left, right) = (
+        (round(axis.offset), round(axis.offset + axis.step * axis.length)) for axis in axes
+    )
     whole = Image.fromarray((image.transpose(1, 2, 0) * 255).round().clip(0, 255).astype(np.uint8))
     original = whole.crop((left, top, right, bottom)).resize((width, height))
     overlay = Image.blend(original, Image.fromarray(colours(np.clip(anomaly_map, 0, 1))), 0.5)
@@ -203,11 +260,17 @@ def heatmap(image: np.ndarray, axes: Sequence[Axis], anomaly_map: np.ndarray, ma
 
 
 def images_in(place: Path, out: Path) -> tuple[list[Path], Counter[str]]:
-    """Images in a folder and those below, but for what lies under ``out``, or the one file; and what is not read."""
+    """Images in a folder and those below, but for what lies under ``out``, or the one file; and
+    what is not read.
+    """
     if place.is_file():
         return [place], Counter()
     own = out.resolve()
-    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES | NOT_READ and path.is_file())
+    found = sorted(
+        path
+        for path in place.rglob("*")
+        if path.suffix.lower() in SUFFIXES | NOT_READ and path.is_file()
+    )
     found = [path for path in found if own not in path.resolve().parents]
     return (
         [path for path in found if path.suffix.lower() in SUFFIXES],
@@ -218,8 +281,11 @@ def images_in(place: Path, out: Path) -> tuple[list[Path], Counter[str]]:
 class Model:
     """A compiled model, for any number of threads."""
 
-    def __init__(self, compiled: ov.CompiledModel, about: dict[str, Any], score_map: int | None) -> None:
-        # the bindings set themselves up at the first use of an array, in which two threads at once would wait for ever
+    def __init__(
+        self, compiled: ov.CompiledModel, about: dict[str, Any], score_map: int | None
+    ) -> None:
+        # the bindings set themselves up at the first use of an array, in which two threads at once
+        # would wait for ever
         _ = ov.Tensor(np.zeros(1, np.float32)).data
         self.bit_depth = int(about.get("bit_depth", 8))
         self.warning = about.get("warning")  # that too few images support the threshold
@@ -227,9 +293,15 @@ class Model:
         self._score_map = score_map
         self._idle: deque[ov.InferRequest] = deque()
         outputs = list(compiled.outputs)[:score_map]
-        self._outputs = {name: number for number, output in enumerate(outputs) for name in output.get_names()}
+        self._outputs = {
+            name: number for number, output in enumerate(outputs) for name in output.get_names()
+        }
         height, width = compiled.input(0).partial_shape[2], compiled.input(0).partial_shape[3]
-        self.size = (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
+        self.size = (
+            (height.get_length(), width.get_length())
+            if height.is_static and width.is_static
+            else None
+        )
         self.steps: list[Any] | None = about.get("steps")
         if self.size is not None and self.steps is not None:
             self.steps = [("resize", *self.size), *self.steps]
@@ -252,7 +324,10 @@ class Model:
         found = {name: values[number] for name, number in self._outputs.items()}
         if self._score_map is not None:
             found["score_map"] = values[self._score_map]
-        return {name: value.reshape(value.shape[-2:]) if value.ndim > 2 else value for name, value in found.items()}  # noqa: PLR2004
+        return {
+            name: value.reshape(value.shape[-2:]) if value.ndim > 2 else value  # noqa: PLR2004
+            for name, value in found.items()
+        }
 
 
 def score_map_of(network: ov.Model) -> Any:  # noqa: ANN401
@@ -277,7 +352,9 @@ def load(file: Path, device: str, precision: str) -> Model:
         end(f"{file.with_suffix('.bin')}: no such file; it belongs to {file.name}, copy both")
     core = ov.Core()
     try:
-        if file.suffix == ".xml" and b"<net" not in file.read_bytes()[:4096]:  # OpenVINO would try it as other kinds
+        if (
+            file.suffix == ".xml" and b"<net" not in file.read_bytes()[:4096]
+        ):  # OpenVINO would try it as other kinds
             raise RuntimeError  # noqa: TRY301
         network = core.read_model(file)
     except RuntimeError:
@@ -286,7 +363,10 @@ def load(file: Path, device: str, precision: str) -> Model:
         name for port in network.outputs for name in port.get_names()
     }
     if missing:
-        end(f"{file}: not an exported model with a threshold, it has no {' and no '.join(sorted(missing))}")
+        end(
+            f"{file}: not an exported model with a threshold, it has no"
+            f" {' and no '.join(sorted(missing))}"
+        )
     places = [place for place in (["framework", "sgfr"], ["sgfr"]) if network.has_rt_info(place)]
     about = json.loads(network.get_rt_info(places[0]).astype(str)) if places else {}
     source = score_map_of(network)
@@ -297,7 +377,10 @@ def load(file: Path, device: str, precision: str) -> Model:
     try:
         return Model(core.compile_model(network, device, hints), about, score_map)
     except RuntimeError:
-        end(f"--device {device} with --precision {precision}: not here; there is {', '.join(core.available_devices)}")
+        end(
+            f"--device {device} with --precision {precision}: not here; there is"
+            f" {', '.join(core.available_devices)}"
+        )
 
 
 def say(message: str) -> None:
@@ -319,7 +402,10 @@ def asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("heatmaps"), help="folder of the results")
     parser.add_argument("--device", type=str.upper, default="CPU")
     parser.add_argument(
-        "--precision", choices=("f32", "f16", "bf16"), default="f32", help="less is not what was fitted"
+        "--precision",
+        choices=("f32", "f16", "bf16"),
+        default="f32",
+        help="less is not what was fitted",
     )
     options = parser.parse_args(arguments)
     if not options.images.exists():
@@ -344,14 +430,22 @@ def inspect(model: Model, path: Path, target: Path) -> Row:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     heatmap(image, axes, found["anomaly_map"], found.get("pred_mask")).save(target)
-    return Row(str(path), float(found["pred_score"].ravel()[0]), int(found["pred_label"].ravel()[0]), row, column)
+    return Row(
+        str(path),
+        float(found["pred_score"].ravel()[0]),
+        int(found["pred_label"].ravel()[0]),
+        row,
+        column,
+    )
 
 
 def write(rows: Sequence[Row], table: Path) -> None:
     """Write the table, whole or not at all."""
     part = table.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([Row._fields, *((row[0], f"{row.score:.6f}", *row[2:]) for row in rows)])
+        csv.writer(file).writerows(
+            [Row._fields, *((row[0], f"{row.score:.6f}", *row[2:]) for row in rows)]
+        )
     part.replace(table)
 
 
@@ -364,13 +458,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.images.parent if options.images.is_file() else options.images
     paths, others = images_in(options.images, options.out)
     left_out = (
-        f"{others.total()} pictures are not read: {', '.join(f'{n} {kind}' for kind, n in sorted(others.items()))}"
+        f"{others.total()} pictures are not read:"
+        f" {', '.join(f'{n} {kind}' for kind, n in sorted(others.items()))}"
     )
     if not paths:
         also = f"; {left_out}" if others else ""
         end(
-            f"{options.images}: no images in it ({', '.join(sorted(SUFFIXES))}) but what lies under --out {options.out}"
-            f"{also}"
+            f"{options.images}: no images in it ({', '.join(sorted(SUFFIXES))}) but what lies under"
+            f" --out {options.out}{also}"
         )
     model = load(options.model, options.device, options.precision)
     if model.warning:
@@ -379,8 +474,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopped = False
     start = time.perf_counter()
     with ThreadPoolExecutor(model.threads) as pool:
-        targets = [options.out / path.relative_to(folder).with_suffix(path.suffix + ".png") for path in paths]
-        jobs = [pool.submit(inspect, model, path, target) for path, target in zip(paths, targets, strict=True)]
+        targets = [
+            options.out / path.relative_to(folder).with_suffix(path.suffix + ".png")
+            for path in paths
+        ]
+        jobs = [
+            pool.submit(inspect, model, path, target)
+            for path, target in zip(paths, targets, strict=True)
+        ]
         try:
             for path, job in zip(paths, jobs, strict=True):
                 error = job.exception()
@@ -397,7 +498,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write(rows, table)
     if others:
         say(left_out)
-    print(f"{len(rows)} images in {seconds:.1f} s, {len(rows) / seconds:.1f} a second, reading and drawing included.")
+    print(
+        f"{len(rows)} images in {seconds:.1f} s, {len(rows) / seconds:.1f} a second, reading and"
+        " drawing included."
+    )
     print(f"{sum(row.label for row in rows)} are anomalous. Scores: {table}")
     if stopped:
         say(f"interrupted: {len(paths) - len(done)} of {len(paths)} images were not looked at")

@@ -3,7 +3,9 @@
 # threads are counted when torch is imported
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the parallel workers, and for what they start
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one thread for each of the parallel workers, and for what they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator, Sequence
@@ -21,17 +23,26 @@ from anomalib_sgfr.post_processing.thresholds import clear_of, conformal_thresho
 from benchmarks.common import tracing
 from tests.warm import warmed
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; fail at once instead of retrying
+os.environ.setdefault(
+    "HF_HUB_OFFLINE", "1"
+)  # no test needs a network; fail at once instead of retrying
 
 
-def write_image(path: Path, seed: int, size: tuple[int, int] = (96, 96), *, defect: bool = False) -> None:
-    """Write a noisy grid, and if ``defect`` a bright blob in it with a mask of the same name under ``masks``."""
+def write_image(
+    path: Path, seed: int, size: tuple[int, int] = (96, 96), *, defect: bool = False
+) -> None:
+    """Write a noisy grid, and if ``defect`` a bright blob in it with a mask of the same name under
+    ``masks``.
+    """
     rng = np.random.default_rng(seed)
     height, width = size
     rows, columns = np.mgrid[:height, :width]
     image = 110 + 40 * np.sin(rows / 5) * np.cos(columns / 5) + rng.normal(0, 6, size)
     if defect:
-        row, column = rng.integers(height // 4, 3 * height // 4), rng.integers(width // 4, 3 * width // 4)
+        row, column = (
+            rng.integers(height // 4, 3 * height // 4),
+            rng.integers(width // 4, 3 * width // 4),
+        )
         blob = (rows - row) ** 2 + (columns - column) ** 2 < (min(size) // 6) ** 2
         image[blob] = 250
         mask = path.parent.parent / "masks" / path.name
@@ -62,7 +73,9 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trace a model for ONNX once, which is most of an export; its file is copied where the same is asked for again."""
+    """Trace a model for ONNX once, which is most of an export; its file is copied where the same is
+    asked for again.
+    """
     with tracing.traced_once(tmp_path_factory.mktemp("traced")):
         yield
 
@@ -118,7 +131,10 @@ def nominal_threshold(scores: Sequence[float], rate: float) -> float:
 def stored_bytes(model: Sgfr) -> int:
     """Of what an exported file must hold: the backbone, and of each bank what its solver needs."""
     tensors = list(model.model.embedder.extractor.parameters())
-    tensors += [bank.operator if model.hparams.solver == "ridge" else bank.atoms for bank in model.model.banks]
+    tensors += [
+        bank.operator if model.hparams.solver == "ridge" else bank.atoms
+        for bank in model.model.banks
+    ]
     return sum(4 * tensor.numel() for tensor in tensors)
 
 

@@ -5,7 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from anomalib_sgfr.report.contents import Crop, Digest, Mimic, MimicRow, ModelFacts, Picture, ScaleFacts, Suspect, Unit
+from anomalib_sgfr.report.contents import (
+    Crop,
+    Digest,
+    Mimic,
+    MimicRow,
+    ModelFacts,
+    Picture,
+    ScaleFacts,
+    Suspect,
+    Unit,
+)
 from anomalib_sgfr.report.media import outline, small_heat, webp
 from anomalib_sgfr.report.score_table import Scored
 
@@ -69,7 +79,9 @@ def digest(scores: Sequence[float], truths: Sequence[int | None], **others: Any)
     kinds = others.pop("kinds", [{0: "good", 1: "scratch", None: ""}[truth] for truth in truths])
     trained_on, chose = others.pop("trained_on", 0), others.pop("chose", 0)
     threshold = others.get("threshold", THRESHOLD)
-    drawn = [picture(number % 7, defect=bool(truth)) for number, truth in enumerate(truths[:pictured])]
+    drawn = [
+        picture(number % 7, defect=bool(truth)) for number, truth in enumerate(truths[:pictured])
+    ]
     units = [
         Unit(
             Scored(
@@ -87,7 +99,9 @@ def digest(scores: Sequence[float], truths: Sequence[int | None], **others: Any)
             number < trained_on,
             number < chose,
         )
-        for number, (score, truth, name, kind) in enumerate(zip(scores, truths, names, kinds, strict=True))
+        for number, (score, truth, name, kind) in enumerate(
+            zip(scores, truths, names, kinds, strict=True)
+        )
     ]
     return Digest(
         **{

@@ -1,9 +1,11 @@
-"""How much of ``anomalib_sgfr.core`` its tests hold: change it here and there, and list changes that none notices.
+"""How much of ``anomalib_sgfr.core`` its tests hold: change it here and there, and list changes
+that none notices.
 
-``python -m tests.mutate`` runs the tests once, noting how long each takes and which functions it calls. Then each
-mutant is grafted onto the code in a fork, where the tests that call its function run, the quickest first, until one
-fails. Tests beyond a budget of seconds are left out, so that the score is a lower bound. A mutant that takes far longer
-than the code itself is killed. Docstrings, annotations, ``__all__`` and errors' texts stay as they are.
+``python -m tests.mutate`` runs the tests once, noting how long each takes and which functions it
+calls. Then each mutant is grafted onto the code in a fork, where the tests that call its function
+run, the quickest first, until one fails. Tests beyond a budget of seconds are left out, so that the
+score is a lower bound. A mutant that takes far longer than the code itself is killed. Docstrings,
+annotations, ``__all__`` and errors' texts stay as they are.
 """
 
 import argparse
@@ -33,12 +35,20 @@ from _pytest.runner import runtestprotocol  # noqa: E402
 
 CORE = Path(__file__).parent.parent / "anomalib_sgfr" / "core"
 WANTED = 0.9
-ELSEWHERE = {"gpu", "triton_kernels"}  # whose tests run in a process of their own, or on a graphics card
+ELSEWHERE = {
+    "gpu",
+    "triton_kernels",
+}  # whose tests run in a process of their own, or on a graphics card
 
 # Changes that cannot be seen: module, regular expressions for the line and for the change, and why.
 EQUIVALENT = [
     (".*", "strict=", "True -> False", "what is zipped has one length"),
-    (".*", "^(_ROWS|_PRODUCT_VALUES|_GROUP|_CANDIDATES|_LOOKED_AT_FIRST|_TOGETHER)", "[0-9]+ -> .*", "sizes of blocks"),
+    (
+        ".*",
+        "^(_ROWS|_PRODUCT_VALUES|_GROUP|_CANDIDATES|_LOOKED_AT_FIRST|_TOGETHER)",
+        "[0-9]+ -> .*",
+        "sizes of blocks",
+    ),
     ("linear_algebra", r"_PRODUCT_VALUES\) // max", "1 -> [02]", "sizes of blocks"),
     ("clusters", r"2 \* done", "2 -> 3", "sizes of blocks"),
     ("clusters", r"rounding = 2\.0", r"2\.0 -> .*", "room for rounding"),
@@ -46,16 +56,36 @@ EQUIVALENT = [
     ("linear_algebra", r"return 32\.0", r"32\.0 -> .*", "room for rounding"),
     ("search", "far = ", "4.0 -> .*", "as far"),
     ("linear_algebra", "k = matrix.shape", "USub.*|1 -> 2", "the matrix is square"),
-    ("linear_algebra", r"safe_reciprocal\(diagonal", r"clamp_min dropped|0\.0 -> -1\.0", "NaN exceeds no floor either"),
+    (
+        "linear_algebra",
+        r"safe_reciprocal\(diagonal",
+        r"clamp_min dropped|0\.0 -> -1\.0",
+        "NaN exceeds no floor either",
+    ),
     ("linear_algebra", "remaining = ", r"1\.0 -> .*", "what is left is rounding then, and dropped"),
-    ("linear_algebra", r"keep = keep \+", "Add -> Sub|GtE", "a sign that is squared; a pivot at the tolerance"),
-    ("linear_algebra", r"torch\.where\(usable", "ones_like -> zeros_like", "infinity that is not chosen"),
+    (
+        "linear_algebra",
+        r"keep = keep \+",
+        "Add -> Sub|GtE",
+        "a sign that is squared; a pivot at the tolerance",
+    ),
+    (
+        "linear_algebra",
+        r"torch\.where\(usable",
+        "ones_like -> zeros_like",
+        "infinity that is not chosen",
+    ),
     ("certificate", "num_atoms > 1 and regularisation > 0", "GtE", "the share is zero then"),
     ("clusters", "least = torch.full_like", "0 -> 1", "a column for its length"),
     ("thresholds", "f1 = 2", r"2 -> [13]", "a factor of all"),
     ("thresholds", "np.unique", "swapped", "sorted afterwards"),
     ("thresholds", r"^_ROUNDING = ", "1e-09 -> 1.*", "room for rounding"),
-    ("self_expression", "_WELL_CONDITIONED", r"0\.0001 -> 0\.1|LtE|NotEq|1 -> [02]", "two ways to one length"),
+    (
+        "self_expression",
+        "_WELL_CONDITIONED",
+        r"0\.0001 -> 0\.1|LtE|NotEq|1 -> [02]",
+        "two ways to one length",
+    ),
     ("self_expression", r"k \+ 1, bank\.shape", "1 -> 2", "one neighbour more than is used"),
     ("self_expression", r"for _ in range\(2\)", "2 -> 3", "one refinement more than is needed"),
 ]
@@ -99,7 +129,11 @@ class Mutant(NamedTuple):
     @property
     def equivalent(self) -> str | None:
         for module, text, change, why in EQUIVALENT:
-            if re.fullmatch(module, self.module) and re.search(text, self.text) and re.fullmatch(change, self.change):
+            if (
+                re.fullmatch(module, self.module)
+                and re.search(text, self.text)
+                and re.fullmatch(change, self.change)
+            ):
                 return why
         return None
 
@@ -114,14 +148,20 @@ def variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:  # noqa: C901, PLR
             for index, operator in enumerate(node.ops):
                 for other in COMPARED[type(operator)]:
                     changed = [*node.ops[:index], other(), *node.ops[index + 1 :]]
-                    yield f"{index} {other.__name__}", ast.Compare(node.left, changed, node.comparators)
+                    yield (
+                        f"{index} {other.__name__}",
+                        ast.Compare(node.left, changed, node.comparators),
+                    )
         case ast.BinOp() if type(node.op) in COMPUTED:
             yield "", ast.BinOp(node.left, COMPUTED[type(node.op)](), node.right)
         case ast.AugAssign() if type(node.op) in COMPUTED:
             yield "", ast.AugAssign(node.target, COMPUTED[type(node.op)](), node.value)
             yield "dropped", ast.Pass()
         case ast.BoolOp():
-            yield "", ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
+            yield (
+                "",
+                ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values),
+            )
         case ast.UnaryOp():
             yield "", node.operand
         case ast.Constant(value=bool()):
@@ -145,7 +185,9 @@ def variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:  # noqa: C901, PLR
         case ast.Tuple(elts=[one, other], ctx=ast.Load()):
             yield "swapped", ast.Tuple([other, one], node.ctx)
         case ast.If() | ast.While() | ast.IfExp() if isinstance(node.test, ast.Name | ast.Call):
-            changed = type(node)(**{**dict(ast.iter_fields(node)), "test": ast.UnaryOp(ast.Not(), node.test)})
+            changed = type(node)(
+                **{**dict(ast.iter_fields(node)), "test": ast.UnaryOp(ast.Not(), node.test)}
+            )
             yield "negated", changed
         case ast.Expr() | ast.Assign(targets=[ast.Subscript() | ast.Attribute()]):
             yield "dropped", ast.Pass()
@@ -161,7 +203,8 @@ def changeable(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
         if isinstance(node, ast.Assign) and (
-            ast.unparse(node.targets[0]) in {"__all__", "msg"} or ast.unparse(node.value).startswith("Literal")
+            ast.unparse(node.targets[0]) in {"__all__", "msg"}
+            or ast.unparse(node.value).startswith("Literal")
         ):
             continue
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -169,7 +212,10 @@ def changeable(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
             inner += "." if isinstance(node, ast.ClassDef) else "" if inner.endswith("()") else "()"
             body: list[ast.AST] = list(node.body)
             if isinstance(node, ast.FunctionDef):
-                body += [*node.args.defaults, *(default for default in node.args.kw_defaults if default)]
+                body += [
+                    *node.args.defaults,
+                    *(default for default in node.args.kw_defaults if default),
+                ]
             waiting += [(child, inner) for child in reversed(body)]
             continue
         if hasattr(node, "lineno"):
@@ -194,7 +240,9 @@ def mutants_of(path: Path) -> list[Mutant]:
             change = label or f"{_short(node)} -> {_short(other)}"
             place = node.lineno, node.col_offset + 1  # type: ignore[attr-defined]
             text = lines[place[0] - 1].strip()
-            found.append(Mutant(path.stem, *place, change, text, function, numbers[id(node)], index))
+            found.append(
+                Mutant(path.stem, *place, change, text, function, numbers[id(node)], index)
+            )
     return found
 
 
@@ -214,12 +262,20 @@ def code_of(mutant: Mutant) -> CodeType:
         def visit(self, node: ast.AST) -> ast.AST:
             return ast.copy_location(new, node) if node is old else self.generic_visit(node)
 
-    return compile(ast.fix_missing_locations(Change().visit(tree)), f"{CORE / mutant.module}.py", "exec")
+    return compile(
+        ast.fix_missing_locations(Change().visit(tree)), f"{CORE / mutant.module}.py", "exec"
+    )
 
 
 def graft(module: ModuleType, code: CodeType) -> None:
-    """Give functions and constants, wherever they were imported to, the code and the values of another version."""
-    namespace = {"__name__": module.__name__, "__file__": module.__file__, "__package__": module.__package__}
+    """Give functions and constants, wherever they were imported to, the code and the values of
+    another version.
+    """
+    namespace = {
+        "__name__": module.__name__,
+        "__file__": module.__file__,
+        "__package__": module.__package__,
+    }
     exec(code, namespace)
     for name, new in namespace.items():
         old = vars(module).get(name)
@@ -230,7 +286,9 @@ def graft(module: ModuleType, code: CodeType) -> None:
             if getattr(new, "__module__", None) == module.__name__:
                 _graft_function(old, new)
         elif isinstance(new, int | float) and new != old:
-            for other in [other for key, other in sys.modules.items() if key.startswith("anomalib_sgfr")]:
+            for other in [
+                other for key, other in sys.modules.items() if key.startswith("anomalib_sgfr")
+            ]:
                 if name in vars(other):
                     setattr(other, name, new)
 
@@ -239,8 +297,16 @@ def _graft_function(old: object, new: object) -> None:
     if isinstance(new, property):
         old, new = old.fget, new.fget  # type: ignore[union-attr]
     old, new = (inspect.unwrap(getattr(each, "__func__", each)) for each in (old, new))  # type: ignore[arg-type]
-    if isinstance(new, FunctionType) and new.__module__ == old.__module__ and isinstance(old, FunctionType):
-        old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+    if (
+        isinstance(new, FunctionType)
+        and new.__module__ == old.__module__
+        and isinstance(old, FunctionType)
+    ):
+        old.__code__, old.__defaults__, old.__kwdefaults__ = (
+            new.__code__,
+            new.__defaults__,
+            new.__kwdefaults__,
+        )
 
 
 class Mutation:
@@ -269,7 +335,10 @@ class Mutation:
         return True
 
     def run_unchanged(self) -> None:
-        held = {path: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in {item.path for item in self.items}}
+        held = {
+            path: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+            for path in {item.path for item in self.items}
+        }
         for item in self.items:
             called: set[str] = set()
             known = f"{held[item.path]} {item.nodeid}"
@@ -280,13 +349,18 @@ class Mutation:
             def note(frame: FrameType, event: str, _: object, called: set[str] = called) -> None:
                 code = frame.f_code
                 if event == "call" and code.co_filename.startswith(str(CORE)):
-                    called.add(f"{Path(code.co_filename).stem}:{code.co_qualname.split('.<locals>')[0]}()")
+                    called.add(
+                        f"{Path(code.co_filename).stem}:{code.co_qualname.split('.<locals>')[0]}()"
+                    )
 
             began = time.process_time()
             sys.setprofile(note)
             reports = runtestprotocol(item, log=False, nextitem=None)
             sys.setprofile(None)
-            self.seconds[item.nodeid], self.calls[item.nodeid] = time.process_time() - began, sorted(called)
+            self.seconds[item.nodeid], self.calls[item.nodeid] = (
+                time.process_time() - began,
+                sorted(called),
+            )
             if any(report.failed for report in reports):
                 self.failed.append(item.nodeid)
             else:
@@ -315,7 +389,9 @@ class Mutation:
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             signal.signal(signal.SIGPROF, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_PROF, 10.0 + 3.0 * sum(self.seconds[item.nodeid] for item in items))
+            signal.setitimer(
+                signal.ITIMER_PROF, 10.0 + 3.0 * sum(self.seconds[item.nodeid] for item in items)
+            )
             resource.setrlimit(resource.RLIMIT_AS, (24 * 2**30, 24 * 2**30))
             graft(sys.modules[f"anomalib_sgfr.core.{mutant.module}"], code_of(mutant))
             for item in items:
@@ -332,7 +408,11 @@ class Mutation:
         paths = sorted(path for path in CORE.glob("*.py") if path.stem not in ELSEWHERE)
         every = [mutant for path in paths for mutant in mutants_of(path)]
         every = [mutant for mutant in every if arguments.module in {None, mutant.module}]
-        every = [mutant for mutant in every if not arguments.only or re.search(arguments.only, str(mutant))]
+        every = [
+            mutant
+            for mutant in every
+            if not arguments.only or re.search(arguments.only, str(mutant))
+        ]
         equivalent = [mutant for mutant in every if mutant.equivalent]
         chosen = [mutant for mutant in every if not mutant.equivalent]
         if not arguments.all and len(chosen) > arguments.sample:
@@ -354,8 +434,13 @@ class Mutation:
                 print(f"{mutant}\n    {killed.get(mutant, 'SURVIVED')}", flush=True)
         self.report(chosen, killed, len(every), len(equivalent))
 
-    def report(self, chosen: list[Mutant], killed: dict[Mutant, str], number: int, equivalent: int) -> None:
-        of, dead = Counter(mutant.module for mutant in chosen), Counter(mutant.module for mutant in killed)
+    def report(
+        self, chosen: list[Mutant], killed: dict[Mutant, str], number: int, equivalent: int
+    ) -> None:
+        of, dead = (
+            Counter(mutant.module for mutant in chosen),
+            Counter(mutant.module for mutant in killed),
+        )
         print()
         for module, total in sorted(of.items()):
             print(f"{module:18} {dead[module]:4} of {total:4}  {dead[module] / total:6.1%}")
@@ -368,12 +453,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--module", help="of anomalib_sgfr.core, instead of all")
     parser.add_argument("--only", help="a regular expression for the mutants, as they are printed")
-    parser.add_argument("--sample", type=int, default=300, help="mutants to try (default: %(default)s)")
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds of tests for each (default: %(default)s)")
+    parser.add_argument(
+        "--sample", type=int, default=300, help="mutants to try (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=20.0,
+        help="seconds of tests for each (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--all", action="store_true", help="try all of them")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time (default: one for each core)")
-    parser.add_argument("--baseline", type=Path, help="file that keeps what the unchanged tests do for the next time")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="at a time (default: one for each core)"
+    )
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        help="file that keeps what the unchanged tests do for the next time",
+    )
     parser.add_argument("--verbose", action="store_true", help="say what killed each mutant")
     parser.add_argument("tests", nargs="*", default=["tests/unit/core"])
     arguments = parser.parse_args()

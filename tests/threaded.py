@@ -12,7 +12,8 @@ __all__ = ["in_threads"]
 
 
 def in_threads(work: Callable[[int], Any], world: int = 3, limit: float = 20.0) -> list[Any]:
-    """What each process ends with: what ``work`` returns for its rank, or the exception that it raises.
+    """What each process ends with: what ``work`` returns for its rank, or the exception that it
+    raises.
 
     Raises:
         TimeoutError: If one waits for the others beyond the limit, in seconds.

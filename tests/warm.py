@@ -1,8 +1,10 @@
-"""Commands in forks of one process that has imported anomalib: the command's own time, without the seconds of imports.
+"""Commands in forks of one process that has imported anomalib: the command's own time, without the
+seconds of imports.
 
-``with warmed(folder)`` starts it. In the folder are then executables: ``anomalib``, ``anomalib-sgfr``, and ``script``
-that takes a script as its first argument. Each runs what it is named for in a process of its own, with the caller's
-arguments, environment, working directory and streams, and ends as that does.
+``with warmed(folder)`` starts it. In the folder are then executables: ``anomalib``,
+``anomalib-sgfr``, and ``script`` that takes a script as its first argument. Each runs what it is
+named for in a process of its own, with the caller's arguments, environment, working directory and
+streams, and ends as that does.
 """
 
 import gc
@@ -41,18 +43,28 @@ sys.exit(status)
 
 @contextmanager
 def warmed(folder: Path) -> Iterator[Path]:
-    """Start the process, put the executables into the folder, and end the process and what it started."""
+    """Start the process, put the executables into the folder, and end the process and what it
+    started.
+    """
     address = str(folder / "line")
-    for name, script in (("anomalib", [str(ANOMALIB)]), ("anomalib-sgfr", [str(SGFR)]), ("script", [])):
+    for name, script in (
+        ("anomalib", [str(ANOMALIB)]),
+        ("anomalib-sgfr", [str(SGFR)]),
+        ("script", []),
+    ):
         call = folder / name
-        call.write_text(_CALL.format(python=sys.executable, address=address, script=script), encoding="utf-8")
+        call.write_text(
+            _CALL.format(python=sys.executable, address=address, script=script), encoding="utf-8"
+        )
         call.chmod(0o755)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen()
         command = [sys.executable, __file__, str(listening.fileno())]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(command, env=environment, pass_fds=[listening.fileno()], start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, pass_fds=[listening.fileno()], start_new_session=True
+        )
     try:
         yield folder
     finally:
@@ -96,7 +108,9 @@ if __name__ == "__main__":
 
     del sys.modules["openvino_telemetry"]
     if threading.active_count() > 1 or multiprocessing.active_children():
-        sys.exit(f"an import has started {threading.enumerate()}, {multiprocessing.active_children()}")
+        sys.exit(
+            f"an import has started {threading.enumerate()}, {multiprocessing.active_children()}"
+        )
     gc.freeze()  # which the forks would otherwise copy, to look through it
     sys.argv = _next_command(socket.socket(fileno=int(sys.argv[1])))
     sys.path[0] = str(Path(sys.argv[0]).parent)

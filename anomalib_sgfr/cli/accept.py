@@ -1,4 +1,6 @@
-"""``anomalib-sgfr accept``: learn that images are good which were called anomalous, or take that back."""
+"""``anomalib-sgfr accept``: learn that images are good which were called anomalous, or take that
+back.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -34,12 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="anomalib-sgfr accept", description=__doc__.partition(": ")[2])
     parser.add_argument("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
     parser.add_argument(
-        "images", nargs="*", type=existing, help="good images, or folders of such; none: show the record"
+        "images",
+        nargs="*",
+        type=existing,
+        help="good images, or folders of such; none: show the record",
     )
-    parser.add_argument("--bad", type=existing, help="folder of defective images, none of which may turn good")
-    parser.add_argument("--force", action="store_true", help="accept images that the checkpoint speaks against")
+    parser.add_argument(
+        "--bad", type=existing, help="folder of defective images, none of which may turn good"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="accept images that the checkpoint speaks against"
+    )
     parser.add_argument("--undo", action="store_true", help="take back what was accepted last")
-    parser.add_argument("--out", type=new_file, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
+    parser.add_argument(
+        "--out",
+        type=new_file,
+        help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})",
+    )
     options = parser.parse_args(arguments)
     if options.undo and options.images:
         parser.error("--undo takes back what was accepted last: pass no images with it")
@@ -52,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.undo:
         print(_undo(model))
     elif options.images:
-        files = list(dict.fromkeys(str(file) for path in options.images for file in images_in(path)))
+        files = list(
+            dict.fromkeys(str(file) for path in options.images for file in images_in(path))
+        )
         bad = [str(path) for path in images_in(options.bad)] if options.bad else []
         added, refused = _accept(model, files, bad, force=options.force)
         code = int(refused > 0)
@@ -75,7 +90,8 @@ def _told(record: "Record | None") -> str:
         atoms = sum(part.number for part in step.additions)
         lines.append(f"{number}. {step.time}: {len(step.additions)} images, {atoms} atoms")
         lines += [
-            f"   {part.image}: {part.number} atoms{', by --force' if part.image in step.forced else ''}"
+            f"   {part.image}: {part.number}"
+            f" atoms{', by --force' if part.image in step.forced else ''}"
             for part in step.additions
         ]
     return "\n".join(lines)
@@ -124,7 +140,9 @@ def _score(model: "SgfrModel", embedding: Any, size: Any, banks: Any = None) -> 
 def _known(model: "Sgfr", paths: list[str]) -> _Known:
     from anomalib_sgfr.images.pre_processor import read_prepared
 
-    images = [read_prepared(path, model.pre_processor, model.model.bit_depth)[None] for path in paths]
+    images = [
+        read_prepared(path, model.pre_processor, model.model.bit_depth)[None] for path in paths
+    ]
     embeddings = [model.model.embed(image) for image in images]
     sizes = [image.shape[-2:] for image in images]
     scores = [_score(model.model, part, size) for part, size in zip(embeddings, sizes, strict=True)]
@@ -141,7 +159,10 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
 
     processor = post_processor_of(model)
     if not processor.is_set:
-        msg = "the checkpoint has no threshold, so nothing was called anomalous: `anomalib-sgfr threshold` sets one."
+        msg = (
+            "the checkpoint has no threshold, so nothing was called anomalous: `anomalib-sgfr"
+            " threshold` sets one."
+        )
         raise ValueError(msg)
     threshold, peak = processor.label_threshold, processor.peak_threshold
     model.eval()
@@ -158,16 +179,25 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
             score = _score(current, current.embed(image[None]), image.shape[-2:])
             addition = novel(current, image, path, threshold, peak)
             if addition is None:
-                print(f"{path}: is no alarm (raw score {score:.4g}, threshold {threshold:.4g}): nothing to add")
+                print(
+                    f"{path}: is no alarm (raw score {score:.4g}, threshold {threshold:.4g}):"
+                    " nothing to add"
+                )
                 continue
             if path in against and not force:
-                print(f"error: {path} is refused: {against[path]}. --force accepts it.", file=sys.stderr)
+                print(
+                    f"error: {path} is refused: {against[path]}. --force accepts it.",
+                    file=sys.stderr,
+                )
                 refused += 1
                 continue
             tried = model.model.with_banks(added(model.model.fitted_state, [*additions, addition]))
             turned = known.turned(tried.banks, tried, threshold, threshold)
             if turned:
-                named = f"{len(turned)} of {len(bad)} known defects would be called good: {', '.join(turned[:3])}"
+                named = (
+                    f"{len(turned)} of {len(bad)} known defects would be called good:"
+                    f" {', '.join(turned[:3])}"
+                )
                 print(f"error: {path} is refused: with it {named}", file=sys.stderr)
                 refused += 1
                 continue
@@ -186,8 +216,14 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
 
 
 def _known_defective(processor: "SgfrPostProcessor", files: Sequence[str]) -> list[str]:
-    """Images that the checkpoint knows as defective and that are still there, but for those that are to be good."""
-    return [path for path in processor.state.scores.defective.excluding(files).paths if Path(path).is_file()]
+    """Images that the checkpoint knows as defective and that are still there, but for those that
+    are to be good.
+    """
+    return [
+        path
+        for path in processor.state.scores.defective.excluding(files).paths
+        if Path(path).is_file()
+    ]
 
 
 def _take(model: "Sgfr", additions: Sequence["Addition"], forced: list[str]) -> None:
@@ -218,7 +254,10 @@ def _tell(model: "Sgfr", additions: Sequence["Addition"], before: dict[str, floa
         now = _score(model.model, model.model.embed(image[None]), image.shape[-2:])
         still = "" if now <= threshold else f", still an alarm at the threshold of {threshold:.4g}"
         was = before[addition.image]
-        print(f"{addition.image}: {addition.number} new atoms, raw score {was:.4g} before, {now:.4g} now{still}")
+        print(
+            f"{addition.image}: {addition.number} new atoms, raw score {was:.4g} before, {now:.4g}"
+            f" now{still}"
+        )
 
 
 def _with_thumbnails(model: "Sgfr", addition: "Addition") -> "Addition":
@@ -229,13 +268,20 @@ def _with_thumbnails(model: "Sgfr", addition: "Addition") -> "Addition":
     if not any(bank.thumbnails.numel() for bank in model.model.banks):
         return addition
     earlier = model.model.fitted_state
-    pictures = thumbnails(model.model.with_banks(added(earlier, [addition])), model.pre_processor, earlier)
-    new = [part[len(state.clusters.atoms) :] for part, state in zip(pictures, earlier.states, strict=True)]
+    pictures = thumbnails(
+        model.model.with_banks(added(earlier, [addition])), model.pre_processor, earlier
+    )
+    new = [
+        part[len(state.clusters.atoms) :]
+        for part, state in zip(pictures, earlier.states, strict=True)
+    ]
     return addition._replace(thumbnails=new)
 
 
 def _recalibrate(model: "Sgfr", known: _Known, before: float) -> str:
-    """Choose the threshold anew from its calibration scores, made again by the banks as they are now; tells of it."""
+    """Choose the threshold anew from its calibration scores, made again by the banks as they are
+    now; tells of it.
+    """
     from anomalib_sgfr.post_processing.calibration import rescored
 
     processor = post_processor_of(model)
@@ -248,5 +294,7 @@ def _recalibrate(model: "Sgfr", known: _Known, before: float) -> str:
     turned = known.turned(None, model.model, before, processor.label_threshold)
     if turned:
         processor.use(earlier)
-        return f"{told}, as it was: with a new one {len(turned)} known defects would be called good."
+        return (
+            f"{told}, as it was: with a new one {len(turned)} known defects would be called good."
+        )
     return f"{told} before, {processor.state.image:.6g} now, calibrated on {processor.basis}."

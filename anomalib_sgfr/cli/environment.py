@@ -95,8 +95,8 @@ def looked_at(check: Check, broken: MutableMapping[str, str]) -> Finding:
 
     Args:
         check (Check): The check.
-        broken (MutableMapping[str, str]): Checks that others need not try to build on, and for each the one that broke
-            first; this one is added if it is among them.
+        broken (MutableMapping[str, str]): Checks that others need not try to build on, and for each
+            the one that broke first; this one is added if it is among them.
 
     Returns:
         Finding: Its line.
@@ -105,7 +105,9 @@ def looked_at(check: Check, broken: MutableMapping[str, str]) -> Finding:
     culprit = next((broken[name] for name in check.needs if name in broken), None)
     if culprit is not None:
         broken[check.what] = culprit
-        return Finding("note", check.what, f"{before}not tried without {culprit}", f"see to {culprit} first")
+        return Finding(
+            "note", check.what, f"{before}not tried without {culprit}", f"see to {culprit} first"
+        )
     try:
         with _silence():
             return check.look()
@@ -133,7 +135,11 @@ def _silence() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -178,9 +184,13 @@ def memory(root: Path = _ROOT) -> Memory | None:
     for folder in _groups(root, "memory"):
         for names, in_use, droppable in _MEMORY_FILES:
             limit = _number(folder / names)
-            if limit is None or limit >= 1024 * told["MemTotal"]:  # version 1 says "none" by a number beyond all
+            if (
+                limit is None or limit >= 1024 * told["MemTotal"]
+            ):  # version 1 says "none" by a number beyond all
                 continue
-            used = (_number(folder / in_use) or 0) - _table(folder / "memory.stat").get(droppable, 0)
+            used = (_number(folder / in_use) or 0) - _table(folder / "memory.stat").get(
+                droppable, 0
+            )
             left = max(limit - max(used, 0), 0)
             if left < found.available:
                 found = Memory(left, limit, limited=True)
@@ -188,7 +198,8 @@ def memory(root: Path = _ROOT) -> Memory | None:
 
 
 def processors(root: Path = _ROOT) -> float:
-    """How many processors this process may keep busy, by its affinity and its control group's quota.
+    """How many processors this process may keep busy, by its affinity and its control group's
+    quota.
 
     Args:
         root (Path): Where ``proc`` and ``sys`` are.
@@ -198,21 +209,28 @@ def processors(root: Path = _ROOT) -> float:
     for folder in _groups(root, "cpu"):
         quota, period = [*_text(folder / "cpu.max").split(), "", ""][:2]
         if not quota:
-            quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+            quota, period = (
+                _text(folder / "cpu.cfs_quota_us").strip(),
+                _text(folder / "cpu.cfs_period_us").strip(),
+            )
         if quota.isdecimal() and period.isdecimal() and int(period):  # neither "max" nor -1
             found = min(found, int(quota) / int(period))
     return found
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the control group that this process is in, and of those above it: each may have a limit."""
+    """Folders of the control group that this process is in, and of those above it: each may have a
+    limit.
+    """
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, names, path = [*line.split(":", 2), "", ""][:3]
         if names and controller not in names.split(","):
             continue
         home = root / "sys/fs/cgroup" / (controller if names else "")
         inner = home / path.lstrip("/")
-        yield from (folder for folder in (inner, *inner.parents) if folder == home or home in folder.parents)
+        yield from (
+            folder for folder in (inner, *inner.parents) if folder == home or home in folder.parents
+        )
 
 
 def _text(file: Path) -> str:
@@ -258,12 +276,19 @@ class Demand(NamedTuple):
 def version_checks() -> list[Check]:
     """Checks of Python, of this package and of those that matter to it."""
     checks = [
-        Check("Python", python, f"install Python as {OWN} asks for it", known=platform.python_version()),
+        Check(
+            "Python",
+            python,
+            f"install Python as {OWN} asks for it",
+            known=platform.python_version(),
+        ),
         Check(OWN, _own, "pip install ., in its folder", known=installed(OWN) or ""),
     ]
     for name, needs in _NEEDS.items():
         again = f"pip install --force-reinstall {name}"
-        checks.append(Check(name, lambda name=name: package(name), again, needs, installed(name) or ""))  # type: ignore[misc]
+        checks.append(
+            Check(name, lambda name=name: package(name), again, needs, installed(name) or "")
+        )  # type: ignore[misc]
     return checks
 
 
@@ -290,7 +315,9 @@ def demands(name: str) -> Iterator[Demand]:
     for by in (OWN, *_NEEDS):
         for line in (requires(by) or []) if installed(by) else []:
             asked = Requirement(line)
-            applies = asked.marker is None or any(asked.marker.evaluate({"extra": extra}) for extra in _EXTRAS)
+            applies = asked.marker is None or any(
+                asked.marker.evaluate({"extra": extra}) for extra in _EXTRAS
+            )
             if canonicalize_name(asked.name) == name and applies and asked.specifier:
                 yield Demand(asked.specifier, by)
 
@@ -302,8 +329,17 @@ def pip_install(*names: str, again: bool = False) -> str:
         *names (str): Of the distributions.
         again (bool): Whether they are there, but not whole.
     """
-    ranges = [name + ",".join(dict.fromkeys(str(asked.range) for asked in demands(name))) for name in names]
-    return " ".join(["pip install", *(["--force-reinstall"] if again else []), *(f'"{each}"' for each in ranges)])
+    ranges = [
+        name + ",".join(dict.fromkeys(str(asked.range) for asked in demands(name)))
+        for name in names
+    ]
+    return " ".join(
+        [
+            "pip install",
+            *(["--force-reinstall"] if again else []),
+            *(f'"{each}"' for each in ranges),
+        ]
+    )
 
 
 def python() -> Finding:
@@ -316,11 +352,25 @@ def python() -> Finding:
     about = metadata(OWN)
     asked = about["Requires-Python"] or ""
     if not SpecifierSet(asked).contains(here, prereleases=True):
-        return Finding("fault", "Python", f"{here}, outside {asked}", f"make an environment with Python {asked}")
-    named = [item.rpartition(" ")[2] for item in about.get_all("Classifier") or [] if "Python :: 3." in item]
+        return Finding(
+            "fault",
+            "Python",
+            f"{here}, outside {asked}",
+            f"make an environment with Python {asked}",
+        )
+    named = [
+        item.rpartition(" ")[2]
+        for item in about.get_all("Classifier") or []
+        if "Python :: 3." in item
+    ]
     if named and here.rpartition(".")[0] not in named:
         tested = ", ".join(named)
-        return Finding("note", "Python", f"{here}, not among those tested", f"if something fails, take one of {tested}")
+        return Finding(
+            "note",
+            "Python",
+            f"{here}, not among those tested",
+            f"if something fails, take one of {tested}",
+        )
     return Finding("ok", "Python", here)
 
 
@@ -328,7 +378,10 @@ def _own() -> Finding:
     found = installed(OWN)
     if found is None:
         return Finding(
-            "fault", OWN, "runs, but is not installed: versions cannot be judged", "pip install ., in its folder"
+            "fault",
+            OWN,
+            "runs, but is not installed: versions cannot be judged",
+            "pip install ., in its folder",
         )
     return Finding("ok", OWN, found)
 
@@ -347,14 +400,18 @@ def package(name: str) -> Finding:
         raise Broken(Finding("note", name, "not installed", _OPTIONAL[name]))
     if found is None:
         raise Broken(Finding("fault", name, "not installed", pip_install(name)))
-    outside = [asked for asked in demands(name) if not asked.range.contains(found, prereleases=True)]
+    outside = [
+        asked for asked in demands(name) if not asked.range.contains(found, prereleases=True)
+    ]
     ranges = ", ".join(f"{asked.range} that {asked.by} asks for" for asked in outside)
     value = f"{found}, outside {ranges}" if outside else found
     names = _TOGETHER if name in _TOGETHER else (name,)
     try:
         import_module(name)
     except Exception as error:
-        raise Broken(Finding("fault", name, f"{value}: {said(error)}", pip_install(*names, again=True))) from error
+        raise Broken(
+            Finding("fault", name, f"{value}: {said(error)}", pip_install(*names, again=True))
+        ) from error
     if outside:
         return Finding("fault", name, value, pip_install(*names))
     return Finding("ok", name, found)

@@ -1,4 +1,6 @@
-"""What parsers, Lightning and the system say of a mistake, in one line that says what would be right."""
+"""What parsers, Lightning and the system say of a mistake, in one line that says what would be
+right.
+"""
 
 import difflib
 import enum
@@ -32,7 +34,11 @@ def in_one_line(message: str) -> str:
     unknown = re.search(r"Option '([^']+)' is not accepted", message)
     required = re.search(r"Option '(\w+\.)?([\w.]+)' is required", message)
     if required:  # of the command, or of a class
-        return f"--{required[2]} is missing" if required[1] else f"--{keys[0]}.{required[2]} is missing"
+        return (
+            f"--{required[2]} is missing"
+            if required[1]
+            else f"--{keys[0]}.{required[2]} is missing"
+        )
     if not keys:
         return " ".join(message.split())
     if unknown:
@@ -59,10 +65,14 @@ def _kinds(expected: list[str]) -> list[str]:
         listed = re.search(r"Literal\[(.*)\]|<enum '\w+'>: \{(.*)\}", item)
         named = re.fullmatch(r"<class '(?:[\w.]*\.)?(\w+)'>", item)
         if listed:
-            options += [option.strip() for option in (listed[1] or listed[2]).replace("'", "").split(",")]
+            options += [
+                option.strip() for option in (listed[1] or listed[2]).replace("'", "").split(",")
+            ]
         else:
             kinds.append(_KINDS.get(named[1], f"a {named[1]}") if named else f"a {item}")
-    found = list(dict.fromkeys(kinds)) + ([f"one of {', '.join(dict.fromkeys(options))}"] if options else [])
+    found = list(dict.fromkeys(kinds)) + (
+        [f"one of {', '.join(dict.fromkeys(options))}"] if options else []
+    )
     return [item for item in found if item != "null"] or found
 
 
@@ -91,12 +101,16 @@ def in_words(error: BaseException, frame: FrameType | None) -> str | None:
     said = str(error)
     missing = re.match(r"`(\w+)_dataloader` must be implemented", said)
     if missing:
-        return f"there are no images to {missing[1]} {'on' if missing[1] == 'train' else 'with'}: pass --data"
+        return (
+            f"there are no images to {missing[1]} {'on' if missing[1] == 'train' else 'with'}: pass"
+            " --data"
+        )
     path = re.match(r"Path contains non-printable characters: (.*)", said, re.DOTALL)
     if path:
         return (
-            f"anomalib takes paths of ASCII characters only, and {path[1]!r} has others: rename or copy the folder (to "
-            "predict, go into the folder and pass a relative path; report and explain take any)"
+            f"anomalib takes paths of ASCII characters only, and {path[1]!r} has others: rename or"
+            " copy the folder (to predict, go into the folder and pass a relative path; report and"
+            " explain take any)"
         )
     kind = frame.f_locals.get("cls") if frame is not None and "is not a valid" in said else None
     if isinstance(kind, enum.EnumType):
@@ -111,12 +125,15 @@ def _of_the_system(error: BaseException) -> str | None:
         return None
     if Path(str(error.filename)).name == "latest":
         return (
-            f"'{error.filename}' is a folder, and anomalib makes a link of that name: rename the folder, or remove it"
+            f"'{error.filename}' is a folder, and anomalib makes a link of that name: rename the"
+            " folder, or remove it"
         )
     return f"'{error.filename}' is a folder: a file is needed there"
 
 
 def _of_a_run(error: BaseException) -> str | None:
-    run = sys.modules.get("anomalib_sgfr.training.checkpoint")  # loaded with PyTorch, if a run has begun
+    run = sys.modules.get(
+        "anomalib_sgfr.training.checkpoint"
+    )  # loaded with PyTorch, if a run has begun
     found: str | None = run.remedy(error) if run else None
     return found

@@ -27,15 +27,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="anomalib-sgfr explain",
         description=__doc__.partition(": ")[2],
         usage="anomalib-sgfr explain [options] CKPT IMAGES ... | IMAGES ... --ckpt_path CKPT",
-        epilog="A figure lies below --out as its image does below the folder that holds all images; scores.csv beside.",
+        epilog=(
+            "A figure lies below --out as its image does below the folder that holds all images;"
+            " scores.csv beside."
+        ),
     )
     parser.add_argument(
-        "images", type=existing, nargs="*", help="checkpoint of a fitted Sgfr, and images or folders of images"
+        "images",
+        type=existing,
+        nargs="*",
+        help="checkpoint of a fitted Sgfr, and images or folders of images",
     )
-    parser.add_argument("--ckpt_path", type=existing, help="the checkpoint, if not among the others")
-    parser.add_argument("--out", type=new_folder, default=Path("mimic"), help="folder of the figures")
-    parser.add_argument("--regions", type=at_least(1), default=3, help="most regions of an image to explain")
-    parser.add_argument("--only_anomalous", action="store_true", help="leave out images that are labelled normal")
+    parser.add_argument(
+        "--ckpt_path", type=existing, help="the checkpoint, if not among the others"
+    )
+    parser.add_argument(
+        "--out", type=new_folder, default=Path("mimic"), help="folder of the figures"
+    )
+    parser.add_argument(
+        "--regions", type=at_least(1), default=3, help="most regions of an image to explain"
+    )
+    parser.add_argument(
+        "--only_anomalous", action="store_true", help="leave out images that are labelled normal"
+    )
     options = parser.parse_intermixed_args(arguments)
     checkpoint = take_checkpoint(parser, options.ckpt_path, options.images)
     if not options.images:
@@ -52,11 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = load(checkpoint, visualizer=False)
     view = MimicView(str(options.out), options.regions, options.only_anomalous)
     damaged: dict[Path, str] = {}
-    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):  # the bar is no result
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        redirect_stdout(sys.stderr),
+    ):  # the bar is no result
         callbacks: list[Callback] = [view, RunFolder(options.out)]
         bar = sys.stderr.isatty()
-        engine = Engine(default_root_dir=scratch, logger=False, devices=1, callbacks=callbacks, enable_progress_bar=bar)
-        engine.predict(model, dataloaders=readable(images, damaged, model.model.bit_depth), return_predictions=False)
+        engine = Engine(
+            default_root_dir=scratch,
+            logger=False,
+            devices=1,
+            callbacks=callbacks,
+            enable_progress_bar=bar,
+        )
+        engine.predict(
+            model,
+            dataloaders=readable(images, damaged, model.model.bit_depth),
+            return_predictions=False,
+        )
     if len(damaged) < len(images):
         print(f"Figures: {options.out}")
     for path, reason in damaged.items():

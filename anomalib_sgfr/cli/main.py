@@ -1,4 +1,5 @@
-"""``anomalib-sgfr ...``, also ``python -m anomalib_sgfr ...``: Sgfr's own commands, and all of anomalib's.
+"""``anomalib-sgfr ...``, also ``python -m anomalib_sgfr ...``: Sgfr's own commands, and all of
+anomalib's.
 
 Help, the version and a mistyped command import neither PyTorch nor anomalib.
 """
@@ -34,12 +35,24 @@ class Command(NamedTuple):
 
 
 OWN = {
-    "accept": Command("anomalib_sgfr.cli.accept", "this one is good: learn from false alarms, or take that back"),
-    "adapt": Command("anomalib_sgfr.cli.adapt", "another light: go on from a few good images of it"),
-    "doctor": Command("anomalib_sgfr.cli.doctor", "whether this machine will do, and what to do where not"),
-    "explain": Command("anomalib_sgfr.cli.explain", "draw why images are anomalous: the mimic view"),
-    "report": Command("anomalib_sgfr.cli.report", "one page to look at, judge and share, of any folder of images"),
-    "threshold": Command("anomalib_sgfr.cli.threshold", "what calibrates a threshold; another one without a fit"),
+    "accept": Command(
+        "anomalib_sgfr.cli.accept", "this one is good: learn from false alarms, or take that back"
+    ),
+    "adapt": Command(
+        "anomalib_sgfr.cli.adapt", "another light: go on from a few good images of it"
+    ),
+    "doctor": Command(
+        "anomalib_sgfr.cli.doctor", "whether this machine will do, and what to do where not"
+    ),
+    "explain": Command(
+        "anomalib_sgfr.cli.explain", "draw why images are anomalous: the mimic view"
+    ),
+    "report": Command(
+        "anomalib_sgfr.cli.report", "one page to look at, judge and share, of any folder of images"
+    ),
+    "threshold": Command(
+        "anomalib_sgfr.cli.threshold", "what calibrates a threshold; another one without a fit"
+    ),
 }
 ANOMALIBS = ("train", "fit", "validate", "test", "predict", "export", "benchmark", "install")
 _OPTIONS = ("--out=", "--ckpt_path=")
@@ -52,12 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments (Sequence[str] | None): What follows the program's name. Defaults to those of the process.
+        arguments (Sequence[str] | None): What follows the program's name. Defaults to those of the
+            process.
 
     Returns:
         int: The exit code: 0 if all went well, 1 if not, 2 if the arguments are at fault.
     """
-    for stream in (sys.stdout, sys.stderr):  # a name that a console cannot show is no reason to fail after the work
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a name that a console cannot show is no reason to fail after the work
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -93,7 +110,10 @@ def _page() -> str:
         "",
         "All of anomalib's commands work too and are handed on, with Sgfr and its data sets known:",
         f"  {', '.join(ANOMALIBS)}",
-        "predict takes --out DIR besides: for scores, pictures, and maps and masks as arrays and PNG.",
+        (
+            "predict takes --out DIR besides: for scores, pictures, and maps and masks as arrays"
+            " and PNG."
+        ),
         "",
         "COMMAND --help lists the options of one. An error that explains itself ends in one line;",
         f"--traceback before the command, or {_SWITCH}=1, shows where it came from.",
@@ -102,7 +122,9 @@ def _page() -> str:
 
 
 def _run(given: list[str], *, whole: bool) -> int:
-    """Run one of Sgfr's commands, or hand on to anomalib; what goes wrong ends in a line that says what."""
+    """Run one of Sgfr's commands, or hand on to anomalib; what goes wrong ends in a line that says
+    what.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of other packages, to each other
@@ -132,14 +154,23 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def _translated(given: list[str]) -> list[str]:
-    """Arguments as anomalib takes them: ``predict --out DIR``, and ``--ckpt_path`` by a ``latest`` that did not end."""
+    """Arguments as anomalib takes them: ``predict --out DIR``, and ``--ckpt_path`` by a ``latest``
+    that did not end.
+    """
     from anomalib_sgfr.run_folder import whole_checkpoint
 
-    parts = [part for item in given for part in (item.split("=", 1) if item.startswith(_OPTIONS) else [item])]
+    parts = [
+        part
+        for item in given
+        for part in (item.split("=", 1) if item.startswith(_OPTIONS) else [item])
+    ]
     for place, name in enumerate(parts[:-1]):
         other = whole_checkpoint(Path(parts[place + 1])) if name == "--ckpt_path" else None
         if other is not None:
-            print(f"note: {parts[place + 1]} is missing, as that run has not ended: {other} is used.", file=sys.stderr)
+            print(
+                f"note: {parts[place + 1]} is missing, as that run has not ended: {other} is used.",
+                file=sys.stderr,
+            )
             parts[place + 1] = str(other)
     if given[:1] != ["predict"] or "--out" not in parts:
         return parts
@@ -147,12 +178,16 @@ def _translated(given: list[str]) -> list[str]:
     if place + 1 == len(parts) or parts[place + 1].startswith("--"):
         msg = "--out: name the folder for the predictions"
         raise Mistake(msg)
-    added = ["--trainer.callbacks+=anomalib_sgfr.Predictions", f"--trainer.callbacks.folder={parts[place + 1]}"]
+    added = [
+        "--trainer.callbacks+=anomalib_sgfr.Predictions",
+        f"--trainer.callbacks.folder={parts[place + 1]}",
+    ]
     return [*parts[:place], *parts[place + 2 :], *added]
 
 
 def _hand_on(given: list[str]) -> None:
-    """Do as anomalib's own ``main`` does, with Sgfr and the data sets loaded, wherever the plugin is not.
+    """Do as anomalib's own ``main`` does, with Sgfr and the data sets loaded, wherever the plugin
+    is not.
 
     But that each line is told once, where anomalib's has two handlers.
     """
@@ -178,20 +213,26 @@ def _hand_on(given: list[str]) -> None:
 
 
 def _explains_itself(error: BaseException) -> bool:
-    """Whether somebody meant the message for the user: the system, this package, anomalib or Lightning, by a raise."""
+    """Whether somebody meant the message for the user: the system, this package, anomalib or
+    Lightning, by a raise.
+    """
     if isinstance(error, OSError) or _notes(error):
         return True
     package, frame, line = _raised_in(error)
     if in_words(error, frame):
         return True
-    if not (isinstance(error, _EXPLAINED) or type(error).__name__ == "MisconfigurationException") or not str(error):
+    if not (
+        isinstance(error, _EXPLAINED) or type(error).__name__ == "MisconfigurationException"
+    ) or not str(error):
         return False
     statement = linecache.getline(frame.f_code.co_filename, line).lstrip() if frame else ""
     return package in _MEANT and statement.startswith("raise ")
 
 
 def _meant(error: BaseException) -> BaseException:
-    """The error that explains itself among those that jsonargparse had when it refused a class's arguments."""
+    """The error that explains itself among those that jsonargparse had when it refused a class's
+    arguments.
+    """
     package, frame, _ = _raised_in(error)
     tried = frame.f_locals.get("exceptions", ()) if frame and package == "jsonargparse" else ()
     inner = (_meant(found) for found in tried if isinstance(found, BaseException))

@@ -1,4 +1,6 @@
-"""``anomalib-sgfr report``: one page to look at, judge and share, of any checkpoint and any folder of images."""
+"""``anomalib-sgfr report``: one page to look at, judge and share, of any checkpoint and any folder
+of images.
+"""
 
 import json
 import shlex
@@ -35,30 +37,49 @@ _MASK_FOLDERS = {*_MASKS, "gt", "mask"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Inspect and write; returns the exit code, 1 if an image could not be read or the page not be written."""
+    """Inspect and write; returns the exit code, 1 if an image could not be read or the page not be
+    written.
+    """
     parser = Parser(
         prog="anomalib-sgfr report",
         description=__doc__.partition(": ")[2],
         usage="anomalib-sgfr report CKPT (--data | --good | --bad) FOLDER ... --out PAGE [options]",
     )
     parser.add_argument("checkpoint", type=existing, nargs="?", help="checkpoint of a fitted Sgfr")
-    parser.add_argument("--ckpt_path", type=existing, help="the checkpoint, if it is not the first argument")
+    parser.add_argument(
+        "--ckpt_path", type=existing, help="the checkpoint, if it is not the first argument"
+    )
     parser.add_argument(
         "--data",
         type=existing,
         nargs="+",
         default=[],
-        help="folders of images. One that holds a folder 'good' beside others, or holds 'test' with such, tells kinds "
-        "of defect by the other folders if each has a folder of masks in 'ground_truth' or 'masks', as in MVTec AD; "
-        "else --good and --bad have to name them. Of the images of any other folder the truth is not known",
+        help=(
+            "folders of images. One that holds a folder 'good' beside others, or holds 'test' with"
+            " such, tells kinds of defect by the other folders if each has a folder of masks in"
+            " 'ground_truth' or 'masks', as in MVTec AD; else --good and --bad have to name them."
+            " Of the images of any other folder the truth is not known"
+        ),
     )
-    parser.add_argument("--good", type=existing, nargs="+", default=[], help="folders of good images")
     parser.add_argument(
-        "--bad", type=existing, nargs="+", default=[], help="folders of defective images, one of a kind"
+        "--good", type=existing, nargs="+", default=[], help="folders of good images"
     )
-    parser.add_argument("--masks", type=existing, help="folder of masks, named as the images or NAME_mask")
-    parser.add_argument("--group", help="regular expression on the path: a line for each product, camera ...")
-    parser.add_argument("--pictures", type=at_least(0), default=500, help="most images to show with pictures")
+    parser.add_argument(
+        "--bad",
+        type=existing,
+        nargs="+",
+        default=[],
+        help="folders of defective images, one of a kind",
+    )
+    parser.add_argument(
+        "--masks", type=existing, help="folder of masks, named as the images or NAME_mask"
+    )
+    parser.add_argument(
+        "--group", help="regular expression on the path: a line for each product, camera ..."
+    )
+    parser.add_argument(
+        "--pictures", type=at_least(0), default=500, help="most images to show with pictures"
+    )
     parser.add_argument("--out", type=new_file, required=True, help="the page, an HTML file")
     parser.add_argument(
         "--json",
@@ -66,12 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         const=_STDOUT,
         type=lambda text: _STDOUT if text == "-" else new_file(text),
         metavar="FILE",
-        help="the figures of the page for programs too: in a file, or without one on the standard output",
+        help=(
+            "the figures of the page for programs too: in a file, or without one on the standard"
+            " output"
+        ),
     )
     options = parser.parse_intermixed_args(arguments)
     given, last = options.checkpoint or options.ckpt_path, [options.json] if options.json else []
     checkpoint = take_checkpoint(parser, given, options.data, options.good, options.bad, last)
-    figures_file = last[0] if last else options.json and _STDOUT  # what stood behind it was the checkpoint
+    figures_file = (
+        last[0] if last else options.json and _STDOUT
+    )  # what stood behind it was the checkpoint
     if ".ckpt" in {options.out.suffix, figures_file.suffix if figures_file else ""}:
         parser.error("--out and --json name new files, not a checkpoint")
     if not (options.data or options.good or options.bad):
@@ -92,10 +118,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.kinds = {str(path): truth.kind for path, truth in truths.items() if truth.kind}
     damaged: dict[Path, str] = {}
     report.unreadable = damaged
-    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):  # the bar is no result
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        redirect_stdout(sys.stderr),
+    ):  # the bar is no result
         callbacks: list[Callback] = [report, RunFolder(scratch)]
         bar = sys.stderr.isatty()
-        engine = Engine(default_root_dir=scratch, logger=False, devices=1, callbacks=callbacks, enable_progress_bar=bar)
+        engine = Engine(
+            default_root_dir=scratch,
+            logger=False,
+            devices=1,
+            callbacks=callbacks,
+            enable_progress_bar=bar,
+        )
         loader = readable(list(truths), damaged, model.model.bit_depth, truths)
         engine.predict(model, dataloaders=loader, return_predictions=False)
     code = 1 if damaged else 0
@@ -106,7 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if figures_file and report.digest:
         code |= _write_figures(report.digest, figures_file)
     if report.written is None:
-        print(f"error: {report.failed or 'no image was inspected: there is no report'}", file=sys.stderr)
+        print(
+            f"error: {report.failed or 'no image was inspected: there is no report'}",
+            file=sys.stderr,
+        )
         return 1
     print(f"Report: {report.written}", file=sys.stderr if figures_file == _STDOUT else sys.stdout)
     return code
@@ -130,14 +168,18 @@ def _write_figures(digest: "Digest", file: Path) -> int:
 
 
 def truths_in(
-    data: Sequence[Path], good: Sequence[Path] = (), bad: Sequence[Path] = (), masks: Path | None = None
+    data: Sequence[Path],
+    good: Sequence[Path] = (),
+    bad: Sequence[Path] = (),
+    masks: Path | None = None,
 ) -> dict[Path, Truth]:
     """Images in folders, and what the folders say of them.
 
     Args:
-        data (Sequence[Path]): Folders. One that holds ``good`` beside others, or ``test`` with such, as MVTec AD's, has
-            kinds of defect in the others, if each of these has a folder of masks under ``ground_truth`` or ``masks``
-            in it or beside it. Of the images of a folder without ``good`` nothing is known.
+        data (Sequence[Path]): Folders. One that holds ``good`` beside others, or ``test`` with
+            such, as MVTec AD's, has kinds of defect in the others, if each of these has a folder of
+            masks under ``ground_truth`` or ``masks`` in it or beside it. Of the images of a folder
+            without ``good`` nothing is known.
         good (Sequence[Path]): Of good images.
         bad (Sequence[Path]): Of defective images, each of a kind.
         masks (Path | None): Of masks.
@@ -146,33 +188,63 @@ def truths_in(
         dict[Path, Truth]: What was said last of an image counts.
 
     Raises:
-        ValueError: If there is no image in a folder, or it is not certain which of its folders are defective.
+        ValueError: If there is no image in a folder, or it is not certain which of its folders are
+            defective.
     """
     found: dict[Path, Truth] = {}
     for folder in data:
         inside = folder / "test" if (folder / "test" / _GOOD).is_dir() else folder
-        found |= _laid_out(inside, masks) if (inside / _GOOD).is_dir() else dict.fromkeys(images_in(folder), Truth())
+        found |= (
+            _laid_out(inside, masks)
+            if (inside / _GOOD).is_dir()
+            else dict.fromkeys(images_in(folder), Truth())
+        )
     for folder in good:
         found |= dict.fromkeys(images_in(folder), Truth(defective=False, kind=_GOOD))
     for folder in bad:
         kind = folder.name if folder.is_dir() else folder.parent.name
-        found |= {path: _said(path, kind or "defect", masks, bad=True) for path in images_in(folder)}
-    once = {path.resolve(): (path, truth) for path, truth in found.items()}  # by whatever path it was given last
+        found |= {
+            path: _said(path, kind or "defect", masks, bad=True) for path in images_in(folder)
+        }
+    once = {
+        path.resolve(): (path, truth) for path, truth in found.items()
+    }  # by whatever path it was given last
     return dict(once.values())
 
 
 def _laid_out(inside: Path, masks: Path | None) -> dict[Path, Truth]:
-    """Images of a folder that holds ``good``, and of the folders beside that are kinds of defect for certain."""
+    """Images of a folder that holds ``good``, and of the folders beside that are kinds of defect
+    for certain.
+    """
     beside = [inside / name for name in _MASKS] + [inside.parent / name for name in _MASKS]
     places = [masks, *beside] if masks else beside
-    kinds = sorted(path for path in inside.iterdir() if path.is_dir() and path.name not in {_GOOD, *_MASKS})
-    where = {kind.name: place for kind in kinds for place in reversed(places) if (place / kind.name).is_dir()}
+    kinds = sorted(
+        path for path in inside.iterdir() if path.is_dir() and path.name not in {_GOOD, *_MASKS}
+    )
+    where = {
+        kind.name: place
+        for kind in kinds
+        for place in reversed(places)
+        if (place / kind.name).is_dir()
+    }
     uncertain = [kind for kind in kinds if kind.name not in where]
-    nested = [path for kind in (inside / _GOOD, *kinds) for path in kind.rglob("*") if path.name in _MASK_FOLDERS]
+    nested = [
+        path
+        for kind in (inside / _GOOD, *kinds)
+        for path in kind.rglob("*")
+        if path.name in _MASK_FOLDERS
+    ]
     if uncertain or any(path.is_dir() for path in nested):
         names = ", ".join(kind.name for kind in kinds) or "no others"
-        why = f"{nested[0]} holds masks among the images" if not uncertain else "no masks say which are defective"
-        ways = f"--good {shlex.quote(str(inside / _GOOD))} --bad {shlex.quote(str(kinds[0] if kinds else inside))} ..."
+        why = (
+            f"{nested[0]} holds masks among the images"
+            if not uncertain
+            else "no masks say which are defective"
+        )
+        ways = (
+            f"--good {shlex.quote(str(inside / _GOOD))} --bad"
+            f" {shlex.quote(str(kinds[0] if kinds else inside))} ..."
+        )
         msg = f"--data {inside}: it holds good beside {names}, and {why}: name them by {ways}"
         raise ValueError(msg)
     found: dict[Path, Truth] = {}
@@ -189,6 +261,14 @@ def _said(path: Path, kind: str, masks: Path | None, *, bad: bool = False) -> Tr
     if kind == _GOOD and not bad:
         return Truth(defective=False, kind=_GOOD)
     stems = (path.stem, f"{path.stem}_mask")
-    names = [f"{stem}{suffix}" for stem in stems for suffix in dict.fromkeys((".png", path.suffix, ".bmp", ".tif"))]
-    places = [folder / name for folder in ([masks / kind, masks] if masks else []) for name in names]
-    return Truth(defective=True, kind=kind, mask=next((place for place in places if place.is_file()), None))
+    names = [
+        f"{stem}{suffix}"
+        for stem in stems
+        for suffix in dict.fromkeys((".png", path.suffix, ".bmp", ".tif"))
+    ]
+    places = [
+        folder / name for folder in ([masks / kind, masks] if masks else []) for name in names
+    ]
+    return Truth(
+        defective=True, kind=kind, mask=next((place for place in places if place.is_file()), None)
+    )

@@ -33,30 +33,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Show or change; returns the exit code."""
     parser = Parser(prog="anomalib-sgfr threshold", description=__doc__.partition(": ")[2])
     parser.add_argument("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
-    parser.add_argument("--false_alarm_rate", type=float, help="choose by good images: the share that may be alarms")
-    parser.add_argument("--held_out", type=existing, help="folder of good images that were not trained on: score them")
+    parser.add_argument(
+        "--false_alarm_rate", type=float, help="choose by good images: the share that may be alarms"
+    )
+    parser.add_argument(
+        "--held_out",
+        type=existing,
+        help="folder of good images that were not trained on: score them",
+    )
     parser.add_argument("--group", help="regular expression that names the part in an image's path")
     parser.add_argument("--value", type=float, help="set the threshold, in units of the raw score")
-    parser.add_argument("--score", type=float, help="set it where results now show this score: larger ones are alarms")
+    parser.add_argument(
+        "--score",
+        type=float,
+        help="set it where results now show this score: larger ones are alarms",
+    )
     parser.add_argument(
         "--read_from",
         type=existing,
         nargs="+",
-        help="with --value or --score: images, or folders of such, that it was read from; reports then say so",
+        help=(
+            "with --value or --score: images, or folders of such, that it was read from; reports"
+            " then say so"
+        ),
     )
-    parser.add_argument("--by", help="regular expression on the path: show alarms for each product, camera ...")
-    parser.add_argument("--force", action="store_true", help="take --held_out for good whatever the checkpoint knows")
-    parser.add_argument("--json", action="store_true", help="show the threshold as JSON, for programs")
-    parser.add_argument("--out", type=new_file, help="new checkpoint (default: beside the old, named CKPT_threshold)")
+    parser.add_argument(
+        "--by", help="regular expression on the path: show alarms for each product, camera ..."
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="take --held_out for good whatever the checkpoint knows",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="show the threshold as JSON, for programs"
+    )
+    parser.add_argument(
+        "--out",
+        type=new_file,
+        help="new checkpoint (default: beside the old, named CKPT_threshold)",
+    )
     options = parser.parse_args(arguments)
 
     quiet()
     model = load(options.ckpt_path, visualizer=False, evaluator=False)
     processor = post_processor_of(model)
-    wishes = (options.false_alarm_rate, options.held_out, options.group, options.value, options.score)
+    wishes = (
+        options.false_alarm_rate,
+        options.held_out,
+        options.group,
+        options.value,
+        options.score,
+    )
     changes = any(wish is not None for wish in wishes)
     if not changes and (options.out or options.read_from or options.force):
-        parser.error("there is nothing to change: pass --false_alarm_rate, --held_out, --group, --value or --score")
+        parser.error(
+            "there is nothing to change: pass --false_alarm_rate, --held_out, --group, --value or"
+            " --score"
+        )
     require_named_group("--by", options.by, processor.state.scores.paths)
     out = options.out or options.ckpt_path.with_stem(f"{options.ckpt_path.stem}_threshold")
     before = processor.state
@@ -64,7 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processor.use(_changed(model, processor, options))
         rewrite(options.ckpt_path, out, model)
     if options.json:
-        print(json.dumps({**_facts(processor), **({"checkpoint": str(out)} if changes else {})}, indent=2))
+        print(
+            json.dumps(
+                {**_facts(processor), **({"checkpoint": str(out)} if changes else {})}, indent=2
+            )
+        )
         return 0
     if changes:
         print(f"Threshold {before.image:.6g} before, {processor.state.image:.6g} now.")
@@ -79,7 +117,11 @@ def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "Th
     from anomalib_sgfr.post_processing.post_processor import checked
 
     state = processor.state
-    ways = {"--value": options.value, "--score": options.score, "--false_alarm_rate": options.false_alarm_rate}
+    ways = {
+        "--value": options.value,
+        "--score": options.score,
+        "--false_alarm_rate": options.false_alarm_rate,
+    }
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
         msg = f"{' and '.join(given)} are ways to say one thing: pass one of them."
@@ -91,12 +133,17 @@ def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "Th
     checked(false_alarm_rate=options.false_alarm_rate)
     require_named_group("--group", options.group)
     normalised = state.is_set and (state.linear or processor.enable_normalization)
-    if options.score is not None and not 0.0 < options.score < (1.0 if normalised else float("inf")):
+    if options.score is not None and not 0.0 < options.score < (
+        1.0 if normalised else float("inf")
+    ):
         limit = "between 0 and 1" if normalised else "above 0, as results show it"
         msg = f"--score must lie {limit}, got {options.score}."
         raise ValueError(msg)
     if options.value is not None and not 0.0 < options.value < float("inf"):
-        msg = f"--value must be a finite number above 0, got {options.value}: at 0 every image is an alarm."
+        msg = (
+            f"--value must be a finite number above 0, got {options.value}: at 0 every image is an"
+            " alarm."
+        )
         raise ValueError(msg)
     if options.group is not None or options.held_out is not None:
         state = _scored_anew(model, processor, options)
@@ -108,13 +155,18 @@ def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "Th
         state = state._replace(value=value, read_from=tuple(dict.fromkeys(files)))
     state = state.chosen()
     if not state.is_set:
-        msg = "the checkpoint keeps no scores to choose a threshold from: pass --held_out FOLDER, or --value."
+        msg = (
+            "the checkpoint keeps no scores to choose a threshold from: pass --held_out FOLDER, or"
+            " --value."
+        )
         raise ValueError(msg)
     return state
 
 
 def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "ThresholdState":  # noqa: ANN401
-    """The state with other calibration scores: of other images, or without the atoms of the same part."""
+    """The state with other calibration scores: of other images, or without the atoms of the same
+    part.
+    """
     from anomalib_sgfr.post_processing.calibration import scored
     from anomalib_sgfr.post_processing.calibration_scores import Split, unit_of
 
@@ -129,7 +181,12 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
         anew = scored(model.model, model.pre_processor, paths, Split.HELD_OUT, group)
         processor.held_out = str(options.held_out)
         return state._replace(
-            scores=anew, group=group, false_alarm_rate=state.rate, value=None, read_from=(), forced=tuple(against)
+            scores=anew,
+            group=group,
+            false_alarm_rate=state.rate,
+            value=None,
+            read_from=(),
+            forced=tuple(against),
         )
     good = state.scores.good
     require_named_group("--group", group, good.paths)
@@ -140,8 +197,8 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
     gone = [path for path in again if not Path(path).is_file()]
     if gone:
         msg = (
-            f"--group: images are scored anew, without the atoms of their part, and {len(gone)} of {len(again)} are "
-            f"gone: {gone[0]}. Pass --held_out FOLDER with others."
+            f"--group: images are scored anew, without the atoms of their part, and {len(gone)} of"
+            f" {len(again)} are gone: {gone[0]}. Pass --held_out FOLDER with others."
         )
         raise ValueError(msg)
     anew = scored(model.model, model.pre_processor, again, Split.TRAINING, group)
@@ -160,7 +217,10 @@ def _facts(processor: "SgfrPostProcessor") -> dict[str, Any]:
         "false_alarm_rate": state.rate,
         "independent_good_images": state.units,
     }
-    for name, scores in (("good", state.scores.good.scores), ("defective", state.scores.defective.scores)):
+    for name, scores in (
+        ("good", state.scores.good.scores),
+        ("defective", state.scores.defective.scores),
+    ):
         facts[name] = {"images": len(scores), "above": sum(score > state.image for score in scores)}
         if scores:
             facts[name] |= {"least": min(scores), "median": median(scores), "most": max(scores)}
@@ -177,8 +237,13 @@ def _page(processor: "SgfrPostProcessor", by: str | None) -> str:
     for name, kind in (("Good", state.scores.good), ("Defective", state.scores.defective)):
         if kind.scores:
             above = sum(score > state.image for score in kind.scores)
-            spread = f"raw scores {min(kind.scores):.4g} to {max(kind.scores):.4g}, median {median(kind.scores):.4g}"
-            lines.append(f"{name}: {len(kind.scores)} images, {spread}; {above} above the threshold.")
+            spread = (
+                f"raw scores {min(kind.scores):.4g} to {max(kind.scores):.4g}, median"
+                f" {median(kind.scores):.4g}"
+            )
+            lines.append(
+                f"{name}: {len(kind.scores)} images, {spread}; {above} above the threshold."
+            )
     if by is not None:
         lines += _products(state, by)
     if state.warning:
@@ -199,7 +264,7 @@ def _products(state: "ThresholdState", by: str) -> list[str]:
         alarms = sum(score > state.image for score in scores)
         own = conformal_threshold(scores, state.rate)
         lines.append(
-            f"  {name}: {alarms} of {len(scores)} good images are alarms ({100 * alarms / len(scores):.2g}%); "
-            f"a threshold of its own would be {own:.4g}"
+            f"  {name}: {alarms} of {len(scores)} good images are alarms"
+            f" ({100 * alarms / len(scores):.2g}%); a threshold of its own would be {own:.4g}"
         )
     return lines

@@ -1,4 +1,6 @@
-"""The certificate of a bank: how badly any nominal patch that was seen can be rebuilt, without seeing it again."""
+"""The certificate of a bank: how badly any nominal patch that was seen can be rebuilt, without
+seeing it again.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +26,10 @@ class ScaleCertificate:
         patches (int): Number of patches.
         largest (float): No patch has a larger residual.
         mean (float): The residuals average to no more.
-        bounds (Tensor): For each atom, the largest residual of the patches it stands for, shape ``(M,)``.
-        means (Tensor): For each atom, what the residuals of those patches average to at most, shape ``(M,)``.
+        bounds (Tensor): For each atom, the largest residual of the patches it stands for, shape
+            ``(M,)``.
+        means (Tensor): For each atom, what the residuals of those patches average to at most, shape
+            ``(M,)``.
         counts (Tensor): For each atom, the number of those patches, shape ``(M,)``, ``int64``.
     """
 
@@ -51,7 +55,8 @@ class ScaleCertificate:
             bins (int): Number of bins of equal width from zero to ``largest``.
 
         Returns:
-            tuple[Tensor, Tensor]: Numbers of patches, shape ``(bins,)``, ``int64``, and edges, shape ``(bins + 1,)``.
+            tuple[Tensor, Tensor]: Numbers of patches, shape ``(bins,)``, ``int64``, and edges,
+                shape ``(bins + 1,)``.
 
         Raises:
             ValueError: If ``bins`` is below one.
@@ -59,7 +64,9 @@ class ScaleCertificate:
         if bins < 1:
             msg = f"bins must be at least 1, got {bins}."
             raise ValueError(msg)
-        edges = torch.linspace(0.0, max(self.largest, torch.finfo(torch.float32).tiny), bins + 1, dtype=torch.float32)
+        edges = torch.linspace(
+            0.0, max(self.largest, torch.finfo(torch.float32).tiny), bins + 1, dtype=torch.float32
+        )
         place = torch.bucketize(self.bounds.detach().cpu(), edges[1:-1])
         return torch.zeros(bins, dtype=torch.int64).index_add(0, place, self.counts.cpu()), edges
 
@@ -68,9 +75,9 @@ class ScaleCertificate:
 class Certificate:
     """Bounds of all scales together, in the units of the anomaly map.
 
-    The map is the sum over the scales that it hears of their residuals, each averaged with weights that sum to one; the
-    score is the maximum of such a sum over those that it hears. So ``largest`` and ``largest_score`` bound the maps and
-    the scores of the training images.
+    The map is the sum over the scales that it hears of their residuals, each averaged with weights
+    that sum to one; the score is the maximum of such a sum over those that it hears. So ``largest``
+    and ``largest_score`` bound the maps and the scores of the training images.
 
     Attributes:
         scales (tuple[ScaleCertificate, ...]): Of each scale, the finest first.
@@ -107,29 +114,31 @@ class Certificate:
 
 
 @torch.no_grad()
-def certify(clusters: Clusters, solver: str, num_atoms: int = 1, regularisation: float = 0.0) -> ScaleCertificate:
+def certify(
+    clusters: Clusters, solver: str, num_atoms: int = 1, regularisation: float = 0.0
+) -> ScaleCertificate:
     r"""Bound the residuals of all patches a cover stands for.
 
-    A patch at distance at most :math:`\beta` from an atom has a residual of at most :math:`\beta` by ``"omp"``, and by
-    ``"affine"`` without regularisation, because the atom alone would do as well. With regularisation
-    :math:`\lambda`, comparing the optimum with that code, of length one where the optimal has at least
-    :math:`1/\sqrt k`, gives
+    A patch at distance at most :math:`\beta` from an atom has a residual of at most :math:`\beta`
+    by ``"omp"``, and by ``"affine"`` without regularisation, because the atom alone would do as
+    well. With regularisation :math:`\lambda`, comparing the optimum with that code, of length one
+    where the optimal has at least :math:`1/\sqrt k`, gives
 
     .. math:: \|r\|^2 \le \beta^2 + \lambda (1 - 1/k) \, \tfrac1k \sum_{j \le k} (\beta + D_j)^2,
 
     with :math:`D_j` the distance of the atom from its ``j``-th nearest; for ``"ridge"``,
     :math:`\|r\|^2 \le \beta^2 + \alpha` with the :math:`\alpha` of
-    :func:`~anomalib_sgfr.core.self_expression.ridge_operator`. On average over an atom's patches none is larger than at
-    the root of their mean squared distance (Jensen).
+    :func:`~anomalib_sgfr.core.self_expression.ridge_operator`. On average over an atom's patches
+    none is larger than at the root of their mean squared distance (Jensen).
 
     Rounding may make a solver take another atom than the best. So :math:`\beta^2` grows by
 
     .. math:: 2 (d + 4) \epsilon (\|a\| + \beta)^2 \quad\text{and}\quad 3 (d + 5) \epsilon (\|a - m\| + 2 \beta)^2
 
-    for ``"omp"`` and ``"affine"``, with :math:`\epsilon` the precision of the atoms :math:`a` in :math:`d` dimensions
-    and :math:`m` the centre of the search; for ``"affine"`` only where another atom is near enough to be taken. For
-    ``"ridge"``, the residual grows by :math:`(d + 4) \epsilon (\|a\| + \beta)`, and by the largest singular value of
-    the bank that counts as zero.
+    for ``"omp"`` and ``"affine"``, with :math:`\epsilon` the precision of the atoms :math:`a` in
+    :math:`d` dimensions and :math:`m` the centre of the search; for ``"affine"`` only where another
+    atom is near enough to be taken. For ``"ridge"``, the residual grows by :math:`(d + 4) \epsilon
+    (\|a\| + \beta)`, and by the largest singular value of the bank that counts as zero.
 
     Args:
         clusters (Clusters): Atoms and what they stand for.
@@ -150,7 +159,9 @@ def certify(clusters: Clusters, solver: str, num_atoms: int = 1, regularisation:
     elif solver == "ridge":
         _, singular, _, kept = ridge_spectrum(clusters.atoms, regularisation)
         penalty = penalty + regularisation * length.square().sum() / width
-        beyond = (width + 4) * precision * (length + radius) + torch.where(kept > 0, 0.0, singular).amax()
+        beyond = (width + 4) * precision * (length + radius) + torch.where(
+            kept > 0, 0.0, singular
+        ).amax()
     elif len(clusters.atoms) > 1:
         k = min(num_atoms, len(clusters.atoms))
         nearest_two = _neighbour_distances(clusters.atoms, max(k, 2))
@@ -182,5 +193,7 @@ def certify(clusters: Clusters, solver: str, num_atoms: int = 1, regularisation:
 def _neighbour_distances(atoms: Tensor, k: int) -> Tensor:
     """Distances of each atom from its ``k`` nearest, itself first, shape ``(M, k)``, ``float64``."""
     index = search_index(atoms)
-    rows = [(part[:, None] - atoms[nearest(part, index, k)]).norm(dim=2) for part in atoms.split(_ROWS)]
+    rows = [
+        (part[:, None] - atoms[nearest(part, index, k)]).norm(dim=2) for part in atoms.split(_ROWS)
+    ]
     return torch.cat(rows).double().sort(1).values

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# PyTorch has no public name for it yet (2.14): this is the one place that uses the private one. When it moves, import
-# it from where it is then; if it goes, `torch.stack([step(part) for part in parts])` is right for a fixed batch alone.
+# PyTorch has no public name for it yet (2.14): this is the one place that uses the private one.
+# When it moves, import it from where it is then; if it goes, `torch.stack([step(part) for part in
+# parts])` is right for a fixed batch alone.
 from torch._higher_order_ops import scan
 
 __all__ = ["by_rows", "in_chunks", "mapped"]
@@ -36,7 +37,8 @@ def mapped(step: Callable[[Tensor], Tensor], parts: Tensor) -> Tensor:
     A loop of Python's over a batch-derived size would bake the batch into an exported graph.
 
     Args:
-        step (Callable[[Tensor], Tensor]): From a part, shape ``(...)``, to a result; of operations that export.
+        step (Callable[[Tensor], Tensor]): From a part, shape ``(...)``, to a result; of operations
+            that export.
         parts (Tensor): Shape ``(n, ...)``.
 
     Returns:
@@ -51,10 +53,12 @@ def mapped(step: Callable[[Tensor], Tensor], parts: Tensor) -> Tensor:
 
 
 def by_rows(step: Callable[[Tensor], Tensor], patches: Tensor, columns: int) -> Tensor:
-    """Apply a function to patches inside an exported graph, image by image, or by some rows of a large image.
+    """Apply a function to patches inside an exported graph, image by image, or by some rows of a
+    large image.
 
     Args:
-        step (Callable[[Tensor], Tensor]): As :func:`mapped` takes it: from patches, ``(n, d)``, to as many results.
+        step (Callable[[Tensor], Tensor]): As :func:`mapped` takes it: from patches, ``(n, d)``, to
+            as many results.
         patches (Tensor): Of images, row after row, shape ``(B, h * w, d)``.
         columns (int): Of an image, ``w``.
 
@@ -64,7 +68,11 @@ def by_rows(step: Callable[[Tensor], Tensor], patches: Tensor, columns: int) -> 
     batch, number, width = patches.shape
     if isinstance(number, int):
         rows = number // columns
-        fitting = (size for size in range(rows, 1, -1) if rows % size == 0 and size * columns <= _EXPORTED_PATCHES)
+        fitting = (
+            size
+            for size in range(rows, 1, -1)
+            if rows % size == 0 and size * columns <= _EXPORTED_PATCHES
+        )
         part = next(fitting, 1)
         patches = patches.reshape(-1, part * columns, width)
     found = mapped(step, patches)

@@ -1,11 +1,13 @@
-"""What a graphics card does in one launch, where PyTorch takes dozens: kernels in Triton, which comes with PyTorch.
+"""What a graphics card does in one launch, where PyTorch takes dozens: kernels in Triton, which
+comes with PyTorch.
 
-A reconstruction is many short steps: on a card their launches, and the distances written and read again, take most of
-the time. Here they stay in registers. What the kernels compute is what :mod:`~anomalib_sgfr.core.self_expression` and
-:mod:`~anomalib_sgfr.core.k_center` say, which is also what runs where :mod:`~anomalib_sgfr.core.gpu` finds that
-they do not.
+A reconstruction is many short steps: on a card their launches, and the distances written and read
+again, take most of the time. Here they stay in registers. What the kernels compute is what
+:mod:`~anomalib_sgfr.core.self_expression` and :mod:`~anomalib_sgfr.core.k_center` say, which is
+also what runs where :mod:`~anomalib_sgfr.core.gpu` finds that they do not.
 
-Whether a graphics card's kernels do the work: where they can run, and answer a small question as PyTorch does.
+Whether a graphics card's kernels do the work: where they can run, and answer a small question as
+PyTorch does.
 """
 
 import functools
@@ -34,27 +36,36 @@ __all__ = [
 ]
 
 
-_GROUPS = 512  # atoms whose least distance stands for them all: those of the same number modulo this
+_GROUPS = (
+    512  # atoms whose least distance stands for them all: those of the same number modulo this
+)
 _POINTS = 16  # rebuilt by one program: the least that the matrix units take
 _MOST_ATOMS = 7  # of a support: with the next, eight, whose products are a cube in registers
 _MOST_CANDIDATES = 256  # members of the best groups
 _TILE = 8192  # values in registers at once
 _STEP = 16  # values of a product's two sides in shared memory at once
 _FEW, _MANY = {"num_warps": 8, "num_stages": 2}, {"num_warps": 4, "num_stages": 1}
-_BUSY = 1024  # programs that keep a card busy: from there on, more of them at once are faster than each
+_BUSY = (
+    1024  # programs that keep a card busy: from there on, more of them at once are faster than each
+)
 _ROWS, _ATOMS = 32, 128  # of the sampler's search
 _CHOSEN_AMONG = 512  # points, at most, of which a greedy choice is made
 _PLACES = 256  # averaged by one program
 
 
 def fits(num_atoms: int, bank_size: int) -> bool:
-    """Whether :func:`affine_lengths` holds such a support, and the groups of such a bank, in registers.
+    """Whether :func:`affine_lengths` holds such a support, and the groups of such a bank, in
+    registers.
 
     Args:
         num_atoms (int): Size ``k`` of the support.
         bank_size (int): Atoms ``M`` of the bank.
     """
-    return num_atoms <= _MOST_ATOMS and num_atoms < bank_size and _candidates(num_atoms, bank_size) <= _MOST_CANDIDATES
+    return (
+        num_atoms <= _MOST_ATOMS
+        and num_atoms < bank_size
+        and _candidates(num_atoms, bank_size) <= _MOST_CANDIDATES
+    )
 
 
 def _candidates(num_atoms: int, bank_size: int) -> int:
@@ -62,7 +73,8 @@ def _candidates(num_atoms: int, bank_size: int) -> int:
 
 
 def columns_of(index: Index) -> Tensor:
-    """A bank's atoms as columns, as :func:`affine_lengths` reads them: neighbours in memory are read together.
+    """A bank's atoms as columns, as :func:`affine_lengths` reads them: neighbours in memory are
+    read together.
 
     Args:
         index (Index): Of the bank.
@@ -82,10 +94,11 @@ def affine_lengths(
     regularisation: float,
     unit: Tensor,
 ) -> Tensor:
-    """Length of what :func:`~anomalib_sgfr.core.self_expression.affine` leaves of embedding maps, in one launch.
+    """Length of what :func:`~anomalib_sgfr.core.self_expression.affine` leaves of embedding maps,
+    in one launch.
 
-    The nearest atoms are looked for with products of 32-bit accuracy (three of TF32), and ordered by their distances as
-    they are.
+    The nearest atoms are looked for with products of 32-bit accuracy (three of TF32), and ordered
+    by their distances as they are.
 
     Args:
         embedding (Tensor): Shape ``(B, d, h, w)``, on a card.
@@ -148,7 +161,9 @@ def _launch_affine_lengths(
 
 
 # Of which a compiler knows no more than what comes out.
-_as_operator = library.custom_op("anomalib_sgfr::affine_lengths", _launch_affine_lengths, mutates_args=())
+_as_operator = library.custom_op(
+    "anomalib_sgfr::affine_lengths", _launch_affine_lengths, mutates_args=()
+)
 
 
 @_as_operator.register_fake
@@ -158,7 +173,8 @@ def _(embedding: Tensor, atoms: Tensor, *_: Any) -> Tensor:  # noqa: ANN401
 
 
 def binomial(feature: Tensor) -> Tensor:
-    """The average of :func:`~anomalib_sgfr.features.embedding.pool` of that name, without the sums on its way.
+    """The average of :func:`~anomalib_sgfr.features.embedding.pool` of that name, without the sums
+    on its way.
 
     Args:
         feature (Tensor): Shape ``(B, C, h, w)``, on a card.
@@ -188,14 +204,16 @@ def binomial(feature: Tensor) -> Tensor:
 def farthest_of_few(
     left: Tensor, mutual: Tensor, same: Tensor, most: int, outside: float | Tensor, tolerance: float
 ) -> Tensor:
-    """The greedy choice of :func:`~anomalib_sgfr.core.k_center.farthest_first` among a few hundred points.
+    """The greedy choice of :func:`~anomalib_sgfr.core.k_center.farthest_first` among a few hundred
+    points.
 
     Args:
         left (Tensor): Squared distance of each from the nearest point taken, ``(n,)``, falling.
         mutual (Tensor): Squared distances of all from each other, ``(n, n)``.
         same (Tensor): Squared distance at which two are the same point, ``(n,)``.
         most (int): Points to take.
-        outside (float | Tensor): Largest of all other points: whoever is nearer is not the farthest of all any more.
+        outside (float | Tensor): Largest of all other points: whoever is nearer is not the farthest
+            of all any more.
         tolerance (float): Distance at which to stop, but for the first.
 
     Returns:
@@ -220,19 +238,23 @@ def farthest_of_few(
     return taken
 
 
-def nearest_in_turn(points: Tensor, atoms: Tensor, first: int, threshold: float) -> tuple[Tensor, Tensor]:
-    """The search of :func:`~anomalib_sgfr.core.clusters.absorb`: among some atoms, then among as many more, and so on.
+def nearest_in_turn(
+    points: Tensor, atoms: Tensor, first: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """The search of :func:`~anomalib_sgfr.core.clusters.absorb`: among some atoms, then among as
+    many more, and so on.
 
     Args:
         points (Tensor): Shape ``(n, d)``, on a card.
         atoms (Tensor): Shape ``(M, d)``, ``float32`` as they are.
-        first (int): Atoms to look at first; afterwards as many as before, together. ``M`` for all at once.
+        first (int): Atoms to look at first; afterwards as many as before, together. ``M`` for all
+            at once.
         threshold (float): Euclidean distance within which a point needs to look no further.
 
     Returns:
-        tuple[Tensor, Tensor]: Row of the atom of each point, the nearest of those that it looked at last up to the
-        rounding of products, ``int64``; and the squared distance, without that, of the nearest of all that it looked
-        at. Both of shape ``(n,)``.
+        tuple[Tensor, Tensor]: Row of the atom of each point, the nearest of those that it looked at
+        last up to the rounding of products, ``int64``; and the squared distance, without that, of
+        the nearest of all that it looked at. Both of shape ``(n,)``.
     """
     index = torch.empty(len(points), dtype=torch.int64, device=points.device)
     least = torch.empty(len(points), dtype=points.dtype, device=points.device)
@@ -279,12 +301,23 @@ def separated_of_few(mutual: Tensor, distance: float) -> Tensor:
     kept = torch.empty(len(mutual), dtype=torch.int8, device=mutual.device)
     if not len(mutual):  # of no program there is no launch
         return kept.bool()
-    _launch("separated_of_few", 1, mutual, kept, len(mutual), distance**2, SIZE=_among(mutual), num_warps=4)
+    _launch(
+        "separated_of_few",
+        1,
+        mutual,
+        kept,
+        len(mutual),
+        distance**2,
+        SIZE=_among(mutual),
+        num_warps=4,
+    )
     return kept.bool()
 
 
 def _among(points: Tensor) -> int:
-    """Places for so many points: one size, so that one program is compiled for any number that is usual."""
+    """Places for so many points: one size, so that one program is compiled for any number that is
+    usual.
+    """
     return max(_CHOSEN_AMONG, _power_of_2(len(points)))
 
 
@@ -301,7 +334,9 @@ def _launch(name: str, number: int, first: Tensor, *arguments: Any, **constants:
 
 
 def serve(tensor: Tensor) -> bool:
-    """Whether kernels do the work for such a tensor: on a card, Triton and its C compiler are there, not of 64 bits."""
+    """Whether kernels do the work for such a tensor: on a card, Triton and its C compiler are
+    there, not of 64 bits.
+    """
     return (tensor.is_cuda or _is_interpreted()) and tensor.dtype != torch.float64 and _usable()
 
 
@@ -309,7 +344,8 @@ def _usable() -> bool:
     return _tried()
 
 
-# All that `torch.compiler.assume_constant_result` does, but for the import of a compiler: two seconds.
+# All that `torch.compiler.assume_constant_result` does, but for the import of a compiler: two
+# seconds.
 vars(_usable)["_dynamo_marked_constant"] = True
 
 
@@ -320,10 +356,14 @@ def _tried() -> bool:
     try:
         right = _are_right(torch.device("cpu" if _is_interpreted() else "cuda"))
         reason = "" if right else "what it computes is wrong"
-    except Exception as error:  # noqa: BLE001  # of drivers, compilers and Triton; whatever it is, there is another way
+    # of drivers, compilers and Triton; whatever it is, there is another way
+    except Exception as error:  # noqa: BLE001
         reason = f"{type(error).__name__}: {error}"
     if reason:
-        message = f"Triton's kernels cannot be used, and Sgfr is slower on a graphics card without them: {reason}"
+        message = (
+            "Triton's kernels cannot be used, and Sgfr is slower on a graphics card without them:"
+            f" {reason}"
+        )
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return not reason
 
@@ -333,7 +373,9 @@ def _are_right(device: torch.device) -> bool:
     points = torch.linspace(0.0, 9.0, 40, device=device).sin().reshape(20, 2) * 3.0
     mutual = (points[:, None] - points).square().sum(2)
     row, squared = nearest_in_turn(points[10:], points[:10], 10, 0.0)
-    right = torch.equal(row, mutual[10:, :10].argmin(1)) and torch.allclose(squared, mutual[10:, :10].amin(1))
+    right = torch.equal(row, mutual[10:, :10].argmin(1)) and torch.allclose(
+        squared, mutual[10:, :10].amin(1)
+    )
 
     alive = torch.ones(20, dtype=torch.bool)
     for place in range(20):
@@ -360,11 +402,15 @@ def _are_right(device: torch.device) -> bool:
 
 
 def _all_weighted(feature: Tensor) -> Tensor:
-    """What all that ``binomial`` finds sums to: each value as often as it is within reach, times its weight."""
+    """What all that ``binomial`` finds sums to: each value as often as it is within reach, times
+    its weight.
+    """
     line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=feature.device)
 
     def weights(length: int) -> Tensor:
-        reach = torch.arange(length, device=feature.device)[:, None] + torch.arange(-2, 3, device=feature.device)
+        reach = torch.arange(length, device=feature.device)[:, None] + torch.arange(
+            -2, 3, device=feature.device
+        )
         return (line * ((reach >= 0) & (reach < length))).sum(1)
 
     return (feature * (weights(feature.shape[2])[:, None] * weights(feature.shape[3]))).sum((2, 3))

@@ -1,4 +1,6 @@
-"""Selection of points that are far apart: the greedy steps behind subspace sampling, as blocked matrix products."""
+"""Selection of points that are far apart: the greedy steps behind subspace sampling, as blocked
+matrix products.
+"""
 
 import numpy as np
 import torch
@@ -17,35 +19,48 @@ def farthest_first(
 ) -> tuple[Tensor, float]:
     """Greedy k-center: repeatedly take the point farthest from those taken.
 
-    A 2-approximation of the smallest covering radius (Gonzalez 1985). The next points are looked for among the
-    farthest few hundred for as long as no other point can be farther, so that distances to all points are computed for
-    many taken points at once, as one matrix product.
+    A 2-approximation of the smallest covering radius (Gonzalez 1985). The next points are looked
+    for among the farthest few hundred for as long as no other point can be farther, so that
+    distances to all points are computed for many taken points at once, as one matrix product.
 
     Args:
         points (Tensor): Candidates, shape ``(n, d)``, floating point.
-        size (int): Number of points to take, at least one. Exact duplicates of taken points are never taken, so fewer
-            come back if fewer are distinct.
-        start (Tensor | None): Indices of points that are taken to begin with, at least one and at most ``size``;
-            ``None`` for the first point.
-        tolerance (float): Stop before ``size`` once every point lies within this distance of those taken.
+        size (int): Number of points to take, at least one. Exact duplicates of taken points are
+            never taken, so fewer come back if fewer are distinct.
+        start (Tensor | None): Indices of points that are taken to begin with, at least one and at
+            most ``size``; ``None`` for the first point.
+        tolerance (float): Stop before ``size`` once every point lies within this distance of those
+            taken.
 
     Returns:
-        tuple[Tensor, float]: Indices of the taken points in the order taken (``int64``, at most ``size``), and the
-        covering radius: the Euclidean distance to its nearest taken point of the point least well covered.
+        tuple[Tensor, float]: Indices of the taken points in the order taken (``int64``, at most
+            ``size``), and the
+        covering radius: the Euclidean distance to its nearest taken point of the point least well
+            covered.
 
     Raises:
         ValueError: If ``points`` is empty or ``size`` is below one.
     """
     if size < 1 or points.ndim != 2 or points.shape[0] == 0:  # noqa: PLR2004
-        msg = f"farthest_first needs a non-empty (n, d) matrix and size >= 1, got {tuple(points.shape)} and {size}."
+        msg = (
+            "farthest_first needs a non-empty (n, d) matrix and size >= 1, got"
+            f" {tuple(points.shape)} and {size}."
+        )
         raise ValueError(msg)
     centred = points - middle(points)
     length = centred.square().sum(1)
-    # rounding of the expansion of squared distances, at each point: closer than this is the same point
+    # rounding of the expansion of squared distances, at each point: closer than this is the same
+    # point
     same = 8.0 * torch.finfo(points.dtype).eps * length
-    distance = torch.full_like(length, torch.inf)  # squared, from each point to the nearest one taken
+    distance = torch.full_like(
+        length, torch.inf
+    )  # squared, from each point to the nearest one taken
     taken: list[Tensor] = []
-    fresh = torch.zeros(1, dtype=torch.int64, device=points.device) if start is None else start.to(points.device)
+    fresh = (
+        torch.zeros(1, dtype=torch.int64, device=points.device)
+        if start is None
+        else start.to(points.device)
+    )
     number = 0
     while True:
         taken.append(fresh)
@@ -56,13 +71,21 @@ def farthest_first(
         farthest = float(left.amax())
         if number == size or farthest <= tolerance**2:
             among = torch.cat(taken)
-            unsure = ((distance <= same) & (distance > -torch.inf) & (same > farthest)).nonzero().flatten()
+            unsure = (
+                ((distance <= same) & (distance > -torch.inf) & (same > farthest))
+                .nonzero()
+                .flatten()
+            )
             return among, max(farthest, _farthest_of(centred, length, unsure, among)) ** 0.5
-        fresh = _next_farthest(left, centred, length, same, min(size - number, _CANDIDATES), tolerance)
+        fresh = _next_farthest(
+            left, centred, length, same, min(size - number, _CANDIDATES), tolerance
+        )
 
 
 def _farthest_of(points: Tensor, length: Tensor, some: Tensor, taken: Tensor) -> float:
-    """Squared distance from those taken of the farthest of some points, without the rounding of its expansion."""
+    """Squared distance from those taken of the farthest of some points, without the rounding of its
+    expansion.
+    """
     farthest = 0.0
     for part in in_blocks(some, len(taken)):
         near = least_in_row(torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0))
@@ -77,17 +100,24 @@ def _lower(distance: Tensor, points: Tensor, length: Tensor, taken: Tensor) -> N
     parts = [in_blocks(each, len(taken)) for each in (distance, points, length)]
     room = points.new_empty(len(parts[0][0]), len(taken))  # one for all products
     for its_distance, part, its_length in zip(*parts, strict=True):
-        to_taken = torch.addmm(length[taken], part, near, alpha=-2.0, out=room[: len(part)]).amin(1) + its_length
+        to_taken = (
+            torch.addmm(length[taken], part, near, alpha=-2.0, out=room[: len(part)]).amin(1)
+            + its_length
+        )
         torch.minimum(its_distance, to_taken, out=its_distance)
 
 
 def _next_farthest(
     distance: Tensor, points: Tensor, length: Tensor, same: Tensor, most: int, tolerance: float
 ) -> Tensor:
-    """The next points of the traversal, one or more: as many as can be told from the farthest candidates alone."""
+    """The next points of the traversal, one or more: as many as can be told from the farthest
+    candidates alone.
+    """
     values, candidates = distance.topk(min(_CANDIDATES + 1, len(distance)))
     # no point that is not a candidate is farther than the last of them, now or later
-    outside = values[-1] if len(candidates) < len(distance) else torch.full_like(values[-1], -torch.inf)
+    outside = (
+        values[-1] if len(candidates) < len(distance) else torch.full_like(values[-1], -torch.inf)
+    )
     candidates, values = candidates[:_CANDIDATES], values[:_CANDIDATES]
     near = points[candidates]
     mutual = torch.addmm(length[candidates], near, near.T, alpha=-2.0) + length[candidates][:, None]
@@ -110,7 +140,8 @@ def _next_farthest(
 
 
 def separated(points: Tensor, distance: float) -> Tensor:
-    """Indices of points farther than ``distance`` from one another: each, in order, that no earlier one precludes.
+    """Indices of points farther than ``distance`` from one another: each, in order, that no earlier
+    one precludes.
 
     Args:
         points (Tensor): Shape ``(n, d)``.
@@ -125,13 +156,19 @@ def separated(points: Tensor, distance: float) -> Tensor:
     kept = [left[:0]]
     while len(left):
         block, left = left[:_CANDIDATES], left[_CANDIDATES:]
-        mutual = torch.addmm(length[block], centred[block], centred[block].T, alpha=-2.0) + length[block][:, None]
+        mutual = (
+            torch.addmm(length[block], centred[block], centred[block].T, alpha=-2.0)
+            + length[block][:, None]
+        )
         chosen = block[_separated_of_few(mutual, distance)]
         kept.append(chosen)
-        if len(left):  # whom those preclude is looked at no more: few blocks are left of many points alike
+        if len(
+            left
+        ):  # whom those preclude is looked at no more: few blocks are left of many points alike
             near = centred[chosen].T
             far = [
-                torch.addmm(length[chosen], centred[part], near, alpha=-2.0).amin(1) + length[part] > distance**2
+                torch.addmm(length[chosen], centred[part], near, alpha=-2.0).amin(1) + length[part]
+                > distance**2
                 for part in in_blocks(left, len(chosen))
             ]
             left = left[torch.cat(far)]
@@ -139,7 +176,9 @@ def separated(points: Tensor, distance: float) -> Tensor:
 
 
 def _separated_of_few(mutual: Tensor, distance: float) -> Tensor:
-    """Which of a few hundred points, of known squared distances, are farther from each that was kept before them."""
+    """Which of a few hundred points, of known squared distances, are farther from each that was
+    kept before them.
+    """
     if gpu.serve(mutual):
         return gpu.separated_of_few(mutual, distance)
     close = np.triu((mutual <= distance**2).cpu().numpy(), 1)  # each with those after it

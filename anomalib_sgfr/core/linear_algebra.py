@@ -1,12 +1,15 @@
 """Modules whose numbers keep their types when a model is cast to half precision.
 
-The small linear algebra beneath the solvers, where rank may be lacking and a dense routine may not export.
+The small linear algebra beneath the solvers, where rank may be lacking and a dense routine may not
+export.
 
-Directions that embeddings move along when only the light or the camera changes, and embeddings without them.
+Directions that embeddings move along when only the light or the camera changes, and embeddings
+without them.
 
-Nuisance attribute projection (Solomonoff et al., ICASSP 2005): what changes between pictures of good parts, and is no
-defect, spans a small subspace, which is projected out of all that is compared. SPARC (arXiv 2608.18585) does so for
-anomaly detection, from a few good images of the new condition.
+Nuisance attribute projection (Solomonoff et al., ICASSP 2005): what changes between pictures of
+good parts, and is no defect, spans a small subspace, which is projected out of all that is
+compared. SPARC (arXiv 2608.18585) does so for anomaly detection, from a few good images of the new
+condition.
 """
 
 import math
@@ -37,15 +40,18 @@ _WITHOUT_DOUBLES = {"mps"}
 
 
 def home(device: torch.device) -> torch.device:
-    """Where 64 bits of floating point are worked with, for what is on a device: there, or on the CPU if it has none."""
+    """Where 64 bits of floating point are worked with, for what is on a device: there, or on the
+    CPU if it has none.
+    """
     return torch.device("cpu") if device.type in _WITHOUT_DOUBLES else device
 
 
 class ExemptFromCasts(nn.Module):
-    """Mixin: ``half``, ``bfloat16``, ``to(dtype)`` and the like move the module to a device, but cast nothing.
+    """Mixin: ``half``, ``bfloat16``, ``to(dtype)`` and the like move the module to a device, but
+    cast nothing.
 
-    What atoms stand for is counted in 64 bits and searched in 32; the same in 16 would be another bank. Where a device
-    has no 64 bits of floating point, these stay on the CPU.
+    What atoms stand for is counted in 64 bits and searched in 32; the same in 16 would be another
+    bank. Where a device has no 64 bits of floating point, these stay on the CPU.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -64,16 +70,19 @@ class ExemptFromCasts(nn.Module):
 
 _FAR = 1e4  # times the squared spread of most points
 _SAMPLED = 64  # points that tell it
-# values of a product at once: those that a processor's cache takes; a card has the memory, and counts launches
+# values of a product at once: those that a processor's cache takes; a card has the memory, and
+# counts launches
 _PRODUCT_VALUES, _ON_CARD = 2**19, 2**23
 _FEW = 16  # values: fetched as they are, sooner than a card has looked at them
 
 
 def spd_inverse(matrix: Tensor) -> Tensor:
-    """Invert small symmetric positive semi-definite matrices ``(N, k, k)``, dropping dependent rows.
+    """Invert small symmetric positive semi-definite matrices ``(N, k, k)``, dropping dependent
+    rows.
 
-    Gauss-Jordan with diagonal pivoting, unrolled over ``k``, on the matrix scaled to a unit diagonal. A pivot that
-    rounding alone explains marks a row that depends on those before it; its row and column in the result are zero (a
+    Gauss-Jordan with diagonal pivoting, unrolled over ``k``, on the matrix scaled to a unit
+    diagonal. A pivot that rounding alone explains marks a row that depends on those before it; its
+    row and column in the result are zero (a
     generalised inverse: ``matrix @ result @ matrix`` is the matrix).
 
     Args:
@@ -86,7 +95,9 @@ def spd_inverse(matrix: Tensor) -> Tensor:
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     scale = safe_reciprocal(diagonal.clamp_min(0.0).sqrt(), torch.zeros_like(diagonal))
     eye = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
-    work = torch.cat((matrix * scale[:, :, None] * scale[:, None, :], eye.expand_as(matrix)), 2)  # (N, k, 2k)
+    work = torch.cat(
+        (matrix * scale[:, :, None] * scale[:, None, :], eye.expand_as(matrix)), 2
+    )  # (N, k, 2k)
     waiting = torch.ones_like(diagonal)
     keep = torch.zeros_like(diagonal)
     tolerance = torch.full_like(diagonal[:, :1], pivot_tolerance(matrix.dtype))
@@ -96,7 +107,9 @@ def spd_inverse(matrix: Tensor) -> Tensor:
         chosen = eye[index.squeeze(1)]  # (N, k), one-hot
         row = (chosen.unsqueeze(1) @ work).squeeze(1) * safe_reciprocal(pivot, tolerance)
         column = (work[:, :, :k] @ chosen.unsqueeze(2)).squeeze(2)
-        work = work - (column - chosen).unsqueeze(2) * row.unsqueeze(1)  # unchanged where the row was dropped
+        work = work - (column - chosen).unsqueeze(2) * row.unsqueeze(
+            1
+        )  # unchanged where the row was dropped
         waiting = waiting - chosen
         keep = keep + chosen * (pivot > tolerance)
     keep = keep * scale
@@ -104,7 +117,8 @@ def spd_inverse(matrix: Tensor) -> Tensor:
 
 
 def in_blocks(points: Tensor, columns: int) -> tuple[Tensor, ...]:
-    """Points by as many rows as are worth multiplying at once: what becomes of a product is read again right after.
+    """Points by as many rows as are worth multiplying at once: what becomes of a product is read
+    again right after.
 
     Args:
         points (Tensor): Shape ``(n, ...)``.
@@ -113,7 +127,9 @@ def in_blocks(points: Tensor, columns: int) -> tuple[Tensor, ...]:
     Returns:
         tuple[Tensor, ...]: Parts of ``points``, which share its memory; at least one.
     """
-    return points.split(max(1, (_ON_CARD if points.is_cuda else _PRODUCT_VALUES) // max(1, columns)))
+    return points.split(
+        max(1, (_ON_CARD if points.is_cuda else _PRODUCT_VALUES) // max(1, columns))
+    )
 
 
 def least_in_row(values: Tensor) -> Tensor:
@@ -125,13 +141,16 @@ def least_in_row(values: Tensor) -> Tensor:
     Returns:
         Tensor: Shape ``(n,)``, ``int64``.
     """
-    if values.device.type == "cpu":  # by SIMD; PyTorch's own takes longer than the matrix product before it
+    if (
+        values.device.type == "cpu"
+    ):  # by SIMD; PyTorch's own takes longer than the matrix product before it
         return torch.from_numpy(values.numpy().argmin(1))
     return values.argmin(1)
 
 
 def middle(points: Tensor) -> Tensor:
-    """A point to expand squared distances about: the mean, or the median where far outliers take the mean along.
+    """A point to expand squared distances about: the mean, or the median where far outliers take
+    the mean along.
 
     Args:
         points (Tensor): Shape ``(n, d)``.
@@ -154,29 +173,36 @@ def _median(values: Tensor) -> Tensor:
 
 
 def ridge_spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Singular value decomposition of a bank in float64, and the share of each axis that ridge reconstruction keeps.
+    """Singular value decomposition of a bank in float64, and the share of each axis that ridge
+    reconstruction keeps.
 
     Null directions of the bank keep nothing, also without regularisation.
 
     Args:
         bank (Tensor): Shape ``(M, d)``.
-        regularisation (float): As :func:`~anomalib_sgfr.core.self_expression.ridge_operator` takes it.
+        regularisation (float): As :func:`~anomalib_sgfr.core.self_expression.ridge_operator` takes
+            it.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor, Tensor]: Left vectors ``(M, r)``, singular values ``(r,)``, axes ``(r, d)``, and
-        the shares ``(r,)``, between zero and one, with ``r`` the lesser of ``M`` and ``d``; on the CPU, if the bank's
-        device has no float64.
+        tuple[Tensor, Tensor, Tensor, Tensor]: Left vectors ``(M, r)``, singular values ``(r,)``,
+        axes ``(r, d)``, and the shares ``(r,)``, between zero and one, with ``r`` the lesser of
+        ``M`` and ``d``; on the CPU, if the bank's device has no float64.
     """
-    left, singular, axes = torch.linalg.svd(bank.to(home(bank.device)).double(), full_matrices=False)
+    left, singular, axes = torch.linalg.svd(
+        bank.to(home(bank.device)).double(), full_matrices=False
+    )
     energy = singular.square()
     alpha = regularisation * energy.sum() / bank.shape[1]
     cutoff = energy.amax() * torch.finfo(torch.float64).eps * max(bank.shape)
-    kept = torch.where(energy > cutoff, energy / (energy + alpha).clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    kept = torch.where(
+        energy > cutoff, energy / (energy + alpha).clamp_min(torch.finfo(torch.float64).tiny), 0.0
+    )
     return left, singular, axes, kept
 
 
 def safe_reciprocal(value: Tensor, floor: Tensor) -> Tensor:
-    """``1 / value`` where it exceeds ``floor``, zero elsewhere, without a division by zero on either branch.
+    """``1 / value`` where it exceeds ``floor``, zero elsewhere, without a division by zero on
+    either branch.
 
     Args:
         value (Tensor): Any shape.
@@ -186,7 +212,9 @@ def safe_reciprocal(value: Tensor, floor: Tensor) -> Tensor:
         Tensor: Of their common shape.
     """
     usable = value > floor
-    return torch.where(usable, 1.0 / torch.where(usable, value, torch.ones_like(value)), torch.zeros_like(value))
+    return torch.where(
+        usable, 1.0 / torch.where(usable, value, torch.ones_like(value)), torch.zeros_like(value)
+    )
 
 
 def pivot_tolerance(dtype: torch.dtype) -> float:
@@ -195,7 +223,8 @@ def pivot_tolerance(dtype: torch.dtype) -> float:
 
 
 def require_finite(values: Tensor, name: str) -> None:
-    """Refuse NaN and infinite values, where it is possible to look: not in a graph that is being made.
+    """Refuse NaN and infinite values, where it is possible to look: not in a graph that is being
+    made.
 
     Args:
         values (Tensor): Any shape; a graphics card has to be waited for.
@@ -204,10 +233,16 @@ def require_finite(values: Tensor, name: str) -> None:
     Raises:
         ValueError: If one is not finite.
     """
-    if values.is_meta or torch.compiler.is_compiling() or (values.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if (
+        values.is_meta
+        or torch.compiler.is_compiling()
+        or (values.is_cuda and torch.cuda.is_current_stream_capturing())
+    ):
         return
     few = values.numel() <= _FEW
-    if not (all(map(math.isfinite, values.flatten().tolist())) if few else torch.isfinite(values).all()):
+    if not (
+        all(map(math.isfinite, values.flatten().tolist())) if few else torch.isfinite(values).all()
+    ):
         msg = f"{name} holds NaN or infinite values; check the images and the backbone's weights."
         raise ValueError(msg)
 
@@ -216,21 +251,29 @@ def principal_directions(moment: Tensor, number: int) -> Tensor:
     """Directions of the largest second moment.
 
     Args:
-        moment (Tensor): Sum of the outer products of some vectors with themselves, shape ``(d, d)``, ``float64``.
+        moment (Tensor): Sum of the outer products of some vectors with themselves, shape ``(d,
+            d)``, ``float64``.
         number (int): How many.
 
     Returns:
-        Tensor: Orthonormal rows, shape ``(n, d)``, the largest first; fewer than ``number`` if the vectors span less.
+        Tensor: Orthonormal rows, shape ``(n, d)``, the largest first; fewer than ``number`` if the
+            vectors span less.
 
     Raises:
-        ValueError: If ``number`` is below one or more than half of ``d``, which would leave too little to compare.
+        ValueError: If ``number`` is below one or more than half of ``d``, which would leave too
+            little to compare.
     """
     width = len(moment)
     if not 1 <= number <= width // 2:
-        msg = f"directions must lie between 1 and {width // 2}, half of the {width} values of a patch, got {number}."
+        msg = (
+            f"directions must lie between 1 and {width // 2}, half of the {width} values of a"
+            f" patch, got {number}."
+        )
         raise ValueError(msg)
     strength, vectors = torch.linalg.eigh(moment)
-    chosen = strength[-number:] > width * torch.finfo(moment.dtype).eps * strength[-1].clamp_min(0.0)
+    chosen = strength[-number:] > width * torch.finfo(moment.dtype).eps * strength[-1].clamp_min(
+        0.0
+    )
     return vectors[:, -number:].T[chosen].flip(0)
 
 

@@ -20,7 +20,8 @@ class Index(NamedTuple):
     """A bank made ready for the search of nearest atoms, by :func:`search_index`.
 
     Attributes:
-        atoms (Tensor): Rows ``(b - centre, |b - centre|^2)``, in whole groups of eight, shape ``(8 g, d + 1)``.
+        atoms (Tensor): Rows ``(b - centre, |b - centre|^2)``, in whole groups of eight, shape ``(8
+            g, d + 1)``.
         centre (Tensor): Mean of the bank, shape ``(d,)``.
     """
 
@@ -53,10 +54,11 @@ def search_index(bank: Tensor) -> Index:
 def nearest(target: Tensor, index: Index, k: int) -> Tensor:
     """Rows of the bank nearest to each target.
 
-    Both are centred on the bank: the expansion ``|b|^2 - 2 x.b`` (without ``|x|^2``, which orders nothing) loses digits
-    to a common offset, and post-activation features have a large one. The squared length of an atom is one more
-    coordinate, which saves a pass over all distances. The ``k`` nearest lie in the ``k`` groups of atoms that come
-    nearest, so that one pass of minima leaves few distances to sort.
+    Both are centred on the bank: the expansion ``|b|^2 - 2 x.b`` (without ``|x|^2``, which orders
+    nothing) loses digits to a common offset, and post-activation features have a large one. The
+    squared length of an atom is one more coordinate, which saves a pass over all distances. The
+    ``k`` nearest lie in the ``k`` groups of atoms that come nearest, so that one pass of minima
+    leaves few distances to sort.
 
     Args:
         target (Tensor): Shape ``(N, d)``, floating point.
@@ -70,8 +72,13 @@ def nearest(target: Tensor, index: Index, k: int) -> Tensor:
     groups = index.atoms.shape[0] // _GROUP
     distance = (index.atoms @ points.T).unflatten(0, (groups, _GROUP))  # (g, 8, N)
     closest = distance.amin(1).topk(min(k, groups), dim=0, largest=False).indices  # (k, N)
-    members = (closest.unsqueeze(1) * _GROUP + torch.arange(_GROUP, device=closest.device)[:, None]).flatten(0, 1)
-    # by their places in one row: runtimes have a fast routine for that, and a plain loop for a gather along an axis
-    places = members * points.shape[0] + torch.arange(points.shape[0], device=closest.device)  # (8 k, N)
+    members = (
+        closest.unsqueeze(1) * _GROUP + torch.arange(_GROUP, device=closest.device)[:, None]
+    ).flatten(0, 1)
+    # by their places in one row: runtimes have a fast routine for that, and a plain loop for a
+    # gather along an axis
+    places = members * points.shape[0] + torch.arange(
+        points.shape[0], device=closest.device
+    )  # (8 k, N)
     within = distance.flatten().index_select(0, places.flatten()).reshape(places.shape)
     return members.gather(0, within.topk(k, dim=0, largest=False).indices).T

@@ -1,8 +1,8 @@
 """Where patches lie: the one geometry that embeddings, tiles, maps, origins and crops share.
 
-A scale of stride ``s`` divides an image of ``H x W`` pixels into a grid of ``ceil(H / s) x ceil(W / s)`` patches, which
-are numbered by rows. A place is a row and a column of a grid; it means nothing without that grid, so the two travel
-together.
+A scale of stride ``s`` divides an image of ``H x W`` pixels into a grid of ``ceil(H / s) x ceil(W /
+s)`` patches, which are numbered by rows. A place is a row and a column of a grid; it means nothing
+without that grid, so the two travel together.
 """
 
 import math
@@ -29,7 +29,8 @@ __all__ = [
     "unknown_origins",
 ]
 
-ORIGIN = 5  # numbers that say where a patch was seen: image, row, column, and the rows and columns of its grid
+# numbers that say where a patch was seen: image, row, column, and the rows and columns of its grid
+ORIGIN = 5
 
 
 class Window(NamedTuple):
@@ -56,7 +57,9 @@ class PatchIndex(NamedTuple):
 
     def on(self, grid: tuple[int, int]) -> "PatchIndex":
         """The patch of another grid over the same image that this one's corner lies in."""
-        return PatchIndex(self.row * grid[0] // self.grid[0], self.column * grid[1] // self.grid[1], grid)
+        return PatchIndex(
+            self.row * grid[0] // self.grid[0], self.column * grid[1] // self.grid[1], grid
+        )
 
     def window(self, size: Sequence[int], across: float = 1.0) -> Window:
         """The patch and its surroundings.
@@ -82,7 +85,9 @@ def grid_of(size: Sequence[int], stride: int) -> tuple[int, int]:
 
 
 def to_patches(embedding: Tensor) -> Tensor:
-    """Patches ``(B * h * w, d)``, ``float32``, of embedding maps ``(B, d, h, w)``: image by image, row by row."""
+    """Patches ``(B * h * w, d)``, ``float32``, of embedding maps ``(B, d, h, w)``: image by image,
+    row by row.
+    """
     return embedding.flatten(2).transpose(1, 2).flatten(0, 1).float()
 
 
@@ -94,9 +99,13 @@ def origins(images: Tensor, grid: Sequence[int]) -> Tensor:
         grid (Sequence[int]): Rows and columns of the images' patches.
 
     Returns:
-        Tensor: Number of the image, row, column, and the grid's rows and columns; shape ``(B * h * w, 5)``, ``int32``.
+        Tensor: Number of the image, row, column, and the grid's rows and columns; shape ``(B * h *
+            w, 5)``, ``int32``.
     """
-    numbers, *places = (images.int(), *(torch.arange(n, dtype=torch.int32, device=images.device) for n in grid))
+    numbers, *places = (
+        images.int(),
+        *(torch.arange(n, dtype=torch.int32, device=images.device) for n in grid),
+    )
     found = torch.cartesian_prod(numbers, *places)
     return torch.cat((found, found.new_tensor(list(grid)).expand(len(found), -1)), 1)
 
@@ -123,18 +132,22 @@ def require_whole_tiles(tile: Sequence[int], step: Sequence[int], stride: int) -
         stride (int): Of the coarsest scale.
 
     Raises:
-        ValueError: If a length is no multiple of the stride; the message names lengths that are. If there are gaps.
+        ValueError: If a length is no multiple of the stride; the message names lengths that are. If
+            there are gaps.
     """
     for name, lengths in (("tile_size", tile), ("stride", step)):
         if any(length < 1 or length % stride for length in lengths):
             near = [max(stride, round(length / stride) * stride) for length in lengths]
             msg = (
-                f"the tiler's {name} must be a multiple of {stride}, the stride of the coarsest layer, "
-                f"got {tuple(lengths)}: {tuple(near)} would do."
+                f"the tiler's {name} must be a multiple of {stride}, the stride of the coarsest"
+                f" layer, got {tuple(lengths)}: {tuple(near)} would do."
             )
             raise ValueError(msg)
     if any(far > length for length, far in zip(tile, step, strict=True)):
-        msg = f"the tiler's stride must not exceed its tile_size {tuple(tile)}, got {tuple(step)}: there would be gaps."
+        msg = (
+            f"the tiler's stride must not exceed its tile_size {tuple(tile)}, got {tuple(step)}:"
+            " there would be gaps."
+        )
         raise ValueError(msg)
 
 
@@ -153,9 +166,11 @@ class Slot(NamedTuple):
 
 
 def slots(length: int, tile: int, step: int, stride: int) -> list[Slot]:
-    """Tiles that cover a length, the last of which ends with it; where two overlap, each keeps the half on its side.
+    """Tiles that cover a length, the last of which ends with it; where two overlap, each keeps the
+    half on its side.
 
-    So no patch is closer to the edge of its tile than half an overlap, but at the edge of the image.
+    So no patch is closer to the edge of its tile than half an overlap, but at the edge of the
+    image.
 
     Args:
         length (int): Pixels to cover; like the next two, a multiple of ``stride``.
@@ -167,7 +182,11 @@ def slots(length: int, tile: int, step: int, stride: int) -> list[Slot]:
         list[Slot]: In order; what they keep lies side by side, without a gap.
     """
     starts = [*range(0, length - tile, step), length - tile]
-    edges = [0, *((before + tile + after) // (2 * stride) for before, after in pairwise(starts)), length // stride]
+    edges = [
+        0,
+        *((before + tile + after) // (2 * stride) for before, after in pairwise(starts)),
+        length // stride,
+    ]
     return [
         Slot(start, first - start // stride, last - start // stride)
         for start, (first, last) in zip(starts, pairwise(edges), strict=True)
@@ -188,7 +207,13 @@ def stitched(tiles: Sequence[Tensor], rows: Sequence[Slot], columns: Sequence[Sl
     parts = iter(tiles)
     return torch.cat(
         [
-            torch.cat([next(parts)[..., row.first : row.last, column.first : column.last] for column in columns], -1)
+            torch.cat(
+                [
+                    next(parts)[..., row.first : row.last, column.first : column.last]
+                    for column in columns
+                ],
+                -1,
+            )
             for row in rows
         ],
         -2,
@@ -196,7 +221,8 @@ def stitched(tiles: Sequence[Tensor], rows: Sequence[Slot], columns: Sequence[Sl
 
 
 def cropped_to_image(embedding: Tensor, size: Sequence[int], stride: int) -> Tensor:
-    """Leave out patches of what was added at the bottom and the right to fill a last one of the coarsest scale.
+    """Leave out patches of what was added at the bottom and the right to fill a last one of the
+    coarsest scale.
 
     Args:
         embedding (Tensor): Of the larger image, shape ``(B, d, h, w)``.
@@ -221,7 +247,9 @@ def touched(region: Tensor, grid: Sequence[int], stride: int) -> Tensor:
     found = region.float()
     for axis, number in enumerate(grid):
         # pixels that a backbone leaves over at the end belong to its last patch
-        patch_of = (torch.arange(region.shape[axis], device=region.device) // stride).clamp_max(number - 1)
+        patch_of = (torch.arange(region.shape[axis], device=region.device) // stride).clamp_max(
+            number - 1
+        )
         belongs = (patch_of == torch.arange(number, device=region.device)[:, None]).float()
         found = belongs @ found if axis == 0 else found @ belongs.T
     return found > 0

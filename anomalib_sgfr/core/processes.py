@@ -1,8 +1,9 @@
 """Collective communication: the only module that talks to the other processes of a run.
 
-A collective waits until every process calls it. Call each of them in every process, outside any condition that may
-differ between processes; a process that has nothing to contribute passes an empty value. :func:`agreed` raises the
-error of one process in all of them, so that none waits for one that has failed.
+A collective waits until every process calls it. Call each of them in every process, outside any
+condition that may differ between processes; a process that has nothing to contribute passes an
+empty value. :func:`agreed` raises the error of one process in all of them, so that none waits for
+one that has failed.
 """
 
 import pickle
@@ -24,11 +25,17 @@ _may_fail_alone = ContextVar("_may_fail_alone", default=False)  # inside `agreed
 
 def several() -> bool:
     """Whether there are other processes."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
 
 
 def share(items: Sequence[_T]) -> Sequence[_T]:
-    """Items that this process is to work on; all of them without other processes, none if there are too few."""
+    """Items that this process is to work on; all of them without other processes, none if there are
+    too few.
+    """
     return items[distributed.get_rank() :: distributed.get_world_size()] if several() else items
 
 
@@ -37,9 +44,10 @@ def agreed() -> Iterator[None]:
     """Raise in every process what the block raises in any of them. The block holds no collective.
 
     Raises:
-        Exception: Of the process with the lowest rank that failed, of the same type and with the same message; a
-            ``RuntimeError`` that has both in its message if it cannot be pickled.
-        RuntimeError: If the block calls a collective, which would wait for a process that has failed.
+        Exception: Of the process with the lowest rank that failed, of the same type and with the
+            same message; a ``RuntimeError`` that has both in its message if it cannot be pickled.
+        RuntimeError: If the block calls a collective, which would wait for a process that has
+            failed.
     """
     _require_collective_allowed()
     failure: Exception | None = None
@@ -78,23 +86,28 @@ def gathered(value: _T) -> list[_T]:
 def gathered_tensors(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """Tensors of all processes.
 
-    They may differ in shape. An empty tensor need not know the others' type and number of axes: it becomes one of the
-    same type without rows.
+    They may differ in shape. An empty tensor need not know the others' type and number of axes: it
+    becomes one of the same type without rows.
 
     Args:
-        tensors (Sequence[Tensor]): Of this process, on a device that the default process group communicates on.
+        tensors (Sequence[Tensor]): Of this process, on a device that the default process group
+            communicates on.
 
     Returns:
-        list[list[Tensor]]: For each process, in the order of the ranks, the same in all but for the device.
+        list[list[Tensor]]: For each process, in the order of the ranks, the same in all but for the
+            device.
 
     Raises:
-        ValueError: In all processes, if they differ in number, or those with values in type or number of axes.
+        ValueError: In all processes, if they differ in number, or those with values in type or
+            number of axes.
     """
     described = gathered([(tuple(tensor.shape), tensor.dtype) for tensor in tensors])
     if not several():
         return [list(tensors)]
     if len({len(theirs) for theirs in described}) > 1:
-        msg = f"processes hold different numbers of tensors: {[len(theirs) for theirs in described]}."
+        msg = (
+            f"processes hold different numbers of tensors: {[len(theirs) for theirs in described]}."
+        )
         raise ValueError(msg)
     columns = []
     for tensor, theirs in zip(tensors, zip(*described, strict=True), strict=True):
@@ -112,7 +125,8 @@ def summed(tensor: Tensor) -> Tensor:
     """Sum over all processes.
 
     Args:
-        tensor (Tensor): Of one shape and type in all, on a device that the default process group communicates on.
+        tensor (Tensor): Of one shape and type in all, on a device that the default process group
+            communicates on.
     """
     _require_collective_allowed()
     total = tensor.clone()
@@ -121,8 +135,12 @@ def summed(tensor: Tensor) -> Tensor:
     return total
 
 
-def _exchanged(tensor: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
-    """Gather tensors of known shapes as bytes, which every backend takes and which need no common shape."""
+def _exchanged(
+    tensor: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
+) -> list[Tensor]:
+    """Gather tensors of known shapes as bytes, which every backend takes and which need no common
+    shape.
+    """
     lengths = [prod(shape) * dtype.itemsize for shape in shapes]
     sent = tensor.new_zeros(max(lengths), dtype=torch.uint8)
     if tensor.numel():
@@ -130,7 +148,8 @@ def _exchanged(tensor: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.d
     received = [torch.empty_like(sent) for _ in shapes]
     distributed.all_gather(received, sent)
     return [
-        part[:length].view(dtype).reshape(shape) for part, length, shape in zip(received, lengths, shapes, strict=True)
+        part[:length].view(dtype).reshape(shape)
+        for part, length, shape in zip(received, lengths, shapes, strict=True)
     ]
 
 
@@ -145,5 +164,8 @@ def _portable(error: Exception | None) -> Exception | None:
 
 def _require_collective_allowed() -> None:
     if _may_fail_alone.get():
-        msg = "a collective inside `agreed` would wait for a process that has failed: call it before or after."
+        msg = (
+            "a collective inside `agreed` would wait for a process that has failed: call it before"
+            " or after."
+        )
         raise RuntimeError(msg)

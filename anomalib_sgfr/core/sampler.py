@@ -1,16 +1,18 @@
-"""Subspace sampling: a small bank that covers a stream of nominal embeddings, in one pass and bounded memory.
+"""Subspace sampling: a small bank that covers a stream of nominal embeddings, in one pass and
+bounded memory.
 
-A farthest-first (k-center) selection kept up to date over a stream, in the spirit of the incremental k-center of
-Charikar et al. (STOC 1997): an embedding becomes an atom only if it lies farther from every atom than the threshold,
-the farthest of a batch first; when there are too many atoms, they are thinned, again farthest first, and the distance
-at which the thinning stopped becomes the new threshold. The threshold never falls. A small bank is chosen in the end
-from more atoms than it will have: one thinning of many loses less than many thinnings of few.
+A farthest-first (k-center) selection kept up to date over a stream, in the spirit of the
+incremental k-center of Charikar et al. (STOC 1997): an embedding becomes an atom only if it lies
+farther from every atom than the threshold, the farthest of a batch first; when there are too many
+atoms, they are thinned, again farthest first, and the distance at which the thinning stopped
+becomes the new threshold. The threshold never falls. A small bank is chosen in the end from more
+atoms than it will have: one thinning of many loses less than many thinnings of few.
 
-What is thinned out retires with its account of what it stands for, which goes to the nearest atom of the bank in the
-end: in one step, because every step adds its length to the bound.
+What is thinned out retires with its account of what it stands for, which goes to the nearest atom
+of the bank in the end: in one step, because every step adds its length to the bound.
 
-Farthest-first takes what lies at the edge, noise included. In the end each atom therefore moves to the mean of what it
-stands for (:func:`~anomalib_sgfr.core.clusters.centred`).
+Farthest-first takes what lies at the edge, noise included. In the end each atom therefore moves to
+the mean of what it stands for (:func:`~anomalib_sgfr.core.clusters.centred`).
 """
 
 import copy
@@ -27,25 +29,29 @@ __all__ = ["LARGEST", "WORKING_SIZE", "SubspaceSampler"]
 LARGEST = 1e15  # of an embedding's values: larger ones cannot be squared and summed
 
 WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least
-_TOGETHER = 2048  # embeddings of small batches: each step has costs that do not depend on their number
+_TOGETHER = (
+    2048  # embeddings of small batches: each step has costs that do not depend on their number
+)
 _RETIRED = 4  # times the atoms in use, before their accounts go to atoms in use after all
 
 
 class SubspaceSampler:
     """Streaming learner of a bank: ``observe`` batches, then read ``bank``.
 
-    Holds at most ``6 * max(bank_size, working_size)`` embeddings between calls, whatever the length of the stream: a
-    third as atoms, the others retired; and batches that are small, until they are worth the while together.
-    Deterministic for a given order of the stream; reading the bank changes nothing.
+    Holds at most ``6 * max(bank_size, working_size)`` embeddings between calls, whatever the length
+    of the stream: a third as atoms, the others retired; and batches that are small, until they are
+    worth the while together. Deterministic for a given order of the stream; reading the bank
+    changes nothing.
 
     Args:
         bank_size (int): Largest number of atoms in the bank.
-        tolerance (float): Distance (Euclidean, embedding units) within which an embedding needs no atom of its own: the
-            bank stays smaller than ``bank_size`` when all that was seen lies within it. 32 bits tell embeddings apart
-            that differ by a thousandth of their length from the centre: a smaller tolerance is exceeded by up to that
-            much, and the radius of the cover says so. Defaults to ``0.0``.
-        working_size (int): Atoms to thin to while the stream lasts, if that is more than ``bank_size``. Defaults to
-            ``3500``.
+        tolerance (float): Distance (Euclidean, embedding units) within which an embedding needs no
+            atom of its own: the bank stays smaller than ``bank_size`` when all that was seen lies
+            within it. 32 bits tell embeddings apart that differ by a thousandth of their length
+            from the centre: a smaller tolerance is exceeded by up to that much, and the radius of
+            the cover says so. Defaults to ``0.0``.
+        working_size (int): Atoms to thin to while the stream lasts, if that is more than
+            ``bank_size``. Defaults to ``3500``.
 
     Attributes:
         patches_seen_ (int): Embeddings observed so far.
@@ -61,7 +67,9 @@ class SubspaceSampler:
         ValueError: If ``bank_size`` is below one or ``tolerance`` is negative or not finite.
     """
 
-    def __init__(self, bank_size: int, tolerance: float = 0.0, working_size: int = WORKING_SIZE) -> None:
+    def __init__(
+        self, bank_size: int, tolerance: float = 0.0, working_size: int = WORKING_SIZE
+    ) -> None:
         if bank_size < 1:
             msg = f"bank_size must be at least 1, got {bank_size}."
             raise ValueError(msg)
@@ -98,12 +106,14 @@ class SubspaceSampler:
         """Take a batch of nominal embeddings into account.
 
         Args:
-            embeddings (Tensor): Shape ``(n, d)``, floating point, of one width, dtype and device over the stream; half
-                precisions are kept as ``float32``.
-            origin (Tensor | None): Where each was seen, as in :class:`Clusters`; shape ``(n, 5)``, ``int32``.
+            embeddings (Tensor): Shape ``(n, d)``, floating point, of one width, dtype and device
+                over the stream; half precisions are kept as ``float32``.
+            origin (Tensor | None): Where each was seen, as in :class:`Clusters`; shape ``(n, 5)``,
+                ``int32``.
 
         Raises:
-            ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state is unchanged then.
+            ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state
+                is unchanged then.
         """
         held = [*self._waiting, *([] if self._cover is None else [self._cover])]
         width = held[0].atoms.shape[1] if held else None
@@ -111,7 +121,9 @@ class SubspaceSampler:
             msg = f"embeddings must have shape (n, {width or 'd'}), got {tuple(embeddings.shape)}."
             raise ValueError(msg)
         if origin is not None and origin.shape != (len(embeddings), ORIGIN):
-            msg = f"origin must have shape ({len(embeddings)}, {ORIGIN}), got {tuple(origin.shape)}."
+            msg = (
+                f"origin must have shape ({len(embeddings)}, {ORIGIN}), got {tuple(origin.shape)}."
+            )
             raise ValueError(msg)
         if not embeddings.is_floating_point():
             msg = f"embeddings must be floating point, got {embeddings.dtype}."
@@ -122,16 +134,20 @@ class SubspaceSampler:
             embeddings = embeddings.float()
         if embeddings.numel() and not embeddings.abs().amax() < LARGEST:  # of NaN, NaN
             msg = (
-                f"embeddings hold NaN or infinite values, or some of {LARGEST:g} and more; check the images and the "
-                "backbone's weights."
+                f"embeddings hold NaN or infinite values, or some of {LARGEST:g} and more; check"
+                " the images and the backbone's weights."
             )
             raise ValueError(msg)
         if len(embeddings) == 0:
             return
         self.patches_seen_ += embeddings.shape[0]
         waiting = sum(len(part.atoms) for part in self._waiting) + len(embeddings)
-        if waiting < min(_TOGETHER, self.working_size):  # kept as they are: the caller may use their memory again
-            self._waiting.append(Clusters.of(embeddings.clone(), None if origin is None else origin.clone()))
+        if waiting < min(
+            _TOGETHER, self.working_size
+        ):  # kept as they are: the caller may use their memory again
+            self._waiting.append(
+                Clusters.of(embeddings.clone(), None if origin is None else origin.clone())
+            )
         else:
             self._waiting.append(Clusters.of(embeddings, origin))
             self._take_in()
@@ -150,7 +166,8 @@ class SubspaceSampler:
                 self._thin(self._cover, self.working_size)
 
     def _thin(self, clusters: Clusters, size: int, tolerance: float = 0.0) -> None:
-        # only what stands for itself alone may go for being within the tolerance: distances would add up
+        # only what stands for itself alone may go for being within the tolerance: distances would
+        # add up
         self._cover, dropped, radius = thin(clusters, size, tolerance)
         self.threshold_ = max(self.threshold_, radius)
         retired = dropped if self._retired is None else self._retired.joined(dropped)
@@ -162,7 +179,8 @@ class SubspaceSampler:
         """The bank learnt so far.
 
         Returns:
-            Tensor: Atoms, shape ``(M, d)`` with ``1 <= M <= bank_size``; exact duplicates are dropped.
+            Tensor: Atoms, shape ``(M, d)`` with ``1 <= M <= bank_size``; exact duplicates are
+                dropped.
 
         Raises:
             ValueError: If no embedding was observed.
@@ -171,7 +189,11 @@ class SubspaceSampler:
 
     def images(self) -> set[int]:
         """Numbers of the images that atoms held now come from."""
-        held = [part.origin[:, 0] for part in (self._cover, self._retired, *self._waiting) if part is not None]
+        held = [
+            part.origin[:, 0]
+            for part in (self._cover, self._retired, *self._waiting)
+            if part is not None
+        ]
         return set(torch.cat(held).unique().tolist()) if held else set()
 
     def clusters(self) -> Clusters:
@@ -183,11 +205,13 @@ class SubspaceSampler:
         """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`.
 
         Args:
-            size (int | None): Largest number of atoms; ``bank_size`` if ``None``. More are worth having where a bank is
-                yet to be made of several covers, by :func:`~anomalib_sgfr.core.clusters.merge`.
+            size (int | None): Largest number of atoms; ``bank_size`` if ``None``. More are worth
+                having where a bank is yet to be made of several covers, by
+                :func:`~anomalib_sgfr.core.clusters.merge`.
 
         Returns:
-            tuple[Clusters, float]: The cover, and the distance above which an embedding would need an atom of its own.
+            tuple[Clusters, float]: The cover, and the distance above which an embedding would need
+                an atom of its own.
         """
         if self._waiting:
             now = copy.copy(self)

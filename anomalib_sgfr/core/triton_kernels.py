@@ -15,9 +15,18 @@ def _offset(points_ptr, centre_ptr, point, inside, value, value_stride, width):
     return x - tl.load(centre_ptr + value, mask=value < width, other=0.0)[None, :]
 
 
-# One compilation for all banks and images, or two: nothing is made for one number of values, atoms or patches.
+# One compilation for all banks and images, or two: nothing is made for one number of values, atoms
+# or patches.
 @triton.jit(
-    do_not_specialize=["number", "of_image", "bank_size", "members", "width", "image_stride", "value_stride"],
+    do_not_specialize=[
+        "number",
+        "of_image",
+        "bank_size",
+        "members",
+        "width",
+        "image_stride",
+        "value_stride",
+    ],
 )
 def affine_lengths(
     points_ptr,
@@ -45,7 +54,9 @@ def affine_lengths(
 ):
     row = tl.program_id(0) * POINTS + tl.arange(0, POINTS)
     inside = row < number
-    point = (row // of_image).to(tl.int64) * image_stride + (row % of_image).to(tl.int64) * place_stride
+    point = (row // of_image).to(tl.int64) * image_stride + (row % of_image).to(
+        tl.int64
+    ) * place_stride
 
     # The least squared distance of each group, less the point's own length, which orders nothing.
     group = tl.arange(0, GROUPS)
@@ -140,7 +151,9 @@ def affine_lengths(
         pivot = tl.sum(tl.where(here[None, :], line, 0.0), 1)
         share = tl.sum(tl.where(here[None, :], code, 0.0), 1) / pivot
         line = line / pivot[:, None]
-        column = tl.sum(tl.where(here[None, None, :], work, 0.0), 2) - tl.where(here[None, :], 1.0, 0.0)
+        column = tl.sum(tl.where(here[None, None, :], work, 0.0), 2) - tl.where(
+            here[None, :], 1.0, 0.0
+        )
         work -= column[:, :, None] * line[:, None, :]
         code -= column * share[:, None]
     code = code / tl.sum(code, 1)[:, None]
@@ -176,7 +189,9 @@ def farthest_of_few(
         going = tl.where(go_on & (taken < most), 1, 0)
         if going > 0:
             tl.store(taken_ptr + taken, pick.to(tl.int64))
-            left = tl.minimum(left, tl.load(mutual_ptr + pick * number + place, mask=inside, other=float("-inf")))
+            left = tl.minimum(
+                left, tl.load(mutual_ptr + pick * number + place, mask=inside, other=float("-inf"))
+            )
             left = tl.where((place == pick) | (left <= same), float("-inf"), left)
             taken += 1
 
@@ -225,7 +240,9 @@ def nearest_in_turn(
                     other=0.0,
                 )
                 product = tl.dot(x, b, product, input_precision="tf32x3")
-            length = tl.load(columns_ptr + width * columns + atom, mask=atom < end, other=float("inf"))
+            length = tl.load(
+                columns_ptr + width * columns + atom, mask=atom < end, other=float("inf")
+            )
             squared = length[None, :] - 2.0 * product
             where = tl.where(squared < shortest, block, where)
             shortest = tl.minimum(squared, shortest)
@@ -268,7 +285,10 @@ def separated_of_few(
     alive = inside.to(tl.int32)
     for row in range(number):
         if tl.sum(tl.where(place == row, alive, 0), 0) > 0:
-            close = tl.load(mutual_ptr + row * number + place, mask=inside, other=float("inf")) <= nearest
+            close = (
+                tl.load(mutual_ptr + row * number + place, mask=inside, other=float("inf"))
+                <= nearest
+            )
             alive = tl.where(close & (place > row), 0, alive)
     tl.store(kept_ptr + place, alive.to(tl.int8), mask=inside)
 
@@ -278,13 +298,29 @@ def _weighted_row(row_ptr, inside, column, width, column_stride):
     """1, 4, 6, 4, 1 of five neighbours; beyond the border there are zeros."""
     total = tl.load(row_ptr + column * column_stride, mask=inside, other=0.0).to(tl.float32) * 6.0
     for apart in tl.static_range(1, 3):
-        left = tl.load(row_ptr + (column - apart) * column_stride, mask=inside & (column >= apart), other=0.0)
-        right = tl.load(row_ptr + (column + apart) * column_stride, mask=inside & (column + apart < width), other=0.0)
+        left = tl.load(
+            row_ptr + (column - apart) * column_stride, mask=inside & (column >= apart), other=0.0
+        )
+        right = tl.load(
+            row_ptr + (column + apart) * column_stride,
+            mask=inside & (column + apart < width),
+            other=0.0,
+        )
         total += (left.to(tl.float32) + right.to(tl.float32)) * (4.0 if apart == 1 else 1.0)
     return total
 
 
-@triton.jit(do_not_specialize=["blocks", "channels", "height", "width", "image_stride", "channel_stride", "row_stride"])
+@triton.jit(
+    do_not_specialize=[
+        "blocks",
+        "channels",
+        "height",
+        "width",
+        "image_stride",
+        "channel_stride",
+        "row_stride",
+    ]
+)
 def binomial(
     feature_ptr,
     found_ptr,
@@ -304,12 +340,20 @@ def binomial(
     column = place % width
     inside = row < height
     image = (plane // channels).to(tl.int64) * image_stride
-    row_ptr = feature_ptr + image + (plane % channels).to(tl.int64) * channel_stride + row * row_stride
+    row_ptr = (
+        feature_ptr + image + (plane % channels).to(tl.int64) * channel_stride + row * row_stride
+    )
     total = _weighted_row(row_ptr, inside, column, width, column_stride) * 6.0
     for apart in tl.static_range(1, 3):
-        above = _weighted_row(row_ptr - apart * row_stride, inside & (row >= apart), column, width, column_stride)
+        above = _weighted_row(
+            row_ptr - apart * row_stride, inside & (row >= apart), column, width, column_stride
+        )
         beneath = _weighted_row(
-            row_ptr + apart * row_stride, inside & (row + apart < height), column, width, column_stride
+            row_ptr + apart * row_stride,
+            inside & (row + apart < height),
+            column,
+            width,
+            column_stride,
         )
         total += (above + beneath) * (4.0 if apart == 1 else 1.0)
     found = found_ptr + plane.to(tl.int64) * height * width + place

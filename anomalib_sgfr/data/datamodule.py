@@ -1,4 +1,6 @@
-"""What the datamodules have in common: the arguments of anomalib's own, with their defaults, and two parts."""
+"""What the datamodules have in common: the arguments of anomalib's own, with their defaults, and
+two parts.
+"""
 
 from abc import abstractmethod
 
@@ -10,18 +12,25 @@ __all__ = ["SplitDataModule"]
 
 
 class SplitDataModule(AnomalibDataModule):
-    """Datamodule of a data set that says itself which images are for training and which for testing.
+    """Datamodule of a data set that says itself which images are for training and which for
+    testing.
 
     Args:
         train_batch_size (int): Training batch size. Defaults to ``32``.
         eval_batch_size (int): Test batch size. Defaults to ``32``.
         num_workers (int): Number of workers. Defaults to ``8``.
-        train_augmentations (Transform | None): Augmentations of the training images. Defaults to ``None``.
-        val_augmentations (Transform | None): Augmentations of the validation images. Defaults to ``None``.
-        test_augmentations (Transform | None): Augmentations of the test images. Defaults to ``None``.
-        augmentations (Transform | None): Augmentations where no stage-specific ones are given. Defaults to ``None``.
-        val_split_mode (ValSplitMode | str): Where validation images come from. Defaults to the test set.
-        val_split_ratio (float): Part of the train or test images reserved for validation. Defaults to ``0.5``.
+        train_augmentations (Transform | None): Augmentations of the training images. Defaults to
+            ``None``.
+        val_augmentations (Transform | None): Augmentations of the validation images. Defaults to
+            ``None``.
+        test_augmentations (Transform | None): Augmentations of the test images. Defaults to
+            ``None``.
+        augmentations (Transform | None): Augmentations where no stage-specific ones are given.
+            Defaults to ``None``.
+        val_split_mode (ValSplitMode | str): Where validation images come from. Defaults to the test
+            set.
+        val_split_ratio (float): Part of the train or test images reserved for validation. Defaults
+            to ``0.5``.
         seed (int | None): Seed of the validation split. Defaults to ``None``.
     """
 

@@ -1,8 +1,9 @@
 """ELPV: electroluminescence photographs of solar cells.
 
-2,624 grey images of 300 x 300 pixels, each with a defect probability (0, 1/3, 2/3 or 1) and a cell type; no masks.
-Buerhop-Lutz et al., "A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence Imagery" (EU
-PVSEC 2018). The images are licensed CC BY-NC-SA 4.0, and come with the PyPI package ``elpv-dataset``.
+2,624 grey images of 300 x 300 pixels, each with a defect probability (0, 1/3, 2/3 or 1) and a cell
+type; no masks. Buerhop-Lutz et al., "A Benchmark for Visual Identification of Defective Solar Cells
+in Electroluminescence Imagery" (EU PVSEC 2018). The images are licensed CC BY-NC-SA 4.0, and come
+with the PyPI package ``elpv-dataset``.
 """
 
 from importlib.util import find_spec
@@ -25,7 +26,8 @@ class ELPVDataset(AnomalibDataset):
     """One split of ELPV.
 
     Args:
-        root (Path | str | None): Folder that holds ``labels.csv`` and ``images``; ``None`` for the installed package.
+        root (Path | str | None): Folder that holds ``labels.csv`` and ``images``; ``None`` for the
+            installed package.
         cell_type (str): ``"mono"``, ``"poly"`` or ``"both"``. Defaults to ``"mono"``.
         threshold (float): See :class:`ELPV`.
         test_ratio (float): See :class:`ELPV`.
@@ -65,8 +67,8 @@ def make_elpv_samples(
     """List the images of a split with their labels; arguments as for :class:`ELPVDataset`.
 
     Returns:
-        pd.DataFrame: Columns ``image_path``, ``label`` (``"good"`` or ``"defect"``), ``label_index``, ``probability``,
-        ``mask_path`` (empty) and ``split``.
+        pd.DataFrame: Columns ``image_path``, ``label`` (``"good"`` or ``"defect"``),
+        ``label_index``, ``probability``, ``mask_path`` (empty) and ``split``.
     """
     if cell_type not in CELL_TYPES:
         msg = f"cell_type must be one of {', '.join(CELL_TYPES)}, got '{cell_type}'."
@@ -80,7 +82,10 @@ def make_elpv_samples(
     root = _installed_root() if root is None else Path(root)
     table = root / "labels.csv"
     if not table.is_file():
-        msg = f"no ELPV data at root '{root}' (labels.csv is missing). Leave root out and `pip install elpv-dataset`."
+        msg = (
+            f"no ELPV data at root '{root}' (labels.csv is missing). Leave root out and `pip"
+            " install elpv-dataset`."
+        )
         raise FileNotFoundError(msg)
 
     samples = pd.read_csv(table, sep=r"\s+", header=None, names=["file", "probability", "type"])
@@ -90,12 +95,16 @@ def make_elpv_samples(
     # the table rounds thirds; cells between normal and the threshold are neither
     defect = samples["probability"] >= threshold - 1e-6
     samples = samples[normal | defect].copy()
-    samples["label_index"] = (samples["probability"] > 0).map({False: LabelName.NORMAL, True: LabelName.ABNORMAL})
+    samples["label_index"] = (samples["probability"] > 0).map(
+        {False: LabelName.NORMAL, True: LabelName.ABNORMAL}
+    )
     samples["label_index"] = samples["label_index"].astype(int)
     samples["label"] = samples["label_index"].map({0: "good", 1: "defect"})
     samples["image_path"] = [str(root / file) for file in samples["file"]]
     samples["mask_path"] = ""
-    held_out = samples[samples["label_index"] == 0].sample(frac=test_ratio, random_state=split_seed).index
+    held_out = (
+        samples[samples["label_index"] == 0].sample(frac=test_ratio, random_state=split_seed).index
+    )
     samples["split"] = Split.TRAIN.value
     samples.loc[samples["label_index"] == 1, "split"] = Split.TEST.value
     samples.loc[held_out, "split"] = Split.TEST.value
@@ -109,24 +118,30 @@ def make_elpv_samples(
 def _installed_root() -> Path:
     spec = find_spec("elpv_dataset")
     if spec is None or spec.origin is None:
-        msg = "the ELPV images are not installed: `pip install elpv-dataset` (licence CC BY-NC-SA 4.0), or pass root."
+        msg = (
+            "the ELPV images are not installed: `pip install elpv-dataset` (licence CC BY-NC-SA"
+            " 4.0), or pass root."
+        )
         raise FileNotFoundError(msg)
     return Path(spec.origin).parent / "data"
 
 
 class ELPV(SplitDataModule):
-    """Electroluminescence photographs of solar cells, from the PyPI package ``elpv-dataset`` (CC BY-NC-SA 4.0).
+    """Electroluminescence photographs of solar cells, from the PyPI package ``elpv-dataset`` (CC
+    BY-NC-SA 4.0).
 
-    Cells of defect probability 0 are normal, cells of at least ``threshold`` anomalous, those between are left out. A
-    seeded part of the normal cells is held out for testing, with all anomalous ones.
+    Cells of defect probability 0 are normal, cells of at least ``threshold`` anomalous, those
+    between are left out. A seeded part of the normal cells is held out for testing, with all
+    anomalous ones.
 
     Args:
-        root (Path | str | None): Folder that holds ``labels.csv`` and ``images``; ``None`` for the installed package.
-            Defaults to ``None``.
-        cell_type (str): ``"mono"`` for monocrystalline cells, ``"poly"`` for polycrystalline ones, or ``"both"``.
-            Defaults to ``"mono"``.
+        root (Path | str | None): Folder that holds ``labels.csv`` and ``images``; ``None`` for the
+            installed package. Defaults to ``None``.
+        cell_type (str): ``"mono"`` for monocrystalline cells, ``"poly"`` for polycrystalline ones,
+            or ``"both"``. Defaults to ``"mono"``.
         threshold (float): Least defect probability of an anomalous cell. Defaults to ``1.0``.
-        test_ratio (float): Part of the normal cells that is held out for testing. Defaults to ``0.2``.
+        test_ratio (float): Part of the normal cells that is held out for testing. Defaults to
+            ``0.2``.
         split_seed (int): Seed of the choice of those cells. Defaults to ``0``.
         **arguments (Any): As for :class:`~anomalib_sgfr.data.datamodule.SplitDataModule`.
     """
@@ -150,4 +165,6 @@ class ELPV(SplitDataModule):
 
     def part(self, split: Split) -> ELPVDataset:
         """The cells for training, or those for testing."""
-        return ELPVDataset(self.root, self.cell_type, self.threshold, self.test_ratio, self.split_seed, split)
+        return ELPVDataset(
+            self.root, self.cell_type, self.threshold, self.test_ratio, self.split_seed, split
+        )

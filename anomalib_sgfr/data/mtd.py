@@ -1,7 +1,8 @@
 """MTD: photographs of magnetic tiles with five kinds of defect and pixel masks.
 
-952 good and 392 defective grey images of varying size. Huang, Qiu & Yuan, "Surface defect saliency of magnetic tile"
-(The Visual Computer, 2020); https://github.com/abin24/Magnetic-tile-defect-datasets. (the dot belongs to the name).
+952 good and 392 defective grey images of varying size. Huang, Qiu & Yuan, "Surface defect saliency
+of magnetic tile" (The Visual Computer, 2020);
+https://github.com/abin24/Magnetic-tile-defect-datasets. (the dot belongs to the name).
 """
 
 import csv
@@ -31,7 +32,8 @@ class MTDDataset(AnomalibDataset):
     """One split of MTD.
 
     Args:
-        root (Path | str): A clone of the upstream repository: ``MT_<Class>/Imgs`` with images and masks.
+        root (Path | str): A clone of the upstream repository: ``MT_<Class>/Imgs`` with images and
+            masks.
         split_name (str): ``"canonical"`` or ``"tile"``; see :class:`MTD`.
         split (str | Split | None): ``"train"``, ``"test"``, or ``None`` for both.
         augmentations (Transform | None): Augmentations to apply to the images.
@@ -73,40 +75,58 @@ def training_files(split_name: str) -> set[str]:
     if split_name == "canonical":
         return set((folder / "mtd_canonical_train.txt").read_text(encoding="utf-8").split())
     groups = _tile_groups()
-    good = sorted(group for group, rows in groups.items() if all(row["class"] == _GOOD for row in rows))
+    good = sorted(
+        group for group, rows in groups.items() if all(row["class"] == _GOOD for row in rows)
+    )
     random.Random(_TILE_SEED).shuffle(good)  # noqa: S311  # a split, not a secret
-    return {Path(row["path"]).name for group in good[: round(_TRAIN_PART * len(good))] for row in groups[group]}
+    return {
+        Path(row["path"]).name
+        for group in good[: round(_TRAIN_PART * len(good))]
+        for row in groups[group]
+    }
 
 
 def tile_of() -> dict[str, int]:
     """Which tile an image shows.
 
     Returns:
-        dict[str, int]: From the name of its file to a number that all photographs of the tile share.
+        dict[str, int]: From the name of its file to a number that all photographs of the tile
+            share.
     """
     return {Path(row["path"]).name: group for group, rows in _tile_groups().items() for row in rows}
 
 
 def _tile_groups() -> dict[int, list[dict[str, str]]]:
     groups: dict[int, list[dict[str, str]]] = {}
-    with (files("anomalib_sgfr.data") / "splits" / "mtd_tile_groups.csv").open(encoding="utf-8") as handle:
+    with (files("anomalib_sgfr.data") / "splits" / "mtd_tile_groups.csv").open(
+        encoding="utf-8"
+    ) as handle:
         for row in csv.DictReader(handle):
             groups.setdefault(int(row["tile_group"]), []).append(row)
     return groups
 
 
-def make_mtd_samples(root: Path | str, split_name: str, split: str | Split | None = None) -> pd.DataFrame:
+def make_mtd_samples(
+    root: Path | str, split_name: str, split: str | Split | None = None
+) -> pd.DataFrame:
     """List the images of a split with labels and masks; arguments as for :class:`MTDDataset`.
 
     Returns:
-        pd.DataFrame: Columns ``image_path``, ``label`` (``"good"`` or the kind of defect), ``label_index``,
-        ``mask_path`` and ``split``.
+        pd.DataFrame: Columns ``image_path``, ``label`` (``"good"`` or the kind of defect),
+        ``label_index``, ``mask_path`` and ``split``.
     """
     root = Path(root)
     train = training_files(split_name)  # refuses an unknown split, wherever the data is
-    missing = [name for name in (_GOOD, *(f"MT_{defect}" for defect in DEFECTS)) if not (root / name / "Imgs").is_dir()]
+    missing = [
+        name
+        for name in (_GOOD, *(f"MT_{defect}" for defect in DEFECTS))
+        if not (root / name / "Imgs").is_dir()
+    ]
     if missing:
-        msg = f"no MTD data at root '{root}' ({missing[0]}/Imgs is missing). Get it: `{_SOURCE}`; root is its folder."
+        msg = (
+            f"no MTD data at root '{root}' ({missing[0]}/Imgs is missing). Get it: `{_SOURCE}`;"
+            " root is its folder."
+        )
         raise FileNotFoundError(msg)
     rows = []
     for name in (_GOOD, *(f"MT_{defect}" for defect in DEFECTS)):
@@ -124,7 +144,10 @@ def make_mtd_samples(root: Path | str, split_name: str, split: str | Split | Non
     samples = pd.DataFrame(rows)
     found = int((samples["split"] == Split.TRAIN.value).sum())
     if found != len(train):
-        msg = f"root '{root}' is incomplete: {found} of the {len(train)} training images of split '{split_name}' found."
+        msg = (
+            f"root '{root}' is incomplete: {found} of the {len(train)} training images of split"
+            f" '{split_name}' found."
+        )
         raise FileNotFoundError(msg)
     if split is not None:
         samples = samples[samples["split"] == Split(split).value].reset_index(drop=True)
@@ -135,9 +158,10 @@ def make_mtd_samples(root: Path | str, split_name: str, split: str | Split | Non
 class MTD(SplitDataModule):
     """Magnetic tile defects: five kinds of defect on magnetic tiles, with pixel masks.
 
-    Two splits, whose lists come with this package. ``"canonical"`` is the one published with DifferNet and CS-Flow (761
-    training images): use it to compare with published figures. Each tile was photographed at up to six exposures, and
-    most of its good test images show a tile that is also in training; ``"tile"`` keeps every tile on one side.
+    Two splits, whose lists come with this package. ``"canonical"`` is the one published with
+    DifferNet and CS-Flow (761 training images): use it to compare with published figures. Each tile
+    was photographed at up to six exposures, and most of its good test images show a tile that is
+    also in training; ``"tile"`` keeps every tile on one side.
 
     Args:
         root (Path | str): A clone of the upstream repository. Defaults to ``"./datasets/MTD"``.

@@ -1,4 +1,5 @@
-"""Features of a backbone's layers: anomalib's own extractor, or what stands in for it where that cannot give them.
+"""Features of a backbone's layers: anomalib's own extractor, or what stands in for it where that
+cannot give them.
 
 Sizes of images that a backbone takes.
 """
@@ -28,22 +29,27 @@ def extractor_of(backbone: str, layers: Sequence[str], pre_trained: bool = False
     Args:
         backbone (str): Name of a timm model, convolutional or transformer.
         layers (Sequence[str]): Layers to take features from, in network order.
-        pre_trained (bool): Whether timm is to read its weights; random ones if not. Defaults to ``False``.
+        pre_trained (bool): Whether timm is to read its weights; random ones if not. Defaults to
+            ``False``.
 
     Returns:
-        nn.Module: From images, shape ``(B, 3, H, W)``, to a dictionary of maps by layer, shape ``(B, C, h, w)``, or
-        with the channels last for some backbones.
+        nn.Module: From images, shape ``(B, 3, H, W)``, to a dictionary of maps by layer, shape
+        ``(B, C, h, w)``, or with the channels last for some backbones.
     """
     names = list(layers)
     extractor: nn.Module
-    plain = len({stage.stride for stage in backbone_stages(backbone)}) == 1  # a plain transformer: one stride
+    plain = (
+        len({stage.stride for stage in backbone_stages(backbone)}) == 1
+    )  # a plain transformer: one stride
     if is_row_of_blocks(backbone):
         extractor = _BlockExtractor(backbone, names, pre_trained)
     elif plain and _takes_any_size(backbone):
         tokens = TimmFeatureExtractor(backbone, names, pre_trained=pre_trained, output_fmt="NLC")
         tokens.output_fmt = "NCHW"  # the same route gives maps, which "NLC" only opens for any name
         extractor = tokens
-    elif plain or "vit" in backbone.lower():  # anomalib's extractor would take the latter for a plain ViT
+    elif (
+        plain or "vit" in backbone.lower()
+    ):  # anomalib's extractor would take the latter for a plain ViT
         extractor = _StageExtractor(backbone, names, pre_trained)
     else:
         extractor = TimmFeatureExtractor(backbone, names, pre_trained=pre_trained)
@@ -52,7 +58,9 @@ def extractor_of(backbone: str, layers: Sequence[str], pre_trained: bool = False
 
 @cache
 def _takes_any_size(backbone: str) -> bool:
-    """Whether a transformer resamples its position embeddings to the image, as anomalib's extractor asks it to."""
+    """Whether a transformer resamples its position embeddings to the image, as anomalib's extractor
+    asks it to.
+    """
     try:
         with torch.device("meta"):
             timm.create_model(backbone, pretrained=False, dynamic_img_size=True)
@@ -69,7 +77,10 @@ class _StageExtractor(nn.Module):
         names = [stage.layer for stage in backbone_stages(backbone)]
         self.layers = layers
         self.pyramid = timm.create_model(
-            backbone, pretrained=pre_trained, features_only=True, out_indices=[names.index(layer) for layer in layers]
+            backbone,
+            pretrained=pre_trained,
+            features_only=True,
+            out_indices=[names.index(layer) for layer in layers],
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -78,10 +89,11 @@ class _StageExtractor(nn.Module):
 
 
 class _BlockExtractor(nn.Module):
-    """Features of any block of a network that is a row of them, which is run no farther than they need.
+    """Features of any block of a network that is a row of them, which is run no farther than they
+    need.
 
-    anomalib's extractor gives the last block of each stride alone, and runs the network to its end. Parameters have the
-    names that they have there.
+    anomalib's extractor gives the last block of each stride alone, and runs the network to its end.
+    Parameters have the names that they have there.
     """
 
     def __init__(self, backbone: str, layers: list[str], pre_trained: bool) -> None:
@@ -131,17 +143,23 @@ def takes(backbone: str, layers: tuple[str, ...], size: tuple[int, int]) -> bool
 
 
 def _is_particular(backbone: str) -> bool:
-    """Whether a backbone may not take any multiple of 32: transformers, mostly, by what timm knows of them."""
+    """Whether a backbone may not take any multiple of 32: transformers, mostly, by what timm knows
+    of them.
+    """
     config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
     one_stride = len({stage.stride for stage in backbone_stages(backbone)}) == 1
     return one_stride or bool(getattr(config, "fixed_input_size", False))
 
 
 def _sizes_to_try(backbone: str, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Sizes that a backbone may take, the closest to a given one first, and that it was trained with."""
+    """Sizes that a backbone may take, the closest to a given one first, and that it was trained
+    with.
+    """
     stages = backbone_stages(backbone)
     steps = {min(stage.stride for stage in stages), max(stage.stride for stage in stages), 32}
-    rounded = [tuple(max(step, round(length / step) * step) for length in size) for step in sorted(steps)]
+    rounded = [
+        tuple(max(step, round(length / step) * step) for length in size) for step in sorted(steps)
+    ]
     config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
     trained = [] if config is None else [(int(config.input_size[-2]), int(config.input_size[-1]))]
     return [*((height, width) for height, width in rounded), *trained]
@@ -150,18 +168,23 @@ def _sizes_to_try(backbone: str, size: tuple[int, int]) -> list[tuple[int, int]]
 def default_size(
     backbone: str, layers: Sequence[str] | None = None, score_layers: Sequence[str] | None = None
 ) -> tuple[int, int]:
-    """Height and width to resize images to: 256 x 256, or what comes near it for a backbone that does not take that.
+    """Height and width to resize images to: 256 x 256, or what comes near it for a backbone that
+    does not take that.
 
-    A transformer whose patches do not divide 256 gets 28 patches along each side, 392 pixels for patches of 14; one of
-    a fixed size gets that.
+    A transformer whose patches do not divide 256 gets 28 patches along each side, 392 pixels for
+    patches of 14; one of a fixed size gets that.
 
     Args:
         backbone (str): Name of a timm model.
         layers (Sequence[str] | None): See :func:`~anomalib_sgfr.features.layers.resolve_layers`.
-        score_layers (Sequence[str] | None): See :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
+        score_layers (Sequence[str] | None): See
+            :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
     """
     try:
-        of_map, of_score = resolve_layers(backbone, layers), resolve_score_layers(backbone, layers, score_layers)
+        of_map, of_score = (
+            resolve_layers(backbone, layers),
+            resolve_score_layers(backbone, layers, score_layers),
+        )
     except ValueError:  # a mistake that is named where the backbone is built
         return _DEFAULT_SIZE
     stages = backbone_stages(backbone)
@@ -193,5 +216,7 @@ def require_size(backbone: str, layers: Sequence[str], size: tuple[int, int]) ->
         ValueError: With a size that it takes, if one is found.
     """
     others = [size, *_sizes_to_try(backbone, size)]
-    if not takes(backbone, tuple(layers), size) and any(takes(backbone, tuple(layers), other) for other in others):
+    if not takes(backbone, tuple(layers), size) and any(
+        takes(backbone, tuple(layers), other) for other in others
+    ):
         raise ValueError(refusal(backbone, layers, size))

@@ -10,7 +10,13 @@ from torch.nn import functional
 from anomalib_sgfr.core import gpu
 from anomalib_sgfr.core.arguments import BankPer, Pooling
 from anomalib_sgfr.features.backbone import extractor_of, refusal, takes
-from anomalib_sgfr.features.layers import Scale, backbone_stages, resolve_layers, resolve_score_layers, scales_of
+from anomalib_sgfr.features.layers import (
+    Scale,
+    backbone_stages,
+    resolve_layers,
+    resolve_score_layers,
+    scales_of,
+)
 from anomalib_sgfr.features.weights import load_pretrained
 
 __all__ = ["PatchEmbedder", "assemble", "pool"]
@@ -21,8 +27,9 @@ def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
 
     Args:
         feature (Tensor): Shape ``(B, C, h, w)``.
-        pooling (Pooling): ``"box"``: 3 x 3 neighbours alike, as PatchCore does. ``"binomial"``: 5 x 5, with the weights
-            1, 4, 6, 4, 1 (sixteenths) along each axis, close to a Gaussian of standard deviation 1.
+        pooling (Pooling): ``"box"``: 3 x 3 neighbours alike, as PatchCore does. ``"binomial"``: 5 x
+            5, with the weights 1, 4, 6, 4, 1 (sixteenths) along each axis, close to a Gaussian of
+            standard deviation 1.
 
     Returns:
         Tensor: Of the same shape.
@@ -31,19 +38,27 @@ def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
         return functional.avg_pool2d(feature, 3, stride=1, padding=1)
     if not (torch.compiler.is_compiling() or feature.requires_grad) and gpu.serve(feature):
         return gpu.binomial(feature)
-    for padding in (1, 1, 0, 0):  # averages of two, four times over: what every runtime has, and has fast
+    for padding in (
+        1,
+        1,
+        0,
+        0,
+    ):  # averages of two, four times over: what every runtime has, and has fast
         feature = functional.avg_pool2d(feature, 2, stride=1, padding=padding)
     return feature
 
 
 def assemble(
-    features: Sequence[Tensor], strides: Sequence[int], scales: Sequence[Scale], pooling: Pooling = "binomial"
+    features: Sequence[Tensor],
+    strides: Sequence[int],
+    scales: Sequence[Scale],
+    pooling: Pooling = "binomial",
 ) -> list[Tensor]:
     """Turn feature maps of several strides into maps of patch embeddings, one for each scale.
 
-    Each map is averaged locally, as in the locally aware patch features of PatchCore (Roth et al., CVPR 2022, sec.
-    3.1). What is finer than its scale's grid is resized (bilinear); several maps of a scale are concatenated over
-    channels.
+    Each map is averaged locally, as in the locally aware patch features of PatchCore (Roth et al.,
+    CVPR 2022, sec. 3.1). What is finer than its scale's grid is resized (bilinear); several maps of
+    a scale are concatenated over channels.
 
     Args:
         features (Sequence[Tensor]): Maps of shape ``(B, C_i, h_i, w_i)``.
@@ -71,12 +86,13 @@ def assemble(
 class PatchEmbedder(nn.Module):
     """Frozen timm backbone followed by :func:`assemble`.
 
-    Built with random weights: neither network nor weights package is touched before :meth:`load_pretrained`, so that a
-    checkpoint restores anywhere.
+    Built with random weights: neither network nor weights package is touched before
+    :meth:`load_pretrained`, so that a checkpoint restores anywhere.
 
     Args:
         backbone (str): Name of a timm model, convolutional or transformer.
-        layers (Sequence[str] | None): That the map hears, see :func:`~anomalib_sgfr.features.layers.resolve_layers`.
+        layers (Sequence[str] | None): That the map hears, see
+            :func:`~anomalib_sgfr.features.layers.resolve_layers`.
         pooling (Pooling): See :func:`pool`.
         score_layers (Sequence[str] | None): That the score hears, see
             :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
@@ -105,8 +121,13 @@ class PatchEmbedder(nn.Module):
                 raise ValueError(msg)
         self.pooling: Pooling = pooling
         self.backbone = backbone
-        of_map, of_score = resolve_layers(backbone, layers), resolve_score_layers(backbone, layers, score_layers)
-        stages = [stage for stage in backbone_stages(backbone) if stage.layer in {*of_map, *of_score}]
+        of_map, of_score = (
+            resolve_layers(backbone, layers),
+            resolve_score_layers(backbone, layers, score_layers),
+        )
+        stages = [
+            stage for stage in backbone_stages(backbone) if stage.layer in {*of_map, *of_score}
+        ]
         self.layers = [stage.layer for stage in stages]
         self.channels = [stage.channels for stage in stages]
         self.strides = [stage.stride for stage in stages]
@@ -115,12 +136,17 @@ class PatchEmbedder(nn.Module):
         self.extractor = extractor_of(backbone, self.layers)
 
     def load_pretrained(self) -> None:
-        """Read the backbone's pretrained weights, from an installed weights package or as timm does.
+        """Read the backbone's pretrained weights, from an installed weights package or as timm
+        does.
 
         Raises:
             RuntimeError: If they are not to be had; the message says what to install.
         """
-        load_pretrained(self.extractor, self.backbone, lambda name: extractor_of(name, self.layers, pre_trained=True))
+        load_pretrained(
+            self.extractor,
+            self.backbone,
+            lambda name: extractor_of(name, self.layers, pre_trained=True),
+        )
 
     def train(self, mode: bool = True) -> "PatchEmbedder":
         """Keep the backbone in evaluation mode always: its batch statistics are frozen."""
@@ -148,13 +174,17 @@ class PatchEmbedder(nn.Module):
             list[Tensor]: Embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
         """
         weights = next(self.extractor.parameters())
-        features = self._features(images if images.dtype == weights.dtype else images.to(weights.dtype))
+        features = self._features(
+            images if images.dtype == weights.dtype else images.to(weights.dtype)
+        )
         return assemble(
             [
                 feature
                 if feature.shape[1] == channels
                 else feature.permute(0, 3, 1, 2)  # some backbones put channels last
-                for feature, channels in zip((features[layer] for layer in self.layers), self.channels, strict=True)
+                for feature, channels in zip(
+                    (features[layer] for layer in self.layers), self.channels, strict=True
+                )
             ],
             self.strides,
             self.scales,
@@ -166,7 +196,10 @@ class PatchEmbedder(nn.Module):
             return self.extractor(images)
         try:
             return self.extractor(images)
-        except (AssertionError, RuntimeError) as error:  # what backbones say of a size, often without its name
+        except (
+            AssertionError,
+            RuntimeError,
+        ) as error:  # what backbones say of a size, often without its name
             height, width = images.shape[-2:]
             if images.is_meta or takes(self.backbone, tuple(self.layers), (height, width)):
                 raise

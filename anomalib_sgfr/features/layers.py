@@ -34,7 +34,9 @@ _FINEST = 8  # stride of the finest scale, where there is a layer of it
 
 
 class Stage(NamedTuple):
-    """One place of a backbone where features can be taken: layer name, stride in input pixels, number of channels."""
+    """One place of a backbone where features can be taken: layer name, stride in input pixels,
+    number of channels.
+    """
 
     layer: str
     stride: int
@@ -59,7 +61,8 @@ class Scale(NamedTuple):
 
 @cache
 def backbone_stages(backbone: str) -> tuple[Stage, ...]:
-    """List the stages of a backbone, from timm's feature information, without allocating its weights.
+    """List the stages of a backbone, from timm's feature information, without allocating its
+    weights.
 
     Args:
         backbone (str): Name of a timm model.
@@ -76,9 +79,9 @@ def backbone_stages(backbone: str) -> tuple[Stage, ...]:
             network: Any = timm.create_model(backbone, pretrained=False, features_only=True)
             info: Any = network.feature_info
     except (RuntimeError, AttributeError, TypeError) as error:
-        # timm has no error of its own for it. All of its own models work; of those a user registers, RuntimeError is
-        # what timm says of one it cannot take apart, AttributeError is one that knows no feature_info, TypeError one
-        # whose function takes no features_only.
+        # timm has no error of its own for it. All of its own models work; of those a user
+        # registers, RuntimeError is what timm says of one it cannot take apart, AttributeError is
+        # one that knows no feature_info, TypeError one whose function takes no features_only.
         msg = f"backbone '{backbone}' offers no intermediate features through timm: {error}"
         raise ValueError(msg) from error
     listed = tuple(Stage(item["module"], item["reduction"], item["num_chs"]) for item in info.info)
@@ -86,17 +89,24 @@ def backbone_stages(backbone: str) -> tuple[Stage, ...]:
 
 
 def _blocks(network: nn.Module, listed: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Every block of a network that is a row of them, of which timm lists the last of each stride alone."""
+    """Every block of a network that is a row of them, of which timm lists the last of each stride
+    alone.
+    """
     names = [stage.layer for stage in listed]
     images = torch.zeros(1, 3, _SIDE, _SIDE, device="meta")
     every = [
-        Stage(layer, _SIDE // feature.shape[-1], feature.shape[1]) for layer, feature in blocks_of(network, images)
+        Stage(layer, _SIDE // feature.shape[-1], feature.shape[1])
+        for layer, feature in blocks_of(network, images)
     ]
-    return tuple(stage for stage in every if stage.layer in names or stage.layer.startswith("blocks."))
+    return tuple(
+        stage for stage in every if stage.layer in names or stage.layer.startswith("blocks.")
+    )
 
 
 def blocks_of(network: Any, images: Tensor) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
-    """Features of a network that is a row of blocks, by the names of its layers, one after the other."""
+    """Features of a network that is a row of blocks, by the names of its layers, one after the
+    other.
+    """
     feature = network.bn1(network.conv_stem(images))
     feature = network.act1(feature) if hasattr(network, "act1") else feature
     yield "bn1", feature
@@ -108,8 +118,8 @@ def blocks_of(network: Any, images: Tensor) -> Iterator[tuple[str, Tensor]]:  # 
 def strided_layers(backbone: str, strides: Sequence[int]) -> list[str]:
     """One layer for each stride that a backbone has.
 
-    Up to stride 16 the last, where a network has said most of what it says at that resolution; beyond, the first,
-    before what is there to tell ImageNet's classes apart.
+    Up to stride 16 the last, where a network has said most of what it says at that resolution;
+    beyond, the first, before what is there to tell ImageNet's classes apart.
 
     Args:
         backbone (str): Name of a timm model.
@@ -132,15 +142,17 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
 
     Args:
         backbone (str): Name of a timm model.
-        layers (Sequence[str] | None): Layer names, in any order, or ``None`` for the stages of stride 4, 8 and 16 (see
-            :func:`strided_layers`). A backbone of one stride throughout (a plain vision transformer) then gives the
-            blocks that end the first half and the first three quarters of its depth.
+        layers (Sequence[str] | None): Layer names, in any order, or ``None`` for the stages of
+            stride 4, 8 and 16 (see :func:`strided_layers`). A backbone of one stride throughout (a
+            plain vision transformer) then gives the blocks that end the first half and the first
+            three quarters of its depth.
 
     Returns:
         list[str]: Layer names in network order.
 
     Raises:
-        ValueError: If a name is unknown or repeated, ``layers`` is empty, or the backbone has no stage to default to.
+        ValueError: If a name is unknown or repeated, ``layers`` is empty, or the backbone has no
+            stage to default to.
     """
     stages = backbone_stages(backbone)
     if layers is not None:
@@ -149,7 +161,10 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
     if len(names) > 1 and len({stage.stride for stage in stages}) == 1:
         return [names[len(names) // 2 - 1], names[3 * len(names) // 4 - 1]]
     if not any(stage.stride in _MAP_STRIDES and stage.stride in _SCORE_STRIDES for stage in stages):
-        msg = f"backbone '{backbone}' has no stage of stride 8 or 16; pass layers, some of: {_listing(stages)}."
+        msg = (
+            f"backbone '{backbone}' has no stage of stride 8 or 16; pass layers, some of:"
+            f" {_listing(stages)}."
+        )
         raise ValueError(msg)
     return strided_layers(backbone, _MAP_STRIDES)
 
@@ -162,8 +177,9 @@ def resolve_score_layers(
     Args:
         backbone (str): Name of a timm model.
         layers (Sequence[str] | None): As given for the map.
-        score_layers (Sequence[str] | None): Layer names, in any order. ``None`` for those of the map, if these were
-            given or the backbone is of one stride throughout; otherwise the stages of stride 8, 16 and 32.
+        score_layers (Sequence[str] | None): Layer names, in any order. ``None`` for those of the
+            map, if these were given or the backbone is of one stride throughout; otherwise the
+            stages of stride 8, 16 and 32.
 
     Returns:
         list[str]: Layer names in network order.
@@ -185,13 +201,15 @@ def _validated(backbone: str, argument: str, layers: Sequence[str]) -> list[str]
     names = [stage.layer for stage in stages]
     if isinstance(layers, str) or not layers or len(set(layers)) != len(layers):
         msg = (
-            f"{argument} must be a list of one or more different names, got {layers!r}; '{backbone}' has: "
-            f"{_listing(stages)}."
+            f"{argument} must be a list of one or more different names, got {layers!r};"
+            f" '{backbone}' has: {_listing(stages)}."
         )
         raise ValueError(msg)
     unknown = [layer for layer in layers if layer not in names]
     if unknown:
-        msg = f"{argument} {unknown} are not in backbone '{backbone}', which has: {_listing(stages)}."
+        msg = (
+            f"{argument} {unknown} are not in backbone '{backbone}', which has: {_listing(stages)}."
+        )
         raise ValueError(msg)
     return sorted(layers, key=names.index)
 
@@ -204,22 +222,27 @@ def _listing(stages: Sequence[Stage]) -> str:
 def is_row_of_blocks(backbone: str) -> bool:
     """Whether a backbone is a stem and a row of blocks, any of which :func:`blocks_of` gives."""
     with torch.device("meta"):
-        return isinstance(timm.create_model(backbone, pretrained=False, features_only=True), _OF_BLOCKS)
+        return isinstance(
+            timm.create_model(backbone, pretrained=False, features_only=True), _OF_BLOCKS
+        )
 
 
 def scales_of(
-    strides: Sequence[int], roles: Sequence[tuple[bool, bool]] | None = None, bank_per: BankPer = "layer"
+    strides: Sequence[int],
+    roles: Sequence[tuple[bool, bool]] | None = None,
+    bank_per: BankPer = "layer",
 ) -> list[Scale]:
     """Which layers make a scale.
 
-    A layer finer than stride 8 goes to the grid of stride 8, if there is a layer of that: patches of 4 x 4 pixels are
-    too many for what they tell.
+    A layer finer than stride 8 goes to the grid of stride 8, if there is a layer of that: patches
+    of 4 x 4 pixels are too many for what they tell.
 
     Args:
         strides (Sequence[int]): Of the layers, in network order.
-        roles (Sequence[tuple[bool, bool]] | None): Of each, whether the map and whether the score hears it; ``None``
-            for both.
-        bank_per (BankPer): ``"layer"``: each layer is a scale. ``"stride"``: those of one grid and role are one.
+        roles (Sequence[tuple[bool, bool]] | None): Of each, whether the map and whether the score
+            hears it; ``None`` for both.
+        bank_per (BankPer): ``"layer"``: each layer is a scale. ``"stride"``: those of one grid and
+            role are one.
 
     Returns:
         list[Scale]: The finest first.
@@ -231,4 +254,6 @@ def scales_of(
     for index in order:
         alone = () if bank_per == "stride" else (index,)
         groups.setdefault((grids[index], *roles[index], *alone), []).append(index)
-    return [Scale(tuple(members), grid, *roles[members[0]]) for (grid, *_), members in groups.items()]
+    return [
+        Scale(tuple(members), grid, *roles[members[0]]) for (grid, *_), members in groups.items()
+    ]

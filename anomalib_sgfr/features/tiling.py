@@ -1,4 +1,6 @@
-"""Tiles that images are embedded in: lengths that are checked, stored and compared, and the embedding itself."""
+"""Tiles that images are embedded in: lengths that are checked, stored and compared, and the
+embedding itself.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +10,13 @@ from anomalib.data.utils.tiler import Tiler
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_sgfr.core.patch_grid import cropped_to_image, grid_of, require_whole_tiles, slots, stitched
+from anomalib_sgfr.core.patch_grid import (
+    cropped_to_image,
+    grid_of,
+    require_whole_tiles,
+    slots,
+    stitched,
+)
 from anomalib_sgfr.features.embedding import PatchEmbedder
 
 __all__ = ["Tiling", "embed_tiles"]
@@ -28,7 +36,9 @@ class Tiling(NamedTuple):
     step: tuple[int, int]
 
     @classmethod
-    def given(cls, tile: int | Sequence[int], step: int | Sequence[int] | None, stride: int) -> "Tiling":
+    def given(
+        cls, tile: int | Sequence[int], step: int | Sequence[int] | None, stride: int
+    ) -> "Tiling":
         """What a user gave.
 
         Args:
@@ -53,7 +63,11 @@ class Tiling(NamedTuple):
     @classmethod
     def stored(cls, plain: dict[str, list[int]] | None) -> "Tiling | None":
         """What :meth:`plain` stored."""
-        return None if plain is None else cls(_both("tile", plain["tile"]), _both("step", plain["step"]))
+        return (
+            None
+            if plain is None
+            else cls(_both("tile", plain["tile"]), _both("step", plain["step"]))
+        )
 
     def plain(self) -> dict[str, list[int]]:
         """Plain data for a checkpoint."""
@@ -78,10 +92,11 @@ def _both(name: str, lengths: Any) -> tuple[int, int]:  # noqa: ANN401
 
 
 def embed_tiles(embedder: PatchEmbedder, images: Tensor, tiler: Tiler) -> list[Tensor]:
-    """Embed a few tiles at a time, and put each scale's embeddings where those of the whole image would lie.
+    """Embed a few tiles at a time, and put each scale's embeddings where those of the whole image
+    would lie.
 
-    Of the tiler only the lengths are used: its own tiles end in a band of zeros where they do not fill the image, and
-    its ``untile`` crops to pixels, which crops nothing of an embedding.
+    Of the tiler only the lengths are used: its own tiles end in a band of zeros where they do not
+    fill the image, and its ``untile`` crops to pixels, which crops nothing of an embedding.
 
     Args:
         embedder (PatchEmbedder): Embeds the tiles.
@@ -92,28 +107,37 @@ def embed_tiles(embedder: PatchEmbedder, images: Tensor, tiler: Tiler) -> list[T
         list[Tensor]: Patch embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
 
     Raises:
-        ValueError: If tiles of these lengths cannot be right, or the size of the images is unknown while exporting.
+        ValueError: If tiles of these lengths cannot be right, or the size of the images is unknown
+            while exporting.
     """
     strides = embedder.scale_strides
     given, step = (tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w)
     require_whole_tiles(given, step, strides[-1])
     if tiler.remove_border_count:
         msg = (
-            "the tiler's remove_border_count must be 0: the border of the image would have no embedding, "
-            f"got {tiler.remove_border_count}."
+            "the tiler's remove_border_count must be 0: the border of the image would have no"
+            f" embedding, got {tiler.remove_border_count}."
         )
         raise ValueError(msg)
     size = images.shape[-2:]
     if not all(isinstance(length, int) for length in size):
-        msg = "a tiled model is exported for one size of image: pass --input_size, or let its pre-processor resize."
+        msg = (
+            "a tiled model is exported for one size of image: pass --input_size, or let its"
+            " pre-processor resize."
+        )
         raise ValueError(msg)
     covered = [number * strides[-1] for number in grid_of(size, strides[-1])]
     tile = [min(pair) for pair in zip(given, covered, strict=True)]
     if tile == covered:  # one tile
         return embedder(images)
     # up to whole patches of the coarsest scale, so that all tiles are alike
-    images = functional.pad(images, (0, covered[1] - size[1], 0, covered[0] - size[0]), mode="replicate")
-    at = [[slots(*lengths, stride) for lengths in zip(covered, tile, step, strict=True)] for stride in strides]
+    images = functional.pad(
+        images, (0, covered[1] - size[1], 0, covered[0] - size[0]), mode="replicate"
+    )
+    at = [
+        [slots(*lengths, stride) for lengths in zip(covered, tile, step, strict=True)]
+        for stride in strides
+    ]
     corners = [(row.start, column.start) for row in at[0][0] for column in at[0][1]]
     tiles = [images[..., top : top + tile[0], left : left + tile[1]] for top, left in corners]
     embedded = [_embed_alike(embedder, some) for some in _groups(tiles)]
@@ -131,7 +155,9 @@ def _embed_alike(embedder: PatchEmbedder, tiles: Sequence[Tensor]) -> list[Seque
 
 
 def _groups(tiles: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """As many tiles at a time as bounded memory allows; all in an exported graph, which holds the backbone once."""
+    """As many tiles at a time as bounded memory allows; all in an exported graph, which holds the
+    backbone once.
+    """
     number = len(tiles)
     if not torch.compiler.is_exporting():
         batch, _, height, width = tiles[0].shape

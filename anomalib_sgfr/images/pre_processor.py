@@ -42,7 +42,8 @@ def read_prepared(path: str, pre_processor: Any, bit_depth: int = 8) -> Tensor: 
 
 
 def made_size(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
-    """Height and width of what a pre-processor makes of any image; ``None`` if that depends on the image.
+    """Height and width of what a pre-processor makes of any image; ``None`` if that depends on the
+    image.
 
     Args:
         pre_processor (Any): anomalib's or one like it, or ``None``.
@@ -60,9 +61,10 @@ def made_size(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
 def resizing(before: int, after: int, device: torch.device | None = None) -> Tensor:
     """Bilinear interpolation with antialiasing along one axis, as a matrix.
 
-    Triangle weights, as wide as a step of the coarser of the two grids, each row normalised to a sum of one: what
-    ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` computes. Positions and their differences are
-    integers. A runtime that computes in bfloat16 would round a position such as 255.5 and sample beside the pixel.
+    Triangle weights, as wide as a step of the coarser of the two grids, each row normalised to a
+    sum of one: what ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` computes.
+    Positions and their differences are integers. A runtime that computes in bfloat16 would round a
+    position such as 255.5 and sample beside the pixel.
 
     Args:
         before (int): Pixels there are; may be unknown while exporting.
@@ -72,14 +74,16 @@ def resizing(before: int, after: int, device: torch.device | None = None) -> Ten
     Returns:
         Tensor: Shape ``(1, 1, after, before)``, ``float32``.
     """
-    # The unit is 1 / (2 * after) of a pixel: the centres of the pixels of both grids are integers in it.
+    # The unit is 1 / (2 * after) of a pixel: the centres of the pixels of both grids are integers
+    # in it.
     numbers = torch.arange(before, device=device)[None, None, None]
     count = numbers[..., -1:] + 1  # a tensor, so that an export does not fix it
     centres = (2 * torch.arange(after, device=device)[:, None] + 1) * count
     width = 2 * count.clamp_min(after)
     weights = (width - ((2 * numbers + 1) * after - centres).abs()).clamp_min(0).float()
     weights = weights * 2.0**-8  # exact, and the sums fit half precision
-    # OpenVINO takes a division apart, and what it makes of it forgets to keep its precision: not so a square root.
+    # OpenVINO takes a division apart, and what it makes of it forgets to keep its precision: not so
+    # a square root.
     root = weights.sum(-1, keepdim=True).pow(-0.5)
     return weights * root * root
 
@@ -110,8 +114,9 @@ class ExactResize(nn.Module):
 class SgfrPreProcessor(PreProcessor):
     """anomalib's pre-processor, but that an exported model resizes with antialiasing as well.
 
-    anomalib turns antialiasing off in what it exports, so that images larger than the model's input score differently
-    after an export. Bilinear resizing to a given height and width is kept exact here; all else is as in anomalib.
+    anomalib turns antialiasing off in what it exports, so that images larger than the model's input
+    score differently after an export. Bilinear resizing to a given height and width is kept exact
+    here; all else is as in anomalib.
 
     Args:
         transform (Transform | None): As anomalib's pre-processor takes it.
@@ -130,7 +135,8 @@ class SgfrPreProcessor(PreProcessor):
         if isinstance(self.transform, Compose) and isinstance(self.export_transform, Compose):
             exported = self.export_transform.transforms
             exact = [
-                _exact(original, other) for original, other in zip(self.transform.transforms, exported, strict=True)
+                _exact(original, other)
+                for original, other in zip(self.transform.transforms, exported, strict=True)
             ]
             self.export_transform = Compose(exact)
         else:
@@ -144,7 +150,11 @@ def _exact(original: Any, exported: Any) -> Any:  # noqa: ANN401
     size = original.size
     # an enumeration, its value or PIL's number, by version and by what the caller gave
     bilinear = getattr(original.interpolation, "value", original.interpolation) in {"bilinear", 2}
-    return ExactResize((size[0], size[1])) if bilinear and size is not None and len(size) == 2 else exported  # noqa: PLR2004
+    return (
+        ExactResize((size[0], size[1]))
+        if bilinear and size is not None and len(size) == 2  # noqa: PLR2004
+        else exported
+    )
 
 
 def steps_of(transform: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
@@ -175,6 +185,7 @@ def steps_of(transform: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
             return [("pad", *(list(map(int, sides)) * 4)[:4])]
     name = type(transform).__name__
     msg = (
-        f"the pre-processor's {name} moves pixels in a way that cannot be followed back: use Resize, CenterCrop or Pad."
+        f"the pre-processor's {name} moves pixels in a way that cannot be followed back: use"
+        " Resize, CenterCrop or Pad."
     )
     raise ValueError(msg)

@@ -1,6 +1,8 @@
-"""What a picture's file holds, when that is more than 8 bits a value: Pillow alone would clip or drop bits.
+"""What a picture's file holds, when that is more than 8 bits a value: Pillow alone would clip or
+drop bits.
 
-A path, a Pillow picture or an array, read as RGB between 0 and 1 at its true range, or refused by name.
+A path, a Pillow picture or an array, read as RGB between 0 and 1 at its true range, or refused by
+name.
 """
 
 import logging
@@ -71,7 +73,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = 1
-_ON_ITS_SIDE = range(5, 9)  # rows become columns; Pillow misreads such TIFF when it maps it into memory
+_ON_ITS_SIDE = range(
+    5, 9
+)  # rows become columns; Pillow misreads such TIFF when it maps it into memory
 _KIND_OF_PAGE = 254  # tag of TIFF: NewSubfileType
 _SMALLER_OR_MASK = 0b101  # bits of it: a page that is a thumbnail, or a mask, of another
 _MOST_PAGES = 1000
@@ -93,7 +97,8 @@ class Stored(NamedTuple):
     Attributes:
         values (NDArray): Shape ``(H, W)`` or ``(H, W, C)``, numbers of any kind.
         full (int | None): The value that stands for white, if the file says so.
-        significant (int): Bits that the camera gave at least, by what the file says; ``0`` if it does not.
+        significant (int): Bits that the camera gave at least, by what the file says; ``0`` if it
+            does not.
     """
 
     values: NDArray[Any]
@@ -106,7 +111,8 @@ class Header(NamedTuple):
 
     Attributes:
         is_deep (bool): Whether it holds more than 8 bits a value.
-        is_turned (bool): Whether it has an EXIF orientation that Pillow does not turn it by, or not always right.
+        is_turned (bool): Whether it has an EXIF orientation that Pillow does not turn it by, or not
+            always right.
         has_pages (bool): Whether it holds several pictures, of which the first is read.
     """
 
@@ -138,7 +144,9 @@ def header(path: Path | str) -> Header:
         return Header(is_turned=_is_turned(path))
     if head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X":
         flags = head[20]
-        return Header(is_turned=bool(flags & 0b1100) and _is_turned(path), has_pages=bool(flags & 0b10))
+        return Header(
+            is_turned=bool(flags & 0b1100) and _is_turned(path), has_pages=bool(flags & 0b10)
+        )
     if head.startswith(_TIFF) or re.match(rb"P[2356fF]\s", head):
         with Image.open(path) as opened:
             return Header(more_than_8_bits(opened), has_pages=getattr(opened, "n_frames", 1) > 1)
@@ -146,7 +154,8 @@ def header(path: Path | str) -> Header:
 
 
 def size_of(path: Path | str) -> tuple[int, int]:
-    """Height and width of a picture as it is read: upright. Decodes no pixel, where Pillow knows the kind of file.
+    """Height and width of a picture as it is read: upright. Decodes no pixel, where Pillow knows
+    the kind of file.
 
     Raises:
         OSError: If the file cannot be read.
@@ -160,7 +169,8 @@ def size_of(path: Path | str) -> tuple[int, int]:
                 opened, TiffImagePlugin.TiffImageFile
             ):  # some versions of Pillow have turned the size, some not
                 height, width = (
-                    opened.tag_v2[tag] for tag in (TiffImagePlugin.IMAGELENGTH, TiffImagePlugin.IMAGEWIDTH)
+                    opened.tag_v2[tag]
+                    for tag in (TiffImagePlugin.IMAGELENGTH, TiffImagePlugin.IMAGEWIDTH)
                 )
             lies = is_turned and _orientation(opened) in _ON_ITS_SIDE
     except UnidentifiedImageError:
@@ -170,7 +180,8 @@ def size_of(path: Path | str) -> tuple[int, int]:
 
 
 def is_deep(path: Path | str) -> bool:
-    """Whether a file holds more than 8 bits a value, by its first bytes; those of no picture are not deep.
+    """Whether a file holds more than 8 bits a value, by its first bytes; those of no picture are
+    not deep.
 
     Raises:
         OSError: If there is no such file.
@@ -189,7 +200,14 @@ def _is_turned(path: Path | str) -> bool:
 def _orientation(image: Image.Image) -> Any:  # noqa: ANN401
     try:
         return image.getexif().get(_ORIENTATION, _UPRIGHT)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):  # damaged: it says nothing
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        LookupError,
+        struct.error,
+    ):  # damaged: it says nothing
         return _UPRIGHT
 
 
@@ -198,7 +216,8 @@ def upright(values: NDArray[Any], image: Image.Image) -> NDArray[Any]:
 
     Args:
         values (NDArray): Shape ``(H, W)`` or ``(H, W, C)``, as Pillow gives them.
-        image (Image.Image): The picture, which Pillow has read: TIFF is turned by then, and says so.
+        image (Image.Image): The picture, which Pillow has read: TIFF is turned by then, and says
+            so.
 
     Returns:
         NDArray: Shape ``(H, W)`` or ``(W, H)``, and channels.
@@ -218,7 +237,9 @@ def _png_chunks(file: BinaryIO) -> tuple[bool, bool]:
     tagged = animated = False
     for name, _ in _chunks(file):
         if name in {b"eXIf", b"zTXt", b"iTXt", b"tEXt"}:
-            tagged |= name == b"eXIf" or file.read(30).startswith((b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"))
+            tagged |= name == b"eXIf" or file.read(30).startswith(
+                (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+            )
         animated |= name == b"acTL"
     return tagged, animated
 
@@ -237,14 +258,17 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def _tiff_pages(file: BinaryIO, head: bytes) -> tuple[int, int, int]:
-    """Bits a value of the first picture, pictures that are no smaller copy or mask of another, and the orientation.
+    """Bits a value of the first picture, pictures that are no smaller copy or mask of another, and
+    the orientation.
 
     Pillow would take ten times as long, and knows not all.
     """
     order: Literal["little", "big"] = "little" if head.startswith(b"II") else "big"
 
     def numbers(content: bytes, width: int) -> list[int]:
-        return [int.from_bytes(content[at : at + width], order) for at in range(0, len(content), width)]
+        return [
+            int.from_bytes(content[at : at + width], order) for at in range(0, len(content), width)
+        ]
 
     bits, pages, orientation, seen = 0, 0, _UPRIGHT, set[int]()
     (place,) = numbers(head[4:8], 4) or [0]
@@ -277,7 +301,8 @@ def _tiff_pages(file: BinaryIO, head: bytes) -> tuple[int, int, int]:
 
 
 def left_out(paths: Sequence[Path | str]) -> Counter[str]:
-    """Pictures beside those that are read, and in folders below, whose suffix says that they are not.
+    """Pictures beside those that are read, and in folders below, whose suffix says that they are
+    not.
 
     Args:
         paths (Sequence[Path | str]): Those that are read.
@@ -290,18 +315,24 @@ def left_out(paths: Sequence[Path | str]) -> Counter[str]:
     folder = Path(os.path.commonpath([Path(path).absolute().parent for path in paths]))
     # a single one may be the one file that was asked for, of a folder of many kinds
     found = folder.iterdir() if len(paths) == 1 else folder.rglob("*")
-    return Counter(path.suffix.lower() for path in found if path.suffix.lower() in NOT_READ and path.is_file())
+    return Counter(
+        path.suffix.lower() for path in found if path.suffix.lower() in NOT_READ and path.is_file()
+    )
 
 
 def more_than_8_bits(opened: Image.Image) -> bool:
-    """Whether the file of a picture that Pillow has opened, and not yet read, holds more than 8 bits a value."""
+    """Whether the file of a picture that Pillow has opened, and not yet read, holds more than 8
+    bits a value.
+    """
     if opened.mode.startswith(("I", "F")):
         return True
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
         return max(opened.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8  # noqa: PLR2004
     arguments = _tile(opened)[1]
     if opened.format == "PPM":
-        return isinstance(arguments, tuple) and isinstance(arguments[-1], int) and arguments[-1] > 255  # noqa: PLR2004
+        return (
+            isinstance(arguments, tuple) and isinstance(arguments[-1], int) and arguments[-1] > 255  # noqa: PLR2004
+        )
     return ";16" in str(arguments)
 
 
@@ -355,7 +386,9 @@ def _stored(path: Path | str) -> Stored:
                 return Stored(upright(values, opened), significant=_significant_bits(path))
             tags = opened.tag_v2 if isinstance(opened, TiffImagePlugin.TiffImageFile) else {}
             if tags and grey and tags.get(_ORIENTATION, _UPRIGHT) == _UPRIGHT:
-                _require_white_above_black(path, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1))
+                _require_white_above_black(
+                    path, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)
+                )
                 bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (_CONTAINER,))[0]
                 return Stored(np.array(opened), _full(bits))
     except UnidentifiedImageError:
@@ -385,7 +418,10 @@ def _portable(path: Path | str, opened: Image.Image) -> Stored:
     if len(values) < count:
         msg = f"{path}: the file is cut short."
         raise OSError(msg)
-    return Stored(values.reshape(opened.height, opened.width, channels), None if top == 65535 else top)  # noqa: PLR2004
+    return Stored(
+        values.reshape(opened.height, opened.width, channels),
+        None if top == 65535 else top,  # noqa: PLR2004
+    )
 
 
 def _png_in_colour(path: Path | str) -> NDArray[Any]:
@@ -430,8 +466,9 @@ def _tiff(path: Path | str) -> Stored:
 def _require_white_above_black(path: Path | str, photometric: int) -> None:
     if photometric not in {1, 2}:
         msg = (
-            f"{path}: of pictures with more than 8 bits, grey ones with white above black and RGB are read, not those "
-            f"of photometric interpretation {photometric}: save it as one of these."
+            f"{path}: of pictures with more than 8 bits, grey ones with white above black and RGB"
+            f" are read, not those of photometric interpretation {photometric}: save it as one of"
+            " these."
         )
         raise ValueError(msg)
 
@@ -440,20 +477,29 @@ def _needed(module: str, package: str, path: Path | str) -> Any:  # noqa: ANN401
     try:
         return import_module(module)
     except ImportError as error:
-        msg = f"{path}: this kind of picture is read with {package}: install it, or save the picture in 8 bits."
+        msg = (
+            f"{path}: this kind of picture is read with {package}: install it, or save the picture"
+            " in 8 bits."
+        )
         raise ValueError(msg) from error
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
     """Some of a sequence, evenly spread over it."""
-    return list(items) if len(items) <= most else [items[step * len(items) // most] for step in range(most)]
+    return (
+        list(items)
+        if len(items) <= most
+        else [items[step * len(items) // most] for step in range(most)]
+    )
 
 
 def depth_of(paths: Sequence[Path | str]) -> int:
-    """Bits a value that the camera gave: the smallest of 8, 10, 12, 14, 16 that hold the largest value of a sample.
+    """Bits a value that the camera gave: the smallest of 8, 10, 12, 14, 16 that hold the largest
+    value of a sample.
 
     Args:
-        paths (Sequence[Path | str]): Files, of which up to 1,000 headers and 64 deep pictures are looked at.
+        paths (Sequence[Path | str]): Files, of which up to 1,000 headers and 64 deep pictures are
+            looked at.
 
     Returns:
         int: Bits; 8 if no file is deep, or those that are say by themselves what is white.
@@ -469,7 +515,10 @@ def depth_of(paths: Sequence[Path | str]) -> int:
         if found.full is None and found.values.dtype.kind in "iu":
             bits = max(bits, found.significant, int(found.values.max()).bit_length())
     if bits > _CONTAINER:
-        msg = f"pictures hold values of {bits} bits, more than 16: save them with 16, or as floats between 0 and 1."
+        msg = (
+            f"pictures hold values of {bits} bits, more than 16: save them with 16, or as floats"
+            " between 0 and 1."
+        )
         raise ValueError(msg)
     return next(depth for depth in _DEPTHS if depth >= bits)
 
@@ -492,13 +541,14 @@ def require_depth(bit_depth: int | None) -> None:
 def picture(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa: ANN401
     """Read a picture.
 
-    Those of 8 bits come out as anomalib reads them, but upright: turned as their EXIF orientation says, whatever the
-    format. A value of more bits is divided by what the file says is white; if it does not say, by the largest number of
-    ``bit_depth`` bits. Of a file of several pages or frames the first is read, and a warning names the file.
+    Those of 8 bits come out as anomalib reads them, but upright: turned as their EXIF orientation
+    says, whatever the format. A value of more bits is divided by what the file says is white; if it
+    does not say, by the largest number of ``bit_depth`` bits. Of a file of several pages or frames
+    the first is read, and a warning names the file.
 
     Args:
-        source (Any): A path, a Pillow picture, or an array or tensor: grey, RGB or RGBA, ``(H, W)``, ``(H, W, C)`` or
-            ``(C, H, W)``, of integers, booleans, or floats between 0 and 1.
+        source (Any): A path, a Pillow picture, or an array or tensor: grey, RGB or RGBA, ``(H,
+            W)``, ``(H, W, C)`` or ``(C, H, W)``, of integers, booleans, or floats between 0 and 1.
         bit_depth (int): Bits that the camera gives, from 8 to 16.
 
     Returns:
@@ -525,16 +575,19 @@ def picture(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa: AN
 @lru_cache(1024)  # once a file
 def tell_of_pages(name: str) -> None:
     """Warn that a file holds more pictures than the one that is read."""
-    logger.warning("%s holds several pages or frames: the first is read, the others are not inspected.", name)
+    logger.warning(
+        "%s holds several pages or frames: the first is read, the others are not inspected.", name
+    )
 
 
 def _eight_bits_of(path: str | Path) -> NDArray[np.float32]:
-    # from an open file, since Pillow misreads some turned TIFF files that it maps into memory by their path
+    # from an open file, since Pillow misreads some turned TIFF files that it maps into memory by
+    # their path
     with naming(path), Path(path).open("rb") as file, Image.open(file) as opened:
         if more_than_8_bits(opened):
             msg = (
-                f"{path}: of {opened.format} pictures those of 8 bits are read: save it as PNG or TIFF, which keep all "
-                "of its bits."
+                f"{path}: of {opened.format} pictures those of 8 bits are read: save it as PNG or"
+                " TIFF, which keep all of its bits."
             )
             raise ValueError(msg)
         return _eight_bits(opened)
@@ -576,7 +629,10 @@ def _channels_last(values: NDArray[Any]) -> NDArray[Any]:
         last, first = values.shape[2] in _CHANNELS, values.shape[0] in _CHANNELS
         if last != first:
             return values if last else np.moveaxis(values, 0, -1)
-    msg = f"one picture has shape (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels C, got {values.shape}."
+    msg = (
+        "one picture has shape (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels C, got"
+        f" {values.shape}."
+    )
     raise ValueError(msg)
 
 
@@ -590,8 +646,8 @@ def _unit(found: Stored, bit_depth: int, name: str) -> NDArray[np.float32]:
     elif kind == "f":
         if not (lowest >= 0.0 and highest <= 1.0 + ROUNDING):
             msg = (
-                f"{name} holds floats from {lowest:.6g} to {highest:.6g}: pass them between 0 and 1, divided by the "
-                "value of white and not normalised; or integers."
+                f"{name} holds floats from {lowest:.6g} to {highest:.6g}: pass them between 0 and"
+                " 1, divided by the value of white and not normalised; or integers."
             )
             raise ValueError(msg)
         unit = values.astype(np.float32)
@@ -600,24 +656,34 @@ def _unit(found: Stored, bit_depth: int, name: str) -> NDArray[np.float32]:
     else:
         full = found.full or (1 << bit_depth) - 1
         if lowest < 0:
-            msg = f"{name} holds negative values, down to {lowest}: pass them from 0, for black, to white."
+            msg = (
+                f"{name} holds negative values, down to {lowest}: pass them from 0, for black, to"
+                " white."
+            )
             raise ValueError(msg)
         if highest > full:
             raise ValueError(_too_large(name, int(highest), found.full, bit_depth))
         unit = (values / np.float64(full)).astype(np.float32)
-    unit = unit[..., None] if unit.ndim == 2 else unit[..., :3]  # noqa: PLR2004  # without alpha, as Pillow does
+    # without alpha, as Pillow does
+    unit = unit[..., None] if unit.ndim == 2 else unit[..., :3]  # noqa: PLR2004
     return np.ascontiguousarray(unit if unit.shape[2] == 3 else np.repeat(unit, 3, 2))  # noqa: PLR2004
 
 
 def _too_large(name: str, highest: int, full: int | None, bit_depth: int) -> str:
     if full is not None:
-        return f"{name} holds values up to {highest}, and says that {full} is white: the file is damaged."
+        return (
+            f"{name} holds values up to {highest}, and says that {full} is white: the file is"
+            " damaged."
+        )
     bits = highest.bit_length()
     if bits > 16:  # noqa: PLR2004
-        return f"{name} holds values up to {highest}, more than 16 bits: save it with 16, or as floats between 0 and 1."
+        return (
+            f"{name} holds values up to {highest}, more than 16 bits: save it with 16, or as floats"
+            " between 0 and 1."
+        )
     needed = bits + bits % 2
     return (
-        f"{name} holds values up to {highest}, more than the {bit_depth} bits that are read here: "
-        f"pass bit_depth={needed} (--model.bit_depth {needed}), and fit again if the model learnt pictures of "
-        f"{bit_depth} bits as such."
+        f"{name} holds values up to {highest}, more than the {bit_depth} bits that are read here:"
+        f" pass bit_depth={needed} (--model.bit_depth {needed}), and fit again if the model learnt"
+        f" pictures of {bit_depth} bits as such."
     )

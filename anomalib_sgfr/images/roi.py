@@ -31,8 +31,14 @@ def read_region(path: str | Path) -> Tensor:
             deep = picture.mode.startswith("I")
             pixels = np.asarray(picture if deep else picture.convert("L"))
     except (OSError, ValueError, SyntaxError) as error:  # as Pillow's readers say it
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-        msg = f"roi '{path}' cannot be read: {reason}. It must be a picture, white where to inspect."
+        reason = (
+            "there is no such file"
+            if isinstance(error, FileNotFoundError)
+            else f"{type(error).__name__}: {error}"
+        )
+        msg = (
+            f"roi '{path}' cannot be read: {reason}. It must be a picture, white where to inspect."
+        )
         raise ValueError(msg) from error
     white = 65535 if deep else 255
     inside = torch.from_numpy(2 * pixels.astype(np.int64) > white)
@@ -48,8 +54,8 @@ def read_region(path: str | Path) -> Tensor:
 def seen_through(inside: Tensor, pre_processor: Any, name: str = "roi") -> Tensor:  # noqa: ANN401
     """Pixels of a model's input that show nothing but what lies inside.
 
-    The mask goes through the transform of the pictures, as their ground truth does. Resizing mixes neighbours: a pixel
-    that a pixel outside contributes to lies outside.
+    The mask goes through the transform of the pictures, as their ground truth does. Resizing mixes
+    neighbours: a pixel that a pixel outside contributes to lies outside.
 
     Args:
         inside (Tensor): Shape ``(H, W)``, ``bool``, of the pictures' own pixels.
@@ -73,7 +79,8 @@ def seen_through(inside: Tensor, pre_processor: Any, name: str = "roi") -> Tenso
     if not found.any():
         size = " x ".join(map(str, found.shape))
         msg = (
-            f"{name}: nothing of its white is left at the model's input of {size} pixels: it is too small, or cropped."
+            f"{name}: nothing of its white is left at the model's input of {size} pixels: it is too"
+            " small, or cropped."
         )
         raise ValueError(msg)
     return found.to(torch.uint8)

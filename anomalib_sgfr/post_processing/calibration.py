@@ -11,7 +11,13 @@ from torch import Tensor
 from anomalib_sgfr.console import progress
 from anomalib_sgfr.core.processes import agreed, share
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Group, Split, in_all_processes, unit_of
+from anomalib_sgfr.post_processing.calibration_scores import (
+    CalibrationScores,
+    Group,
+    Split,
+    in_all_processes,
+    unit_of,
+)
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["NominalScores", "nominal_scores", "rescored", "scored", "spread_over"]
@@ -46,9 +52,11 @@ def nominal_scores(
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
         paths (Sequence[str]): Images.
-        leave_out (bool): Whether to score each without the atoms that come from images of its unit. Where no other
-            atoms would be left, all are used, and the image is mirrored: the worst of three ways counts.
-        group (Group): What makes a unit, see :func:`~anomalib_sgfr.post_processing.calibration_scores.unit_of`.
+        leave_out (bool): Whether to score each without the atoms that come from images of its unit.
+            Where no other atoms would be left, all are used, and the image is mirrored: the worst
+            of three ways counts.
+        group (Group): What makes a unit, see
+            :func:`~anomalib_sgfr.post_processing.calibration_scores.unit_of`.
 
     Returns:
         NominalScores: Of each image.
@@ -56,13 +64,16 @@ def nominal_scores(
     own: dict[str, list[int]] = {}
     for number, image in enumerate(model.images if leave_out else ()):
         own.setdefault(unit_of(image, group), []).append(number)
-    # those of one unit together: they share what is left of the banks; those of no atom's unit first, all of them do
+    # those of one unit together: they share what is left of the banks; those of no atom's unit
+    # first, all of them do
     units = [unit_of(path, group) for path in paths]
     order = sorted(range(len(paths)), key=lambda index: (units[index] in own, units[index], index))
     found_of = torch.zeros(2, len(paths), dtype=torch.float32)
     for batch, images in _batches(order, paths, pre_processor, model):
         embeddings = model.embed(images)
-        for unit, found in groupby(enumerate(batch), lambda item: units[item[1]] if units[item[1]] in own else None):
+        for unit, found in groupby(
+            enumerate(batch), lambda item: units[item[1]] if units[item[1]] in own else None
+        ):
             rows, places = map(list, zip(*found, strict=True))
             numbers = own[unit] if unit is not None else []
             banks = model.banks_without(numbers)
@@ -175,14 +186,18 @@ def rescored(
         group (Group): What makes a part.
 
     Returns:
-        CalibrationScores: Of the same images, in the same order; those that are gone keep their scores, which are then
-        not ``current``.
+        CalibrationScores: Of the same images, in the same order; those that are gone keep their
+        scores, which are then not ``current``.
     """
-    there = calibration_scores.subset([bool(path) and Path(path).is_file() for path in calibration_scores.paths])
+    there = calibration_scores.subset(
+        [bool(path) and Path(path).is_file() for path in calibration_scores.paths]
+    )
     anew: dict[str, Sequence[float]] = {}
     for kind in Split:
         found = scored(model, pre_processor, there.of_kind(kind).paths, kind, group)
-        anew |= {path: both for path, *both in zip(found.paths, found.scores, found.peaks, strict=True)}
+        anew |= {
+            path: both for path, *both in zip(found.paths, found.scores, found.peaks, strict=True)
+        }
     before = list(zip(calibration_scores.scores, calibration_scores.peaks, strict=True))
     now = [anew.get(path, was) for path, was in zip(calibration_scores.paths, before, strict=True)]
     return calibration_scores._replace(

@@ -1,4 +1,6 @@
-"""Calibration scores: raw scores of images that are known to be good or defective, and which part each shows."""
+"""Calibration scores: raw scores of images that are known to be good or defective, and which part
+each shows.
+"""
 
 import os
 import re
@@ -10,7 +12,16 @@ from typing import Any, NamedTuple, TypeAlias
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.post_processing.thresholds import supported_rate, units_needed
 
-__all__ = ["CalibrationScores", "Group", "Split", "file_of", "in_all_processes", "named", "require_group", "unit_of"]
+__all__ = [
+    "CalibrationScores",
+    "Group",
+    "Split",
+    "file_of",
+    "in_all_processes",
+    "named",
+    "require_group",
+    "unit_of",
+]
 
 
 Group: TypeAlias = str | Callable[[str], str] | None
@@ -25,7 +36,9 @@ class Split(IntEnum):
 
 
 def file_of(path: str) -> str:
-    """The file that a path leads to, so that two paths of one file compare equal; empty for no path."""
+    """The file that a path leads to, so that two paths of one file compare equal; empty for no
+    path.
+    """
     return os.path.realpath(path) if path else ""
 
 
@@ -36,10 +49,10 @@ class CalibrationScores(NamedTuple):
         scores (tuple[float, ...]): In units of the raw anomaly map.
         kinds (tuple[int, ...]): A :class:`Split` for each.
         paths (tuple[str, ...]): File of each; empty where it is not known.
-        peaks (tuple[float, ...]): Largest value of each one's raw anomaly map, which other layers than the score's may
-            contribute to.
-        current (tuple[bool, ...]): Whether the score is of the present banks: not where an update could not score an
-            image again.
+        peaks (tuple[float, ...]): Largest value of each one's raw anomaly map, which other layers
+            than the score's may contribute to.
+        current (tuple[bool, ...]): Whether the score is of the present banks: not where an update
+            could not score an image again.
     """
 
     scores: tuple[float, ...] = ()
@@ -50,16 +63,24 @@ class CalibrationScores(NamedTuple):
 
     @classmethod
     def of(
-        cls, scores: Iterable[float], kind: Split, paths: Iterable[str], peaks: Iterable[float] | None = None
+        cls,
+        scores: Iterable[float],
+        kind: Split,
+        paths: Iterable[str],
+        peaks: Iterable[float] | None = None,
     ) -> "CalibrationScores":
-        """Scores of images of one kind; without peaks, those of a map of the same layers as the score."""
+        """Scores of images of one kind; without peaks, those of a map of the same layers as the
+        score.
+        """
         values, files = tuple(scores), tuple(paths)
         largest = values if peaks is None else tuple(peaks)
         return cls(values, (int(kind),) * len(values), files, largest, (True,) * len(values))
 
     @classmethod
     def restored(cls, stored: Any) -> "CalibrationScores":  # noqa: ANN401
-        """From what :meth:`plain` gave, or an earlier version, whose score was the map's peak; else empty."""
+        """From what :meth:`plain` gave, or an earlier version, whose score was the map's peak; else
+        empty.
+        """
         if not isinstance(stored, Mapping):
             return cls()
         scores = stored.get("scores", ())
@@ -100,14 +121,18 @@ class CalibrationScores(NamedTuple):
 
     def units(self, group: str | None) -> list[str]:
         """Name of the unit that each image is of, see :func:`unit_of`."""
-        return [unit_of(path, group) if path else f"\0{number}" for number, path in enumerate(self.paths)]
+        return [
+            unit_of(path, group) if path else f"\0{number}"
+            for number, path in enumerate(self.paths)
+        ]
 
     def said(self, group: str | None, rate: float) -> str:
         """How sure a rate of false alarms is that is calibrated on the good ones."""
         units, needed = len(set(self.good.units(group))), units_needed(rate)
         said = (
-            f"{len(self.good.scores)} good images ({units} independent) at a false-alarm rate of {100 * rate:g}%; the "
-            f"true rate may be up to {100 * supported_rate(units):.2g}% at 95% confidence"
+            f"{len(self.good.scores)} good images ({units} independent) at a false-alarm rate of"
+            f" {100 * rate:g}%; the true rate may be up to {100 * supported_rate(units):.2g}% at"
+            " 95% confidence"
         )
         return said if units >= needed else f"{said}, {100 * rate:g}% needs {needed}"
 
@@ -117,8 +142,9 @@ def unit_of(path: str, group: Group) -> str:
 
     Args:
         path (str): The image file.
-        group (Group): Regular expression, searched in the path with ``/`` between folders. What its groups match, or
-            all of it if it has none, names the unit. Or what gives the name of a path.
+        group (Group): Regular expression, searched in the path with ``/`` between folders. What its
+            groups match, or all of it if it has none, names the unit. Or what gives the name of a
+            path.
 
     Returns:
         str: The name; the path itself without a ``group``, or where that matches nothing.
@@ -139,7 +165,8 @@ def named(path: str, group: str) -> str:
         group (str): As in :func:`unit_of`.
 
     Returns:
-        str: What the groups of the expression match, or all that it matches; ``"(others)"`` where it matches nothing.
+        str: What the groups of the expression match, or all that it matches; ``"(others)"`` where
+            it matches nothing.
     """
     found = re.search(group, path.replace("\\", "/"))
     if found is None:

@@ -12,16 +12,18 @@ __all__ = ["ReportingScale"]
 class ReportingScale(PostProcessor):
     """anomalib's, but for its scale.
 
-    Scores and maps are reported as ``s^2 / (s^2 + t^2)``, with ``t`` the threshold: 0.5 there. A larger raw score is
-    never reported as smaller. In 32 bits one that is 5% larger is reported as larger up to 1,000 times ``t``, one that
-    is 1% larger up to 500 times; from 6,000 times on all are 1.
+    Scores and maps are reported as ``s^2 / (s^2 + t^2)``, with ``t`` the threshold: 0.5 there. A
+    larger raw score is never reported as smaller. In 32 bits one that is 5% larger is reported as
+    larger up to 1,000 times ``t``, one that is 1% larger up to 500 times; from 6,000 times on all
+    are 1.
 
     Args:
         **kwargs (Any): As anomalib's post-processor takes them.
 
     Attributes:
         power (float): Of the score in what is reported; 1 for a checkpoint of version 0.2.
-        linear (bool): Whether to scale as anomalib does: for a checkpoint of anomalib's own post-processor.
+        linear (bool): Whether to scale as anomalib does: for a checkpoint of anomalib's own
+            post-processor.
     """
 
     def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
@@ -31,13 +33,19 @@ class ReportingScale(PostProcessor):
 
     @property
     def label_threshold(self) -> float:
-        """The raw score above which an image is labelled anomalous: the threshold, moved by the sensitivity."""
-        return self._unreported(self.image_threshold, self.image_max - self.image_min, 1.0 - self.image_sensitivity)
+        """The raw score above which an image is labelled anomalous: the threshold, moved by the
+        sensitivity.
+        """
+        return self._unreported(
+            self.image_threshold, self.image_max - self.image_min, 1.0 - self.image_sensitivity
+        )
 
     @property
     def mask_threshold(self) -> float:
         """The value of the raw map above which a pixel is anomalous."""
-        return self._unreported(self.pixel_threshold, self.pixel_max - self.pixel_min, 1.0 - self.pixel_sensitivity)
+        return self._unreported(
+            self.pixel_threshold, self.pixel_max - self.pixel_min, 1.0 - self.pixel_sensitivity
+        )
 
     def raw(self, score: float) -> float:
         """The raw score that is reported as ``score``, between zero and one."""
@@ -54,14 +62,17 @@ class ReportingScale(PostProcessor):
         return score if scaled is None else float(scaled)
 
     def threshold_at(self, score: float) -> float:
-        """The threshold, chosen anew, above which what is now reported as more than ``score`` is anomalous.
+        """The threshold, chosen anew, above which what is now reported as more than ``score`` is
+        anomalous.
 
-        Also with another sensitivity than 0.5, which moves the threshold that labels are given by; and where there is
-        no threshold yet, so that scores are reported raw.
+        Also with another sensitivity than 0.5, which moves the threshold that labels are given by;
+        and where there is no threshold yet, so that scores are reported raw.
         """
         raw = score if bool(self.image_threshold.isnan()) else self.raw(score)
         moved = self._odds(1.0 - self.image_sensitivity)
-        return raw / moved if 0.0 < moved < torch.inf else raw  # at the ends of sensitivity all or none are anomalous
+        return (
+            raw / moved if 0.0 < moved < torch.inf else raw
+        )  # at the ends of sensitivity all or none are anomalous
 
     def _unreported(self, threshold: Tensor, span: Tensor, score: float) -> float:
         if self.linear:
@@ -74,12 +85,14 @@ class ReportingScale(PostProcessor):
         if preds is None or self.linear:
             scaled: Tensor | None = super()._normalize(preds, norm_min, norm_max, threshold)
             return scaled
-        # where all nominal scores are zero, so may be the threshold; shares overflow in no precision
+        # where all nominal scores are zero, so may be the threshold; shares overflow in no
+        # precision
         bound = threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
         share, rest = preds / (preds + bound), bound / (preds + bound)
         if self.power != 1.0:
             share = share**self.power / (share**self.power + rest**self.power)
-        # rounding must not put a score on the other side of 0.5 than the raw score is of the threshold
+        # rounding must not put a score on the other side of 0.5 than the raw score is of the
+        # threshold
         above = share.clamp_min(0.5 + torch.finfo(share.dtype).eps)
         return torch.where(preds > threshold, above, share.clamp_max(0.5))
 

@@ -1,4 +1,6 @@
-"""Labels and masks from a calibrated threshold that is always there, and that says what it is calibrated on."""
+"""Labels and masks from a calibrated threshold that is always there, and that says what it is
+calibrated on.
+"""
 
 import logging
 import math
@@ -55,41 +57,51 @@ def checked(**asked: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
-    """What was asked for of anomalib's own post-processor, which a checkpoint would overrule without a word."""
+    """What was asked for of anomalib's own post-processor, which a checkpoint would overrule
+    without a word.
+    """
     default = PostProcessor()
     names = ("image_sensitivity", "pixel_sensitivity") if type(processor) is PostProcessor else ()
-    return {name: value for name in names if (value := getattr(processor, name)) != getattr(default, name)}
+    return {
+        name: value
+        for name in names
+        if (value := getattr(processor, name)) != getattr(default, name)
+    }
 
 
 class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
-    """Sgfr's own: a threshold with defects at hand or without, the same in the Engine, checkpoints and exported files.
+    """Sgfr's own: a threshold with defects at hand or without, the same in the Engine, checkpoints
+    and exported files.
 
     Good images choose it: the one that they exceed at a chosen rate, see
-    :func:`~anomalib_sgfr.post_processing.thresholds.conformal_threshold`, from good validation images, and from
-    training images, each scored without the atoms of its own part. Labelled validation images choose it instead
-    where they show that it makes more errors, see
-    :func:`~anomalib_sgfr.post_processing.thresholds.combined_threshold`. Where there are at least five of each
-    kind, with masks, these choose the pixels' threshold, see
+    :func:`~anomalib_sgfr.post_processing.thresholds.conformal_threshold`, from good validation
+    images, and from training images, each scored without the atoms of its own part. Labelled
+    validation images choose it instead where they show that it makes more errors, see
+    :func:`~anomalib_sgfr.post_processing.thresholds.combined_threshold`. Where there are at least
+    five of each kind, with masks, these choose the pixels' threshold, see
     :mod:`~anomalib_sgfr.post_processing.thresholds`.
 
     All that belongs to the threshold is in ``state``. Scores and maps are normalised as
     :class:`~anomalib_sgfr.post_processing.normalisation.ReportingScale` says.
 
     Args:
-        false_alarm_rate (float | None): Share of good images that may be labelled anomalous. If given, good images
-            alone choose the threshold, whatever there is in validation. ``None`` for 1%. Given with a checkpoint, the
-            threshold is chosen anew from the scores that it keeps.
-        held_out (str | None): Folder of good images that are not trained on, to calibrate the threshold on.
-        group (str | None): Regular expression that names the part in an image's path: images of one part are not
-            independent, and are scored without each other's atoms. What its groups match is the name, or all that it
-            matches. ``None`` for a part each.
+        false_alarm_rate (float | None): Share of good images that may be labelled anomalous. If
+            given, good images alone choose the threshold, whatever there is in validation. ``None``
+            for 1%. Given with a checkpoint, the threshold is chosen anew from the scores that it
+            keeps.
+        held_out (str | None): Folder of good images that are not trained on, to calibrate the
+            threshold on.
+        group (str | None): Regular expression that names the part in an image's path: images of one
+            part are not independent, and are scored without each other's atoms. What its groups
+            match is the name, or all that it matches. ``None`` for a part each.
         images (int | None): Most images to score for it. ``None`` for 300.
         image_sensitivity (float | None): As anomalib's; ``None`` for 0.5, or a checkpoint's.
         pixel_sensitivity (float | None): As anomalib's; ``None`` for 0.5, or a checkpoint's.
         **kwargs (Any): As anomalib's post-processor takes them.
 
     Attributes:
-        state (ThresholdState): The threshold, what was asked for, and its calibration scores; :meth:`use` replaces it.
+        state (ThresholdState): The threshold, what was asked for, and its calibration scores;
+            :meth:`use` replaces it.
         held_out (str | None): As given.
         images (int): As given.
 
@@ -132,7 +144,8 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
     def _fresh(self) -> ThresholdState:
         """Nothing but what was asked for."""
         return ThresholdState(
-            false_alarm_rate=self._asked.get("false_alarm_rate", self._rate), group=self._asked.get("group")
+            false_alarm_rate=self._asked.get("false_alarm_rate", self._rate),
+            group=self._asked.get("group"),
         )
 
     @property
@@ -201,9 +214,13 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
 
     @property
     def peak_threshold(self) -> float:
-        """As :attr:`mask_threshold`, but of the largest value of a good image's map: masks may suggest a lower one."""
+        """As :attr:`mask_threshold`, but of the largest value of a good image's map: masks may
+        suggest a lower one.
+        """
         pixel = self._state.pixel
-        return self.mask_threshold * self._state.peak / pixel if pixel > 0.0 else self.mask_threshold
+        return (
+            self.mask_threshold * self._state.peak / pixel if pixel > 0.0 else self.mask_threshold
+        )
 
     # What a fit makes of it
 
@@ -218,7 +235,8 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         Args:
             model (SgfrModel): The model.
             pre_processor (Any): Its pre-processor.
-            paths (Sequence[str]): Training images, of which some are scored unless there is a ``held_out``.
+            paths (Sequence[str]): Training images, of which some are scored unless there is a
+                ``held_out``.
 
         Returns:
             CalibrationScores: The same in all processes, which share the work.
@@ -228,7 +246,9 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
             ValueError: If ``group`` matches no path.
         """
         kind = Split.TRAINING if self.held_out is None else Split.HELD_OUT
-        chosen = spread_over(paths if self.held_out is None else self.held_out_images(), self.images, self.group)
+        chosen = spread_over(
+            paths if self.held_out is None else self.held_out_images(), self.images, self.group
+        )
         require_group(self.group, chosen)
         return scored(model, pre_processor, chosen, kind, self.group)
 
@@ -247,7 +267,8 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
             model (SgfrModel): The model.
             pre_processor (Any): Its pre-processor.
             paths (Sequence[str]): Training images.
-            update (bool): Whether the fit adds to the earlier one, whose images that are still there are scored again.
+            update (bool): Whether the fit adds to the earlier one, whose images that are still
+                there are scored again.
             excluded (Sequence[str]): Images that are not known to be good any more.
 
         Returns:
@@ -263,7 +284,9 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         known = rescored(earlier, model, pre_processor, state.group)
         state = state._replace(scores=known.joined(new), masks=state.masks).chosen()
         if not state.is_set:
-            logger.warning("There is no image to choose a threshold from: the training images have no paths.")
+            logger.warning(
+                "There is no image to choose a threshold from: the training images have no paths."
+            )
         return state
 
     def tell(self) -> None:
@@ -311,13 +334,22 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         """Note raw scores and labels."""
         del trainer, pl_module, args, kwargs
         scores, labels = outputs.pred_score, outputs.gt_label
-        if not self._state.learns_from_validation or scores is None or labels is None or not len(scores):
+        if (
+            not self._state.learns_from_validation
+            or scores is None
+            or labels is None
+            or not len(scores)
+        ):
             return
-        kinds = torch.where(labels.bool(), int(Split.DEFECTIVE), int(Split.HELD_OUT)).flatten().tolist()
+        kinds = (
+            torch.where(labels.bool(), int(Split.DEFECTIVE), int(Split.HELD_OUT)).flatten().tolist()
+        )
         paths = tuple(str(path) for path in outputs.image_path or [""] * len(kinds))
         peaks = tuple(outputs.anomaly_map.flatten(1).amax(1).tolist())
         values = tuple(scores.flatten().tolist())
-        self._seen = self._seen.joined(CalibrationScores(values, tuple(kinds), paths, peaks, (True,) * len(kinds)))
+        self._seen = self._seen.joined(
+            CalibrationScores(values, tuple(kinds), paths, peaks, (True,) * len(kinds))
+        )
         if outputs.gt_mask is not None:
             self._pixels.update(outputs.anomaly_map, outputs.gt_mask)
 
@@ -328,7 +360,11 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         self._pixels.reset()
         if not self._state.learns_from_validation or not seen.scores:
             return
-        self.use(self._state.validated(self._regrouped(seen, pl_module), masks, self._training_files(pl_module)))
+        self.use(
+            self._state.validated(
+                self._regrouped(seen, pl_module), masks, self._training_files(pl_module)
+            )
+        )
         if trainer.state.fn != "fit":
             self.tell()
 
@@ -341,24 +377,35 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         return [*pl_module.model.images, *self._state.scores.of_kind(Split.TRAINING).paths]
 
     def _regrouped(self, seen: CalibrationScores, pl_module: Any) -> CalibrationScores:  # noqa: ANN401
-        """With good images of parts that were trained on scored as training images are, without the part's atoms."""
+        """With good images of parts that were trained on scored as training images are, without the
+        part's atoms.
+        """
         if self.group is None:
             return seen
         training = self._training_files(pl_module)
-        known, files = {unit_of(path, self.group) for path in training}, {file_of(path) for path in training}
+        known, files = (
+            {unit_of(path, self.group) for path in training},
+            {file_of(path) for path in training},
+        )
         siblings = [
             unit in known and kind == Split.HELD_OUT and file_of(path) not in files
             for unit, kind, path in zip(seen.units(self.group), seen.kinds, seen.paths, strict=True)
         ]
         again = scored(
-            pl_module.model, pl_module.pre_processor, seen.subset(siblings).paths, Split.TRAINING, self.group
+            pl_module.model,
+            pl_module.pre_processor,
+            seen.subset(siblings).paths,
+            Split.TRAINING,
+            self.group,
         )
         return seen.subset([not sibling for sibling in siblings]).joined(again)
 
     # What predictions become
 
     def post_process_batch(self, batch: Batch[Any]) -> None:
-        """As anomalib does; without a threshold scores and maps stay as they are, and there are no labels."""
+        """As anomalib does; without a threshold scores and maps stay as they are, and there are no
+        labels.
+        """
         if self.is_set:
             super().post_process_batch(batch)
         else:
@@ -369,7 +416,9 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         if self.is_set:
             return super().forward(predictions)
         self._warn()
-        return InferenceBatch(pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map)
+        return InferenceBatch(
+            pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map
+        )
 
     def _warn(self) -> None:
         if not self._has_warned and not torch.compiler.is_compiling():
@@ -391,7 +440,8 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
 
     @staticmethod
     def adopt(checkpoint: dict[str, Any]) -> None:
-        """Read an earlier version's checkpoint, or one of anomalib's own post-processor, as one of this version.
+        """Read an earlier version's checkpoint, or one of anomalib's own post-processor, as one of
+        this version.
 
         Args:
             checkpoint (dict[str, Any]): As Lightning read it; changed in place.
@@ -400,7 +450,8 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         if not config or _STATE in config:
             return
         image, pixel = (
-            float(state.get(f"post_processor._{which}_threshold", torch.nan)) for which in ("image", "pixel")
+            float(state.get(f"post_processor._{which}_threshold", torch.nan))
+            for which in ("image", "pixel")
         )
         found = ThresholdState.of_earlier(config, image, pixel)
         checkpoint[_CONFIG] = {**config, _STATE: found.plain()}
@@ -428,18 +479,23 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
             str | None: What to tell the user.
         """
         kept = ThresholdState.restored(config[_STATE])
-        stored = {"held_out": config.get("held_out"), "group": kept.group, "images": config.get("images")}
+        stored = {
+            "held_out": config.get("held_out"),
+            "group": kept.group,
+            "images": config.get("images"),
+        }
         for name, value in stored.items():
             if name in self._asked and value != self._asked[name]:
                 return (
-                    f"{name} '{self._asked[name]}' cannot take effect on a checkpoint, which was made with "
-                    f"'{value}': `anomalib-sgfr threshold CKPT` can change it."
+                    f"{name} '{self._asked[name]}' cannot take effect on a checkpoint, which was"
+                    f" made with '{value}': `anomalib-sgfr threshold CKPT` can change it."
                 )
         rate = self._asked.get("false_alarm_rate")
         if rate is not None and rate != kept.false_alarm_rate and not kept.scores.good.scores:
             return (
-                f"false_alarm_rate {rate:g} cannot take effect: the checkpoint keeps no scores of good images to "
-                "choose a threshold from. `anomalib-sgfr threshold CKPT --held_out FOLDER` can."
+                f"false_alarm_rate {rate:g} cannot take effect: the checkpoint keeps no scores of"
+                " good images to choose a threshold from. `anomalib-sgfr threshold CKPT --held_out"
+                " FOLDER` can."
             )
         return None
 
@@ -447,13 +503,18 @@ class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
         """As anomalib's, and take the stored state into use; what was asked for is stronger.
 
         Args:
-            config (dict[str, Any]): As :meth:`checkpoint_config` gave it, or anomalib's own post-processor.
+            config (dict[str, Any]): As :meth:`checkpoint_config` gave it, or anomalib's own
+                post-processor.
         """
         super().load_checkpoint_config(config)
         for name in ("held_out", "images", "image_sensitivity", "pixel_sensitivity"):
             setattr(self, name, self._asked.get(name, getattr(self, name)))
         if _STATE not in config:
-            self.use(ThresholdState.of_earlier(config, float(self._image_threshold), float(self._pixel_threshold)))
+            self.use(
+                ThresholdState.of_earlier(
+                    config, float(self._image_threshold), float(self._pixel_threshold)
+                )
+            )
             return
         state = ThresholdState.restored(config[_STATE])
         rate = self._asked.get("false_alarm_rate", state.false_alarm_rate)
@@ -487,13 +548,14 @@ def _same(one: float, other: float) -> bool:
 
 
 class NominalPostProcessor(SgfrPostProcessor):
-    """A threshold at a chosen rate of false alarms from good images alone, whatever there is in validation.
+    """A threshold at a chosen rate of false alarms from good images alone, whatever there is in
+    validation.
 
     :class:`SgfrPostProcessor` with a rate.
 
     Args:
-        false_alarm_rate (float | None): Share of good images that may be labelled anomalous. ``None`` for 1%, or a
-            checkpoint's.
+        false_alarm_rate (float | None): Share of good images that may be labelled anomalous.
+            ``None`` for 1%, or a checkpoint's.
         held_out (str | None): As in :class:`SgfrPostProcessor`; so for the others.
         group (str | None): What makes a part.
         images (int | None): Most images to score.

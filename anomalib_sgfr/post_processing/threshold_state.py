@@ -1,4 +1,6 @@
-"""The state of a threshold: its value, what was asked for, and the scores that it is calibrated on, as one object."""
+"""The state of a threshold: its value, what was asked for, and the scores that it is calibrated on,
+as one object.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,32 +21,38 @@ from anomalib_sgfr.post_processing.thresholds import (
 __all__ = ["DEFAULT_RATE", "Chosen", "ThresholdState"]
 
 DEFAULT_RATE = 0.01
-_LABELLED = 5  # least validation images of each kind whose masks choose the pixels' threshold, as for a sign test
+# least validation images of each kind whose masks choose the pixels' threshold, as for a sign test
+_LABELLED = 5
 
 Chosen: TypeAlias = Literal["none", "good", "labels", "hand", "unknown"]
 
 
 class ThresholdState(NamedTuple):
-    """Threshold of a model: made whole by :meth:`chosen`, replaced whole, and kept whole in a checkpoint.
+    """Threshold of a model: made whole by :meth:`chosen`, replaced whole, and kept whole in a
+    checkpoint.
 
     Attributes:
         scores (CalibrationScores): Calibration scores.
-        false_alarm_rate (float | None): Share of good images that may be labelled anomalous, if one was asked for; then
-            good images alone choose.
+        false_alarm_rate (float | None): Share of good images that may be labelled anomalous, if one
+            was asked for; then good images alone choose.
         value (float | None): Threshold of the raw score that was set by hand.
         read_from (tuple[str, ...]): Images from whose scores that value was read, if it was.
-        forced (tuple[str, ...]): Images that were taken for good against objections, see ``--force`` of the commands.
+        forced (tuple[str, ...]): Images that were taken for good against objections, see
+            ``--force`` of the commands.
         group (str | None): Regular expression that names the part in an image's path; see
             :func:`~anomalib_sgfr.post_processing.calibration_scores.unit_of`.
-        masks (float | None): Threshold of the raw map that masks of labelled defects suggest; taken where there are
-            enough labelled images.
+        masks (float | None): Threshold of the raw map that masks of labelled defects suggest; taken
+            where there are enough labelled images.
         image (float): Threshold of the raw score; NaN for none.
         pixel (float): Threshold of the raw map.
-        peak (float): Threshold of the raw map that only as many good images exceed anywhere as exceed ``image``.
-        by (Chosen): What chose it: nothing, good images alone, labelled images, a hand, or scores that are not kept.
+        peak (float): Threshold of the raw map that only as many good images exceed anywhere as
+            exceed ``image``.
+        by (Chosen): What chose it: nothing, good images alone, labelled images, a hand, or scores
+            that are not kept.
         power (float): Exponent of the score in its normalised form, see
             :class:`~anomalib_sgfr.post_processing.normalisation.ReportingScale`.
-        linear (bool): Whether scores are normalised as anomalib does: for a checkpoint of its own post-processor.
+        linear (bool): Whether scores are normalised as anomalib does: for a checkpoint of its own
+            post-processor.
     """
 
     scores: CalibrationScores = CalibrationScores()
@@ -73,7 +81,9 @@ class ThresholdState(NamedTuple):
 
     @property
     def learns_from_validation(self) -> bool:
-        """Whether validation images have a say: not where a rate or the threshold itself was asked for."""
+        """Whether validation images have a say: not where a rate or the threshold itself was asked
+        for.
+        """
         return self.false_alarm_rate is None and self.value is None
 
     @property
@@ -87,7 +97,11 @@ class ThresholdState(NamedTuple):
         good, bad = self.scores.good, self.scores.defective
         if self.by == "hand":
             images = len(self.read_from)
-            return f"a value set by hand, read from {images} images" if images else "a value set by hand"
+            return (
+                f"a value set by hand, read from {images} images"
+                if images
+                else "a value set by hand"
+            )
         if self.by == "unknown":
             return "scores that are not kept"
         if self.by == "none":
@@ -97,12 +111,18 @@ class ThresholdState(NamedTuple):
         else:
             said = good.said(self.group, self.rate)
         outdated, forced = self.scores.current.count(False), len(self.forced)
-        said = f"{said}; {outdated} of them could not be scored again after the banks changed" if outdated else said
+        said = (
+            f"{said}; {outdated} of them could not be scored again after the banks changed"
+            if outdated
+            else said
+        )
         return f"{said}; {forced} of them were taken for good by --force" if forced else said
 
     @property
     def chosen_by(self) -> tuple[str, ...]:
-        """Files of the images that chose the threshold: those whose rate of false alarms it says least about."""
+        """Files of the images that chose the threshold: those whose rate of false alarms it says
+        least about.
+        """
         if self.by == "hand":
             return self.read_from
         if self.by == "labels":
@@ -111,11 +131,15 @@ class ThresholdState(NamedTuple):
 
     @property
     def warning(self) -> str | None:
-        """One sentence about a threshold that too few good images support; ``None`` where there is none."""
+        """One sentence about a threshold that too few good images support; ``None`` where there is
+        none.
+        """
         return few_units_warning(self.units, self.rate) if self.by == "good" else None
 
     def chosen(self) -> "ThresholdState":
-        """The same scores and requests with the threshold that they give; none where there is nothing to choose by."""
+        """The same scores and requests with the threshold that they give; none where there is
+        nothing to choose by.
+        """
         if not self.scores.good.scores:
             value = math.nan if self.value is None else self.value
             return self._settled(value, value, "none" if self.value is None else "hand")
@@ -130,19 +154,28 @@ class ThresholdState(NamedTuple):
             chosen, by = self._combined()
             chosen = clear_of(chosen, self.scores.good.scores)
         # the peaks' is as much above what good images give as the scores'
-        return self._settled(chosen, chosen * peak / image if image > 0.0 else max(chosen, peak), by)
+        return self._settled(
+            chosen, chosen * peak / image if image > 0.0 else max(chosen, peak), by
+        )
 
     def _of_good(self) -> tuple[float, float]:
-        """Thresholds of scores, and of the peaks of maps, that good images exceed at the rate; clear of any of them."""
+        """Thresholds of scores, and of the peaks of maps, that good images exceed at the rate;
+        clear of any of them.
+        """
         good, units = self.scores.good, self.scores.good.units(self.group)
         image, peak = (
-            clear_of(conformal_threshold(values, self.rate, units), values) for values in (good.scores, good.peaks)
+            clear_of(conformal_threshold(values, self.rate, units), values)
+            for values in (good.scores, good.peaks)
         )
         return image, peak
 
     def _combined(self) -> Decision:
         """Threshold of scores from good and labelled images."""
-        tested, bad, good = self.scores.of_kind(Split.HELD_OUT), self.scores.defective, self.scores.good
+        tested, bad, good = (
+            self.scores.of_kind(Split.HELD_OUT),
+            self.scores.defective,
+            self.scores.good,
+        )
         return combined_threshold(
             good=tested.scores,
             bad=bad.scores,
@@ -154,20 +187,25 @@ class ThresholdState(NamedTuple):
         )
 
     def _settled(self, image: float, peak: float, by: Chosen) -> "ThresholdState":
-        fewest = min(len(self.scores.of_kind(Split.HELD_OUT).scores), len(self.scores.defective.scores))
+        fewest = min(
+            len(self.scores.of_kind(Split.HELD_OUT).scores), len(self.scores.defective.scores)
+        )
         enough = self.learns_from_validation and fewest >= _LABELLED
         pixel = self.masks if enough and self.masks is not None else peak
         # in the precision that scores are compared in
         image, pixel, peak = (float(np.float32(each)) for each in (image, pixel, peak))
         return self._replace(image=image, pixel=pixel, peak=peak, by=by, linear=False)
 
-    def validated(self, seen: CalibrationScores, masks: float | None, trained_on: Sequence[str]) -> "ThresholdState":
+    def validated(
+        self, seen: CalibrationScores, masks: float | None, trained_on: Sequence[str]
+    ) -> "ThresholdState":
         """With labelled validation images, chosen anew.
 
         Args:
             seen (CalibrationScores): Their scores.
             masks (float | None): Threshold of the raw map that their masks suggest.
-            trained_on (Sequence[str]): Training images: as good ones of ``seen`` they prove nothing, and are left out.
+            trained_on (Sequence[str]): Training images: as good ones of ``seen`` they prove
+                nothing, and are left out.
         """
         fresh = seen.defective.joined(seen.good.excluding(trained_on))
         return self._replace(scores=self.scores.joined(fresh), masks=masks).chosen()
@@ -215,8 +253,13 @@ class ThresholdState(NamedTuple):
         by: Chosen = "hand" if self.value is not None else "unknown"
         peak = pixel
         if self.scores.good.scores:
-            good, units = self.scores.good, self.scores.good.units(self.group)  # as before thresholds were cleared
-            its_image, its_peak = (conformal_threshold(each, self.rate, units) for each in (good.scores, good.peaks))
+            good, units = (
+                self.scores.good,
+                self.scores.good.units(self.group),
+            )  # as before thresholds were cleared
+            its_image, its_peak = (
+                conformal_threshold(each, self.rate, units) for each in (good.scores, good.peaks)
+            )
             peak = image * its_peak / its_image if its_image > 0.0 else image
             if self.value is None and math.isclose(image, its_image, rel_tol=1e-6):
                 by = "good"

@@ -1,4 +1,5 @@
-"""What a report says of the model: banks and certificate, arguments, how it was fitted, and whom it suspects.
+"""What a report says of the model: banks and certificate, arguments, how it was fitted, and whom it
+suspects.
 
 Lightning callback that writes a report of a test or a prediction.
 """
@@ -32,7 +33,15 @@ from anomalib_sgfr.report.contents import (
 )
 from anomalib_sgfr.report.crops import Gallery, displayed
 from anomalib_sgfr.report.fit_record import versions
-from anomalib_sgfr.report.media import BUDGET, aspect_of, mimic_of, outline, small_heat, training_picture, webp
+from anomalib_sgfr.report.media import (
+    BUDGET,
+    aspect_of,
+    mimic_of,
+    outline,
+    small_heat,
+    training_picture,
+    webp,
+)
 from anomalib_sgfr.report.page import rendered, write_page
 from anomalib_sgfr.report.score_table import Scored, scored_in, threshold_of
 from anomalib_sgfr.report.statistics import RegionOverlap, known_among
@@ -87,7 +96,9 @@ def _scales(model: SgfrModel) -> list[ScaleFacts]:
     found = []
     embedder, banks = model.embedder, model.banks
     for scale, bank, bound in zip(embedder.scales, banks, model.certificate().scales, strict=True):
-        heard = [name for name, hears in (("map", scale.in_map), ("score", scale.in_score)) if hears]
+        heard = [
+            name for name, hears in (("map", scale.in_map), ("score", scale.in_score)) if hears
+        ]
         counts, _ = bound.histogram(_BINS)
         found.append(
             ScaleFacts(
@@ -108,16 +119,21 @@ def _scales(model: SgfrModel) -> list[ScaleFacts]:
 def _arguments(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
     plain = [(name, value) for name, value in arguments.items() if name not in _LEFT_OUT]
     return [
-        (name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)) for name, value in plain
+        (name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+        for name, value in plain
     ]
 
 
 def _suspects(module: Any) -> tuple[list[Suspect], int]:  # noqa: ANN401
-    """Training images that are rebuilt worst without their own atoms, by what is known already or by looking."""
+    """Training images that are rebuilt worst without their own atoms, by what is known already or
+    by looking.
+    """
     model, processor = module.model, module.post_processor
     scores: list[tuple[str, float]]
     calibration_scores = getattr(processor, "calibration_scores", CalibrationScores())
-    training = calibration_scores.subset([kind == Split.TRAINING for kind in calibration_scores.kinds])
+    training = calibration_scores.subset(
+        [kind == Split.TRAINING for kind in calibration_scores.kinds]
+    )
     if getattr(module, "suspects", None):
         scores = list(module.suspects)
     elif training.scores:
@@ -126,12 +142,19 @@ def _suspects(module: Any) -> tuple[list[Suspect], int]:  # noqa: ANN401
         there = [path for path in model.images if Path(path).is_file()]
         group = getattr(processor, "group", None)
         chosen = spread_over(there, _LOOKED_AT, group)
-        found = nominal_scores(model, module.pre_processor, chosen, group=group).scores if chosen else []
+        found = (
+            nominal_scores(model, module.pre_processor, chosen, group=group).scores
+            if chosen
+            else []
+        )
         scores = list(zip(chosen, found, strict=True))
     worst = sorted(scores, key=lambda item: -item[1])[:_SUSPECTS]
     reported = getattr(processor, "reported", float)
     pictures = [training_picture(path, module.pre_processor, model.bit_depth) for path, _ in worst]
-    suspects = [Suspect(path, reported(score), picture) for (path, score), picture in zip(worst, pictures, strict=True)]
+    suspects = [
+        Suspect(path, reported(score), picture)
+        for (path, score), picture in zip(worst, pictures, strict=True)
+    ]
     return suspects, len(scores)
 
 
@@ -140,21 +163,24 @@ _SIDE, _FEWER_SIDE, _FEW = 256, 384, 120  # pixels along a picture; larger where
 
 
 class Report(Afterwards):
-    """Write ``report.html``, one file that shows a test or a prediction to whoever decides; for ``trainer.callbacks``.
+    """Write ``report.html``, one file that shows a test or a prediction to whoever decides; for
+    ``trainer.callbacks``.
 
     It holds all it shows, and opens anywhere without a network. Several processes write one.
 
     Args:
         file (str | Path | None): The page; ``None`` for ``report.html`` in the run's folder.
-        group (str | None): Regular expression that names the product, camera ... in an image's path: a line of the
-            table for each.
-        pictures (int): Most images to show with pictures. Of all others there is the score. Defaults to ``500``.
+        group (str | None): Regular expression that names the product, camera ... in an image's
+            path: a line of the table for each.
+        pictures (int): Most images to show with pictures. Of all others there is the score.
+            Defaults to ``500``.
 
     Attributes:
         units (list[Unit]): Images that this process has seen in the run.
         checkpoint (str): The model's file; found out if it is empty.
         kinds (Mapping[str, str]): Kind of defect by path, where the folder's name is not that.
-        unreadable (Mapping[Any, str]): Files that could not be read, and why: read when the run has ended.
+        unreadable (Mapping[Any, str]): Files that could not be read, and why: read when the run has
+            ended.
         digest (Digest | None): What the page of the latest run shows.
         written (Path | None): The page of the latest run, once it is there.
         failed (str): Why it is not.
@@ -163,7 +189,9 @@ class Report(Afterwards):
         ValueError: If ``pictures`` is negative, or ``group`` is not a regular expression.
     """
 
-    def __init__(self, file: str | Path | None = None, group: str | None = None, pictures: int = 500) -> None:
+    def __init__(
+        self, file: str | Path | None = None, group: str | None = None, pictures: int = 500
+    ) -> None:
         super().__init__()
         if pictures < 0:
             msg = f"pictures must be at least 0, got {pictures}."
@@ -245,9 +273,17 @@ class Report(Afterwards):
             shown = displayed(module.pre_processor, outputs.image[index])
             heat = outputs.anomaly_map[index].squeeze().float().cpu().numpy()
             level = _level(module.post_processor)
-            mask = None if outputs.gt_mask is None else outputs.gt_mask[index].squeeze().float().cpu().numpy()
+            mask = (
+                None
+                if outputs.gt_mask is None
+                else outputs.gt_mask[index].squeeze().float().cpu().numpy()
+            )
             return Picture(
-                image=webp(shown, _FEWER_SIDE if self.pictures <= _FEW else _SIDE, BUDGET // max(self.pictures, 1)),
+                image=webp(
+                    shown,
+                    _FEWER_SIDE if self.pictures <= _FEW else _SIDE,
+                    BUDGET // max(self.pictures, 1),
+                ),
                 heat=small_heat(heat),
                 outline="" if level is None else outline(heat, level),
                 truth="" if mask is None else outline(mask, 0.5),
@@ -261,7 +297,11 @@ class Report(Afterwards):
         every = gathered(self.units)
         if not trainer.is_global_zero:
             return
-        file = Path(self.file) if self.file is not None else Path(trainer.default_root_dir) / "report.html"
+        file = (
+            Path(self.file)
+            if self.file is not None
+            else Path(trainer.default_root_dir) / "report.html"
+        )
         try:
             self.digest = self._digest(trainer, module, _each_once(every), alone=len(every) == 1)
             write_page(rendered(self.digest), file)
@@ -272,7 +312,14 @@ class Report(Afterwards):
             self.written = file
             logger.info("Report: %s", file)
 
-    def _digest(self, trainer: Trainer, module: Any, units: Sequence[Unit], *, alone: bool) -> Digest:  # noqa: ANN401
+    def _digest(
+        self,
+        trainer: Trainer,
+        module: Any,
+        units: Sequence[Unit],
+        *,
+        alone: bool,
+    ) -> Digest:
         processor = module.post_processor
         threshold, state = threshold_of(processor), getattr(processor, "state", ThresholdState())
         units = _with_kinds(pruned(units, threshold, self.pictures), self.kinds)
@@ -286,20 +333,29 @@ class Report(Afterwards):
             except ValueError as error:
                 notes.append(str(error))
                 group = None
-        curve, note = self._regions.curve() if alone else (None, "Several processes do not share their masks.")
+        curve, note = (
+            self._regions.curve()
+            if alone
+            else (None, "Several processes do not share their masks.")
+        )
         model, prepared = module.model, module.pre_processor
         gallery = Gallery(model, prepared)
         first = by_importance(units, threshold, _EXPLAINED)
         explained = [place for place in first if units[place].picture is not None]
         mimics: dict[int, Mimic] = {
             place: mimic_of(model, prepared, units[place].scored.image, gallery)
-            for place in progress(explained, len(explained), "Explanations", shown=bar_is_on(trainer))
+            for place in progress(
+                explained, len(explained), "Explanations", shown=bar_is_on(trainer)
+            )
         }
         return Digest(
             units=units,
             threshold=threshold,
             heat_threshold=_level(processor),
-            scaled=bool(getattr(processor, "is_set", True) and getattr(processor, "enable_normalization", True)),
+            scaled=bool(
+                getattr(processor, "is_set", True)
+                and getattr(processor, "enable_normalization", True)
+            ),
             basis=getattr(processor, "basis", "what anomalib's post-processor found"),
             nominal_units=state.units,
             model=facts_of(module, self.checkpoint or _checkpoint(trainer)),
@@ -318,9 +374,13 @@ class Report(Afterwards):
 def _with_what_is_known(
     units: Sequence[Unit], state: ThresholdState, trained_on: Sequence[str]
 ) -> tuple[list[Unit], int]:
-    """Units that say whether they chose the threshold or were trained on; and how many their names alone tell of."""
+    """Units that say whether they chose the threshold or were trained on; and how many their names
+    alone tell of.
+    """
     paths = [unit.scored.image for unit in units]
-    trained, by_name = known_among(paths, [*trained_on, *state.scores.of_kind(Split.TRAINING).paths])
+    trained, by_name = known_among(
+        paths, [*trained_on, *state.scores.of_kind(Split.TRAINING).paths]
+    )
     chose, also = known_among(paths, state.chosen_by)
     found = [
         unit._replace(trained_on=its_trained, chose=its_chose)
@@ -331,7 +391,9 @@ def _with_what_is_known(
 
 def _level(processor: Any) -> float | None:  # noqa: ANN401
     """Threshold of pixels in the map as it is reported, if there is one."""
-    if not getattr(processor, "is_set", True) or not hasattr(processor, "normalized_pixel_threshold"):
+    if not getattr(processor, "is_set", True) or not hasattr(
+        processor, "normalized_pixel_threshold"
+    ):
         return None
     level = float(processor.normalized_pixel_threshold)
     return level if level == level else None  # noqa: PLR0124  # NaN
@@ -340,7 +402,9 @@ def _level(processor: Any) -> float | None:  # noqa: ANN401
 def _aspect(pre_processor: Any, path: str, height: int, width: int) -> float:  # noqa: ANN401
     """Of the file, where the model saw all of it; of what it saw otherwise."""
     try:
-        whole = all(step[0] == "resize" for step in steps_of(getattr(pre_processor, "transform", None)))
+        whole = all(
+            step[0] == "resize" for step in steps_of(getattr(pre_processor, "transform", None))
+        )
     except ValueError:
         whole = False
     return aspect_of(path, height, width) if whole and path else width / height
@@ -358,7 +422,9 @@ def _each_once(every: Sequence[Sequence[Unit]]) -> list[Unit]:
     if len(every) == 1:
         return list(every[0])
     once = {unit.scored.image: unit for part in every for unit in part if unit.scored.image}
-    return [once[path] for path in sorted(once)] + [unit for part in every for unit in part if not unit.scored.image]
+    return [once[path] for path in sorted(once)] + [
+        unit for part in every for unit in part if not unit.scored.image
+    ]
 
 
 def _with_kinds(units: Sequence[Unit], kinds: Mapping[str, str]) -> list[Unit]:
@@ -371,6 +437,12 @@ def _with_kinds(units: Sequence[Unit], kinds: Mapping[str, str]) -> list[Unit]:
         if scored.truth is None:
             return ""
         folder = PurePath(scored.image).parent
-        return "good" if not scored.truth else "defect" if str(folder) in folders else folder.name or "defect"
+        return (
+            "good"
+            if not scored.truth
+            else "defect"
+            if str(folder) in folders
+            else folder.name or "defect"
+        )
 
     return [unit._replace(kind=kind_of(unit.scored)) for unit in units]

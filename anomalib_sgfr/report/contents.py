@@ -40,7 +40,8 @@ class Picture(NamedTuple):
     Attributes:
         image (bytes): What the model saw, WebP.
         heat (NDArray[np.float16]): Its anomaly map as it is reported, small, shape ``(h, w)``.
-        outline (str): Where the map exceeds the threshold of pixels: an SVG path in a square of 1,000.
+        outline (str): Where the map exceeds the threshold of pixels: an SVG path in a square of
+            1,000.
         truth (str): The same of the defect, where a mask marks it.
         aspect (float): Width over height, as the file has it.
     """
@@ -56,9 +57,11 @@ class Unit(NamedTuple):
     """An image of the run.
 
     Attributes:
-        scored (Scored): Its file, score, label, truth, and the pixel of the file that raised the score.
+        scored (Scored): Its file, score, label, truth, and the pixel of the file that raised the
+            score.
         kind (str): Of defect; ``"good"``, or empty where the truth is not known.
-        place (tuple[float, float] | None): What raised the score, as shares of width and height of what the model saw.
+        place (tuple[float, float] | None): What raised the score, as shares of width and height of
+            what the model saw.
         picture (Picture | None): ``None`` where it is left out.
         trained_on (bool): Whether the model was trained on it.
         chose (bool): Whether it is one of the images that chose the threshold.
@@ -137,7 +140,8 @@ class ScaleFacts(NamedTuple):
         patches (int): Nominal patches that it stands for.
         mean (float): Their residuals average to no more.
         largest (float): None is larger.
-        histogram (list[int]): Patches by the bound of their residual, in bins of equal width up to ``largest``.
+        histogram (list[int]): Patches by the bound of their residual, in bins of equal width up to
+            ``largest``.
     """
 
     layers: str
@@ -200,7 +204,8 @@ class Digest(NamedTuple):
 
     Attributes:
         units (list[Unit]): All images of the run.
-        threshold (float | None): In force, of scores as they are reported; ``None`` if there is none.
+        threshold (float | None): In force, of scores as they are reported; ``None`` if there is
+            none.
         heat_threshold (float | None): Of pixels.
         scaled (bool): Whether scores and maps are reported between zero and one.
         basis (str): What the threshold is calibrated on, in words.
@@ -238,9 +243,10 @@ class Digest(NamedTuple):
 def by_importance(units: Sequence[Unit], threshold: float | None, most: int) -> list[int]:
     """Places of the images that matter most, the first first.
 
-    Mistakes come first, the farthest from the threshold before the others; what room is left goes half to the images
-    nearest the threshold, and half to the highest scores. What is chosen among some of the images is chosen among all
-    of them or was crowded out, so that a stream can be pruned as it comes.
+    Mistakes come first, the farthest from the threshold before the others; what room is left goes
+    half to the images nearest the threshold, and half to the highest scores. What is chosen among
+    some of the images is chosen among all of them or was crowded out, so that a stream can be
+    pruned as it comes.
 
     Args:
         units (Sequence[Unit]): Images.
@@ -256,7 +262,8 @@ def by_importance(units: Sequence[Unit], threshold: float | None, most: int) -> 
     wrong = [
         place
         for place in reversed(nearest)
-        if units[place].scored.truth is not None and units[place].scored.truth != int(scores[place] > threshold)
+        if units[place].scored.truth is not None
+        and units[place].scored.truth != int(scores[place] > threshold)
     ]
     found = dict.fromkeys(wrong[:most])
     half = len(found) + (most - len(found) + 1) // 2
@@ -271,13 +278,19 @@ def by_importance(units: Sequence[Unit], threshold: float | None, most: int) -> 
 def pruned(units: Sequence[Unit], threshold: float | None, most: int) -> list[Unit]:
     """The same images, without the pictures that there is no room for."""
     held = [place for place, unit in enumerate(units) if unit.picture is not None]
-    kept = {held[place] for place in by_importance([units[place] for place in held], threshold, most)}
-    return [unit if place in kept else unit._replace(picture=None) for place, unit in enumerate(units)]
+    kept = {
+        held[place] for place in by_importance([units[place] for place in held], threshold, most)
+    }
+    return [
+        unit if place in kept else unit._replace(picture=None) for place, unit in enumerate(units)
+    ]
 
 
 def counts_of(units: Sequence[Unit], threshold: float) -> Counts:
     """What a threshold makes of images."""
-    return Counts.at(threshold, [unit.scored.score for unit in units], [unit.scored.truth for unit in units])
+    return Counts.at(
+        threshold, [unit.scored.score for unit in units], [unit.scored.truth for unit in units]
+    )
 
 
 def tables_of(digest: Digest, threshold: float) -> dict[str, list[Line]]:
@@ -305,12 +318,16 @@ def figures(digest: Digest) -> dict[str, Any]:
         digest (Digest): What the page shows.
 
     Returns:
-        dict[str, Any]: Can be written as JSON. ``new`` counts images that neither chose the threshold nor were trained
-        on, ``all`` all; rates come with intervals of 95%. ``images`` has the columns of the table of scores, ``kind``,
-        ``group``, ``trained_on`` and ``chose_threshold``.
+        dict[str, Any]: Can be written as JSON. ``new`` counts images that neither chose the
+        threshold nor were trained on, ``all`` all; rates come with intervals of 95%. ``images`` has
+        the columns of the table of scores, ``kind``, ``group``, ``trained_on`` and
+        ``chose_threshold``.
     """
     new = [unit for unit in digest.units if unit.is_new]
-    good, bad = ([unit.scored.score for unit in digest.units if unit.scored.truth == truth] for truth in (0, 1))
+    good, bad = (
+        [unit.scored.score for unit in digest.units if unit.scored.truth == truth]
+        for truth in (0, 1)
+    )
     threshold = digest.threshold
     found: dict[str, Any] = {
         "made": digest.made,
@@ -333,7 +350,8 @@ def figures(digest: Digest) -> dict[str, Any]:
     }
     for name, table in tables_of(digest, threshold).items() if threshold is not None else ():
         found[f"by_{name}"] = {
-            line.name: {**_rates(line.counts), "left_out": line.left_out, "auroc": line.auroc} for line in table
+            line.name: {**_rates(line.counts), "left_out": line.left_out, "auroc": line.auroc}
+            for line in table
         }
     return found
 

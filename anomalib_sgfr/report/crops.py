@@ -1,4 +1,6 @@
-"""Crops of images as the model saw them: of a training image while it is there, a thumbnail when it is gone."""
+"""Crops of images as the model saw them: of a training image while it is there, a thumbnail when it
+is gone.
+"""
 
 from functools import lru_cache
 from typing import Any
@@ -28,9 +30,14 @@ def displayed(pre_processor: Any, image: Tensor) -> NDArray[np.float32]:  # noqa
     steps = list(transform.transforms) if isinstance(transform, Compose) else [transform]
     for step in reversed(steps):
         if isinstance(step, Normalize):
-            mean, std = (torch.tensor(values, device=image.device)[:, None, None] for values in (step.mean, step.std))
+            mean, std = (
+                torch.tensor(values, device=image.device)[:, None, None]
+                for values in (step.mean, step.std)
+            )
             image = image * std + mean
-    shown: NDArray[np.float32] = image.detach().float().cpu().clamp(0.0, 1.0).permute(1, 2, 0).numpy()
+    shown: NDArray[np.float32] = (
+        image.detach().float().cpu().clamp(0.0, 1.0).permute(1, 2, 0).numpy()
+    )
     return shown
 
 
@@ -61,7 +68,11 @@ class Gallery:
     def _load(self, path: str) -> NDArray[np.float32] | None:
         try:
             image = read_prepared(path, self._pre_processor, self._bit_depth)
-        except (OSError, ValueError, SyntaxError):  # gone, or not an image any more, as Pillow's readers say it
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+        ):  # gone, or not an image any more, as Pillow's readers say it
             return None
         return displayed(self._pre_processor, image)
 
@@ -81,18 +92,22 @@ class Gallery:
         return found
 
 
-def thumbnails(model: SgfrModel, pre_processor: Any, earlier: FittedState | None = None) -> list[Tensor]:  # noqa: ANN401
+def thumbnails(
+    model: SgfrModel,
+    pre_processor: Any,
+    earlier: FittedState | None = None,
+) -> list[Tensor]:
     """Thumbnails of all atoms.
 
     Args:
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
-        earlier (FittedState | None): What it was fitted to before: atoms of which there is a thumbnail keep it, also
-            when their images are gone.
+        earlier (FittedState | None): What it was fitted to before: atoms of which there is a
+            thumbnail keep it, also when their images are gone.
 
     Returns:
-        list[Tensor]: For each scale, shape ``(M, 24, 24, 3)``, ``uint8``: 1,728 bytes an atom; grey where an image
-        cannot be read.
+        list[Tensor]: For each scale, shape ``(M, 24, 24, 3)``, ``uint8``: 1,728 bytes an atom; grey
+        where an image cannot be read.
     """
     gallery = Gallery(model, pre_processor)
     pictures = []
@@ -107,7 +122,9 @@ def thumbnails(model: SgfrModel, pre_processor: Any, earlier: FittedState | None
             found = gallery.original(scale, atom)
             if found is not None:
                 pixels = torch.from_numpy(np.ascontiguousarray(found)).permute(2, 0, 1)[None]
-                small = functional.interpolate(pixels, (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True)
+                small = functional.interpolate(
+                    pixels, (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True
+                )
                 made[atom] = small[0].permute(1, 2, 0).mul(255.0).round().to(torch.uint8)
         pictures.append(made.to(bank.atoms.device))
     return pictures
@@ -124,4 +141,7 @@ def _by_place(state: MemoryBankState, images: list[str]) -> dict[tuple[str, ...]
 
 def _places(origin: Tensor, images: list[str]) -> list[tuple[str, ...]]:
     """Path of the image, and row, column and grid, of each atom; empty where that is not known."""
-    return [(images[number], *map(str, place)) if number >= 0 else () for number, *place in origin.tolist()]
+    return [
+        (images[number], *map(str, place)) if number >= 0 else ()
+        for number, *place in origin.tolist()
+    ]

@@ -1,4 +1,6 @@
-"""Why a part of an image is anomalous: which nominal patches rebuilt it, from where, and what was left."""
+"""Why a part of an image is anomalous: which nominal patches rebuilt it, from where, and what was
+left.
+"""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Contribution", "Explanation", "Reconstruction", "Region", "explain"]
 
-_APART = 6  # patches between the centres of two regions, at least: what is drawn around them does not overlap
+# patches between the centres of two regions, at least: what is drawn around them does not overlap
+_APART = 6
 _SHOWN = 5  # contributions of a solver that uses all atoms
 
 
@@ -29,8 +32,10 @@ class Contribution:
         image (str | None): Path of the training image that the atom began as a patch of, if known.
         row (int): Row of that patch in the image.
         column (int): Column of that patch in the image.
-        grid (tuple[int, int]): Rows and columns of that image's patches; -1 like the others where it is not known.
-        patches (int): Nominal patches the atom stands for; it is their mean, unless an update added it.
+        grid (tuple[int, int]): Rows and columns of that image's patches; -1 like the others where
+            it is not known.
+        patches (int): Nominal patches the atom stands for; it is their mean, unless an update added
+            it.
         spread (float): Root mean square of their distances from it, at most.
     """
 
@@ -55,10 +60,11 @@ class Reconstruction:
         row (int): Row of the patch.
         column (int): Column of the patch.
         residual (float): What the contributions leave of the patch, in the unit of the anomaly map.
-        nominal (float): Residuals of the nominal patches that the contributing atoms stand for average to no more, by
-            the certificate of the bank.
+        nominal (float): Residuals of the nominal patches that the contributing atoms stand for
+            average to no more, by the certificate of the bank.
         nominal_largest (float): None of those patches has a larger residual.
-        contributions (tuple[Contribution, ...]): What it was rebuilt from, the largest coefficient first.
+        contributions (tuple[Contribution, ...]): What it was rebuilt from, the largest coefficient
+            first.
     """
 
     scale: int
@@ -79,8 +85,8 @@ class Region:
         row (int): Row of the patch of the finest scale that the score hears.
         column (int): Column of that patch.
         score (float): Of the score map there.
-        reconstructions (tuple[Reconstruction, ...]): Of the patch that lies there, of each scale that the score hears,
-            the finest first.
+        reconstructions (tuple[Reconstruction, ...]): Of the patch that lies there, of each scale
+            that the score hears, the finest first.
     """
 
     row: int
@@ -101,8 +107,8 @@ class Explanation:
     Attributes:
         anomaly_map (Tensor): Raw map, shape ``(H, W)``.
         score_map (Tensor): What the score is the maximum of, shape ``(H, W)``.
-        residuals (tuple[Tensor, ...]): Residual of each patch over the bank's ``nominal``, for each scale of shape
-            ``(h, w)``, the finest first.
+        residuals (tuple[Tensor, ...]): Residual of each patch over the bank's ``nominal``, for each
+            scale of shape ``(h, w)``, the finest first.
         grid (tuple[int, int]): Rows and columns that the regions' places count in.
         regions (tuple[Region, ...]): The worst first: the place that raised the score.
     """
@@ -150,7 +156,13 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     places = _worst(coarse, regions)
     by_scale = [
         _reconstructions(
-            model, scale, certificate.scales[scale], embeddings[scale], residuals[scale], places, (rows, columns)
+            model,
+            scale,
+            certificate.scales[scale],
+            embeddings[scale],
+            residuals[scale],
+            places,
+            (rows, columns),
         )
         for scale in heard
     ]
@@ -159,7 +171,9 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
         for place, parts in zip(places, zip(*by_scale, strict=True), strict=True)
     ]
     of_scales = tuple(residual[0, 0] for residual in residuals)
-    return Explanation(ears.anomaly_map[0, 0], ears.score_map[0, 0], of_scales, (rows, columns), tuple(found))
+    return Explanation(
+        ears.anomaly_map[0, 0], ears.score_map[0, 0], of_scales, (rows, columns), tuple(found)
+    )
 
 
 def _reconstructions(
@@ -178,7 +192,9 @@ def _reconstructions(
     chosen = patches[[place.row * columns + place.column for place in own]]
     support, code = _code(model.banks[scale], chosen)
     found = []
-    for (row, column, grid), patch, its_support, its_code in zip(own, chosen, support, code, strict=True):
+    for (row, column, grid), patch, its_support, its_code in zip(
+        own, chosen, support, code, strict=True
+    ):
         counts = certificate.counts[its_support]
         found.append(
             Reconstruction(
@@ -187,7 +203,9 @@ def _reconstructions(
                 row=row,
                 column=column,
                 residual=float(residual[0, 0, row, column]),
-                nominal=float((certificate.means[its_support] * counts).sum() / counts.sum().clamp_min(1)),
+                nominal=float(
+                    (certificate.means[its_support] * counts).sum() / counts.sum().clamp_min(1)
+                ),
                 nominal_largest=float(certificate.bounds[its_support].amax()),
                 contributions=_contributions(model, scale, patch, its_support, its_code),
             )
@@ -202,7 +220,9 @@ def _worst(scores: Tensor, number: int) -> list[tuple[int, int]]:
     while len(places) < number and bool((left > -torch.inf).any()):
         row, column = divmod(int(left.argmax()), scores.shape[1])
         places.append((row, column))
-        left[max(0, row - _APART + 1) : row + _APART, max(0, column - _APART + 1) : column + _APART] = -torch.inf
+        left[
+            max(0, row - _APART + 1) : row + _APART, max(0, column - _APART + 1) : column + _APART
+        ] = -torch.inf
     return places
 
 
@@ -210,12 +230,16 @@ def _code(bank: MemoryBank, patches: Tensor) -> tuple[Tensor, Tensor]:
     """Atoms and their coefficients, each ``(N, k)``, for patches ``(N, d)``."""
     if bank.solver == "ridge":
         code = self_expression.ridge_code(patches, bank.atoms, bank.regularisation)
-        support = (code.abs() * bank.atoms.norm(dim=1)).topk(min(_SHOWN, len(bank.atoms)), dim=1).indices
+        support = (
+            (code.abs() * bank.atoms.norm(dim=1)).topk(min(_SHOWN, len(bank.atoms)), dim=1).indices
+        )
         return support, code.gather(1, support)
     if bank.solver == "omp":
         expression = self_expression.omp(patches, bank.atoms, bank.num_atoms)
     else:
-        expression = self_expression.affine(patches, bank.atoms, bank.num_atoms, bank.regularisation)
+        expression = self_expression.affine(
+            patches, bank.atoms, bank.num_atoms, bank.regularisation
+        )
     return expression.support, expression.code
 
 

@@ -1,4 +1,6 @@
-"""The mimic view: a figure of why an image is anomalous, in crops of the nominal images that rebuilt it."""
+"""The mimic view: a figure of why an image is anomalous, in crops of the nominal images that
+rebuilt it.
+"""
 
 import logging
 import warnings
@@ -36,7 +38,8 @@ def draw(
     title: str = "",
     gallery: Gallery | None = None,
 ) -> "Figure":
-    """Draw an image, its map, its truth if known, and for its worst regions the nominal patches that rebuilt them.
+    """Draw an image, its map, its truth if known, and for its worst regions the nominal patches
+    that rebuilt them.
 
     Args:
         model (SgfrModel): A fitted model.
@@ -56,7 +59,11 @@ def draw(
     found = explain(model, image) if explanation is None else explanation
     gallery = gallery or Gallery(model, pre_processor)
     shown = displayed(pre_processor, image)
-    rebuilt = [(number, part) for number, region in enumerate(found.regions, 1) for part in region.reconstructions]
+    rebuilt = [
+        (number, part)
+        for number, region in enumerate(found.regions, 1)
+        for part in region.reconstructions
+    ]
     across = max(3, 1 + max(len(part.contributions) for _, part in rebuilt))
     figure = Figure(figsize=(1.5 * across, 3.2 + 1.9 * len(rebuilt)), layout="constrained", dpi=110)
     heights = [3.0] + [1.8] * len(rebuilt)
@@ -76,7 +83,9 @@ def draw(
         window = PatchIndex(region.row, region.column, found.grid).window(shown.shape[:2], CONTEXT)
         corner = (window.left, window.top)
         for axis in views[:2]:
-            axis.add_patch(Rectangle(corner, window.width, window.height, fill=False, color="cyan", lw=1.2))
+            axis.add_patch(
+                Rectangle(corner, window.width, window.height, fill=False, color="cyan", lw=1.2)
+            )
             axis.text(*corner, str(number), color="cyan", fontsize="small", va="bottom")
     for axis in views:
         axis.set_axis_off()
@@ -84,8 +93,9 @@ def draw(
     for (number, part), row in zip(rebuilt, rows, strict=True):
         axes: list[Axes] = list(np.atleast_1d(row.subplots(1, across)))
         row.suptitle(
-            f"{number}, patches of {shown.shape[0] / part.grid[0]:.0f} pixels: residual {part.residual:.3g}; "
-            f"nominal ones of its kind leave at most {part.nominal:.3g} on average, {part.nominal_largest:.3g} singly",
+            f"{number}, patches of {shown.shape[0] / part.grid[0]:.0f} pixels: residual"
+            f" {part.residual:.3g}; nominal ones of its kind leave at most {part.nominal:.3g} on"
+            f" average, {part.nominal_largest:.3g} singly",
             fontsize="small",
         )
         axes[0].imshow(crop(shown, PatchIndex(part.row, part.column, part.grid)))
@@ -94,7 +104,13 @@ def draw(
             seen = gallery.crop(part.scale, contribution.atom)
             if seen is None:
                 axis.text(
-                    0.5, 0.5, "image\nis gone", ha="center", va="center", transform=axis.transAxes, fontsize="x-small"
+                    0.5,
+                    0.5,
+                    "image\nis gone",
+                    ha="center",
+                    va="center",
+                    transform=axis.transAxes,
+                    fontsize="x-small",
                 )
             else:
                 axis.imshow(seen, vmin=0, vmax=1)
@@ -108,8 +124,8 @@ def draw(
 class MimicView(Callback):
     """Draw the mimic view of every image that is predicted or tested; for ``trainer.callbacks``.
 
-    A figure has the image's path below the folder that holds all images of the run; where all are in one folder, that
-    folder's name and the image's.
+    A figure has the image's path below the folder that holds all images of the run; where all are
+    in one folder, that folder's name and the image's.
 
     Args:
         folder (str | None): Where to; ``mimic`` in the run's folder by default.
@@ -120,7 +136,9 @@ class MimicView(Callback):
         ValueError: If ``regions`` is below one.
     """
 
-    def __init__(self, folder: str | None = None, regions: int = 3, only_anomalous: bool = False) -> None:
+    def __init__(
+        self, folder: str | None = None, regions: int = 3, only_anomalous: bool = False
+    ) -> None:
         super().__init__()
         if regions < 1:
             msg = f"regions must be at least 1, got {regions}."
@@ -158,25 +176,43 @@ class MimicView(Callback):
     ) -> None:
         """Draw the images of a batch."""
         del batch, batch_idx
-        self._draw(trainer, pl_module, outputs, raised_at(trainer, pl_module, outputs, dataloader_idx)[0])
+        self._draw(
+            trainer, pl_module, outputs, raised_at(trainer, pl_module, outputs, dataloader_idx)[0]
+        )
 
     on_test_batch_end = on_predict_batch_end
 
-    def _draw(self, trainer: Trainer, model: Any, batch: Any, pixels: Sequence[tuple[int, int] | None]) -> None:  # noqa: ANN401
+    def _draw(
+        self,
+        trainer: Trainer,
+        model: Any,
+        batch: Any,
+        pixels: Sequence[tuple[int, int] | None],
+    ) -> None:
         folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "mimic"
         paths: Sequence[Any] = batch.image_path or [
             f"image{len(self._drawn) + index}" for index in range(len(batch.image))
         ]
         for index, path in enumerate(paths):
-            if self.only_anomalous and batch.pred_label is not None and not bool(batch.pred_label[index]):
+            if (
+                self.only_anomalous
+                and batch.pred_label is not None
+                and not bool(batch.pred_label[index])
+            ):
                 continue
             image = batch.image[index]
             truth = None if batch.gt_mask is None else batch.gt_mask[index].squeeze().cpu().numpy()
-            title = str(path) if batch.pred_score is None else f"{path}, score {float(batch.pred_score[index]):.3g}"
+            title = (
+                str(path)
+                if batch.pred_score is None
+                else f"{path}, score {float(batch.pred_score[index]):.3g}"
+            )
             pixel = pixels[index] if pixels else None
             title += f", raised at row {pixel[0]}, column {pixel[1]} of the file" if pixel else ""
             found = explain(model.model, image, self.regions)
-            figure = draw(model.model, model.pre_processor, image, found, truth, title, self._gallery)
+            figure = draw(
+                model.model, model.pre_processor, image, found, truth, title, self._gallery
+            )
             save(figure, self._target(folder, str(path)))
 
     def _target(self, folder: Path, path: str) -> Path:
@@ -192,7 +228,9 @@ def _names(paths: Sequence[str]) -> dict[str, Path]:
     """Names of figures: as those of other results, but that images of one folder keep its name."""
     names = names_of(paths)
     if all(len(name.parts) == 1 for name in names.values()):
-        names = {path: Path(Path(path).absolute().parent.name, name) for path, name in names.items()}
+        names = {
+            path: Path(Path(path).absolute().parent.name, name) for path, name in names.items()
+        }
     return names
 
 
@@ -202,7 +240,9 @@ def save(figure: "Figure", path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # boxes stand for signs that the font does not have
+            warnings.filterwarnings(
+                "ignore", "Glyph .* missing"
+            )  # boxes stand for signs that the font does not have
             figure.savefig(part, format="png")
         part.replace(path)
     finally:

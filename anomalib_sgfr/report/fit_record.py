@@ -22,7 +22,8 @@ class FitRecord(NamedTuple):
 
     Attributes:
         seconds (float): From its start to the bank in use, calibration by training images included.
-        memory (int): Most that the process had held of the machine's memory, in bytes; ``0`` if that is not known.
+        memory (int): Most that the process had held of the machine's memory, in bytes; ``0`` if
+            that is not known.
         card_memory (int): Most that it had held of a card's, in bytes; ``0`` without one.
         device (str): What it ran on.
         images (int): Training images.
@@ -53,7 +54,9 @@ class FitRecord(NamedTuple):
             seconds=seconds,
             memory=_peak_memory(),
             card_memory=torch.cuda.max_memory_allocated(device) if on_card else 0,
-            device=torch.cuda.get_device_name(device) if on_card else platform.machine() or device.type,
+            device=torch.cuda.get_device_name(device)
+            if on_card
+            else platform.machine() or device.type,
             images=len(images),
             folders=dict(folders.most_common(_FOLDERS)),
             versions=versions(),

@@ -4,7 +4,8 @@ Small pictures for a page: images, maps on one scale, and outlines.
 
 What the script of a page works on, as JSON in the page.
 
-The mimic view as the page shows it: small crops of the nominal patches that rebuilt an image's worst places.
+The mimic view as the page shows it: small crops of the nominal patches that rebuilt an image's
+worst places.
 """
 
 import base64
@@ -99,7 +100,9 @@ def ticks(low: float, high: float, number: int = 8) -> list[tuple[float, str]]:
     """Round numbers between two: share of the way, and how they are written."""
     if not (math.isfinite(low) and math.isfinite(high) and high > low):
         return []
-    places = [float(place) for place in MaxNLocator(number).tick_values(low, high) if low <= place <= high]
+    places = [
+        float(place) for place in MaxNLocator(number).tick_values(low, high) if low <= place <= high
+    ]
     return [((place - low) / (high - low), f"{place:.6g}") for place in places]
 
 
@@ -182,7 +185,9 @@ def _resized(values: NDArray[np.floating], most: int) -> NDArray[np.float32]:
 
 
 def embedded_heat(heat: NDArray[np.floating], low: float, high: float) -> str:
-    """A map as a grey picture of 8 bits: black at ``low`` and below, white at ``high`` and above, for a browser."""
+    """A map as a grey picture of 8 bits: black at ``low`` and below, white at ``high`` and above,
+    for a browser.
+    """
     share = (np.asarray(heat, np.float32) - low) / (high - low if high > low else 1.0)
     grey = np.round(255.0 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
     buffer = io.BytesIO()
@@ -196,7 +201,8 @@ def data_uri(content: bytes, kind: str = "webp") -> str:
 
 
 def outline(values: NDArray[np.floating], level: float) -> str:
-    """Where values ``(H, W)`` exceed a level, as an SVG path in a square of 1,000; empty where they nowhere do.
+    """Where values ``(H, W)`` exceed a level, as an SVG path in a square of 1,000; empty where they
+    nowhere do.
 
     Lines are drawn half-way between pixels by contourpy, and closed along the border.
     """
@@ -233,7 +239,9 @@ def _spaced(places: NDArray[np.floating], apart: float) -> Sequence[NDArray[np.f
 
 
 def aspect_of(path: str, height: int, width: int) -> float:
-    """Width over height of a picture whose file was stretched to ``height`` x ``width``; of these, if it is gone."""
+    """Width over height of a picture whose file was stretched to ``height`` x ``width``; of these,
+    if it is gone.
+    """
     try:
         with Image.open(Path(path)) as opened:
             width, height = opened.size
@@ -275,7 +283,9 @@ def script_data(
         Markup: JSON that no HTML can hide in.
     """
     kinds, groups = (sorted(set(part)) for part in names)
-    kind_of, group_of = ({name: number for number, name in enumerate(part)} for part in (kinds, groups))
+    kind_of, group_of = (
+        {name: number for number, name in enumerate(part)} for part in (kinds, groups)
+    )
     low, high = heat_range(digest)
     pictures: list[dict[str, Any]] = []
     places: list[int] = []
@@ -343,7 +353,11 @@ def _mimic(mimic: Mimic) -> dict[str, Any]:
             "nominal": f"{row.nominal:.3g}",
             "here": data_uri(row.here),
             "crops": [
-                [data_uri(crop.picture) if crop.picture else "", f"{crop.share:+.2f}", shown(PurePath(crop.image).name)]
+                [
+                    data_uri(crop.picture) if crop.picture else "",
+                    f"{crop.share:+.2f}",
+                    shown(PurePath(crop.image).name),
+                ]
                 for crop in row.crops
             ],
         }
@@ -354,7 +368,9 @@ def _mimic(mimic: Mimic) -> dict[str, Any]:
 
 def _json(data: Any) -> Markup:  # noqa: ANN401
     """JSON that no HTML can hide in, for a script element."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # all of it ASCII, the line separators too
+    text = json.dumps(
+        data, separators=(",", ":"), allow_nan=False
+    )  # all of it ASCII, the line separators too
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)  # noqa: S704  # see above
@@ -387,7 +403,12 @@ def mimic_of(model: SgfrModel, pre_processor: Any, path: str, gallery: Gallery) 
     for number, region in enumerate(found.regions, 1):
         window = PatchIndex(region.row, region.column, found.grid).window(shown.shape[:2], CONTEXT)
         height, width = shown.shape[:2]
-        box = (window.left / width, window.top / height, window.width / width, window.height / height)
+        box = (
+            window.left / width,
+            window.top / height,
+            window.width / width,
+            window.height / height,
+        )
         rows += [_row(number, box, part, shown, gallery) for part in region.reconstructions]
     return Mimic(rows)
 
@@ -415,10 +436,17 @@ def _row(
     )
 
 
-def training_picture(path: str, pre_processor: Any, bit_depth: int, side: int = 160) -> bytes | None:  # noqa: ANN401
+def training_picture(
+    path: str,
+    pre_processor: Any,
+    bit_depth: int,
+    side: int = 160,
+) -> bytes | None:
     """A training image as the model saw it, WebP; ``None`` if it is gone."""
     try:
         with torch.no_grad():
-            return webp(displayed(pre_processor, read_prepared(path, pre_processor, bit_depth)), side)
+            return webp(
+                displayed(pre_processor, read_prepared(path, pre_processor, bit_depth)), side
+            )
     except (OSError, ValueError, SyntaxError):
         return None

@@ -14,7 +14,17 @@ from markupsafe import Markup
 from anomalib_sgfr.post_processing.calibration_scores import named
 from anomalib_sgfr.post_processing.thresholds import supported_rate
 from anomalib_sgfr.report.contents import Digest, ModelFacts, counts_of, tables_of
-from anomalib_sgfr.report.media import BEYOND, Axis, bars, data_uri, heat_range, histogram, path_of, script_data, ticks
+from anomalib_sgfr.report.media import (
+    BEYOND,
+    Axis,
+    bars,
+    data_uri,
+    heat_range,
+    histogram,
+    path_of,
+    script_data,
+    ticks,
+)
 from anomalib_sgfr.report.statistics import Counts, Curve, Line, roc
 from anomalib_sgfr.report.wording import (
     Share,
@@ -44,9 +54,14 @@ def rendered(digest: Digest) -> str:
     Returns:
         str: HTML.
     """
-    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     page = environment.get_template("page.html.j2").render(
@@ -55,7 +70,9 @@ def rendered(digest: Digest) -> str:
         script=Markup(script),  # noqa: S704
         script_hash=f"sha256-{script_hash}",
     )
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")  # whatever came without going through `shown`
+    return page.encode("utf-8", "backslashreplace").decode(
+        "utf-8"
+    )  # whatever came without going through `shown`
 
 
 def write_page(page: str, file: Path) -> None:
@@ -78,8 +95,14 @@ def _context(digest: Digest) -> dict[str, Any]:
     axis = _axis(scores, digest)
     start = axis.high if digest.threshold is None else digest.threshold
     new = [unit for unit in digest.units if unit.is_new]
-    counts, every, left_out = counts_of(new, start), counts_of(digest.units, start), len(scored) - len(new)
-    good, bad, unknown = ([s for s, t in zip(scores, truths, strict=True) if t == its] for its in (0, 1, None))
+    counts, every, left_out = (
+        counts_of(new, start),
+        counts_of(digest.units, start),
+        len(scored) - len(new),
+    )
+    good, bad, unknown = (
+        [s for s, t in zip(scores, truths, strict=True) if t == its] for its in (0, 1, None)
+    )
     named_rows = (("Good", good, ""), ("Defective", bad, "bad"), ("Truth not known", unknown, ""))
     rows = [(name, its, tone) for name, its, tone in named_rows if its]
     drawn = histogram([(name, its) for name, its, _ in rows], axis)
@@ -90,7 +113,11 @@ def _context(digest: Digest) -> dict[str, Any]:
     pictured = sum(unit.picture is not None for unit in digest.units)
     sections = ["Verdict", "Threshold", "Pictures", "Model", "Tables", "Curves"]
     return {
-        "title": f"{product_of(folder)}{len(scored)} images inspected" if len(scored) != 1 else "1 image inspected",
+        "title": (
+            f"{product_of(folder)}{len(scored)} images inspected"
+            if len(scored) != 1
+            else "1 image inspected"
+        ),
         "made": digest.made,
         "versions": digest.model.versions,
         "folder": folder,
@@ -104,7 +131,9 @@ def _context(digest: Digest) -> dict[str, Any]:
         "caveats": [shown(line) for line in caveats(digest, counts, pictured)],
         "number": len(scored),
         "scaled": digest.scaled,
-        "rows": [{"bars": part, "tone": tone} for part, (_, _, tone) in zip(drawn, rows, strict=True)],
+        "rows": [
+            {"bars": part, "tone": tone} for part, (_, _, tone) in zip(drawn, rows, strict=True)
+        ],
         "axis_of": axis,
         "at": f"{100 * min(max((start - axis.low) / (axis.high - axis.low), 0.0), 1.0):.3f}",
         "in_force": digest.threshold,
@@ -142,9 +171,17 @@ def _axis(scores: Sequence[float], digest: Digest) -> Axis:
 
 
 def _command(digest: Digest) -> tuple[str, str]:
-    """Before and after the threshold; says which images it was read from, so that the next report can tell."""
+    """Before and after the threshold; says which images it was read from, so that the next report
+    can tell.
+    """
     checkpoint = shown(shlex.quote(digest.model.checkpoint)) if digest.model.checkpoint else "CKPT"
-    folders = sorted({str(Path(unit.scored.image).absolute().parent) for unit in digest.units if unit.scored.image})
+    folders = sorted(
+        {
+            str(Path(unit.scored.image).absolute().parent)
+            for unit in digest.units
+            if unit.scored.image
+        }
+    )
     folders = [folder for folder in folders if shown(folder) == folder]
     if len(folders) > _FOLDERS:
         folders = [os.path.commonpath(folders)]
@@ -157,23 +194,38 @@ def _cards(digest: Digest, counts: Counts) -> list[dict[str, Any]]:
     if digest.threshold is not None:
         if counts.good:
             part = Share.of(counts.alarms, counts.good)
-            cards.append({"name": "False alarms", "value": part.rate, "said": part.said, "accent": True})
+            cards.append(
+                {"name": "False alarms", "value": part.rate, "said": part.said, "accent": True}
+            )
         if counts.bad:
             part = Share.of(counts.missed, counts.bad)
-            cards.append({"name": "Missed defects", "value": part.rate, "said": part.said, "accent": True})
+            cards.append(
+                {"name": "Missed defects", "value": part.rate, "said": part.said, "accent": True}
+            )
         if counts.unknown:
             part = Share.of(counts.called, counts.unknown)
-            cards.append({"name": "Called anomalous, truth not known", "value": part.rate, "said": part.said})
+            cards.append(
+                {"name": "Called anomalous, truth not known", "value": part.rate, "said": part.said}
+            )
     if digest.unreadable:
         said = "images that could not be read, in none of the counts"
         cards.append({"name": "Not inspected", "value": str(len(digest.unreadable)), "said": said})
     value = "none" if digest.threshold is None else f"{digest.threshold:.4g}"
-    cards.append({"name": "Threshold in force", "value": value, "said": f"from {shown(digest.basis)}"})
+    cards.append(
+        {"name": "Threshold in force", "value": value, "said": f"from {shown(digest.basis)}"}
+    )
     if digest.nominal_units:
         rate = 100 * supported_rate(digest.nominal_units)
-        said = f"so many, none of them an alarm, would support a false-alarm rate of {rate:.2g}% at 95% confidence"
+        said = (
+            f"so many, none of them an alarm, would support a false-alarm rate of {rate:.2g}% at"
+            " 95% confidence"
+        )
         cards.append(
-            {"name": "Independent good images it is calibrated on", "value": str(digest.nominal_units), "said": said}
+            {
+                "name": "Independent good images it is calibrated on",
+                "value": str(digest.nominal_units),
+                "said": said,
+            }
         )
     return [{"accent": False, **card} for card in cards]
 
@@ -188,14 +240,21 @@ def _count_lines(which: str, counts: Counts) -> list[dict[str, Any]]:
     for key, name, hits, number in parts:
         if number:
             share = Share.of(hits, number)
-            found.append({"id": f"{which}-{key}", "name": name, "percent": share.rate, "said": share.said})
+            found.append(
+                {"id": f"{which}-{key}", "name": name, "percent": share.rate, "said": share.said}
+            )
     return found
 
 
 def _tables(digest: Digest, threshold: float) -> list[dict[str, Any]]:
     titles = {"kind": "Kinds of defect", "group": f"Groups, by {shown(digest.group or '')}"}
     return [
-        {"title": titles[key], "head": key.capitalize(), "key": key, "lines": [_line(line) for line in table]}
+        {
+            "title": titles[key],
+            "head": key.capitalize(),
+            "key": key,
+            "lines": [_line(line) for line in table],
+        }
         for key, table in tables_of(digest, threshold).items()
     ]
 
@@ -214,7 +273,11 @@ def _line(line: Line) -> dict[str, Any]:
 
 
 def _curve(curve: Curve, right: float) -> dict[str, Any]:
-    return {"path": path_of(curve.x, curve.y, right), "area": curve.area, "ticks": ticks(0.0, right, 4)}
+    return {
+        "path": path_of(curve.x, curve.y, right),
+        "area": curve.area,
+        "ticks": ticks(0.0, right, 4),
+    }
 
 
 def _of_model(model: ModelFacts, scaled: bool) -> dict[str, Any]:

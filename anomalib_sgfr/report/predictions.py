@@ -18,16 +18,18 @@ __all__ = ["Predictions"]
 
 
 class Predictions(RunFolder):
-    """Write the anomaly map and mask of every image that is predicted or tested; for ``trainer.callbacks``.
+    """Write the anomaly map and mask of every image that is predicted or tested; for
+    ``trainer.callbacks``.
 
-    Under the folder, with the images' own folders below: ``arrays/NAME.npz`` with ``anomaly_map`` (float32, ``(H, W)``,
-    0.5 at the threshold), ``pred_mask`` (bool, ``(H, W)``), ``score``, ``threshold``, ``label`` and ``image``;
-    ``maps/NAME.png``, grey, 255 for 1; ``masks/NAME.png``, 255 where anomalous. ``H`` and ``W`` are the image file's
-    size; the model's input size where the file is not known. The table of scores and the pictures go there too.
+    Under the folder, with the images' own folders below: ``arrays/NAME.npz`` with ``anomaly_map``
+    (float32, ``(H, W)``, 0.5 at the threshold), ``pred_mask`` (bool, ``(H, W)``), ``score``,
+    ``threshold``, ``label`` and ``image``; ``maps/NAME.png``, grey, 255 for 1; ``masks/NAME.png``,
+    255 where anomalous. ``H`` and ``W`` are the image file's size; the model's input size where the
+    file is not known. The table of scores and the pictures go there too.
 
     Args:
-        folder (str | Path | None): Where to; ``None`` for ``predictions/<images>`` in the run's folder of the
-            checkpoint. Defaults to ``None``.
+        folder (str | Path | None): Where to; ``None`` for ``predictions/<images>`` in the run's
+            folder of the checkpoint. Defaults to ``None``.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -39,12 +41,24 @@ class Predictions(RunFolder):
         super()._choose(trainer, module, kind)
         self._names, self._written = names_of(image_paths(trainer, kind)), 0
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        *args: Any,  # noqa: ANN401
+    ) -> None:
         """Write the images of a batch."""
         del args
         self._write(results_folder(trainer), pl_module, outputs)
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        *args: Any,  # noqa: ANN401
+    ) -> None:
         """Write the images of a batch."""
         self.on_predict_batch_end(trainer, pl_module, outputs, *args)
 
@@ -53,7 +67,9 @@ class Predictions(RunFolder):
         for index, row in enumerate(rows):
             found = {"anomaly_map": outputs.anomaly_map, "pred_mask": outputs.pred_mask}
             maps = {
-                name: part[index].float().cpu().squeeze().numpy() for name, part in found.items() if part is not None
+                name: part[index].float().cpu().squeeze().numpy()
+                for name, part in found.items()
+                if part is not None
             }
             maps = _in_pixels_of_the_file(maps, row.image, module)
             self._write_one(folder, self._name(row.image), row, maps)
@@ -65,12 +81,22 @@ class Predictions(RunFolder):
         return self._names.get(image) or Path(*Path(image).absolute().parts[1:])
 
     @staticmethod
-    def _write_one(folder: Path, name: Path, row: Scored, maps: dict[str, NDArray[np.float32]]) -> None:
-        about = {"score": row.score, "threshold": row.threshold, "label": row.label, "image": row.image}
+    def _write_one(
+        folder: Path, name: Path, row: Scored, maps: dict[str, NDArray[np.float32]]
+    ) -> None:
+        about = {
+            "score": row.score,
+            "threshold": row.threshold,
+            "label": row.label,
+            "image": row.image,
+        }
         arrays: dict[str, Any] = {key: value for key, value in about.items() if value is not None}
         if "pred_mask" in maps:
             arrays["pred_mask"] = maps["pred_mask"] > 0.5  # noqa: PLR2004
-            _save(folder / "masks" / f"{name}.png", lambda file: _png(arrays["pred_mask"] * np.uint8(255), file))
+            _save(
+                folder / "masks" / f"{name}.png",
+                lambda file: _png(arrays["pred_mask"] * np.uint8(255), file),
+            )
         if "anomaly_map" in maps:
             arrays["anomaly_map"] = maps["anomaly_map"]
             shown = np.round(255.0 * maps["anomaly_map"].clip(0.0, 1.0)).astype(np.uint8)
@@ -78,7 +104,11 @@ class Predictions(RunFolder):
         _save(folder / "arrays" / f"{name}.npz", lambda file: np.savez_compressed(file, **arrays))
 
 
-def _in_pixels_of_the_file(maps: dict[str, Any], image: str, module: Any) -> dict[str, NDArray[np.float32]]:  # noqa: ANN401
+def _in_pixels_of_the_file(
+    maps: dict[str, Any],
+    image: str,
+    module: Any,  # noqa: ANN401
+) -> dict[str, NDArray[np.float32]]:
     """Maps over the whole image file, zero where the model does not look."""
     if not image or not Path(image).is_file():
         return maps

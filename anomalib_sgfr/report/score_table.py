@@ -26,11 +26,12 @@ class Scored(NamedTuple):
     Attributes:
         image (str): Its file; empty if that is not known.
         score (float): As it is reported.
-        threshold (float | None): Of reported scores: larger ones are anomalous. ``None`` if there is none.
+        threshold (float | None): Of reported scores: larger ones are anomalous. ``None`` if there
+            is none.
         label (int | None): 1 for anomalous, 0 for good.
         truth (int | None): What the data set says of it.
-        row (int | None): Of the pixel that raised the score, in the image file's own pixels, upright, counted from
-            zero; ``None`` where that is not known.
+        row (int | None): Of the pixel that raised the score, in the image file's own pixels,
+            upright, counted from zero; ``None`` where that is not known.
         column (int | None): Of that pixel.
     """
 
@@ -46,16 +47,17 @@ class Scored(NamedTuple):
 class ScoreTable(Afterwards):
     """Write a table of scores when a prediction or a test has ended, and say where it is.
 
-    ``row`` and ``column`` are pixels of the image file itself, whatever the pre-processor resizes or crops; they are
-    empty where pixels cannot be followed back to the file. A column ``warning`` is there where the threshold is
-    calibrated on too few images.
+    ``row`` and ``column`` are pixels of the image file itself, whatever the pre-processor resizes
+    or crops; they are empty where pixels cannot be followed back to the file. A column ``warning``
+    is there where the threshold is calibrated on too few images.
 
-    Sgfr attaches one by itself: ``scores.csv`` of a prediction, ``test_scores.csv`` of a test, in the folder of the
-    run's results (:class:`~anomalib_sgfr.run_folder.RunFolder`). To have it elsewhere, add your own under
-    ``trainer.callbacks``. Several processes write one table.
+    Sgfr attaches one by itself: ``scores.csv`` of a prediction, ``test_scores.csv`` of a test, in
+    the folder of the run's results (:class:`~anomalib_sgfr.run_folder.RunFolder`). To have it
+    elsewhere, add your own under ``trainer.callbacks``. Several processes write one table.
 
     Args:
-        file (str | Path | None): The table; ``None`` for the one in the folder of the run's results.
+        file (str | Path | None): The table; ``None`` for the one in the folder of the run's
+            results.
 
     Attributes:
         rows (list[Scored]): Images that this process has seen in the run.
@@ -106,17 +108,30 @@ class ScoreTable(Afterwards):
             return
         file = results_folder(trainer) / name if self.file is None else Path(self.file)
         labelled = [row.label for row in rows if row.label is not None]
-        said = f"{sum(labelled)} of {len(rows)} labelled anomalous" if labelled else f"{len(rows)} images, no labels"
+        said = (
+            f"{sum(labelled)} of {len(rows)} labelled anomalous"
+            if labelled
+            else f"{len(rows)} images, no labels"
+        )
         try:
-            write_scores(rows, file, getattr(getattr(module, "post_processor", None), "warning", None))
+            write_scores(
+                rows, file, getattr(getattr(module, "post_processor", None), "warning", None)
+            )
         except OSError as error:  # what was predicted is not lost for it
             logger.warning("The table of scores could not be written: %s", error)
         else:
             logger.info("Scores: %s (%s)", file, said)
             if self._why_not:
-                logger.warning("%s: row and column are empty for some images: %s.", file, self._why_not)
-        for visualizer in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it when it runs
-            folder = getattr(visualizer, "output_dir", None) if isinstance(visualizer, Visualizer) else None
+                logger.warning(
+                    "%s: row and column are empty for some images: %s.", file, self._why_not
+                )
+        # Lightning sets it when it runs
+        for visualizer in trainer.callbacks:  # type: ignore[attr-defined]
+            folder = (
+                getattr(visualizer, "output_dir", None)
+                if isinstance(visualizer, Visualizer)
+                else None
+            )
             if folder is not None and Path(folder).is_dir():
                 logger.info("Pictures: %s", folder)
 
@@ -131,19 +146,24 @@ def scored_in(
     Args:
         outputs (Any): The batch, after the post-processor.
         post_processor (Any): That gave labels.
-        pixels (Sequence[tuple[int, int] | None] | None): Row and column of what raised each score, in pixels of the
-            image file, as :func:`~anomalib_sgfr.images.own_pixels.raised_at` gives them.
+        pixels (Sequence[tuple[int, int] | None] | None): Row and column of what raised each score,
+            in pixels of the image file, as :func:`~anomalib_sgfr.images.own_pixels.raised_at` gives
+            them.
     """
     if getattr(outputs, "pred_score", None) is None:
         return []
     scores = outputs.pred_score.flatten().tolist()
     paths = [str(path) for path in outputs.image_path or [""] * len(scores)]
-    labels, truths = (_whole(values, len(scores)) for values in (outputs.pred_label, outputs.gt_label))
+    labels, truths = (
+        _whole(values, len(scores)) for values in (outputs.pred_label, outputs.gt_label)
+    )
     places = [place or (None, None) for place in pixels or [None] * len(scores)]
     threshold = threshold_of(post_processor)
     return [
         Scored(path, score, threshold, label, truth, *place)
-        for path, score, label, truth, place in zip(paths, scores, labels, truths, places, strict=True)
+        for path, score, label, truth, place in zip(
+            paths, scores, labels, truths, places, strict=True
+        )
     ]
 
 
@@ -154,11 +174,15 @@ def threshold_of(post_processor: Any) -> float | None:  # noqa: ANN401
 
 
 def _whole(values: torch.Tensor | None, number: int) -> list[int | None]:
-    return [None] * number if values is None else [int(value) for value in values.flatten().tolist()]
+    return (
+        [None] * number if values is None else [int(value) for value in values.flatten().tolist()]
+    )
 
 
 def _of_all_processes(rows: Sequence[Scored]) -> list[Scored]:
-    """What all processes of a run have seen, by file; what several were given, to have equally many, counts once."""
+    """What all processes of a run have seen, by file; what several were given, to have equally
+    many, counts once.
+    """
     parts = gathered(list(rows))
     if len(parts) == 1:
         return list(rows)
@@ -180,7 +204,9 @@ def write_scores(rows: Sequence[Scored], file: Path, warning: str | None = None)
     head, last = (("warning",), (warning,)) if warning else ((), ())
     try:
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table:
-            csv.writer(table).writerows([(*Scored._fields, *head), *((*row, *last) for row in rows)])
+            csv.writer(table).writerows(
+                [(*Scored._fields, *head), *((*row, *last) for row in rows)]
+            )
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

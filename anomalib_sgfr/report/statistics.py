@@ -1,6 +1,8 @@
-"""Numbers of a report: counts at a threshold and how sure they are, curves and the areas under them.
+"""Numbers of a report: counts at a threshold and how sure they are, curves and the areas under
+them.
 
-Whether image files are ones that a checkpoint knows: by whatever path, as copies, or in a folder that was moved.
+Whether image files are ones that a checkpoint knows: by whatever path, as copies, or in a folder
+that was moved.
 
 The per-region overlap of a run, by anomalib's own metric, while memory suffices.
 """
@@ -58,13 +60,16 @@ class Counts(NamedTuple):
     called: int
 
     @classmethod
-    def at(cls, threshold: float, scores: Sequence[float], truths: Sequence[int | None]) -> "Counts":
+    def at(
+        cls, threshold: float, scores: Sequence[float], truths: Sequence[int | None]
+    ) -> "Counts":
         """Count.
 
         Args:
             threshold (float): Larger scores are anomalous.
             scores (Sequence[float]): Of images.
-            truths (Sequence[int | None]): 1 for a defect, 0 for a good image, ``None`` for one that is not known.
+            truths (Sequence[int | None]): 1 for a defect, 0 for a good image, ``None`` for one that
+                is not known.
         """
         above = np.asarray(scores, float) > threshold
         truth = np.array([-1 if value is None else value for value in truths], int)
@@ -117,7 +122,9 @@ def interval(hits: int, number: int) -> tuple[float, float]:
         return 0.0, 1.0
     share, spread = hits / number, _Z * _Z / number
     middle = (share + spread / 2) / (1 + spread)
-    half = (_Z / (1 + spread)) * float(np.sqrt(share * (1 - share) / number + spread / (4 * number)))
+    half = (_Z / (1 + spread)) * float(
+        np.sqrt(share * (1 - share) / number + spread / (4 * number))
+    )
     return (0.0 if hits == 0 else middle - half), (1.0 if hits == number else middle + half)
 
 
@@ -139,7 +146,9 @@ def roc(good: Sequence[float], bad: Sequence[float]) -> Curve | None:
 
 def thinned(x: NDArray[np.floating], y: NDArray[np.floating], area: float) -> Curve:
     """A curve of so many points as can be seen: its ends, and those evenly spread along it."""
-    walked = np.concatenate(([0.0], np.cumsum(np.abs(np.diff(x)) / (np.ptp(x) or 1.0) + np.abs(np.diff(y)))))
+    walked = np.concatenate(
+        ([0.0], np.cumsum(np.abs(np.diff(x)) / (np.ptp(x) or 1.0) + np.abs(np.diff(y))))
+    )
     if len(x) > _POINTS:
         places = np.searchsorted(walked, np.linspace(0.0, walked[-1], _POINTS)).clip(0, len(x) - 1)
         chosen = np.unique(np.concatenate(([0], places, [len(x) - 1])))
@@ -163,9 +172,10 @@ def lines(
         scores (Sequence[float]): Of each.
         truths (Sequence[int | None]): Of each.
         threshold (float): Larger scores are anomalous.
-        against_all_good (bool): Whether defects are told from the good images of all names, as those of a kind are, and
-            not from those of their own.
-        new (Sequence[bool]): Whether each image is counted: not one that chose the threshold or was trained on.
+        against_all_good (bool): Whether defects are told from the good images of all names, as
+            those of a kind are, and not from those of their own.
+        new (Sequence[bool]): Whether each image is counted: not one that chose the threshold or was
+            trained on.
 
     Returns:
         list[Line]: By name.
@@ -176,7 +186,9 @@ def lines(
         own = [row[1:] for row in zip(names, scores, truths, new, strict=True) if row[0] == name]
         counted = [(score, truth) for score, truth, is_new in own if is_new]
         good = every_good if against_all_good else [score for score, truth, _ in own if truth == 0]
-        counts = Counts.at(threshold, [score for score, _ in counted], [truth for _, truth in counted])
+        counts = Counts.at(
+            threshold, [score for score, _ in counted], [truth for _, truth in counted]
+        )
         area = area_under(good, [score for score, truth, _ in own if truth == 1])
         found.append(Line(name, counts, area, len(own) - len(counted)))
     return found
@@ -188,17 +200,19 @@ _NAMES = 2  # of folders that have to agree where a folder was moved
 def known_among(files: Sequence[str], known: Iterable[str]) -> tuple[list[bool], int]:
     """Tell which images are known ones.
 
-    An image is known if its path leads to a known file, through links too; if it has the content of one; or if the
-    known file is gone, its folder is found again where the image lies, and the name is the same. A gone folder is found
-    again in a folder of the same name, and of the same name of the folder above, that holds all images known of it: so
-    ``bottle/test/good`` is not taken for a ``bottle/train/good`` that was moved.
+    An image is known if its path leads to a known file, through links too; if it has the content of
+    one; or if the known file is gone, its folder is found again where the image lies, and the name
+    is the same. A gone folder is found again in a folder of the same name, and of the same name of
+    the folder above, that holds all images known of it: so ``bottle/test/good`` is not taken for a
+    ``bottle/train/good`` that was moved.
 
     Args:
         files (Sequence[str]): Images; empty where the file is not known.
         known (Iterable[str]): Images that a checkpoint names.
 
     Returns:
-        tuple[list[bool], int]: One for each of ``files``; and how many of them are known by their names alone.
+        tuple[list[bool], int]: One for each of ``files``; and how many of them are known by their
+            names alone.
     """
     real = [file_of(path) for path in files]
     paths = {file_of(path) for path in known if path}
@@ -245,15 +259,23 @@ def _digest(path: str) -> bytes:
 
 
 def _moved(gone: Iterable[str], folders: Iterable[str]) -> set[str]:
-    """Where files that are gone lie now, if their folder lies in or beside one of the folders given."""
+    """Where files that are gone lie now, if their folder lies in or beside one of the folders
+    given.
+    """
     names: dict[Path, set[str]] = defaultdict(set)
     for path in map(Path, gone):
         names[path.parent].add(path.name)
-    around = sorted({part for folder in folders for part in (Path(folder), *Path(folder).parents)}, reverse=True)
+    around = sorted(
+        {part for folder in folders for part in (Path(folder), *Path(folder).parents)}, reverse=True
+    )
     found = set()
     for folder, its in names.items():
         parts = folder.parts[1:]
-        longest_first = (base.joinpath(*parts[start:]) for start in range(len(parts) - _NAMES + 1) for base in around)
+        longest_first = (
+            base.joinpath(*parts[start:])
+            for start in range(len(parts) - _NAMES + 1)
+            for base in around
+        )
         place = next((place for place in longest_first if place.is_dir()), None)
         if place is not None and all((place / name).is_file() for name in its):
             found |= {str(place / name) for name in its}
@@ -264,7 +286,9 @@ _PIXELS = 2**26  # kept: 256 MiB of maps, a thousand of 256 x 256
 
 
 class RegionOverlap:
-    """Gathers maps and masks, and gives the curve of how much of each defect is found at how many false pixels."""
+    """Gathers maps and masks, and gives the curve of how much of each defect is found at how many
+    false pixels.
+    """
 
     def __init__(self) -> None:
         self._maps: list[Tensor] = []
@@ -276,7 +300,9 @@ class RegionOverlap:
         """Keep those of a batch, shape ``(B, 1, H, W)`` or ``(B, H, W)``, where there are masks."""
         if maps is None or masks is None:
             return
-        scores, truth = (part.detach().reshape(len(part), *part.shape[-2:]).cpu() for part in (maps, masks))
+        scores, truth = (
+            part.detach().reshape(len(part), *part.shape[-2:]).cpu() for part in (maps, masks)
+        )
         if scores.shape != truth.shape or self._pixels + scores.numel() > _PIXELS:
             self.left_out += len(scores)
             return
@@ -288,7 +314,8 @@ class RegionOverlap:
         self._masks.append(truth > 0)
 
     def curve(self) -> tuple[Curve | None, str]:
-        """The curve up to 30% false pixels and the area under it as a share; and what it leaves out, or why not.
+        """The curve up to 30% false pixels and the area under it as a share; and what it leaves
+        out, or why not.
 
         Returns:
             tuple[Curve | None, str]: ``None`` where no defect is marked.
@@ -297,7 +324,12 @@ class RegionOverlap:
             return None, "No mask marks a defect, so there is no per-region overlap."
         metric = _AUPRO()
         metric.update(torch.cat(self._maps), torch.cat(self._masks).int())
-        false_pixels, overlap = metric._compute()  # noqa: SLF001  # what its own figure is drawn from
+        # what its own figure is drawn from
+        false_pixels, overlap = metric._compute()  # noqa: SLF001
         area = float(metric.compute())
-        note = f"{self.left_out} images are left out of it: it takes those that fit in memory." if self.left_out else ""
+        note = (
+            f"{self.left_out} images are left out of it: it takes those that fit in memory."
+            if self.left_out
+            else ""
+        )
         return thinned(false_pixels.cpu().numpy(), overlap.cpu().numpy(), area), note

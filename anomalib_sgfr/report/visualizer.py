@@ -1,4 +1,6 @@
-"""Result pictures: of any bit depth, upright, each under a name of its own, in the folder of the run's results."""
+"""Result pictures: of any bit depth, upright, each under a name of its own, in the folder of the
+run's results.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +20,13 @@ __all__ = ["DeepVisualizer"]
 
 
 class DeepVisualizer(ImageVisualizer):
-    """anomalib's, but for pictures of more than 8 bits or turned ones, equal names, and where pictures go.
+    """anomalib's, but for pictures of more than 8 bits or turned ones, equal names, and where
+    pictures go.
 
-    anomalib opens the files itself, which clips pictures of more than 8 bits to white and leaves turned ones so. It is
-    shown upright copies in 8 bits while it draws. It names a picture by its last folder, or from the data set's name
-    on; where two images would get one name, all keep their folders. Without an ``output_dir`` pictures go to ``images``
-    in the folder of the run's results.
+    anomalib opens the files itself, which clips pictures of more than 8 bits to white and leaves
+    turned ones so. It is shown upright copies in 8 bits while it draws. It names a picture by its
+    last folder, or from the data set's name on; where two images would get one name, all keep their
+    folders. Without an ``output_dir`` pictures go to ``images`` in the folder of the run's results.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
@@ -81,7 +84,9 @@ class DeepVisualizer(ImageVisualizer):
                 path = str(paths[index]) if paths else ""
                 file = Path(self.output_dir) / self._name(trainer, path)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                shown.save(file if file.suffix.lower() in Image.registered_extensions() else f"{file}.png")
+                shown.save(
+                    file if file.suffix.lower() in Image.registered_extensions() else f"{file}.png"
+                )
 
     def _name(self, trainer: Any, path: str) -> Path:  # noqa: ANN401
         """That no other image of the run has."""
@@ -98,7 +103,11 @@ class DeepVisualizer(ImageVisualizer):
 def _in_8_bits(batch: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
     """Let files of a batch that anomalib misreads be copies of them, whose paths end as theirs do."""
     paths = list(getattr(batch, "image_path", None) or ())
-    misread = [path for path in paths if path is not None and Path(path).is_file() and not header(path).is_plain]
+    misread = [
+        path
+        for path in paths
+        if path is not None and Path(path).is_file() and not header(path).is_plain
+    ]
     if not misread:
         yield
         return

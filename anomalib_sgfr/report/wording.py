@@ -37,14 +37,21 @@ def verdict(counts: Counts, threshold: float | None, left_out: int = 0, unreadab
     """
     if not (counts.good + counts.bad + counts.unknown + left_out):
         if unreadable:
-            return f"None of {unreadable} images could be read." if unreadable > 1 else "The image could not be read."
+            return (
+                f"None of {unreadable} images could be read."
+                if unreadable > 1
+                else "The image could not be read."
+            )
         return "No image was inspected."
     if threshold is None:
         return "There is no threshold, so nothing is called good or anomalous: choose one below."
     said = _found(counts)
     if said:
         return f"At the threshold in force, {said}."
-    return "All images tested chose the threshold or were trained on: how the model does on new ones is not shown."
+    return (
+        "All images tested chose the threshold or were trained on: how the model does on new ones"
+        " is not shown."
+    )
 
 
 def of_all(counts: Counts, left_out: int) -> str:
@@ -57,18 +64,24 @@ def of_all(counts: Counts, left_out: int) -> str:
     found = _found(counts)
     if not (left_out and found):
         return ""
-    return f"Of all images, {left_out} that chose the threshold or were trained on included: {found}."
+    return (
+        f"Of all images, {left_out} that chose the threshold or were trained on included: {found}."
+    )
 
 
 def _found(counts: Counts) -> str:
     said = []
     if counts.good:
-        said.append(f"{counts.alarms} of {counts.good} good images {_is(counts.alarms)} called anomalous")
+        said.append(
+            f"{counts.alarms} of {counts.good} good images {_is(counts.alarms)} called anomalous"
+        )
     if counts.bad:
         said.append(f"{counts.missed} of {counts.bad} defective images {_is(counts.missed)} missed")
     if counts.unknown:
         of = "images" if not (counts.good or counts.bad) else "images whose truth is not known"
-        said.append(f"{counts.called} of {counts.unknown} {of} {_is(counts.called)} called anomalous")
+        said.append(
+            f"{counts.called} of {counts.unknown} {of} {_is(counts.called)} called anomalous"
+        )
     return ", and ".join(said)
 
 
@@ -91,7 +104,9 @@ def caveats(digest: Digest, counts: Counts, pictured: int) -> list[str]:
     said += _not_new(digest)
     if not digest.units:
         return said + list(digest.notes)
-    any_good, any_bad = (any(unit.scored.truth == truth for unit in digest.units) for truth in (0, 1))
+    any_good, any_bad = (
+        any(unit.scored.truth == truth for unit in digest.units) for truth in (0, 1)
+    )
     new = "new " if not all(unit.is_new for unit in digest.units) else ""
     if any_good and not any_bad:
         said.append("No defect was tested: that defects are found is not shown.")
@@ -100,35 +115,52 @@ def caveats(digest: Digest, counts: Counts, pictured: int) -> list[str]:
     if (any_bad or any_good) and not counts.good:
         said.append(f"No {new}good image was tested: how many would be false alarms is not shown.")
     if not (any_good or any_bad):
-        said.append("The truth of the images is not known here, so there are no rates of false alarms and of misses.")
-    few = [name for name, number in (("good", counts.good), ("defective", counts.bad)) if 0 < number < _FEW]
+        said.append(
+            "The truth of the images is not known here, so there are no rates of false alarms and"
+            " of misses."
+        )
+    few = [
+        name
+        for name, number in (("good", counts.good), ("defective", counts.bad))
+        if 0 < number < _FEW
+    ]
     if few:
-        said.append(f"Few {new}{' and '.join(few)} images were tested: read the intervals, not the rates.")
+        said.append(
+            f"Few {new}{' and '.join(few)} images were tested: read the intervals, not the rates."
+        )
     if counts.good or counts.bad:
-        said.append("The intervals take each image for an independent one; pictures of one part are not.")
+        said.append(
+            "The intervals take each image for an independent one; pictures of one part are not."
+        )
     if pictured < len(digest.units):
-        said.append(f"The pictures of {len(digest.units) - pictured} images are left out; their scores are all here.")
+        said.append(
+            f"The pictures of {len(digest.units) - pictured} images are left out; their scores are"
+            " all here."
+        )
     return said + list(digest.notes)
 
 
 def _not_new(digest: Digest) -> list[str]:
     """Sentences about images that the model or the threshold was made with."""
-    chose, trained = (sum(getattr(unit, name) for unit in digest.units) for name in ("chose", "trained_on"))
+    chose, trained = (
+        sum(getattr(unit, name) for unit in digest.units) for name in ("chose", "trained_on")
+    )
     said = []
     if chose:
         said.append(
-            f"{chose} of the {len(digest.units)} images tested also chose the threshold, and {_are_left_out(chose)}: "
-            "on new images expect more mistakes than on these."
+            f"{chose} of the {len(digest.units)} images tested also chose the threshold, and"
+            f" {_are_left_out(chose)}: on new images expect more mistakes than on these."
         )
     if trained:
         said.append(
-            f"{trained} of the {len(digest.units)} images tested {'was' if trained == 1 else 'were'} trained on, and "
-            f"{_are_left_out(trained)}: they score lower than new ones."
+            f"{trained} of the {len(digest.units)} images tested"
+            f" {'was' if trained == 1 else 'were'} trained on, and {_are_left_out(trained)}: they"
+            " score lower than new ones."
         )
     if digest.by_name:
         said.append(
-            f"{digest.by_name} of these are told by their names, in a folder of the same name: the files that the "
-            "checkpoint names are gone."
+            f"{digest.by_name} of these are told by their names, in a folder of the same name: the"
+            " files that the checkpoint names are gone."
         )
     return said
 
@@ -152,7 +184,10 @@ def memory_of(fit: FitRecord) -> str:
 def shown(path: str) -> str:
     """A path as it can be shown: bytes of no encoding and control characters by their numbers."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in text
+    )
 
 
 class Share(NamedTuple):
@@ -181,7 +216,9 @@ class Share(NamedTuple):
 
 def product_of(folder: str) -> str:
     """Name of the first folder upwards that says more than that it holds images."""
-    own = next((part for part in reversed(PurePath(folder).parts) if part.lower() not in _PLAIN), "")
+    own = next(
+        (part for part in reversed(PurePath(folder).parts) if part.lower() not in _PLAIN), ""
+    )
     return f"{own}: " if own.strip("/\\") else ""
 
 
@@ -201,6 +238,7 @@ def pictured_of(pictured: int, number: int) -> str:
     if pictured == number:
         return f"All {number} images." if number != 1 else "The one image."
     return (
-        f"{pictured} of {number} images are shown with pictures: mistakes, those nearest the threshold and the highest "
-        f"scores; the pictures of {number - pictured} are left out, their scores are not."
+        f"{pictured} of {number} images are shown with pictures: mistakes, those nearest the"
+        f" threshold and the highest scores; the pictures of {number - pictured} are left out,"
+        " their scores are not."
     )

@@ -1,4 +1,6 @@
-"""Good parts that were called bad: what of them is new to the banks, and a record that takes it back exactly."""
+"""Good parts that were called bad: what of them is new to the banks, and a record that takes it
+back exactly.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,10 +17,12 @@ from anomalib_sgfr.torch_model import FittedState, SgfrModel
 
 __all__ = ["Addition", "Record", "added", "novel"]
 
-# Which share of the threshold the map must exceed for a place to be looked at, and how far from an atom, in what the
-# bank resolves, a patch must be to be new. If one is not enough, the next; with the last, its own patches rebuild it.
+# Which share of the threshold the map must exceed for a place to be looked at, and how far from an
+# atom, in what the bank resolves, a patch must be to be new. If one is not enough, the next; with
+# the last, its own patches rebuild it.
 _EFFORTS = ((0.7, 1.0), (0.4, 1.0), (0.7, 0.25), (0.7, 0.0), (0.4, 0.0), (0.0, 0.0))
-_NEAR = 0.25  # share of the threshold, for each scale, that counts as resolved where the bank is far from full
+# share of the threshold, for each scale, that counts as resolved where the bank is far from full
+_NEAR = 0.25
 
 
 class Addition(NamedTuple):
@@ -27,7 +31,8 @@ class Addition(NamedTuple):
     Attributes:
         image (str): Path.
         atoms (list[Tensor]): New atoms of each scale, shape ``(n, d)``.
-        places (list[Tensor]): Where they were seen: row, column, and the grid's rows and columns, shape ``(n, 4)``.
+        places (list[Tensor]): Where they were seen: row, column, and the grid's rows and columns,
+            shape ``(n, 4)``.
         thumbnails (list[Tensor] | None): Small pictures of where, if the banks have such.
     """
 
@@ -56,18 +61,28 @@ class Record(NamedTuple):
     @classmethod
     def begun(cls, model: SgfrModel) -> "Record":
         """For a model that accepts for the first time."""
-        kept = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("embedder.")}
+        kept = {
+            name: value.clone()
+            for name, value in model.state_dict().items()
+            if not name.startswith("embedder.")
+        }
         return cls(kept)
 
     def plain(self) -> dict[str, Any]:
         """Dictionaries, lists and tensors, to store."""
-        steps = [{**step._asdict(), "additions": [part._asdict() for part in step.additions]} for step in self.steps]
+        steps = [
+            {**step._asdict(), "additions": [part._asdict() for part in step.additions]}
+            for step in self.steps
+        ]
         return {"base": self.base, "steps": steps}
 
     @classmethod
     def restored(cls, stored: Mapping[str, Any]) -> "Record":
         """From what :meth:`plain` gave."""
-        steps = [{**step, "additions": [Addition(**part) for part in step["additions"]]} for step in stored["steps"]]
+        steps = [
+            {**step, "additions": [Addition(**part) for part in step["additions"]]}
+            for step in stored["steps"]
+        ]
         return cls(stored["base"], tuple(Step(**step) for step in steps))
 
     def applied(self, model: SgfrModel) -> SgfrModel:
@@ -97,7 +112,9 @@ class Step(NamedTuple):
 
 
 def added(fitted_state: FittedState, additions: Sequence[Addition]) -> FittedState:
-    """Banks with new atoms after those they have, which stay as they are, as does what residuals are measured by."""
+    """Banks with new atoms after those they have, which stay as they are, as does what residuals
+    are measured by.
+    """
     images = list(fitted_state.images)
     numbers = []
     for addition in additions:
@@ -108,23 +125,31 @@ def added(fitted_state: FittedState, additions: Sequence[Addition]) -> FittedSta
     for scale, state in enumerate(fitted_state.states):
         clusters, pictures = state.clusters, [] if state.thumbnails is None else [state.thumbnails]
         for number, addition in zip(numbers, additions, strict=True):
-            atoms, places = (part[scale].to(clusters.atoms.device) for part in (addition.atoms, addition.places))
+            atoms, places = (
+                part[scale].to(clusters.atoms.device) for part in (addition.atoms, addition.places)
+            )
             origin = torch.cat((torch.full_like(places[:, :1], number), places), 1)
             clusters = clusters.joined(Clusters.of(atoms, origin.int()))
             if addition.thumbnails is not None and pictures:
                 pictures.append(addition.thumbnails[scale].to(clusters.atoms.device))
-        states.append(state._replace(clusters=clusters, thumbnails=torch.cat(pictures) if pictures else None))
+        states.append(
+            state._replace(clusters=clusters, thumbnails=torch.cat(pictures) if pictures else None)
+        )
     return FittedState(states, images)
 
 
 @torch.no_grad()
 def novel(
-    model: SgfrModel, image: Tensor, path: str, threshold: float, mask_threshold: float | None = None
+    model: SgfrModel,
+    image: Tensor,
+    path: str,
+    threshold: float,
+    mask_threshold: float | None = None,
 ) -> Addition | None:
     """What of an image is new, so that it is no alarm any more.
 
-    At the places where what a scale is heard in is near its threshold or above: patches farther from all atoms than the
-    bank resolves, farthest first. If that is not enough, at more places.
+    At the places where what a scale is heard in is near its threshold or above: patches farther
+    from all atoms than the bank resolves, farthest first. If that is not enough, at more places.
 
     Args:
         model (SgfrModel): A fitted model in evaluation mode.
@@ -150,7 +175,10 @@ def novel(
         for bank, scale, embedding in zip(model.banks, scales, embeddings, strict=True):
             grid = embedding.shape[-2:]
             ears = [place for place, heard in enumerate((scale.in_map, scale.in_score)) if heard]
-            loud = [functional.adaptive_max_pool2d(found[ear], grid).flatten() > share * limits[ear] for ear in ears]
+            loud = [
+                functional.adaptive_max_pool2d(found[ear], grid).flatten() > share * limits[ear]
+                for ear in ears
+            ]
             there = torch.stack(loud).any(0)
             where = origins(torch.zeros(1, dtype=torch.int64, device=image.device), grid)[there]
             resolved = min(limits[ear] / heard_by[ear] for ear in ears) * float(bank.nominal)

@@ -1,4 +1,6 @@
-"""A fitted model under another light or another camera: what changed is found in a few good images, and left out."""
+"""A fitted model under another light or another camera: what changed is found in a few good images,
+and left out.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,8 +26,8 @@ def residual_moments(model: SgfrModel, images: Iterable[Tensor]) -> list[Tensor]
         images (Iterable[Tensor]): Good ones, pre-processed, each of shape ``(3, H, W)``.
 
     Returns:
-        list[Tensor]: Of each scale the sum of the outer products of the residuals with themselves, shape ``(d, d)``,
-        ``float64``.
+        list[Tensor]: Of each scale the sum of the outer products of the residuals with themselves,
+        shape ``(d, d)``, ``float64``.
     """
     widths = [bank.stored.shape[1] for bank in model.banks]
     moments = [torch.zeros(width, width, dtype=torch.float64) for width in widths]
@@ -36,7 +38,11 @@ def residual_moments(model: SgfrModel, images: Iterable[Tensor]) -> list[Tensor]
             patches = to_patches(embedding)
             patches = patches if inside is None else patches[inside[scale].flatten()]
             for part in patches.split(_ROWS):
-                left = affine(part, bank.atoms, bank.num_atoms, bank.regularisation).residual.cpu().double()
+                left = (
+                    affine(part, bank.atoms, bank.num_atoms, bank.regularisation)
+                    .residual.cpu()
+                    .double()
+                )
                 moments[scale] += left.T @ left
     return moments
 
@@ -47,10 +53,12 @@ def adapted(model: SgfrModel, moments: Sequence[Tensor], directions: int) -> Fit
     Args:
         model (SgfrModel): A fitted model; it stays as it is.
         moments (Sequence[Tensor]): As :func:`residual_moments` gives them.
-        directions (int): How many to leave out at each scale; beside those that are left out already.
+        directions (int): How many to leave out at each scale; beside those that are left out
+            already.
 
     Returns:
-        FittedState: The atoms without what lies along the directions. Distances only shrink: what was certified holds.
+        FittedState: The atoms without what lies along the directions. Distances only shrink: what
+            was certified holds.
 
     Raises:
         ValueError: As :func:`~anomalib_sgfr.core.linear_algebra.principal_directions`.

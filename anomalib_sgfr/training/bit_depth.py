@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 class FromCameras(LightningModule, ABC):
-    """Mixin that reads pictures at their true range, where anomalib would clip them, and looks at those to learn from.
+    """Mixin that reads pictures at their true range, where anomalib would clip them, and looks at
+    those to learn from.
 
     Attributes:
         bit_depth (int | None): As the user gave it; what is in use is the torch model's.
@@ -38,7 +39,8 @@ class FromCameras(LightningModule, ABC):
         """Refuse what only a fitted model can do; the model says when it is."""
 
     def on_train_start(self) -> None:
-        """Choose the depth at which pictures are read: files of 16 bits may come from a camera of fewer.
+        """Choose the depth at which pictures are read: files of 16 bits may come from a camera of
+        fewer.
 
         Raises:
             OSError: If a picture cannot be read.
@@ -58,7 +60,8 @@ class FromCameras(LightningModule, ABC):
         return [_TRUE_RANGE, *(callbacks if isinstance(callbacks, Sequence) else [callbacks])]
 
     def take_in(self, batch: Any, number: int) -> None:  # noqa: ANN401
-        """Read images of a batch that hold more than 8 bits again, at their true range; look at those to learn from.
+        """Read images of a batch that hold more than 8 bits again, at their true range; look at
+        those to learn from.
 
         Args:
             batch (Any): As the data set gave it, before the pre-processor.
@@ -83,11 +86,12 @@ class FromCameras(LightningModule, ABC):
             self._looks.judge()
 
     def forward(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Score images as the Engine does, whatever mode the model is in and however many threads call.
+        """Score images as the Engine does, whatever mode the model is in and however many threads
+        call.
 
         Args:
-            batch (Any): A batch of shape ``(B, C, H, W)`` or one frame: an array, a Pillow picture or a path, as
-                :func:`~anomalib_sgfr.images.reading.picture` takes it.
+            batch (Any): A batch of shape ``(B, C, H, W)`` or one frame: an array, a Pillow picture
+                or a path, as :func:`~anomalib_sgfr.images.reading.picture` takes it.
             *args: Unused.
             **kwargs: Unused.
 
@@ -103,7 +107,8 @@ class FromCameras(LightningModule, ABC):
             return super().forward(batch, *args, **kwargs)
         self.require_fitted("score with")
         images = frames(batch, self.model.bit_depth).to(self.device)
-        # by what scores in any mode: a mode switched and switched back would be another thread's meanwhile
+        # by what scores in any mode: a mode switched and switched back would be another thread's
+        # meanwhile
         predicted = self.model.score_maps(
             images if self.pre_processor is None else self.pre_processor(images)
         ).predicted
@@ -111,16 +116,26 @@ class FromCameras(LightningModule, ABC):
 
 
 class _TrueRange(Callback):
-    """A hook of the model itself would do, but that Lightning warns of each use of it beside a data module."""
+    """A hook of the model itself would do, but that Lightning warns of each use of it beside a data
+    module.
+    """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is left out."""
         del pl_module
         loaders = trainer.predict_dataloaders
         for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-            _tell_left_out(trainer, getattr(getattr(loader, "dataset", None), "image_filenames", None))
+            _tell_left_out(
+                trainer, getattr(getattr(loader, "dataset", None), "image_filenames", None)
+            )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         del trainer, batch_idx
         cast("FromCameras", pl_module).take_in(batch, 0)
 
@@ -140,16 +155,21 @@ class _TrueRange(Callback):
 
 
 def _tell_left_out(trainer: Trainer, paths: Sequence[Any] | None) -> None:
-    """Say which pictures beside those of a data set are left out, which anomalib does without a word."""
+    """Say which pictures beside those of a data set are left out, which anomalib does without a
+    word.
+    """
     others = left_out(paths or []) if trainer.is_global_zero else None
     if others:
         said = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
         logger.warning(
-            "%d pictures beside those that are read are left out: %s. anomalib reads files named %s.",
+            "%d pictures beside those that are read are left out: %s. anomalib reads files"
+            " named %s.",
             others.total(),
             said,
             ", ".join(sorted(SUFFIXES)),
         )
 
 
-_TRUE_RANGE = _TrueRange()  # holds nothing; another one would replace it in a second run, with a word about it
+_TRUE_RANGE = (
+    _TrueRange()
+)  # holds nothing; another one would replace it in a second run, with a word about it

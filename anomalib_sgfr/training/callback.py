@@ -38,9 +38,11 @@ def _finite(embedding: Tensor) -> bool:
 
 
 def require_whole_pass(trainer: Trainer) -> None:
-    """Refuse a trainer that validates before all training images were seen: the banks would be made without the rest.
+    """Refuse a trainer that validates before all training images were seen: the banks would be made
+    without the rest.
 
-    anomalib's Engine takes over the model's ``trainer_arguments``; a trainer of Lightning's own has to be given them.
+    anomalib's Engine takes over the model's ``trainer_arguments``; a trainer of Lightning's own has
+    to be given them.
 
     Args:
         trainer (Trainer): With its data loaders set up.
@@ -53,25 +55,30 @@ def require_whole_pass(trainer: Trainer) -> None:
     if in_first_epoch and (every is None or every < trainer.num_training_batches):
         got = getattr(trainer, "val_check_interval", "a time")
         msg = (
-            f"the trainer's val_check_interval must be 1.0, got {got}: Sgfr learns from all training images before it "
-            "validates. Trainer(**model.trainer_arguments) has what it needs."
+            f"the trainer's val_check_interval must be 1.0, got {got}: Sgfr learns from all"
+            " training images before it validates. Trainer(**model.trainer_arguments) has what it"
+            " needs."
         )
         raise ValueError(msg)
 
 
 class SubspaceSampling(Callback):
-    """Feed each training batch's embeddings to a :class:`~anomalib_sgfr.core.sampler.SubspaceSampler` for each scale.
+    """Feed each training batch's embeddings to a
+    :class:`~anomalib_sgfr.core.sampler.SubspaceSampler` for each scale.
 
-    Sgfr attaches one by itself. To configure it, add your own under ``trainer.callbacks``; Sgfr then uses that one.
-    Shows the number of atoms held (more than the banks will have), the sum of the samplers' thresholds and the patches
-    seen a second, in the progress bar and to the configured loggers.
+    Sgfr attaches one by itself. To configure it, add your own under ``trainer.callbacks``; Sgfr
+    then uses that one. Shows the number of atoms held (more than the banks will have), the sum of
+    the samplers' thresholds and the patches seen a second, in the progress bar and to the
+    configured loggers.
 
     Args:
         log_every_n_steps (int): How often to report, in batches; ``0`` never. Defaults to ``1``.
 
     Attributes:
-        images (dict[int, str]): Paths of the images that atoms held come from, by the numbers in the atoms' origins.
-        seen (list[str]): Paths of all images of the running or latest fit that this process has seen.
+        images (dict[int, str]): Paths of the images that atoms held come from, by the numbers in
+            the atoms' origins.
+        seen (list[str]): Paths of all images of the running or latest fit that this process has
+            seen.
 
     Raises:
         ValueError: If ``log_every_n_steps`` is negative.
@@ -94,11 +101,15 @@ class SubspaceSampling(Callback):
         self._started = 0.0
         self._batches = 0  # of training images, in this fit
         self._is_partial_told = self._has_validated = False
-        self._global_seed: tuple[str | None] | None = None  # the variable of before, while another one stands for it
+        self._global_seed: tuple[str | None] | None = (
+            None  # the variable of before, while another one stands for it
+        )
 
     @property
     def samplers(self) -> list[SubspaceSampler]:
-        """Of the running fit, the finest scale's first, with all that they were given taken in; none outside one."""
+        """Of the running fit, the finest scale's first, with all that they were given taken in;
+        none outside one.
+        """
         self._wait()
         return self._samplers
 
@@ -112,7 +123,9 @@ class SubspaceSampling(Callback):
         return sum(sampler.patches_seen_ for sampler in self.samplers)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the model's seed order the images of several processes too: Lightning's sampler has its own seed."""
+        """Let the model's seed order the images of several processes too: Lightning's sampler has
+        its own seed.
+        """
         seed = getattr(pl_module, "seed", None)
         if seed is not None and isinstance(trainer.strategy, ParallelStrategy):
             self._global_seed = (os.environ.get(_SEED),)
@@ -131,8 +144,9 @@ class SubspaceSampling(Callback):
         """
         if not getattr(pl_module, "_is_fitted", True):
             msg = (
-                f"the trainer's num_sanity_val_steps must be 0, got {trainer.num_sanity_val_steps}: Sgfr cannot "
-                "validate before it is fitted. Trainer(**model.trainer_arguments) has what it needs."
+                f"the trainer's num_sanity_val_steps must be 0, got {trainer.num_sanity_val_steps}:"
+                " Sgfr cannot validate before it is fitted. Trainer(**model.trainer_arguments) has"
+                " what it needs."
             )
             raise ValueError(msg)
 
@@ -171,10 +185,14 @@ class SubspaceSampling(Callback):
             return
         self._batches += 1
         embeddings = outputs["embeddings"]
-        if _worth_a_worker(embeddings[0]):  # which reads them later: whoever made them may use their memory again
+        if _worth_a_worker(
+            embeddings[0]
+        ):  # which reads them later: whoever made them may use their memory again
             embeddings = [part.clone() for part in embeddings]
         images = len(batch.image)
-        paths = batch.image_path or [f"image {index} of batch {batch_idx}" for index in range(images)]
+        paths = batch.image_path or [
+            f"image {index} of batch {batch_idx}" for index in range(images)
+        ]
         numbers = self._numbers(batch.image_path, images, embeddings[0].device)
         new = ~is_padding(trainer.train_dataloader, batch_idx, images)
         if batch.image_path is not None:
@@ -183,7 +201,9 @@ class SubspaceSampling(Callback):
         self._later(partial(self._observe, embeddings, paths, numbers, new, inside), embeddings[0])
         if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
             seconds = max(time.perf_counter() - self._started, 1e-9)
-            seen = sum(sampler.patches_seen_ for sampler in self._samplers)  # without waiting for what is under way
+            seen = sum(
+                sampler.patches_seen_ for sampler in self._samplers
+            )  # without waiting for what is under way
             report = {
                 "candidates": float(sum(sampler.atoms_held for sampler in self._samplers)),
                 "admission_threshold": sum(sampler.threshold_ for sampler in self._samplers),
@@ -192,17 +212,32 @@ class SubspaceSampling(Callback):
             pl_module.log_dict(report, prog_bar=True, batch_size=images)
 
     def _observe(
-        self, embeddings: list[Tensor], paths: list[Any], numbers: Tensor, new: Tensor, inside: list[Tensor | None]
+        self,
+        embeddings: list[Tensor],
+        paths: list[Any],
+        numbers: Tensor,
+        new: Tensor,
+        inside: list[Tensor | None],
     ) -> None:
         """Let the samplers see a batch, if it is sound."""
         images = len(paths)
         copies = len(embeddings[0]) // images
-        finite = torch.stack([(part.flatten(1).abs() < LARGEST).all(1) for part in embeddings]).all(0)
+        finite = torch.stack([(part.flatten(1).abs() < LARGEST).all(1) for part in embeddings]).all(
+            0
+        )
         finite = finite.unflatten(0, (copies, images)).all(0)
         if not finite.all():
-            named = ", ".join(str(path) for path, fine in zip(paths, finite.tolist(), strict=True) if not fine)
-            what = "NaN or infinite values" if not all(map(_finite, embeddings)) else f"values of {LARGEST:g} and more"
-            msg = f"embeddings hold {what} for: {named}. Check the images and the backbone's weights."
+            named = ", ".join(
+                str(path) for path, fine in zip(paths, finite.tolist(), strict=True) if not fine
+            )
+            what = (
+                "NaN or infinite values"
+                if not all(map(_finite, embeddings))
+                else f"values of {LARGEST:g} and more"
+            )
+            msg = (
+                f"embeddings hold {what} for: {named}. Check the images and the backbone's weights."
+            )
             raise ValueError(msg)
         numbers = numbers.repeat(copies)
         if not new.all():
@@ -214,7 +249,9 @@ class SubspaceSampling(Callback):
             sampler.observe(patches[seen], places[seen])
 
     def _later(self, step: Callable[[], None], where: Tensor) -> None:
-        """Take a step; where a card does the work, beside the loading and embedding of the next batch."""
+        """Take a step; where a card does the work, beside the loading and embedding of the next
+        batch.
+        """
         if not _worth_a_worker(where):
             step()
             return
@@ -252,7 +289,11 @@ class SubspaceSampling(Callback):
         if len(self.images) > self._room:  # bounded, however long the stream
             held = set().union(*(sampler.images() for sampler in self.samplers))
             first = self._next_image - images  # not yet observed
-            self.images = {number: path for number, path in self.images.items() if number in held or number >= first}
+            self.images = {
+                number: path
+                for number, path in self.images.items()
+                if number in held or number >= first
+            }
             self._room = len(self.images) + _PATHS
         return numbers
 
@@ -268,11 +309,16 @@ class SubspaceSampling(Callback):
         self._has_validated = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the fit after one pass, which is all that is learnt from, and the first validation after it."""
+        """End the fit after one pass, which is all that is learnt from, and the first validation
+        after it.
+        """
         del pl_module
         self._tell_if_partial(trainer)
         if trainer.max_epochs != 1 and (self._has_validated or not trainer.enable_validation):
-            logger.info("Sgfr learns in one pass over the training images: the fit ends, whatever max_epochs is.")
+            logger.info(
+                "Sgfr learns in one pass over the training images: the fit ends, whatever"
+                " max_epochs is."
+            )
             trainer.should_stop = True
 
     def _tell_if_partial(self, trainer: Trainer) -> None:
@@ -284,8 +330,8 @@ class SubspaceSampling(Callback):
             return
         if 0 < self._batches < batches and not self._is_partial_told and trainer.is_global_zero:
             logger.warning(
-                "The banks are made of %d of %d batches of training images: the trainer's limit_train_batches, "
-                "max_steps or max_time leaves out the rest.",
+                "The banks are made of %d of %d batches of training images: the trainer's"
+                " limit_train_batches, max_steps or max_time leaves out the rest.",
                 self._batches,
                 batches,
             )
@@ -296,8 +342,12 @@ class SubspaceSampling(Callback):
         del trainer, pl_module
         self._free()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Name the image that could not be read; free the store after a failed fit too, and keep an earlier bank."""
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Name the image that could not be read; free the store after a failed fit too, and keep an
+        earlier bank.
+        """
         if isinstance(exception, Exception):
             wrong = damage(trainer.ckpt_path)
             if wrong:

@@ -1,6 +1,8 @@
-"""Files that a run is given: checkpoints checked before they are used, and what cannot be read named.
+"""Files that a run is given: checkpoints checked before they are used, and what cannot be read
+named.
 
-What of a model is kept in a checkpoint, and how it is taken up again: of this version or an earlier one.
+What of a model is kept in a checkpoint, and how it is taken up again: of this version or an earlier
+one.
 """
 
 import copy
@@ -49,8 +51,13 @@ logger = logging.getLogger(__name__)
 
 # of a checkpoint
 BIT_DEPTH = "sgfr_bit_depth"
-ARGUMENTS = "sgfr_arguments"  # as fitted: Lightning puts those of `load_from_checkpoint` among the hyper-parameters
-_MATTERS = {"affine": ("num_atoms", "regularisation"), "omp": ("num_atoms",), "ridge": ("regularisation",)}
+# as fitted: Lightning puts those of `load_from_checkpoint` among the hyper-parameters
+ARGUMENTS = "sgfr_arguments"
+_MATTERS = {
+    "affine": ("num_atoms", "regularisation"),
+    "omp": ("num_atoms",),
+    "ridge": ("regularisation",),
+}
 _EARLIER_STRIDES = (8, 16)  # before the map and the score had layers of their own
 _LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
 
@@ -67,24 +74,27 @@ _REMEDIES = (
         r"not enough values to unpack \(expected 2, got 0\)",
         "anomalib/data/",
         (
-            "too few good images: anomalib splits images to test with off the training images, and none are left. "
-            "Pass at least 5 in --data.normal_dir, or others to test with: --data.normal_test_dir, --data.abnormal_dir."
+            "too few good images: anomalib splits images to test with off the training images, and"
+            " none are left. Pass at least 5 in --data.normal_dir, or others to test with:"
+            " --data.normal_test_dir, --data.abnormal_dir."
         ),
     ),
     (
         r"Cannot update metric of type .*(?:name|field:) pred_(?:label|mask)",
         "anomalib/metrics/",
         (
-            "a metric of labels or masks cannot be among val_metrics: the threshold is chosen when validation ends. "
-            "Put F1Score and the like into test_metrics, or use F1Max, AUROC or AUPR, which take scores."
+            "a metric of labels or masks cannot be among val_metrics: the threshold is chosen when"
+            " validation ends. Put F1Score and the like into test_metrics, or use F1Max, AUROC or"
+            " AUPR, which take scores."
         ),
     ),
     (
         r"'\w+' object has no attribute '(?:val|test)_data'",
         "anomalib/data/",
         (
-            "there are no images to validate or test with: pass --data.normal_test_dir or --data.abnormal_dir, or "
-            "leave --data.val_split_mode and --data.test_split_mode as they are."
+            "there are no images to validate or test with: pass --data.normal_test_dir or"
+            " --data.abnormal_dir, or leave --data.val_split_mode and --data.test_split_mode as"
+            " they are."
         ),
     ),
 )
@@ -99,7 +109,10 @@ def remedy(exception: BaseException) -> str | None:
     Returns:
         str | None: ``None`` if it is not one of those known.
     """
-    places = [Path(frame.f_code.co_filename).as_posix() for frame, _ in traceback.walk_tb(exception.__traceback__)]
+    places = [
+        Path(frame.f_code.co_filename).as_posix()
+        for frame, _ in traceback.walk_tb(exception.__traceback__)
+    ]
     for pattern, place, said in _REMEDIES:
         found = re.search(pattern, str(exception))
         if found and any(place in name for name in places):
@@ -108,7 +121,8 @@ def remedy(exception: BaseException) -> str | None:
 
 
 def damage(path: Path | str | None) -> str | None:
-    """What is wrong with a checkpoint file, before it is used: it is cut short, or its bytes have changed.
+    """What is wrong with a checkpoint file, before it is used: it is cut short, or its bytes have
+    changed.
 
     Args:
         path (Path | str | None): A file on disk; anything else is left to Lightning.
@@ -125,22 +139,35 @@ def damage(path: Path | str | None) -> str | None:
         return f"'{path}' is not a whole checkpoint: it was cut short, or is another kind of file."
     except OSError:  # whoever reads it says why not
         return None
-    return broken and f"'{path}' is damaged: the checksum of {broken} is another. Copy the file again, or fit again."
+    return (
+        broken
+        and f"'{path}' is damaged: the checksum of {broken} is another. Copy the file again, or fit again."
+    )
 
 
 def that_matter(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a model's arguments that its scores depend on, as plain data; layers by name."""
-    names = ("backbone", "pooling", "solver", *_MATTERS[arguments.get("solver", "affine")], "blur", "bank_per")
+    names = (
+        "backbone",
+        "pooling",
+        "solver",
+        *_MATTERS[arguments.get("solver", "affine")],
+        "blur",
+        "bank_per",
+    )
     found = {name: arguments[name] for name in names if name in arguments}
     if "score_layers" in arguments:
-        backbone, layers, score_layers = (arguments[name] for name in ("backbone", "layers", "score_layers"))
+        backbone, layers, score_layers = (
+            arguments[name] for name in ("backbone", "layers", "score_layers")
+        )
         found["layers"] = resolve_layers(backbone, layers)
         found["score_layers"] = resolve_score_layers(backbone, layers, score_layers)
     return found
 
 
 def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
-    """Layers of a checkpoint of before the map and the score had each their own, and every layer a bank.
+    """Layers of a checkpoint of before the map and the score had each their own, and every layer a
+    bank.
 
     Args:
         checkpoint (Mapping[str, Any]): As Lightning read it.
@@ -148,7 +175,10 @@ def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
     Returns:
         list[str] | None: Names; ``None`` if the checkpoint is a later one.
     """
-    if "model.banks.0.stored" not in checkpoint["state_dict"] or "model.banks.0.nominal" in checkpoint["state_dict"]:
+    if (
+        "model.banks.0.stored" not in checkpoint["state_dict"]
+        or "model.banks.0.nominal" in checkpoint["state_dict"]
+    ):
         return None
     fitted = checkpoint["hyper_parameters"]
     backbone, layers = fitted["backbone"], fitted.get("layers")
@@ -156,7 +186,9 @@ def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
     return resolve_layers(backbone, layers if layers is not None else strided or None)
 
 
-def check(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Path | str | None = None) -> None:
+def check(
+    checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Path | str | None = None
+) -> None:
     """Refuse a checkpoint that a model cannot use, and say why.
 
     Args:
@@ -165,8 +197,8 @@ def check(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Pat
         path (Path | str | None): Where the checkpoint was read from, if that is known.
 
     Raises:
-        ValueError: If it is another model's or an earlier version's, of other arguments that scores depend on, or a
-            bank is not finite.
+        ValueError: If it is another model's or an earlier version's, of other arguments that scores
+            depend on, or a bank is not finite.
     """
     name = f"checkpoint '{path}'" if path else "the checkpoint"
     wrong = damage(path)
@@ -176,14 +208,23 @@ def check(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Pat
     if "model.bank" in state:
         msg = f"{name} is of an earlier Sgfr, which had one bank for all scales: fit again."
         raise ValueError(msg)
-    banks = [value for key, value in state.items() if key.startswith("model.banks.") and key.endswith(".stored")]
+    banks = [
+        value
+        for key, value in state.items()
+        if key.startswith("model.banks.") and key.endswith(".stored")
+    ]
     if not banks:
-        msg = f"{name} is not Sgfr's: it holds no bank. Pass one that `anomalib fit --model Sgfr` saved."
+        msg = (
+            f"{name} is not Sgfr's: it holds no bank. Pass one that `anomalib fit --model Sgfr`"
+            " saved."
+        )
         raise ValueError(msg)
     earlier = earlier_layers(checkpoint)
     ours, theirs = that_matter(arguments), that_matter(checkpoint.get("hyper_parameters", {}))
     if earlier is not None:  # what was not asked for is as it was then
-        asked = {key: ours[key] for key in ("layers", "score_layers") if arguments.get(key) is not None}
+        asked = {
+            key: ours[key] for key in ("layers", "score_layers") if arguments.get(key) is not None
+        }
         then = {"layers": earlier, "score_layers": earlier, "bank_per": ours.get("bank_per")}
         ours, theirs = {**ours, **then, **asked}, {**theirs, **then}
     # a bank is of no use to other embeddings, nor a threshold to other scores
@@ -192,11 +233,14 @@ def check(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Pat
             continue
         if isinstance(wanted, list):
             option = f'--model.{argument} "[{", ".join(wanted)}]"'
-            msg = f"{name} was fitted with {argument} {wanted}, the model has {ours.get(argument)}: pass {option}."
+            msg = (
+                f"{name} was fitted with {argument} {wanted}, the model has {ours.get(argument)}:"
+                f" pass {option}."
+            )
         else:
             msg = (
-                f"{name} was fitted with {argument} '{wanted}', the model has '{ours.get(argument)}': "
-                f"pass --model.{argument} {wanted}."
+                f"{name} was fitted with {argument} '{wanted}', the model has"
+                f" '{ours.get(argument)}': pass --model.{argument} {wanted}."
             )
         raise ValueError(msg)
     if not all(bool(torch.isfinite(bank).all()) for bank in banks):
@@ -205,7 +249,8 @@ def check(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Pat
 
 
 def require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None:
-    """Refuse banks of other embeddings than a model makes: of layers that were asked for instead of those of the fit.
+    """Refuse banks of other embeddings than a model makes: of layers that were asked for instead of
+    those of the fit.
 
     Args:
         checkpoint (Mapping[str, Any]): As Lightning read it, and :func:`check` let it pass.
@@ -214,19 +259,23 @@ def require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None
     Raises:
         ValueError: If they differ.
     """
-    numbered = (re.fullmatch(r"model\.banks\.(\d+)\.stored", key) for key in checkpoint["state_dict"])
+    numbered = (
+        re.fullmatch(r"model\.banks\.(\d+)\.stored", key) for key in checkpoint["state_dict"]
+    )
     scales = sorted(int(key[1]) for key in numbered if key)
     found = [checkpoint["state_dict"][f"model.banks.{scale}.stored"].shape[-1] for scale in scales]
     if any(found) and found != list(widths):  # a fit that has not ended has no atoms yet
         msg = (
-            f"the checkpoint's banks are of {' + '.join(map(str, found))} values a patch, the model's layers give "
-            f"{' + '.join(map(str, widths))}: leave layers, score_layers and bank_per out, or fit again."
+            f"the checkpoint's banks are of {' + '.join(map(str, found))} values a patch, the"
+            f" model's layers give {' + '.join(map(str, widths))}: leave layers, score_layers and"
+            " bank_per out, or fit again."
         )
         raise ValueError(msg)
 
 
 def changes(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments that scores depend on and that were asked for instead of those of the fit, in words.
+    """Arguments that scores depend on and that were asked for instead of those of the fit, in
+    words.
 
     Args:
         checkpoint (Mapping[str, Any]): As Lightning read it, and :func:`check` let it pass.
@@ -245,7 +294,8 @@ def bit_depth_of(checkpoint: Mapping[str, Any], given: int | None) -> int:
 
     Args:
         checkpoint (Mapping[str, Any]): As Lightning read it.
-        given (int | None): What the user asks for. Takes effect where the training images were of 8 bits.
+        given (int | None): What the user asks for. Takes effect where the training images were of 8
+            bits.
 
     Raises:
         ValueError: If the training images were read otherwise.
@@ -253,19 +303,21 @@ def bit_depth_of(checkpoint: Mapping[str, Any], given: int | None) -> int:
     fitted: int = checkpoint.get(BIT_DEPTH, 8)
     if given not in {None, fitted} and fitted > 8:  # noqa: PLR2004
         msg = (
-            f"the checkpoint's training images were read with bit_depth {fitted}, the model has {given}: "
-            f"pass --model.bit_depth {fitted}, or fit again."
+            f"the checkpoint's training images were read with bit_depth {fitted}, the model has"
+            f" {given}: pass --model.bit_depth {fitted}, or fit again."
         )
         raise ValueError(msg)
     return given or fitted
 
 
 def unreadable(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:
-    """First image that cannot be read in each data set in use, and why: what readers raise seldom names the file.
+    """First image that cannot be read in each data set in use, and why: what readers raise seldom
+    names the file.
 
     Args:
         trainer (Trainer): Of the run that failed.
-        exception (Exception): How it failed; unless it came from reading an image, nothing is looked for.
+        exception (Exception): How it failed; unless it came from reading an image, nothing is
+            looked for.
 
     Returns:
         list[tuple[str, str]]: Paths and reasons; looks for half a minute at most.
@@ -275,7 +327,12 @@ def unreadable(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:
         return []
     loaders = [
         loader
-        for name in ("train_dataloader", "val_dataloaders", "test_dataloaders", "predict_dataloaders")
+        for name in (
+            "train_dataloader",
+            "val_dataloaders",
+            "test_dataloaders",
+            "predict_dataloaders",
+        )
         if (found := getattr(trainer, name, None)) is not None
         for loader in (found if isinstance(found, list | tuple) else [found])
     ]
@@ -284,7 +341,9 @@ def unreadable(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:
     for loader in loaders:
         dataset = getattr(loader, "dataset", None)
         samples = getattr(dataset, "samples", None)
-        paths = getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
+        paths = (
+            getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
+        )
         for path in () if paths is None else paths:
             if time.perf_counter() > until:
                 break
@@ -317,14 +376,19 @@ class Snapshot:
 
     def __init__(self, root: nn.Module) -> None:
         self._held: list[tuple[nn.Module, dict[str, Any]]] = []
-        self._containers: list[tuple[Any, Any]] = []  # others may hold them too: their contents are put back
+        self._containers: list[
+            tuple[Any, Any]
+        ] = []  # others may hold them too: their contents are put back
         self._tensors = [(parameter, parameter.detach().clone()) for parameter in root.parameters()]
         for module in root.modules():
             attributes = dict(vars(module))
             self._held.append((module, attributes))
             for name, value in attributes.items():
                 if name == "_buffers":
-                    clones = {key: None if buffer is None else buffer.clone() for key, buffer in value.items()}
+                    clones = {
+                        key: None if buffer is None else buffer.clone()
+                        for key, buffer in value.items()
+                    }
                     self._containers.append((value, clones))
                 elif isinstance(value, dict | list | set):
                     self._containers.append((value, copy.copy(value)))
@@ -342,18 +406,28 @@ class Snapshot:
 
 
 def _given_to_export() -> Any:  # noqa: ANN401
-    """Model that ``Engine.export`` was given, where it asks for one to be loaded: it forgets that model's arguments."""
-    frame, engine = sys._getframe(2), sys.modules.get("anomalib.engine")  # noqa: SLF001  # there is no other way
+    """Model that ``Engine.export`` was given, where it asks for one to be loaded: it forgets that
+    model's arguments.
+    """
+    # there is no other way
+    frame, engine = sys._getframe(2), sys.modules.get("anomalib.engine")  # noqa: SLF001
     export = getattr(getattr(engine, "Engine", None), "export", None)
-    return frame.f_locals.get("model") if export and frame.f_code is inspect.unwrap(export).__code__ else None
+    return (
+        frame.f_locals.get("model")
+        if export and frame.f_code is inspect.unwrap(export).__code__
+        else None
+    )
 
 
 class Restored(LightningModule):
-    """Mixin that saves what a model is made of beside its state, and restores it, or refuses what it cannot use.
+    """Mixin that saves what a model is made of beside its state, and restores it, or refuses what
+    it cannot use.
 
     Attributes:
-        accepted (Record | None): Good images that were called anomalous, and what was learnt from them.
-        fit_record (FitRecord | None): What the fit took and learnt from; ``None`` of a checkpoint of earlier versions.
+        accepted (Record | None): Good images that were called anomalous, and what was learnt from
+            them.
+        fit_record (FitRecord | None): What the fit took and learnt from; ``None`` of a checkpoint
+            of earlier versions.
     """
 
     model: SgfrModel
@@ -385,7 +459,9 @@ class Restored(LightningModule):
         if device is None or home(device) == device:
             restored: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
             return restored
-        restored = super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "map_location": home(device)})
+        restored = super().load_from_checkpoint(
+            checkpoint_path, *args, **{**kwargs, "map_location": home(device)}
+        )
         return restored.to(device)
 
     def _with_checkpoint(self, path: Path | str) -> Self:
@@ -400,13 +476,15 @@ class Restored(LightningModule):
         return other.to(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from the beginning.
+        """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from
+        the beginning.
 
-        A checkpoint that is refused, here or when its tensors are loaded, changes nothing of the model.
+        A checkpoint that is refused, here or when its tensors are loaded, changes nothing of the
+        model.
 
         Raises:
-            ValueError: If the checkpoint is another model's or an earlier version's, of other arguments that scores
-                depend on, or a bank is not finite.
+            ValueError: If the checkpoint is another model's or an earlier version's, of other
+                arguments that scores depend on, or a bank is not finite.
         """
         self._before_load = Snapshot(self)
         try:
@@ -416,7 +494,9 @@ class Restored(LightningModule):
             raise
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """As PyTorch's, but whole or not at all, together with what :meth:`on_load_checkpoint` restored."""
+        """As PyTorch's, but whole or not at all, together with what :meth:`on_load_checkpoint`
+        restored.
+        """
         before, self._before_load = self._before_load or Snapshot(self), None
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
@@ -430,8 +510,14 @@ class Restored(LightningModule):
         SgfrPostProcessor.adopt(checkpoint)
         self._drop_second_state(checkpoint)
         enabled = checkpoint.get("anomalib_components_enabled")
-        if enabled and self._trainer is not None:  # metrics and pictures are the run's, which has begun with its own
-            checkpoint["anomalib_components_enabled"] = {**enabled, "evaluator": True, "visualizer": True}
+        if (
+            enabled and self._trainer is not None
+        ):  # metrics and pictures are the run's, which has begun with its own
+            checkpoint["anomalib_components_enabled"] = {
+                **enabled,
+                "evaluator": True,
+                "visualizer": True,
+            }
         earlier = earlier_layers(checkpoint)
         if earlier is not None:
             self._be_earlier(earlier)
@@ -446,7 +532,10 @@ class Restored(LightningModule):
         self.model.bit_depth = bit_depth_of(checkpoint, self.bit_depth)
         changed = changes(checkpoint, self.hparams)
         if changed:
-            logger.warning("%s: the threshold was chosen from other scores; choose it again.", ", ".join(changed))
+            logger.warning(
+                "%s: the threshold was chosen from other scores; choose it again.",
+                ", ".join(changed),
+            )
             if post_processor:
                 SgfrPostProcessor.without_threshold(checkpoint)
         super().on_load_checkpoint(checkpoint)
@@ -454,24 +543,35 @@ class Restored(LightningModule):
             setattr(self.post_processor, name, value)
         post_processor = self._own_post_processor
         if post_processor:  # the state that is now in use, also where another rate was asked for
-            found = {f"{_POST_PROCESSOR}{name}": value.clone() for name, value in post_processor.named_buffers()}
-            checkpoint["state_dict"] |= {name: found[name] for name in found.keys() & checkpoint["state_dict"].keys()}
+            found = {
+                f"{_POST_PROCESSOR}{name}": value.clone()
+                for name, value in post_processor.named_buffers()
+            }
+            checkpoint["state_dict"] |= {
+                name: found[name] for name in found.keys() & checkpoint["state_dict"].keys()
+            }
         self.accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
         self.fit_record = FitRecord.restored(checkpoint.get(_FIT))
         if self.update:
             checkpoint.pop("loops", None)
 
     def _drop_second_state(self, checkpoint: dict[str, Any]) -> None:
-        """The post-processor is a callback too: Lightning keeps its tensors twice, and would restore these last."""
+        """The post-processor is a callback too: Lightning keeps its tensors twice, and would
+        restore these last.
+        """
         states = checkpoint.get("callbacks", {})
         for kind in type(self.post_processor).__mro__:
             states.pop(kind.__qualname__, None)
 
     def _be_earlier(self, layers: list[str]) -> None:
-        """Build the model again as it was when map and score heard the same layers, with a bank for each stride."""
+        """Build the model again as it was when map and score heard the same layers, with a bank for
+        each stride.
+        """
         self.hparams.update({"layers": layers, "score_layers": layers, "bank_per": "stride"})
         names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "pooling")
-        arguments = {name: self.hparams[name] for name in (*names, "layers", "score_layers", "bank_per")}
+        arguments = {
+            name: self.hparams[name] for name in (*names, "layers", "score_layers", "bank_per")
+        }
         other = SgfrModel(**arguments).to(self.device)
         other.bit_depth, other.tiler = self.model.bit_depth, self.model.tiler
         self.model = other.train(self.model.training)

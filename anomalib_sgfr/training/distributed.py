@@ -1,6 +1,8 @@
-"""What the processes of a run exchange: the one bank of a fit, and metrics of which some process has no image.
+"""What the processes of a run exchange: the one bank of a fit, and metrics of which some process
+has no image.
 
-The trainable parameter that PyTorch's data-parallel wrapper insists on, for a model that trains none.
+The trainable parameter that PyTorch's data-parallel wrapper insists on, for a model that trains
+none.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -21,14 +23,22 @@ from anomalib_sgfr.core.processes import gathered, gathered_tensors, several
 from anomalib_sgfr.memory_bank import MemoryBankState
 from anomalib_sgfr.torch_model import FittedState
 
-__all__ = ["DataParallelAnchor", "drop_padding", "fill_up", "is_padding", "leave_out_empty", "unite"]
+__all__ = [
+    "DataParallelAnchor",
+    "drop_padding",
+    "fill_up",
+    "is_padding",
+    "leave_out_empty",
+    "unite",
+]
 
 
 def unite(own: FittedState, sizes: Sequence[int], tolerance: float = 0.0) -> FittedState:
     """Make one bank of what all processes learnt.
 
     Args:
-        own (FittedState): What this process learnt; of more atoms than are to be kept a better bank is made.
+        own (FittedState): What this process learnt; of more atoms than are to be kept a better bank
+            is made.
         sizes (Sequence[int]): Largest number of atoms of each scale to keep.
         tolerance (float): Distance within which atoms of a scale stand for each other; see
             :func:`~anomalib_sgfr.core.clusters.merge`.
@@ -57,12 +67,15 @@ def unite(own: FittedState, sizes: Sequence[int], tolerance: float = 0.0) -> Fit
         clusters, radius = merge(every, size, tolerance)
         scale_clusters.append(clusters)
         thresholds.append(max(radius, *(theirs[scale] for _, theirs in known)))
-    scale_clusters, images = renumbered(scale_clusters, dict(enumerate(path for images, _ in known for path in images)))
+    scale_clusters, images = renumbered(
+        scale_clusters, dict(enumerate(path for images, _ in known for path in images))
+    )
     return FittedState(list(map(MemoryBankState, scale_clusters, thresholds)), images)
 
 
 def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
-    """Which images of a batch are there for the second time, so that all processes have equally many.
+    """Which images of a batch are there for the second time, so that all processes have equally
+    many.
 
     Args:
         loader (Any): The process's data loader.
@@ -80,12 +93,14 @@ def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
 
 
 def fill_up(trainer: Trainer) -> None:
-    """Give each process images to predict where there are fewer than processes: some get those of others too.
+    """Give each process images to predict where there are fewer than processes: some get those of
+    others too.
 
-    Lightning would stop the processes without an image while the others wait for them. :func:`drop_padding` drops the
-    repeated ones.
+    Lightning would stop the processes without an image while the others wait for them.
+    :func:`drop_padding` drops the repeated ones.
     """
-    source = trainer.predict_loop._data_source  # noqa: SLF001  # Lightning has no hook between loaders and samplers
+    # Lightning has no hook between loaders and samplers
+    source = trainer.predict_loop._data_source  # noqa: SLF001
     loaders = source.dataloader()
     if not isinstance(loaders, CombinedLoader):
         loaders = CombinedLoader(loaders, "sequential")
@@ -106,7 +121,8 @@ def fill_up(trainer: Trainer) -> None:
 
 
 def drop_padding(batch: Any, loaders: Any, number: int, loader: int = 0) -> None:  # noqa: ANN401
-    """Leave out of a batch, in place, the images that are there for the second time: metrics would count them twice.
+    """Leave out of a batch, in place, the images that are there for the second time: metrics would
+    count them twice.
 
     Args:
         batch (Any): anomalib's, of the process's data loader.
@@ -134,21 +150,33 @@ def drop_padding(batch: Any, loaders: Any, number: int, loader: int = 0) -> None
 def leave_out_empty(owner: Any) -> None:  # noqa: ANN401
     """Let processes without images take part in a callback's metrics.
 
-    Batches that :func:`drop_padding` left empty are kept from them, because some cannot take them. Before the callback
-    computes them, every process knows whether any has updated them, so that all of them compute, and they exchange what
-    they hold by :func:`~anomalib_sgfr.core.processes.gathered_tensors`, to which a process may contribute nothing.
+    Batches that :func:`drop_padding` left empty are kept from them, because some cannot take them.
+    Before the callback computes them, every process knows whether any has updated them, so that all
+    of them compute, and they exchange what they hold by
+    :func:`~anomalib_sgfr.core.processes.gathered_tensors`, to which a process may contribute
+    nothing.
 
     Args:
         owner (Any): anomalib's evaluator or post-processor.
     """
     for stage in ("validation", "test"):
-        for hook, wrapper in ((f"on_{stage}_batch_end", _unless_empty), (f"on_{stage}_epoch_end", _with_idle)):
+        for hook, wrapper in (
+            (f"on_{stage}_batch_end", _unless_empty),
+            (f"on_{stage}_epoch_end", _with_idle),
+        ):
             method = getattr(owner, hook)
             if not isinstance(method, partial):
                 setattr(owner, hook, partial(wrapper, method))
 
 
-def _unless_empty(method: Callable[..., None], trainer: Any, module: Any, outputs: Any, batch: Any, *rest: Any) -> None:  # noqa: ANN401
+def _unless_empty(
+    method: Callable[..., None],
+    trainer: Any,
+    module: Any,
+    outputs: Any,
+    batch: Any,
+    *rest: Any,  # noqa: ANN401
+) -> None:
     if len(batch.image):
         method(trainer, module, outputs, batch, *rest)
 
@@ -156,7 +184,8 @@ def _unless_empty(method: Callable[..., None], trainer: Any, module: Any, output
 def _with_idle(method: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
     owner: Any = method.__self__  # type: ignore[attr-defined]  # it is bound
     metrics = [part for part in owner.modules() if isinstance(part, Metric)]
-    updates = gathered([metric._update_count for metric in metrics])  # noqa: SLF001  # anomalib's own metrics read it
+    # anomalib's own metrics read it
+    updates = gathered([metric._update_count for metric in metrics])  # noqa: SLF001
     for metric, counts in zip(metrics, zip(*updates, strict=True), strict=True):
         metric._update_count = max(counts)  # noqa: SLF001
         if metric.dist_sync_fn is None and metric.process_group is None:
@@ -171,7 +200,9 @@ def _gathered_state(state: Tensor, group: Any = None) -> list[Tensor]:  # noqa: 
 
 
 class DataParallelAnchor(LightningModule):
-    """Mixin that has the parameter while several processes fit; it is no part of the model, and in no checkpoint."""
+    """Mixin that has the parameter while several processes fit; it is no part of the model, and in
+    no checkpoint.
+    """
 
     _anchor: nn.Parameter | None
 
@@ -180,8 +211,14 @@ class DataParallelAnchor(LightningModule):
         self.register_parameter("_anchor", None)
 
     def dummy_loss(self) -> Tensor:
-        """A loss of zero that lets Lightning's automatic optimisation run; of the parameter, if there is one."""
-        return torch.zeros((), device=self.device, requires_grad=True) if self._anchor is None else 0 * self._anchor
+        """A loss of zero that lets Lightning's automatic optimisation run; of the parameter, if
+        there is one.
+        """
+        return (
+            torch.zeros((), device=self.device, requires_grad=True)
+            if self._anchor is None
+            else 0 * self._anchor
+        )
 
     def setup(self, stage: str) -> None:
         """Add the parameter where a data-parallel strategy runs the fit, be it in one process."""

@@ -1,6 +1,7 @@
 """Training images that may be defective: found by what the atoms of the others leave of them.
 
-What a fit learns: the samplers it starts with, and what it makes of them when the stream has passed.
+What a fit learns: the samplers it starts with, and what it makes of them when the stream has
+passed.
 
 All that a fit makes of what was learnt, before any of it is taken into use.
 """
@@ -49,7 +50,8 @@ def without_suspects(
 ) -> tuple[FittedState | None, list[tuple[str, float]]]:
     """Leave out the atoms of the training images that the atoms of the others rebuild worst.
 
-    What they stood for is accounted to the atoms that stay, so that the certificate still covers all that was seen.
+    What they stood for is accounted to the atoms that stay, so that the certificate still covers
+    all that was seen.
 
     Args:
         model (SgfrModel): A fitted model; it stays as it is.
@@ -58,27 +60,41 @@ def without_suspects(
         share (float): Share of them to suspect.
 
     Returns:
-        tuple[FittedState | None, list[tuple[str, float]]]: What is left of what the model learnt, ``None`` if nothing
-        would be left of a scale, so that all of it is to stay; and the suspects with their raw scores, the worst first.
+        tuple[FittedState | None, list[tuple[str, float]]]: What is left of what the model learnt,
+        ``None`` if nothing would be left of a scale, so that all of it is to stay; and the suspects
+        with their raw scores, the worst first.
     """
     scores = nominal_scores(model, pre_processor, paths).scores
     worst = sorted(zip(paths, scores, strict=True), key=lambda item: -item[1])
     suspects = worst[: math.ceil(share * len(paths) * (1.0 - _ROUNDING))]
     suspected = {path for path, _ in suspects}
     fitted_state = model.fitted_state
-    numbers = torch.tensor([number for number, path in enumerate(fitted_state.images) if path in suspected])
+    numbers = torch.tensor(
+        [number for number, path in enumerate(fitted_state.images) if path in suspected]
+    )
     left: list[MemoryBankState] = []
     for state in fitted_state.states:
         dropped = torch.isin(state.clusters.origin[:, 0], numbers.to(state.clusters.origin))
         if bool(dropped.all()):
-            logger.warning("Without the suspects there would be no atom: the bank is kept as it is.")
+            logger.warning(
+                "Without the suspects there would be no atom: the bank is kept as it is."
+            )
             return None, suspects
         stays = state.rows(~dropped)
         left.append(stays._replace(clusters=settle(stays.clusters, state.clusters.rows(dropped))))
-    scale_clusters, images = renumbered([state.clusters for state in left], dict(enumerate(fitted_state.images)))
-    return FittedState(
-        [state._replace(clusters=clusters) for state, clusters in zip(left, scale_clusters, strict=True)], images
-    ), suspects
+    scale_clusters, images = renumbered(
+        [state.clusters for state in left], dict(enumerate(fitted_state.images))
+    )
+    return (
+        FittedState(
+            [
+                state._replace(clusters=clusters)
+                for state, clusters in zip(left, scale_clusters, strict=True)
+            ],
+            images,
+        ),
+        suspects,
+    )
 
 
 def write_suspects(suspects: Sequence[tuple[str, float]], table: Path) -> None:
@@ -101,8 +117,9 @@ def bank_sizes(scales: Sequence[Scale], bank_size: int | Sequence[int] | None) -
 
     Args:
         scales (Sequence[Scale]): The finest first.
-        bank_size (int | Sequence[int] | None): One number for all, or one for each scale. ``None`` for 1,000 up to
-            stride 8, which has many patches alike, 5,000 beyond, and 3,000 from stride 32, which has few.
+        bank_size (int | Sequence[int] | None): One number for all, or one for each scale. ``None``
+            for 1,000 up to stride 8, which has many patches alike, 5,000 beyond, and 3,000 from
+            stride 32, which has few.
 
     Returns:
         list[int]: One for each scale.
@@ -111,14 +128,20 @@ def bank_sizes(scales: Sequence[Scale], bank_size: int | Sequence[int] | None) -
         ValueError: If there is not one for each scale, or one is below one.
     """
     if bank_size is None:
-        return [next(size for stride, size in _SIZES.items() if scale.stride <= stride) for scale in scales]
+        return [
+            next(size for stride, size in _SIZES.items() if scale.stride <= stride)
+            for scale in scales
+        ]
     if isinstance(bank_size, int):
         sizes = [bank_size] * len(scales)
     else:
         sizes = list(bank_size)
         if len(sizes) != len(scales):
             strides = ", ".join(str(scale.stride) for scale in scales)
-            msg = f"bank_size must be one number, or one for each scale (of strides {strides}), got {sizes}."
+            msg = (
+                f"bank_size must be one number, or one for each scale (of strides {strides}), got"
+                f" {sizes}."
+            )
             raise ValueError(msg)
     for size in sizes:
         SubspaceSampler(size)  # refuses what is out of range
@@ -126,14 +149,19 @@ def bank_sizes(scales: Sequence[Scale], bank_size: int | Sequence[int] | None) -
 
 
 def samplers_for(
-    banks: Sequence[MemoryBank], sizes: Sequence[int], tolerance: float, update: bool, global_rank: int
+    banks: Sequence[MemoryBank],
+    sizes: Sequence[int],
+    tolerance: float,
+    update: bool,
+    global_rank: int,
 ) -> list[SubspaceSampler]:
     """Samplers for a fit that starts now, one for each scale.
 
     Args:
         banks (Sequence[MemoryBank]): The model's.
         sizes (Sequence[int]): Largest number of atoms of each.
-        tolerance (float): Of the sum over scales of what is left of an embedding: each may use up an equal share.
+        tolerance (float): Of the sum over scales of what is left of an embedding: each may use up
+            an equal share.
         update (bool): Whether to go on from the atoms that the banks have.
         global_rank (int): Of this process; what was seen before counts once among all of them.
 
@@ -147,7 +175,8 @@ def samplers_for(
             clusters = bank.clusters
             if global_rank > 0:
                 clusters = clusters._replace(
-                    count=torch.zeros_like(clusters.count), squares=torch.zeros_like(clusters.squares)
+                    count=torch.zeros_like(clusters.count),
+                    squares=torch.zeros_like(clusters.squares),
                 )
             sampler.resume(clusters, float(bank.threshold))
         samplers.append(sampler)
@@ -167,9 +196,10 @@ def learn(
     Args:
         samplers (Sequence[SubspaceSampler]): Of each scale.
         images (Mapping[int, str]): Paths by the numbers in the atoms' origins.
-        earlier (FittedState | None): What the fit adds to, if anything. Atoms then stay where they are instead of
-            moving to the mean of what they stand for, and residuals keep the unit of before. A full bank keeps
-            only a part of its earlier atoms, so that earlier images may score otherwise.
+        earlier (FittedState | None): What the fit adds to, if anything. Atoms then stay where they
+            are instead of moving to the mean of what they stand for, and residuals keep the unit of
+            before. A full bank keeps only a part of its earlier atoms, so that earlier images may
+            score otherwise.
         device (torch.device | None): One that the process group communicates on.
 
     Returns:
@@ -179,31 +209,43 @@ def learn(
         ValueError: If no process has observed anything.
     """
     found = [
-        (Clusters.empty(device), sampler.threshold_)
-        if several() and not sampler.patches_seen_
-        else sampler.fitted_state(sampler.working_size if several() else None)
+        (
+            (Clusters.empty(device), sampler.threshold_)
+            if several() and not sampler.patches_seen_
+            else sampler.fitted_state(sampler.working_size if several() else None)
+        )
         for sampler in samplers
     ]
     scale_clusters, paths = renumbered([clusters for clusters, _ in found], images)
     own = FittedState(
-        [MemoryBankState(clusters, threshold) for clusters, (_, threshold) in zip(scale_clusters, found, strict=True)],
+        [
+            MemoryBankState(clusters, threshold)
+            for clusters, (_, threshold) in zip(scale_clusters, found, strict=True)
+        ],
         paths,
     )
     fitted_state = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
     if earlier is not None:
         both = zip(fitted_state.states, earlier.states, strict=True)
-        states = [state._replace(nominal=before.nominal, nuisance=before.nuisance) for state, before in both]
+        states = [
+            state._replace(nominal=before.nominal, nuisance=before.nuisance)
+            for state, before in both
+        ]
         return fitted_state._replace(states=states)
     moved = [
         state._replace(
-            clusters=centred(state.clusters, sampler.tolerance if state.threshold <= sampler.tolerance else torch.inf)
+            clusters=centred(
+                state.clusters,
+                sampler.tolerance if state.threshold <= sampler.tolerance else torch.inf,
+            )
         )
         for state, sampler in zip(fitted_state.states, samplers, strict=True)
     ]
     return fitted_state._replace(states=moved)
 
 
-# From the fitted model, the images it is known by, and those that are not, to the state of its threshold.
+# From the fitted model, the images it is known by, and those that are not, to the state of its
+# threshold.
 Calibrate = Callable[[SgfrModel, Sequence[str], Sequence[str]], ThresholdState]
 
 
@@ -211,9 +253,12 @@ class FitResult(NamedTuple):
     """What a model, and its post-processor, are to take into use.
 
     Attributes:
-        fitted_state (FittedState): Banks, without the suspects' atoms and with thumbnails, if these were asked for.
-        suspects (list[tuple[str, float]]): Training images suspected of being defective, and their raw scores.
-        threshold (ThresholdState | None): State of the threshold for these banks, if there is to be one.
+        fitted_state (FittedState): Banks, without the suspects' atoms and with thumbnails, if these
+            were asked for.
+        suspects (list[tuple[str, float]]): Training images suspected of being defective, and their
+            raw scores.
+        threshold (ThresholdState | None): State of the threshold for these banks, if there is to be
+            one.
     """
 
     fitted_state: FittedState
@@ -239,11 +284,12 @@ def make(
         fitted_state (FittedState): What its fit learnt.
         pre_processor (Any): Its pre-processor.
         paths (Sequence[str]): Training images.
-        trim (float): Share of them to suspect, see :func:`~anomalib_sgfr.training.fit.without_suspects`.
+        trim (float): Share of them to suspect, see
+            :func:`~anomalib_sgfr.training.fit.without_suspects`.
         thumbnails (bool): Whether to make thumbnails.
         earlier (FittedState | None): What an update adds to; its thumbnails are kept.
-        calibrate (Calibrate | None): Makes the state of the threshold from the fitted model, the training images
-            that are not suspects, and the suspects.
+        calibrate (Calibrate | None): Makes the state of the threshold from the fitted model, the
+            training images that are not suspects, and the suspects.
 
     Returns:
         FitResult: All of it.
@@ -256,7 +302,10 @@ def make(
             measures = [
                 state.nominal for state in fitted_state.states
             ]  # of an update as before, otherwise to be found anew
-            states = [state._replace(nominal=its) for state, its in zip(left.states, measures, strict=True)]
+            states = [
+                state._replace(nominal=its)
+                for state, its in zip(left.states, measures, strict=True)
+            ]
             fitted = model.with_banks(left._replace(states=states))
     if thumbnails:
         pictures = make_thumbnails(fitted, pre_processor, earlier)
@@ -266,5 +315,7 @@ def make(
     trusted = [path for path in paths if path not in suspected]
     excluded = list(suspected) if trusted else []  # all of them may be suspects
     return FitResult(
-        fitted.fitted_state, suspects, calibrate(fitted, trusted or paths, excluded) if calibrate else None
+        fitted.fitted_state,
+        suspects,
+        calibrate(fitted, trusted or paths, excluded) if calibrate else None,
     )

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 _TILING = "sgfr_tiling"
 _CONFIG = "anomalib_pre_processor_config"
 _NOT_KEPT = "sgfr_transform_not_kept"
-_ROI = "sgfr_roi"  # its hyper-parameters are no witness: Lightning puts the arguments of a restored model there
+# its hyper-parameters are no witness: Lightning puts the arguments of a restored model there
+_ROI = "sgfr_roi"
 
 
 class Frame(NamedTuple):
@@ -86,14 +87,19 @@ class Framed(LightningModule):
         made = made_size(self.pre_processor)
         if self._given_size is not None and made != self._given_size:
             its = "no one size" if made is None else _by(made)
-            msg = f"image_size is {_by(self._given_size)}, but the pre_processor makes {its}: pass one of the two."
+            msg = (
+                f"image_size is {_by(self._given_size)}, but the pre_processor makes {its}: pass"
+                " one of the two."
+            )
             raise ValueError(msg)
         if made is not None:
             require_size(self.model.embedder.backbone, self.model.embedder.layers, made)
         if tile_size is None and tile_stride is not None:
             msg = f"tile_stride {tile_stride} needs a tile_size."
             raise ValueError(msg)
-        self._given_tiling = None if tile_size is None else Tiling.given(tile_size, tile_stride, self._coarsest)
+        self._given_tiling = (
+            None if tile_size is None else Tiling.given(tile_size, tile_stride, self._coarsest)
+        )
         self.model.tiler = None if self._given_tiling is None else self._given_tiling.tiler()
         self._roi = None if roi is None else str(roi)
         self._has_own_pre_processor = own_pre_processor
@@ -104,7 +110,9 @@ class Framed(LightningModule):
         return self.model.embedder.scale_strides[-1]
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Give a tiler without a stride that of its documentation, its tile's: anomalib's own fails without one."""
+        """Give a tiler without a stride that of its documentation, its tile's: anomalib's own fails
+        without one.
+        """
         for callback in self._tilers():
             if callback.stride is None:
                 callback.stride = callback.tile_size
@@ -114,7 +122,8 @@ class Framed(LightningModule):
         """Choose what to look at: after the callbacks, one of which may have set a tiler.
 
         Raises:
-            ValueError: If arguments, callback, and what was learnt disagree, or the region cannot be had.
+            ValueError: If arguments, callback, and what was learnt disagree, or the region cannot
+                be had.
         """
         super().setup(stage)
         try:
@@ -137,18 +146,28 @@ class Framed(LightningModule):
 
     def _tilers(self) -> list[TilerConfigurationCallback]:
         callbacks = getattr(self._trainer, "callbacks", [])
-        return [item for item in callbacks if isinstance(item, TilerConfigurationCallback) and item.enable]
+        return [
+            item
+            for item in callbacks
+            if isinstance(item, TilerConfigurationCallback) and item.enable
+        ]
 
     def _asked_tiling(self) -> Tiling | None:
         """Tiles that the arguments or a callback ask for."""
         asked = self._given_tiling
         for callback in self._tilers():
             if callback.remove_border_count:
-                msg = f"the tiler's remove_border_count must be 0, got {callback.remove_border_count}."
+                msg = (
+                    "the tiler's remove_border_count must be 0, got"
+                    f" {callback.remove_border_count}."
+                )
                 raise ValueError(msg)
             its = Tiling.given(callback.tile_size, callback.stride, self._coarsest)
             if asked is not None and asked != its:
-                msg = f"the model's arguments ask for {asked}, the TilerConfigurationCallback for {its}: leave one out."
+                msg = (
+                    f"the model's arguments ask for {asked}, the TilerConfigurationCallback for"
+                    f" {its}: leave one out."
+                )
                 raise ValueError(msg)
             asked = its
         return asked
@@ -158,11 +177,16 @@ class Framed(LightningModule):
         return found.to(self.model.region.device)
 
     def _require_same_region(self, theirs: Tensor, name: str, known: str | None) -> None:
-        """Refuse a region other than what was learnt; ``known`` is the file that it came from, which may be gone."""
+        """Refuse a region other than what was learnt; ``known`` is the file that it came from,
+        which may be gone.
+        """
         if self._roi is None:
             return
         if not theirs.numel():
-            msg = f"{name} was fitted without a roi, '{self._roi}' is asked for: leave it out, or fit again."
+            msg = (
+                f"{name} was fitted without a roi, '{self._roi}' is asked for: leave it out, or fit"
+                " again."
+            )
             raise ValueError(msg)
         if self._roi == known and not Path(self._roi).is_file():
             return
@@ -170,7 +194,10 @@ class Framed(LightningModule):
         if ours.shape == theirs.shape and torch.equal(ours.cpu(), theirs.cpu()):
             return
         if self._roi == known:
-            logger.warning("roi '%s' has changed since the fit: what was learnt keeps the earlier one.", self._roi)
+            logger.warning(
+                "roi '%s' has changed since the fit: what was learnt keeps the earlier one.",
+                self._roi,
+            )
             return
         msg = f"{name} was fitted with another roi than '{self._roi}': leave it out, or fit again."
         raise ValueError(msg)
@@ -207,8 +234,8 @@ class Framed(LightningModule):
         made = made_size(self.pre_processor)
         if self._given_size is not None and made is not None and made != self._given_size:
             msg = (
-                f"{name} was fitted at an image_size of {_by(made)}, {_by(self._given_size)} is asked for: leave "
-                "image_size out, or fit again."
+                f"{name} was fitted at an image_size of {_by(made)}, {_by(self._given_size)} is"
+                " asked for: leave image_size out, or fit again."
             )
             raise ValueError(msg)
         region = checkpoint["state_dict"].get("model.region", torch.empty(0, dtype=torch.uint8))
@@ -225,16 +252,24 @@ class Framed(LightningModule):
         own: Any = self.pre_processor if self._has_own_pre_processor else None
         lost = checkpoint.get(_NOT_KEPT)
         if lost and own is None:
-            msg = f"{name} was fitted with a pre_processor that no checkpoint can keep: pass it again. It did {lost}"
+            msg = (
+                f"{name} was fitted with a pre_processor that no checkpoint can keep: pass it"
+                f" again. It did {lost}"
+            )
             raise ValueError(msg)
         if not lost and hasattr(own, "checkpoint_config"):
             had_one = checkpoint.get("anomalib_components_enabled", {}).get("pre_processor", True)
             config = checkpoint.get(_CONFIG) if had_one else {}
             if config is not None and config != own.checkpoint_config():
                 its = repr(spec_to_transform(config["transform"])) if config else "none"
-                msg = f"{name} was fitted with another pre_processor: leave yours out, or fit again. It had {its}"
+                msg = (
+                    f"{name} was fitted with another pre_processor: leave yours out, or fit again."
+                    f" It had {its}"
+                )
                 raise ValueError(msg)
-        transforms = {key: value for key, value in vars(own).items() if "transform" in key} if lost else {}
+        transforms = (
+            {key: value for key, value in vars(own).items() if "transform" in key} if lost else {}
+        )
         super().on_load_checkpoint(checkpoint)
         if own is not None:
             vars(own).update(transforms)  # in whose place anomalib has put nothing

@@ -1,1 +1,3 @@
-"""What every measurement stands on: records, data sets, models, metrics, embeddings, figures and the Engine."""
+"""What every measurement stands on: records, data sets, models, metrics, embeddings, figures and
+the Engine.
+"""

@@ -12,8 +12,11 @@ __all__ = ["scale_clusters"]
 
 
 @torch.no_grad()
-def scale_clusters(batches: Sequence[Tensor], sizes: Iterable[int]) -> Iterator[tuple[int, Clusters]]:
-    """Banks of several sizes; small ones are chosen from the same atoms, as each would be alone, in one pass.
+def scale_clusters(
+    batches: Sequence[Tensor], sizes: Iterable[int]
+) -> Iterator[tuple[int, Clusters]]:
+    """Banks of several sizes; small ones are chosen from the same atoms, as each would be alone, in
+    one pass.
 
     Args:
         batches (Sequence[Tensor]): Patches of one scale as the fit sees them, each ``(n, d)``.

@@ -7,7 +7,15 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
-from anomalib.data import AnomalibDataModule, AnomalibDataset, BTech, Folder, Kolektor, MVTecAD, Visa
+from anomalib.data import (
+    AnomalibDataModule,
+    AnomalibDataset,
+    BTech,
+    Folder,
+    Kolektor,
+    MVTecAD,
+    Visa,
+)
 from anomalib.data.datasets.image import btech, mvtecad, visa
 from anomalib.data.utils import ValSplitMode
 from numpy.typing import NDArray
@@ -29,8 +37,19 @@ __all__ = [
     "masks",
 ]
 
-DATASETS = ("mtd", "elpv-mono", "elpv-poly", "elpv-both", "mvtec", "btech", "visa", "kolektor", "folder")
-# Of the data sets that have parts, each measured by itself: splits of one, categories of the others.
+DATASETS = (
+    "mtd",
+    "elpv-mono",
+    "elpv-poly",
+    "elpv-both",
+    "mvtec",
+    "btech",
+    "visa",
+    "kolektor",
+    "folder",
+)
+# Of the data sets that have parts, each measured by itself: splits of one, categories of the
+# others.
 PARTS: dict[str, tuple[str, ...]] = {
     "mtd": ("canonical", "tile"),
     "mvtec": mvtecad.CATEGORIES,
@@ -59,7 +78,8 @@ class AlteredData(AnomalibDataModule):
         self.changes: list[Callable[[], None]] = []
 
     def _setup(self, stage: str | None = None) -> None:
-        super()._setup(stage)  # type: ignore[safe-super]  # of the data set, which comes after this class
+        # of the data set, which comes after this class
+        super()._setup(stage)  # type: ignore[safe-super]
         for change in self.changes:
             change()
 
@@ -97,22 +117,24 @@ def build(
     """Build a data set, set up and ready to use.
 
     Args:
-        dataset (str): One of :data:`DATASETS`. ``folder`` is your own: ``good`` and ``bad`` under ``root``, and where
-            they exist ``good_test`` and ``masks`` (of the names in ``bad``).
+        dataset (str): One of :data:`DATASETS`. ``folder`` is your own: ``good`` and ``bad`` under
+            ``root``, and where they exist ``good_test`` and ``masks`` (of the names in ``bad``).
         root (Path | None): Where the images are; needed by all but ``elpv-*``.
         split (str | None): One of :data:`PARTS`. Defaults to the first.
-        seed (int): Split of ``elpv-*``, ``kolektor`` and ``folder``, and choice of the ``limit_train`` images.
+        seed (int): Split of ``elpv-*``, ``kolektor`` and ``folder``, and choice of the
+            ``limit_train`` images.
         limit_train (int | None): Number of training images to use; ``None`` for all.
-        contamination (float | None): Share of the training images to be defective: so many of the defective test
-            images, chosen by the seed, are trained on as if they were good, and not tested.
+        contamination (float | None): Share of the training images to be defective: so many of the
+            defective test images, chosen by the seed, are trained on as if they were good, and not
+            tested.
         num_workers (int): Worker processes that load images.
 
     Returns:
         AlteredData: After ``setup``.
 
     Raises:
-        ValueError: If the name is unknown, ``root`` is missing, or there are fewer than ``limit_train`` images or fewer
-            defective ones than ``contamination`` asks for.
+        ValueError: If the name is unknown, ``root`` is missing, or there are fewer than
+            ``limit_train`` images or fewer defective ones than ``contamination`` asks for.
         FileNotFoundError: If the data is not there; the message says where it comes from.
     """
     module = _module(dataset, root, split, seed, num_workers)
@@ -124,12 +146,19 @@ def build(
     return module
 
 
-def _module(dataset: str, root: Path | None, split: str | None, seed: int, num_workers: int) -> AlteredData:
+def _module(
+    dataset: str, root: Path | None, split: str | None, seed: int, num_workers: int
+) -> AlteredData:
     if dataset not in DATASETS:
         msg = f"dataset must be one of {', '.join(DATASETS)}, got '{dataset}'."
         raise ValueError(msg)
     if dataset.startswith("elpv-"):
-        return _ELPV(root=root, cell_type=dataset.removeprefix("elpv-"), split_seed=seed, num_workers=num_workers)
+        return _ELPV(
+            root=root,
+            cell_type=dataset.removeprefix("elpv-"),
+            split_seed=seed,
+            num_workers=num_workers,
+        )
     if root is None:
         msg = f"--root is needed for {dataset}: {_SOURCES[dataset]}."
         raise ValueError(msg)
@@ -172,19 +201,31 @@ def _there(folder: Path, dataset: str) -> Path:
 
 
 def _by_commutator(module: AlteredData, seed: int) -> None:
-    """Keep all surfaces of one commutator on one side: good ones of half of the commutators are trained on."""
-    samples = pd.concat([module.train_data.samples, module.test_data.samples]).sort_values("image_path")
+    """Keep all surfaces of one commutator on one side: good ones of half of the commutators are
+    trained on.
+    """
+    samples = pd.concat([module.train_data.samples, module.test_data.samples]).sort_values(
+        "image_path"
+    )
     commutators = samples["item"].drop_duplicates()
     to_fit = samples["item"].isin(commutators.sample(frac=0.5, random_state=seed))
-    for data, chosen in ((module.train_data, to_fit & (samples["label_index"] == 0)), (module.test_data, ~to_fit)):
+    for data, chosen in (
+        (module.train_data, to_fit & (samples["label_index"] == 0)),
+        (module.test_data, ~to_fit),
+    ):
         rows = samples[chosen].reset_index(drop=True)
         rows.attrs.update(data.samples.attrs)
         data.samples = rows
 
 
 def kinds(samples: pd.DataFrame, paths: Sequence[str] | None = None) -> NDArray[np.str_]:
-    """Kind of defect of each sample, ``"good"`` for none; in the order of ``paths``, or that of the samples."""
-    names = ("good" if not row.label_index else getattr(row.label, "value", row.label) for row in samples.itertuples())
+    """Kind of defect of each sample, ``"good"`` for none; in the order of ``paths``, or that of the
+    samples.
+    """
+    names = (
+        "good" if not row.label_index else getattr(row.label, "value", row.label)
+        for row in samples.itertuples()
+    )
     kind_of = dict(zip(samples["image_path"], map(str, names), strict=True))
     return np.array([kind_of[path] for path in (samples["image_path"] if paths is None else paths)])
 
@@ -195,14 +236,17 @@ def images(dataset: AnomalibDataset, rows: Iterable[int], transform: Transform) 
 
 
 def masks(dataset: AnomalibDataset, transform: Transform) -> NDArray[np.bool_]:
-    """The masks of a data set at the size a model sees, resized with the images: nearest pixel; ``(N, H, W)``."""
+    """The masks of a data set at the size a model sees, resized with the images: nearest pixel;
+    ``(N, H, W)``.
+    """
     items = (cast("Any", dataset[row]) for row in range(len(dataset)))
     resized = [transform(item.image[None], Mask(item.gt_mask[None]))[1] for item in items]
     return torch.cat(resized).numpy() > 0
 
 
 def add_training_images(module: AlteredData, rows: pd.DataFrame) -> None:
-    """Train on some test images too, as good ones, also after a trainer has set the data up once more.
+    """Train on some test images too, as good ones, also after a trainer has set the data up once
+    more.
 
     Args:
         module (AlteredData): As :func:`build` gives it.
@@ -241,7 +285,9 @@ def _limit(module: AnomalibDataModule, number: int, seed: int) -> None:
     """Keep ``number`` training images."""
     samples = module.train_data.samples
     if not 1 <= number <= len(samples):
-        msg = f"limit_train must lie between 1 and the {len(samples)} training images, got {number}."
+        msg = (
+            f"limit_train must lie between 1 and the {len(samples)} training images, got {number}."
+        )
         raise ValueError(msg)
     chosen = samples.sample(n=number, random_state=seed).sort_index().reset_index(drop=True)
     chosen.attrs.update(samples.attrs)
@@ -254,7 +300,10 @@ def _contaminate(module: AnomalibDataModule, share: float, seed: int) -> None:
     defective = test[test.label_index == 1]
     number = round(len(train) * share / (1.0 - share)) if 0.0 < share < 1.0 else -1
     if not 1 <= number < len(defective):
-        msg = f"contamination must leave some of the {len(defective)} defective test images to test, got {share}."
+        msg = (
+            f"contamination must leave some of the {len(defective)} defective test images to test,"
+            f" got {share}."
+        )
         raise ValueError(msg)
     moved = defective.sample(n=number, random_state=seed)
     left = test.drop(moved.index).reset_index(drop=True)

@@ -14,12 +14,15 @@ __all__ = ["draw_defect", "picture"]
 _CONTRAST = (0.15, 0.35)
 
 
-def draw_defect(image: Tensor, size: int, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.bool_]]:
+def draw_defect(
+    image: Tensor, size: int, rng: np.random.Generator
+) -> tuple[Tensor, NDArray[np.bool_]]:
     """Draw a spot, a scratch or a smudge into an image.
 
     Args:
         image (Tensor): Shape ``(3, H, W)``, between 0 and 1.
-        size (int): Width in pixels of a spot or smudge; length of a scratch, an eighth as wide, at least 2.
+        size (int): Width in pixels of a spot or smudge; length of a scratch, an eighth as wide, at
+            least 2.
         rng (np.random.Generator): Chooses kind, place, direction and contrast.
 
     Returns:
@@ -36,7 +39,9 @@ def draw_defect(image: Tensor, size: int, rng: np.random.Generator) -> tuple[Ten
     if kind == 0:  # spot
         strength = (np.hypot(along, across) <= size / 2).astype(float)
     elif kind == 1:  # scratch
-        strength = ((np.abs(along) <= size / 2) & (np.abs(across) <= max(1.0, size / 16))).astype(float)
+        strength = ((np.abs(along) <= size / 2) & (np.abs(across) <= max(1.0, size / 16))).astype(
+            float
+        )
     else:  # smudge
         strength = np.exp(-2.0 * (along**2 + (1.5 * across) ** 2) / (size / 2) ** 2)
     amount = rng.uniform(*_CONTRAST) * rng.choice([-1.0, 1.0])

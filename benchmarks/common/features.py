@@ -1,4 +1,6 @@
-"""Pooled features of a data set, computed once and kept on disk, for studies that vary what comes after them."""
+"""Pooled features of a data set, computed once and kept on disk, for studies that vary what comes
+after them.
+"""
 
 import hashlib
 import json
@@ -35,7 +37,8 @@ class Features:
         train (list[NDArray[np.float32]]): Of the training images, for each layer ``(N, d, h, w)``.
         test (list[NDArray[np.float32]]): Of the test images, for each layer ``(T, d, h, w)``.
         kinds (NDArray[np.str_]): Kind of defect of each test image, ``"good"`` for none.
-        regions (NDArray[np.int32] | None): Numbered defective regions ``(T, H, W)``; ``None`` without masks.
+        regions (NDArray[np.int32] | None): Numbered defective regions ``(T, H, W)``; ``None``
+            without masks.
         image_size (tuple[int, int]): Height and width of the images that were embedded.
     """
 
@@ -46,21 +49,32 @@ class Features:
     regions: NDArray[np.int32] | None
     image_size: tuple[int, int]
 
-    def scales(self, in_map: Sequence[int], in_score: Sequence[int], bank_per: BankPer = "layer") -> list[Scale]:
+    def scales(
+        self, in_map: Sequence[int], in_score: Sequence[int], bank_per: BankPer = "layer"
+    ) -> list[Scale]:
         """What a model would be made of whose map and score hear layers of these strides."""
         heard = [(stride in in_map, stride in in_score) for stride in self.strides]
         found = scales_of(self.strides, heard, bank_per)
         return [scale for scale in found if scale.in_map or scale.in_score]
 
     def batches(self, members: Sequence[int], seed: int) -> list[Tensor]:
-        """The training patches of a scale as a fit sees them: batches ``(n, d)`` of 32 images in random order."""
-        order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(seed)).numpy()
+        """The training patches of a scale as a fit sees them: batches ``(n, d)`` of 32 images in
+        random order.
+        """
+        order = torch.randperm(
+            len(self.train[0]), generator=torch.Generator().manual_seed(seed)
+        ).numpy()
         parts = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
-        return [_patches(np.concatenate([self.train[member][part] for member in members], 1)) for part in parts]
+        return [
+            _patches(np.concatenate([self.train[member][part] for member in members], 1))
+            for part in parts
+        ]
 
     def tested(self, members: Sequence[int], images: slice) -> Tensor:
         """Embeddings of some test images at a scale, ``(B, d, h, w)``."""
-        return torch.from_numpy(np.concatenate([self.test[member][images] for member in members], 1))
+        return torch.from_numpy(
+            np.concatenate([self.test[member][images] for member in members], 1)
+        )
 
 
 def _patches(maps: NDArray[np.float32]) -> Tensor:
@@ -79,10 +93,12 @@ def load(
     cache: Path,
     pooling: Pooling = "binomial",
 ) -> Features:
-    """Embed a split, or read what was embedded before; arguments as for :func:`benchmarks.common.data.build`.
+    """Embed a split, or read what was embedded before; arguments as for
+    :func:`benchmarks.common.data.build`.
 
     Args:
-        dataset (str): As for :func:`benchmarks.common.data.build`; so ``root``, ``split``, ``seed``, ``limit_train``.
+        dataset (str): As for :func:`benchmarks.common.data.build`; so ``root``, ``split``,
+            ``seed``, ``limit_train``.
         root (Path | None): Folder of the images.
         split (str | None): Split of ``mtd``.
         seed (int): Split of ``elpv-*`` and choice of the ``limit_train`` images.
@@ -123,7 +139,13 @@ def _embed(
     image_size: tuple[int, int],
     cache: Path,
 ) -> list[NDArray[np.float32]]:
-    identity = [sorted(samples["image_path"]), embedder.backbone, embedder.layers, image_size, embedder.pooling]
+    identity = [
+        sorted(samples["image_path"]),
+        embedder.backbone,
+        embedder.layers,
+        image_size,
+        embedder.pooling,
+    ]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     paths = [cache / f"{name}-{layer}.npy" for layer in embedder.layers]
     if all(path.exists() for path in paths):
@@ -138,7 +160,9 @@ def _embed(
     stores: list[np.memmap[Any, np.dtype[np.float32]]] = []
     with torch.no_grad():
         for start in range(0, len(samples), _BATCH):
-            images = data.images(template, range(start, min(start + _BATCH, len(samples))), transform)
+            images = data.images(
+                template, range(start, min(start + _BATCH, len(samples))), transform
+            )
             layers = [maps.float().numpy() for maps in embedder(images)]
             if not stores:
                 shapes = [(len(samples), *maps.shape[1:]) for maps in layers]

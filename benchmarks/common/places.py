@@ -1,4 +1,6 @@
-"""Data sets and seeds that a command goes through, and the command that asks one thing of each and can be resumed."""
+"""Data sets and seeds that a command goes through, and the command that asks one thing of each and
+can be resumed.
+"""
 
 import argparse
 import json
@@ -9,9 +11,28 @@ from typing import Any, NamedTuple
 
 from benchmarks.common.records import write_text
 
-__all__ = ["DATA", "DRAWN", "PatchIndex", "add_options", "alike", "chosen", "median", "seeds", "study_places", "title"]
+__all__ = [
+    "DATA",
+    "DRAWN",
+    "PatchIndex",
+    "add_options",
+    "alike",
+    "chosen",
+    "median",
+    "seeds",
+    "study_places",
+    "title",
+]
 
-DATA = ("mtd:canonical", "mtd:tile", "elpv-mono", "elpv-poly", "mvtec:bottle", "mvtec:grid", "kolektor")
+DATA = (
+    "mtd:canonical",
+    "mtd:tile",
+    "elpv-mono",
+    "elpv-poly",
+    "mvtec:bottle",
+    "mvtec:grid",
+    "kolektor",
+)
 DRAWN = "drawn"  # made by the command itself
 _WITHOUT_FOLDER = ("elpv", DRAWN)
 Row = dict[str, Any]
@@ -48,30 +69,54 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
         action="append",
         default=[],
         metavar="DIR | NAME=DIR",
-        help="folder of images: of a data set, or of all that have none of their own; again for another",
+        help=(
+            "folder of images: of a data set, or of all that have none of their own; again for"
+            " another"
+        ),
     )
     parser.add_argument(
-        "--data", help=f"data sets; default: of {','.join(data)} those whose folder is given or that need none"
+        "--data",
+        help=(
+            f"data sets; default: of {','.join(data)} those whose folder is given or that need none"
+        ),
     )
     parser.set_defaults(known=tuple(data))
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2]
+    )
     parser.add_argument("--out", type=Path, default=out)
 
 
 def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[PatchIndex]:
-    """The places a command was asked for, one seed after the other; ends the command if a folder is missing."""
-    roots = {name if equals else "": Path(folder if equals else name) for name, equals, folder in _named(options.root)}
+    """The places a command was asked for, one seed after the other; ends the command if a folder is
+    missing.
+    """
+    roots = {
+        name if equals else "": Path(folder if equals else name)
+        for name, equals, folder in _named(options.root)
+    }
     names = list(options.known) if options.data is None else options.data.split(",")
-    data = [(dataset, split or None) for dataset, _, split in (item.partition(":") for item in names)]
+    data = [
+        (dataset, split or None) for dataset, _, split in (item.partition(":") for item in names)
+    ]
     if options.data is None:
         given = {*roots, *(["mtd"] if "" in roots else [])}
-        data = [(dataset, split) for dataset, split in data if dataset in given or dataset.startswith(_WITHOUT_FOLDER)]
-    missing = sorted({dataset for dataset, _ in data if not dataset.startswith(_WITHOUT_FOLDER)} - set(roots))
+        data = [
+            (dataset, split)
+            for dataset, split in data
+            if dataset in given or dataset.startswith(_WITHOUT_FOLDER)
+        ]
+    missing = sorted(
+        {dataset for dataset, _ in data if not dataset.startswith(_WITHOUT_FOLDER)} - set(roots)
+    )
     if missing and "" not in roots:
         parser.error(f"--root {missing[0]}=DIR is needed; or leave {missing[0]} out of --data")
     return [
         PatchIndex(
-            dataset, split, seed, None if dataset.startswith(_WITHOUT_FOLDER) else roots.get(dataset, roots.get(""))
+            dataset,
+            split,
+            seed,
+            None if dataset.startswith(_WITHOUT_FOLDER) else roots.get(dataset, roots.get("")),
         )
         for seed in options.seeds
         for dataset, split in data
@@ -93,12 +138,14 @@ def study_places(
     """Evaluate each place that is not there yet, write every result at once, then report.
 
     Args:
-        module (str): Name of the module; results are in ``benchmarks/results/NAME/NAME.json`` unless ``--out`` says
-            else.
+        module (str): Name of the module; results are in ``benchmarks/results/NAME/NAME.json``
+            unless ``--out`` says else.
         about (str): What the command is for.
         data (Sequence[str]): Data sets by default, with a colon before the split.
-        evaluate (Callable[[PatchIndex], list[Row]]): Gives rows; ``dataset``, ``split`` and ``seed`` are added.
-        report (Callable[[Path], None]): Writes ``README.md`` and plots into a folder that holds the results.
+        evaluate (Callable[[PatchIndex], list[Row]]): Gives rows; ``dataset``, ``split`` and
+            ``seed`` are added.
+        report (Callable[[Path], None]): Writes ``README.md`` and plots into a folder that holds the
+            results.
         arguments (Sequence[str] | None): Of the command; the process's own by default.
 
     Returns:

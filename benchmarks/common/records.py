@@ -1,7 +1,7 @@
 """What one benchmark run was and what it measured: the schema of ``results.json``.
 
-``results.json`` is a list of records, one for each run, as :class:`Record` describes them; ``null`` is "not measured".
-Files are written whole or not at all.
+``results.json`` is a list of records, one for each run, as :class:`Record` describes them; ``null``
+is "not measured". Files are written whole or not at all.
 """
 
 import dataclasses
@@ -29,12 +29,15 @@ class Spec:
         dataset (str): ``mtd``, ``elpv-mono``, ``elpv-poly``, ``elpv-both`` or ``folder``.
         split (str | None): Split of ``mtd``, ``canonical`` or ``tile``.
         model (str): ``sgfr``, ``patchcore``, ``padim`` or ``mhpatchcore``.
-        arguments (dict[str, Any]): Every argument of the model, defaults included, but its backbone and components.
+        arguments (dict[str, Any]): Every argument of the model, defaults included, but its backbone
+            and components.
         backbone (str): Name of the timm model.
         image_size (list[int]): Height and width in pixels.
-        seed (int): Seeds PyTorch, the choice of ``limit_train`` images, and the split of ``elpv-*``.
+        seed (int): Seeds PyTorch, the choice of ``limit_train`` images, and the split of
+            ``elpv-*``.
         limit_train (int | None): Number of training images, chosen at random; ``None`` for all.
-        contamination (float | None): Share of the training images that are defective, taken from the test images.
+        contamination (float | None): Share of the training images that are defective, taken from
+            the test images.
     """
 
     dataset: str
@@ -57,7 +60,11 @@ class Spec:
     def name(self) -> str:
         """Name of the run's folder: readable, and different for different runs."""
         digest = hashlib.sha256(self.key.encode()).hexdigest()[:8]
-        return "-".join(part for part in (self.dataset, self.split, self.model, f"seed{self.seed}", digest) if part)
+        return "-".join(
+            part
+            for part in (self.dataset, self.split, self.model, f"seed{self.seed}", digest)
+            if part
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +75,21 @@ class Record(Spec):
         versions (dict[str, str]): Versions of the packages that ran.
         n_train (int | None): Number of training images.
         n_test (int | None): Number of test images.
-        metrics (dict[str, float | None]): The values of :data:`METRICS`, fractions of one, from raw scores.
-            ``pixel_AP`` is average precision over pixels, ``AUPRO`` has a false-positive limit of 0.3. Pixel metrics
-            are ``None`` where there are no masks.
-        per_defect (dict[str, float]): Image AUROC of each kind of defect against all good test images.
-        extract_s (float | None): Seconds of a bare pass that loads the training images and embeds them. This and the
-            other times are ``None`` where the machine was not the run's alone.
-        fit_s (float | None): Seconds of a fit, from the start of its first pass to the end of its last.
-        sampling_s (float | None): Seconds of the fit in the model's own steps: whatever comes after the embedding.
+        metrics (dict[str, float | None]): The values of :data:`METRICS`, fractions of one, from raw
+            scores. ``pixel_AP`` is average precision over pixels, ``AUPRO`` has a false-positive
+            limit of 0.3. Pixel metrics are ``None`` where there are no masks.
+        per_defect (dict[str, float]): Image AUROC of each kind of defect against all good test
+            images.
+        extract_s (float | None): Seconds of a bare pass that loads the training images and embeds
+            them. This and the other times are ``None`` where the machine was not the run's alone.
+        fit_s (float | None): Seconds of a fit, from the start of its first pass to the end of its
+            last.
+        sampling_s (float | None): Seconds of the fit in the model's own steps: whatever comes after
+            the embedding.
         extract_peak_rss_mb (float | None): Largest resident memory during the bare pass, in MiB.
         fit_peak_rss_mb (float | None): Largest resident memory during the fit, in MiB.
-        predict_ms (float | None): Median milliseconds for one pre-processed image through the PyTorch model.
+        predict_ms (float | None): Median milliseconds for one pre-processed image through the
+            PyTorch model.
         bank_atoms (int | None): Embeddings stored; ``None`` for a model that stores something else.
         bank_bytes (int | None): Bytes of what the model learnt, to be stored beside its backbone.
         error (str | None): Why the run failed; ``None`` if it did not.
@@ -102,7 +113,11 @@ class Record(Spec):
     @classmethod
     def of(cls, spec: Spec, **measured: Any) -> "Record":  # noqa: ANN401
         """What a run measured, or why it failed, with the packages that are installed now."""
-        return cls(**dataclasses.asdict(spec), versions={name: version(name) for name in _PACKAGES}, **measured)
+        return cls(
+            **dataclasses.asdict(spec),
+            versions={name: version(name) for name in _PACKAGES},
+            **measured,
+        )
 
     def __post_init__(self) -> None:
         """Refuse what is not a measurement."""
@@ -113,7 +128,14 @@ class Record(Spec):
             if value is not None and not 0.0 <= value <= 1.0:
                 msg = f"{name} must be a fraction of one, got {value}."
                 raise ValueError(msg)
-        for name in ("extract_s", "fit_s", "sampling_s", "predict_ms", "fit_peak_rss_mb", "bank_bytes"):
+        for name in (
+            "extract_s",
+            "fit_s",
+            "sampling_s",
+            "predict_ms",
+            "fit_peak_rss_mb",
+            "bank_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 msg = f"{name} must not be negative, got {value}."
@@ -148,7 +170,9 @@ def merge(path: Path, records: Iterable[Record]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as handle:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, delete=False, encoding="utf-8"
+    ) as handle:
         temporary = Path(handle.name)
         try:
             handle.write(text)

@@ -1,7 +1,8 @@
 """Accuracy from raw scores, all pixel metrics from one sort.
 
-The definitions are anomalib's (the tests compare them), but anomalib's metrics cannot take raw scores: torchmetrics,
-beneath them, puts every batch with a score outside [0, 1] through a sigmoid, which ties high scores and mixes batches.
+The definitions are anomalib's (the tests compare them), but anomalib's metrics cannot take raw
+scores: torchmetrics, beneath them, puts every batch with a score outside [0, 1] through a sigmoid,
+which ties high scores and mixes batches.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +14,15 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from benchmarks.common.records import METRICS
 
-__all__ = ["Curve", "PixelScores", "accuracy", "image_metrics", "label_regions", "per_defect", "pixel_scores"]
+__all__ = [
+    "Curve",
+    "PixelScores",
+    "accuracy",
+    "image_metrics",
+    "label_regions",
+    "per_defect",
+    "pixel_scores",
+]
 
 _FPR_LIMIT = 0.3
 _CURVE_POINTS = 200
@@ -27,7 +36,9 @@ class Curve(NamedTuple):
 
 
 class PixelScores(NamedTuple):
-    """Pixel metrics, fractions of one, and the per-region-overlap curve up to its false-positive limit."""
+    """Pixel metrics, fractions of one, and the per-region-overlap curve up to its false-positive
+    limit.
+    """
 
     auroc: float
     average_precision: float
@@ -93,7 +104,9 @@ def pixel_scores(maps: NDArray[np.float32], regions: NDArray[np.int32]) -> Pixel
 
 
 def image_metrics(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> dict[str, float]:
-    """Image AUROC, best F1 over all thresholds, and average precision; ``labels`` is true for a defect."""
+    """Image AUROC, best F1 over all thresholds, and average precision; ``labels`` is true for a
+    defect.
+    """
     precision, recall, _ = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return {
@@ -108,14 +121,17 @@ def per_defect(scores: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[str
     return {
         str(kind): float(
             roc_auc_score(
-                (kinds != "good")[(kinds == kind) | (kinds == "good")], scores[(kinds == kind) | (kinds == "good")]
+                (kinds != "good")[(kinds == kind) | (kinds == "good")],
+                scores[(kinds == kind) | (kinds == "good")],
             )
         )
         for kind in sorted(set(kinds.tolist()) - {"good"})
     }
 
 
-def accuracy(scores: NDArray[Any], kinds: NDArray[np.str_], pixels: PixelScores | None = None) -> dict[str, Any]:
+def accuracy(
+    scores: NDArray[Any], kinds: NDArray[np.str_], pixels: PixelScores | None = None
+) -> dict[str, Any]:
     """What a record says of accuracy, rounded.
 
     Args:
@@ -124,11 +140,16 @@ def accuracy(scores: NDArray[Any], kinds: NDArray[np.str_], pixels: PixelScores 
         pixels (PixelScores | None): Of the maps, where there are masks.
 
     Returns:
-        dict[str, Any]: ``metrics`` and ``per_defect``, as in :class:`~benchmarks.common.records.Record`.
+        dict[str, Any]: ``metrics`` and ``per_defect``, as in
+            :class:`~benchmarks.common.records.Record`.
     """
     found = image_metrics(scores, kinds != "good")
     if pixels is not None:
-        found |= {"pixel_AUROC": pixels.auroc, "pixel_AP": pixels.average_precision, "AUPRO": pixels.aupro}
+        found |= {
+            "pixel_AUROC": pixels.auroc,
+            "pixel_AP": pixels.average_precision,
+            "AUPRO": pixels.aupro,
+        }
     return {
         "metrics": {name: round(found[name], 5) if name in found else None for name in METRICS},
         "per_defect": {kind: round(value, 5) for kind, value in per_defect(scores, kinds).items()},

@@ -28,7 +28,8 @@ def traced_once(folder: Path) -> Iterator[None]:
         for name, tensor in model.state_dict().items():
             state.update(name.encode() + tensor.numpy(force=True).tobytes())
         settings = {
-            name: getattr(model.post_processor, name, None) for name in ("image_sensitivity", "pixel_sensitivity")
+            name: getattr(model.post_processor, name, None)
+            for name in ("image_sensitivity", "pixel_sensitivity")
         }
         shapes = [tuple(argument.shape) for argument in args]
         key = (

@@ -1,7 +1,7 @@
 """The models under comparison, on the same backbone, weights, layers, image size and normalisation.
 
-Each model keeps its own defaults for all else. Baselines read the backbone's weights under the name that this package
-registers with timm, because anomalib's extractor takes no weights package.
+Each model keeps its own defaults for all else. Baselines read the backbone's weights under the name
+that this package registers with timm, because anomalib's extractor takes no weights package.
 """
 
 import inspect
@@ -35,8 +35,10 @@ class Entry:
 
     Attributes:
         model (Callable[..., AnomalibModule]): Its class.
-        sampling (Callable): From a model to the (owner, method name) pairs that do its own work during a fit.
-        strides (tuple[int, ...] | None): Strides of the backbone stages it uses; ``None`` if it chooses for itself.
+        sampling (Callable): From a model to the (owner, method name) pairs that do its own work
+            during a fit.
+        strides (tuple[int, ...] | None): Strides of the backbone stages it uses; ``None`` if it
+            chooses for itself.
         environment (tuple[tuple[str, str], ...]): Environment variables its process needs.
     """
 
@@ -49,9 +51,13 @@ class Entry:
         """Backbone layers this model takes: its own choice of strides."""
         if self.strides is None:
             return None
-        return strided_layers(backbone, self.strides) or resolve_layers(backbone)  # of a vision transformer
+        return strided_layers(backbone, self.strides) or resolve_layers(
+            backbone
+        )  # of a vision transformer
 
-    def build(self, backbone: str, image_size: tuple[int, int], seed: int, arguments: dict[str, Any]) -> AnomalibModule:
+    def build(
+        self, backbone: str, image_size: tuple[int, int], seed: int, arguments: dict[str, Any]
+    ) -> AnomalibModule:
         """Build the model, to give raw scores."""
         common: dict[str, Any] = {
             "pre_processor": Sgfr.configure_pre_processor(image_size, backbone),
@@ -68,12 +74,20 @@ class Entry:
         return self.model(backbone=name, layers=self.layers(backbone), **common, **arguments)
 
 
-# Without the first, anomalib's coreset selection can fragment the C library's heap to many times what it needs. The
-# second backs its large temporaries by large pages, which makes it faster (benchmarks.pages).
-_LARGE_BLOCKS = (("MALLOC_MMAP_THRESHOLD_", "1048576"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"))
+# Without the first, anomalib's coreset selection can fragment the C library's heap to many times
+# what it needs. The second backs its large temporaries by large pages, which makes it faster
+# (benchmarks.pages).
+_LARGE_BLOCKS = (
+    ("MALLOC_MMAP_THRESHOLD_", "1048576"),
+    ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
+)
 
 MODELS: dict[str, Entry] = {
-    "sgfr": Entry(Sgfr, lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "fitted_state")], strides=None),
+    "sgfr": Entry(
+        Sgfr,
+        lambda _: [(SubspaceSampler, "observe"), (SubspaceSampler, "fitted_state")],
+        strides=None,
+    ),
     "patchcore": Entry(Patchcore, lambda model: [(model, "fit")], environment=_LARGE_BLOCKS),
     "padim": Entry(Padim, lambda model: [(model, "fit")], strides=(4, 8, 16)),
     "mhpatchcore": Entry(
@@ -88,12 +102,14 @@ MODELS: dict[str, Entry] = {
 }
 
 
-# How pictures are looked at: recorded only where it is asked for, as records were before there was a choice.
+# How pictures are looked at: recorded only where it is asked for, as records were before there was
+# a choice.
 _UNRECORDED = {"image_size", "tile_size", "tile_stride", "roi", "bit_depth", "copies"}
 
 
 def resolve_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a model but backbone, seed and components: its defaults, then what was asked for.
+    """All arguments of a model but backbone, seed and components: its defaults, then what was asked
+    for.
 
     Raises:
         ValueError: If the model has no such argument; the message lists those it has.
@@ -102,14 +118,22 @@ def resolve_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
     defaults = {name: item.default for name, item in parameters.items() if name not in _COMPONENTS}
     unknown = set(overrides) - set(defaults)
     if unknown:
-        msg = f"{model} has no argument {', '.join(sorted(unknown))}; it has: {', '.join(defaults)}."
+        msg = (
+            f"{model} has no argument {', '.join(sorted(unknown))}; it has: {', '.join(defaults)}."
+        )
         raise ValueError(msg)
-    if model == "padim":  # anomalib asks for it with any backbone but two; 100 is what it gives the smaller
+    if (
+        model == "padim"
+    ):  # anomalib asks for it with any backbone but two; 100 is what it gives the smaller
         defaults["n_features"] = 100
     if model in {"patchcore", "anomalydino"}:  # an enumeration, which JSON cannot hold
         defaults["precision"] = "float32"
     recorded = defaults.keys() - _UNRECORDED
-    return {name: value for name, value in {**defaults, **overrides}.items() if name in recorded | overrides.keys()}
+    return {
+        name: value
+        for name, value in {**defaults, **overrides}.items()
+        if name in recorded | overrides.keys()
+    }
 
 
 class BareExtraction(Sgfr):
@@ -121,7 +145,11 @@ class BareExtraction(Sgfr):
 
     def configure_callbacks(self) -> list[Callback]:
         """No sampling."""
-        return [callback for callback in super().configure_callbacks() if not isinstance(callback, SubspaceSampling)]
+        return [
+            callback
+            for callback in super().configure_callbacks()
+            if not isinstance(callback, SubspaceSampling)
+        ]
 
     def fit(self) -> None:
         """Nothing was kept to learn from."""
@@ -130,13 +158,17 @@ class BareExtraction(Sgfr):
 def stored(model: AnomalibModule) -> tuple[int | None, int]:
     """Number of embeddings a fitted model stores, and the bytes of all it learnt."""
     inner: Any = model.model
-    extractor: nn.Module = inner.embedder.extractor if isinstance(model, Sgfr) else _extractor(inner)
+    extractor: nn.Module = (
+        inner.embedder.extractor if isinstance(model, Sgfr) else _extractor(inner)
+    )
     backbone = {id(tensor) for tensor in (*extractor.parameters(), *extractor.buffers())}
     kept = inner.state_dict().keys()
     fitted_state = [
         tensor
         for name, tensor in (*inner.named_parameters(), *inner.named_buffers())
-        if name in kept and id(tensor) not in backbone and "blur" not in name  # a Gaussian, not learnt
+        if name in kept
+        and id(tensor) not in backbone
+        and "blur" not in name  # a Gaussian, not learnt
     ]
     atoms = None
     if isinstance(model, Sgfr):
@@ -149,7 +181,9 @@ def stored(model: AnomalibModule) -> tuple[int | None, int]:
 
 
 def _extractor(inner: Any) -> nn.Module:  # noqa: ANN401
-    found: nn.Module = inner.feature_encoder if hasattr(inner, "feature_encoder") else inner.feature_extractor
+    found: nn.Module = (
+        inner.feature_encoder if hasattr(inner, "feature_encoder") else inner.feature_extractor
+    )
     return found
 
 

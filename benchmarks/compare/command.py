@@ -1,11 +1,12 @@
 """Sgfr against anomalib's memory-bank models, in one command.
 
-    python -m benchmarks.compare --dataset mtd --root DIR --split canonical,tile --models sgfr,patchcore,padim
+    python -m benchmarks.compare --dataset mtd --root DIR --split canonical,tile --models
+    sgfr,patchcore,padim
 
-Every run is a process of its own, through anomalib's Engine. Results are written as they come and an interrupted
-command, given again, goes on where it stopped. In the output folder: ``results.json`` (see
-:mod:`benchmarks.common.records`), ``commands.txt`` (what made them), ``README.md`` (tables) and plots; under ``work``,
-the maps and logs of each run.
+Every run is a process of its own, through anomalib's Engine. Results are written as they come and
+an interrupted command, given again, goes on where it stopped. In the output folder:
+``results.json`` (see :mod:`benchmarks.common.records`), ``commands.txt`` (what made them),
+``README.md`` (tables) and plots; under ``work``, the maps and logs of each run.
 """
 
 import argparse
@@ -30,8 +31,12 @@ from benchmarks.compare.rows import title
 
 __all__ = ["main"]
 
-_MODELS = [model for model in MODELS if model != "anomalydino"]  # which takes DINO's transformers alone
-_MALLOC = "MALLOC_MMAP_THRESHOLD_"  # of the C library: what is larger goes back to the system at once
+_MODELS = [
+    model for model in MODELS if model != "anomalydino"
+]  # which takes DINO's transformers alone
+_MALLOC = (  # of the C library: what is larger goes back to the system at once
+    "MALLOC_MMAP_THRESHOLD_"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = options.out / "results.json"
     done = {record.key: record for record in read(results)}
     pending = [spec for spec in specs if spec.key not in done or _again(done[spec.key], options)]
-    _remember_command(options.out / "commands.txt", arguments if arguments is not None else sys.argv[1:])
+    _remember_command(
+        options.out / "commands.txt", arguments if arguments is not None else sys.argv[1:]
+    )
     if len(pending) < len(specs):
         _say(f"{len(specs) - len(pending)} of {len(specs)} runs are in {results} already.")
     try:
@@ -49,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(f"[{number}/{len(pending)}] {title(spec)}, seed {spec.seed}")
             record = _run(spec, options)
             if options.untimed:
-                record = dataclasses.replace(record, extract_s=None, fit_s=None, sampling_s=None, predict_ms=None)
+                record = dataclasses.replace(
+                    record, extract_s=None, fit_s=None, sampling_s=None, predict_ms=None
+                )
             merge(results, [record])
             _say(f"    {_summary(record)}")
     except KeyboardInterrupt:
@@ -64,25 +73,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--dataset", required=True, choices=data.DATASETS)
     parser.add_argument("--root", type=Path, help="folder of the images; elpv-* need none")
     parser.add_argument("--split", type=_names, help="mtd: canonical, tile, or both with a comma")
     parser.add_argument(
-        "--category", dest="split", type=_names, help="mvtec, btech, visa: some, with commas; default those in --root"
+        "--category",
+        dest="split",
+        type=_names,
+        help="mvtec, btech, visa: some, with commas; default those in --root",
     )
     parser.add_argument("--models", type=_names, default=_MODELS, help="of: " + ", ".join(MODELS))
     parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="a timm name")
-    parser.add_argument("--image-size", type=int, help="height and width in pixels; default what suits the backbone")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
-    parser.add_argument("--limit-train", type=int, help="use only so many training images, chosen by the seed")
     parser.add_argument(
-        "--contamination", type=float, help="share of training images to be defective, from the test set"
+        "--image-size", type=int, help="height and width in pixels; default what suits the backbone"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="MODEL.ARGUMENT=VALUE", help="may be repeated")
+    parser.add_argument(
+        "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0]
+    )
+    parser.add_argument(
+        "--limit-train", type=int, help="use only so many training images, chosen by the seed"
+    )
+    parser.add_argument(
+        "--contamination",
+        type=float,
+        help="share of training images to be defective, from the test set",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="MODEL.ARGUMENT=VALUE", help="may be repeated"
+    )
     parser.add_argument("--out", type=Path, help="output folder; default runs/compare/DATASET")
     parser.add_argument("--timeout", type=float, help="seconds after which a run counts as failed")
-    parser.add_argument("--untimed", action="store_true", help="record no times: for runs beside other work")
+    parser.add_argument(
+        "--untimed", action="store_true", help="record no times: for runs beside other work"
+    )
     parser.add_argument("--retry-failed", action="store_true", help="run again what failed before")
     options = parser.parse_args(arguments)
     unknown = [model for model in options.models if model not in MODELS]
@@ -98,15 +124,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.split = [part for part in parts if (options.root / part).is_dir()] or None
     options.out = options.out or Path("runs/compare") / options.dataset
     try:
-        for split in options.split or [None]:  # say what is wrong with the data before the first long run
-            data.build(options.dataset, options.root, split, 0, options.limit_train, options.contamination)
+        for split in options.split or [
+            None
+        ]:  # say what is wrong with the data before the first long run
+            data.build(
+                options.dataset, options.root, split, 0, options.limit_train, options.contamination
+            )
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     return options
 
 
 def _again(record: Record, options: argparse.Namespace) -> bool:
-    """Whether what is recorded does not answer the command: it failed, or its times are wanted and missing."""
+    """Whether what is recorded does not answer the command: it failed, or its times are wanted and
+    missing.
+    """
     if record.error is not None:
         return bool(options.retry_failed)
     return record.fit_s is None and not options.untimed
@@ -122,13 +154,18 @@ def _plan(options: argparse.Namespace) -> list[Spec]:
         target, _, value = assignment.partition("=")
         model, _, name = target.partition(".")
         if not value or not name or model not in MODELS:
-            sys.exit(f"--set: expected MODEL.ARGUMENT=VALUE with a model of {', '.join(MODELS)}: {assignment}")
+            sys.exit(
+                f"--set: expected MODEL.ARGUMENT=VALUE with a model of {', '.join(MODELS)}:"
+                f" {assignment}"
+            )
         try:
             overrides.setdefault(model, {})[name] = json.loads(value)
         except json.JSONDecodeError:
             overrides.setdefault(model, {})[name] = value
     try:
-        resolved = {model: resolve_arguments(model, overrides.get(model, {})) for model in options.models}
+        resolved = {
+            model: resolve_arguments(model, overrides.get(model, {})) for model in options.models
+        }
     except ValueError as error:
         sys.exit(f"--set: {error}")
     return [
@@ -152,7 +189,9 @@ def _run(spec: Spec, options: argparse.Namespace) -> Record:
     folder.mkdir(parents=True, exist_ok=True)
     record_file = folder / "record.json"
     record_file.unlink(missing_ok=True)
-    fields = json.dumps({**dataclasses.asdict(spec), "root": str(options.root) if options.root else None})
+    fields = json.dumps(
+        {**dataclasses.asdict(spec), "root": str(options.root) if options.root else None}
+    )
     start = time.monotonic()
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(  # noqa: S603  # our own module
@@ -174,20 +213,30 @@ def _run(spec: Spec, options: argparse.Namespace) -> Record:
             process.wait()
             raise
     if process.returncode or not record_file.exists():
-        lines = [line for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            line
+            for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         reason = lines[-1].strip()[:300] if lines else "no output"
         return Record.of(spec, error=f"exit code {process.returncode}: {reason}")
     return Record(**json.loads(record_file.read_text(encoding="utf-8")))
 
 
 def _remember_command(path: Path, arguments: Sequence[str]) -> None:
-    """Add this command to those that made the results, with ``DIR`` for the folders of this machine."""
+    """Add this command to those that made the results, with ``DIR`` for the folders of this
+    machine.
+    """
     words = list(arguments)
     for position, word in enumerate(words[:-1]):
         if word == "--root" or (word == "--out" and Path(words[position + 1]).is_absolute()):
             words[position + 1] = "DIR"
     setting = os.environ.get(_MALLOC)
-    line = (f"{_MALLOC}={setting} " if setting else "") + "python -m benchmarks.compare " + shlex.join(words)
+    line = (
+        (f"{_MALLOC}={setting} " if setting else "")
+        + "python -m benchmarks.compare "
+        + shlex.join(words)
+    )
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if line not in lines:
         write_text(path, "\n".join([*lines, line]) + "\n")
@@ -196,7 +245,9 @@ def _remember_command(path: Path, arguments: Sequence[str]) -> None:
 def _summary(record: Record) -> str:
     if record.error is not None:
         return f"FAILED: {record.error}"
-    scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in record.metrics.items() if value is not None)
+    scores = ", ".join(
+        f"{name} {100 * value:.1f}" for name, value in record.metrics.items() if value is not None
+    )
     times = [getattr(record, name) for name in ("fit_s", "sampling_s", "predict_ms")]
     if None in times:
         return f"{scores}; not timed"

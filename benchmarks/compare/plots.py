@@ -18,22 +18,35 @@ from benchmarks.compare.rows import NAMES, Row, changes, model_title
 
 __all__ = ["plot_curves", "plot_examples", "plot_trade"]
 
-_COLOURS = {"sgfr": "tab:red", "patchcore": "tab:blue", "padim": "tab:green", "mhpatchcore": "tab:orange"}
+_COLOURS = {
+    "sgfr": "tab:red",
+    "patchcore": "tab:blue",
+    "padim": "tab:green",
+    "mhpatchcore": "tab:orange",
+}
 _CURVE_POINTS = 300
 _SHOWN = ("sgfr", "patchcore", "padim")  # whose maps stand beside the image and the truth
 
 
 def plot_trade(path: Path, rows: Sequence[Row], heading: str) -> None:
     """Accuracy against what a model stores, and against its latency."""
-    shown = [name for name in ("image_AUROC", "pixel_AP", "AUPRO") if rows[0].finished[0].metrics[name] is not None]
+    shown = [
+        name
+        for name in ("image_AUROC", "pixel_AP", "AUPRO")
+        if rows[0].finished[0].metrics[name] is not None
+    ]
     axes_of: tuple[tuple[str, Callable[[Record], float | None]], ...] = (
         ("stored beside the backbone, MiB", lambda record: (record.bank_bytes or 0) / 2**20),
         ("PyTorch, ms per image", lambda record: record.predict_ms),
     )
-    others = itertools.cycle("s^Dv<>")  # of a model that is there more than once, all but the one with fewest changes
+    others = itertools.cycle(
+        "s^Dv<>"
+    )  # of a model that is there more than once, all but the one with fewest changes
     nearest = {row.spec.model: row for row in sorted(rows, key=lambda row: -len(changes(row.spec)))}
     markers = ["o" if row is nearest[row.spec.model] else next(others) for row in rows]
-    figure, axes = plt.subplots(len(shown), 2, figsize=(9, 2.9 * len(shown)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(shown), 2, figsize=(9, 2.9 * len(shown)), squeeze=False, layout="constrained"
+    )
     for line, name in zip(axes, shown, strict=True):
         for axis, (label, value) in zip(line, axes_of, strict=True):
             for row, marker in zip(rows, markers, strict=True):
@@ -57,7 +70,9 @@ def plot_trade(path: Path, rows: Sequence[Row], heading: str) -> None:
 
 
 def _curves_of_one_seed(folder: Path, rows: Sequence[Row]) -> tuple[int, list[Record]]:
-    """The seed by which most models' curves are there, the least of such, and its runs: fewest changes first."""
+    """The seed by which most models' curves are there, the least of such, and its runs: fewest
+    changes first.
+    """
     found: dict[int, list[Record]] = {}
     for row in sorted(rows, key=lambda row: len(changes(row.spec))):
         for record in row.finished:
@@ -103,13 +118,21 @@ def plot_curves(folder: Path, name: str, rows: Sequence[Row], heading: str) -> N
     kinds = [("roc", "false-positive rate (images)", "recall")]
     if found[0][1]["pro"] is not None:
         kinds.append(("pro", "false-positive rate (pixels)", "per-region overlap"))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(4.8 * len(kinds), 4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(4.8 * len(kinds), 4), squeeze=False, layout="constrained"
+    )
     for axis, (kind, x_label, y_label) in zip(axes[0], kinds, strict=True):
         styles: dict[str, int] = {}
         for record, curves in found:
             style = ("-", "--", ":", "-.")[styles.setdefault(record.model, 0) % 4]
             styles[record.model] += 1
-            axis.plot(*curves[kind], style, color=_COLOURS[record.model], label=model_title(record), lw=1.4)
+            axis.plot(
+                *curves[kind],
+                style,
+                color=_COLOURS[record.model],
+                label=model_title(record),
+                lw=1.4,
+            )
         axis.set(xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize="x-small")
@@ -118,9 +141,13 @@ def plot_curves(folder: Path, name: str, rows: Sequence[Row], heading: str) -> N
 
 
 def plot_examples(folder: Path, name: str, rows: Sequence[Row], heading: str) -> None:
-    """Image, truth and maps of Sgfr's best, median and worst defect: by pixel AP, or by score without masks."""
+    """Image, truth and maps of Sgfr's best, median and worst defect: by pixel AP, or by score
+    without masks.
+    """
     seed, paths = _maps_of_one_seed(folder, rows)
-    loaded: dict[str, Any] = {model: np.load(path, allow_pickle=False) for model, path in paths.items()}
+    loaded: dict[str, Any] = {
+        model: np.load(path, allow_pickle=False) for model, path in paths.items()
+    }
     models = [model for model in _SHOWN if model in loaded]
     if "sgfr" not in models:
         return
@@ -149,26 +176,36 @@ def plot_examples(folder: Path, name: str, rows: Sequence[Row], heading: str) ->
         for axis in line:
             axis.set_xticks([])
             axis.set_yticks([])
-    for axis, label in zip(axes[0], ("image", "truth", *(NAMES[model] for model in models)), strict=True):
+    for axis, label in zip(
+        axes[0], ("image", "truth", *(NAMES[model] for model in models)), strict=True
+    ):
         axis.set_title(label, fontsize="small")
     by = "score" if masks is None else "pixel AP"
-    figure.suptitle(f"{heading}, seed {seed}: by Sgfr's {by}; one colour scale for each model", fontsize="small")
+    figure.suptitle(
+        f"{heading}, seed {seed}: by Sgfr's {by}; one colour scale for each model", fontsize="small"
+    )
     save_figure(figure, folder / name)
 
 
 def _maps_of_one_seed(folder: Path, rows: Sequence[Row]) -> tuple[int, dict[str, Path]]:
-    """The seed by which most models' maps are there, the least of such, and the maps' files by model."""
+    """The seed by which most models' maps are there, the least of such, and the maps' files by
+    model.
+    """
     found: dict[int, dict[str, Path]] = {}
     for row in sorted(rows, key=lambda row: len(changes(row.spec))):
         for record in row.finished:
             path = folder / "work" / record.name / "maps.npz"
             if record.model in _SHOWN and path.exists():
                 found.setdefault(record.seed, {}).setdefault(record.model, path)
-    return max(found.items(), key=lambda item: ("sgfr" in item[1], len(item[1]), -item[0]), default=(0, {}))
+    return max(
+        found.items(), key=lambda item: ("sgfr" in item[1], len(item[1]), -item[0]), default=(0, {})
+    )
 
 
 def _merit(runs: Any, case: int) -> float:  # noqa: ANN401
-    """How well a defect is found: average precision over its pixels, or the image's score where there is no mask."""
+    """How well a defect is found: average precision over its pixels, or the image's score where
+    there is no mask.
+    """
     if "masks" not in runs:
         return float(runs["scores"][case])
     return float(average_precision_score(runs["masks"][case].ravel(), runs["maps"][case].ravel()))

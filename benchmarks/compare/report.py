@@ -12,14 +12,18 @@ from benchmarks.compare.rows import NAMES, Row, changes, data_title, model_title
 __all__ = ["averages", "table", "write"]
 
 _MOST_DRAWN = 4  # data sets; of more, only tables: pictures would bury them
-_NOTES = "Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the images."
+_NOTES = (
+    "Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the"
+    " images."
+)
 _PATCHCORE = """\
 Patchcore runs with `MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take many times the
 memory, and on large pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`), which make it faster; times of its runs before are
 without."""
 
 
-# Means over the categories of a whole data set, of other backbones and image sizes: no like for like
+# Means over the categories of a whole data set, of other backbones and image sizes: no like for
+# like
 _PUBLISHED: dict[tuple[str, int], dict[str, dict[str, float]]] = {
     ("mvtec", 15): {
         "PatchCore, 1%, WideResNet-50, 224 px (arXiv 2106.08265)": {
@@ -48,7 +52,12 @@ _COLUMNS: tuple[tuple[str, Callable[[Record], float | None], str, int], ...] = (
     # heading, value, format, +1 if more is better, -1 if less is
     *((name, _metric(name), "percent", 1) for name in METRICS),
     ("atoms", lambda record: record.bank_atoms, ",.0f", 0),
-    ("stored MiB", lambda record: None if record.bank_bytes is None else record.bank_bytes / 2**20, ".1f", -1),
+    (
+        "stored MiB",
+        lambda record: None if record.bank_bytes is None else record.bank_bytes / 2**20,
+        ".1f",
+        -1,
+    ),
     ("fit s", lambda record: record.fit_s, ".0f", -1),
     ("sampling s", lambda record: record.sampling_s, ".1f", -1),
     ("fit / bare pass", _fit_ratio, ".2f", -1),
@@ -62,7 +71,9 @@ def table(records: Iterable[Record]) -> str:
     """Markdown tables, one for each data set: medians over seeds, the best of each column in bold."""
     parts = []
     for data, rows in rows_by_data(records).items():
-        columns = [column for column in _COLUMNS if any(row.median(column[1]) is not None for row in rows)]
+        columns = [
+            column for column in _COLUMNS if any(row.median(column[1]) is not None for row in rows)
+        ]
         lines = [f"### {data}", ""]
         lines.append("| model | seeds | " + " | ".join(name for name, *_ in columns) + " |")
         lines.append("|---|---|" + "---|" * len(columns))
@@ -74,17 +85,27 @@ def table(records: Iterable[Record]) -> str:
                 best = [other for other in every if other is not None]
                 text = _format(mine, style)
                 if mine is not None and better and len(best) > 1:
-                    text = f"**{text}**" if text == _format(max(best) if better > 0 else min(best), style) else text
+                    text = (
+                        f"**{text}**"
+                        if text == _format(max(best) if better > 0 else min(best), style)
+                        else text
+                    )
                 cells.append(text)
             errors = sorted({record.error for record in row.records if record.error is not None})
             failures = f" - failed: {'; '.join(errors)}" if errors else ""
-            lines.append(f"| {model_title(row.spec)}{failures} | {len(row.finished)} | " + " | ".join(cells) + " |")
+            lines.append(
+                f"| {model_title(row.spec)}{failures} | {len(row.finished)} | "
+                + " | ".join(cells)
+                + " |"
+            )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
 def averages(records: Iterable[Record]) -> str:
-    """Markdown tables of means over the categories of a data set, of models that ran on all of them; may be empty."""
+    """Markdown tables of means over the categories of a data set, of models that ran on all of
+    them; may be empty.
+    """
     of_model: dict[tuple[str, str], dict[str, Row]] = {}
     categories: dict[str, set[str]] = {}
     for data, rows in rows_by_data(records).items():
@@ -97,14 +118,27 @@ def averages(records: Iterable[Record]) -> str:
             of_model.setdefault((whole, model_title(row.spec)), {})[part] = row
     parts = []
     for whole, of in categories.items():
-        complete = {model: rows for (data, model), rows in of_model.items() if data == whole and rows.keys() == of}
+        complete = {
+            model: rows
+            for (data, model), rows in of_model.items()
+            if data == whole and rows.keys() == of
+        }
         if len(of) < 2 or not complete:  # noqa: PLR2004
             continue
-        lines = [f"### {whole}, mean of {len(of)} categories", "", "| model | " + " | ".join(METRICS) + " |"]
+        lines = [
+            f"### {whole}, mean of {len(of)} categories",
+            "",
+            "| model | " + " | ".join(METRICS) + " |",
+        ]
         lines.append("|---|" + "---|" * len(METRICS))
         for model, of_category in complete.items():
-            means = [_mean([row.median(_metric(name)) for row in of_category.values()]) for name in METRICS]
-            lines.append(f"| {model} | " + " | ".join(_format(mean, "percent") for mean in means) + " |")
+            means = [
+                _mean([row.median(_metric(name)) for row in of_category.values()])
+                for name in METRICS
+            ]
+            lines.append(
+                f"| {model} | " + " | ".join(_format(mean, "percent") for mean in means) + " |"
+            )
         for model, published in _PUBLISHED.get((whole.partition(" ")[0], len(of)), {}).items():
             cells = [_format(published.get(name), "percent") for name in METRICS]
             lines.append(f"| published: {model} | " + " | ".join(cells) + " |")
@@ -137,14 +171,25 @@ def _losses(records: Iterable[Record]) -> str:
         if not ours:
             continue
         ours.sort(key=lambda row: len(changes(row.spec)))
-        other = "" if model_title(ours[0].spec) == NAMES["sgfr"] else f" of {model_title(ours[0].spec)}"
+        other = (
+            "" if model_title(ours[0].spec) == NAMES["sgfr"] else f" of {model_title(ours[0].spec)}"
+        )
         for name in METRICS:
             for row in rows:
                 shared = ours[0].seeds & row.seeds
                 mine, theirs = (of.median(_metric(name), shared) for of in (ours[0], row))
-                if row.spec.model == "sgfr" or mine is None or theirs is None or round(theirs - mine, 4) <= 0:
+                if (
+                    row.spec.model == "sgfr"
+                    or mine is None
+                    or theirs is None
+                    or round(theirs - mine, 4) <= 0
+                ):
                     continue
-                at = "" if shared == ours[0].seeds else f" (seed {', '.join(map(str, sorted(shared)))})"
+                at = (
+                    ""
+                    if shared == ours[0].seeds
+                    else f" (seed {', '.join(map(str, sorted(shared)))})"
+                )
                 rival = f"{100 * theirs:.1f} of {model_title(row.spec)}{at}"
                 lines.append(f"- {data}, {name}: {100 * mine:.1f}{other} against {rival}.")
     return "\n".join(lines) if lines else "Nowhere among these runs, over the seeds that both have."
@@ -157,10 +202,17 @@ def _of_kind(kind: str) -> Callable[[Record], float | None]:
 def _per_defect(records: Iterable[Record]) -> str:
     parts = []
     for data, rows in rows_by_data(records).items():
-        kinds = sorted({kind for row in rows for record in row.finished for kind in record.per_defect})
+        kinds = sorted(
+            {kind for row in rows for record in row.finished for kind in record.per_defect}
+        )
         if len(kinds) < 2:  # noqa: PLR2004
             continue
-        lines = [f"### {data}", "", "| model | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
+        lines = [
+            f"### {data}",
+            "",
+            "| model | " + " | ".join(kinds) + " |",
+            "|---|" + "---|" * len(kinds),
+        ]
         for row in rows:
             if row.finished:
                 cells = [_format(row.median(_of_kind(kind)), "percent") for kind in kinds]
@@ -174,9 +226,11 @@ def _file_name(heading: str) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write ``README.md`` and the plots of the records in ``folder``; needs nothing but what is committed there.
+    """Write ``README.md`` and the plots of the records in ``folder``; needs nothing but what is
+    committed there.
 
-    Curves and example pictures are drawn from the runs' own files when they are there, and left as they are otherwise.
+    Curves and example pictures are drawn from the runs' own files when they are there, and left as
+    they are otherwise.
     """
     records = read(folder / "results.json")
     pictures = []
@@ -194,7 +248,9 @@ def write(folder: Path) -> None:
         plot_curves(folder, f"{name}-curves.png", finished, heading)
         plot_examples(folder, f"{name}-examples.png", finished, heading)
         pictures += [
-            file for kind in ("trade", "curves", "examples") if (folder / (file := f"{name}-{kind}.png")).exists()
+            file
+            for kind in ("trade", "curves", "examples")
+            if (folder / (file := f"{name}-{kind}.png")).exists()
         ]
     commands = (folder / "commands.txt").read_text(encoding="utf-8")
     defects, means = _per_defect(records), averages(records)

@@ -30,7 +30,9 @@ def title(spec: Spec) -> str:
 
 
 def data_title(spec: Spec) -> str:
-    """The data of a run, for people: data set, split, and how many or how clean training images if it matters."""
+    """The data of a run, for people: data set, split, and how many or how clean training images if
+    it matters.
+    """
     images = f", {spec.limit_train} training images" if spec.limit_train else ""
     defective = f", {100 * spec.contamination:g}% of them defective" if spec.contamination else ""
     return spec.dataset + (f" {spec.split}" if spec.split else "") + images + defective
@@ -39,7 +41,9 @@ def data_title(spec: Spec) -> str:
 def changes(spec: Spec) -> list[str]:
     """The arguments that are not the model's defaults, each as ``name value``."""
     defaults = _defaults(spec.model)
-    return [f"{name} {value}" for name, value in spec.arguments.items() if defaults.get(name) != value]
+    return [
+        f"{name} {value}" for name, value in spec.arguments.items() if defaults.get(name) != value
+    ]
 
 
 def model_title(spec: Spec) -> str:
@@ -60,7 +64,9 @@ class Row:
         self.spec = records[0]
         self.finished = [record for record in records if record.error is None]
 
-    def median(self, value: Callable[[Record], float | None], seeds: Container[int] | None = None) -> float | None:
+    def median(
+        self, value: Callable[[Record], float | None], seeds: Container[int] | None = None
+    ) -> float | None:
         """Median of a value over the finished runs of these seeds; ``None`` if none of them has it."""
         of = [record for record in self.finished if seeds is None or record.seed in seeds]
         values = [found for found in map(value, of) if found is not None]
@@ -77,7 +83,9 @@ def rows_by_data(records: Iterable[Record]) -> dict[str, list[Row]]:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         same = (data_title(record), record.backbone, tuple(record.image_size))
-        groups.setdefault((*same, list(NAMES).index(record.model), model_title(record)), []).append(record)
+        groups.setdefault((*same, list(NAMES).index(record.model), model_title(record)), []).append(
+            record
+        )
     rows: dict[str, list[Row]] = {}
     for (data, backbone, size, *_), group in sorted(groups.items(), key=lambda item: str(item[0])):
         rows.setdefault(f"{data} ({backbone}, {size[0]} px)", []).append(Row(group))

@@ -1,8 +1,8 @@
 """One benchmark run, in a process of its own: ``python -m benchmarks.compare.run SPEC FOLDER``.
 
-``SPEC`` is a :class:`~benchmarks.common.records.Spec` as JSON with the data set's ``root`` added. Writes into
-``FOLDER`` ``record.json``, ``curves.json`` (ROC and per-region overlap) and ``maps.npz`` (scores and anomaly maps of
-the test images). Used by :mod:`benchmarks.compare`.
+``SPEC`` is a :class:`~benchmarks.common.records.Spec` as JSON with the data set's ``root`` added.
+Writes into ``FOLDER`` ``record.json``, ``curves.json`` (ROC and per-region overlap) and
+``maps.npz`` (scores and anomaly maps of the test images). Used by :mod:`benchmarks.compare`.
 """
 
 import dataclasses
@@ -32,7 +32,9 @@ _TIMED_PASSES = 30
 
 
 class _FitClock(Callback):
-    """Seconds and peak resident memory of a fit, from the start of its first pass to the end of its last."""
+    """Seconds and peak resident memory of a fit, from the start of its first pass to the end of its
+    last.
+    """
 
     seconds = peak_mb = float("nan")
 
@@ -56,7 +58,13 @@ class _Collector(Callback):
         self.maps: list[np.ndarray] = []
         self.masks: list[np.ndarray] = []
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        *args: Any,  # noqa: ANN401
+    ) -> None:
         del trainer, pl_module, args
         self.paths.extend(outputs.image_path)
         self.scores.append(outputs.pred_score.float().numpy().reshape(-1))
@@ -81,7 +89,9 @@ def _run(spec: Spec, root: Path | None, folder: Path) -> dict[str, Any]:
     seed_everything(spec.seed, verbose=False)
     entry = MODELS[spec.model]
     height, width = spec.image_size
-    datamodule = data.build(spec.dataset, root, spec.split, spec.seed, spec.limit_train, spec.contamination)
+    datamodule = data.build(
+        spec.dataset, root, spec.split, spec.seed, spec.limit_train, spec.contamination
+    )
     measured: dict[str, Any] = {
         "n_train": len(datamodule.train_data),
         "n_test": len(datamodule.test_data),
@@ -97,7 +107,10 @@ def _run(spec: Spec, root: Path | None, folder: Path) -> dict[str, Any]:
     )
     clock = _FitClock()
     quiet_fit(bare, datamodule, clock)
-    measured |= {"extract_s": round(clock.seconds, 3), "extract_peak_rss_mb": round(clock.peak_mb, 1)}
+    measured |= {
+        "extract_s": round(clock.seconds, 3),
+        "extract_peak_rss_mb": round(clock.peak_mb, 1),
+    }
     del bare
 
     print("fitting", flush=True)
@@ -149,7 +162,9 @@ def _test(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -
     return accuracy(scores, kinds, pixels)
 
 
-def _predict_ms(model: AnomalibModule, datamodule: AnomalibDataModule, height: int, width: int) -> float:
+def _predict_ms(
+    model: AnomalibModule, datamodule: AnomalibDataModule, height: int, width: int
+) -> float:
     image = data.images(datamodule.test_data, [0], cast("Any", model.pre_processor).transform)
     if image.shape[-2:] != (height, width):
         msg = f"expected an image of {height} x {width}, got {tuple(image.shape)}."

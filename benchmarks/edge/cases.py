@@ -20,7 +20,8 @@ class Case:
         arguments (dict[str, Any]): Arguments of the model that differ from its defaults.
         compared (bool): Whether its answers are compared.
         compressed (bool): Whether those of its compressed files are.
-        side (int | None): Of its images, in pixels, where it is another than the backbone's; only costs are measured.
+        side (int | None): Of its images, in pixels, where it is another than the backbone's; only
+            costs are measured.
     """
 
     model: str
@@ -33,7 +34,9 @@ class Case:
 
     @property
     def pre_trained(self) -> bool:
-        """Whether weights that work without a network exist; without them, only time can be measured."""
+        """Whether weights that work without a network exist; without them, only time can be
+        measured.
+        """
         return self.backbone == _LITE
 
     @property
@@ -43,7 +46,9 @@ class Case:
 
 
 _HALF, _QUARTER = [500, 500, 2500, 1500], [250, 250, 1250, 750]
-_FOUR_LAYERS = {"layers": ["blocks.3", "blocks.4", "blocks.6", "blocks.9"]}  # as in configs/mvtecad_dinov2s.yaml
+_FOUR_LAYERS = {
+    "layers": ["blocks.3", "blocks.4", "blocks.6", "blocks.9"]
+}  # as in configs/mvtecad_dinov2s.yaml
 CASES: dict[str, Case] = {
     "bare": Case("bare"),
     "sgfr": Case("sgfr", compared=True, compressed=True),
@@ -70,7 +75,11 @@ def _scales(*atoms: int) -> tuple[tuple[int, int, int], ...]:
 
 # of each scale, width of what is searched, patches of an image, atoms
 SEARCHED: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
-    _LITE: {"sgfr": _scales(1000, 1000, 5000, 3000), "sgfr-half": _scales(*_HALF), "sgfr-quarter": _scales(*_QUARTER)},
+    _LITE: {
+        "sgfr": _scales(1000, 1000, 5000, 3000),
+        "sgfr-half": _scales(*_HALF),
+        "sgfr-quarter": _scales(*_QUARTER),
+    },
     _VIT: {"sgfr-vit": ((385, 784, 2000),) * 4},
 }
 ANSWERS: dict[str, tuple[str, dict[str, str], list[int] | None]] = {

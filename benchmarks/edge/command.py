@@ -1,10 +1,11 @@
-"""Sgfr at the edge: are an exported model's answers the same, how large is it, and how fast beside its backbone?
+"""Sgfr at the edge: are an exported model's answers the same, how large is it, and how fast beside
+its backbone?
 
     python -m benchmarks.edge --out DIR [--root DIR]
 
-Fits and exports each model, then runs the files without PyTorch. With ``--root``, the folder of the magnetic tiles, on
-those; otherwise on solar cells. Writes ``edge.json`` as measurements come, ``README.md`` and plots; an interrupted
-command, given again, goes on where it stopped.
+Fits and exports each model, then runs the files without PyTorch. With ``--root``, the folder of the
+magnetic tiles, on those; otherwise on solar cells. Writes ``edge.json`` as measurements come,
+``README.md`` and plots; an interrupted command, given again, goes on where it stopped.
 """
 
 import argparse
@@ -26,17 +27,25 @@ _REPOSITORY = Path(__file__).parents[2]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code, which is 1 if a step failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.edge", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", type=Path, help="folder of the magnetic tiles; solar cells without it")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.edge", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--root", type=Path, help="folder of the magnetic tiles; solar cells without it"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/edge"))
     parser.add_argument("--cases", type=lambda text: text.split(","), default=list(CASES))
     parser.add_argument("--runs", type=int, default=100, help="timed runs of each model")
     options = parser.parse_args(arguments)
     unknown = set(options.cases) - set(CASES)
     if unknown:
-        parser.error(f"--cases: unknown {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
+        parser.error(
+            f"--cases: unknown {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}"
+        )
     results = options.out / "edge.json"
-    found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    found: dict[str, Any] = (
+        json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    )
     work = options.out / "work"
     failed = False
     for key, module, *job in _steps(options, work):
@@ -44,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         print(key, flush=True)
         finished = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", module, *job], cwd=_REPOSITORY, capture_output=True, text=True, check=False
+            [sys.executable, "-m", module, *job],
+            cwd=_REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if finished.returncode:
             failed = True
@@ -63,7 +76,8 @@ def _steps(options: argparse.Namespace, work: Path) -> list[tuple[str, ...]]:
     root = [str(options.root.resolve())] if options.root else []
     folders = {name: (work / name).resolve() for name in options.cases}
     steps: list[tuple[str, ...]] = [
-        (f"export {name}", "benchmarks.edge.export", name, str(folder), *root) for name, folder in folders.items()
+        (f"export {name}", "benchmarks.edge.export", name, str(folder), *root)
+        for name, folder in folders.items()
     ]
     jobs = _time_jobs(folders, options.runs)
     for name, folder in folders.items():
@@ -81,14 +95,21 @@ def _time_jobs(folders: dict[str, Path], runs: int) -> list[tuple[str, str, dict
             if CASES[name].backbone == backbone and not CASES[name].side
         }
         for precision, config in PRECISIONS.items():
-            job: dict[str, Any] = {"models": models, "config": config, "runs": runs, "size": CASES[bare].size}
+            job: dict[str, Any] = {
+                "models": models,
+                "config": config,
+                "runs": runs,
+                "size": CASES[bare].size,
+            }
             if models:
                 jobs.append((f"latency {backbone} {precision}", "latency", job))
         if models:
             job = {"models": models, "config": F32, "runs": runs, "size": CASES[bare].size}
             jobs.append((f"throughput {backbone}", "throughput", job))
         if bare in models:
-            searched = {name: scales for name, scales in SEARCHED[backbone].items() if name in models}
+            searched = {
+                name: scales for name, scales in SEARCHED[backbone].items() if name in models
+            }
             job = {"bare": models[bare], "searched": searched, "size": CASES[bare].size}
             jobs.append((f"products {backbone}", "products", {**job, "config": F32, "runs": runs}))
     return jobs
@@ -112,7 +133,9 @@ def _answers_jobs(name: str, folder: Path) -> list[tuple[str, str, dict[str, Any
     for label, (file, config, size) in ANSWERS.items() if CASES[name].compared else ():
         if CASES[name].compressed or not file.startswith(("fp16", "int8")):
             paths = {"model": str(folder / file), "reference": str(folder / "reference.npz")}
-            jobs.append((f"answers {name} {label}", "answers", {**paths, "config": config, "size": size}))
+            jobs.append(
+                (f"answers {name} {label}", "answers", {**paths, "config": config, "size": size})
+            )
     return jobs
 
 

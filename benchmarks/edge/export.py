@@ -1,7 +1,9 @@
-"""Fit and export one model for the edge benchmark: ``python -m benchmarks.edge.export CASE FOLDER [ROOT]``.
+"""Fit and export one model for the edge benchmark: ``python -m benchmarks.edge.export CASE FOLDER
+[ROOT]``.
 
-``CASE`` is a name of :data:`benchmarks.edge.cases.CASES`. Writes into ``FOLDER`` what is exported, and for a case whose
-answers are compared ``reference.npz``: scores, labels and maps of the test images through anomalib's Engine.
+``CASE`` is a name of :data:`benchmarks.edge.cases.CASES`. Writes into ``FOLDER`` what is exported,
+and for a case whose answers are compared ``reference.npz``: scores, labels and maps of the test
+images through anomalib's Engine.
 """
 
 import sys
@@ -56,7 +58,9 @@ def main(name: str, folder: str, root: str | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     dataset, place = ("mtd", Path(root)) if root else ("elpv-mono", None)
     if case.model == "bare":
-        bare = _Bare(Sgfr(backbone=case.backbone, evaluator=False, visualizer=False, **case.arguments)).eval()
+        bare = _Bare(
+            Sgfr(backbone=case.backbone, evaluator=False, visualizer=False, **case.arguments)
+        ).eval()
         batch = torch.export.Dim("batch")
         torch.onnx.export(
             bare,
@@ -69,20 +73,29 @@ def main(name: str, folder: str, root: str | None = None) -> None:
         )
         import openvino
 
-        openvino.save_model(openvino.convert_model(out / "model.onnx"), out / "model.xml", compress_to_fp16=False)
+        openvino.save_model(
+            openvino.convert_model(out / "model.onnx"), out / "model.xml", compress_to_fp16=False
+        )
         (out / "model.onnx").unlink()
         (out / "model.onnx.data").unlink(missing_ok=True)
         return
-    datamodule = data.build(dataset, place, limit_train=_LARGE_IMAGES if case.side else _TRAIN_IMAGES)
+    datamodule = data.build(
+        dataset, place, limit_train=_LARGE_IMAGES if case.side else _TRAIN_IMAGES
+    )
     model = _model(case)
     with tempfile.TemporaryDirectory() as scratch:
         engine = quiet_engine(scratch, limit_val_batches=0)
         engine.fit(model, datamodule=datamodule)
         if case.model == "patchcore":
             _fill(model, case.atoms)
-        static: dict[str, Any] = {} if case.model == "sgfr" else {"onnx_kwargs": {"dynamic_shapes": None}}
+        static: dict[str, Any] = (
+            {} if case.model == "sgfr" else {"onnx_kwargs": {"dynamic_shapes": None}}
+        )
         move(
-            engine.export(model, ExportType.OPENVINO, scratch, input_size=(height, width), **static), out / "model.xml"
+            engine.export(
+                model, ExportType.OPENVINO, scratch, input_size=(height, width), **static
+            ),
+            out / "model.xml",
         )
         if not case.compared:
             return
@@ -119,15 +132,23 @@ def _model(case: Case) -> AnomalibModule:
 
 
 def _fill(model: Any, atoms: int) -> None:  # noqa: ANN401
-    """Give Patchcore a bank of the size its ratio would select: which embeddings they are does not matter to time."""
+    """Give Patchcore a bank of the size its ratio would select: which embeddings they are does not
+    matter to time.
+    """
     bank = model.model.memory_bank
-    model.model.memory_bank = bank[torch.arange(atoms) % len(bank)] + 1e-3 * torch.randn(atoms, bank.shape[1])
+    model.model.memory_bank = bank[torch.arange(atoms) % len(bank)] + 1e-3 * torch.randn(
+        atoms, bank.shape[1]
+    )
 
 
-def write_reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path, size: Sequence[int]) -> None:
+def write_reference(
+    model: AnomalibModule, datamodule: AnomalibDataModule, out: Path, size: Sequence[int]
+) -> None:
     """Write ``reference.npz``: what the model answers through anomalib's Engine."""
     with tempfile.TemporaryDirectory() as scratch:
-        batches: Any = quiet_engine(scratch).predict(model, dataloaders=datamodule.test_dataloader())
+        batches: Any = quiet_engine(scratch).predict(
+            model, dataloaders=datamodule.test_dataloader()
+        )
     paths = [path for batch in batches for path in batch.image_path]
     masks = [batch.gt_mask.numpy().astype(bool) for batch in batches if batch.gt_mask is not None]
     arrays: dict[str, Any] = {"masks": np.concatenate(masks).reshape(-1, *size)} if masks else {}
@@ -150,7 +171,11 @@ def move(path: Path | None, target: Path) -> None:
     for weights in (path.with_suffix(".bin"), path.with_suffix(".onnx.data")):
         if weights.exists():
             # an ONNX file names its weights' file
-            weights.replace(target.with_suffix(".bin") if weights.suffix == ".bin" else target.parent / weights.name)
+            weights.replace(
+                target.with_suffix(".bin")
+                if weights.suffix == ".bin"
+                else target.parent / weights.name
+            )
     path.replace(target)
 
 

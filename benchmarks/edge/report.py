@@ -16,7 +16,12 @@ def report(folder: Path) -> None:
     found: dict[str, Any] = json.loads((folder / "edge.json").read_text(encoding="utf-8"))
     fine = {key: value for key, value in found.items() if "error" not in value}
     parts = ["# Sgfr at the edge", "`python -m benchmarks.edge --out DIR`, on two cores."]
-    parts += [_latency_table(fine, folder), _throughput_table(fine), _size_table(fine), _large_table(fine)]
+    parts += [
+        _latency_table(fine, folder),
+        _throughput_table(fine),
+        _size_table(fine),
+        _large_table(fine),
+    ]
     parts.append(_answers_table(fine))
     errors = [f"- {key}: {value['error']}" for key, value in found.items() if "error" in value]
     if errors:
@@ -28,7 +33,10 @@ def _latency_table(found: dict[str, Any], folder: Path) -> str:
     lines = [
         "## Latency",
         "",
-        "OpenVINO, one image of 256 px (392 px for the transformer), whole model, and beside the bare backbone in the",
+        (
+            "OpenVINO, one image of 256 px (392 px for the transformer), whole model, and beside"
+            " the bare backbone in the"
+        ),
         "same process: medians, and ratios of medians and of the least.",
         "",
         "| model | backbone | f32, ms | x bare | least x | default, ms | x bare | least x |",
@@ -53,7 +61,11 @@ def _latency_table(found: dict[str, Any], folder: Path) -> str:
         bars.append(shown)
     lines += ["", *_bounds(found)]
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    axis.barh(names[::-1], bars[::-1], color=["tab:red" if "sgfr" in name else "tab:grey" for name in names[::-1]])
+    axis.barh(
+        names[::-1],
+        bars[::-1],
+        color=["tab:red" if "sgfr" in name else "tab:grey" for name in names[::-1]],
+    )
     axis.set(xlabel="latency, times that of the bare backbone (f32, medians)", xscale="log")
     axis.axvline(1.0, color="black", lw=0.8)
     save_figure(figure, folder / "latency.png")
@@ -63,8 +75,14 @@ def _latency_table(found: dict[str, Any], folder: Path) -> str:
 def _bounds(found: dict[str, Any]) -> list[str]:
     """What an exact search in f32 costs at least."""
     lines = [
-        "The product of all atoms with all patches of an image, and the least of each group of eight, alone: a model",
-        "whose search is exact and in f32 takes no less than that and the backbone. Medians of one process.",
+        (
+            "The product of all atoms with all patches of an image, and the least of each group of"
+            " eight, alone: a model"
+        ),
+        (
+            "whose search is exact and in f32 takes no less than that and the backbone. Medians of"
+            " one process."
+        ),
         "",
         "| model | atoms | GFLOP | product, ms | GFLOP/s | backbone, ms | no model below, x bare |",
         "|---|---|---|---|---|---|---|",
@@ -76,7 +94,11 @@ def _bounds(found: dict[str, Any]) -> list[str]:
                 continue
             work = 2e-9 * sum(width * patches * atoms for width, patches, atoms in scales)
             product, bare = times[name]["median_ms"], times["bare"]["median_ms"]
-            cells = [", ".join(f"{atoms:,}" for *_, atoms in scales), f"{work:.2f}", f"{product:.2f}"]
+            cells = [
+                ", ".join(f"{atoms:,}" for *_, atoms in scales),
+                f"{work:.2f}",
+                f"{product:.2f}",
+            ]
             cells += [f"{1e3 * work / product:.0f}", f"{bare:.2f}", f"{1 + product / bare:.2f}"]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
@@ -86,8 +108,14 @@ def _throughput_table(found: dict[str, Any]) -> str:
     lines = [
         "## Throughput",
         "",
-        "Images a second, f32: one after the other with `PERFORMANCE_HINT: LATENCY`, and with `THROUGHPUT` so many at",
-        "a time as OpenVINO chooses, as `examples/run_openvino.py` does. Medians, in turns in one process.",
+        (
+            "Images a second, f32: one after the other with `PERFORMANCE_HINT: LATENCY`, and with"
+            " `THROUGHPUT` so many at"
+        ),
+        (
+            "a time as OpenVINO chooses, as `examples/run_openvino.py` does. Medians, in turns in"
+            " one process."
+        ),
         "",
         "| model | one after the other | several at a time | requests | gain |",
         "|---|---|---|---|---|",
@@ -96,7 +124,10 @@ def _throughput_table(found: dict[str, Any]) -> str:
         row = found.get(f"throughput {case.backbone}", {}).get(name)
         if row:
             gain = row["together"] / row["alone"]
-            lines.append(f"| {name} | {row['alone']:.1f} | {row['together']:.1f} | {row['requests']} | {gain:.2f} |")
+            lines.append(
+                f"| {name} | {row['alone']:.1f} | {row['together']:.1f} | {row['requests']} |"
+                f" {gain:.2f} |"
+            )
     return "\n".join(lines)
 
 
@@ -104,7 +135,10 @@ def _large_table(found: dict[str, Any]) -> str:
     lines = [
         "## Large pictures in one call",
         "",
-        "Models of other input sizes, one picture, f32; memory as above. In PyTorch, and by tiles: `large-pictures`.",
+        (
+            "Models of other input sizes, one picture, f32; memory as above. In PyTorch, and by"
+            " tiles: `large-pictures`."
+        ),
         "",
         "| input, px | ms | ms a megapixel | MiB | MiB a megapixel |",
         "|---|---|---|---|---|",
@@ -114,7 +148,11 @@ def _large_table(found: dict[str, Any]) -> str:
         if "median_ms" in row and (case.side or name == "sgfr"):
             height, width = case.size
             megapixels = height * width / 1e6
-            cells = [f"{height} x {width}", f"{row['median_ms']:.0f}", f"{row['median_ms'] / megapixels:.0f}"]
+            cells = [
+                f"{height} x {width}",
+                f"{row['median_ms']:.0f}",
+                f"{row['median_ms'] / megapixels:.0f}",
+            ]
             cells += [f"{row['inference_mib']:.0f}", f"{row['inference_mib'] / megapixels:.0f}"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -132,7 +170,9 @@ def _size_table(found: dict[str, Any]) -> str:
     for name in (name for name, case in CASES.items() if not case.side):
         sizes = found.get(f"export {name}", {}).get("bytes", {})
         one = found.get(f"memory {name} batch 1", {})
-        others = [found.get(f"memory {name} {shape}", {}) for shape in ("batch 8", "batch 8, 1024 px")]
+        others = [
+            found.get(f"memory {name} {shape}", {}) for shape in ("batch 8", "batch 8, 1024 px")
+        ]
         cells = [_mib(sizes.get(file)) for file in ("model.xml", "fp16.xml", "int8.xml")]
         cells += [_number(one.get("loaded_mib")), _number(one.get("inference_mib"))]
         cells += [_number(other.get("inference_mib")) for other in others]
@@ -146,8 +186,14 @@ def _answers_table(found: dict[str, Any]) -> str:
     lines = [
         "## Answers",
         "",
-        "Exported models against PyTorch through anomalib's Engine, on the test images: largest difference of a map",
-        "and of a score, as a fraction of their range; labels that change; accuracy in percent, and its difference.",
+        (
+            "Exported models against PyTorch through anomalib's Engine, on the test images: largest"
+            " difference of a map"
+        ),
+        (
+            "and of a score, as a fraction of their range; labels that change; accuracy in percent,"
+            " and its difference."
+        ),
         "",
         "| model | run as | map | score | labels | image AUROC | AUPRO |",
         "|---|---|---|---|---|---|---|",
@@ -158,14 +204,17 @@ def _answers_table(found: dict[str, Any]) -> str:
             if row is None:
                 continue
             accuracy = [
-                f"{100 * row[metric]:.2f} ({100 * (row[metric] - row[f'reference_{metric}']):+.2f})"
-                if metric in row
-                else "-"
+                (
+                    f"{100 * row[metric]:.2f}"
+                    f" ({100 * (row[metric] - row[f'reference_{metric}']):+.2f})"
+                    if metric in row
+                    else "-"
+                )
                 for metric in ("image_AUROC", "AUPRO")
             ]
             lines.append(
-                f"| {name} | {label} | {row['map_difference']:.1e} | {row['score_difference']:.1e} | "
-                f"{row['labels_changed']} of {row['images']} | " + " | ".join(accuracy) + " |"
+                f"| {name} | {label} | {row['map_difference']:.1e} | {row['score_difference']:.1e}"
+                f" | {row['labels_changed']} of {row['images']} | " + " | ".join(accuracy) + " |"
             )
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Run exported models without PyTorch, for the edge benchmark; each call in a process of its own.
 
-``python -m benchmarks.edge.run latency JOB``, ``... products JOB``, ``... throughput JOB``, ``... memory JOB`` or
-``... answers JOB``, with a job as JSON; prints what it measured as JSON.
+``python -m benchmarks.edge.run latency JOB``, ``... products JOB``, ``... throughput JOB``, ``...
+memory JOB`` or ``... answers JOB``, with a job as JSON; prints what it measured as JSON.
 """
 
 import json
@@ -24,10 +24,14 @@ _BLOCK = 20  # runs in a row: what comes before a run changes what the caches ho
 
 
 def latency(job: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds for one image, of each model in turns, over and over; ``configs`` may give one its own."""
+    """Milliseconds for one image, of each model in turns, over and over; ``configs`` may give one
+    its own.
+    """
     configs = job.get("configs", {})
     compiled = {
-        name: openvino.Core().compile_model(path, "CPU", configs.get(name, job["config"])).create_infer_request()
+        name: openvino.Core()
+        .compile_model(path, "CPU", configs.get(name, job["config"]))
+        .create_infer_request()
         for name, path in job["models"].items()
     }
     image = np.random.default_rng(0).random((1, 3, *job["size"]), np.float32)
@@ -35,12 +39,15 @@ def latency(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def products(job: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of the backbone, and of nothing but the product of all atoms with all patches of an image.
+    """Milliseconds of the backbone, and of nothing but the product of all atoms with all patches of
+    an image.
 
     An exact search cannot take less, so these bound what a whole model can take.
     """
     core, rng = openvino.Core(), np.random.default_rng(0)
-    requests = {"bare": core.compile_model(job["bare"], "CPU", job["config"]).create_infer_request()}
+    requests = {
+        "bare": core.compile_model(job["bare"], "CPU", job["config"]).create_infer_request()
+    }
     inputs = {"bare": [rng.random((1, 3, *job["size"]), np.float32)]}
     for name, scales in job["searched"].items():
         parameters, results, inputs[name] = [], [], []
@@ -58,7 +65,9 @@ def products(job: dict[str, Any]) -> dict[str, Any]:
     return _in_turns(requests, inputs, job["runs"])
 
 
-def _in_turns(requests: dict[str, Any], inputs: dict[str, list[NDArray[np.float32]]], runs: int) -> dict[str, Any]:
+def _in_turns(
+    requests: dict[str, Any], inputs: dict[str, list[NDArray[np.float32]]], runs: int
+) -> dict[str, Any]:
     found: dict[str, list[float]] = {name: [] for name in requests}
     for _ in range(runs // _BLOCK):
         for name, request in requests.items():
@@ -67,13 +76,18 @@ def _in_turns(requests: dict[str, Any], inputs: dict[str, list[NDArray[np.float3
                 request.infer(dict(enumerate(inputs[name])), share_inputs=True, share_outputs=True)
                 if run >= 0:
                     found[name].append(1e3 * (perf_counter() - start))
-    return {name: {"median_ms": statistics.median(times), "least_ms": min(times)} for name, times in found.items()}
+    return {
+        name: {"median_ms": statistics.median(times), "least_ms": min(times)}
+        for name, times in found.items()
+    }
 
 
 def throughput(job: dict[str, Any]) -> dict[str, Any]:
     """Images a second of each model, one after the other and several at a time, in turns."""
     image = np.random.default_rng(0).random((1, 3, *job["size"]), np.float32)
-    found: dict[str, dict[str, list[float]]] = {name: {"alone": [], "together": []} for name in job["models"]}
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"alone": [], "together": []} for name in job["models"]
+    }
     core = openvino.Core()
     runs = {}
     for name, path in job["models"].items():
@@ -92,16 +106,23 @@ def throughput(job: dict[str, Any]) -> dict[str, Any]:
             found[name]["alone"].append(_BLOCK / (between - start))
             found[name]["together"].append(_BLOCK / (perf_counter() - between))
     return {
-        name: {**{way: statistics.median(rates) for way, rates in of.items()}, "requests": len(runs[name][1])}
+        name: {
+            **{way: statistics.median(rates) for way, rates in of.items()},
+            "requests": len(runs[name][1]),
+        }
         for name, of in found.items()
     }
 
 
 def memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Peak resident memory above the runtime's own, in MiB, loaded and after inference; and milliseconds."""
+    """Peak resident memory above the runtime's own, in MiB, loaded and after inference; and
+    milliseconds.
+    """
     core = openvino.Core()
     parameter = openvino.opset8.parameter([1], np.float32)
-    core.compile_model(openvino.Model([openvino.opset8.relu(parameter)], [parameter]), "CPU")([np.zeros(1, np.float32)])
+    core.compile_model(openvino.Model([openvino.opset8.relu(parameter)], [parameter]), "CPU")(
+        [np.zeros(1, np.float32)]
+    )
     own = peak_mb()
     model = core.compile_model(job["model"], "CPU", job["config"])
     loaded = peak_mb()
@@ -134,7 +155,9 @@ def answers(job: dict[str, Any]) -> dict[str, Any]:
     labelled, good = np.array(labels), reference["kinds"] == "good"
     report = {
         "map_difference": float(np.abs(anomaly_maps - reference["maps"]).max() / spread),
-        "score_difference": float(np.abs(score - reference["scores"]).max() / np.ptp(reference["scores"])),
+        "score_difference": float(
+            np.abs(score - reference["scores"]).max() / np.ptp(reference["scores"])
+        ),
         "labels_changed": int((labelled != reference["labels"]).sum()),
         "images": len(score),
         "false_alarms": int((labelled & good).sum()),
@@ -167,22 +190,30 @@ def _resized(image: NDArray[np.float32], size: list[int] | None) -> NDArray[np.f
     for axis, after in ((2, size[0]), (3, size[1])):
         before = image.shape[axis]
         step = before / after
-        distance = np.abs(np.arange(before) + 0.5 - (np.arange(after)[:, None] + 0.5) * step) / max(step, 1.0)
+        distance = np.abs(np.arange(before) + 0.5 - (np.arange(after)[:, None] + 0.5) * step) / max(
+            step, 1.0
+        )
         weights = np.maximum(1.0 - distance, 0.0)
         weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
         image = np.moveaxis(np.moveaxis(image, axis, -1) @ weights.T, -1, axis)
     return image
 
 
-def _predictor(path: Path, config: dict[str, str]) -> Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]:
+def _predictor(
+    path: Path, config: dict[str, str]
+) -> Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]:
     if path.suffix == ".onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         outputs = [output.name for output in session.get_outputs()]
-        return lambda image: dict(zip(outputs, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
+        return lambda image: dict(
+            zip(outputs, session.run(None, {session.get_inputs()[0].name: image}), strict=True)
+        )
     model = openvino.Core().compile_model(path, "CPU", config)
-    return lambda image: {name: value for output, value in model(image).items() for name in output.get_names()}
+    return lambda image: {
+        name: value for output, value in model(image).items() for name in output.get_names()
+    }
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python -m benchmarks.study k --root DIR
 
-Embeddings are computed once and kept; everything after them is the product's own code. Results are records as in
-:mod:`benchmarks.common.records`, with what was varied in ``arguments``; an interrupted study goes on where it stopped.
+Embeddings are computed once and kept; everything after them is the product's own code. Results are
+records as in :mod:`benchmarks.common.records`, with what was varied in ``arguments``; an
+interrupted study goes on where it stopped.
 """
 
 import argparse
@@ -22,7 +23,9 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run studies; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("studies", nargs="+", choices=[*STUDIES, "all"])
     add_options(parser, DATA, Path("benchmarks/results/studies"))
     parser.add_argument("--cache", type=Path, default=Path("runs/embeddings"))
@@ -32,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for place in chosen(parser, options):
         left = {name: _left(name, files[name], place) for name in names}
         # one spec for what several studies share, such as the default
-        specs = list({key: spec for of_study in left.values() for key, spec in of_study.items()}.values())
+        specs = list(
+            {key: spec for of_study in left.values() for key, spec in of_study.items()}.values()
+        )
         if not specs:
             continue
         start = time.monotonic()
@@ -51,5 +56,7 @@ def _left(name: str, results: Path, place: PatchIndex) -> dict[str, Spec]:
     """What a study has yet to run on one data set, split and seed, by its key."""
     done = {record.key for record in read(results)}
     return {
-        key: spec for key, spec in specs_of(name, place.dataset, place.split, place.seed).items() if key not in done
+        key: spec
+        for key, spec in specs_of(name, place.dataset, place.split, place.seed).items()
+        if key not in done
     }

@@ -79,11 +79,16 @@ def _scales(spec: Spec, found: features.Features) -> list[tuple[Scale, str]]:
     sizes = bank_sizes(scales, arguments["bank_size"])
     names = ("solver", "num_atoms", "regularisation")
     solved = [arguments[name] for name in names]
-    return [(scale, json.dumps([scale.members, size, *solved])) for scale, size in zip(scales, sizes, strict=True)]
+    return [
+        (scale, json.dumps([scale.members, size, *solved]))
+        for scale, size in zip(scales, sizes, strict=True)
+    ]
 
 
 def _parts(specs: Sequence[Spec], found: features.Features) -> dict[str, _Part]:
-    """All parts that the variants are made of; those of one scale and size have their bank in common."""
+    """All parts that the variants are made of; those of one scale and size have their bank in
+    common.
+    """
     keys = dict.fromkeys(key for spec in specs for _, key in _scales(spec, found))
     parts = {}
     for members, of_members in itertools.groupby(sorted(map(json.loads, keys)), lambda key: key[0]):
@@ -96,16 +101,22 @@ def _parts(specs: Sequence[Spec], found: features.Features) -> dict[str, _Part]:
                 bank = MemoryBank(*key[2:])
                 bank.set(clusters)
                 starts = range(0, len(found.kinds), _CHUNK_IMAGES)
-                tested = (found.tested(members, slice(start, start + _CHUNK_IMAGES)) for start in starts)
+                tested = (
+                    found.tested(members, slice(start, start + _CHUNK_IMAGES)) for start in starts
+                )
                 residuals = torch.cat([residual_maps([bank], [part])[0] for part in tested])
                 values = clusters.atoms.numel() * bank.stored.element_size()
-                parts[json.dumps(key)] = _Part(residuals, float(bank.nominal), len(clusters.atoms), values)
+                parts[json.dumps(key)] = _Part(
+                    residuals, float(bank.nominal), len(clusters.atoms), values
+                )
     return parts
 
 
 def _evaluated(spec: Spec, found: features.Features, parts: dict[str, _Part]) -> Record:
     """One variant, of its parts."""
-    scales, its_parts = zip(*((scale, parts[key]) for scale, key in _scales(spec, found)), strict=True)
+    scales, its_parts = zip(
+        *((scale, parts[key]) for scale, key in _scales(spec, found)), strict=True
+    )
     weights = [part.nominal if spec.arguments["weights"] == "sum" else 1.0 for part in its_parts]
     # of these the own maximum is added to that of the others
     alone = [spec.arguments["deep"] == "maximum" and not scale.in_map for scale in scales]
@@ -115,7 +126,9 @@ def _evaluated(spec: Spec, found: features.Features, parts: dict[str, _Part]) ->
     maps, scores = [], []
     for start in range(0, len(found.kinds), _CHUNK_IMAGES):
         chunk = slice(start, start + _CHUNK_IMAGES)
-        residuals = [weight * part.residuals[chunk] for weight, part in zip(weights, its_parts, strict=True)]
+        residuals = [
+            weight * part.residuals[chunk] for weight, part in zip(weights, its_parts, strict=True)
+        ]
         smoothed = [part[:, 0] for part in smoothing.smoothed(residuals, found.image_size)]
         maps.append(_sum(smoothed, in_map))
         score = _sum(smoothed, together).amax((1, 2))

@@ -11,12 +11,16 @@ __all__ = ["STUDIES", "Variant", "spec_of", "specs_of"]
 
 _VARIED = {"pooling", "bank_size", "solver", "num_atoms", "regularisation", "blur", "bank_per"}
 _DEFAULTS: dict[str, Any] = {
-    **{name: item.default for name, item in inspect.signature(Sgfr).parameters.items() if name in _VARIED},
+    **{
+        name: item.default
+        for name, item in inspect.signature(Sgfr).parameters.items()
+        if name in _VARIED
+    },
     # Sgfr's ``layers`` and ``score_layers``, whatever the backbone calls them
     "strides": [4, 8, 16],
     "score_strides": [8, 16, 32],
-    # what Sgfr does not leave to choose: each scale over its ``nominal``, or as it is; stages that the score alone
-    # hears summed into its map, or each by its own maximum
+    # what Sgfr does not leave to choose: each scale over its ``nominal``, or as it is; stages that
+    # the score alone hears summed into its map, or each by its own maximum
     "weights": "equal",
     "deep": "summed",
 }
@@ -38,7 +42,10 @@ def _over(name: str, values: Sequence[Any]) -> list[Variant]:
 def _ears(in_map: Sequence[int], in_score: Sequence[int], **changes: Any) -> Variant:  # noqa: ANN401
     named = [", ".join(map(str, strides)) for strides in (in_map, in_score)]
     words = "".join(f"; {name} {value}" for name, value in changes.items())
-    return Variant(" and ".join(named) + words, {"strides": list(in_map), "score_strides": list(in_score), **changes})
+    return Variant(
+        " and ".join(named) + words,
+        {"strides": list(in_map), "score_strides": list(in_score), **changes},
+    )
 
 
 STUDIES: dict[str, list[Variant]] = {
@@ -73,7 +80,10 @@ STUDIES: dict[str, list[Variant]] = {
     "k": _over("num_atoms", (1, 2, 3, 5, 10, 20)),
     "solver": [
         *_over("solver", ("affine", "omp")),
-        *(Variant(f"ridge {strength}", {"solver": "ridge", "regularisation": strength}) for strength in (1e-4, 1e-2)),
+        *(
+            Variant(f"ridge {strength}", {"solver": "ridge", "regularisation": strength})
+            for strength in (1e-4, 1e-2)
+        ),
     ],
     "pooling": _over("pooling", ("box", "binomial")),
     "blur": _over("blur", (0.0, 2.0, 4.0, 6.0, 8.0)),

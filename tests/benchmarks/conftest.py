@@ -5,7 +5,9 @@ from benchmarks.common.zoo import resolve_arguments
 
 
 def record_of(model: str, seed: int, value: float = 0.5, **changes: object) -> Record:
-    """A record of solar cells with ``value`` for its image metrics; ``changes`` are of the model's arguments."""
+    """A record of solar cells with ``value`` for its image metrics; ``changes`` are of the model's
+    arguments.
+    """
     return Record(
         dataset="elpv-mono",
         split=None,

@@ -8,13 +8,22 @@ import pytest
 from benchmarks.accepting import main
 
 
-def test_measures_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_a_folder_of_ones_own(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["--root", str(parts), "--data", "folder", "--seeds", "0", "--out", str(tmp_path)]
     monkeypatch.setattr("benchmarks.accepting._ALARMS", 0.5)
     assert main(arguments) == 0
-    rows = {row["way"]: row for row in json.loads((tmp_path / "accepting.json").read_text(encoding="utf-8"))}
+    rows = {
+        row["way"]: row
+        for row in json.loads((tmp_path / "accepting.json").read_text(encoding="utf-8"))
+    }
     assert list(rows) == ["before", "accepted", "refit"]
-    assert (rows["before"]["accepted"], rows["before"]["good"], rows["before"]["defective"]) == (1, 5, 6)
+    assert (rows["before"]["accepted"], rows["before"]["good"], rows["before"]["defective"]) == (
+        1,
+        5,
+        6,
+    )
     assert (rows["before"]["alarms_kept"], rows["before"]["still_kept"]) == (2, 1)
     assert rows["accepted"]["still_kept"] == 0
     assert rows["accepted"]["atoms"] > 0

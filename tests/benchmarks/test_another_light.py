@@ -13,7 +13,9 @@ from benchmarks.another_light import CHANGES, main
 from benchmarks.common.engine import fitted
 
 
-def test_measures_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_a_folder_of_ones_own(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("benchmarks.another_light._NEW", 4)
     monkeypatch.setattr("benchmarks.another_light.CHANGES", {"darker": CHANGES["darker"]})
     fits: list[list[str]] = []
@@ -31,12 +33,18 @@ def test_measures_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch:
     assert [row["change"] for row in rows] == [None, *["darker"] * 5]
     new = [f"{number}.png" for number in range(4)]
     base, alone, refit = fits
-    assert (len(base), alone, refit) == (8, new, sorted([*base, *new]))  # the four as they looked before: nowhere
+    assert (len(base), alone, refit) == (
+        8,
+        new,
+        sorted([*base, *new]),
+    )  # the four as they looked before: nowhere
     assert found["as it was"]["metrics"]["image_AUROC"] == 1.0
     assert found["nothing"]["false_alarms"] > found["update"]["false_alarms"]
     assert found["nothing"]["false_alarms"] > found["adapted"]["false_alarms"]
     assert found["update"]["metrics"]["AUPRO"] > found["nothing"]["metrics"]["AUPRO"]
-    assert "| folder | darker | updated with the new images | " in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| folder | darker | updated with the new images | " in (
+        tmp_path / "README.md"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", CHANGES)

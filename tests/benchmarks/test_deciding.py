@@ -31,7 +31,9 @@ def drawn_scores(good_mean: float) -> dict[str, Any]:
     }
 
 
-def test_measures_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measures_a_folder_of_ones_own(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["--root", str(parts), "--data", "folder", "--seeds", "0", "--out", str(tmp_path)]
     assert deciding.main(arguments) == 0
     (scores,) = json.loads((tmp_path / "deciding.json").read_text(encoding="utf-8"))
@@ -52,10 +54,14 @@ def test_measures_a_folder_of_ones_own(parts: Path, tmp_path: Path, monkeypatch:
     assert readme.count(HEADER) == 2
     monkeypatch.setattr(deciding, "_evaluate", None)  # nothing is done twice
     assert deciding.main(arguments) == 0
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme  # and the draws are the same
+    assert (tmp_path / "README.md").read_text(
+        encoding="utf-8"
+    ) == readme  # and the draws are the same
 
 
-def test_what_is_counted_is_what_a_rule_comes_to_on_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_counted_is_what_a_rule_comes_to_on_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[tuple[int, int, int]] = []
 
     def rule(good: deciding.Scores, bad: deciding.Scores, training: deciding.Scores) -> float:
@@ -76,7 +82,9 @@ def test_what_is_counted_is_what_a_rule_comes_to_on_the_rest(monkeypatch: pytest
 
 
 def test_rules_are_what_their_names_say() -> None:
-    good, bad, training = (np.float32(values) for values in ([1.0, 2.0, 3.0], [4.5, 5.0, 6.0], [1.0] * 97))
+    good, bad, training = (
+        np.float32(values) for values in ([1.0, 2.0, 3.0], [4.5, 5.0, 6.0], [1.0] * 97)
+    )
     rules = deciding._RULES
     assert rules["largest F1"](good, bad, training) == 3.75
     assert rules["good images alone"](good, bad, training) == 3.0
@@ -90,7 +98,10 @@ def test_rules_are_what_their_names_say() -> None:
         hard = np.float32([2.2] * number)
         for name in ("F1 by a sign test", "F1 by a cross-fitted sign test"):
             assert rules[name](good[:1].repeat(2), hard, above) == np.float32(threshold)
-    assert rules["F1 by a sign test, training images too"](good[:1], np.float32([2.2] * 6), above) == 3.0
+    assert (
+        rules["F1 by a sign test, training images too"](good[:1], np.float32([2.2] * 6), above)
+        == 3.0
+    )
     nominal = [*training.tolist(), *good.tolist()]
     for name, cost in (("the same, cost 2 (in use)", 2.0), ("the same, cost 4", 4.0)):
         expected = combined_threshold(

@@ -22,7 +22,22 @@ def test_every_step_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("benchmarks.gpu._SIZE", (64, 64))
     monkeypatch.setattr("benchmarks.gpu._SECONDS", 0.0)
     sizes = ["--images", "6", "--single", "2", "--batch", "3", "--sizes", "1,3"]
-    assert main(["--device", "cpu", *sizes, "--compiler", "eager", "--models", "padim", "--out", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                "--device",
+                "cpu",
+                *sizes,
+                "--compiler",
+                "eager",
+                "--models",
+                "padim",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert list(found["score"]) == ["bare", "sgfr", "sgfr, compiled", "padim"]
     assert all(list(of) == ["1", "3"] and of["3"]["ms"] > 0 for of in found["score"].values())

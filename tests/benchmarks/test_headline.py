@@ -14,7 +14,9 @@ def run(model: str, seed: int, auroc: float, **changes: object) -> Record:
         "dataset": "elpv-mono",
         "split": None,
         "model": model,
-        "arguments": resolve_arguments(model, {"coreset_sampling_ratio": 0.01} if model == "patchcore" else {}),
+        "arguments": resolve_arguments(
+            model, {"coreset_sampling_ratio": 0.01} if model == "patchcore" else {}
+        ),
         "backbone": "tf_efficientnet_lite0",
         "image_size": [256, 256],
         "seed": seed,
@@ -25,7 +27,9 @@ def run(model: str, seed: int, auroc: float, **changes: object) -> Record:
     return Record(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def test_a_line_takes_the_seeds_of_sgfr_and_patchcore_and_marks_who_ran_with_fewer(tmp_path: Path) -> None:
+def test_a_line_takes_the_seeds_of_sgfr_and_patchcore_and_marks_who_ran_with_fewer(
+    tmp_path: Path,
+) -> None:
     merge(
         tmp_path / "elpv-mono" / "results.json",
         [
@@ -39,8 +43,8 @@ def test_a_line_takes_the_seeds_of_sgfr_and_patchcore_and_marks_who_ran_with_few
         ],
     )
     (line,) = headline.table(tmp_path).splitlines()[2:]
-    assert line == (
-        "| solar cells, mono: image AUROC | **80.0** (70.0 to 90.0) | - "
+    assert (
+        line == "| solar cells, mono: image AUROC | **80.0** (70.0 to 90.0) | - "
         "| **72.5** (50.0 to 95.0) (2 of 3) | - | 0, 1, 2 |"
     )
 
@@ -52,9 +56,10 @@ def test_a_line_takes_the_seeds_of_sgfr_and_patchcore_and_marks_who_ran_with_few
         ],
     )
     (line,) = headline.table(tmp_path).splitlines()[2:]
-    assert line == (
-        "| solar cells, mono: image AUROC | 75.0 (70.0 to 80.0) | 80.0 (75.0 to 85.0) | **95.0** (1 of 2) "
-        "| 30.0 (1 of 2) | 1, 2 |"
+    assert (
+        line
+        == "| solar cells, mono: image AUROC | 75.0 (70.0 to 80.0) | 80.0 (75.0 to 85.0) | **95.0**"
+        " (1 of 2) | 30.0 (1 of 2) | 1, 2 |"
     )
 
 
@@ -64,16 +69,30 @@ def test_a_mean_is_of_models_that_have_all_data_sets(tmp_path: Path) -> None:
         merge(file, [run("sgfr", seed, 0.9, dataset=dataset, split=split) for seed in (0, 1)])
         if dataset != "kolektor":
             merge(file, [run("padim", seed, 0.8, dataset=dataset, split=split) for seed in (0, 1)])
-    assert headline.table(tmp_path).splitlines()[-1] == "| mean of all 7: image AUROC | 90.0 | - | - | - | |"
+    assert (
+        headline.table(tmp_path).splitlines()[-1]
+        == "| mean of all 7: image AUROC | 90.0 | - | - | - | |"
+    )
 
 
-def test_of_few_images_seeds_that_both_ran_with_count_and_the_larger_median_is_bold(tmp_path: Path) -> None:
+def test_of_few_images_seeds_that_both_ran_with_count_and_the_larger_median_is_bold(
+    tmp_path: Path,
+) -> None:
     found = []
     for model, changed, other, aurocs in (
         ("sgfr", {"copies": "turned"}, {"copies": "mirrored"}, (0.8, 0.9, 0.1)),
-        ("patchcore", {"coreset_sampling_ratio": 0.1}, {"coreset_sampling_ratio": 0.01}, (0.85, 0.85)),
+        (
+            "patchcore",
+            {"coreset_sampling_ratio": 0.1},
+            {"coreset_sampling_ratio": 0.01},
+            (0.85, 0.85),
+        ),
     ):
-        few = {"dataset": "kolektor", "limit_train": 4, "arguments": resolve_arguments(model, changed)}
+        few = {
+            "dataset": "kolektor",
+            "limit_train": 4,
+            "arguments": resolve_arguments(model, changed),
+        }
         found += [run(model, seed, auroc, **few) for seed, auroc in enumerate(aurocs)]
         found.append(run(model, 1, 0.99, **{**few, "limit_train": 5}))
         found.append(run(model, 1, 0.99, **{**few, "arguments": resolve_arguments(model, other)}))
@@ -85,5 +104,10 @@ def test_of_few_images_seeds_that_both_ran_with_count_and_the_larger_median_is_b
 
 def test_the_readme_shows_the_committed_results() -> None:
     text = README.read_text(encoding="utf-8")
-    for name, table in (("results", headline.table(RESULTS)), ("few results", headline.few_table(RESULTS))):
-        assert f"<!-- {name} -->\n{table}<!-- end of {name} -->" in text, "run python -m benchmarks.headline"
+    for name, table in (
+        ("results", headline.table(RESULTS)),
+        ("few results", headline.few_table(RESULTS)),
+    ):
+        assert f"<!-- {name} -->\n{table}<!-- end of {name} -->" in text, (
+            "run python -m benchmarks.headline"
+        )

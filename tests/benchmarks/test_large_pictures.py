@@ -33,9 +33,14 @@ def test_what_is_measured_is_not_measured_again(
     monkeypatch.setattr("benchmarks.large_pictures._WAYS", {"256 x 256": {}})
     (tmp_path / "large-pictures.json").write_text(json.dumps([row]), encoding="utf-8")
     assert main(["--out", str(tmp_path)]) == 0
-    assert "| 256 x 256 | 50.0 | 75.0 | 50.0 | 10.0 | 25.0 | 0.12 | 11 | 3 |" in capsys.readouterr().out
+    assert (
+        "| 256 x 256 | 50.0 | 75.0 | 50.0 | 10.0 | 25.0 | 0.12 | 11 | 3 |"
+        in capsys.readouterr().out
+    )
     report(tmp_path)
-    assert "image AUROC, 6 px | image AUROC, 20 px | all" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "image AUROC, 6 px | image AUROC, 20 px | all" in (tmp_path / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_way_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,5 +52,7 @@ def test_a_way_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     module._make(tmp_path, 0)
     found = module._measure("tiles", tmp_path, 0)
     assert set(found["per_defect"]) == {"6", "10", "14", "20"}
-    assert all(0.0 <= found["metrics"][name] <= 1.0 for name in ("image_AUROC", "pixel_AP", "AUPRO"))
+    assert all(
+        0.0 <= found["metrics"][name] <= 1.0 for name in ("image_AUROC", "pixel_AP", "AUPRO")
+    )
     assert found["picture_s"] > 0

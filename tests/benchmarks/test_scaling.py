@@ -15,7 +15,9 @@ def test_the_exponent_of_a_power_law() -> None:
 
 
 def test_measures_each_point_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "_BASE", {"patches": 4096, "atoms": 60, "width": 16, "support": 3, "processes": 1})
+    monkeypatch.setattr(
+        scaling, "_BASE", {"patches": 4096, "atoms": 60, "width": 16, "support": 3, "processes": 1}
+    )
     monkeypatch.setattr(scaling, "_SWEEPS", {"scoring": {"atoms": (30, 60)}})
     assert scaling.main(["--out", str(tmp_path), "--repeats", "1"]) == 0
     found = json.loads((tmp_path / "steps.json").read_text(encoding="utf-8"))
@@ -45,8 +47,12 @@ def test_memory_is_taken_from_the_comparison(tmp_path: Path) -> None:
     )
     others = [  # of three fits, the median; one was not timed
         dataclasses.replace(record, seed=1, fit_peak_rss_mb=1700.0, sampling_s=None),
-        dataclasses.replace(record, seed=2, fit_peak_rss_mb=1610.0, extract_peak_rss_mb=1400.0, sampling_s=1.75),
-        dataclasses.replace(record, limit_train=200, n_train=200, fit_peak_rss_mb=1490.0, sampling_s=None),
+        dataclasses.replace(
+            record, seed=2, fit_peak_rss_mb=1610.0, extract_peak_rss_mb=1400.0, sampling_s=1.75
+        ),
+        dataclasses.replace(
+            record, limit_train=200, n_train=200, fit_peak_rss_mb=1490.0, sampling_s=None
+        ),
     ]
     merge(tmp_path / "results.json", [record, *others])
     scaling.report(tmp_path)

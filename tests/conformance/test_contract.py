@@ -1,4 +1,6 @@
-"""The contract that anomalib holds its own models to, held for Sgfr through its Engine and inferencers."""
+"""The contract that anomalib holds its own models to, held for Sgfr through its Engine and
+inferencers.
+"""
 
 from pathlib import Path
 
@@ -21,7 +23,8 @@ def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr
     torch.manual_seed(0)
     model = get_model("sgfr")
     engine = Engine(default_root_dir=tmp_path_factory.mktemp("trained"), accelerator="cpu")
-    # validated one image at a time, as prediction scores them: the image that sets the threshold then scores it exactly
+    # validated one image at a time, as prediction scores them: the image that sets the threshold
+    # then scores it exactly
     engine.train(model, datamodule=folder_datamodule(parts, eval_batch_size=1))
     return model, engine
 
@@ -35,7 +38,9 @@ def test_it_is_listed() -> None:
     assert isinstance(get_model("Sgfr", bank_size=10), Sgfr)
 
 
-def test_fit_and_test_find_the_blobs(trained: tuple[Sgfr, Engine], datamodule: Folder, tmp_path: Path) -> None:
+def test_fit_and_test_find_the_blobs(
+    trained: tuple[Sgfr, Engine], datamodule: Folder, tmp_path: Path
+) -> None:
     model, engine = trained
     (metrics,) = another(tmp_path).test(model, datamodule=datamodule)
     assert metrics["image_AUROC"] == 1.0
@@ -43,24 +48,35 @@ def test_fit_and_test_find_the_blobs(trained: tuple[Sgfr, Engine], datamodule: F
     assert Path(engine.best_model_path).is_file()
 
 
-def test_train_from_its_checkpoint(trained: tuple[Sgfr, Engine], datamodule: Folder, tmp_path: Path) -> None:
-    (metrics,) = another(tmp_path).train(Sgfr(), datamodule=datamodule, ckpt_path=trained[1].best_model_path)
+def test_train_from_its_checkpoint(
+    trained: tuple[Sgfr, Engine], datamodule: Folder, tmp_path: Path
+) -> None:
+    (metrics,) = another(tmp_path).train(
+        Sgfr(), datamodule=datamodule, ckpt_path=trained[1].best_model_path
+    )
     assert metrics["image_AUROC"] == 1.0
 
 
-def test_validate_from_its_checkpoint(trained: tuple[Sgfr, Engine], datamodule: Folder, tmp_path: Path) -> None:
+def test_validate_from_its_checkpoint(
+    trained: tuple[Sgfr, Engine], datamodule: Folder, tmp_path: Path
+) -> None:
     another(tmp_path).validate(Sgfr(), datamodule=datamodule, ckpt_path=trained[1].best_model_path)
 
 
-def test_predict_gives_scores_labels_maps_and_masks(trained: tuple[Sgfr, Engine], parts: Path, tmp_path: Path) -> None:
+def test_predict_gives_scores_labels_maps_and_masks(
+    trained: tuple[Sgfr, Engine], parts: Path, tmp_path: Path
+) -> None:
     engine = another(tmp_path)
-    batches = engine.predict(Sgfr(), dataset=PredictDataset(parts / "bad"), ckpt_path=trained[1].best_model_path)
+    batches = engine.predict(
+        Sgfr(), dataset=PredictDataset(parts / "bad"), ckpt_path=trained[1].best_model_path
+    )
     assert len(batches) == 6
     for batch in batches:
         assert isinstance(batch, ImageBatch)
         assert batch.anomaly_map.shape == batch.pred_mask.shape == (1, 256, 256)
         assert 0.5 <= float(batch.pred_score) <= 1.0
-    # anomalib's threshold is the lowest score that separates the classes, and its label a strict comparison with it
+    # anomalib's threshold is the lowest score that separates the classes, and its label a strict
+    # comparison with it
     assert sum(bool(batch.pred_label) for batch in batches) >= 5
 
 
@@ -80,7 +96,9 @@ def test_export_agrees_with_the_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model, engine = trained
-    path = another(tmp_path).export(Sgfr(), export_type, export_root=tmp_path, ckpt_path=engine.best_model_path)
+    path = another(tmp_path).export(
+        Sgfr(), export_type, export_root=tmp_path, ckpt_path=engine.best_model_path
+    )
     assert "Traceback" not in caplog.text
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     monkeypatch.chdir(tmp_path)
@@ -90,14 +108,20 @@ def test_export_agrees_with_the_model(
         else OpenVINOInferencer(path, config={"INFERENCE_PRECISION_HINT": "f32"})
     )
     scored = another(tmp_path, logger=False).predict(model, dataset=PredictDataset(parts / "bad"))
-    # the defective image with the least score is anomalib's threshold itself: rounding alone decides its label
+    # the defective image with the least score is anomalib's threshold itself: rounding alone
+    # decides its label
     ranked = sorted(scored, key=lambda batch: float(batch.pred_score))[1:]
     for image in [batch.image_path[0] for batch in ranked] + sorted((parts / "good").iterdir())[:2]:
         exported = inferencer.predict(image)
         (batch,) = another(tmp_path, logger=False).predict(model, dataset=PredictDataset(image))
-        # images are smaller than the model's input, so that resizing is the same with and without antialiasing
-        np.testing.assert_allclose(np.squeeze(exported.anomaly_map), batch.anomaly_map.squeeze().numpy(), atol=1e-3)
-        np.testing.assert_allclose(np.squeeze(exported.pred_score), batch.pred_score.numpy().item(), atol=1e-3)
+        # images are smaller than the model's input, so that resizing is the same with and without
+        # antialiasing
+        np.testing.assert_allclose(
+            np.squeeze(exported.anomaly_map), batch.anomaly_map.squeeze().numpy(), atol=1e-3
+        )
+        np.testing.assert_allclose(
+            np.squeeze(exported.pred_score), batch.pred_score.numpy().item(), atol=1e-3
+        )
         assert bool(np.squeeze(exported.pred_label)) == bool(batch.pred_label)
 
 
@@ -123,8 +147,12 @@ def test_every_solver_exports_with_a_free_batch(solver: str, parts: Path, tmp_pa
 
 
 def test_tiling(parts: Path, tmp_path: Path) -> None:
-    model = Sgfr(bank_size=100, pre_processor=Sgfr.configure_pre_processor((256, 256)), visualizer=False)
-    engine = another(tmp_path, callbacks=[TilerConfigurationCallback(enable=True, tile_size=128, stride=128)])
+    model = Sgfr(
+        bank_size=100, pre_processor=Sgfr.configure_pre_processor((256, 256)), visualizer=False
+    )
+    engine = another(
+        tmp_path, callbacks=[TilerConfigurationCallback(enable=True, tile_size=128, stride=128)]
+    )
     (metrics,) = engine.train(model, datamodule=folder_datamodule(parts))
     assert model.model.tiler is not None
     assert metrics["pixel_AUROC"] > 0.9

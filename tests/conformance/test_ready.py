@@ -1,4 +1,6 @@
-"""Ready for what anomalib may become, and for who drives it: other forms of its registry, Studio's sequence."""
+"""Ready for what anomalib may become, and for who drives it: other forms of its registry, Studio's
+sequence.
+"""
 
 import json
 import re
@@ -47,13 +49,27 @@ sys.argv = ["anomalib"]
 AnomalibCLI(["train", "--model", "anomalib_sgfr.Sgfr", "--model.bank_size", "7"], run=False)
 """
 CHANGES = {
-    "frozen": ("m.ALLOWED_MODULES, m.__all__ = frozenset(m.ALLOWED_MODULES), tuple(m.__all__)", True, 0),
+    "frozen": (
+        "m.ALLOWED_MODULES, m.__all__ = frozenset(m.ALLOWED_MODULES), tuple(m.__all__)",
+        True,
+        0,
+    ),
     "without a list of modules": ("del m.ALLOWED_MODULES", False, 1),
     "without a list of names": ("del m.__all__", True, 1),
-    "lazy": ("last = m.get_model; del m.get_model; m.__getattr__ = lambda name: {'get_model': last}[name]", True, 0),
+    "lazy": (
+        (
+            "last = m.get_model; del m.get_model; m.__getattr__ = lambda name: {'get_model':"
+            " last}[name]"
+        ),
+        True,
+        0,
+    ),
     "moved": ("del m.get_model", False, 0),
     "locked": (
-        "m.__class__ = type('Locked', (type(m),), {'__setattr__': lambda *_: (_ for _ in ()).throw(TypeError('no'))})",
+        (
+            "m.__class__ = type('Locked', (type(m),), {'__setattr__': lambda *_: (_ for _ in"
+            " ()).throw(TypeError('no'))})"
+        ),
         False,
         1,
     ),
@@ -65,7 +81,12 @@ FIRST = ["", "import anomalib_sgfr.lightning_model"]
 
 def statement(how: str, first: str) -> str:
     change, asked, _ = CHANGES[how]
-    values = {"CHANGE": change, "FIRST": first, "REGISTERED": str(how != "locked"), "ASKED": str(asked)}
+    values = {
+        "CHANGE": change,
+        "FIRST": first,
+        "REGISTERED": str(how != "locked"),
+        "ASKED": str(asked),
+    }
     return re.sub("|".join(values), lambda found: values[found[0]], _CHANGING)
 
 
@@ -73,7 +94,10 @@ def statement(how: str, first: str) -> str:
 def said() -> dict[str, str]:
     """What each of the statements said when nothing of anomalib was imported before."""
     statements = json.dumps([statement(how, first) for how in CHANGES for first in FIRST])
-    done = python(f"import runpy, sys; sys.argv = ['', {statements!r}]; runpy.run_path({IMPORTS!r}, None, '__main__')")
+    done = python(
+        f"import runpy, sys; sys.argv = ['', {statements!r}]; runpy.run_path({IMPORTS!r}, None,"
+        " '__main__')"
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout)
     return found
@@ -82,7 +106,9 @@ def said() -> dict[str, str]:
 @needs_forks
 @pytest.mark.parametrize("first", FIRST, ids=["anomalib first", "Sgfr first"])
 @pytest.mark.parametrize("how", CHANGES)
-def test_another_registry_costs_a_warning_at_most(how: str, first: str, said: dict[str, str]) -> None:
+def test_another_registry_costs_a_warning_at_most(
+    how: str, first: str, said: dict[str, str]
+) -> None:
     found = said[statement(how, first)]
     assert "Traceback" not in found, found
     assert found.count("anomalib_sgfr could not register") == CHANGES[how][2], found
@@ -98,10 +124,19 @@ def test_the_sequence_of_studio(parts: Path, tmp_path: Path) -> None:
     assert "sgfr" in list_models()
     fields = ["anomaly_map", "gt_mask"]
     evaluator = Evaluator(
-        val_metrics=[AUROC(["pred_score", "gt_label"], prefix="image_"), AUROC(fields, prefix="pixel_", strict=False)],
+        val_metrics=[
+            AUROC(["pred_score", "gt_label"], prefix="image_"),
+            AUROC(fields, prefix="pixel_", strict=False),
+        ],
         test_metrics=[F1Score(["pred_label", "gt_label"], prefix="image_")],
     )
-    small = {"backbone": "test_resnet", "layers": ["layer1"], "pre_trained": False, "bank_size": 50, "image_size": 64}
+    small = {
+        "backbone": "test_resnet",
+        "layers": ["layer1"],
+        "pre_trained": False,
+        "bank_size": 50,
+        "image_size": 64,
+    }
     model = get_model("sgfr", evaluator=evaluator, **small)
     datamodule = Folder(
         name="studio",
@@ -112,12 +147,21 @@ def test_the_sequence_of_studio(parts: Path, tmp_path: Path) -> None:
         num_workers=0,
     )
     stopping = EarlyStopping(monitor="pixel_AUROC", mode="max", patience=3)
-    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False, callbacks=[stopping])
+    engine = Engine(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, callbacks=[stopping]
+    )
     engine.train(model, datamodule=datamodule)
     assert float(stopping.best_score) > 0.5
-    assert float(engine.model.post_processor.normalized_pixel_threshold) == pytest.approx(0.5, abs=0.5)
+    assert float(engine.model.post_processor.normalized_pixel_threshold) == pytest.approx(
+        0.5, abs=0.5
+    )
     checkpoint = engine.best_model_path
-    path = engine.export(get_model("sgfr", **small), "openvino", export_root=tmp_path / "export", ckpt_path=checkpoint)
+    path = engine.export(
+        get_model("sgfr", **small),
+        "openvino",
+        export_root=tmp_path / "export",
+        ckpt_path=checkpoint,
+    )
     import openvino
 
     found = openvino.Core().compile_model(path, "CPU")(np.zeros((1, 3, 64, 64), np.float32))
@@ -144,12 +188,18 @@ def test_private_names_of_anomalib_are_used_in_one_module_each() -> None:
     }
     code = {name: re.sub(r'"""(?:.|\n)*?"""', "", text) for name, text in texts.items()}
     for private, modules in expected.items():
-        assert {name for name, text in code.items() if re.search(rf"\b{private}\b", text)} <= modules, private
+        assert {
+            name for name, text in code.items() if re.search(rf"\b{private}\b", text)
+        } <= modules, private
     imported = {
         f"{source} {name}"
         for text in code.values()
-        for source, names in re.findall(r"^\s*from (anomalib(?:\.\w+)*) import ([^(\n]+)$", text, re.MULTILINE)
+        for source, names in re.findall(
+            r"^\s*from (anomalib(?:\.\w+)*) import ([^(\n]+)$", text, re.MULTILINE
+        )
         for name in re.split(r",\s*", names)
         if name.startswith("_") or "._" in source
     }
-    assert imported == {"anomalib.metrics.aupro _AUPRO"}  # no other private name, nor a private module
+    assert imported == {
+        "anomalib.metrics.aupro _AUPRO"
+    }  # no other private name, nor a private module

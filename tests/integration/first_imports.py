@@ -1,8 +1,10 @@
-"""Run each statement as the first that an interpreter has of anomalib: ``python first_imports.py JSON``.
+"""Run each statement as the first that an interpreter has of anomalib: ``python first_imports.py
+JSON``.
 
-What others wrote is imported once, and each statement runs in a fork of that process, in which neither anomalib nor
-this package is known: as in an interpreter of its own, but in a tenth of the time. Prints as JSON what each said: a
-traceback, the warning of a registration that failed, or nothing.
+What others wrote is imported once, and each statement runs in a fork of that process, in which
+neither anomalib nor this package is known: as in an interpreter of its own, but in a tenth of the
+time. Prints as JSON what each said: a traceback, the warning of a registration that failed, or
+nothing.
 """
 
 import gc
@@ -16,7 +18,16 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 
-_OTHERS = ("torch", "torchvision", "torchmetrics", "lightning.pytorch.cli", "timm", "kornia", "pandas", "sklearn")
+_OTHERS = (
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "lightning.pytorch.cli",
+    "timm",
+    "kornia",
+    "pandas",
+    "sklearn",
+)
 _OURS = {"anomalib", "anomalib_sgfr"}
 
 
@@ -40,19 +51,30 @@ def forked(action: Callable[[], str]) -> str:
 
 
 def run(statement: str) -> str:
-    """Run a statement; what it warned of, as the interpreter would have printed it, if a registration failed."""
+    """Run a statement; what it warned of, as the interpreter would have printed it, if a
+    registration failed.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         exec(statement, {"__name__": "__main__"})  # the tests' own statements
-    return "\n".join(str(warning) for warning in caught if issubclass(warning.category, RuntimeWarning))
+    return "\n".join(
+        str(warning) for warning in caught if issubclass(warning.category, RuntimeWarning)
+    )
 
 
 def others() -> str:
     """Names of what anomalib imports of others, beside the above."""
     before = set(sys.modules)
-    for name in ("anomalib.models", "anomalib.data", "anomalib_sgfr.lightning_model", "anomalib_sgfr.data"):
+    for name in (
+        "anomalib.models",
+        "anomalib.data",
+        "anomalib_sgfr.lightning_model",
+        "anomalib_sgfr.data",
+    ):
         import_module(name)
-    new = [name for name in sys.modules if name not in before and name.partition(".")[0] not in _OURS]
+    new = [
+        name for name in sys.modules if name not in before and name.partition(".")[0] not in _OURS
+    ]
     return json.dumps(new)
 
 

@@ -1,9 +1,10 @@
-"""Throw files at a fitted model: ``python tests/integration/fuzz_predict.py CHECKPOINT FOLDER --files 2000 --seed 0``.
+"""Throw files at a fitted model: ``python tests/integration/fuzz_predict.py CHECKPOINT FOLDER
+--files 2000 --seed 0``.
 
-Writes odd and damaged image files and predicts each through anomalib's Engine. A file must either be scored, with a
-finite score, or refused with a message that names it; then ``anomalib predict`` must score the folder of all that were
-scored, and refuse each of some of the others by name. Prints how many of what were thrown; the exit code is the number
-of files that did neither, at most 100.
+Writes odd and damaged image files and predicts each through anomalib's Engine. A file must either
+be scored, with a finite score, or refused with a message that names it; then ``anomalib predict``
+must score the folder of all that were scored, and refuse each of some of the others by name. Prints
+how many of what were thrown; the exit code is the number of files that did neither, at most 100.
 """
 
 import argparse
@@ -30,14 +31,27 @@ from tests.conftest import engine_in
 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F")
 _FORMATS = {"png": "PNG", "jpg": "JPEG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP"}
-_SIZES = ((1, 1), (1, 2), (2, 1), (1, 257), (301, 1), (3, 3), (31, 33), (64, 64), (97, 255), (640, 480))
+_SIZES = (
+    (1, 1),
+    (1, 2),
+    (2, 1),
+    (1, 257),
+    (301, 1),
+    (3, 3),
+    (31, 33),
+    (64, 64),
+    (97, 255),
+    (640, 480),
+)
 _HUGE = ((9000, 7000), (1, 40_000), (40_000, 1))
 
 Maker = Callable[[Path, random.Random], Path]
 
 
 def _picture(size: tuple[int, int], mode: str, rng: random.Random) -> Image.Image:
-    values = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    values = np.random.default_rng(rng.getrandbits(32)).integers(
+        0, 256, (size[1], size[0], 3), np.uint8
+    )
     picture = Image.fromarray(values)
     if mode == "I;16":
         return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
@@ -120,12 +134,16 @@ def _wrong_suffix(stem: Path, rng: random.Random) -> Path:
 
 def _not_an_image(stem: Path, rng: random.Random) -> Path:
     path = stem.with_suffix("." + rng.choice(sorted(_FORMATS)))
-    path.write_text(rng.choice(("image,label\n", "<svg/>", "%PDF-1.7\n", "\x00" * 50)), encoding="utf-8")
+    path.write_text(
+        rng.choice(("image,label\n", "<svg/>", "%PDF-1.7\n", "\x00" * 50)), encoding="utf-8"
+    )
     return path
 
 
 def _odd_name(stem: Path, rng: random.Random) -> Path:
-    odd = rng.choice(("a b", "Prüfling", "部品", "it's", "50%", "[x]", "{n}", "-dash", "a" * 120, "dot.dot"))
+    odd = rng.choice(
+        ("a b", "Prüfling", "部品", "it's", "50%", "[x]", "{n}", "-dash", "a" * 120, "dot.dot")
+    )
     return _saved(stem.with_name(f"{stem.name} {odd} x"), rng)
 
 
@@ -160,7 +178,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="new folder for the files")
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--refusals", type=int, default=10, help="refused files to give to anomalib predict as well")
+    parser.add_argument(
+        "--refusals", type=int, default=10, help="refused files to give to anomalib predict as well"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -169,7 +189,9 @@ def main() -> int:
     for folder in (thrown, scored, refused):
         folder.mkdir(parents=True)
 
-    model = Sgfr.load_from_checkpoint(options.checkpoint, map_location="cpu", visualizer=False, evaluator=False)
+    model = Sgfr.load_from_checkpoint(
+        options.checkpoint, map_location="cpu", visualizer=False, evaluator=False
+    )
     engine = engine_in(options.folder / "results")
     counts: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in _KINDS}
     bad = []
@@ -185,12 +207,20 @@ def main() -> int:
             shutil.move(path, (scored if outcome == "scored" else refused) / path.name)
 
     for kind, count in counts.items():
-        print(f"{kind}: {count['scored']} scored, {count['refused']} refused by name, {count['neither']} neither")
+        print(
+            f"{kind}: {count['scored']} scored, {count['refused']} refused by name,"
+            f" {count['neither']} neither"
+        )
     total = sum(counts.values(), collections.Counter[str]())
-    print(f"{options.files} files: {total['scored']} scored, {total['refused']} refused by name, {len(bad)} neither")
+    print(
+        f"{options.files} files: {total['scored']} scored, {total['refused']} refused by name,"
+        f" {len(bad)} neither"
+    )
 
     whole = _cli(options.checkpoint, scored, options.folder / "cli")
-    print(f"anomalib predict on the {total['scored']} that were scored: exit code {whole.returncode}")
+    print(
+        f"anomalib predict on the {total['scored']} that were scored: exit code {whole.returncode}"
+    )
     if whole.returncode:
         bad.append(scored)
         print(whole.stderr[-3000:])
@@ -202,7 +232,10 @@ def main() -> int:
             named += 1
         else:
             bad.append(path)
-            print(f"NOT named by anomalib predict: {path}, exit code {alone.returncode}\n{alone.stderr[-3000:]}")
+            print(
+                f"NOT named by anomalib predict: {path}, exit code"
+                f" {alone.returncode}\n{alone.stderr[-3000:]}"
+            )
     print(f"anomalib predict on {len(chosen)} of those refused: {named} named")
     return min(len(bad), 100)
 
@@ -214,7 +247,9 @@ def _predict(engine: object, model: Sgfr, path: Path) -> tuple[str, str]:
     except Exception as error:  # noqa: BLE001  # which one does not matter, what it says does
         said = "".join(traceback.format_exception(error))
         return ("refused" if path.name in said else "neither"), said
-    finite = bool(torch.isfinite(found.pred_score).all()) and bool(torch.isfinite(found.anomaly_map).all())
+    finite = bool(torch.isfinite(found.pred_score).all()) and bool(
+        torch.isfinite(found.anomaly_map).all()
+    )
     return ("scored" if finite else "neither"), f"score {found.pred_score}"
 
 

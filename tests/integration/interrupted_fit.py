@@ -1,7 +1,9 @@
-"""Add images to a fitted model and break off midway: ``python interrupted_fit.py PARTS OUT CHECKPOINT HOW``.
+"""Add images to a fitted model and break off midway: ``python interrupted_fit.py PARTS OUT
+CHECKPOINT HOW``.
 
-``HOW`` is the name of a signal, which the process sends itself during the fit; ``full``: no file may grow beyond a part
-of a checkpoint, as on a disk that is full; or ``cut``: the process is killed when a file does, amid the write.
+``HOW`` is the name of a signal, which the process sends itself during the fit; ``full``: no file
+may grow beyond a part of a checkpoint, as on a disk that is full; or ``cut``: the process is killed
+when a file does, amid the write.
 """
 
 import os
@@ -42,9 +44,16 @@ def main(parts: Path, out: Path, checkpoint: Path, how: str) -> None:
         # A shell starts its background jobs with SIGINT ignored, and children inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         callbacks.append(Interrupt(getattr(signal, how)))
-    model = Sgfr(bank_size=150, update=True, visualizer=False, pre_processor=Sgfr.configure_pre_processor((64, 64)))
+    model = Sgfr(
+        bank_size=150,
+        update=True,
+        visualizer=False,
+        pre_processor=Sgfr.configure_pre_processor((64, 64)),
+    )
     engine = Engine(accelerator="cpu", default_root_dir=out, callbacks=callbacks)
-    engine.fit(model, datamodule=folder_datamodule(parts, train_batch_size=2), ckpt_path=str(checkpoint))
+    engine.fit(
+        model, datamodule=folder_datamodule(parts, train_batch_size=2), ckpt_path=str(checkpoint)
+    )
     sys.stdout.write("the fit ended as if nothing had happened\n")
 
 

@@ -1,4 +1,6 @@
-"""Accepting false alarms: only what is new is learnt, nothing else changes, and it can be taken back exactly."""
+"""Accepting false alarms: only what is new is learnt, nothing else changes, and it can be taken
+back exactly.
+"""
 
 import shutil
 from pathlib import Path
@@ -19,7 +21,9 @@ SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "thumbnails"])
 def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a fit to twelve images, ``odd``: good ones with a mark that those lack, and ``bad``."""
+    """A checkpoint of a fit to twelve images, ``odd``: good ones with a mark that those lack, and
+    ``bad``.
+    """
     folder = tmp_path_factory.mktemp("accept")
     for index in range(12):
         write_image(folder / "good" / f"{index:02}.png", index, (64, 64))
@@ -44,7 +48,9 @@ def marked(path: Path) -> None:
 
 
 def loaded(path: Path) -> Sgfr:
-    return Sgfr.load_from_checkpoint(path, map_location="cpu", visualizer=False, evaluator=False).eval()
+    return Sgfr.load_from_checkpoint(
+        path, map_location="cpu", visualizer=False, evaluator=False
+    ).eval()
 
 
 def score(model: Sgfr, path: Path) -> float:
@@ -59,13 +65,20 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_what_is_new_is_learnt_and_taken_back(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_new_is_learnt_and_taken_back(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = loaded(root / "model.ckpt")
     threshold = float(before.post_processor.image_threshold)
     odd = sorted((root / "odd").iterdir())
     assert all(score(before, path) > threshold for path in odd)
     first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
-    assert main([str(root / "model.ckpt"), str(odd[0]), "--bad", str(root / "bad"), "--out", str(first)]) == 0
+    assert (
+        main(
+            [str(root / "model.ckpt"), str(odd[0]), "--bad", str(root / "bad"), "--out", str(first)]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert f"{odd[0]}: " in told
     assert "new atoms, raw score" in told
@@ -74,12 +87,16 @@ def test_what_is_new_is_learnt_and_taken_back(root: Path, tmp_path: Path, capsys
     assert all(score(after, path) < score(before, path) for path in odd[:1])
     assert score(after, odd[0]) <= float(after.post_processor.image_threshold)
     assert score(after, root / "bad" / "0.png") > float(after.post_processor.image_threshold)
-    for bank, old in zip(after.model.banks, before.model.banks, strict=True):  # only new atoms, after those there were
+    for bank, old in zip(
+        after.model.banks, before.model.banks, strict=True
+    ):  # only new atoms, after those there were
         number = len(old.atoms)
         assert number < len(bank.atoms) < number + 64
         for part, earlier in zip(bank.clusters[:5], old.clusters[:5], strict=True):
             torch.testing.assert_close(part[:number], earlier, rtol=1e-6, atol=0)
-        assert {after.model.images[image] for image in bank.origin[number:, 0].tolist()} == {str(odd[0])}
+        assert {after.model.images[image] for image in bank.origin[number:, 0].tolist()} == {
+            str(odd[0])
+        }
         assert len(bank.thumbnails) in {0, len(bank.atoms)}
         if len(bank.thumbnails):
             assert bank.thumbnails[number:].float().std() > 0
@@ -99,23 +116,44 @@ def test_what_is_new_is_learnt_and_taken_back(root: Path, tmp_path: Path, capsys
         back = loaded(path)
         for name, value in expected.state_dict().items():
             assert same(back.state_dict()[name], value), name
-        assert back.post_processor.checkpoint_config() == expected.post_processor.checkpoint_config()
+        assert (
+            back.post_processor.checkpoint_config() == expected.post_processor.checkpoint_config()
+        )
     with pytest.raises(ValueError, match="there is nothing to take back"):
         main([str(second), "--undo"])
 
 
-def test_a_known_defect_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_known_defect_is_refused(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(root / "bad" / "1.png", tmp_path / "looks_good.png")
     out = tmp_path / "new.ckpt"
     given = [str(tmp_path / "looks_good.png"), str(root / "odd" / "0.png")]
-    assert main([str(root / "model.ckpt"), *given, "--bad", str(root / "bad"), "--out", str(out)]) == 1
+    assert (
+        main([str(root / "model.ckpt"), *given, "--bad", str(root / "bad"), "--out", str(out)]) == 1
+    )
     said = capsys.readouterr()
-    assert "looks_good.png is refused: with it 1 of 3 known defects would be called good:" in said.err
+    assert (
+        "looks_good.png is refused: with it 1 of 3 known defects would be called good:" in said.err
+    )
     assert f"{root / 'bad' / '1.png'}" in said.err
     model = loaded(out)  # the other was accepted
-    assert all(score(model, path) > model.post_processor.label_threshold for path in (root / "bad").iterdir())
+    assert all(
+        score(model, path) > model.post_processor.label_threshold
+        for path in (root / "bad").iterdir()
+    )
     assert (
-        main([str(root / "model.ckpt"), given[0], "--bad", str(root / "bad"), "--out", str(tmp_path / "no.ckpt")]) == 1
+        main(
+            [
+                str(root / "model.ckpt"),
+                given[0],
+                "--bad",
+                str(root / "bad"),
+                "--out",
+                str(tmp_path / "no.ckpt"),
+            ]
+        )
+        == 1
     )
     assert not (tmp_path / "no.ckpt").exists()
 
@@ -135,9 +173,12 @@ def test_the_threshold_rests_on_what_was_known(root: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--undo"], "there is nothing to take back"), (["README"], "no such file or folder")]
+    ("arguments", "message"),
+    [(["--undo"], "there is nothing to take back"), (["README"], "no such file or folder")],
 )
-def test_mistakes_are_named(arguments: list[str], message: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_named(
+    arguments: list[str], message: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises((ValueError, SystemExit)) as raised:
         main([str(root / "model.ckpt"), *arguments])
     assert message in str(raised.value) + capsys.readouterr().err
@@ -147,14 +188,23 @@ def test_mistakes_are_named(arguments: list[str], message: str, root: Path, caps
 def validated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that knows the images of ``bad`` as defective."""
     model = small(bank_size=400, pre_processor=SMALL_IMAGES)
-    module = Folder("p", root=root, normal_dir="good", abnormal_dir="bad", num_workers=0, val_split_mode="same_as_test")
+    module = Folder(
+        "p",
+        root=root,
+        normal_dir="good",
+        abnormal_dir="bad",
+        num_workers=0,
+        val_split_mode="same_as_test",
+    )
     return Path(fit(model, module, tmp_path_factory.mktemp("validated")).best_model_path)
 
 
 def test_what_the_checkpoint_knows_as_defective_is_refused(
     validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By whatever path, as a copy, and what lies beside nothing but defects; ``--force`` leaves a record."""
+    """By whatever path, as a copy, and what lies beside nothing but defects; ``--force`` leaves a
+    record.
+    """
     out = tmp_path / "new.ckpt"
     shutil.copy(root / "bad" / "0.png", tmp_path / "renamed.png")
     (tmp_path / "link").symlink_to(root / "bad")
@@ -181,7 +231,9 @@ def test_what_the_checkpoint_knows_as_defective_is_refused(
         (root / "bad" / "later.png").unlink()
 
 
-def test_its_messages_are_about_what_is_written(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_messages_are_about_what_is_written(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new.ckpt"
     assert main([str(root / "model.ckpt"), str(root / "odd"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
@@ -191,5 +243,7 @@ def test_its_messages_are_about_what_is_written(root: Path, tmp_path: Path, caps
     for line in lines:
         path, now = line.partition(": ")[0], line.partition(" before, ")[2].split(" now")[0]
         assert float(now) == pytest.approx(score(model, Path(path)), rel=1e-3)
-        assert ("still an alarm" in line) == (score(model, Path(path)) > model.post_processor.label_threshold)
+        assert ("still an alarm" in line) == (
+            score(model, Path(path)) > model.post_processor.label_threshold
+        )
     assert f"{model.post_processor.state.image:.6g} now" in said

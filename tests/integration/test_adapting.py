@@ -1,4 +1,6 @@
-"""Another light: a fitted model goes on from a few good images of it, and everything that follows knows."""
+"""Another light: a fitted model goes on from a few good images of it, and everything that follows
+knows.
+"""
 
 import shutil
 from pathlib import Path
@@ -18,7 +20,9 @@ from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parts as they were, a checkpoint of a fit to them, and under ``now`` other parts under a weak, slanting light."""
+    """Parts as they were, a checkpoint of a fit to them, and under ``now`` other parts under a
+    weak, slanting light.
+    """
     folder = tmp_path_factory.mktemp("adapt")
     for index in range(12):
         write_image(folder / "good" / f"{index:02}.png", index)
@@ -47,16 +51,22 @@ def adapted(root: Path) -> Path:
 
 
 def loaded(path: Path, **arguments: object) -> Sgfr:
-    return Sgfr.load_from_checkpoint(path, map_location="cpu", visualizer=False, evaluator=False, **arguments).eval()
+    return Sgfr.load_from_checkpoint(
+        path, map_location="cpu", visualizer=False, evaluator=False, **arguments
+    ).eval()
 
 
 def scores(model: Sgfr, folder: Path) -> list[float]:
-    images = [read_prepared(str(path), model.pre_processor) for path in sorted(folder.glob("*.png"))]
+    images = [
+        read_prepared(str(path), model.pre_processor) for path in sorted(folder.glob("*.png"))
+    ]
     with torch.no_grad():
         return model.model(torch.stack(images)).pred_score.tolist()
 
 
-def test_good_parts_under_the_new_light_come_down_and_defects_do_not(root: Path, adapted: Path) -> None:
+def test_good_parts_under_the_new_light_come_down_and_defects_do_not(
+    root: Path, adapted: Path
+) -> None:
     before, after = loaded(root / "model.ckpt"), loaded(adapted)
     unseen = slice(4, None)  # images that adapting was not given
     then, now = (scores(model, root / "now/good")[unseen] for model in (before, after))
@@ -64,13 +74,19 @@ def test_good_parts_under_the_new_light_come_down_and_defects_do_not(root: Path,
     assert np.median(then) > 2.0 * np.median(as_it_was)
     assert np.median(now) < 0.6 * np.median(then)
     assert min(scores(after, root / "now/bad")) > max(now)
-    assert min(scores(after, root / "bad")) > max(scores(after, root / "good_test"))  # under the old light too
+    assert min(scores(after, root / "bad")) > max(
+        scores(after, root / "good_test")
+    )  # under the old light too
     for bank, its in zip(after.model.banks, before.model.banks, strict=True):
         assert bank.nuisance.shape == (4, bank.atoms.shape[1])
-        assert float((bank.atoms @ bank.nuisance.T).abs().max()) < 2e-3 * float(bank.atoms.abs().max())
+        assert float((bank.atoms @ bank.nuisance.T).abs().max()) < 2e-3 * float(
+            bank.atoms.abs().max()
+        )
         assert len(bank.atoms) == len(its.atoms)
         assert float(bank.nominal) == float(its.nominal)
-    assert after.certificate().largest <= before.certificate().largest * 1.01  # distances only shrink
+    assert (
+        after.certificate().largest <= before.certificate().largest * 1.01
+    )  # distances only shrink
 
 
 def test_it_says_what_it_did_and_what_the_threshold_rests_on(
@@ -79,7 +95,17 @@ def test_it_says_what_it_did_and_what_the_threshold_rests_on(
     out = tmp_path / "out.ckpt"
     capsys.readouterr()
     assert (
-        main([str(root / "model.ckpt"), str(root / "now/good"), "--bad", str(root / "now/bad"), "--out", str(out)]) == 0
+        main(
+            [
+                str(root / "model.ckpt"),
+                str(root / "now/good"),
+                "--bad",
+                str(root / "now/bad"),
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
     )
     good, bad, *others = capsys.readouterr().out.splitlines()
     assert good.startswith("Good: 12 images, median raw score ")
@@ -93,11 +119,20 @@ def test_it_says_what_it_did_and_what_the_threshold_rests_on(
     assert float(after.image_threshold) == float(before.image_threshold)
     assert float(after.pixel_threshold) == float(before.pixel_threshold)
     calibration_scores = after.calibration_scores.good
-    assert [Path(path).name for path in calibration_scores.paths] == [f"{index:02}.png" for index in range(12)]
+    assert [Path(path).name for path in calibration_scores.paths] == [
+        f"{index:02}.png" for index in range(12)
+    ]
     # each by what the others tell: not what the model that knows all of them gives
-    assert calibration_scores.scores != pytest.approx(scores(loaded(out), root / "now/good"), rel=1e-6)
-    assert calibration_scores.scores == pytest.approx(scores(loaded(out), root / "now/good"), rel=0.5)
-    assert threshold([str(out), "--false_alarm_rate", "0.1", "--out", str(tmp_path / "again.ckpt")]) == 0
+    assert calibration_scores.scores != pytest.approx(
+        scores(loaded(out), root / "now/good"), rel=1e-6
+    )
+    assert calibration_scores.scores == pytest.approx(
+        scores(loaded(out), root / "now/good"), rel=0.5
+    )
+    assert (
+        threshold([str(out), "--false_alarm_rate", "0.1", "--out", str(tmp_path / "again.ckpt")])
+        == 0
+    )
     assert "calibrated on 12 good images" in capsys.readouterr().out
 
 
@@ -107,7 +142,9 @@ def test_an_image_is_scored_as_the_others_alone_would_have_it(root: Path, tmp_pa
     assert main([str(root / "model.ckpt"), *files, "--out", str(together)]) == 0
     assert main([str(root / "model.ckpt"), *files[1:], "--out", str(others)]) == 0
     expected = scores(loaded(others), root / "now/good")[0]
-    assert loaded(together).post_processor.calibration_scores.scores[0] == pytest.approx(expected, rel=1e-4)
+    assert loaded(together).post_processor.calibration_scores.scores[0] == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_adapting_again_leaves_more_out(root: Path, adapted: Path, tmp_path: Path) -> None:
@@ -115,17 +152,25 @@ def test_adapting_again_leaves_more_out(root: Path, adapted: Path, tmp_path: Pat
     assert main([str(adapted), str(root / "now/good"), "--directions", "2", "--out", str(out)]) == 0
     for bank, its in zip(loaded(out).model.banks, loaded(adapted).model.banks, strict=True):
         assert torch.equal(bank.nuisance[:4], its.nuisance)
-        torch.testing.assert_close(bank.nuisance @ bank.nuisance.T, torch.eye(6), atol=1e-3, rtol=0.0)
+        torch.testing.assert_close(
+            bank.nuisance @ bank.nuisance.T, torch.eye(6), atol=1e-3, rtol=0.0
+        )
 
 
-def test_an_update_goes_on_with_it_and_a_new_fit_starts_without(root: Path, adapted: Path, tmp_path: Path) -> None:
-    module = folder_datamodule(root, normal_dir="now/good", abnormal_dir="now/bad", normal_test_dir=None, mask_dir=None)
+def test_an_update_goes_on_with_it_and_a_new_fit_starts_without(
+    root: Path, adapted: Path, tmp_path: Path
+) -> None:
+    module = folder_datamodule(
+        root, normal_dir="now/good", abnormal_dir="now/bad", normal_test_dir=None, mask_dir=None
+    )
     engine = engine_in(tmp_path, limit_val_batches=0)
     model = small(bank_size=400, update=True)
     engine.fit(model, datamodule=module, ckpt_path=adapted)
     for bank, its in zip(model.model.banks, loaded(adapted).model.banks, strict=True):
         assert torch.equal(bank.nuisance, its.nuisance)
-        assert float((bank.atoms @ bank.nuisance.T).abs().max()) < 2e-3 * float(bank.atoms.abs().max())
+        assert float((bank.atoms @ bank.nuisance.T).abs().max()) < 2e-3 * float(
+            bank.atoms.abs().max()
+        )
     fresh, expected = loaded(adapted, seed=0), small(bank_size=400, seed=0)
     fresh.train()
     for one in (fresh, expected):
@@ -135,16 +180,25 @@ def test_an_update_goes_on_with_it_and_a_new_fit_starts_without(root: Path, adap
         assert torch.equal(bank.atoms, its.atoms)
 
 
-def test_an_exported_file_and_the_engine_leave_out_the_same(root: Path, adapted: Path, tmp_path: Path) -> None:
+def test_an_exported_file_and_the_engine_leave_out_the_same(
+    root: Path, adapted: Path, tmp_path: Path
+) -> None:
     model = loaded(adapted)
     path = model.to_openvino(tmp_path, input_size=(128, 128))
     run = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for file in sorted((root / "now/bad").glob("*.png"))[:2]:
-        raw = torch.from_numpy(np.array(Image.open(file).resize((128, 128)))).permute(2, 0, 1)[None].float() / 255
+        raw = (
+            torch.from_numpy(np.array(Image.open(file).resize((128, 128))))
+            .permute(2, 0, 1)[None]
+            .float()
+            / 255
+        )
         with torch.no_grad():
             expected = model(raw)
         found = run([raw.numpy()])
-        assert float(found["pred_score"].item()) == pytest.approx(float(expected.pred_score), abs=1e-3)
+        assert float(found["pred_score"].item()) == pytest.approx(
+            float(expected.pred_score), abs=1e-3
+        )
         np.testing.assert_allclose(found["anomaly_map"], expected.anomaly_map.numpy(), atol=2e-3)
 
 
@@ -152,6 +206,10 @@ def test_what_is_wrong_is_said_in_one_line(root: Path, capsys: pytest.CaptureFix
     one = str(root / "now/good/00.png")
     with pytest.raises(SystemExit):
         main([str(root / "model.ckpt"), one, one])
-    assert "at least 2 good images are needed, better 4 to 16; there is one" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="directions must lie between 1 and 12, half of the 24 values"):
+    assert (
+        "at least 2 good images are needed, better 4 to 16; there is one" in capsys.readouterr().err
+    )
+    with pytest.raises(
+        ValueError, match="directions must lie between 1 and 12, half of the 24 values"
+    ):
         main([str(root / "model.ckpt"), str(root / "now/good"), "--directions", "13"])

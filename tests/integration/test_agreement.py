@@ -1,4 +1,6 @@
-"""One answer: score, label, map and mask of an image are the same by every route, however the checkpoint was made."""
+"""One answer: score, label, map and mask of an image are the same by every route, however the
+checkpoint was made.
+"""
 
 import math
 from pathlib import Path
@@ -8,9 +10,14 @@ import pytest
 from benchmarks.agreement import EXACT, ROUTES, Answer, Way, by_engine, compare, draw, make_ways
 from tests.conftest import engine_in
 
-# An export takes seconds, so files are asked of two ways: other banks, and another place of the threshold.
+# An export takes seconds, so files are asked of two ways: other banks, and another place of the
+# threshold.
 EXPORTED = ("adapt", "image_sensitivity asked for")
-OF_FILES = {name for name in ROUTES if "file" in name or "Inferencer" in name or "ONNX" in name or "script" in name}
+OF_FILES = {
+    name
+    for name in ROUTES
+    if "file" in name or "Inferencer" in name or "ONNX" in name or "script" in name
+}
 OF_FILES |= {"run_openvino.py"}
 
 
@@ -43,7 +50,8 @@ def engine_says(
 ) -> dict[str, dict[str, Answer]]:
     scratch = tmp_path_factory.mktemp("engine")
     return {
-        name: by_engine(way, parts / "asked", scratch / str(number)) for number, (name, way) in enumerate(ways.items())
+        name: by_engine(way, parts / "asked", scratch / str(number))
+        for number, (name, way) in enumerate(ways.items())
     }
 
 
@@ -51,13 +59,23 @@ def test_every_way_is_asked_about_and_makes_a_difference(
     ways: dict[str, Way], engine_says: dict[str, dict[str, Answer]]
 ) -> None:
     assert list(ways) == WAYS
-    scores = {name: tuple(answer.score for answer in answers.values()) for name, answers in engine_says.items()}
-    labels = {name: sum(answer.label for answer in answers.values()) for name, answers in engine_says.items()}
+    scores = {
+        name: tuple(answer.score for answer in answers.values())
+        for name, answers in engine_says.items()
+    }
+    labels = {
+        name: sum(answer.label for answer in answers.values())
+        for name, answers in engine_says.items()
+    }
     assert len({tuple(round(score, 4) for score in each) for each in scores.values()}) >= 6
     assert labels["threshold --score"] > labels["fit"]
     assert labels["image_sensitivity asked for"] > labels["fit"]
     assert scores["image_sensitivity asked for"] == scores["fit"]
-    assert scores["accept --undo"] == scores["threshold --false_alarm_rate"] == scores["false_alarm_rate asked for"]
+    assert (
+        scores["accept --undo"]
+        == scores["threshold --false_alarm_rate"]
+        == scores["false_alarm_rate asked for"]
+    )
 
 
 @pytest.mark.parametrize("route", [name for name in ROUTES if name not in OF_FILES])
@@ -86,7 +104,11 @@ def test_routes_in_python_agree(
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("name", EXPORTED)
 def test_exported_files_agree(
-    name: str, ways: dict[str, Way], parts: Path, engine_says: dict[str, dict[str, Answer]], tmp_path: Path
+    name: str,
+    ways: dict[str, Way],
+    parts: Path,
+    engine_says: dict[str, dict[str, Answer]],
+    tmp_path: Path,
 ) -> None:
     way = ways[name]
     for route in [route for route in ROUTES if route in OF_FILES]:
@@ -107,10 +129,16 @@ def test_test_validate_fit_and_export_run_on_every_checkpoint(
     way = ways[name]
 
     def module() -> Folder:
-        folders = {"normal_dir": "good", "abnormal_dir": "asked/bad", "normal_test_dir": "asked/good"}
+        folders = {
+            "normal_dir": "good",
+            "abnormal_dir": "asked/bad",
+            "normal_test_dir": "asked/good",
+        }
         return Folder("p", root=parts, **folders, val_split_mode="same_as_test", num_workers=0)  # type: ignore[arg-type]
 
-    (figures,) = engine_in(tmp_path).test(way.model(), datamodule=module(), ckpt_path=way.checkpoint)
+    (figures,) = engine_in(tmp_path).test(
+        way.model(), datamodule=module(), ckpt_path=way.checkpoint
+    )
     assert figures["image_AUROC"] > 0.9
     assert "image_F1Score" in figures
     validated = way.model()
@@ -120,4 +148,6 @@ def test_test_validate_fit_and_export_run_on_every_checkpoint(
     updated.update = True
     engine_in(tmp_path).fit(updated, datamodule=module(), ckpt_path=way.checkpoint)
     assert updated.model.certificate().patches > 0
-    assert engine_in(tmp_path).export(way.model(), "torch", export_root=tmp_path, ckpt_path=way.checkpoint)
+    assert engine_in(tmp_path).export(
+        way.model(), "torch", export_root=tmp_path, ckpt_path=way.checkpoint
+    )

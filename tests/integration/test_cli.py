@@ -17,10 +17,13 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 OUTPUT = "weights/lightning/model.ckpt"
 
 
-def anomalib(*arguments: object, cwd: Path, warm: Path | None = None, module: str = "", **environment: str) -> str:
+def anomalib(
+    *arguments: object, cwd: Path, warm: Path | None = None, module: str = "", **environment: str
+) -> str:
     """Run a command to its end and return what it printed; fail with that if it failed.
 
-    In an interpreter of its own, or in a fork of one that has imported anomalib, if ``warm`` is given.
+    In an interpreter of its own, or in a fork of one that has imported anomalib, if ``warm`` is
+    given.
     """
     console = (warm or Path(sys.executable).parent) / "anomalib"
     result = subprocess.run(
@@ -49,7 +52,10 @@ def data_config(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_workers": 0,
         "val_split_mode": "same_as_test",
     }
-    path.write_text(yaml.safe_dump({"class_path": "anomalib.data.Folder", "init_args": arguments}), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"class_path": "anomalib.data.Folder", "init_args": arguments}),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -58,7 +64,16 @@ def trained(data_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Results of ``anomalib train``, by the short name and nothing imported."""
     cwd = tmp_path_factory.mktemp("run")
     output = anomalib(
-        "train", "--model", "Sgfr", "--model.bank_size", 300, "--model.seed", 0, "--data", data_config, cwd=cwd
+        "train",
+        "--model",
+        "Sgfr",
+        "--model.bank_size",
+        300,
+        "--model.seed",
+        0,
+        "--data",
+        data_config,
+        cwd=cwd,
     )
     assert "image_AUROC" in output
     assert "pixel_AUROC" in output
@@ -69,7 +84,9 @@ def test_train_leaves_a_checkpoint_and_pictures(trained: Path) -> None:
     assert (trained / OUTPUT).is_file()
     pictures = sorted((trained / "images").rglob("*.png"))
     assert len(pictures) == 12
-    assert Image.open(pictures[0]).width == 4 * Image.open(pictures[0]).height  # image, truth, heatmap, outline
+    assert (
+        Image.open(pictures[0]).width == 4 * Image.open(pictures[0]).height
+    )  # image, truth, heatmap, outline
 
 
 @pytest.mark.parametrize("subcommand", ["test", "validate"])
@@ -103,7 +120,14 @@ def test_predict_a_folder_by_the_dotted_name(trained: Path, parts: Path, tmp_pat
 
 
 def test_fit_through_the_module_without_the_plugin(data_config: Path, tmp_path: Path) -> None:
-    arguments = ("--model", "anomalib_sgfr.Sgfr", "--model.solver", "omp", "--model.layers", "[blocks.4]")
+    arguments = (
+        "--model",
+        "anomalib_sgfr.Sgfr",
+        "--model.solver",
+        "omp",
+        "--model.layers",
+        "[blocks.4]",
+    )
     anomalib(
         "fit",
         *arguments,
@@ -141,7 +165,16 @@ def test_export_to_openvino_runs(trained: Path, parts: Path, warm: Path, tmp_pat
 def test_help_documents_every_argument(warm: Path, tmp_path: Path) -> None:
     output = anomalib("train", "--model.help", "Sgfr", cwd=tmp_path, warm=warm)
     flat = " ".join(output.split())
-    for argument in ("backbone", "layers", "pre_trained", "bank_size", "solver", "num_atoms", "regularisation", "blur"):
+    for argument in (
+        "backbone",
+        "layers",
+        "pre_trained",
+        "bank_size",
+        "solver",
+        "num_atoms",
+        "regularisation",
+        "blur",
+    ):
         assert f"--model.init_args.{argument}" in flat or f"--model.{argument}" in flat, output
     assert "Most nominal embeddings" in flat
     assert "affine,omp,ridge" in flat
@@ -175,12 +208,18 @@ def test_anomalibs_benchmark_pipeline(model: str, parts: Path, warm: Path, tmp_p
     assert table["image_AUROC"].between(0, 1).all()
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("benchmark_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("benchmark_*.yaml")), ids=lambda path: path.stem
+)
 def test_every_benchmark_configuration_names_models_and_data_that_exist(path: Path) -> None:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    jobs = list(BenchmarkJobGenerator(config["accelerator"]).generate_jobs(config["benchmark"], None))
+    jobs = list(
+        BenchmarkJobGenerator(config["accelerator"]).generate_jobs(config["benchmark"], None)
+    )
     assert [job.datamodule.category for job in jobs] == ["mono", "poly"]
-    assert {type(job.model).__name__ for job in jobs} == {config["benchmark"]["model"]["class_path"]}
+    assert {type(job.model).__name__ for job in jobs} == {
+        config["benchmark"]["model"]["class_path"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -188,7 +227,9 @@ def test_every_benchmark_configuration_names_models_and_data_that_exist(path: Pa
     [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.name.startswith("benchmark_")],
     ids=lambda path: path.stem,
 )
-def test_every_configuration_is_parsed_by_the_real_command_line(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_configuration_is_parsed_by_the_real_command_line(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         AnomalibCLI(args=["train", "--model", "Sgfr", "--config", str(path), "--print_config"])
     output = capsys.readouterr().out
@@ -211,7 +252,19 @@ def test_there_is_an_edge_and_a_paper_style_run_for_each_data_set() -> None:
 
 def test_the_datamodules_are_known_by_short_name(warm: Path, tmp_path: Path) -> None:
     for name in ("MTD", "ELPV", "anomalib_sgfr.data.MTD"):
-        extra = ["--data.root", "somewhere"] if name.endswith("MTD") else ["--data.cell_type", "poly"]
-        output = anomalib("train", "--model", "Sgfr", "--data", name, *extra, "--print_config", cwd=tmp_path, warm=warm)
+        extra = (
+            ["--data.root", "somewhere"] if name.endswith("MTD") else ["--data.cell_type", "poly"]
+        )
+        output = anomalib(
+            "train",
+            "--model",
+            "Sgfr",
+            "--data",
+            name,
+            *extra,
+            "--print_config",
+            cwd=tmp_path,
+            warm=warm,
+        )
         parsed = yaml.safe_load(output[output.index("seed_everything") :])
         assert parsed["data"]["class_path"].split(".")[-1] == name.split(".")[-1]

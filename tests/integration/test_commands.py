@@ -21,7 +21,9 @@ from tests.conftest import small, write_image
 ROOT = Path(__file__).parents[2]
 
 
-def command(*arguments: object, warm: Path, cwd: Path, **environment: str) -> tuple[int, str, list[str]]:
+def command(
+    *arguments: object, warm: Path, cwd: Path, **environment: str
+) -> tuple[int, str, list[str]]:
     """Exit code, output and lines of errors of ``anomalib-sgfr``."""
     done = subprocess.run(
         [warm / "anomalib-sgfr", *map(str, arguments)],
@@ -43,7 +45,14 @@ def test_a_damaged_picture_does_not_keep_the_others_from_being_explained(
     shutil.rmtree(tmp_path / "masks")
     (images / "0.png").write_bytes((images / "0.png").read_bytes()[:200])
     code, output, errors = command(
-        "explain", images, "--ckpt_path", checkpoint, "--out", tmp_path / "out", warm=warm, cwd=tmp_path
+        "explain",
+        images,
+        "--ckpt_path",
+        checkpoint,
+        "--out",
+        tmp_path / "out",
+        warm=warm,
+        cwd=tmp_path,
     )
     assert code == 1, errors
     assert sorted(path.name for path in tmp_path.glob("out/**/*.png")) == ["1.png", "2.png"]
@@ -67,7 +76,9 @@ def test_what_is_not_a_checkpoint_of_sgfr_is_refused_in_one_line(
 ) -> None:
     text = tmp_path / "text.ckpt"
     text.write_text("hello", encoding="utf-8")
-    assert "text.ckpt' is not a whole checkpoint" in one_line([parts / "bad", "--ckpt_path", text], capsys)
+    assert "text.ckpt' is not a whole checkpoint" in one_line(
+        [parts / "bad", "--ckpt_path", text], capsys
+    )
     torch.save({"epoch": 3}, tmp_path / "other.ckpt")
     assert "is not" in one_line([parts / "bad", "--ckpt_path", tmp_path / "other.ckpt"], capsys)
     torch.save(small(), tmp_path / "model.pt")  # as exports are
@@ -77,23 +88,31 @@ def test_what_is_not_a_checkpoint_of_sgfr_is_refused_in_one_line(
     for key in [key for key in content["state_dict"] if "banks" in key]:
         content["state_dict"].pop(key)
     torch.save(content, tmp_path / "foreign.ckpt")
-    assert "is not Sgfr's" in one_line([parts / "bad", "--ckpt_path", tmp_path / "foreign.ckpt"], capsys)
+    assert "is not Sgfr's" in one_line(
+        [parts / "bad", "--ckpt_path", tmp_path / "foreign.ckpt"], capsys
+    )
 
 
 def test_images_that_are_not_there_are_refused_in_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no image in this folder" in one_line([tmp_path / "empty", "--ckpt_path", checkpoint], capsys)
+    assert "no image in this folder" in one_line(
+        [tmp_path / "empty", "--ckpt_path", checkpoint], capsys
+    )
     (tmp_path / "text.txt").write_text("hello", encoding="utf-8")
-    assert "text.txt: not an image" in one_line([tmp_path / "text.txt", "--ckpt_path", checkpoint], capsys)
+    assert "text.txt: not an image" in one_line(
+        [tmp_path / "text.txt", "--ckpt_path", checkpoint], capsys
+    )
     with pytest.raises(SystemExit) as stopped:
         explain([str(tmp_path / "gone"), "--ckpt_path", str(checkpoint)])
     assert stopped.value.code == 2
     assert "gone: no such file or folder" in capsys.readouterr().err
 
 
-def test_images_that_are_all_damaged(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_are_all_damaged(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"no")
     assert "a.png cannot be read" in one_line(
@@ -102,7 +121,9 @@ def test_images_that_are_all_damaged(checkpoint: Path, tmp_path: Path, capsys: p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistake_in_a_command_of_anomalib_ends_in_one_line(parts: Path, warm: Path, tmp_path: Path) -> None:
+def test_a_mistake_in_a_command_of_anomalib_ends_in_one_line(
+    parts: Path, warm: Path, tmp_path: Path
+) -> None:
     arguments = ("predict", "--model", "Sgfr", "--data", parts / "bad", "--ckpt_path", "gone.ckpt")
     code, _, errors = command(*arguments, warm=warm, cwd=tmp_path)
     assert code == 1
@@ -120,31 +141,81 @@ EXPORT = ("export", "--model", "Sgfr", "--ckpt_path", "CKPT")
 MISTAKES = [
     (TRAIN, 1, "there are no images to train on: pass --data"),
     ((*TRAIN, "--model.trim", "0.7"), 1, "trim must lie between 0 and 0.5, got 0.7."),
-    ((*TRAIN, "--model.seed", "99999999999999999999"), 1, "seed must be a whole number of 64 bits, got 9"),
-    ((*TRAIN, "--model.bank_sise", "9"), 2, "there is no --model.bank_sise: did you mean bank_size"),
-    ((*TRAIN, "--model.bank_size", "x"), 2, "--model.bank_size must be a list or a whole number, got 'x'"),
-    ((*TRAIN, "--model.solver", "lasso"), 2, "--model.solver must be one of affine, omp, ridge, got 'lasso'"),
-    ((*TRAIN, "--trainer.precision", "8"), 2, "--trainer.precision must be one of 64, 32, 16, transformer-engine,"),
+    (
+        (*TRAIN, "--model.seed", "99999999999999999999"),
+        1,
+        "seed must be a whole number of 64 bits, got 9",
+    ),
+    (
+        (*TRAIN, "--model.bank_sise", "9"),
+        2,
+        "there is no --model.bank_sise: did you mean bank_size",
+    ),
+    (
+        (*TRAIN, "--model.bank_size", "x"),
+        2,
+        "--model.bank_size must be a list or a whole number, got 'x'",
+    ),
+    (
+        (*TRAIN, "--model.solver", "lasso"),
+        2,
+        "--model.solver must be one of affine, omp, ridge, got 'lasso'",
+    ),
+    (
+        (*TRAIN, "--trainer.precision", "8"),
+        2,
+        "--trainer.precision must be one of 64, 32, 16, transformer-engine,",
+    ),
     ((*TRAIN, "--trainer.precision", "transformer-engine"), 1, "Requirement 'transformer_engine"),
-    ((*TRAIN, "--data", "Fodler"), 2, "--data: there is no 'Fodler': did you mean Folder or Folder3D?"),
+    (
+        (*TRAIN, "--data", "Fodler"),
+        2,
+        "--data: there is no 'Fodler': did you mean Folder or Folder3D?",
+    ),
     (("train", "--model", "Sgrf"), 2, "--model: there is no 'Sgrf': did you mean Sgfr?"),
     (("predict", "--model", "Sgfr"), 2, "--data is missing"),
-    ((*TRAIN, "--data", "MTD", "--data.split", "tiles"), 1, "split_name must be one of canonical, tile, got 'tiles'."),
+    (
+        (*TRAIN, "--data", "MTD", "--data.split", "tiles"),
+        1,
+        "split_name must be one of canonical, tile, got 'tiles'.",
+    ),
     ((*TRAIN, "--data", "MTD"), 1, "no MTD data at root 'datasets/MTD'"),
     ((*TRAIN, "--data", "ELPV", "--data.root", "."), 1, "no ELPV data at root '.'"),
     (EXPORT, 2, "--export_type is missing"),
-    ((*EXPORT, "--export_type", "tflite"), 1, "'tflite' is not a valid ExportType: it must be one of "),
-    ((*EXPORT, "--export_type", "torch", "--export_root", "file"), 1, "'file' is a file, or lies under one: a folder"),
-    ((*EXPORT, "--export_type", "onnx", "--input_size", "[0, 9]"), 1, "input_size must be a height and a width of at"),
-    (("test", "--model", "Sgfr", "--ckpt_path", "CKPT"), 1, "there are no images to test with: pass --data"),
+    (
+        (*EXPORT, "--export_type", "tflite"),
+        1,
+        "'tflite' is not a valid ExportType: it must be one of ",
+    ),
+    (
+        (*EXPORT, "--export_type", "torch", "--export_root", "file"),
+        1,
+        "'file' is a file, or lies under one: a folder",
+    ),
+    (
+        (*EXPORT, "--export_type", "onnx", "--input_size", "[0, 9]"),
+        1,
+        "input_size must be a height and a width of at",
+    ),
+    (
+        ("test", "--model", "Sgfr", "--ckpt_path", "CKPT"),
+        1,
+        "there are no images to test with: pass --data",
+    ),
     (("explain", "file", "--ckpt_path", "CKPT"), 1, "file: not an image"),
     (("threshold", "."), 1, "is a folder: a file is needed there"),
-    (("threshold", "CKPT", "--false_alarm_rate", "0.1", "--out", "file/x.ckpt"), 2, "is a file, not a folder"),
+    (
+        ("threshold", "CKPT", "--false_alarm_rate", "0.1", "--out", "file/x.ckpt"),
+        2,
+        "is a file, not a folder",
+    ),
     (("accept", "CKPT", "--undo"), 1, "no image was accepted: there is nothing to take back."),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), MISTAKES, ids=[" ".join(item[0])[:60] for item in MISTAKES])
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"), MISTAKES, ids=[" ".join(item[0])[:60] for item in MISTAKES]
+)
 def test_every_mistake_ends_in_one_line(
     arguments: tuple[str, ...], code: int, said: str, checkpoint: Path, warm: Path, tmp_path: Path
 ) -> None:
@@ -169,12 +240,22 @@ def test_a_machine_that_runs_these_tests_will_do(warm: Path, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())  # nothing is left
 
 
-def test_predictions_go_where_out_says(checkpoint: Path, parts: Path, warm: Path, tmp_path: Path) -> None:
+def test_predictions_go_where_out_says(
+    checkpoint: Path, parts: Path, warm: Path, tmp_path: Path
+) -> None:
     for line in ("l1", "l2"):
         shutil.copytree(parts / "bad", tmp_path / "line" / line)
     write_image(tmp_path / "line" / "l1" / "wide.png", 7, (48, 96))
     out = tmp_path / "out"
-    arguments = ("--model", "Sgfr", "--data", tmp_path / "line", "--ckpt_path", checkpoint, f"--out={out}")
+    arguments = (
+        "--model",
+        "Sgfr",
+        "--data",
+        tmp_path / "line",
+        "--ckpt_path",
+        checkpoint,
+        f"--out={out}",
+    )
     code, output, errors = command("predict", *arguments, warm=warm, cwd=tmp_path)
     assert code == 0, errors + output.splitlines()
     assert f"Scores: {out / 'scores.csv'}" in "\n".join(errors)
@@ -190,7 +271,9 @@ def test_predictions_go_where_out_says(checkpoint: Path, parts: Path, warm: Path
         np.testing.assert_allclose(found["anomaly_map"], expected.map, atol=1e-3)
         assert float(found["score"]) == pytest.approx(float(row["score"]))
         assert (str(found["image"]), int(found["label"])) == (path, int(row["label"]))
-        mask, shown = (np.asarray(Image.open(out / kind / f"{name}.png")) for kind in ("masks", "maps"))
+        mask, shown = (
+            np.asarray(Image.open(out / kind / f"{name}.png")) for kind in ("masks", "maps")
+        )
         assert ((mask > 0) == found["pred_mask"]).all()
         np.testing.assert_allclose(shown / 255.0, found["anomaly_map"], atol=0.01)
 
@@ -200,7 +283,9 @@ def test_out_needs_a_folder(warm: Path, tmp_path: Path) -> None:
     assert (code, errors[-1]) == (2, "error: --out: name the folder for the predictions")
 
 
-def test_a_latest_that_did_not_end_is_passed_over(checkpoint: Path, parts: Path, warm: Path, tmp_path: Path) -> None:
+def test_a_latest_that_did_not_end_is_passed_over(
+    checkpoint: Path, parts: Path, warm: Path, tmp_path: Path
+) -> None:
     runs = tmp_path / "results" / "Sgfr" / "parts"
     whole = runs / "v0" / "weights" / "lightning" / "model.ckpt"
     whole.parent.mkdir(parents=True)
@@ -214,7 +299,10 @@ def test_a_latest_that_did_not_end_is_passed_over(checkpoint: Path, parts: Path,
     ):
         code, _, errors = command(*arguments, warm=warm, cwd=tmp_path)
         assert code == 0, errors
-        assert any(line.startswith(f"note: {latest} is missing, as that run has not ended: ") for line in errors)
+        assert any(
+            line.startswith(f"note: {latest} is missing, as that run has not ended: ")
+            for line in errors
+        )
 
 
 FIT = ("fit", "--model", "Sgfr", "--model.backbone", "test_resnet", "--model.layers", "[layer1]")
@@ -222,7 +310,11 @@ FIT += ("--model.pre_trained", "false", "--model.image_size", "64", "--trainer.a
 FOLDER = ("--data", "Folder", "--data.root", "parts", "--data.num_workers", "0")
 SAMPLES = [
     ((*FIT, *FOLDER, "--data.normal_dir", "good"), 2, "--data.name is missing"),
-    ((*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "two"), 1, "too few good images: anomalib splits"),
+    (
+        (*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "two"),
+        1,
+        "too few good images: anomalib splits",
+    ),
     ((*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "mac"), 1, "-name '._*' -delete)"),
     (
         (*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "零件"),
@@ -234,10 +326,26 @@ SAMPLES = [
         1,
         "anomalib takes paths of ASCII characters only, and 'parts/零件' has others",
     ),
-    (("fit", "--model", "Sgfr", "--model.seed", "a"), 2, "--model.seed must be a whole number, got 'a'"),
-    ((*FIT, *FOLDER, "--data.name", "old", "--data.normal_dir", "good"), 1, "and anomalib makes a link of that name"),
-    (("threshold", "CKPT", "--score", "0.6", "--out", "parts"), 2, "argument --out: parts is a folder: name a file"),
-    (("report", "CKPT", "--good", "parts/good", "--out", "parts"), 2, "argument --out: parts is a folder: name a file"),
+    (
+        ("fit", "--model", "Sgfr", "--model.seed", "a"),
+        2,
+        "--model.seed must be a whole number, got 'a'",
+    ),
+    (
+        (*FIT, *FOLDER, "--data.name", "old", "--data.normal_dir", "good"),
+        1,
+        "and anomalib makes a link of that name",
+    ),
+    (
+        ("threshold", "CKPT", "--score", "0.6", "--out", "parts"),
+        2,
+        "argument --out: parts is a folder: name a file",
+    ),
+    (
+        ("report", "CKPT", "--good", "parts/good", "--out", "parts"),
+        2,
+        "argument --out: parts is a folder: name a file",
+    ),
     *(
         ((name, "damaged.ckpt", *rest), 1, "'damaged.ckpt' is damaged: the checksum of ")
         for name, *rest in (("threshold",), ("accept", "parts/good"), ("adapt", "parts/good"))
@@ -251,7 +359,9 @@ SAMPLES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), SAMPLES, ids=[" ".join(item[0])[-50:] for item in SAMPLES])
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"), SAMPLES, ids=[" ".join(item[0])[-50:] for item in SAMPLES]
+)
 def test_every_mistake_in_files_ends_in_one_line(
     arguments: tuple[str, ...], code: int, said: str, checkpoint: Path, warm: Path, tmp_path: Path
 ) -> None:
@@ -276,7 +386,9 @@ def test_every_mistake_in_files_ends_in_one_line(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("when", ["import", "run"])
-def test_an_interruption_is_one_line(when: str, checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+def test_an_interruption_is_one_line(
+    when: str, checkpoint: Path, parts: Path, tmp_path: Path
+) -> None:
     code = (
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -292,7 +404,15 @@ def test_an_interruption_is_one_line(when: str, checkpoint: Path, parts: Path, t
         )
     else:
         code += "from anomalib_sgfr import Sgfr\nSgfr.predict_step = stop\n"
-    arguments = ["predict", "--model", "Sgfr", "--data", str(parts / "bad"), "--ckpt_path", str(checkpoint)]
+    arguments = [
+        "predict",
+        "--model",
+        "Sgfr",
+        "--data",
+        str(parts / "bad"),
+        "--ckpt_path",
+        str(checkpoint),
+    ]
     done = subprocess.run(
         [sys.executable, "-c", f"{code}sys.exit(main({arguments!r}))"],
         cwd=tmp_path,

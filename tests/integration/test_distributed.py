@@ -27,7 +27,13 @@ ROOT = Path(__file__).parents[2]
 
 def run(parts: Path, out: Path, devices: int) -> list[dict[str, Any]]:
     out.mkdir()
-    command = [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(parts), str(out), str(devices)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("two_processes.py")),
+        str(parts),
+        str(out),
+        str(devices),
+    ]
     finished = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -42,7 +48,9 @@ def run(parts: Path, out: Path, devices: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def odd(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven parts to fit and to test: one of two processes gets one of them twice, to have as many as the other."""
+    """Eleven parts to fit and to test: one of two processes gets one of them twice, to have as many
+    as the other.
+    """
     root = tmp_path_factory.mktemp("odd") / "parts"
     shutil.copytree(parts, root)
     (root / "good" / "11.png").unlink()
@@ -54,25 +62,35 @@ def odd(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def both(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def both(
+    odd: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("processes")
     (one,) = run(odd, folder / "one", 1)
     return one, run(odd, folder / "two", 2)
 
 
-def test_every_process_ends_with_the_same_bank(both: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+def test_every_process_ends_with_the_same_bank(
+    both: tuple[dict[str, Any], list[dict[str, Any]]],
+) -> None:
     one, two = both
     assert len(two) == 2
     sizes = (120, 120, 120, 11 * 4)  # of the last there are no more patches
-    for mine, theirs, alone, size in zip(two[0]["banks"], two[1]["banks"], one["banks"], sizes, strict=True):
+    for mine, theirs, alone, size in zip(
+        two[0]["banks"], two[1]["banks"], one["banks"], sizes, strict=True
+    ):
         assert torch.equal(mine, theirs)
         assert len(mine) == len(alone) == size
         assert not torch.equal(mine, alone)  # it did see the images in another order
-    assert two[0]["patches"] == two[1]["patches"] == one["patches"] == 11 * (2 * 8 * 6 + 4 * 3 + 2 * 2)
+    assert (
+        two[0]["patches"] == two[1]["patches"] == one["patches"] == 11 * (2 * 8 * 6 + 4 * 3 + 2 * 2)
+    )
     assert two[0]["nominal"] == two[1]["nominal"]
     assert two[0]["image_AUROC"] == two[1]["image_AUROC"]
     assert two[0]["threshold"] == two[1]["threshold"]
-    assert two[0]["scored"] == two[1]["scored"] == 11 + 11  # of training and of validation, each once
+    assert (
+        two[0]["scored"] == two[1]["scored"] == 11 + 11
+    )  # of training and of validation, each once
     assert two[0]["defects"] == two[1]["defects"] == one["defects"] == 6
 
 
@@ -90,7 +108,9 @@ def test_the_certificate_holds_and_the_bank_is_as_good(
         batches = engine.predict(model, dataset=datamodule.train_data, return_predictions=True)
         assert batches
         with torch.no_grad():
-            lengths = model.model.residual_maps(model.model.embed(torch.cat([batch.image for batch in batches])))
+            lengths = model.model.residual_maps(
+                model.model.embed(torch.cat([batch.image for batch in batches]))
+            )
         inside = model.model.patches_inside([length.shape[2:] for length in lengths])
         assert inside is not None
         # of the scales that the map hears
@@ -99,7 +119,8 @@ def test_the_certificate_holds_and_the_bank_is_as_good(
         assert worst[name] <= ended["largest"]
         assert sum(float(length.mean()) for length in lengths) <= ended["mean"]
     assert worst["two"] < 1.5 * worst["one"]
-    # chosen once from all that both hold, not from what would be left of each: the bounds do not add up
+    # chosen once from all that both hold, not from what would be left of each: the bounds do not
+    # add up
     assert two["largest"] < 1.1 * one["largest"]
     assert two["mean"] < 1.1 * one["mean"]
 
@@ -108,7 +129,10 @@ def test_a_checkpoint_of_two_processes_is_an_ordinary_one(
     both: tuple[dict[str, Any], list[dict[str, Any]]],
 ) -> None:
     one, (two, _) = both
-    keys = [set(torch.load(ended["checkpoint"], weights_only=True)["state_dict"]) for ended in (one, two)]
+    keys = [
+        set(torch.load(ended["checkpoint"], weights_only=True)["state_dict"])
+        for ended in (one, two)
+    ]
     assert keys[0] == keys[1]
 
 
@@ -133,14 +157,20 @@ def united(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]
 
 
 @pytest.mark.parametrize(("stage", "images"), [(0, 6), (1, 8)])
-def test_united_atoms_know_where_they_were_seen(united: list[list[dict[str, Any]]], stage: int, images: int) -> None:
+def test_united_atoms_know_where_they_were_seen(
+    united: list[list[dict[str, Any]]], stage: int, images: int
+) -> None:
     mine, theirs = (process[stage] for process in united)
     assert mine["images"] == theirs["images"]
     assert sorted(mine["images"]) == [f"image {image}" for image in range(images)]
     for scale, (clusters, other) in enumerate(zip(mine["covers"], theirs["covers"], strict=True)):
-        assert all(torch.equal(part, other[name]) or name == "offset" for name, part in clusters.items())
+        assert all(
+            torch.equal(part, other[name]) or name == "offset" for name, part in clusters.items()
+        )
         assert 7 < len(clusters["atoms"]) <= 60
-        assert int(clusters["count"].sum()) == images * 28, "each patch counts once among all processes"
+        assert int(clusters["count"].sum()) == images * 28, (
+            "each patch counts once among all processes"
+        )
         for origin, atom, radius in zip(
             clusters["origin"].tolist(), clusters["atoms"], clusters["radius"], strict=True
         ):
@@ -150,7 +180,9 @@ def test_united_atoms_know_where_they_were_seen(united: list[list[dict[str, Any]
             assert float((where - atom).norm()) <= float(radius) + 1e-2  # but for 16 bits
 
 
-def test_united_bounds_hold_for_all_that_any_process_saw(united: list[list[dict[str, Any]]]) -> None:
+def test_united_bounds_hold_for_all_that_any_process_saw(
+    united: list[list[dict[str, Any]]],
+) -> None:
     """Thresholds are the largest of all processes' and of uniting; an update's are no smaller."""
     for scale in range(2):
         every = torch.cat([patches(image, scale) for image in range(8)])
@@ -159,13 +191,22 @@ def test_united_bounds_hold_for_all_that_any_process_saw(united: list[list[dict[
             nearest = torch.cdist(seen.double(), clusters["atoms"].double()).amin(1)
             assert float(nearest.max()) <= float(clusters["radius"].max()) * (1 + 1e-3)
             assert float(nearest.square().sum()) <= float(clusters["squares"].sum()) * (1 + 1e-3)
-        assert 2.0 <= united[0][0]["thresholds"][scale] <= united[0][1]["thresholds"][scale]  # half of the tolerance
+        assert (
+            2.0 <= united[0][0]["thresholds"][scale] <= united[0][1]["thresholds"][scale]
+        )  # half of the tolerance
 
 
-def test_united_atoms_within_the_tolerance_stand_for_each_other(united: list[list[dict[str, Any]]]) -> None:
+def test_united_atoms_within_the_tolerance_stand_for_each_other(
+    united: list[list[dict[str, Any]]],
+) -> None:
     """The threshold is the largest that any process came to, also where uniting drops no atom."""
     for apart, within in (process[2:] for process in united):
-        assert sorted(apart["covers"][0]["atoms"].tolist()) == [[0.0, 0.0], [0.0, 0.5], [9.0, 0.0], [9.0, 0.5]]
+        assert sorted(apart["covers"][0]["atoms"].tolist()) == [
+            [0.0, 0.0],
+            [0.0, 0.5],
+            [9.0, 0.0],
+            [9.0, 0.5],
+        ]
         assert apart["covers"][0]["count"].tolist() == [1] * 4
         assert sorted(within["covers"][0]["atoms"].tolist()) == [[0.0, 0.25], [9.0, 0.25]]
         assert within["covers"][0]["count"].tolist() == [2, 2]
@@ -191,7 +232,12 @@ def test_images_that_only_fill_up_are_told_apart(images: int, batch: int) -> Non
 def few(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What three processes, and one alone, end every task with."""
     out = tmp_path_factory.mktemp("few")
-    command = [sys.executable, str(Path(__file__).with_name("three_processes.py")), str(parts), str(out)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("three_processes.py")),
+        str(parts),
+        str(out),
+    ]
     with (out / "log").open("w") as log:
         process = subprocess.Popen(
             command,
@@ -240,4 +286,6 @@ def _nearly(value: Any) -> Any:
         return pytest.approx(value, rel=1e-3)
     if isinstance(value, list):
         return [_nearly(part) for part in value]
-    return {name: _nearly(part) for name, part in value.items()} if isinstance(value, dict) else value
+    return (
+        {name: _nearly(part) for name, part in value.items()} if isinstance(value, dict) else value
+    )

@@ -25,11 +25,13 @@ STRIDES = (8, 8, 16, 32)  # of the grids of each scale
 
 
 @pytest.fixture(scope="module", params=["affine", "omp", "ridge"])
-def fitted(request: pytest.FixtureRequest, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Sgfr:
+def fitted(
+    request: pytest.FixtureRequest, parts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Sgfr:
     model = Sgfr(solver=request.param, bank_size=200, visualizer=False, evaluator=False)
-    Engine(default_root_dir=tmp_path_factory.mktemp("fit"), logger=False, accelerator="cpu", devices=1).fit(
-        model, datamodule=folder_datamodule(parts)
-    )
+    Engine(
+        default_root_dir=tmp_path_factory.mktemp("fit"), logger=False, accelerator="cpu", devices=1
+    ).fit(model, datamodule=folder_datamodule(parts))
     return model
 
 
@@ -57,13 +59,22 @@ def test_an_atom_that_stands_for_one_patch_is_that_patch(parts: Path, tmp_path: 
     pre_processor = Sgfr.configure_pre_processor((64, 64))
     model = small(bank_size=5000, pre_processor=pre_processor)
     fit(model, folder_datamodule(parts), tmp_path)
-    assert [len(bank.atoms) for bank in model.model.banks] == [12 * 64, 12 * 64, 12 * 16, 12 * 4]  # all of them
+    assert [len(bank.atoms) for bank in model.model.banks] == [
+        12 * 64,
+        12 * 64,
+        12 * 16,
+        12 * 4,
+    ]  # all of them
     for scale, bank in enumerate(model.model.banks):
         for atom in range(0, len(bank.atoms), 97):
             number, row, column, *_ = bank.origin[atom].tolist()
             with torch.no_grad():
-                embeddings = model.model.eval().embed(image_of(model, Path(model.model.images[number]))[None])
-            torch.testing.assert_close(embeddings[scale][0, :, row, column], bank.atoms[atom], atol=1e-3, rtol=1e-3)
+                embeddings = model.model.eval().embed(
+                    image_of(model, Path(model.model.images[number]))[None]
+                )
+            torch.testing.assert_close(
+                embeddings[scale][0, :, row, column], bank.atoms[atom], atol=1e-3, rtol=1e-3
+            )
 
 
 def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
@@ -75,7 +86,10 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
         heard = fitted.model.eval().score_maps(image[None])
     assert torch.equal(found.anomaly_map, heard.anomaly_map[0, 0])
     row, column = heard.places[0].tolist()
-    assert (found.regions[0].row, found.regions[0].column) == (row // 8, column // 8)  # what raised the score
+    assert (found.regions[0].row, found.regions[0].column) == (
+        row // 8,
+        column // 8,
+    )  # what raised the score
     scores = [region.score for region in found.regions]
     assert scores == sorted(scores, reverse=True)
     with torch.no_grad():
@@ -83,7 +97,9 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
     certificate = fitted.certificate()
     for region in found.regions:
         assert [part.scale for part in region.reconstructions] == [1, 2, 3]  # that the score hears
-        assert region.residual == pytest.approx(sum(part.residual for part in region.reconstructions))
+        assert region.residual == pytest.approx(
+            sum(part.residual for part in region.reconstructions)
+        )
         for part in region.reconstructions:
             bank = fitted.model.banks[part.scale]
             times = 2 ** (part.scale - 1)
@@ -95,15 +111,27 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
             left = float(found.residuals[part.scale][part.row, part.column])
             assert part.residual == pytest.approx(left, rel=1e-5)
             assert part.residual > 0
-            assert 0 < part.nominal <= part.nominal_largest <= certificate.scales[part.scale].largest * (1 + 1e-6)
+            assert (
+                0
+                < part.nominal
+                <= part.nominal_largest
+                <= certificate.scales[part.scale].largest * (1 + 1e-6)
+            )
             if bank.solver == "ridge":
                 continue  # shows the largest only
-            mixture = sum(share.coefficient * bank.atoms[share.atom] for share in part.contributions)
-            left = float((embeddings[part.scale][0, :, part.row, part.column] - mixture).norm() / bank.nominal)
+            mixture = sum(
+                share.coefficient * bank.atoms[share.atom] for share in part.contributions
+            )
+            left = float(
+                (embeddings[part.scale][0, :, part.row, part.column] - mixture).norm()
+                / bank.nominal
+            )
             assert part.residual == pytest.approx(left, rel=1e-3)
     places = [(region.row, region.column) for region in found.regions]
     for number, (row, column) in enumerate(places):
-        assert all(max(abs(row - other), abs(column - another)) >= 6 for other, another in places[:number])
+        assert all(
+            max(abs(row - other), abs(column - another)) >= 6 for other, another in places[:number]
+        )
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -111,15 +139,27 @@ def test_the_figure_is_drawn_with_and_without_the_training_images(
     fitted: Sgfr, parts: Path, tmp_path: Path, gone: bool
 ) -> None:
     if gone:  # as if the folder had been moved
-        encoded = "\0".join(str(tmp_path / "gone" / Path(path).name) for path in fitted.model.images).encode()
-        images, fitted.model.image_paths = fitted.model.image_paths, torch.tensor(list(encoded), dtype=torch.uint8)
+        encoded = "\0".join(
+            str(tmp_path / "gone" / Path(path).name) for path in fitted.model.images
+        ).encode()
+        images, fitted.model.image_paths = (
+            fitted.model.image_paths,
+            torch.tensor(list(encoded), dtype=torch.uint8),
+        )
     try:
-        figure = draw(fitted.model, fitted.pre_processor, image_of(fitted, parts / "bad" / "01.png"), title="a part")
+        figure = draw(
+            fitted.model,
+            fitted.pre_processor,
+            image_of(fitted, parts / "bad" / "01.png"),
+            title="a part",
+        )
     finally:
         if gone:
             fitted.model.image_paths = images
     assert isinstance(figure, Figure)
-    texts = [text.get_text() for part in figure.subfigs for axis in part.axes for text in axis.texts]
+    texts = [
+        text.get_text() for part in figure.subfigs for axis in part.axes for text in axis.texts
+    ]
     assert ("image\nis gone" in texts) == gone
     save(figure, tmp_path / "figure.png")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
@@ -129,7 +169,10 @@ def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path)
     engine = Engine(default_root_dir=tmp_path / "fit", logger=False, accelerator="cpu", devices=1)
     engine.fit(Sgfr(bank_size=100, visualizer=False), datamodule=folder_datamodule(parts))
     checkpoint = engine.best_model_path
-    assert main([str(parts / "bad"), "--ckpt_path", checkpoint, "--out", str(tmp_path / "figures")]) == 0
+    assert (
+        main([str(parts / "bad"), "--ckpt_path", checkpoint, "--out", str(tmp_path / "figures")])
+        == 0
+    )
     assert len(list((tmp_path / "figures" / "bad").glob("*.png"))) == 6
     with (tmp_path / "figures" / "scores.csv").open(encoding="utf-8") as opened:
         lines = list(csv.DictReader(opened))
@@ -141,10 +184,17 @@ def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path)
     for name in ("l1/good/00.png", "l2/good/00.png", "l2/good/00.bmp", "l2/01.png"):
         write_image(tmp_path / "lines" / name, 0)
     for number, given in enumerate(
-        (["--ckpt_path", checkpoint, "lines"], [checkpoint, "lines"], ["lines/l1", "lines/l2", checkpoint])
+        (
+            ["--ckpt_path", checkpoint, "lines"],
+            [checkpoint, "lines"],
+            ["lines/l1", "lines/l2", checkpoint],
+        )
     ):
         out = tmp_path / f"out{number}"
-        paths = [part if part.startswith("-") or part == checkpoint else str(tmp_path / part) for part in given]
+        paths = [
+            part if part.startswith("-") or part == checkpoint else str(tmp_path / part)
+            for part in given
+        ]
         assert main([*paths, "--regions", "1", "--out", str(out)]) == 0
         assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == {
             "l1/good/00.png",
@@ -173,18 +223,27 @@ def test_rows_are_rows_and_columns_are_columns(wide: Sgfr, parts: Path) -> None:
             number, row, column, *_ = bank.origin[atom].tolist()
             with torch.no_grad():
                 embeddings = wide.model.eval().embed(images[wide.model.images[number]][None])
-            torch.testing.assert_close(embeddings[scale][0, :, row, column], bank.atoms[atom], atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(
+                embeddings[scale][0, :, row, column], bank.atoms[atom], atol=1e-3, rtol=1e-3
+            )
     image = image_of(wide, parts / "good_test" / "00.png").clone()
     image[:, 8:24, 72:88] = 4.0  # rows 1 and 2, columns 9 and 10 of the finest patches
     found = explain(wide.model, image, regions=1)
     assert found.anomaly_map.shape == (64, 96)
-    assert [tuple(residual.shape) for residual in found.residuals] == [(8, 12), (8, 12), (4, 6), (2, 3)]
+    assert [tuple(residual.shape) for residual in found.residuals] == [
+        (8, 12),
+        (8, 12),
+        (4, 6),
+        (2, 3),
+    ]
     (region,) = found.regions
     assert 0 <= region.row <= 3
     assert 8 <= region.column <= 11
     for part in region.reconstructions:
         assert part.grid == (64 // STRIDES[part.scale], 96 // STRIDES[part.scale])
-        assert part.residual == pytest.approx(float(found.residuals[part.scale][part.row, part.column]))
+        assert part.residual == pytest.approx(
+            float(found.residuals[part.scale][part.row, part.column])
+        )
         for share in part.contributions:
             assert share.grid == part.grid
             assert 0 <= share.row < part.grid[0]
@@ -231,8 +290,12 @@ def test_thumbnails_stand_in_for_training_images_that_are_gone(parts: Path, tmp_
         assert bank.thumbnails.shape == (60, 24, 24, 3)
         for atom in range(60):
             assert left.original(scale, atom) is None
-            pixels = torch.from_numpy(np.ascontiguousarray(before[scale][atom])).permute(2, 0, 1)[None]
-            expected = functional.interpolate(pixels, (24, 24), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+            pixels = torch.from_numpy(np.ascontiguousarray(before[scale][atom])).permute(2, 0, 1)[
+                None
+            ]
+            expected = functional.interpolate(pixels, (24, 24), mode="bilinear", antialias=True)[
+                0
+            ].permute(1, 2, 0)
             np.testing.assert_allclose(left.crop(scale, atom), expected.numpy(), atol=1 / 255)
         assert len(bank.thumbnails.flatten(1).unique(dim=0)) > 50  # each its own
 

@@ -1,4 +1,6 @@
-"""Exported models: the same answers, on any backbone, at any batch and image size, compressed or not."""
+"""Exported models: the same answers, on any backbone, at any batch and image size, compressed or
+not.
+"""
 
 import csv
 import json
@@ -36,7 +38,11 @@ def exported(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgf
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     model = Sgfr(
-        bank_size=300, bit_depth=12, post_processor=NominalPostProcessor(0.1), visualizer=False, evaluator=False
+        bank_size=300,
+        bit_depth=12,
+        post_processor=NominalPostProcessor(0.1),
+        visualizer=False,
+        evaluator=False,
     )
     engine = engine_in(folder)
     engine.fit(model, datamodule=folder_datamodule(parts))
@@ -45,17 +51,23 @@ def exported(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgf
     return model, path
 
 
-def test_images_of_any_size_score_as_through_the_engine(exported: tuple[Sgfr, Path], tmp_path: Path) -> None:
+def test_images_of_any_size_score_as_through_the_engine(
+    exported: tuple[Sgfr, Path], tmp_path: Path
+) -> None:
     model, path = exported
     compiled = openvino.Core().compile_model(path, "CPU", F32)
     for number, size in enumerate([(256, 256), (300, 300), (640, 411), (97, 800)]):
         write_image(tmp_path / f"{number}.png", number, size, defect=True)
         image: np.ndarray = read_image(tmp_path / f"{number}.png")
-        (batch,) = engine_in(tmp_path).predict(model, dataset=PredictDataset(tmp_path / f"{number}.png"))
+        (batch,) = engine_in(tmp_path).predict(
+            model, dataset=PredictDataset(tmp_path / f"{number}.png")
+        )
         found = compiled(image.transpose(2, 0, 1)[None])
         reference = batch.anomaly_map.numpy()
         assert np.abs(found["anomaly_map"] - reference).max() <= 1e-3 * np.ptp(reference)
-        np.testing.assert_allclose(found["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3)
+        np.testing.assert_allclose(
+            found["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3
+        )
         assert bool(found["pred_label"].ravel()[0]) == bool(batch.pred_label)
 
 
@@ -78,15 +90,28 @@ def test_a_file_compiled_as_openvino_chooses_labels_as_the_engine_does(
     assert {about["runtimePrecision"].astype(str) for about in convolutions} == {"f32"}
 
 
-def test_every_operation_of_a_file_keeps_its_precision(exported: tuple[Sgfr, Path], tmp_path: Path) -> None:
+def test_every_operation_of_a_file_keeps_its_precision(
+    exported: tuple[Sgfr, Path], tmp_path: Path
+) -> None:
     saved = tmp_path / "saved.xml"
-    openvino.save_model(openvino.Core().read_model(exported[1]), saved)  # as a reshape of the file is saved
+    openvino.save_model(
+        openvino.Core().read_model(exported[1]), saved
+    )  # as a reshape of the file is saved
     for file in (exported[1], saved):
-        layers = [layer for layer in ET.parse(file).iter("layer") if layer.get("type") in {"Convolution", "MatMul"}]
+        layers = [
+            layer
+            for layer in ET.parse(file).iter("layer")
+            if layer.get("type") in {"Convolution", "MatMul"}
+        ]
         assert len(layers) > 30
         for layer in layers:
-            marks = {mark.get("name"): mark.get("value") for mark in layer.iterfind("rt_info/attribute")}
-            assert set((marks["DisablePrecisionConversion"] or "").split(":")[-1].split(",")) == {"f16", "bf16"}
+            marks = {
+                mark.get("name"): mark.get("value") for mark in layer.iterfind("rt_info/attribute")
+            }
+            assert set((marks["DisablePrecisionConversion"] or "").split(":")[-1].split(",")) == {
+                "f16",
+                "bf16",
+            }
 
 
 _FRAMES = """
@@ -112,13 +137,17 @@ assert not {"torch", "anomalib", "torchvision"} & set(sys.modules)
 """
 
 
-def test_frames_are_inspected_without_pytorch_in_bounded_memory(exported: tuple[Sgfr, Path], tmp_path: Path) -> None:
+def test_frames_are_inspected_without_pytorch_in_bounded_memory(
+    exported: tuple[Sgfr, Path], tmp_path: Path
+) -> None:
     model, path = exported
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for number, size in enumerate([(256, 256), (640, 411), (97, 800)]):
         write_image(files[number], number, size, defect=number > 0)
     command = [sys.executable, "-c", _FRAMES, str(path), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=EXAMPLE.parents[1])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=EXAMPLE.parents[1]
+    )
     assert done.returncode == 0, done.stderr
     frames, grown = map(json.loads, done.stdout.splitlines())
     for (score, label, shape, peak), file in zip(frames, files, strict=True):
@@ -126,7 +155,9 @@ def test_frames_are_inspected_without_pytorch_in_bounded_memory(exported: tuple[
         assert score == pytest.approx(float(batch.pred_score), abs=1e-3)
         assert label == bool(batch.pred_label)
         assert tuple(shape) == read_image(file).shape[:2]
-        assert peak == pytest.approx(float(batch.anomaly_map.max()), abs=0.02)  # where it is resized, it is less steep
+        assert peak == pytest.approx(
+            float(batch.anomaly_map.max()), abs=0.02
+        )  # where it is resized, it is less steep
     assert grown < 20  # MiB
 
 
@@ -145,7 +176,9 @@ def test_equal_atoms_are_no_trouble_once_exported(tmp_path: Path) -> None:
     target = torch.cat((bank[:2], bank[7:9], torch.randn(3, 6)))
     module = _Distance(bank).eval()
     shapes = ({0: torch.export.Dim("n")},)
-    torch.onnx.export(module, (target,), tmp_path / "distance.onnx", dynamo=True, dynamic_shapes=shapes)
+    torch.onnx.export(
+        module, (target,), tmp_path / "distance.onnx", dynamo=True, dynamic_shapes=shapes
+    )
     found = openvino.Core().compile_model(tmp_path / "distance.onnx", "CPU", F32)(target.numpy())[0]
     assert found[:2].tolist() == [0.0, 0.0]
     np.testing.assert_allclose(found, module(target).numpy(), atol=1e-3)
@@ -156,11 +189,18 @@ def test_what_is_no_number_is_never_good(parts: Path, tmp_path: Path) -> None:
     engine_in(tmp_path, limit_val_batches=0).fit(model, datamodule=folder_datamodule(parts))
     session = onnxruntime.InferenceSession(model.to_onnx(tmp_path, input_size=(64, 64)))
     names = [output.name for output in session.get_outputs()]
-    image = read_image(parts / "good" / "00.png").astype(np.float32).transpose(2, 0, 1)[None, :, :64, :64] / 255.0
+    image = (
+        read_image(parts / "good" / "00.png")
+        .astype(np.float32)
+        .transpose(2, 0, 1)[None, :, :64, :64]
+        / 255.0
+    )
     labels = []
     for value in (0.5, np.nan, np.inf):
         image[:, :, 10:12, 10:12] = value
-        found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True))
+        found = dict(
+            zip(names, session.run(None, {session.get_inputs()[0].name: image}), strict=True)
+        )
         labels.append(bool(found["pred_label"].all()))
         assert value == 0.5 or float(found["pred_score"].item()) == 1.0
     assert labels[1:] == [True, True]
@@ -179,13 +219,17 @@ def test_every_backbone_exports_with_a_free_batch(
 ) -> None:
     size = (160, 160) if "vit" in backbone else (96, 96)
     processor = Sgfr.configure_pre_processor(size, backbone)
-    model = Sgfr(backbone, pre_trained=False, pre_processor=processor, post_processor=NominalPostProcessor())
+    model = Sgfr(
+        backbone, pre_trained=False, pre_processor=processor, post_processor=NominalPostProcessor()
+    )
     model.eval()
     with torch.no_grad():
         embeddings = model.model.embed(torch.randn(4, 3, *size))
     for bank, embedding in zip(model.model.banks, embeddings, strict=True):
         bank.set(to_patches(embedding)[::3][:200])
-    model.post_processor.use(ThresholdState(CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["", ""])).chosen())
+    model.post_processor.use(
+        ThresholdState(CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["", ""])).chosen()
+    )
     model._is_fitted = torch.tensor([True])
     with caplog.at_level(logging.WARNING):
         path = model.to_openvino(tmp_path, input_size=size)
@@ -196,13 +240,19 @@ def test_every_backbone_exports_with_a_free_batch(
         images = torch.rand(batch, 3, *size)
         with torch.no_grad():
             expected = model(images).anomaly_map.numpy()
-        assert np.abs(compiled(images.numpy())["anomaly_map"] - expected).max() <= 1e-3 * np.ptp(expected)
+        assert np.abs(compiled(images.numpy())["anomaly_map"] - expected).max() <= 1e-3 * np.ptp(
+            expected
+        )
 
 
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     ("compression", "size"),
-    [(CompressionType.FP16, (256, 256)), (CompressionType.INT8, None), (CompressionType.INT8_PTQ, (256, 256))],
+    [
+        (CompressionType.FP16, (256, 256)),
+        (CompressionType.INT8, None),
+        (CompressionType.INT8_PTQ, (256, 256)),
+    ],
 )
 def test_compressed_files_still_tell_good_from_bad(
     compression: CompressionType,
@@ -227,8 +277,13 @@ def test_compressed_files_still_tell_good_from_bad(
     assert small.with_suffix(".bin").stat().st_size < 0.75 * path.with_suffix(".bin").stat().st_size
     whole, compressed = (openvino.Core().compile_model(file, "CPU", F32) for file in (path, small))
     scores = []
-    for image_path in [*sorted((parts / "good_test").iterdir()), *sorted((parts / "bad").iterdir())]:
-        image = np.asarray(Image.open(image_path).convert("RGB").resize((256, 256)), np.float32) / 255.0
+    for image_path in [
+        *sorted((parts / "good_test").iterdir()),
+        *sorted((parts / "bad").iterdir()),
+    ]:
+        image = (
+            np.asarray(Image.open(image_path).convert("RGB").resize((256, 256)), np.float32) / 255.0
+        )
         image = image.transpose(2, 0, 1)[None]
         scores.append([float(run(image)["pred_score"].ravel()[0]) for run in (whole, compressed)])
     table = np.array(scores)
@@ -237,19 +292,33 @@ def test_compressed_files_still_tell_good_from_bad(
 
 
 def test_errors_of_a_file_are_counted_beside_the_models() -> None:
-    truth, labels, exported = torch.tensor([[0, 0, 0, 0, 1, 1], [1, 0, 0, 0, 1, 0], [0, 1, 1, 0, 0, 0]]).bool()
+    truth, labels, exported = torch.tensor(
+        [[0, 0, 0, 0, 1, 1], [1, 0, 0, 0, 1, 0], [0, 1, 1, 0, 0, 0]]
+    ).bool()
     words, difference = compare_labels(truth, labels, exported)
-    assert words == "false alarms on 4 good images: 2, the model 1; misses on 2 defective images: 2, the model 1"
+    assert (
+        words
+        == "false alarms on 4 good images: 2, the model 1; misses on 2 defective images: 2, the"
+        " model 1"
+    )
     assert difference == 0.5
     assert compare_labels(truth[:4], labels[:4], labels[:4])[1] == 0.0  # without a defect
 
 
-@pytest.mark.parametrize("compression", [CompressionType.INT8_PTQ, CompressionType.INT8_ACQ, "int8_ptq"])
+@pytest.mark.parametrize(
+    "compression", [CompressionType.INT8_PTQ, CompressionType.INT8_ACQ, "int8_ptq"]
+)
 def test_compression_that_needs_images_is_refused_before_the_conversion(
-    compression: CompressionType, exported: tuple[Sgfr, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compression: CompressionType,
+    exported: tuple[Sgfr, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.onnx.export", None)  # what takes the time
-    with pytest.raises(ValueError, match=r"compression INT8_\w+ is measured on images and there are none: pass --data"):
+    with pytest.raises(
+        ValueError,
+        match=r"compression INT8_\w+ is measured on images and there are none: pass --data",
+    ):
         exported[0].to_openvino(tmp_path, compression_type=compression)
     assert not list(tmp_path.iterdir())
 
@@ -259,7 +328,9 @@ def test_what_follows_the_backbone_is_not_quantised(exported: tuple[Sgfr, Path])
 
     network = openvino.Core().read_model(exported[1])
     kept = set(float_operations(network))
-    kinds = {operation.get_friendly_name(): operation.get_type_name() for operation in network.get_ops()}
+    kinds = {
+        operation.get_friendly_name(): operation.get_type_name() for operation in network.get_ops()
+    }
     assert sum(kinds[name] in {"Convolution", "GroupConvolution"} for name in kept) == 3
     pooling = {name for name, kind in kinds.items() if kind == "AvgPool"}
     assert len(pooling) == 4 * 4  # of each scale
@@ -299,9 +370,12 @@ def test_the_example_runs_without_pytorch(
         "sys.exit(status)"
     )
     command = (
-        f"import sys; sys.argv = {[str(EXAMPLE), str(path), str(folder), '--out', str(tmp_path / 'out')]!r}\n{code}"
+        "import sys; sys.argv ="
+        f" {[str(EXAMPLE), str(path), str(folder), '--out', str(tmp_path / 'out')]!r}\n{code}"
     )
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, done.stderr  # for the file that cannot be read
     assert "broken.png: cannot be read" in done.stderr
     assert "12 images in" in done.stdout
@@ -352,9 +426,13 @@ def test_tiles_and_region_are_in_every_exported_file(parts: Path, tmp_path: Path
         reference = batch.anomaly_map.numpy()
         for found in (np.asarray(by_torch.anomaly_map), by_file["anomaly_map"]):
             assert np.abs(found - reference).max() <= 1e-3 * np.ptp(reference)
-        np.testing.assert_allclose(by_file["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3)
+        np.testing.assert_allclose(
+            by_file["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3
+        )
         assert reference[..., int(size * 0.9) :].max() == 0.0
-    both = torch.stack([torch.from_numpy(read_image(path).transpose(2, 0, 1).copy()) for path in paths])
+    both = torch.stack(
+        [torch.from_numpy(read_image(path).transpose(2, 0, 1).copy()) for path in paths]
+    )
     assert compiled(both.numpy())["anomaly_map"].shape == (2, 1, size, size)  # with a free batch
 
 
@@ -375,7 +453,9 @@ def test_the_example_scores_deep_pictures_as_the_engine_does_and_leaves_its_own_
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(2):
-        values = np.asarray(Image.open(parts / "bad" / f"{number:02}.png").convert("L")).astype(np.uint16)
+        values = np.asarray(Image.open(parts / "bad" / f"{number:02}.png").convert("L")).astype(
+            np.uint16
+        )
         Image.fromarray(values * 16 + 7).save(folder / f"{number}.png")
         Image.fromarray(values * 16 + 7).save(folder / f"{number}.tif")
     Image.fromarray(np.full((64, 64), 5000, np.uint16)).save(folder / "bright.png")
@@ -383,10 +463,13 @@ def test_the_example_scores_deep_pictures_as_the_engine_does_and_leaves_its_own_
         done = run_example(path, folder, "--out", folder / "heatmaps")
         assert done.returncode == 1
         assert "4 images in" in done.stdout
-        told = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]  # of few images
+        told = [
+            line for line in done.stderr.splitlines() if not line.startswith("warning: ")
+        ]  # of few images
         assert len(told) == 1
         assert (
-            f"{folder / 'bright.png'}: cannot be read: it holds values up to 5000, more than the 12 bits" in done.stderr
+            f"{folder / 'bright.png'}: cannot be read: it holds values up to 5000, more than the 12"
+            " bits" in done.stderr
         )
     (folder / "bright.png").unlink()
     batches = engine_in(tmp_path).predict(model, dataset=PredictDataset(folder))
@@ -396,14 +479,18 @@ def test_the_example_scores_deep_pictures_as_the_engine_does_and_leaves_its_own_
         for file, score in zip(one.image_path, one.pred_score, strict=True)
     }
     found = table(folder / "heatmaps")
-    assert found == pytest.approx({name: engine[name] for name in ("0.png", "0.tif", "1.png", "1.tif")}, abs=1e-3)
+    assert found == pytest.approx(
+        {name: engine[name] for name in ("0.png", "0.tif", "1.png", "1.tif")}, abs=1e-3
+    )
     assert Inspector.load(path)(folder / "0.png").score == pytest.approx(engine["0.png"], abs=1e-3)
     alone = run_example(path, folder / "0.png", "--out", tmp_path / "alone", "--device", "cpu")
     assert alone.returncode == 0, alone.stderr
     assert table(tmp_path / "alone") == pytest.approx({"0.png": engine["0.png"]}, abs=1e-3)
 
 
-def test_the_example_says_in_one_line_what_is_wrong(exported: tuple[Sgfr, Path], parts: Path, tmp_path: Path) -> None:
+def test_the_example_says_in_one_line_what_is_wrong(
+    exported: tuple[Sgfr, Path], parts: Path, tmp_path: Path
+) -> None:
     path = exported[1]
     lonely = tmp_path / "lonely.xml"
     lonely.write_bytes(path.read_bytes())

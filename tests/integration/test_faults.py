@@ -32,13 +32,17 @@ def changed(checkpoint: Path, folder: Path, **entries: object) -> Path:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_a_checkpoint_cut_short_is_named(share: float, checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_cut_short_is_named(
+    share: float, checkpoint: Path, parts: Path, tmp_path: Path
+) -> None:
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(checkpoint.read_bytes()[: int(share * checkpoint.stat().st_size)])
     with pytest.raises(ValueError, match=r"cut\.ckpt' is not a whole checkpoint"):
         Sgfr.load_from_checkpoint(cut)
     with pytest.raises(Exception) as caught:  # noqa: PT011  # torch's, of several types
-        engine_in(tmp_path).predict(small(), dataset=PredictDataset(parts / "bad"), ckpt_path=str(cut))
+        engine_in(tmp_path).predict(
+            small(), dataset=PredictDataset(parts / "bad"), ckpt_path=str(cut)
+        )
     assert any("cut.ckpt' is not a whole checkpoint" in note for note in caught.value.__notes__)
 
 
@@ -74,23 +78,32 @@ def test_a_bank_that_is_not_finite_is_refused(checkpoint: Path, tmp_path: Path) 
     bank = torch.load(checkpoint, weights_only=True)["state_dict"]["model.banks.1.stored"]
     bank[3, 7] = torch.nan
     with pytest.raises(ValueError, match="holds NaN or infinite values"):
-        Sgfr.load_from_checkpoint(changed(checkpoint, tmp_path, **{"banks.1.stored": bank}), map_location="cpu")
+        Sgfr.load_from_checkpoint(
+            changed(checkpoint, tmp_path, **{"banks.1.stored": bank}), map_location="cpu"
+        )
 
 
 def test_another_pooling_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fitted with pooling 'binomial', the model has 'box': pass --model\.pool"):
+    with pytest.raises(
+        ValueError, match=r"fitted with pooling 'binomial', the model has 'box': pass --model\.pool"
+    ):
         engine_in(tmp_path).predict(
             small(pooling="box"), dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint)
         )
 
 
 def test_other_layers_are_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'fitted with layers .*: pass --model.layers "\[blocks.1, blocks.2, b'):
+    with pytest.raises(
+        ValueError, match=r'fitted with layers .*: pass --model.layers "\[blocks.1, blocks.2, b'
+    ):
         engine_in(tmp_path).predict(
-            small(layers=["blocks.2"]), dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint)
+            small(layers=["blocks.2"]),
+            dataset=PredictDataset(parts / "bad"),
+            ckpt_path=str(checkpoint),
         )
     with pytest.raises(
-        ValueError, match=r'with score_layers .*--model.score_layers "\[blocks.2, blocks.4, blocks.5\]"'
+        ValueError,
+        match=r'with score_layers .*--model.score_layers "\[blocks.2, blocks.4, blocks.5\]"',
     ):
         engine_in(tmp_path).predict(
             small(layers=["blocks.1", "blocks.2", "blocks.4"]),
@@ -98,17 +111,31 @@ def test_other_layers_are_refused_by_name(checkpoint: Path, parts: Path, tmp_pat
             ckpt_path=str(checkpoint),
         )
     # the default, spelt out
-    same = small(layers=["blocks.4", "blocks.2", "blocks.1"], score_layers=["blocks.5", "blocks.4", "blocks.2"])
-    engine_in(tmp_path).predict(same, dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint))
+    same = small(
+        layers=["blocks.4", "blocks.2", "blocks.1"],
+        score_layers=["blocks.5", "blocks.4", "blocks.2"],
+    )
+    engine_in(tmp_path).predict(
+        same, dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint)
+    )
 
 
-def test_a_checkpoint_of_one_bank_for_all_scales_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is of an earlier Sgfr, which had one bank for all scales: fit again"):
-        Sgfr.load_from_checkpoint(changed(checkpoint, tmp_path, bank=torch.randn(5, 152)), map_location="cpu")
+def test_a_checkpoint_of_one_bank_for_all_scales_is_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match="is of an earlier Sgfr, which had one bank for all scales: fit again"
+    ):
+        Sgfr.load_from_checkpoint(
+            changed(checkpoint, tmp_path, bank=torch.randn(5, 152)), map_location="cpu"
+        )
 
 
 def test_another_backbone_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="was fitted with backbone 'tf_efficientnet_lite0', the model has 'resnet18'"):
+    with pytest.raises(
+        ValueError,
+        match="was fitted with backbone 'tf_efficientnet_lite0', the model has 'resnet18'",
+    ):
         engine_in(tmp_path).predict(
             small(backbone="resnet18", pre_trained=False),
             dataset=PredictDataset(parts / "bad"),
@@ -118,9 +145,11 @@ def test_another_backbone_is_refused_by_name(checkpoint: Path, parts: Path, tmp_
 
 def test_another_image_size_is_scored(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
     processor = Sgfr.configure_pre_processor((128, 192))
-    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False, evaluator=False)
+    model = Sgfr.load_from_checkpoint(
+        checkpoint, map_location="cpu", visualizer=False, evaluator=False
+    )
     model.pre_processor.transform = processor.transform
-    (batch, *_) = engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
+    batch, *_ = engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
     assert batch.anomaly_map.shape[-2:] == (128, 192)
 
 
@@ -208,7 +237,10 @@ def test_a_killed_export_leaves_the_earlier_one(checkpoint: Path, tmp_path: Path
     assert path is not None
     before = path.read_bytes()
     process = subprocess.Popen(
-        [sys.executable, "-c", _KILLED, str(checkpoint), str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", _KILLED, str(checkpoint), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -219,7 +251,9 @@ def test_a_killed_export_leaves_the_earlier_one(checkpoint: Path, tmp_path: Path
     process.wait()
     process.stdout.close()
     assert path.read_bytes() == before
-    again = engine_in(tmp_path).export(model, ExportType.TORCH, export_root=tmp_path)  # the next run works
+    again = engine_in(tmp_path).export(
+        model, ExportType.TORCH, export_root=tmp_path
+    )  # the next run works
     assert again == path
 
 
@@ -233,15 +267,17 @@ def test_a_calibrated_threshold_survives_every_way_back(parts: Path, tmp_path: P
     assert float(restored.post_processor.image_threshold) == threshold
     assert restored.post_processor.false_alarm_rate == 0.2
     fresh = small()  # as the command line makes it, without naming the post-processor again
-    (batch, *_) = engine_in(tmp_path).predict(
+    batch, *_ = engine_in(tmp_path).predict(
         fresh, dataset=PredictDataset(parts / "bad"), ckpt_path=engine.best_model_path
     )
-    (expected, *_) = engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
+    expected, *_ = engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
     torch.testing.assert_close(batch.pred_score, expected.pred_score)
     assert 0.5 < float(batch.pred_score) < 1.0
 
 
-def test_odd_and_damaged_files_are_scored_or_named(checkpoint: Path, warm: Path, tmp_path: Path) -> None:
+def test_odd_and_damaged_files_are_scored_or_named(
+    checkpoint: Path, warm: Path, tmp_path: Path
+) -> None:
     script = Path(__file__).with_name("fuzz_predict.py")
     command = [script, checkpoint, tmp_path / "fuzz", "--files", "40", "--refusals", "1"]
     thrown = subprocess.run(

@@ -1,4 +1,6 @@
-"""The commands of docs/howto.md, run one after the other as by a reader, with the ``anomalib`` of ``tests/warm.py``."""
+"""The commands of docs/howto.md, run one after the other as by a reader, with the ``anomalib`` of
+``tests/warm.py``.
+"""
 
 import os
 import re
@@ -47,7 +49,9 @@ def run(kind: str, code: str, folder: Path, warm: Path) -> None:
     search = os.pathsep.join([str(warm), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": search, "PYTHONPATH": str(ROOT)}
     command = ["bash", "-euc", code] if kind == "sh" else [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
 

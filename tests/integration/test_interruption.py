@@ -1,4 +1,6 @@
-"""A fit that breaks off leaves the last good checkpoint as it was, and nothing half-written beside it."""
+"""A fit that breaks off leaves the last good checkpoint as it was, and nothing half-written beside
+it.
+"""
 
 import os
 import signal
@@ -16,7 +18,12 @@ from tests.conftest import folder_datamodule
 def good(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint of a fit that ended well."""
     out = tmp_path_factory.mktemp("interrupted")
-    model = Sgfr(bank_size=150, seed=0, visualizer=False, pre_processor=Sgfr.configure_pre_processor((64, 64)))
+    model = Sgfr(
+        bank_size=150,
+        seed=0,
+        visualizer=False,
+        pre_processor=Sgfr.configure_pre_processor((64, 64)),
+    )
     engine = Engine(accelerator="cpu", default_root_dir=out)
     engine.fit(model, datamodule=folder_datamodule(parts))
     return Path(str(engine.best_model_path))
@@ -60,7 +67,12 @@ def test_the_last_good_checkpoint_survives(
 
 def test_new_images_are_added_after_an_interruption(good: Path, parts: Path) -> None:
     """The next run simply works."""
-    model = Sgfr(bank_size=150, update=True, visualizer=False, pre_processor=Sgfr.configure_pre_processor((64, 64)))
+    model = Sgfr(
+        bank_size=150,
+        update=True,
+        visualizer=False,
+        pre_processor=Sgfr.configure_pre_processor((64, 64)),
+    )
     engine = Engine(accelerator="cpu", default_root_dir=good.parents[5], logger=False)
     engine.fit(model, datamodule=folder_datamodule(parts), ckpt_path=str(good))
     assert model.certificate().patches == 2 * 12 * (2 * 8 * 8 + 4 * 4 + 2 * 2)

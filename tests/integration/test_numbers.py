@@ -20,7 +20,9 @@ from tests.conftest import atoms, engine_in, folder_datamodule, small, write_ima
 SOLVERS = ("affine", "omp", "ridge")
 
 
-def fitted(parts: Path, folder: Path, solver: str = "affine", precision: str = "32-true", **data: int) -> Sgfr:
+def fitted(
+    parts: Path, folder: Path, solver: str = "affine", precision: str = "32-true", **data: int
+) -> Sgfr:
     torch.manual_seed(len(data))  # the argument is stronger
     model = small(bank_size=60, solver=solver, image_size=64, seed=0)
     engine_in(folder, precision=precision).fit(model, datamodule=folder_datamodule(parts, **data))
@@ -47,7 +49,9 @@ def test_the_same_fit_is_bit_equal_whoever_loads_the_images(
     again = fitted(parts, tmp_path, solver, num_workers=2 * (solver == "affine"))
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(scores(again, parts, tmp_path), scores(reference, parts, tmp_path), rtol=0, atol=0)
+    torch.testing.assert_close(
+        scores(again, parts, tmp_path), scores(reference, parts, tmp_path), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("data", [{"train_batch_size": 3}, {"eval_batch_size": 1}])
@@ -56,7 +60,9 @@ def test_other_batches_differ_by_rounding(
 ) -> None:
     one, other = references["affine"], fitted(parts, tmp_path, **data)
     assert atoms(one).shape == atoms(other).shape
-    torch.testing.assert_close(scores(one, parts, tmp_path), scores(other, parts, tmp_path), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        scores(one, parts, tmp_path), scores(other, parts, tmp_path), rtol=0, atol=1e-4
+    )
 
 
 MANY = 44  # of 128 pixels: 11,264 patches of each fine scale, more than are held as atoms at once
@@ -88,14 +94,18 @@ def shared(one: Sgfr, other: Sgfr, within: float = 0.0) -> list[float]:
     """Share of the atoms of each scale that both have, or have within a share of their length."""
     pairs = zip(one.model.banks, other.model.banks, strict=True)
     apart = [
-        (torch.cdist(a.atoms, b.atoms, compute_mode="donot_use_mm_for_euclid_dist").amin(1), a.atoms.norm(dim=1))
+        (
+            torch.cdist(a.atoms, b.atoms, compute_mode="donot_use_mm_for_euclid_dist").amin(1),
+            a.atoms.norm(dim=1),
+        )
         for a, b in pairs
     ]
     return [float((least <= within * length).float().mean()) for least, length in apart]
 
 
 @pytest.mark.parametrize(
-    ("data", "precision"), [({"train_batch_size": 8}, "32-true"), ({}, "64-true"), ({"num_workers": 2}, "32-true")]
+    ("data", "precision"),
+    [({"train_batch_size": 8}, "32-true"), ({}, "64-true"), ({"num_workers": 2}, "32-true")],
 )
 def test_atoms_are_the_same_where_many_are_passed_over(
     data: dict[str, int], precision: str, of_many: Sgfr, many: Path, tmp_path: Path
@@ -103,7 +113,9 @@ def test_atoms_are_the_same_where_many_are_passed_over(
     """Groups of 2,048 patches, eight images, are sampled together, whichever batches they come in."""
     other = fitted_to_many(many, tmp_path, precision, **data)
     assert shared(of_many, other, 1e-3) == [1.0] * 4
-    torch.testing.assert_close(scores(other, many, tmp_path), scores(of_many, many, tmp_path), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        scores(other, many, tmp_path), scores(of_many, many, tmp_path), rtol=0, atol=1e-5
+    )
     if precision == "32-true":
         assert shared(of_many, other) == [1.0] * 4
 
@@ -115,7 +127,9 @@ def test_batches_that_group_images_otherwise_choose_other_atoms(
     """As good ones: the scale page says by how much."""
     other = fitted_to_many(many, tmp_path, train_batch_size=batch)
     assert max(shared(of_many, other)[:2]) < 0.1
-    torch.testing.assert_close(scores(other, many, tmp_path), scores(of_many, many, tmp_path), rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        scores(other, many, tmp_path), scores(of_many, many, tmp_path), rtol=0, atol=0.02
+    )
     thresholds = [float(model.post_processor.image_threshold) for model in (of_many, other)]
     assert thresholds[0] == pytest.approx(thresholds[1], rel=0.03)
 
@@ -144,8 +158,14 @@ print(json.dumps([found, os.environ.get("PL_GLOBAL_SEED")]))
 
 
 def test_a_seed_orders_the_images_of_several_processes_too(parts: Path, tmp_path: Path) -> None:
-    """Lightning's distributed sampler has a seed of its own; what was asked of Lightning stays asked."""
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "7"}
+    """Lightning's distributed sampler has a seed of its own; what was asked of Lightning stays
+    asked.
+    """
+    environment = {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "PL_GLOBAL_SEED": "7",
+    }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SEEDED, str(parts), str(tmp_path)],
         env={**os.environ, **environment},
@@ -156,7 +176,9 @@ def test_a_seed_orders_the_images_of_several_processes_too(parts: Path, tmp_path
     )
     assert done.returncode == 0, done.stderr
     (first, second, again, sevenths), left = json.loads(done.stdout.splitlines()[-1])
-    assert sorted(first) == sorted(second) == sorted(path.name for path in (parts / "good").iterdir())
+    assert (
+        sorted(first) == sorted(second) == sorted(path.name for path in (parts / "good").iterdir())
+    )
     assert first == again
     assert len({tuple(order) for order in (first, second, sevenths)}) == 3
     assert left == "7"
@@ -176,7 +198,12 @@ def test_a_seed_orders_the_images_of_several_processes_too(parts: Path, tmp_path
     ],
 )
 def test_every_precision_scores_close_to_32_bits(
-    solver: str, precision: str, most: float, references: dict[str, Sgfr], parts: Path, tmp_path: Path
+    solver: str,
+    precision: str,
+    most: float,
+    references: dict[str, Sgfr],
+    parts: Path,
+    tmp_path: Path,
 ) -> None:
     expected = scores(references[solver], parts, tmp_path)
     other = fitted(parts, tmp_path, solver, precision)
@@ -188,7 +215,9 @@ def test_every_precision_scores_close_to_32_bits(
 def test_a_precision_that_alters_the_backbone_is_refused() -> None:
     model = small()
     model._trainer = SimpleNamespace(precision="transformer-engine")
-    with pytest.raises(ValueError, match=r"precision must be one of 32-true, .*, got 'transformer-engine'"):
+    with pytest.raises(
+        ValueError, match=r"precision must be one of 32-true, .*, got 'transformer-engine'"
+    ):
         model.setup("fit")
 
 

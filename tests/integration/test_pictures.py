@@ -1,4 +1,6 @@
-"""One picture, however it is stored and by whichever route it comes: the same score, or a refusal that names it."""
+"""One picture, however it is stored and by whichever route it comes: the same score, or a refusal
+that names it.
+"""
 
 import csv
 import importlib.util
@@ -44,7 +46,11 @@ def example() -> Any:
 def drawn(seed: int = 0, spot: float = 160.0) -> Values:
     """A part that is neither square nor symmetric, in colour."""
     rows, columns = np.mgrid[:80, :120]
-    grey = 110 + 40 * np.sin(rows / 5) * np.cos(columns / 5) + np.random.default_rng(seed).normal(0, 6, rows.shape)
+    grey = (
+        110
+        + 40 * np.sin(rows / 5) * np.cos(columns / 5)
+        + np.random.default_rng(seed).normal(0, 6, rows.shape)
+    )
     grey[(rows - 20) ** 2 + (columns - 90) ** 2 < 80] = spot
     return np.stack([grey, 0.8 * grey, 255 - grey], -1).clip(0, 255).astype(np.uint8)
 
@@ -68,7 +74,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     (folder / "good").mkdir()
     for seed in range(1, 11):
         values = drawn(seed, spot=110.0)
-        Image.fromarray(values if seed % 2 else values[..., 0]).save(folder / "good" / f"{seed}.png")
+        Image.fromarray(values if seed % 2 else values[..., 0]).save(
+            folder / "good" / f"{seed}.png"
+        )
     fitted = Sgfr(
         "test_resnet",
         pre_trained=False,
@@ -80,21 +88,32 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
         evaluator=False,
     )
     engine = engine_in(folder, limit_val_batches=0)
-    engine.fit(fitted, datamodule=Folder("p", root=folder, normal_dir="good", normal_test_dir="good", num_workers=0))
+    engine.fit(
+        fitted,
+        datamodule=Folder(
+            "p", root=folder, normal_dir="good", normal_test_dir="good", num_workers=0
+        ),
+    )
     engine.trainer.save_checkpoint(folder / "model.ckpt")
     xml = engine.export(fitted, ExportType.OPENVINO, export_root=folder)
     assert xml is not None
     return Model(fitted, folder / "model.ckpt", xml)
 
 
-def by_pillow(values: Values, mode: str | None = None, turned: bool = False, **options: Any) -> Callable[[Path], None]:
-    """Save with Pillow; turned, as it lies in a file whose EXIF orientation says how it is to be turned back."""
+def by_pillow(
+    values: Values, mode: str | None = None, turned: bool = False, **options: Any
+) -> Callable[[Path], None]:
+    """Save with Pillow; turned, as it lies in a file whose EXIF orientation says how it is to be
+    turned back.
+    """
 
     def write(path: Path) -> None:
         image = Image.fromarray(np.rot90(values) if turned else values)
         exif = Image.Exif()
         exif[0x0112] = 6
-        (image.convert(mode) if mode else image).save(path, **({"exif": exif} if turned else {}), **options)
+        (image.convert(mode) if mode else image).save(
+            path, **({"exif": exif} if turned else {}), **options
+        )
 
     return write
 
@@ -109,7 +128,9 @@ def by_cv2(values: Values) -> Callable[[Path], None]:
 
 
 def pages(**options: Any) -> Callable[[Path], None]:
-    return by_pillow(COLOUR, save_all=True, append_images=[Image.fromarray(COLOUR[::-1])], **options)
+    return by_pillow(
+        COLOUR, save_all=True, append_images=[Image.fromarray(COLOUR[::-1])], **options
+    )
 
 
 class Case(NamedTuple):
@@ -134,7 +155,9 @@ CASES: dict[str, Case] = {
     "animated.png": Case(pages()),
     "deep.png": Case(by_pillow(DEEP), "grey.png"),
     "deep_turned.png": Case(by_pillow(DEEP, turned=True), "grey.png"),
-    "deep_colour.png": Case(by_cv2(COLOUR[..., ::-1].astype(np.uint16) * 257), refused_by=("example",)),
+    "deep_colour.png": Case(
+        by_cv2(COLOUR[..., ::-1].astype(np.uint16) * 257), refused_by=("example",)
+    ),
     "colour.jpg": Case(by_pillow(COLOUR, quality=100, subsampling=0), close=0.02),
     "turned.jpg": Case(by_pillow(COLOUR, turned=True, quality=100, subsampling=0), close=0.02),
     "cmyk.jpg": Case(by_pillow(COLOUR, "CMYK", quality=100), close=0.05),
@@ -147,21 +170,35 @@ CASES: dict[str, Case] = {
     "turned.tif": Case(by_pillow(COLOUR, turned=True)),
     "lzw.tiff": Case(by_pillow(COLOUR, compression="tiff_lzw")),
     "cmyk.tif": Case(by_pillow(COLOUR, "CMYK")),
-    "planes.tif": Case(by_tifffile(np.moveaxis(COLOUR, -1, 0), photometric="rgb", planarconfig="separate")),
+    "planes.tif": Case(
+        by_tifffile(np.moveaxis(COLOUR, -1, 0), photometric="rgb", planarconfig="separate")
+    ),
     "pages.tif": Case(pages()),
     "big.tif": Case(by_tifffile(COLOUR, bigtiff=True)),
     "deep.tif": Case(by_tifffile(DEEP), "grey.png"),
-    "deep_turned.tif": Case(by_tifffile(np.rot90(DEEP), extratags=[(274, "H", 1, 6, True)]), "grey.png"),
-    "deep_pages.tif": Case(
-        by_tifffile(np.stack([DEEP, DEEP[::-1]])[:, :, :, None], photometric="minisblack"), "grey.png"
+    "deep_turned.tif": Case(
+        by_tifffile(np.rot90(DEEP), extratags=[(274, "H", 1, 6, True)]), "grey.png"
     ),
-    "12_bits.tif": Case(by_tifffile(np.round(GREY / 255 * 4095).astype(np.uint16), bitspersample=12), "grey.png", 2e-3),
+    "deep_pages.tif": Case(
+        by_tifffile(np.stack([DEEP, DEEP[::-1]])[:, :, :, None], photometric="minisblack"),
+        "grey.png",
+    ),
+    "12_bits.tif": Case(
+        by_tifffile(np.round(GREY / 255 * 4095).astype(np.uint16), bitspersample=12),
+        "grey.png",
+        2e-3,
+    ),
     "deep_colour.tif": Case(by_tifffile(COLOUR.astype(np.uint16) * 257), refused_by=("example",)),
     "float.tif": Case(by_tifffile((GREY / 255).astype(np.float32)), "grey.png"),
-    "float_colour.tif": Case(by_tifffile((COLOUR / 255).astype(np.float32)), refused_by=("example", "engine")),
+    "float_colour.tif": Case(
+        by_tifffile((COLOUR / 255).astype(np.float32)), refused_by=("example", "engine")
+    ),
     "double.tif": Case(by_tifffile(GREY / 255), "grey.png", refused_by=("example", "engine")),
     "grey.pgm": Case(by_pillow(GREY), "grey.png"),
-    "deep.pgm": Case(lambda path: path.write_bytes(b"P5 120 80 65535\n" + DEEP.astype(">u2").tobytes()), "grey.png"),
+    "deep.pgm": Case(
+        lambda path: path.write_bytes(b"P5 120 80 65535\n" + DEEP.astype(">u2").tobytes()),
+        "grey.png",
+    ),
     "colour.ppm": Case(by_pillow(COLOUR)),
     # of names that no folder's pictures have
     "colour.gif": Case(by_pillow(COLOUR, "P"), None),
@@ -200,7 +237,10 @@ class Found(NamedTuple):
 
 def found_by(inspector: Inspector, paths: list[Path]) -> dict[str, Found]:
     found = inspector(paths)
-    return {path.name: Found(one.score, bool(one.label), one.place) for path, one in zip(paths, found, strict=True)}
+    return {
+        path.name: Found(one.score, bool(one.label), one.place)
+        for path, one in zip(paths, found, strict=True)
+    }
 
 
 def found_in(table: Path) -> dict[str, Found]:
@@ -214,11 +254,17 @@ def found_in(table: Path) -> dict[str, Found]:
 
 
 @pytest.fixture(scope="module")
-def routes(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Found]]:
+def routes(
+    model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Found]]:
     """What each route finds in each picture that it reads."""
     scratch = tmp_path_factory.mktemp("routes")
     paths = [in_folder(folder, name) for name in CASES]
-    routes = {name: found_by(Inspector.load(file), paths) for name, file in model._asdict().items() if name != "fitted"}
+    routes = {
+        name: found_by(Inspector.load(file), paths)
+        for name, file in model._asdict().items()
+        if name != "fitted"
+    }
     listed = [path for path in paths if path.suffix.lower() in SUFFIXES]
     engines = scratch / "engine"
     engines.mkdir()
@@ -242,17 +288,23 @@ def routes(model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_picture_is_the_same_by_every_route(name: str, routes: dict[str, dict[str, Found]]) -> None:
+def test_a_picture_is_the_same_by_every_route(
+    name: str, routes: dict[str, dict[str, Found]]
+) -> None:
     case, reference = CASES[name], routes["checkpoint"]
     listed = Path(name).suffix.lower() in SUFFIXES
     reading = {"checkpoint", "xml", "example", *(["engine", "report"] if listed else [])}
-    assert {route for route, found in routes.items() if name in found} == reading - {*case.refused_by}
+    assert {route for route, found in routes.items() if name in found} == reading - {
+        *case.refused_by
+    }
     for found in routes.values():
         if name in found:
             assert found[name].score == pytest.approx(reference[name].score, abs=1e-3)
             assert found[name].label == reference[name].label
     if case.like is not None:
-        assert reference[name].score == pytest.approx(reference[case.like].score, abs=1e-4 + case.close)
+        assert reference[name].score == pytest.approx(
+            reference[case.like].score, abs=1e-4 + case.close
+        )
     # where the score was raised: the same to a pixel of the model's, which are two of the picture's
     places = [found[name].place for found in routes.values() if name in found]
     assert all(np.abs(np.subtract(place, places[0])).max() <= 2 for place in places)
@@ -260,15 +312,29 @@ def test_a_picture_is_the_same_by_every_route(name: str, routes: dict[str, dict[
         assert np.abs(np.subtract(places[0], reference[case.like].place)).max() <= 2
 
 
-def test_the_pictures_tell_wrong_readings_apart(routes: dict[str, dict[str, Found]], model: Model) -> None:
-    """Turned, grey, upside down, or at another range, the picture scores otherwise than the tests above allow."""
+def test_the_pictures_tell_wrong_readings_apart(
+    routes: dict[str, dict[str, Found]], model: Model
+) -> None:
+    """Turned, grey, upside down, or at another range, the picture scores otherwise than the tests
+    above allow.
+    """
     inspector, right = Inspector.load(model.checkpoint), routes["checkpoint"]["colour.png"].score
-    for wrong in (np.rot90(COLOUR), COLOUR[::-1], COLOUR[..., ::-1], COLOUR // 2, np.repeat(GREY[..., None], 3, 2)):
+    for wrong in (
+        np.rot90(COLOUR),
+        COLOUR[::-1],
+        COLOUR[..., ::-1],
+        COLOUR // 2,
+        np.repeat(GREY[..., None], 3, 2),
+    ):
         assert abs(inspector(np.ascontiguousarray(wrong)).score - right) > 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "engine" in case.refused_by])
-def test_what_anomalibs_reader_cannot_open_is_named(name: str, model: Model, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if "engine" in case.refused_by]
+)
+def test_what_anomalibs_reader_cannot_open_is_named(
+    name: str, model: Model, folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(OSError, match=name):
         engine_in(tmp_path).predict(model.fitted, dataset=PredictDataset(in_folder(folder, name)))
 
@@ -303,7 +369,9 @@ def test_one_bad_file_costs_no_other_and_what_is_left_out_is_counted(
         write(root / name)
     command = [sys.executable, str(EXAMPLE), str(model.xml), str(root), "--out", str(root / "out")]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, encoding="cp1252")
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, encoding="cp1252"
+    )
     assert done.returncode == 1
     assert "2 images in" in done.stdout
     assert "Traceback" not in done.stderr
@@ -317,13 +385,24 @@ def test_one_bad_file_costs_no_other_and_what_is_left_out_is_counted(
     assert len(list((root / "out").rglob("*.png"))) == 2
 
 
-def test_what_an_interrupted_run_has_scored_is_in_its_table(model: Model, folder: Path, tmp_path: Path) -> None:
+def test_what_an_interrupted_run_has_scored_is_in_its_table(
+    model: Model, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "in").mkdir()
     for number in range(400):
         (tmp_path / "in" / f"{number:03}.png").symlink_to(folder / "colour.png")
     out = tmp_path / "out"
-    command = [sys.executable, str(EXAMPLE), str(model.xml), str(tmp_path / "in"), "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    command = [
+        sys.executable,
+        str(EXAMPLE),
+        str(model.xml),
+        str(tmp_path / "in"),
+        "--out",
+        str(out),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
         until = time.monotonic() + 60
         while len(list(out.glob("*.png"))) < 5 and time.monotonic() < until:
             time.sleep(0.01)
@@ -356,7 +435,10 @@ def test_an_exported_file_tells_what_the_checkpoint_does(model: Model, folder: P
 
 def test_eight_threads_get_what_one_gets_of_an_exported_file(model: Model, folder: Path) -> None:
     inspector = Inspector.load(model.xml)
-    paths = [folder / name for name in ("colour.png", "grey.png", "palette.png", "turned.jpg", "one_bit.png")]
+    paths = [
+        folder / name
+        for name in ("colour.png", "grey.png", "palette.png", "turned.jpg", "one_bit.png")
+    ]
     alone = [inspector(path) for path in paths]
     together = threading.Barrier(8)
 
@@ -383,4 +465,6 @@ def test_the_examples_placement_is_the_packages() -> None:
         [("shorter", 100, 120), ("pad", 3, 5, 7, 9), ("crop", 201, 40)],
     ):
         for size in ((80, 120), (121, 77)):
-            assert [tuple(axis) for axis in own.placed(steps, size)] == [tuple(axis) for axis in placed(steps, size)]
+            assert [tuple(axis) for axis in own.placed(steps, size)] == [
+                tuple(axis) for axis in placed(steps, size)
+            ]

@@ -35,7 +35,12 @@ def run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Path(str(engine.best_model_path)).replace(folder / "model.ckpt")
     report = Report(group=r"(good|bad)")
     tester = engine_in(folder, callbacks=[report])  # the user's comes before the model's own
-    tester.test(small(), datamodule=folder_datamodule(parts), ckpt_path=str(folder / "model.ckpt"), verbose=False)
+    tester.test(
+        small(),
+        datamodule=folder_datamodule(parts),
+        ckpt_path=str(folder / "model.ckpt"),
+        verbose=False,
+    )
     for name in ("report.html", "test_scores.csv"):
         found = list(folder.rglob(name))
         assert len(found) == 1, name
@@ -69,7 +74,11 @@ def test_a_test_writes_what_the_table_of_scores_says(run: Path) -> None:
     places = np.array(data["place"]) * 96  # the share of the file, which the model sees whole
     assert np.floor(places[:, ::-1]).astype(int).tolist() == data["pixel"]
     assert len(data["pictures"]) == len(rows)
-    assert all(picture["truth"] for picture, row in zip(data["pictures"], rows, strict=True) if row["truth"] == "1")
+    assert all(
+        picture["truth"]
+        for picture, row in zip(data["pictures"], rows, strict=True)
+        if row["truth"] == "1"
+    )
     area = roc_auc_score([int(row["truth"]) for row in rows], [float(row["score"]) for row in rows])
     assert f"AUROC <b>{area:.4f}</b>" in page
     assert "Per-region overlap, AUPRO <b>" in page
@@ -89,7 +98,8 @@ def test_the_checkpoint_keeps_how_the_fit_went(run: Path, parts: Path) -> None:
     assert 0 < record.seconds < 600
     assert record.memory > 2**26
     assert (
-        record.versions["torch"] == torch.__version__.partition("+")[0] or record.versions["torch"] in torch.__version__
+        record.versions["torch"] == torch.__version__.partition("+")[0]
+        or record.versions["torch"] in torch.__version__
     )
     assert FitRecord.restored(record.plain()) == record
     assert FitRecord.restored(None) is None
@@ -111,10 +121,14 @@ def test_the_command_that_the_page_shows_does_what_it_says(run: Path, tmp_path: 
     out = tmp_path / "new.ckpt"
     assert threshold_main([str(run / "model.ckpt"), "--score", str(chosen), "--out", str(out)]) == 0
     page = tmp_path / "new.html"
-    folders = [str(Path(data_folder)) for data_folder in {str(Path(name).parent) for name in _paths(run)}]
+    folders = [
+        str(Path(data_folder)) for data_folder in {str(Path(name).parent) for name in _paths(run)}
+    ]
     assert main([str(out), "--data", *folders, "--out", str(page)]) == 0
     again = dict(zip(map(_name, data_of(page)["path"]), data_of(page)["score"], strict=True))
-    assert [again[_name(path)] > 0.5 for path in data["path"]] == [score > chosen for score in data["score"]]
+    assert [again[_name(path)] > 0.5 for path in data["path"]] == [
+        score > chosen for score in data["score"]
+    ]
 
 
 def _paths(run: Path) -> list[str]:
@@ -146,7 +160,10 @@ def test_the_command_reads_mvtecs_layout(
         shutil.copy(path, masks / f"{path.stem}_mask.png")
     (root / "test" / "good" / "broken.png").write_bytes(b"no picture")
     page = tmp_path / "new" / "report.html"
-    assert main([str(run / "model.ckpt"), "--data", str(root), "--out", str(page), "--pictures", "5"]) == 1
+    assert (
+        main([str(run / "model.ckpt"), "--data", str(root), "--out", str(page), "--pictures", "5"])
+        == 1
+    )
     told = capsys.readouterr()
     assert "broken.png cannot be read" in told.err
     assert f"Report: {page}" in told.out
@@ -159,38 +176,63 @@ def test_the_command_reads_mvtecs_layout(
 
 
 def test_what_folders_say(tmp_path: Path) -> None:
-    for name in ("flat/1.png", "set/good/2.png", "set/hole/3.png", "set/masks/hole/3.png", "own/4.png", "bent/5.png"):
+    for name in (
+        "flat/1.png",
+        "set/good/2.png",
+        "set/hole/3.png",
+        "set/masks/hole/3.png",
+        "own/4.png",
+        "bent/5.png",
+    ):
         write_image(tmp_path / name, 0, (8, 8))
     write_image(tmp_path / "marks" / "5_mask.png", 0, (8, 8))
     found = truths_in(
-        [tmp_path / "flat", tmp_path / "set"], [tmp_path / "own"], [tmp_path / "bent"], tmp_path / "marks"
+        [tmp_path / "flat", tmp_path / "set"],
+        [tmp_path / "own"],
+        [tmp_path / "bent"],
+        tmp_path / "marks",
     )
     assert {str(path.relative_to(tmp_path)): truth for path, truth in found.items()} == {
         "flat/1.png": Truth(),
         "set/good/2.png": Truth(defective=False, kind="good"),
-        "set/hole/3.png": Truth(defective=True, kind="hole", mask=tmp_path / "set" / "masks" / "hole" / "3.png"),
+        "set/hole/3.png": Truth(
+            defective=True, kind="hole", mask=tmp_path / "set" / "masks" / "hole" / "3.png"
+        ),
         "own/4.png": Truth(defective=False, kind="good"),
         "bent/5.png": Truth(defective=True, kind="bent", mask=tmp_path / "marks" / "5_mask.png"),
     }
     own = truths_in([tmp_path / "set"])
-    assert own[tmp_path / "set" / "hole" / "3.png"].mask == tmp_path / "set" / "masks" / "hole" / "3.png"
+    assert (
+        own[tmp_path / "set" / "hole" / "3.png"].mask
+        == tmp_path / "set" / "masks" / "hole" / "3.png"
+    )
 
 
 @pytest.mark.parametrize(
     ("names", "beside"),
     [
-        (("good/0.png", "bad/0.png", "more/0.png", "few/good/0.png", "masks/0.png"), "bad, few, more"),
+        (
+            ("good/0.png", "bad/0.png", "more/0.png", "few/good/0.png", "masks/0.png"),
+            "bad, few, more",
+        ),
         (("test/good/0.png", "test/hole/0.png", "train/good/0.png"), "hole"),
-        (("test/good/0.png", "test/hole/0.png", "test/cut/0.png", "ground_truth/hole/0.png"), "cut, hole"),
+        (
+            ("test/good/0.png", "test/hole/0.png", "test/cut/0.png", "ground_truth/hole/0.png"),
+            "cut, hole",
+        ),
         (("test/good/rgb/0.png", "test/good/gt/0.png"), "no others"),
         (("good/0.png", "hole/0.png", "hole/masks/0.png", "ground_truth/hole/0.png"), "hole"),
     ],
     ids=["good parts beside", "no masks", "masks of some", "masks inside", "masks inside a kind"],
 )
-def test_a_layout_that_is_not_certain_is_asked_for(names: tuple[str, ...], beside: str, tmp_path: Path) -> None:
+def test_a_layout_that_is_not_certain_is_asked_for(
+    names: tuple[str, ...], beside: str, tmp_path: Path
+) -> None:
     for name in names:
         write_image(tmp_path / name, 0, (8, 8))
-    with pytest.raises(ValueError, match=f"it holds good beside {beside}, and .*: name them by --good .* --bad"):
+    with pytest.raises(
+        ValueError, match=f"it holds good beside {beside}, and .*: name them by --good .* --bad"
+    ):
         truths_in([tmp_path])
 
 
@@ -218,10 +260,26 @@ def test_images_that_the_checkpoint_knows_are_told_whatever_they_are_called(
     elif way != "relative":
         shutil.copytree(parts, tmp_path / "parts")
     if way == "moved":  # the parent's name stays: the fit's folder is gone
-        checkpoint = renamed(checkpoint, parts, parts.with_name("gone") / "parts", tmp_path / "moved.ckpt")
+        checkpoint = renamed(
+            checkpoint, parts, parts.with_name("gone") / "parts", tmp_path / "moved.ckpt"
+        )
     root = Path(os.path.relpath(parts)) if way == "relative" else Path("parts")
     folders = ["--good", str(root / "good"), str(root / "good_test"), "--bad", str(root / "bad")]
-    assert main([str(checkpoint), *folders, "--out", "report.html", "--json", "figures.json", "--pictures", "0"]) == 0
+    assert (
+        main(
+            [
+                str(checkpoint),
+                *folders,
+                "--out",
+                "report.html",
+                "--json",
+                "figures.json",
+                "--pictures",
+                "0",
+            ]
+        )
+        == 0
+    )
     found = json.loads(Path("figures.json").read_text(encoding="utf-8"))
     expected = loaded(run / "model.ckpt").post_processor.state
     chose = {Path(path).parent.name + "/" + Path(path).name for path in expected.chosen_by}
@@ -229,10 +287,14 @@ def test_images_that_the_checkpoint_knows_are_told_whatever_they_are_called(
         f"good/{number:02}.png" for number in range(12)
     }
     assert {_name(row["image"]) for row in found["images"] if row["chose_threshold"]} == chose
-    assert found["new"]["false_alarms"]["images"] == 18 - len(chose | {f"good/{number:02}.png" for number in range(12)})
+    assert found["new"]["false_alarms"]["images"] == 18 - len(
+        chose | {f"good/{number:02}.png" for number in range(12)}
+    )
     assert found["all"]["false_alarms"]["images"] == 18
     words = words_of(Path("report.html"))
-    assert "12 of the 24 images tested were trained on, and are left out of the rates above" in words
+    assert (
+        "12 of the 24 images tested were trained on, and are left out of the rates above" in words
+    )
     assert f"{len(chose)} of the 24 images tested also chose the threshold" in words
     assert ("are told by their names" in words) == (way == "moved")
 
@@ -240,7 +302,9 @@ def test_images_that_the_checkpoint_knows_are_told_whatever_they_are_called(
 def renamed(checkpoint: Path, old: Path, new: Path, target: Path) -> Path:
     """A checkpoint that knows its images by other paths."""
     stored = torch.load(checkpoint, weights_only=False)
-    paths = bytes(stored["state_dict"]["model.image_paths"].tolist()).replace(str(old).encode(), str(new).encode())
+    paths = bytes(stored["state_dict"]["model.image_paths"].tolist()).replace(
+        str(old).encode(), str(new).encode()
+    )
     stored["state_dict"]["model.image_paths"] = torch.tensor(list(paths), dtype=torch.uint8)
     scores = stored["anomalib_post_processor_config"]["threshold"]["scores"]
     scores["paths"] = [path.replace(str(old), str(new)) for path in scores["paths"]]
@@ -275,7 +339,10 @@ def test_unreadable_images_are_a_line_of_the_page(
     shutil.copytree(parts / "bad", images)
     (images / "broken.png").write_bytes(b"no picture")
     page = tmp_path / "report.html"
-    assert main([str(run / "model.ckpt"), "--bad", str(images), "--out", str(page), "--pictures", "0"]) == 1
+    assert (
+        main([str(run / "model.ckpt"), "--bad", str(images), "--out", str(page), "--pictures", "0"])
+        == 1
+    )
     words = words_of(page)
     assert "1 of 7 images could not be read" in words
     assert f"{images / 'broken.png'} UnidentifiedImageError" in words
@@ -295,7 +362,11 @@ def test_unreadable_images_are_a_line_of_the_page(
 def test_the_checkpoint_may_stand_anywhere(
     run: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint, image, page = str(run / "model.ckpt"), str(parts / "bad" / "00.png"), str(tmp_path / "page.html")
+    checkpoint, image, page = (
+        str(run / "model.ckpt"),
+        str(parts / "bad" / "00.png"),
+        str(tmp_path / "page.html"),
+    )
     more = ["--out", page, "--pictures", "0"]
     for given in (
         [checkpoint, "--bad", image, *more],
@@ -334,12 +405,16 @@ def test_what_cannot_be_written_is_refused_before_the_inspection(
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("", encoding="utf-8")
     write_image(tmp_path / "parts" / "0.png", 0, (8, 8))
-    monkeypatch.setattr("anomalib_sgfr.cli.report.load", lambda *_, **__: pytest.fail("it was inspected"))
+    monkeypatch.setattr(
+        "anomalib_sgfr.cli.report.load", lambda *_, **__: pytest.fail("it was inspected")
+    )
     given = [*([] if said is None else [str(run / "model.ckpt")]), "--data", "parts", *arguments]
     with pytest.raises(SystemExit) as stopped:
         main(given)
     assert stopped.value.code == 2
-    assert (said or "the checkpoint is missing: put it first, or pass --ckpt_path") in capsys.readouterr().err
+    assert (
+        said or "the checkpoint is missing: put it first, or pass --ckpt_path"
+    ) in capsys.readouterr().err
 
 
 def test_the_progress_bar_knows_how_many_images_there_are(parts: Path) -> None:
@@ -355,10 +430,23 @@ def test_training_images_that_are_gone_are_told(run: Path, parts: Path, tmp_path
     del stored["sgfr_fit"]  # as of an earlier version
     torch.save(stored, tmp_path / "gone.ckpt")
     page = tmp_path / "report.html"
-    assert main([str(tmp_path / "gone.ckpt"), "--bad", str(parts / "bad" / "00.png"), "--out", str(page)]) == 0
+    assert (
+        main(
+            [
+                str(tmp_path / "gone.ckpt"),
+                "--bad",
+                str(parts / "bad" / "00.png"),
+                "--out",
+                str(page),
+            ]
+        )
+        == 0
+    )
     data = data_of(page)
     assert data["kinds"] == ["bad"]
-    assert all(crop[0] == "" and crop[2] for row in data["mimics"]["0"]["rows"] for crop in row["crops"])
+    assert all(
+        crop[0] == "" and crop[2] for row in data["mimics"]["0"]["rows"] for crop in row["crops"]
+    )
     text = page.read_text(encoding="utf-8")
     assert text.count("not recorded") >= 3
     assert "No good image was tested" in text
@@ -373,7 +461,12 @@ def test_training_images_that_are_gone_are_told(run: Path, parts: Path, tmp_path
     ],
 )
 def test_mistakes_are_named(
-    arguments: list[str], message: str, run: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    run: Path,
+    parts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = arguments if "--data" in arguments else ["--data", str(parts / "bad"), *arguments]
@@ -389,7 +482,9 @@ def test_a_page_that_cannot_be_written_loses_nothing(
     report = Report(tmp_path / "file" / "report.html")
     engine = engine_in(tmp_path, callbacks=[report])
     with caplog.at_level(logging.WARNING):
-        found = engine.predict(small(), dataset=PredictDataset(parts / "bad"), ckpt_path=str(run / "model.ckpt"))
+        found = engine.predict(
+            small(), dataset=PredictDataset(parts / "bad"), ckpt_path=str(run / "model.ckpt")
+        )
     assert found is not None
     assert len(found) == 6
     assert list(tmp_path.rglob("scores.csv"))

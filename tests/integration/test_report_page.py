@@ -16,9 +16,12 @@ from tests.made_report import HOSTILE, digest, drawn_scores, mimic
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver, which are not here"
+    not (BROWSER and DRIVER),
+    reason="needs Debian's packages chromium and chromium-driver, which are not here",
 )
-selenium = pytest.importorskip("selenium.webdriver", reason="needs selenium, which the extra dev brings")
+selenium = pytest.importorskip(
+    "selenium.webdriver", reason="needs selenium, which the extra dev brings"
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +29,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = selenium.ChromeOptions()
     options.binary_location = BROWSER
     for switch in (
-        "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-        "disable-component-update disable-sync disable-dev-shm-usage hide-scrollbars "
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}"
+        "headless=new no-sandbox disable-gpu disable-quic no-first-run"
+        " disable-background-networking disable-component-update disable-sync"
+        f" disable-dev-shm-usage hide-scrollbars user-data-dir={tmp_path_factory.mktemp('profile')}"
     ).split():
         options.add_argument(f"--{switch}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -60,7 +63,9 @@ def text(browser: Any, selector: str) -> str:
 
 
 def cards(browser: Any) -> list[int]:
-    found: list[str] = browser.execute_script("return [...document.querySelectorAll('.card')].map(c => c.dataset.unit)")
+    found: list[str] = browser.execute_script(
+        "return [...document.querySelectorAll('.card')].map(c => c.dataset.unit)"
+    )
     return [int(number) for number in found]
 
 
@@ -70,16 +75,28 @@ def expected(scores: np.ndarray, truths: np.ndarray, threshold: float) -> tuple[
 
 
 def agree(browser: Any, scores: np.ndarray, truths: np.ndarray, every: Any = None) -> float:
-    """Compare the counts on the page with numpy's at the threshold that the page shows; cards may be of more images."""
+    """Compare the counts on the page with numpy's at the threshold that the page shows; cards may
+    be of more images.
+    """
     threshold = float(browser.find_element("id", "value").get_attribute("value"))
     alarms, missed = expected(scores, truths, threshold)
     assert text(browser, "#count-alarms i").startswith(alarms)
     assert text(browser, "#count-missed i").startswith(missed)
-    command = f"anomalib-sgfr threshold '/models/my model.ckpt' --score {threshold:.9g} --read_from /parts/test/"
+    command = (
+        f"anomalib-sgfr threshold '/models/my model.ckpt' --score {threshold:.9g} --read_from"
+        " /parts/test/"
+    )
     assert text(browser, "#command").startswith(command)
     rate = (scores > threshold)[truths == 0].mean()
-    assert f"{100 * rate:.1f}%" in text(browser, "[data-table=kind] [data-row='0'] [data-cell=alarms]")
-    words = {(0, False): "passed", (0, True): "false alarm", (1, True): "found", (1, False): "missed"}
+    assert f"{100 * rate:.1f}%" in text(
+        browser, "[data-table=kind] [data-row='0'] [data-cell=alarms]"
+    )
+    words = {
+        (0, False): "passed",
+        (0, True): "false alarm",
+        (1, True): "found",
+        (1, False): "missed",
+    }
     marks = browser.execute_script(
         "return [...document.querySelectorAll('.card')]"
         ".map(card => [card.dataset.unit, card.querySelector('.mark').textContent])"
@@ -90,7 +107,9 @@ def agree(browser: Any, scores: np.ndarray, truths: np.ndarray, every: Any = Non
     return threshold
 
 
-def test_dragging_the_threshold_changes_counts_to_what_numpy_says(browser: Any, tmp_path: Path) -> None:
+def test_dragging_the_threshold_changes_counts_to_what_numpy_says(
+    browser: Any, tmp_path: Path
+) -> None:
     drawn = drawn_scores(120)
     scores, truths = np.array(drawn[0], np.float32).astype(float), np.array(drawn[1])
     opened(browser, rendered(digest(*drawn)), tmp_path)
@@ -122,13 +141,15 @@ def test_images_that_are_not_new_count_in_a_line_of_their_own(browser: Any, tmp_
     handle.send_keys(selenium.Keys.PAGE_DOWN)
     assert agree(browser, scores[30:], truths[30:], every=(scores, truths)) != 0.5
     for which, some in (("count", slice(30, None)), ("all", slice(None))):
-        alarms, missed = expected(scores[some], truths[some], float(handle.get_attribute("aria-valuenow")))
+        alarms, missed = expected(
+            scores[some], truths[some], float(handle.get_attribute("aria-valuenow"))
+        )
         assert text(browser, f"#{which}-alarms i").startswith(alarms)
         assert text(browser, f"#{which}-missed i").startswith(missed)
     choose(browser, "mark", "")  # arranges the cards anew, and not later
     marked = browser.execute_script(
-        "return [...document.querySelectorAll('.card')].filter(c => c.textContent.includes('chose the threshold'))"
-        ".map(card => Number(card.dataset.unit))"
+        "return [...document.querySelectorAll('.card')].filter(c => c.textContent.includes('chose"
+        " the threshold')).map(card => Number(card.dataset.unit))"
     )
     assert set(marked) == set(range(30)) & set(cards(browser))
     assert marked
@@ -144,22 +165,29 @@ def test_a_touch_drags_it_too(browser: Any, tmp_path: Path) -> None:
     drawn = drawn_scores(60)
     opened(browser, rendered(digest(*drawn)), tmp_path, 390, 844)
     box = browser.execute_script(
-        "const p = document.getElementById('plot'); p.scrollIntoView({block: 'center', behavior: 'instant'});"
-        "const b = p.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]"
+        "const p = document.getElementById('plot'); p.scrollIntoView({block: 'center', behavior:"
+        " 'instant'});const b = p.getBoundingClientRect(); return [b.left, b.top, b.width,"
+        " b.height]"
     )
     x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
     for kind, places in (("touchStart", [x]), ("touchMove", [x + 60]), ("touchEnd", [])):
         points = [{"x": place, "y": y} for place in places]
         browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     agree(browser, np.array(drawn[0], np.float32).astype(float), np.array(drawn[1]))
-    axis = [float(browser.find_element("id", "handle").get_attribute(f"aria-value{end}")) for end in ("min", "max")]
+    axis = [
+        float(browser.find_element("id", "handle").get_attribute(f"aria-value{end}"))
+        for end in ("min", "max")
+    ]
     value = float(browser.find_element("id", "value").get_attribute("value"))
-    assert value == pytest.approx(axis[0] + (axis[1] - axis[0]) * (box[2] / 2 + 60) / box[2], abs=0.01)
+    assert value == pytest.approx(
+        axis[0] + (axis[1] - axis[0]) * (box[2] / 2 + 60) / box[2], abs=0.01
+    )
 
 
 def choose(browser: Any, name: str, value: str) -> None:
     browser.execute_script(
-        "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))",
+        "const s = document.getElementById(arguments[0]); s.value = arguments[1];"
+        " s.dispatchEvent(new Event('change'))",
         name,
         value,
     )
@@ -197,7 +225,12 @@ def test_the_large_view_opens_by_a_key_and_arrows_go_on(browser: Any, tmp_path: 
     for key in (selenium.Keys.ARROW_RIGHT, selenium.Keys.ARROW_RIGHT, selenium.Keys.ARROW_LEFT):
         browser.switch_to.active_element.send_keys(key)
         seen.append(text(browser, "#large-h"))
-    assert [int(name.rpartition("/")[2][:4]) for name in seen] == [order[0], order[1], order[2], order[1]]
+    assert [int(name.rpartition("/")[2][:4]) for name in seen] == [
+        order[0],
+        order[1],
+        order[2],
+        order[1],
+    ]
     assert "this is none of them" in large.text
     browser.save_screenshot(str(tmp_path / "large.png"))
     browser.switch_to.active_element.send_keys(selenium.Keys.ESCAPE)
@@ -207,10 +240,13 @@ def test_the_large_view_opens_by_a_key_and_arrows_go_on(browser: Any, tmp_path: 
 
 def test_maps_are_coloured_on_one_scale(browser: Any, tmp_path: Path) -> None:
     opened(browser, rendered(digest([0.9, 0.2], [1, 0])), tmp_path)
-    colours = "const c = arguments[0]; return [...c.getContext('2d').getImageData(40, 20, 1, 1).data]"
+    colours = (
+        "const c = arguments[0]; return [...c.getContext('2d').getImageData(40, 20, 1, 1).data]"
+    )
     for _ in range(50):
         found = [
-            browser.execute_script(colours, each) for each in browser.find_elements("css selector", ".card canvas")
+            browser.execute_script(colours, each)
+            for each in browser.find_elements("css selector", ".card canvas")
         ]
         if all(colour[3] for colour in found):
             break
@@ -219,17 +255,25 @@ def test_maps_are_coloured_on_one_scale(browser: Any, tmp_path: Path) -> None:
 
     of_unit = dict(zip(cards(browser), found, strict=True))
     for number, value in ((0, 0.9), (1, 0.2)):
-        assert of_unit[number][:3] == pytest.approx([255 * part for part in mpl.colormaps["inferno"](value)[:3]], abs=5)
+        assert of_unit[number][:3] == pytest.approx(
+            [255 * part for part in mpl.colormaps["inferno"](value)[:3]], abs=5
+        )
 
 
 def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
     number = len(HOSTILE)
-    given = digest([0.6] * number, [1] * number, names=HOSTILE, kinds=HOSTILE, group="(.*)", notes=HOSTILE)
+    given = digest(
+        [0.6] * number, [1] * number, names=HOSTILE, kinds=HOSTILE, group="(.*)", notes=HOSTILE
+    )
     opened(browser, rendered(given), tmp_path)
     assert len(cards(browser)) == number
     browser.find_element("class name", "card").click()
-    assert browser.execute_script("return document.querySelectorAll('img[src=x], script').length") == 2
-    assert any("alert(1)</script>.png" in card.text for card in browser.find_elements("class name", "card"))
+    assert (
+        browser.execute_script("return document.querySelectorAll('img[src=x], script').length") == 2
+    )
+    assert any(
+        "alert(1)</script>.png" in card.text for card in browser.find_elements("class name", "card")
+    )
     assert browser.get_log("browser") == []
 
 
@@ -267,16 +311,23 @@ def test_five_thousand_images_open_within_three_seconds(browser: Any, tmp_path: 
     assert len(cards(browser)) > before
 
 
-def test_a_phone_need_not_scroll_sideways_and_headings_are_in_order(browser: Any, tmp_path: Path) -> None:
+def test_a_phone_need_not_scroll_sideways_and_headings_are_in_order(
+    browser: Any, tmp_path: Path
+) -> None:
     drawn = drawn_scores(30)
     names = ["a-name-without-any-place-to-break-it-" * 4 + f"{number}.png" for number in range(30)]
     opened(browser, rendered(digest(*drawn, names=names)), tmp_path, 390, 844)
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     browser.find_element("class name", "card").click()
     assert (
-        browser.execute_script("const d = document.getElementById('large'); return d.scrollWidth - d.clientWidth") == 0
+        browser.execute_script(
+            "const d = document.getElementById('large'); return d.scrollWidth - d.clientWidth"
+        )
+        == 0
     )
-    levels = browser.execute_script("return [...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
+    levels = browser.execute_script(
+        "return [...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])"
+    )
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
     assert browser.execute_script("return [...document.images].every(image => image.alt)")
@@ -286,13 +337,14 @@ def test_a_phone_need_not_scroll_sideways_and_headings_are_in_order(browser: Any
 def test_words_stand_out_from_the_paper(scheme: str, browser: Any, tmp_path: Path) -> None:
     """Contrast of 4.5 at least, WCAG 2 AA, in the colours that the page has words in."""
     browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
     )
     opened(browser, rendered(digest([0.4, 0.6], [0, 1])), tmp_path)
     colours = {
         name: browser.execute_script(
-            "const e = document.createElement('i'); e.style.color = `var(--${arguments[0]})`; document.body.append(e);"
-            "return getComputedStyle(e).color",
+            "const e = document.createElement('i'); e.style.color = `var(--${arguments[0]})`;"
+            " document.body.append(e);return getComputedStyle(e).color",
             name,
         )
         for name in ("ink", "soft", "accent", "paper", "faint")
@@ -319,7 +371,9 @@ def test_it_prints(browser: Any, tmp_path: Path) -> None:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
     assert len(printed) > 50_000
-    assert "96 of 120 pictures are printed" in browser.find_element("id", "printed").get_attribute("textContent")
+    assert "96 of 120 pictures are printed" in browser.find_element("id", "printed").get_attribute(
+        "textContent"
+    )
 
 
 def test_the_first_screen_needs_no_script(browser: Any, tmp_path: Path) -> None:

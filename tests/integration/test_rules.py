@@ -11,9 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BROKEN = [
     ("anomalib_sgfr/core/neighbours.py", "import timm", "The method needs PyTorch and NumPy alone"),
-    ("anomalib_sgfr/core/neighbours.py", "from anomalib_sgfr.memory_bank import Bank", "Arrows run one way"),
+    (
+        "anomalib_sgfr/core/neighbours.py",
+        "from anomalib_sgfr.memory_bank import Bank",
+        "Arrows run one way",
+    ),
     ("anomalib_sgfr/images/reading.py", "import torch", "Pictures are read without PyTorch"),
-    ("anomalib_sgfr/training/distributed.py", "from anomalib_sgfr.lightning_model import Sgfr", "Arrows run one way"),
+    (
+        "anomalib_sgfr/training/distributed.py",
+        "from anomalib_sgfr.lightning_model import Sgfr",
+        "Arrows run one way",
+    ),
     (
         "anomalib_sgfr/report/crops.py",
         "def f():\n    from anomalib_sgfr.fitting import learning",
@@ -30,7 +38,11 @@ BROKEN = [
         "from anomalib_sgfr.training.callback import SubspaceSampling",
         "Arrows run one way",
     ),
-    ("anomalib_sgfr/data/mtd.py", "from anomalib_sgfr.lightning_model import Sgfr", "Data sets stand alone"),
+    (
+        "anomalib_sgfr/data/mtd.py",
+        "from anomalib_sgfr.lightning_model import Sgfr",
+        "Data sets stand alone",
+    ),
     (
         "anomalib_sgfr/memory_bank.py",
         "from benchmarks.common import scores",
@@ -43,15 +55,22 @@ BROKEN = [
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("house")
     for name in ("anomalib_sgfr", "benchmarks"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("results", "__pycache__"))
+        shutil.copytree(
+            ROOT / name, copy / name, ignore=shutil.ignore_patterns("results", "__pycache__")
+        )
     shutil.copy(ROOT / "pyproject.toml", copy)
     return copy
 
 
 def lint(house: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache"]
-    environment = {**os.environ, "PYTHONPATH": str(house)}  # this copy, and not the one that is installed
-    return subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(house),
+    }  # this copy, and not the one that is installed
+    return subprocess.run(
+        command, cwd=house, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_house_keeps_its_rules(house: Path) -> None:
@@ -70,4 +89,6 @@ def test_a_broken_rule_is_named(file: str, line: str, contract: str, house: Path
     finally:
         module.write_text(whole, encoding="utf-8")
     assert found.returncode == 1
-    assert any(contract in row and "BROKEN" in row for row in found.stdout.splitlines()), found.stdout
+    assert any(contract in row and "BROKEN" in row for row in found.stdout.splitlines()), (
+        found.stdout
+    )

@@ -1,4 +1,6 @@
-"""``anomalib-sgfr threshold``: what a threshold is calibrated on, and another checkpoint when asked to change it."""
+"""``anomalib-sgfr threshold``: what a threshold is calibrated on, and another checkpoint when asked
+to change it.
+"""
 
 import json
 from pathlib import Path
@@ -19,10 +21,16 @@ from tests.conftest import fit, nominal_threshold, small, write_image
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``good`` (12, pictures of six parts in two lines), ``more`` (6) and a checkpoint of a fit to the former."""
+    """``good`` (12, pictures of six parts in two lines), ``more`` (6) and a checkpoint of a fit to
+    the former.
+    """
     folder = tmp_path_factory.mktemp("threshold")
     for index in range(12):
-        write_image(folder / "good" / f"line{index % 4 // 2}_part{index // 2}_{index % 2}.png", index, (64, 64))
+        write_image(
+            folder / "good" / f"line{index % 4 // 2}_part{index // 2}_{index % 2}.png",
+            index,
+            (64, 64),
+        )
     for index in range(6):
         write_image(folder / "more" / f"line0_part{index + 10}.png", 50 + index, (64, 64))
     model = small(pre_processor=SgfrPreProcessor(Resize((64, 64), antialias=True)))
@@ -44,7 +52,10 @@ def test_it_shows_and_changes_nothing(root: Path, capsys: pytest.CaptureFixture[
     assert shown.startswith(
         f"Threshold {float(processor.image_threshold):.6g} of the raw score, calibrated on 12 good "
     )
-    assert "(12 independent) at a false-alarm rate of 1%; the true rate may be up to 22% at 95% confidence" in shown
+    assert (
+        "(12 independent) at a false-alarm rate of 1%; the true rate may be up to 22% at 95%"
+        " confidence" in shown
+    )
     for line, number in (("0", 6), ("1", 6)):
         assert f"{line}: 0 of {number} good images are alarms (0%)" in shown
     assert (root / "model.ckpt").read_bytes() == before
@@ -58,20 +69,29 @@ def test_another_rate(root: Path, tmp_path: Path) -> None:
     expected = nominal_threshold(before.post_processor.calibration_scores.scores, 0.3)
     assert float(after.post_processor.image_threshold) == pytest.approx(expected)
     peaks = before.post_processor.calibration_scores.peaks
-    assert peaks != before.post_processor.calibration_scores.scores  # the map hears other scales than the score
-    assert float(after.post_processor.pixel_threshold) == pytest.approx(nominal_threshold(peaks, 0.3))
+    assert (
+        peaks != before.post_processor.calibration_scores.scores
+    )  # the map hears other scales than the score
+    assert float(after.post_processor.pixel_threshold) == pytest.approx(
+        nominal_threshold(peaks, 0.3)
+    )
     assert after.post_processor.false_alarm_rate == 0.3
     for name, value in before.model.state_dict().items():
         assert torch.equal(value, after.model.state_dict()[name])
 
 
-def test_a_value_and_a_score(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_value_and_a_score(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
     assert main([str(root / "model.ckpt"), "--value", "30", "--out", str(first)]) == 0
     assert main([str(first), "--score", "0.1", "--out", str(second)]) == 0
     assert "Threshold 30 before, 10 now." in capsys.readouterr().out
     processor = loaded(second).post_processor
-    assert (processor.value, float(processor.image_threshold)) == (pytest.approx(10.0), pytest.approx(10.0))
+    assert (processor.value, float(processor.image_threshold)) == (
+        pytest.approx(10.0),
+        pytest.approx(10.0),
+    )
     # set by hand, it stays what it is, until a rate is asked for
     assert main([str(second), "--false_alarm_rate", "0.01", "--out", str(second)]) == 0
     assert float(loaded(second).post_processor.image_threshold) == pytest.approx(
@@ -82,10 +102,14 @@ def test_a_value_and_a_score(root: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
     model = loaded(root / "model.ckpt")
     out = tmp_path / "new.ckpt"
-    assert main([str(root / "model.ckpt"), "--held_out", str(root / "more"), "--out", str(out)]) == 0
+    assert (
+        main([str(root / "model.ckpt"), "--held_out", str(root / "more"), "--out", str(out)]) == 0
+    )
     paths = sorted(str(path) for path in (root / "more").iterdir())
     scores = nominal_scores(model.model, model.pre_processor, paths).scores
-    assert float(loaded(out).post_processor.image_threshold) == pytest.approx(nominal_threshold(scores, 0.01))
+    assert float(loaded(out).post_processor.image_threshold) == pytest.approx(
+        nominal_threshold(scores, 0.01)
+    )
     assert main([str(root / "model.ckpt"), "--group", r"part(\d+)", "--out", str(out)]) == 0
     calibration_scores = loaded(out).post_processor.calibration_scores
     grouped = nominal_scores(
@@ -100,13 +124,22 @@ def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
     [
         (["--value", "-1"], "--value must be a finite number above 0, got -1.0"),
         (["--score", "1"], "--score must lie between 0 and 1, got 1.0"),
-        (["--false_alarm_rate", "3"], "false_alarm_rate must lie between 0 and 1, and not below 1e-06, got 3"),
+        (
+            ["--false_alarm_rate", "3"],
+            "false_alarm_rate must lie between 0 and 1, and not below 1e-06, got 3",
+        ),
         (["--value", "3", "--score", "0.4"], "--value and --score are ways to say one thing"),
-        (["--value", "0"], "--value must be a finite number above 0, got 0.0: at 0 every image is an alarm"),
+        (
+            ["--value", "0"],
+            "--value must be a finite number above 0, got 0.0: at 0 every image is an alarm",
+        ),
         (["--group", "("], r"--group '\(' is not a regular expression"),
         (["--group", "unit"], "--group 'unit' matches no image's path: one is"),
         (["--by", "unit"], "--by 'unit' matches no image's path: one is"),
-        (["--false_alarm_rate", "0.1", "--read_from", "."], "--read_from goes with --value or --score"),
+        (
+            ["--false_alarm_rate", "0.1", "--read_from", "."],
+            "--read_from goes with --value or --score",
+        ),
         (["--held_out", "."], "no image in this folder"),
     ],
 )
@@ -122,10 +155,14 @@ def test_mistakes_are_named_and_nothing_is_written(
 def test_training_images_that_are_gone_are_named(root: Path, tmp_path: Path) -> None:
     stored = torch.load(root / "model.ckpt", weights_only=False)
     calibration_scores = stored["anomalib_post_processor_config"]["threshold"]["scores"]
-    calibration_scores["paths"] = [path.replace("/good/", "/gone/") for path in calibration_scores["paths"]]
+    calibration_scores["paths"] = [
+        path.replace("/good/", "/gone/") for path in calibration_scores["paths"]
+    ]
     torch.save(stored, tmp_path / "gone.ckpt")
     assert main([str(tmp_path / "gone.ckpt"), "--false_alarm_rate", "0.2"]) == 0
-    with pytest.raises(ValueError, match=r"scored anew, .* and 12 of 12 are gone: .*/gone/.*Pass --held_out"):
+    with pytest.raises(
+        ValueError, match=r"scored anew, .* and 12 of 12 are gone: .*/gone/.*Pass --held_out"
+    ):
         main([str(tmp_path / "gone.ckpt"), "--group", r"(part\d+)"])
 
 
@@ -153,11 +190,16 @@ def validated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_not_known_to_be_good_does_not_calibrate(
     command: str, validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Known defects, masks and training images are no good images of their own; ``--force`` is kept in the file."""
+    """Known defects, masks and training images are no good images of their own; ``--force`` is kept
+    in the file.
+    """
     run = {"threshold": main, "adapt": adapt}[command]
     out, checkpoint = tmp_path / "new.ckpt", str(validated / "model.ckpt")
     for folder, reason in (
-        (validated / "bad", "2 of the images cannot .*the checkpoint knows it as defective.*--force takes them"),
+        (
+            validated / "bad",
+            "2 of the images cannot .*the checkpoint knows it as defective.*--force takes them",
+        ),
         (validated / "masks", "2 of the images cannot .*it is black and white, as a mask is"),
         (root / "good", "12 of the images cannot .*it was trained on"),
     ):
@@ -179,7 +221,13 @@ def test_a_value_by_hand_remembers_the_images_that_it_was_read_from(
     validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new.ckpt"
-    arguments = ["--score", "0.4", "--read_from", str(root / "more"), str(validated / "bad" / "0.png")]
+    arguments = [
+        "--score",
+        "0.4",
+        "--read_from",
+        str(root / "more"),
+        str(validated / "bad" / "0.png"),
+    ]
     assert main([str(validated / "model.ckpt"), *arguments, "--out", str(out), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     processor = loaded(out).post_processor
@@ -202,4 +250,7 @@ def test_a_value_by_hand_remembers_the_images_that_it_was_read_from(
 
 def test_few_images_are_warned_of(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(root / "model.ckpt")]) == 0
-    assert capsys.readouterr().err == "warning: 12 images: the true rate may be up to 22%; 1% needs 299\n"
+    assert (
+        capsys.readouterr().err
+        == "warning: 12 images: the true rate may be up to 22%; 1% needs 299\n"
+    )

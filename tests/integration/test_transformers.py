@@ -1,4 +1,6 @@
-"""Plain transformers, with random weights: the presets are built, and one goes all the way to an exported file."""
+"""Plain transformers, with random weights: the presets are built, and one goes all the way to an
+exported file.
+"""
 
 from pathlib import Path
 
@@ -19,7 +21,9 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 @pytest.mark.parametrize(("name", "side"), [("dinov2s", 392), ("dinov3s", 448)])
 def test_a_preset_has_a_bank_for_each_layer(name: str, side: int) -> None:
-    given = yaml.safe_load((CONFIGS / f"mvtecad_{name}.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    given = yaml.safe_load((CONFIGS / f"mvtecad_{name}.yaml").read_text(encoding="utf-8"))["model"][
+        "init_args"
+    ]
     model = Sgfr(**given, pre_trained=False)
     assert model.model.embedder.layers == given["layers"]
     assert len(model.model.banks) == 4
@@ -38,11 +42,15 @@ def test_a_patch_is_its_token_and_no_other() -> None:
     network = model.embedder.extractor.feature_extractor.eval()
     assert network.num_prefix_tokens == 5  # a class and four registers
     with torch.no_grad():
-        tokens = network.forward_intermediates(images, indices=[1, 3], norm=True, intermediates_only=True)
+        tokens = network.forward_intermediates(
+            images, indices=[1, 3], norm=True, intermediates_only=True
+        )
         for found, expected in zip(model.embed(images), tokens, strict=True):
             assert found.shape == expected.shape
             # the mean of nine
-            torch.testing.assert_close(found[:, :, 2, 1], expected[:, :, 1:4, 0:3].mean((2, 3)), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                found[:, :, 2, 1], expected[:, :, 1:4, 0:3].mean((2, 3)), rtol=1e-4, atol=1e-4
+            )
 
 
 @pytest.mark.usefixtures("traced_once")

@@ -1,7 +1,8 @@
 """Zero, one and two images on three processes, and on one: ``python three_processes.py PARTS OUT``.
 
-One process imports and fits, then forks three that are one group, and one that is alone. Each leaves in ``OUT`` what
-every task ended with. A task that takes too long ends its process with a traceback of where it is.
+One process imports and fits, then forks three that are one group, and one that is alone. Each
+leaves in ``OUT`` what every task ended with. A task that takes too long ends its process with a
+traceback of where it is.
 """
 
 import copy
@@ -21,7 +22,15 @@ from typing import Any
 
 import torch
 from anomalib.data.datasets.base.image import AnomalibDataset
-from anomalib.metrics import AUPRO, AUROC, AnomalibMetric, Evaluator, F1AdaptiveThreshold, F1Max, F1Score
+from anomalib.metrics import (
+    AUPRO,
+    AUROC,
+    AnomalibMetric,
+    Evaluator,
+    F1AdaptiveThreshold,
+    F1Max,
+    F1Score,
+)
 from anomalib.post_processing import PostProcessor
 from torch.utils.data import DataLoader
 
@@ -40,7 +49,9 @@ def loader(dataset: AnomalibDataset, images: int, *, shuffle: bool = False) -> D
 
 
 def metrics() -> list[AnomalibMetric]:
-    """States that are lists of scores, labels and maps; sums; extremes; metrics inside metrics; strict or not."""
+    """States that are lists of scores, labels and maps; sums; extremes; metrics inside metrics;
+    strict or not.
+    """
     image, pixel = ["pred_score", "gt_label"], ["anomaly_map", "gt_mask"]
     return [
         AUROC(image, prefix="image_"),
@@ -63,7 +74,9 @@ class Tasks:
         self.data = folder_datamodule(parts)
         self.data.setup()
         test: AnomalibDataset = self.data.test_data
-        mixed = torch.tensor(test.samples.label_index.to_numpy()).argsort(stable=True)  # one of each kind first
+        mixed = torch.tensor(test.samples.label_index.to_numpy()).argsort(
+            stable=True
+        )  # one of each kind first
         self.mixed = test.subsample([int(mixed[-1]), int(mixed[0])])
 
     def _model(self, **arguments: Any) -> Sgfr:
@@ -113,20 +126,36 @@ class Tasks:
 
     def validate(self, images: int) -> dict[str, Any]:
         """Choose a threshold."""
-        model = self._model(evaluator=Evaluator(val_metrics=[F1Max(["anomaly_map", "gt_mask"], strict=False)]))
+        model = self._model(
+            evaluator=Evaluator(val_metrics=[F1Max(["anomaly_map", "gt_mask"], strict=False)])
+        )
         engine = engine_in(self.out / f"validate{images}", **self.arguments)
         engine.validate(model, dataloaders=loader(self.mixed, images))
         bounds = [
-            float(bound) for bound in (model.post_processor.image_threshold, model.post_processor.pixel_threshold)
+            float(bound)
+            for bound in (
+                model.post_processor.image_threshold,
+                model.post_processor.pixel_threshold,
+            )
         ]
-        return {"thresholds": bounds, "scored": sorted(model.post_processor.calibration_scores.scores)}
+        return {
+            "thresholds": bounds,
+            "scored": sorted(model.post_processor.calibration_scores.scores),
+        }
 
     def validate_with_anomalibs(self, images: int) -> dict[str, Any]:
         """Choose anomalib's own threshold."""
         model = self._model(post_processor=PostProcessor())
         engine = engine_in(self.out / f"anomalibs{images}", **self.arguments)
         engine.validate(model, dataloaders=loader(self.mixed, images))
-        names = ("image_threshold", "pixel_threshold", "image_min", "image_max", "pixel_min", "pixel_max")
+        names = (
+            "image_threshold",
+            "pixel_threshold",
+            "image_min",
+            "image_max",
+            "pixel_min",
+            "pixel_max",
+        )
         bounds = [float(getattr(model.post_processor, name)) for name in names]
         return {"bounds": [None if math.isnan(bound) else bound for bound in bounds]}
 
@@ -141,7 +170,11 @@ class Tasks:
         """Predict, and write a table."""
         engine = engine_in(self.out / f"predict{images}", **self.arguments)
         engine.predict(self._model(), dataloaders=loader(self.mixed, images))
-        tables = sorted((self.out / f"predict{images}").rglob("scores.csv")) if engine.trainer.is_global_zero else []
+        tables = (
+            sorted((self.out / f"predict{images}").rglob("scores.csv"))
+            if engine.trainer.is_global_zero
+            else []
+        )
         rows = [row for table in tables for row in csv.reader(table.read_text().splitlines())]
         return {"table": rows if engine.trainer.is_global_zero else None}
 
@@ -174,7 +207,15 @@ class Tasks:
         faulthandler.cancel_dump_traceback_later()
 
 
-_NAMES = ["validate", "validate_with_anomalibs", "test", "predict", "fit", "fit_and_validate", "update"]
+_NAMES = [
+    "validate",
+    "validate_with_anomalibs",
+    "test",
+    "predict",
+    "fit",
+    "fit_and_validate",
+    "update",
+]
 TASKS = [*((name, images) for name in _NAMES for images in range(3)), ("fit_with_damaged", 2)]
 
 
@@ -199,7 +240,11 @@ def main(parts: Path, out: Path) -> int:
         try:
             alone = rank == WORLD
             if not alone:
-                os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                os.environ |= {
+                    "LOCAL_RANK": str(rank),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
             name = "alone" if alone else f"rank{rank}"
             place = out / ("alone" if alone else "group")
             Tasks(fitted, parts, place, 1 if alone else WORLD).run(out / f"{name}.json")

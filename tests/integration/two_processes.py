@@ -1,4 +1,6 @@
-"""Fit and test on small images in one or two processes: ``python two_processes.py PARTS OUT DEVICES``."""
+"""Fit and test on small images in one or two processes: ``python two_processes.py PARTS OUT
+DEVICES``.
+"""
 
 import sys
 from pathlib import Path
@@ -21,12 +23,19 @@ def main(parts: Path, out: Path, devices: int) -> None:
         bank_size=120,
         seed=0,
         visualizer=False,
-        evaluator=Evaluator(test_metrics=[AUROC(fields=["pred_score", "gt_label"], prefix="image_"), defects]),
+        evaluator=Evaluator(
+            test_metrics=[AUROC(fields=["pred_score", "gt_label"], prefix="image_"), defects]
+        ),
         image_size=64,
         tile_size=32,
         roi=str(parts / "roi.png"),
     )
-    engine = Engine(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", default_root_dir=out)
+    engine = Engine(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        default_root_dir=out,
+    )
     engine.fit(model, datamodule=datamodule)
     (metrics,) = engine.test(model, datamodule=datamodule)
     certificate = model.certificate()

@@ -1,6 +1,8 @@
-"""One process of a fit without the rest of it: ``python uniting.py OUT RANK WORLD``; leaves what it ended with.
+"""One process of a fit without the rest of it: ``python uniting.py OUT RANK WORLD``; leaves what it
+ended with.
 
-Each process samples its own images, of 4 x 7 patches whose embedding says where they are, and all unite.
+Each process samples its own images, of 4 x 7 patches whose embedding says where they are, and all
+unite.
 """
 
 import sys
@@ -36,7 +38,9 @@ def observe(samplers: list[SubspaceSampler], images: dict[int, int]) -> None:
 
 def main(out: Path, rank: int, world: int) -> None:
     """Fit to six images, then update with two more, the earlier bank being known to every process."""
-    distributed.init_process_group("gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=world)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=world
+    )
     banks = [MemoryBank(num_atoms=1, regularisation=0.0) for _ in range(2)]
     samplers = samplers_for(banks, [60, 60], 4.0, update=False, global_rank=rank)
     seen = dict(enumerate(range(rank, 6, world)))
@@ -45,11 +49,16 @@ def main(out: Path, rank: int, world: int) -> None:
     for bank, state in zip(banks, first.states, strict=True):
         bank.set(*state)
     samplers = samplers_for(banks, [60, 60], 4.0, update=True, global_rank=rank)
-    new = {len(first.images) + number: image for number, image in enumerate(range(6 + rank, 8, world))}
+    new = {
+        len(first.images) + number: image for number, image in enumerate(range(6 + rank, 8, world))
+    }
     observe(samplers, new)
-    known = dict(enumerate(first.images)) | {number: f"image {image}" for number, image in new.items()}
+    known = dict(enumerate(first.images)) | {
+        number: f"image {image}" for number, image in new.items()
+    }
     second = learn(samplers, known, FittedState([bank.state for bank in banks], first.images))
-    # two atoms of each process, half a unit from the other's, in a bank that has room for all of them
+    # two atoms of each process, half a unit from the other's, in a bank that has room for all of
+    # them
     close = Clusters.of(torch.tensor([[0.0, 0.5 * rank], [9.0, 0.5 * rank]]))
     apart = unite(FittedState([MemoryBankState(close, threshold=3.0 - rank)], []), [60])
     samplers = samplers_for(banks[:1], [60], 1.0, update=False, global_rank=rank)

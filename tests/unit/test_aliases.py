@@ -26,7 +26,11 @@ def test_every_earlier_module_gives_what_is_there_now(earlier: str) -> None:
     [
         ("bank", "Bank", "anomalib_sgfr.memory_bank.MemoryBank"),
         ("core.cover", "Cover", "anomalib_sgfr.core.clusters.Clusters"),
-        ("inspection.evidence", "Evidence", "anomalib_sgfr.post_processing.calibration_scores.CalibrationScores"),
+        (
+            "inspection.evidence",
+            "Evidence",
+            "anomalib_sgfr.post_processing.calibration_scores.CalibrationScores",
+        ),
     ],
 )
 def test_earlier_names_are_read_from_pickles(module: str, name: str, now: str) -> None:

@@ -1,4 +1,6 @@
-"""Devices without 64 bits of floating point, as Apple's: PyTorch's ``meta`` stands in for one, as far as it goes."""
+"""Devices without 64 bits of floating point, as Apple's: PyTorch's ``meta`` stands in for one, as
+far as it goes.
+"""
 
 import io
 from collections.abc import Iterator
@@ -48,7 +50,9 @@ def test_accounts_stay_on_the_cpu_and_their_numbers_with_them(poor: str) -> None
 def test_a_bank_takes_there_what_was_learnt_here(poor: str) -> None:
     bank = MemoryBank().to(poor)
     bank.set(torch.rand(7, 3))
-    assert bank.stored.device.type == bank.radius.device.type == bank.index_atoms.device.type == poor
+    assert (
+        bank.stored.device.type == bank.radius.device.type == bank.index_atoms.device.type == poor
+    )
     assert bank.squares.device.type == "cpu"
 
 

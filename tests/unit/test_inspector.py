@@ -32,7 +32,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["resize", "crop"])
-def fitted(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr, Path]:
+def fitted(
+    request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Sgfr, Path]:
     """A model and its checkpoint."""
     pre_processor: Any = Sgfr.configure_pre_processor((64, 64))
     if request.param == "crop":
@@ -50,7 +52,9 @@ def engines(model: Sgfr, path: Path, scratch: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_it_answers_as_the_engine_does(name: str, fitted: tuple[Sgfr, Path], root: Path, tmp_path: Path) -> None:
+def test_it_answers_as_the_engine_does(
+    name: str, fitted: tuple[Sgfr, Path], root: Path, tmp_path: Path
+) -> None:
     model, checkpoint = fitted
     inspector = Inspector.load(checkpoint)
     path = root / "bad" / f"{name}.png"
@@ -80,7 +84,9 @@ def test_a_torch_file_is_the_same(fitted: tuple[Sgfr, Path], root: Path, tmp_pat
     model, checkpoint = fitted
     exported = engine_in(tmp_path).export(model, ExportType.TORCH, export_root=tmp_path)
     path = root / "bad" / "wide.png"
-    for one, other in zip(Inspector.load(exported)(path), Inspector.load(checkpoint)(path), strict=True):
+    for one, other in zip(
+        Inspector.load(exported)(path), Inspector.load(checkpoint)(path), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 
@@ -93,7 +99,9 @@ def test_a_torch_file_is_the_same(fitted: tuple[Sgfr, Path], root: Path, tmp_pat
         ("model.xml", b"<a/>", r"model.bin' is not beside 'model.xml'"),
     ],
 )
-def test_what_cannot_be_loaded_is_named(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_named(
+    name: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -102,7 +110,10 @@ def test_what_cannot_be_loaded_is_named(name: str, content: bytes | None, messag
 
 def test_other_exported_files_are_named(tmp_path: Path) -> None:
     torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="is not a file that `anomalib export --export_type torch` wrote of an Sgfr"):
+    with pytest.raises(
+        ValueError,
+        match="is not a file that `anomalib export --export_type torch` wrote of an Sgfr",
+    ):
         Inspector.load(tmp_path / "model.pt")
     import openvino as ov
 
@@ -120,12 +131,17 @@ def test_other_exported_files_are_named(tmp_path: Path) -> None:
 def test_pixels_that_cannot_be_followed_are_refused() -> None:
     from anomalib_sgfr.images.pre_processor import steps_of
 
-    with pytest.raises(ValueError, match="RandomRotation moves pixels in a way that cannot be followed back"):
+    with pytest.raises(
+        ValueError, match="RandomRotation moves pixels in a way that cannot be followed back"
+    ):
         steps_of(Compose([Resize((64, 64)), RandomRotation(10)]))
 
 
 def test_importing_it_imports_no_torch() -> None:
-    code = "import anomalib_sgfr, sys; anomalib_sgfr.Inspector; assert not {'torch', 'anomalib'} & set(sys.modules)"
+    code = (
+        "import anomalib_sgfr, sys; anomalib_sgfr.Inspector; assert not {'torch', 'anomalib'} &"
+        " set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -136,12 +152,17 @@ def test_it_says_where_the_score_was_raised(fitted: tuple[Sgfr, Path], root: Pat
         pixels = np.asarray(opened.convert("RGB"))
     found = Inspector.load(checkpoint)(path)
     assert found.place is not None
-    prepared = model.pre_processor.transform(torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255.0)
+    prepared = model.pre_processor.transform(
+        torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255.0
+    )
     with torch.no_grad():
         heard = model.model.eval().score_maps(prepared[None])
     row, column = heard.places[0].tolist()
     top, left, bottom, right = found.window
-    for at, of_map, first, last in ((found.place[0], row, top, bottom), (found.place[1], column, left, right)):
+    for at, of_map, first, last in (
+        (found.place[0], row, top, bottom),
+        (found.place[1], column, left, right),
+    ):
         assert first <= at < last
         assert abs(at - (first + (of_map + 0.5) * (last - first) / 64)) <= 1
 
@@ -196,7 +217,11 @@ def test_a_closed_one_is_refused(fitted: tuple[Sgfr, Path], root: Path) -> None:
     with Inspector.load(fitted[1]) as inspector:
         assert inspector(root / "bad" / "wide.png").score
     inspector.close()  # twice is no trouble
-    for use in (lambda: inspector(root / "bad" / "wide.png"), lambda: inspector.threshold, lambda: inspector([])):
+    for use in (
+        lambda: inspector(root / "bad" / "wide.png"),
+        lambda: inspector.threshold,
+        lambda: inspector([]),
+    ):
         with pytest.raises(RuntimeError, match="this Inspector is closed: load the model again"):
             use()
 

@@ -35,14 +35,20 @@ def test_fit_learns_a_bank_of_at_most_bank_size(datamodule: Folder, tmp_path: Pa
     model = small()
     engine = fit(model, datamodule, tmp_path)
     shapes = [bank.atoms.shape for bank in model.model.banks]
-    assert shapes == [(200, 24), (200, 40), (200, 112), (192, 192)]  # of 12 images there are but 192 of the last
+    assert shapes == [
+        (200, 24),
+        (200, 40),
+        (200, 112),
+        (192, 192),
+    ]  # of 12 images there are but 192 of the last
     assert bool(model._is_fitted)
     assert model._sampling.samplers == []  # their stores are freed
     assert Path(engine.best_model_path).is_file()
 
 
 @pytest.mark.parametrize(
-    ("bank_size", "sizes"), [(150, [150] * 4), ([90, 80, 70, 60], [90, 80, 70, 60]), (None, [1000, 1000, 768, 192])]
+    ("bank_size", "sizes"),
+    [(150, [150] * 4), ([90, 80, 70, 60], [90, 80, 70, 60]), (None, [1000, 1000, 768, 192])],
 )
 def test_each_scale_has_a_bank_size_of_its_own(
     bank_size: int | list[int] | None, sizes: list[int], datamodule: Folder, tmp_path: Path
@@ -71,7 +77,9 @@ def test_copies_are_learnt_from_too(parts: Path, tmp_path: Path) -> None:
             assert int(bank.origin[:, 2].max()) < right
         assert len(model.model.images) == 12
     assert found["mirrored"] == found["turned"] == 4 * found["none"]
-    with pytest.raises(ValueError, match="copies must be one of none, mirrored, turned, got 'blurred'"):
+    with pytest.raises(
+        ValueError, match="copies must be one of none, mirrored, turned, got 'blurred'"
+    ):
         small(copies="blurred")
 
 
@@ -128,7 +136,9 @@ def test_fit_works_without_validation(datamodule: Folder, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
-def test_checkpoint_restores_scores_bit_for_bit(solver: str, datamodule: Folder, tmp_path: Path) -> None:
+def test_checkpoint_restores_scores_bit_for_bit(
+    solver: str, datamodule: Folder, tmp_path: Path
+) -> None:
     model = small(solver=solver, num_atoms=3, blur=2.0)
     engine = fit(model, datamodule, tmp_path)
     state = torch.load(engine.best_model_path, weights_only=True)
@@ -137,7 +147,9 @@ def test_checkpoint_restores_scores_bit_for_bit(solver: str, datamodule: Folder,
     assert torch.equal(scores(restored), scores(model))
 
 
-def test_checkpoint_restores_through_the_engine(parts: Path, datamodule: Folder, tmp_path: Path) -> None:
+def test_checkpoint_restores_through_the_engine(
+    parts: Path, datamodule: Folder, tmp_path: Path
+) -> None:
     model = small()
     path = fit(model, datamodule, tmp_path).best_model_path
     dataset = PredictDataset(parts / "bad")
@@ -170,7 +182,9 @@ def test_pretrained_weights_are_read_when_a_fit_starts(datamodule: Folder, tmp_p
     before = random.model.embedder.extractor.feature_extractor.conv_stem.weight.clone()
     fit(random, datamodule, tmp_path / "b")
     assert torch.equal(random.model.embedder.extractor.feature_extractor.conv_stem.weight, before)
-    assert not torch.equal(fitted.model.embedder.extractor.feature_extractor.conv_stem.weight, before)
+    assert not torch.equal(
+        fitted.model.embedder.extractor.feature_extractor.conv_stem.weight, before
+    )
 
 
 def test_a_second_fit_starts_afresh(parts: Path, tmp_path: Path) -> None:
@@ -205,20 +219,30 @@ def test_a_failed_second_fit_leaves_the_first_usable(parts: Path, tmp_path: Path
         with pytest.raises(OSError, match="cannot identify"):
             fit(model, folder_datamodule(tmp_path / "broken", train_batch_size=1), tmp_path)
     assert torch.equal(scores(model), before)
-    Engine(default_root_dir=tmp_path, accelerator="cpu").predict(model, dataset=PredictDataset(parts / "bad"))
+    Engine(default_root_dir=tmp_path, accelerator="cpu").predict(
+        model, dataset=PredictDataset(parts / "bad")
+    )
 
 
-def test_fitting_on_from_a_finished_checkpoint_keeps_the_bank(datamodule: Folder, tmp_path: Path) -> None:
+def test_fitting_on_from_a_finished_checkpoint_keeps_the_bank(
+    datamodule: Folder, tmp_path: Path
+) -> None:
     model = small()
     path = fit(model, datamodule, tmp_path).best_model_path
     resumed = small()
-    Engine(default_root_dir=tmp_path, accelerator="cpu").fit(resumed, datamodule=datamodule, ckpt_path=path)
+    Engine(default_root_dir=tmp_path, accelerator="cpu").fit(
+        resumed, datamodule=datamodule, ckpt_path=path
+    )
     assert torch.equal(atoms(resumed), atoms(model))
     assert torch.equal(scores(resumed), scores(model))
 
 
-def test_a_checkpoint_from_the_middle_of_a_fit_says_so(datamodule: Folder, parts: Path, tmp_path: Path) -> None:
-    early = ModelCheckpoint(dirpath=tmp_path, filename="early", every_n_train_steps=1, save_top_k=-1)
+def test_a_checkpoint_from_the_middle_of_a_fit_says_so(
+    datamodule: Folder, parts: Path, tmp_path: Path
+) -> None:
+    early = ModelCheckpoint(
+        dirpath=tmp_path, filename="early", every_n_train_steps=1, save_top_k=-1
+    )
     fit(small(), datamodule, tmp_path, callbacks=[early])
     path = min(tmp_path.glob("early*.ckpt"))
     message = "not fitted: .* saved after its fit ended"
@@ -226,11 +250,17 @@ def test_a_checkpoint_from_the_middle_of_a_fit_says_so(datamodule: Folder, parts
     with pytest.raises(RuntimeError, match=message):
         engine.predict(small(), dataset=PredictDataset(parts / "bad"), ckpt_path=path)
     with pytest.raises(RuntimeError, match=message):
-        Engine(default_root_dir=tmp_path, accelerator="cpu").fit(small(), datamodule=datamodule, ckpt_path=path)
+        Engine(default_root_dir=tmp_path, accelerator="cpu").fit(
+            small(), datamodule=datamodule, ckpt_path=path
+        )
 
 
-@pytest.mark.parametrize("method", ["predict", "test", "validate", "to_torch", "to_onnx", "to_openvino"])
-def test_using_a_model_that_is_not_fitted_says_so(method: str, datamodule: Folder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method", ["predict", "test", "validate", "to_torch", "to_onnx", "to_openvino"]
+)
+def test_using_a_model_that_is_not_fitted_says_so(
+    method: str, datamodule: Folder, tmp_path: Path
+) -> None:
     model = small()
     if method.startswith("to_"):
         with pytest.raises(RuntimeError, match="not fitted"):
@@ -246,7 +276,9 @@ def test_default_pre_processor_is_256_and_the_backbones_normalisation() -> None:
     for backbone, mean in (("tf_efficientnet_lite0", 0.5), ("resnet18", 0.485)):
         model = Sgfr(backbone=backbone)
         assert model.input_size == (256, 256)
-        normalize = next(item for item in model.pre_processor.transform.transforms if isinstance(item, Normalize))
+        normalize = next(
+            item for item in model.pre_processor.transform.transforms if isinstance(item, Normalize)
+        )
         assert normalize.mean[0] == mean
     larger = Sgfr.configure_pre_processor((320, 288), backbone="resnet18")
     assert Sgfr(pre_processor=larger).input_size == (320, 288)
@@ -254,7 +286,11 @@ def test_default_pre_processor_is_256_and_the_backbones_normalisation() -> None:
 
 def test_components_are_anomalibs() -> None:
     own = PreProcessor(transform=Resize((64, 64)))
-    model = Sgfr(pre_processor=own, post_processor=PostProcessor(enable_normalization=False), visualizer=False)
+    model = Sgfr(
+        pre_processor=own,
+        post_processor=PostProcessor(enable_normalization=False),
+        visualizer=False,
+    )
     assert model.pre_processor is own
     assert not model.post_processor.enable_normalization
     assert model.visualizer is None
@@ -286,7 +322,11 @@ def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> 
     watched = Watched()
     model = small()
     engine = fit(model, datamodule, tmp_path, callbacks=[watched], log_every_n_steps=1)
-    assert engine.trainer.logged_metrics.keys() >= {"candidates", "admission_threshold", "patches_per_s"}
+    assert engine.trainer.logged_metrics.keys() >= {
+        "candidates",
+        "admission_threshold",
+        "patches_per_s",
+    }
     assert engine.trainer.logged_metrics["candidates"] == watched.held
     assert 2 * 200 < watched.held <= 2 * 2 * WORKING_SIZE  # chosen from more than the banks have
 
@@ -296,7 +336,12 @@ def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> 
     ("value", "said"), [(torch.nan, "NaN or infinite values"), (1e16, r"values of 1e\+15 and more")]
 )
 def test_features_that_cannot_be_used_name_the_images(
-    value: float, said: str, beside: bool, datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: float,
+    said: str,
+    beside: bool,
+    datamodule: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(callbacks, "_worth_a_worker", lambda _: beside)
     embed = PatchEmbedder.forward
@@ -312,7 +357,10 @@ def test_features_that_cannot_be_used_name_the_images(
 
 
 def test_one_feature_that_leaves_all_others_no_digits_names_its_image(
-    datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    datamodule: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     embed, images_seen = PatchEmbedder.forward, 0
 
@@ -327,7 +375,9 @@ def test_one_feature_that_leaves_all_others_no_digits_names_its_image(
     monkeypatch.setattr(PatchEmbedder, "forward", poisoned)
     fit(small(image_size=64, post_processor=False), datamodule, tmp_path, limit_val_batches=0)
     assert re.search(
-        r"\d+ of \d+ atoms are alike in 16 bits beside the largest, of \S+: look at .*good/\d\d\.png", caplog.text
+        r"\d+ of \d+ atoms are alike in 16 bits beside the largest, of \S+: look at"
+        r" .*good/\d\d\.png",
+        caplog.text,
     )
 
 
@@ -374,7 +424,10 @@ def test_an_unreadable_image_is_named(content: bytes, parts: Path, tmp_path: Pat
         ({"bank_size": 0}, "bank_size must be at least 1, got 0"),
         ({"bank_size": -5}, "bank_size must be at least 1, got -5"),
         ({"bank_size": 4, "num_atoms": 5}, r"num_atoms \(5\) must not exceed bank_size \(4\)"),
-        ({"bank_size": [9, 4, 9, 9], "num_atoms": 5}, r"num_atoms \(5\) must not exceed bank_size \(4\)"),
+        (
+            {"bank_size": [9, 4, 9, 9], "num_atoms": 5},
+            r"num_atoms \(5\) must not exceed bank_size \(4\)",
+        ),
         ({"bank_size": [9, 9, 0, 9]}, "bank_size must be at least 1, got 0"),
         ({"bank_size": [9, 9]}, r"one for each scale \(of strides 8, 8, 16, 32\), got \[9, 9\]"),
         ({"score_layers": []}, "score_layers must be a list of one or more different names"),

@@ -42,12 +42,17 @@ class Coordinates(nn.Module):
 
 def coordinate_images(batch: int, height: int, width: int) -> Tensor:
     """Channels: image number, row, column."""
-    grid = torch.meshgrid(torch.arange(batch), torch.arange(height), torch.arange(width), indexing="ij")
+    grid = torch.meshgrid(
+        torch.arange(batch), torch.arange(height), torch.arange(width), indexing="ij"
+    )
     return torch.stack(grid, 1).float()
 
 
 def fitted(
-    solver: str = "affine", blur: float = 0.0, layers: Sequence[str] | None = LAYERS, **arguments: object
+    solver: str = "affine",
+    blur: float = 0.0,
+    layers: Sequence[str] | None = LAYERS,
+    **arguments: object,
 ) -> SgfrModel:
     model = SgfrModel("resnet18", layers, solver=solver, blur=blur, **arguments)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -87,10 +92,13 @@ def test_tiles_of_any_image_lie_where_its_own_patches_lie(size: tuple[int, int],
 
 
 @pytest.mark.parametrize(
-    ("place", "size"), [((307, 307), (384, 384)), ((240, 100), (300, 300)), ((118, 500), (320, 640))]
+    ("place", "size"),
+    [((307, 307), (384, 384)), ((240, 100), (300, 300)), ((118, 500), (320, 640))],
 )
 @pytest.mark.parametrize("step", [256, 128])
-def test_a_defect_in_tiles_is_found_where_it_is(place: tuple[int, int], size: tuple[int, int], step: int) -> None:
+def test_a_defect_in_tiles_is_found_where_it_is(
+    place: tuple[int, int], size: tuple[int, int], step: int
+) -> None:
     model = fitted(blur=2.0)
     images = torch.zeros(1, 3, *size)
     model.tiler = Tiler(tile_size=256, stride=step)
@@ -113,7 +121,9 @@ class Brightness(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         both = torch.cat((images, images.square()), 1)
-        return [functional.avg_pool2d(both, stride, ceil_mode=True) for stride in self.scale_strides]
+        return [
+            functional.avg_pool2d(both, stride, ceil_mode=True) for stride in self.scale_strides
+        ]
 
 
 _TILES = [(64, 64), (128, 48), ((256, 80), (160, 64)), (128, 128), (512, 256), (1024, 1024)]
@@ -161,7 +171,9 @@ def test_tiles_are_exact_away_from_where_they_join(
     far = torch.stack([(centres - join).abs() >= apart for join in joins]).all(0)
     assert far.any()
     assert apart == 0 or not torch.allclose(found, plain)
-    torch.testing.assert_close(found[..., far, :][..., far], plain[..., far, :][..., far], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found[..., far, :][..., far], plain[..., far, :][..., far], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_tile_larger_than_the_image_is_the_image() -> None:
@@ -196,7 +208,9 @@ def test_small_images_are_scored(size: tuple[int, int]) -> None:
     rough = torch.zeros_like(found)
     for part in model.residual_maps(model.embed(images)):
         rough += functional.interpolate(part, size=size, mode="bilinear", align_corners=False)
-    expected = scipy.ndimage.gaussian_filter(rough.numpy(), 4.0, mode="mirror", radius=16, axes=(2, 3))
+    expected = scipy.ndimage.gaussian_filter(
+        rough.numpy(), 4.0, mode="mirror", radius=16, axes=(2, 3)
+    )
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(model.blur(rough), found)
 
@@ -232,7 +246,9 @@ def test_a_regions_map_is_the_mean_over_the_patches_inside() -> None:
         mask = functional.max_pool2d(model.region[None, None].float(), stride, ceil_mode=True)
         residual = residual_maps([bank], [part])[0]
         spread = [
-            model.blur(functional.interpolate(each, size=(96, 80), mode="bilinear", align_corners=False))
+            model.blur(
+                functional.interpolate(each, size=(96, 80), mode="bilinear", align_corners=False)
+            )
             for each in (residual * mask, mask)
         ]
         expected += spread[0] / spread[1].clamp_min(1e-12)
@@ -243,7 +259,10 @@ def test_a_regions_map_is_the_mean_over_the_patches_inside() -> None:
 def test_images_of_another_shape_than_the_regions_are_refused() -> None:
     model = fitted()
     model.region = inside_of((128, 100))
-    with pytest.raises(ValueError, match="region of interest is 128 x 100 pixels, the image 64 x 64: pictures must be"):
+    with pytest.raises(
+        ValueError,
+        match="region of interest is 128 x 100 pixels, the image 64 x 64: pictures must be",
+    ):
         model(torch.randn(1, 3, 64, 64))
 
 
@@ -257,9 +276,15 @@ def test_a_state_of_before_regions_is_read() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tile_size": 100, "stride": 100}, r"tile_size must be a multiple of 16.*\(96, 96\) would do"),
+        (
+            {"tile_size": 100, "stride": 100},
+            r"tile_size must be a multiple of 16.*\(96, 96\) would do",
+        ),
         ({"tile_size": 64, "stride": 40}, r"stride must be a multiple of 16.*\(32, 32\) would do"),
-        ({"tile_size": 64, "stride": 64, "remove_border_count": 2}, "remove_border_count must be 0"),
+        (
+            {"tile_size": 64, "stride": 64, "remove_border_count": 2},
+            "remove_border_count must be 0",
+        ),
     ],
 )
 def test_tiles_that_cannot_be_right_are_refused(arguments: dict[str, int], message: str) -> None:
@@ -292,7 +317,9 @@ def test_few_matrices_are_kept_however_many_sizes_come() -> None:
     assert len(copy.deepcopy(model)._smoothing) == 0  # made again where they are wanted
     scores = torch.rand(1, 1, 4, 5)
     expected = functional.interpolate(scores, size=(30, 31), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(model.smoothed([scores], (30, 31))[0], GaussianBlur2d(sigma=4.0)(expected))
+    torch.testing.assert_close(
+        model.smoothed([scores], (30, 31))[0], GaussianBlur2d(sigma=4.0)(expected)
+    )
 
 
 def test_matrices_that_another_thread_may_be_reading_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +336,9 @@ def test_threads_of_ever_new_sizes_share_the_matrices(monkeypatch: pytest.Monkey
     """Whatever one thread evicts while another one computes."""
     smoothing = Smoothing(Blur(1.0))
     monkeypatch.setattr("anomalib_sgfr.anomaly_map._KEPT", 2)
-    expected = {size: Smoothing(Blur(1.0))(torch.ones(1, 1, 3, 4), (size, size)) for size in range(8, 20)}
+    expected = {
+        size: Smoothing(Blur(1.0))(torch.ones(1, 1, 3, 4), (size, size)) for size in range(8, 20)
+    }
     errors: list[str] = []
 
     def work(seed: int) -> None:
@@ -350,7 +379,9 @@ def test_the_map_is_the_sum_of_the_scales_residuals(solver: str) -> None:
             "ridge": ridge(patches, ridge_operator(bank.atoms, 0.01)),
         }[solver]
         coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
-        expected += functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
+        expected += functional.interpolate(
+            coarse, size=(64, 96), mode="bilinear", align_corners=False
+        )
     torch.testing.assert_close(result.anomaly_map, expected)
     torch.testing.assert_close(result.pred_score, result.anomaly_map.amax((1, 2, 3)))
     assert result.anomaly_map.shape == (3, 1, 64, 96)
@@ -364,11 +395,15 @@ def test_map_and_score_hear_each_their_own() -> None:
     embeddings = whole.embed(images)
     alone = {}
     for bank, scale, embedding in zip(whole.banks, whole.embedder.scales, embeddings, strict=True):
-        coarse = bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
+        coarse = (
+            bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
+        )
         spread = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
         alone[whole.embedder.layers[scale.members[0]]] = GaussianBlur2d(sigma=4.0)(spread)
     heard = whole.score_maps(images)
-    torch.testing.assert_close(heard.anomaly_map, alone["layer1"] + alone["layer2"] + alone["layer3"])
+    torch.testing.assert_close(
+        heard.anomaly_map, alone["layer1"] + alone["layer2"] + alone["layer3"]
+    )
     torch.testing.assert_close(heard.score_map, alone["layer2"] + alone["layer3"] + alone["layer4"])
     found = whole(images)
     torch.testing.assert_close(found.pred_score, heard.score_map.amax((1, 2, 3)))
@@ -381,7 +416,9 @@ def test_map_and_score_hear_each_their_own() -> None:
 
 
 def test_scales_of_any_length_weigh_alike() -> None:
-    """What is left of a scale counts by what is left of nominal patches of it, whatever the length of its features."""
+    """What is left of a scale counts by what is left of nominal patches of it, whatever the length
+    of its features.
+    """
     model = fitted(layers=None, blur=4.0)
     images = torch.randn(2, 3, 64, 64)
     embeddings = model.embed(images)
@@ -418,7 +455,9 @@ def test_blur_smooths_the_map() -> None:
 
 
 @pytest.mark.parametrize("blur", [0.0, 2.5])
-@pytest.mark.parametrize(("before", "after"), [((8, 12), (64, 96)), ((5, 5), (33, 40)), ((16, 16), (16, 16))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((8, 12), (64, 96)), ((5, 5), (33, 40)), ((16, 16), (16, 16))]
+)
 def test_smoothing_is_interpolation_and_anomalibs_blur(
     before: tuple[int, int], after: tuple[int, int], blur: float
 ) -> None:
@@ -440,7 +479,9 @@ def test_chunks_do_not_change_the_result(solver: str, monkeypatch: pytest.Monkey
     model = fitted(solver)
     images = torch.randn(2, 3, 64, 64)
     whole = model(images)
-    monkeypatch.setattr(loops, "_CHUNK_VALUES", 7 * (len(model.banks[0].atoms) + 4 * 5 * 128))  # 7 patches a chunk
+    monkeypatch.setattr(
+        loops, "_CHUNK_VALUES", 7 * (len(model.banks[0].atoms) + 4 * 5 * 128)
+    )  # 7 patches a chunk
     torch.testing.assert_close(model(images).anomaly_map, whole.anomaly_map)
 
 
@@ -449,7 +490,9 @@ def test_mixed_precision_does_not_blur_the_residual() -> None:
     embeddings = model.embed(torch.randn(2, 3, 64, 64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         in_autocast = model.combine(model.residual_maps(embeddings), (64, 64)).anomaly_map
-    assert torch.equal(in_autocast, model.combine(model.residual_maps(embeddings), (64, 64)).anomaly_map)
+    assert torch.equal(
+        in_autocast, model.combine(model.residual_maps(embeddings), (64, 64)).anomaly_map
+    )
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
@@ -489,12 +532,17 @@ def test_an_image_that_is_not_finite_is_refused() -> None:
 
 
 class _Waits(TorchDispatchMode):
-    """Counts what a graphics card would have to be waited for: numbers that Python asks of a tensor; not lists."""
+    """Counts what a graphics card would have to be waited for: numbers that Python asks of a
+    tensor; not lists.
+    """
 
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+        self.count += func in {
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        }
         return func(*args, **(kwargs or {}))
 
 
@@ -504,7 +552,9 @@ def test_scoring_waits_for_a_card_once(solver: str, monkeypatch: pytest.MonkeyPa
     images = torch.randn(3, 3, 64, 64)
     model(images)  # what is made once, is made now
     lists: list[Tensor] = []
-    monkeypatch.setattr(Tensor, "tolist", lambda tensor: lists.append(tensor) or tensor.numpy().tolist())
+    monkeypatch.setattr(
+        Tensor, "tolist", lambda tensor: lists.append(tensor) or tensor.numpy().tolist()
+    )
     with torch.no_grad(), _Waits() as waits:
         model(images)
     assert waits.count + len(lists) == 1
@@ -518,10 +568,16 @@ def test_a_compiled_model_is_one_graph_and_scores_alike() -> None:
             images = torch.randn(number, 3, 64, 64)
             found, expected = compiled(images), model(images)
             torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=1e-5, atol=0.0)
-            torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                found.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-5
+            )
         images[1, :, 30] = torch.nan
         found, largest = compiled(images).pred_score, torch.finfo(torch.float32).max
-        assert (found == largest).tolist() == [False, True, False]  # where nobody can raise an error
+        assert (found == largest).tolist() == [
+            False,
+            True,
+            False,
+        ]  # where nobody can raise an error
 
 
 @pytest.mark.parametrize(
@@ -539,13 +595,17 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
         SgfrModel(**arguments)  # type: ignore[arg-type]
 
 
-def test_a_large_batch_needs_no_more_memory_than_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_batch_needs_no_more_memory_than_its_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = fitted()
     monkeypatch.setattr(loops, "_CHUNK_VALUES", 50_000)
     rows: list[tuple[int, int]] = []
     find = MemoryBank._products
     monkeypatch.setattr(
-        MemoryBank, "_products", lambda self, patches: (rows.append(patches.shape), find(self, patches))[1]
+        MemoryBank,
+        "_products",
+        lambda self, patches: (rows.append(patches.shape), find(self, patches))[1],
     )
     model(torch.randn(4, 3, 128, 128))
     for bank, number in zip(model.banks, (4 * 16 * 16, 4 * 8 * 8), strict=True):
@@ -565,7 +625,9 @@ def test_atoms_of_one_image_are_left_out_of_every_scale_to_score_with(solver: st
     expected.embedder.load_state_dict(model.embedder.state_dict())
     for bank, fewer in zip(model.banks, expected.banks, strict=True):
         bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 5)
-        fewer.set(bank.atoms[bank.origin[:, 0] != 2], nominal=float(bank.nominal))  # measured as all are
+        fewer.set(
+            bank.atoms[bank.origin[:, 0] != 2], nominal=float(bank.nominal)
+        )  # measured as all are
     left = model.score(model.embed(images), (64, 64), model.banks_without([2]))
     torch.testing.assert_close(left.anomaly_map, expected(images).anomaly_map)
     assert torch.equal(model(images).anomaly_map, whole)

@@ -17,7 +17,9 @@ def strings() -> list[str]:
     for file in (ROOT / "anomalib_sgfr").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                parts = [part.value if isinstance(part, ast.Constant) else "\t" for part in node.values]
+                parts = [
+                    part.value if isinstance(part, ast.Constant) else "\t" for part in node.values
+                ]
                 found.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(re.sub(r"%[sd]", "\t", node.value))

@@ -26,7 +26,9 @@ def test_defective_images_move_from_the_test_to_the_training(parts: Path) -> Non
 
 @pytest.mark.parametrize("share", [0.6, 1.0, -0.1, 0.01])
 def test_a_share_that_cannot_be_is_refused(share: float, parts: Path) -> None:
-    with pytest.raises(ValueError, match="contamination must leave some of the 6 defective test images"):
+    with pytest.raises(
+        ValueError, match="contamination must leave some of the 6 defective test images"
+    ):
         data.build("folder", parts, contamination=share, num_workers=0)
 
 
@@ -46,7 +48,12 @@ def laid_out(root: Path, good: str, good_test: str, bad: str, mask: str) -> None
 
 def test_categories_of_public_data_sets_are_read_in_their_own_layouts(tmp_path: Path) -> None:
     places = {
-        "mvtec": ("train/good/{}.png", "test/good/{}.png", "test/hole/{}.png", "ground_truth/hole/{}_mask.png"),
+        "mvtec": (
+            "train/good/{}.png",
+            "test/good/{}.png",
+            "test/hole/{}.png",
+            "ground_truth/hole/{}_mask.png",
+        ),
         "btech": ("train/ok/{}.png", "test/ok/{}.png", "test/ko/{}.png", "ground_truth/ko/{}.png"),
     }
     for dataset, layout in places.items():
@@ -56,7 +63,9 @@ def test_categories_of_public_data_sets_are_read_in_their_own_layouts(tmp_path: 
         assert (len(module.train_data), len(module.test_data)) == (4, 8)
         assert module.test_data.samples.label_index.sum() == 4
         assert module.test_data.samples.attrs["task"] == "segmentation"
-        with pytest.raises(FileNotFoundError, match=r"there is no folder .*: --root is .* in its own layout"):
+        with pytest.raises(
+            FileNotFoundError, match=r"there is no folder .*: --root is .* in its own layout"
+        ):
             data.build(dataset, tmp_path / dataset, data.PARTS[dataset][0], num_workers=0)
         with pytest.raises(ValueError, match=f"{dataset} has no 'cup'; it has .*{category}"):
             data.build(dataset, tmp_path / dataset, "cup", num_workers=0)
@@ -64,9 +73,13 @@ def test_categories_of_public_data_sets_are_read_in_their_own_layouts(tmp_path: 
     laid_out(root / "candle", "a{}.png", "b{}.png", "c{}.png", "masks/c{}.png")
     rows = [f"candle,train,normal,candle/a{index}.png," for index in range(4)]
     rows += [f"candle,test,normal,candle/b{index}.png," for index in range(4)]
-    rows += [f"candle,test,anomaly,candle/c{index}.png,candle/masks/c{index}.png" for index in range(4)]
+    rows += [
+        f"candle,test,anomaly,candle/c{index}.png,candle/masks/c{index}.png" for index in range(4)
+    ]
     (root / "split_csv").mkdir()
-    (root / "split_csv" / "1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]), encoding="utf-8")
+    (root / "split_csv" / "1cls.csv").write_text(
+        "\n".join(["object,split,label,image,mask", *rows]), encoding="utf-8"
+    )
     module = data.build("visa", root, num_workers=0)
     assert (len(module.train_data), len(module.test_data)) == (4, 8)
 

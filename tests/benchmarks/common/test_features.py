@@ -10,7 +10,17 @@ from benchmarks.common.features import load
 def test_embeddings_are_read_again_and_not_made_again(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("folder", parts, None, 0, None, "tf_efficientnet_lite0", (8, 16), (64, 64), tmp_path)
+    arguments = (
+        "folder",
+        parts,
+        None,
+        0,
+        None,
+        "tf_efficientnet_lite0",
+        (8, 16),
+        (64, 64),
+        tmp_path,
+    )
     first = load(*arguments)
     monkeypatch.setattr("benchmarks.common.features.PatchEmbedder.forward", None)
     second = load(*arguments)

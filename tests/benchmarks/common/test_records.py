@@ -55,12 +55,21 @@ def test_the_same_run_is_replaced_and_another_one_added(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     merge(path, [record(error="out of memory"), record(seed=1)])
     merge(path, [record(fit_s=2.0)])
-    assert {(item.seed, item.fit_s, item.error) for item in read(path)} == {(0, 2.0, None), (1, None, None)}
+    assert {(item.seed, item.fit_s, item.error) for item in read(path)} == {
+        (0, 2.0, None),
+        (1, None, None),
+    }
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 3}, {"arguments": {"num_atoms": 1}}, {"limit_train": 4}, {"split": "canonical"}, {"image_size": [8, 8]}],
+    [
+        {"seed": 3},
+        {"arguments": {"num_atoms": 1}},
+        {"limit_train": 4},
+        {"split": "canonical"},
+        {"image_size": [8, 8]},
+    ],
 )
 def test_every_part_of_a_spec_tells_runs_apart(change: dict[str, Any]) -> None:
     assert record().key != record(**change).key
@@ -90,7 +99,9 @@ def test_another_file_is_refused_by_name(text: str, tmp_path: Path) -> None:
         read(path)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "results.json"
     merge(path, [record()])
     before = path.read_bytes()

@@ -42,7 +42,9 @@ def test_pixel_metrics_are_anomalibs(seed: int, levels: int | None) -> None:
 def test_raw_scores_give_what_their_order_gives() -> None:
     maps, masks = maps_and_masks(0, None)
     regions = label_regions(masks)
-    assert pixel_scores(maps * 1000, regions)[:3] == pytest.approx(pixel_scores(maps, regions)[:3], abs=1e-12)
+    assert pixel_scores(maps * 1000, regions)[:3] == pytest.approx(
+        pixel_scores(maps, regions)[:3], abs=1e-12
+    )
 
 
 def test_regions_are_numbered_across_images_and_touch_at_corners() -> None:

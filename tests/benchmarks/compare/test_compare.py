@@ -18,8 +18,15 @@ ROOT = Path(__file__).parents[3]
 
 
 def fake(spec: Spec, **changes: object) -> Record:
-    values = {"metrics": dict.fromkeys(METRICS, 0.5), "fit_s": 2.0, "extract_s": 1.0, "sampling_s": 1.0}
-    return Record(**{**vars(spec), "versions": {"torch": "2"}, **values, "predict_ms": 3.0, **changes})
+    values = {
+        "metrics": dict.fromkeys(METRICS, 0.5),
+        "fit_s": 2.0,
+        "extract_s": 1.0,
+        "sampling_s": 1.0,
+    }
+    return Record(
+        **{**vars(spec), "versions": {"torch": "2"}, **values, "predict_ms": 3.0, **changes}
+    )
 
 
 def command(parts: Path, out: Path, *extra: str) -> list[str]:
@@ -43,7 +50,9 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(
     assert "goes on" in capsys.readouterr().out
     assert len(read(tmp_path / "out" / "results.json")) == 2
 
-    monkeypatch.setattr(compare, "_run", lambda spec, _: (ran.append((spec.model, spec.seed)), fake(spec))[1])
+    monkeypatch.setattr(
+        compare, "_run", lambda spec, _: (ran.append((spec.model, spec.seed)), fake(spec))[1]
+    )
     assert compare.main(arguments) == 0
     assert ran == [("sgfr", 0), ("padim", 0), ("sgfr", 1), ("padim", 1)]
     written = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -65,7 +74,9 @@ def test_a_failed_run_is_a_row_that_says_why_and_is_tried_again_on_request(
 
     monkeypatch.setattr(compare, "_run", run)
     assert compare.main(arguments) == 1
-    assert "Padim - failed: exit code 1: out of memory" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Padim - failed: exit code 1: out of memory" in (tmp_path / "README.md").read_text(
+        encoding="utf-8"
+    )
     failing.clear()
     assert compare.main(arguments) == 1
     assert "failed:" in (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -133,11 +144,19 @@ def test_arguments_are_recorded_in_full_and_as_json() -> None:
         resolved = resolve_arguments(model, {})
         assert json.loads(json.dumps(resolved)) == resolved
     assert resolve_arguments("sgfr", {"num_atoms": 3})["num_atoms"] == 3
-    assert {"bank_size", "solver", "num_atoms", "regularisation", "blur"} <= set(resolve_arguments("sgfr", {}))
+    assert {"bank_size", "solver", "num_atoms", "regularisation", "blur"} <= set(
+        resolve_arguments("sgfr", {})
+    )
 
 
 def test_a_row_is_the_median_over_seeds_and_the_best_is_bold() -> None:
-    base = {"dataset": "elpv-mono", "split": None, "backbone": "b", "image_size": [256, 256], "limit_train": None}
+    base = {
+        "dataset": "elpv-mono",
+        "split": None,
+        "backbone": "b",
+        "image_size": [256, 256],
+        "limit_train": None,
+    }
     scores = {"sgfr": (0.9, 0.8, 0.85), "padim": (0.7, 0.7, 0.9)}
     records = [
         fake(
@@ -153,13 +172,25 @@ def test_a_row_is_the_median_over_seeds_and_the_best_is_bold() -> None:
 
 
 @pytest.mark.parametrize(("data_sets", "pictures"), [(4, 4), (5, 0)])
-def test_pictures_are_drawn_of_a_few_data_sets(data_sets: int, pictures: int, tmp_path: Path) -> None:
-    base = {"dataset": "elpv-mono", "split": None, "backbone": "b", "image_size": [256, 256], "seed": 0}
+def test_pictures_are_drawn_of_a_few_data_sets(
+    data_sets: int, pictures: int, tmp_path: Path
+) -> None:
+    base = {
+        "dataset": "elpv-mono",
+        "split": None,
+        "backbone": "b",
+        "image_size": [256, 256],
+        "seed": 0,
+    }
     arguments = resolve_arguments("sgfr", {})
     merge(
         tmp_path / "results.json",
         [
-            fake(Spec(**base, model="sgfr", arguments=arguments, limit_train=images, contamination=0.1))
+            fake(
+                Spec(
+                    **base, model="sgfr", arguments=arguments, limit_train=images, contamination=0.1
+                )
+            )
             for images in range(1, data_sets + 1)
         ],
     )
@@ -178,7 +209,14 @@ def test_each_backbone_and_image_size_of_the_same_data_has_its_own_pictures(tmp_
     merge(
         tmp_path / "results.json",
         [
-            fake(Spec(**base, arguments=resolve_arguments("sgfr", {}), backbone=backbone, image_size=[size] * 2))
+            fake(
+                Spec(
+                    **base,
+                    arguments=resolve_arguments("sgfr", {}),
+                    backbone=backbone,
+                    image_size=[size] * 2,
+                )
+            )
             for backbone, size in settings
         ],
     )
@@ -221,7 +259,10 @@ def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
     assert "Padim" not in losses.split("!")[0]
 
     elsewhere = tmp_path / "no run with the defaults"
-    changed = [record_of("sgfr", 0, 0.9, pooling="box"), record_of("sgfr", 0, 0.99, pooling="box", num_atoms=1)]
+    changed = [
+        record_of("sgfr", 0, 0.9, pooling="box"),
+        record_of("sgfr", 0, 0.99, pooling="box", num_atoms=1),
+    ]
     merge(elsewhere / "results.json", [*changed, record_of("patchcore", 0, 0.95)])
     write_text(elsewhere / "commands.txt", "a command\n")
     report.write(elsewhere)
@@ -230,7 +271,9 @@ def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
 
 
 def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path) -> None:
-    arguments = command(parts, tmp_path, "--models", "sgfr,padim", "--image-size", "64", "--limit-train", "6")
+    arguments = command(
+        parts, tmp_path, "--models", "sgfr,padim", "--image-size", "64", "--limit-train", "6"
+    )
     arguments += ["--set", "sgfr.bank_size=50", "--set", "padim.n_features=100000"]
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.compare", *arguments],
@@ -245,7 +288,9 @@ def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path
     assert sgfr.error is None
     assert (sgfr.n_train, sgfr.n_test, sgfr.bank_atoms) == (6, 12, 174)
     paths = 6 * (len(str(parts / "good" / "00.png")) + 1)
-    accounts = 174 * 40 + 4 * (4 + 4 + 8)  # of four banks: atoms' accounts and origins, unit, nominal and threshold
+    accounts = 174 * 40 + 4 * (
+        4 + 4 + 8
+    )  # of four banks: atoms' accounts and origins, unit, nominal and threshold
     assert 0 < (sgfr.bank_bytes or 0) - 2 * (50 * (24 + 40 + 112) + 24 * 192) - accounts <= paths
     assert all(value is not None and 0 <= value <= 1 for value in sgfr.metrics.values())
     assert 0 < (sgfr.sampling_s or 0) < (sgfr.fit_s or 0)
@@ -269,12 +314,17 @@ def test_categories_are_averaged_of_models_that_ran_on_all() -> None:
         of("grid", "sgfr", 0.7),
         of("grid", "padim", 0.6),
     ]
-    (line,) = [line for line in report.averages(records).splitlines() if line.startswith(("| Sgfr", "| Padim"))]
+    (line,) = [
+        line
+        for line in report.averages(records).splitlines()
+        if line.startswith(("| Sgfr", "| Padim"))
+    ]
     assert line.startswith("| Sgfr | 80.0 | 80.0 | - |")
     assert "mvtec (b, 256 px), mean of 2 categories" in report.averages(records)
     assert "published" not in report.averages(records)  # of other categories
     whole = [of(f"category {number}", "sgfr", 0.9) for number in range(15)]
-    assert "| published: PatchCore, 1%, WideResNet-50, 224 px (arXiv 2106.08265) | 99.0 | - | 98.0 | - | 93.1 |" in (
-        report.averages(whole)
+    assert (
+        "| published: PatchCore, 1%, WideResNet-50, 224 px (arXiv 2106.08265) | 99.0 | - | 98.0 | -"
+        " | 93.1 |" in (report.averages(whole))
     )
     assert report.averages(records[:3]) == report.averages([record_of("sgfr", 0)]) == ""

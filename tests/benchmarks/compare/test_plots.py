@@ -17,7 +17,9 @@ KINDS = ["good", "crack", "crack", "crack"]
 
 
 def runs(boxed: int) -> tuple[list[Row], Record, list[Record], Record, Record]:
-    """Rows of three models over several seeds, and the runs in them: Sgfr's other pooling with the seed ``boxed``."""
+    """Rows of three models over several seeds, and the runs in them: Sgfr's other pooling with the
+    seed ``boxed``.
+    """
     other = record_of("sgfr", boxed, pooling="box")
     sgfr = [record_of("sgfr", seed) for seed in (0, 1)]
     patchcore, padim = record_of("patchcore", 1), record_of("padim", 2)
@@ -61,7 +63,9 @@ def test_the_maps_side_by_side_are_of_the_seed_that_most_models_have(
     assert titles == ["image", "truth", "Sgfr", "Patchcore"]
 
 
-def test_the_curves_are_of_the_seed_that_most_models_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curves_are_of_the_seed_that_most_models_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, boxed, sgfr, patchcore, padim = runs(boxed=0)
 
     def shown() -> tuple[str, list[str]]:
@@ -70,10 +74,16 @@ def test_the_curves_are_of_the_seed_that_most_models_have(tmp_path: Path, monkey
         plots.plot_curves(tmp_path, "curves.png", rows, "solar cells")
         if not figures:
             return "", []
-        return figures[0].get_suptitle(), [line.get_label() for line in figures[0].axes[0].get_lines()]
+        return figures[0].get_suptitle(), [
+            line.get_label() for line in figures[0].axes[0].get_lines()
+        ]
 
     def keep(record: Record, folder: str) -> None:
-        to = tmp_path / folder / (f"{record.name}.json" if folder == "curves" else f"{record.name}/curves.json")
+        to = (
+            tmp_path
+            / folder
+            / (f"{record.name}.json" if folder == "curves" else f"{record.name}/curves.json")
+        )
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps({"roc": [[0, 0.5, 1], [0, 1, 1]], "pro": None}), encoding="utf-8")
 

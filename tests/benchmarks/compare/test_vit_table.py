@@ -24,7 +24,9 @@ def vit_small_patch14_dino_drawn(pretrained: bool = False, **kwargs: Any) -> Vis
     for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "exportable"):
         kwargs.pop(name, None)
     indices = kwargs.pop("out_indices", None)
-    network = VisionTransformer(img_size=56, patch_size=14, embed_dim=32, depth=12, num_heads=2, **kwargs)
+    network = VisionTransformer(
+        img_size=56, patch_size=14, embed_dim=32, depth=12, num_heads=2, **kwargs
+    )
     if features:
         return FeatureGetterNet(network, out_indices=indices or tuple(range(12)))  # type: ignore[return-value]
     return network
@@ -50,4 +52,7 @@ def test_a_transformers_table(model: str, parts: Path, tmp_path: Path) -> None:
     assert record["error"] is None
     assert 0 <= record["metrics"]["image_AUROC"] <= 1
     patches = 6 * 4 * 4
-    assert record["bank_atoms"] == {"sgfr": 100, "patchcore": 9, "padim": None, "anomalydino": patches}[model]
+    assert (
+        record["bank_atoms"]
+        == {"sgfr": 100, "patchcore": 9, "padim": None, "anomalydino": patches}[model]
+    )

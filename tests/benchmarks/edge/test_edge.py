@@ -15,7 +15,9 @@ from benchmarks.edge import command, report, run
 
 def test_images_are_resized_as_the_engine_does() -> None:
     image = np.random.default_rng(0).random((1, 3, 70, 333), np.float32)
-    expected = functional.interpolate(torch.from_numpy(image), (64, 96), mode="bilinear", antialias=True)
+    expected = functional.interpolate(
+        torch.from_numpy(image), (64, 96), mode="bilinear", antialias=True
+    )
     np.testing.assert_allclose(run._resized(image, [64, 96]), expected.numpy(), atol=1e-5)
     assert run._resized(image, None) is image
 
@@ -29,13 +31,19 @@ def test_the_runner_measures_without_pytorch(tmp_path: Path) -> None:
     common = {"config": {}, "runs": 20, "size": [16, 16]}
     jobs = {
         "latency": {"models": {"relu": str(tmp_path / "model.xml")}, **common},
-        "products": {"bare": str(tmp_path / "model.xml"), "searched": {"sgfr": [[9, 12, 16], [5, 4, 19]]}, **common},
+        "products": {
+            "bare": str(tmp_path / "model.xml"),
+            "searched": {"sgfr": [[9, 12, 16], [5, 4, 19]]},
+            **common,
+        },
         "throughput": {"models": {"relu": str(tmp_path / "model.xml")}, **common},
         "memory": {"model": str(tmp_path / "model.xml"), "shape": [2, 3, 16, 16], **common},
     }
     for step, job in jobs.items():
         command = [sys.executable, "-m", "benchmarks.edge.run", step, json.dumps(job)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
+        )
         found = json.loads(done.stdout)
         if step == "memory":
             assert found["runtime_mib"] > 0
@@ -47,7 +55,10 @@ def test_the_runner_measures_without_pytorch(tmp_path: Path) -> None:
 
 
 def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> None:
-    times = {"bare": {"median_ms": 2.0, "least_ms": 1.0}, "sgfr": {"median_ms": 5.0, "least_ms": 3.0}}
+    times = {
+        "bare": {"median_ms": 2.0, "least_ms": 1.0},
+        "sgfr": {"median_ms": 5.0, "least_ms": 3.0},
+    }
     found = {
         "export sgfr": {"bytes": {"model.xml": 3 * 2**20, "fp16.xml": 2**20}},
         "latency tf_efficientnet_lite0 f32": times,
@@ -55,7 +66,9 @@ def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> Non
             "bare": {"median_ms": 2.0, "least_ms": 1.0},
             "sgfr": {"median_ms": 1.0, "least_ms": 1.0},
         },
-        "throughput tf_efficientnet_lite0": {"sgfr": {"alone": 50.0, "together": 75.0, "requests": 2}},
+        "throughput tf_efficientnet_lite0": {
+            "sgfr": {"alone": 50.0, "together": 75.0, "requests": 2}
+        },
         "memory sgfr-1024 batch 1": {"inference_mib": 99.6, "median_ms": 210.0},
         "memory sgfr batch 1": {"runtime_mib": 50.0, "loaded_mib": 7.0, "inference_mib": 31.0},
         "answers sgfr OpenVINO f32": {

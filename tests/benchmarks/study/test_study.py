@@ -47,7 +47,16 @@ def test_a_study_goes_on_where_it_stopped(
         "k",
         [Variant(str(k), {"num_atoms": k, "bank_size": 60}, image_size=64) for k in (1, 3)],
     )
-    where = ["--root", str(parts), "--data", "folder", "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    where = [
+        "--root",
+        str(parts),
+        "--data",
+        "folder",
+        "--out",
+        str(tmp_path),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     arguments = ["k", *where, "--seeds", "0"]
     assert command.main(arguments) == 0
     table = (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
@@ -63,17 +72,38 @@ def test_what_studies_share_runs_once_and_a_median_of_fewer_seeds_says_so(
 ) -> None:
     small = {"bank_size": 60}
     shared = Variant("5", small, image_size=64)
-    monkeypatch.setitem(STUDIES, "k", [shared, Variant("1", {**small, "num_atoms": 1}, image_size=64)])
-    monkeypatch.setitem(STUDIES, "blur", [shared, Variant("0", {**small, "blur": 0.0}, image_size=64)])
-    where = ["--root", str(parts), "--data", "folder", "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    monkeypatch.setitem(
+        STUDIES, "k", [shared, Variant("1", {**small, "num_atoms": 1}, image_size=64)]
+    )
+    monkeypatch.setitem(
+        STUDIES, "blur", [shared, Variant("0", {**small, "blur": 0.0}, image_size=64)]
+    )
+    where = [
+        "--root",
+        str(parts),
+        "--data",
+        "folder",
+        "--out",
+        str(tmp_path),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     assert command.main(["k", "blur", *where, "--seeds", "0"]) == 0
     assert "3 of 3" in capsys.readouterr().out
-    assert len(read(tmp_path / "k" / "results.json")) == len(read(tmp_path / "blur" / "results.json")) == 2
-    assert "Seed 0, in percent; all else" in (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
+    assert (
+        len(read(tmp_path / "k" / "results.json"))
+        == len(read(tmp_path / "blur" / "results.json"))
+        == 2
+    )
+    assert "Seed 0, in percent; all else" in (tmp_path / "k" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
     monkeypatch.setitem(STUDIES, "k", [shared])
     assert command.main(["k", *where, "--seeds", "1"]) == 0
-    monkeypatch.setitem(STUDIES, "k", [shared, Variant("1", {**small, "num_atoms": 1}, image_size=64)])
+    monkeypatch.setitem(
+        STUDIES, "k", [shared, Variant("1", {**small, "num_atoms": 1}, image_size=64)]
+    )
     report.report("k", tmp_path / "k")
     table = (tmp_path / "k" / "README.md").read_text(encoding="utf-8")
     assert "Medians of seeds 0, 1, in percent; (n): of n seeds" in table
@@ -95,7 +125,9 @@ def test_long_labels_are_numbers_below_a_plot() -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_committed_records_are_those_of_the_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_committed_records_are_those_of_the_study(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "results.json").write_bytes((STUDIED / name / "results.json").read_bytes())
     monkeypatch.setattr(report, "_plot", lambda *_: None)
     report.report(name, tmp_path)

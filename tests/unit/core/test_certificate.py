@@ -31,9 +31,13 @@ def stream(points: Tensor, size: int) -> Clusters:
 @pytest.mark.parametrize(("solver", "k"), [("affine", 1), ("affine", 5), ("omp", 3), ("ridge", 1)])
 @pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_residual_exceeds_its_bound(solver: str, k: int, regularisation: float, seed: int, moved: bool) -> None:
+def test_no_residual_exceeds_its_bound(
+    solver: str, k: int, regularisation: float, seed: int, moved: bool
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(2500, 12, generator=generator) * torch.rand(2500, 1, generator=generator) + 1
+    points = (
+        torch.randn(2500, 12, generator=generator) * torch.rand(2500, 1, generator=generator) + 1
+    )
     clusters = centred(stream(points, 60)) if moved else stream(points, 60)
     certificate = certify(clusters, solver, k, regularisation)
     found = residuals(points, clusters.atoms, solver, k, regularisation)
@@ -43,7 +47,9 @@ def test_no_residual_exceeds_its_bound(solver: str, k: int, regularisation: floa
     counts, edges = certificate.histogram(10)
     assert int(counts.sum()) == 2500
     for edge, beyond in zip(edges[:-1], counts.flip(0).cumsum(0).flip(0), strict=True):
-        assert int((found > edge).sum()) <= int(beyond)  # never more patches beyond an edge than it says
+        assert int((found > edge).sum()) <= int(
+            beyond
+        )  # never more patches beyond an edge than it says
 
 
 def test_the_bound_is_attained_where_nothing_was_dropped_twice() -> None:
@@ -57,7 +63,9 @@ def test_the_bound_is_attained_where_nothing_was_dropped_twice() -> None:
     assert certify(clusters, "affine").mean == pytest.approx(float(by_atom.mean()), rel=1e-3)
 
 
-def formula(clusters: Clusters, solver: str, k: int, regularisation: float) -> tuple[np.ndarray, np.ndarray]:
+def formula(
+    clusters: Clusters, solver: str, k: int, regularisation: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Bounds and means of the docstring, atom by atom, with numpy."""
     atoms, radius, count, squares = (part.double().numpy() for part in clusters[:4])
     eps, width = float(torch.finfo(clusters.atoms.dtype).eps), atoms.shape[1]
@@ -93,7 +101,9 @@ def formula(clusters: Clusters, solver: str, k: int, regularisation: float) -> t
     ],
 )
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_the_bounds_are_those_of_the_formula(solver: str, k: int, regularisation: float, offset: float) -> None:
+def test_the_bounds_are_those_of_the_formula(
+    solver: str, k: int, regularisation: float, offset: float
+) -> None:
     points = torch.randn(600, 7) + offset
     clusters = settle(Clusters.of(points[:40]), Clusters.of(points[40:]))
     bounds, means = formula(clusters, solver, k, regularisation)
@@ -139,7 +149,10 @@ def test_a_pursuit_far_from_the_origin_is_certified_too(offset: float, k: int, s
     points = (0.1 * torch.randn(5, 12) + offset).repeat_interleave(200, 0)
     points += 1e-3 * torch.randn(points.shape, generator=torch.Generator().manual_seed(seed))
     clusters = settle(Clusters.of(points[::200]), Clusters.of(points))
-    found, certificate = residuals(points, clusters.atoms, "omp", k, 0.0), certify(clusters, "omp", k)
+    found, certificate = (
+        residuals(points, clusters.atoms, "omp", k, 0.0),
+        certify(clusters, "omp", k),
+    )
     assert float(found.max()) <= certificate.largest
     assert float(found.mean()) <= certificate.mean
 
@@ -150,12 +163,26 @@ def test_a_pursuit_far_from_the_origin_is_certified_too(offset: float, k: int, s
 @pytest.mark.parametrize("width", [12, 100])
 @pytest.mark.parametrize(
     ("solver", "k", "regularisation"),
-    [("ridge", 1, 0.0), ("ridge", 1, 1e-14), ("affine", 1, 0.0), ("affine", 5, 0.0), ("affine", 5, 1e-3)],
+    [
+        ("ridge", 1, 0.0),
+        ("ridge", 1, 1e-14),
+        ("affine", 1, 0.0),
+        ("affine", 5, 0.0),
+        ("affine", 5, 1e-3),
+    ],
 )
 def test_what_rounding_leaves_of_the_atoms_themselves_is_certified_too(
-    solver: str, k: int, regularisation: float, width: int, apart: float, offset: float, dtype: torch.dtype
+    solver: str,
+    k: int,
+    regularisation: float,
+    width: int,
+    apart: float,
+    offset: float,
+    dtype: torch.dtype,
 ) -> None:
-    """Pairs of atoms that products of 32 bits mistake for each other; directions that ridge has to take for none."""
+    """Pairs of atoms that products of 32 bits mistake for each other; directions that ridge has to
+    take for none.
+    """
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         one, shift = torch.randn(2, 40, width, generator=generator, dtype=dtype)
@@ -165,13 +192,18 @@ def test_what_rounding_leaves_of_the_atoms_themselves_is_certified_too(
         assert float(found.max()) <= certificate.largest
         assert float(found.mean()) <= certificate.mean
         precision = torch.finfo(dtype).eps
-        rounding = 2 * width * precision + 1e-5 if solver == "ridge" else 40 * (width * precision) ** 0.5
+        rounding = (
+            2 * width * precision + 1e-5 if solver == "ridge" else 40 * (width * precision) ** 0.5
+        )
         room = (80 * regularisation) ** 0.5 + rounding  # and not much above it
         assert certificate.largest <= room * float(bank.norm(dim=1).max())
 
 
 def test_scales_add_up() -> None:
-    one, other = (ScaleCertificate(patches, *sums, *3 * [torch.ones(1)]) for patches, *sums in ((3, 2, 1), (7, 5, 4)))
+    one, other = (
+        ScaleCertificate(patches, *sums, *3 * [torch.ones(1)])
+        for patches, *sums in ((3, 2, 1), (7, 5, 4))
+    )
     certificate = Certificate((one, other), (True, True), (False, True))
     assert (certificate.patches, certificate.largest, certificate.mean) == (10, 7, 5)
     assert certificate.largest_score == 5

@@ -16,7 +16,9 @@ from anomalib_sgfr.core.linear_algebra import (
 
 
 def gram(rank: int, size: int, dtype: torch.dtype = torch.float64, number: int = 7) -> torch.Tensor:
-    """Positive semi-definite matrices ``(number, size, size)`` of a given rank, their rows of very different length."""
+    """Positive semi-definite matrices ``(number, size, size)`` of a given rank, their rows of very
+    different length.
+    """
     generator = torch.Generator().manual_seed(size + rank)
     factor = torch.randn(number, size, rank, generator=generator, dtype=torch.float64)
     factor = factor * torch.logspace(-3, 3, size, dtype=torch.float64)[:, None]
@@ -25,12 +27,16 @@ def gram(rank: int, size: int, dtype: torch.dtype = torch.float64, number: int =
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
-def test_inverse_of_a_regular_matrix_is_numpys(size: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_inverse_of_a_regular_matrix_is_numpys(
+    size: int, dtype: torch.dtype, tolerance: float
+) -> None:
     matrix = gram(size + 6, size, dtype)
     scale = matrix.double().diagonal(dim1=1, dim2=2).sqrt()
     scale = scale[:, :, None] * scale[:, None, :]  # compared in the units of each row
     wanted = np.linalg.inv(matrix.double().numpy()) * scale.numpy()
-    assert np.allclose((spd_inverse(matrix).double() * scale).numpy(), wanted, rtol=tolerance, atol=tolerance)
+    assert np.allclose(
+        (spd_inverse(matrix).double() * scale).numpy(), wanted, rtol=tolerance, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
@@ -88,7 +94,9 @@ def test_the_middle_is_the_mean_unless_outliers_take_it_along(number: int) -> No
     points[3] = 1e12
     found = middle(points)
     some = points[:: max(1, number // 64)]
-    torch.testing.assert_close(found, some.sort(0).values[(len(some) + 1) // 2 - 1])  # the lower median of some
+    torch.testing.assert_close(
+        found, some.sort(0).values[(len(some) + 1) // 2 - 1]
+    )  # the lower median of some
     assert (found - 3.0).abs().max() < 2.0
 
 
@@ -107,7 +115,9 @@ def test_the_middle_of_groups_is_their_mean() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 300), (300, 7)])
-def test_the_least_in_a_row_is_the_first_of_equal_ones(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_the_least_in_a_row_is_the_first_of_equal_ones(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     values = torch.randint(-3, 3, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     for each in (values, values.T.contiguous().T):
         found = least_in_row(each)

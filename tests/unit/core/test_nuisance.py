@@ -28,7 +28,9 @@ def test_there_are_no_more_directions_than_the_vectors_span(rank: int, expected:
 
 @pytest.mark.parametrize("number", [0, 6, 100])
 def test_too_many_or_too_few_directions_are_refused(number: int) -> None:
-    with pytest.raises(ValueError, match=f"between 1 and 5, half of the 11 values of a patch, got {number}"):
+    with pytest.raises(
+        ValueError, match=f"between 1 and 5, half of the 11 values of a patch, got {number}"
+    ):
         principal_directions(torch.eye(11, dtype=torch.float64), number)
 
 
@@ -43,5 +45,7 @@ def test_nothing_is_left_along_the_directions_and_all_across_them(dtype: torch.d
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
     flat = projected_out(embedding.permute(0, 2, 3, 1).reshape(-1, 7), directions)
-    torch.testing.assert_close(flat.reshape(3, 4, 5, 7).permute(0, 3, 1, 2), found, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        flat.reshape(3, 4, 5, 7).permute(0, 3, 1, 2), found, atol=tolerance, rtol=tolerance
+    )
     assert projected_out(embedding, directions[:0]) is embedding

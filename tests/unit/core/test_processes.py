@@ -1,4 +1,6 @@
-"""Collectives, and that no module talks to other processes by itself or under a condition of its own."""
+"""Collectives, and that no module talks to other processes by itself or under a condition of its
+own.
+"""
 
 import ast
 from pathlib import Path
@@ -28,17 +30,23 @@ def test_alone_each_gives_what_it_was_given() -> None:
 
 
 def test_values_come_in_the_order_of_the_ranks() -> None:
-    assert in_threads(lambda rank: gathered({"rank": rank})) == [[{"rank": rank} for rank in range(3)]] * 3
+    assert (
+        in_threads(lambda rank: gathered({"rank": rank}))
+        == [[{"rank": rank} for rank in range(3)]] * 3
+    )
 
 
 @pytest.mark.parametrize(
-    ("items", "shares"), [([], [[], [], []]), ([5], [[5], [], []]), ([5, 6, 7, 8], [[5, 8], [6], [7]])]
+    ("items", "shares"),
+    [([], [[], [], []]), ([5], [[5], [], []]), ([5, 6, 7, 8], [[5, 8], [6], [7]])],
 )
 def test_all_have_their_share_of_the_work(items: list[int], shares: list[list[int]]) -> None:
     assert in_threads(lambda _: share(items)) == shares
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int32, torch.uint8, torch.bool]
+)
 def test_tensors_may_differ_in_shape_and_be_missing(dtype: torch.dtype) -> None:
     rows = [torch.empty(0), torch.ones(2, 3, dtype=dtype), torch.zeros(1, 4, dtype=dtype)]
     for ended in in_threads(lambda rank: gathered_tensors([rows[rank], torch.tensor(rank)])):
@@ -50,7 +58,9 @@ def test_tensors_may_differ_in_shape_and_be_missing(dtype: torch.dtype) -> None:
 
 
 def test_no_process_need_have_a_tensor_with_values() -> None:
-    for ended in in_threads(lambda rank: gathered_tensors([torch.empty((0, 7) if rank == 1 else (0,))])):
+    for ended in in_threads(
+        lambda rank: gathered_tensors([torch.empty((0, 7) if rank == 1 else (0,))])
+    ):
         assert [tuple(part.shape) for (part,) in ended] == [(0, 7)] * 3
     assert in_threads(lambda _: gathered_tensors([])) == [[[], [], []]] * 3
 
@@ -63,7 +73,9 @@ def test_no_process_need_have_a_tensor_with_values() -> None:
         ([[torch.ones(1)], [torch.ones(1, 1)], [torch.empty(0)]], "cannot be joined"),
     ],
 )
-def test_tensors_that_cannot_be_joined_are_refused_in_all(theirs: list[list[torch.Tensor]], message: str) -> None:
+def test_tensors_that_cannot_be_joined_are_refused_in_all(
+    theirs: list[list[torch.Tensor]], message: str
+) -> None:
     for ended in in_threads(lambda rank: gathered_tensors(theirs[rank])):
         assert isinstance(ended, ValueError)
         assert message in str(ended)
@@ -116,7 +128,11 @@ def test_errors_that_differ_become_the_first() -> None:
 
 
 def test_a_collective_where_one_may_fail_alone_is_refused_also_without_other_processes() -> None:
-    for collective in (lambda: gathered(1), lambda: summed(torch.ones(1)), lambda: gathered_tensors([])):
+    for collective in (
+        lambda: gathered(1),
+        lambda: summed(torch.ones(1)),
+        lambda: gathered_tensors([]),
+    ):
         with pytest.raises(RuntimeError, match="before or after"), agreed():
             collective()
     assert gathered(1) == [1]  # afterwards it is allowed again
@@ -124,8 +140,23 @@ def test_a_collective_where_one_may_fail_alone_is_refused_also_without_other_pro
 
 # Names of torch, torchmetrics and Lightning that let processes wait for each other
 OTHERS = {
-    *("all_gather", "all_gather_object", "all_reduce", "all_to_all", "barrier", "broadcast", "broadcast_object_list"),
-    *("gather_all_tensors", "gather_object", "reduce_boolean_decision", "reduce_scatter", "sync_dist", "sync_ddp"),
+    *(
+        "all_gather",
+        "all_gather_object",
+        "all_reduce",
+        "all_to_all",
+        "barrier",
+        "broadcast",
+        "broadcast_object_list",
+    ),
+    *(
+        "gather_all_tensors",
+        "gather_object",
+        "reduce_boolean_decision",
+        "reduce_scatter",
+        "sync_dist",
+        "sync_ddp",
+    ),
 }
 OURS = {"agreed", "gathered", "gathered_tensors", "in_all_processes", "summed", "unite"}
 
@@ -140,7 +171,10 @@ def talks(tree: ast.AST) -> list[str]:
             whole = [f"{node.module}.{name.name}" for name in node.names]
             found += [name for name in whole if name.startswith("torch.distributed")]
         elif isinstance(node, ast.Attribute):
-            if isinstance(node.value, ast.Name) and (node.value.id, node.attr) == ("torch", "distributed"):
+            if isinstance(node.value, ast.Name) and (node.value.id, node.attr) == (
+                "torch",
+                "distributed",
+            ):
                 found.append("torch.distributed")
             elif node.attr in OTHERS:
                 found.append(node.attr)
@@ -150,7 +184,9 @@ def talks(tree: ast.AST) -> list[str]:
 
 
 def collective_in(node: ast.AST) -> bool:
-    """Whether a collective is called, or other processes are counted: what follows is the same in all of them."""
+    """Whether a collective is called, or other processes are counted: what follows is the same in
+    all of them.
+    """
     called = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
     return any(isinstance(name, ast.Name) and name.id in {*OURS, "several"} for name in called)
 
@@ -166,14 +202,19 @@ def guarded(body: list[ast.stmt], conditional: bool = False) -> list[int]:
         blocks += [handler.body for handler in getattr(statement, "handlers", [])]
         inner = [part for block in blocks for part in block]
         heads = [
-            child for child in ast.iter_child_nodes(statement) if not isinstance(child, ast.stmt | ast.excepthandler)
+            child
+            for child in ast.iter_child_nodes(statement)
+            if not isinstance(child, ast.stmt | ast.excepthandler)
         ]
         for head in heads:
             found += calls(head, conditional or isinstance(statement, ast.While))
-        same = isinstance(statement, ast.With) or (isinstance(statement, ast.If) and collective_in(statement.test))
+        same = isinstance(statement, ast.With) or (
+            isinstance(statement, ast.If) and collective_in(statement.test)
+        )
         found += guarded(inner, conditional or not same)
         leaves = any(
-            isinstance(part, ast.Return | ast.Raise | ast.Break | ast.Continue) for part in ast.walk(statement)
+            isinstance(part, ast.Return | ast.Raise | ast.Break | ast.Continue)
+            for part in ast.walk(statement)
         )
         conditional = conditional or bool(inner and leaves and not same)
     return found
@@ -182,7 +223,12 @@ def guarded(body: list[ast.stmt], conditional: bool = False) -> list[int]:
 def calls(node: ast.AST, conditional: bool) -> list[int]:
     """Lines of an expression with a collective under a condition, its own or one it stands under."""
     found = []
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in OURS and conditional:
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in OURS
+        and conditional
+    ):
         found.append(node.lineno)
     for name, field in ast.iter_fields(node):
         for child in field if isinstance(field, list) else [field]:
@@ -191,7 +237,10 @@ def calls(node: ast.AST, conditional: bool) -> list[int]:
                     isinstance(node, ast.Lambda)
                     or (isinstance(node, ast.IfExp) and name != "test")
                     or (isinstance(node, ast.BoolOp) and child is not node.values[0])
-                    or (isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp) and name == "elt")
+                    or (
+                        isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp)
+                        and name == "elt"
+                    )
                     or (isinstance(node, ast.DictComp) and name in {"key", "value"})
                 )
                 found += calls(child, conditional or other)
@@ -209,7 +258,13 @@ def test_no_other_module_talks_to_processes_and_none_under_a_condition(module: P
     ("body", "lines"),
     [
         ("    return gathered(found)", []),
-        ("    if not sum(gathered(found)):\n        raise ValueError\n    with agreed():\n        work()", []),
+        (
+            (
+                "    if not sum(gathered(found)):\n        raise ValueError\n    with agreed():\n  "
+                "      work()"
+            ),
+            [],
+        ),
         ("    every = [part for (part,) in gathered_tensors(found)]", []),
         ("    if several():\n        return summed(found)", []),
         ("    if found:\n        return gathered(found)", [3]),

@@ -37,7 +37,9 @@ def targets_and_banks(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 @hypothesis.given(targets_and_banks(), st.integers(1, 8))
-def test_the_affine_residual_is_never_above_the_nearest_neighbours(pair: tuple[Tensor, Tensor], k: int) -> None:
+def test_the_affine_residual_is_never_above_the_nearest_neighbours(
+    pair: tuple[Tensor, Tensor], k: int
+) -> None:
     target, bank = pair
     nearest = torch.cdist(target, bank, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
     left = affine(target, bank, k).residual.norm(dim=1)
@@ -45,13 +47,16 @@ def test_the_affine_residual_is_never_above_the_nearest_neighbours(pair: tuple[T
 
 
 @hypothesis.given(targets_and_banks(), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_the_order_of_the_bank_does_not_matter(pair: tuple[Tensor, Tensor], k: int, random: Random) -> None:
+def test_the_order_of_the_bank_does_not_matter(
+    pair: tuple[Tensor, Tensor], k: int, random: Random
+) -> None:
     target, bank = pair
     order = list(range(len(bank)))
     random.shuffle(order)
     scale = 1.0 + float(target.norm(dim=1).amax() + bank.norm(dim=1).amax())
     one, other = (affine_distance(target, rows, k, 1e-3) for rows in (bank, bank[order]))
-    # equally distant atoms at the edge of the support may be chosen either way: their coefficients are zero
+    # equally distant atoms at the edge of the support may be chosen either way: their coefficients
+    # are zero
     torch.testing.assert_close(one, other, atol=2e-3 * scale, rtol=0)
 
 
@@ -64,8 +69,15 @@ def test_more_atoms_never_leave_more_of_a_pursuit(pair: tuple[Tensor, Tensor]) -
         assert bool((more <= fewer + 1e-6 * scale).all())
 
 
-@hypothesis.given(matrices(4, 60), matrices(4, 60), st.integers(1, 12), st.sampled_from(["affine", "omp", "ridge"]))
-def test_the_certificate_holds_whatever_the_order_of_merging(one: Tensor, two: Tensor, size: int, solver: str) -> None:
+@hypothesis.given(
+    matrices(4, 60),
+    matrices(4, 60),
+    st.integers(1, 12),
+    st.sampled_from(["affine", "omp", "ridge"]),
+)
+def test_the_certificate_holds_whatever_the_order_of_merging(
+    one: Tensor, two: Tensor, size: int, solver: str
+) -> None:
     scale_clusters = []
     for part in (one, two):
         sampler = SubspaceSampler(size, working_size=1)
@@ -77,7 +89,9 @@ def test_the_certificate_holds_whatever_the_order_of_merging(one: Tensor, two: T
         clusters, _ = merge(order, size)
         certificate = certify(clusters, solver, 3, 1e-3)
         assert certificate.patches == len(everything)
-        nearest = torch.cdist(everything, clusters.atoms, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        nearest = torch.cdist(
+            everything, clusters.atoms, compute_mode="donot_use_mm_for_euclid_dist"
+        ).amin(1)
         assert float(nearest.amax()) <= float(clusters.radius.amax()) * (1 + 1e-6) + 1e-3
         if solver == "affine":
             left = affine(everything, clusters.atoms, 3, 1e-3).residual.norm(dim=1)
@@ -94,13 +108,20 @@ def test_every_precision_gives_finite_residuals_of_its_own(
     for residual in (affine(target, bank, k, 1e-3).residual, omp(target, bank, k).residual):
         assert residual.dtype == dtype
         assert bool(torch.isfinite(residual).all())
-    # a target that is an atom is rebuilt by it, but for what the search by products cannot tell apart
-    rounding = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps if dtype != torch.float64 else 0.0)
-    assert float(affine_distance(bank, bank, 1).amax()) <= 4 * rounding**0.5 * (1.0 + float(bank.abs().amax()))
+    # a target that is an atom is rebuilt by it, but for what the search by products cannot tell
+    # apart
+    rounding = max(
+        torch.finfo(dtype).eps, torch.finfo(torch.float32).eps if dtype != torch.float64 else 0.0
+    )
+    assert float(affine_distance(bank, bank, 1).amax()) <= 4 * rounding**0.5 * (
+        1.0 + float(bank.abs().amax())
+    )
 
 
 @hypothesis.given(matrices(3, 80), st.integers(1, 10), st.integers(1, 30))
-def test_every_embedding_counts_once_however_it_is_batched(points: Tensor, size: int, batch: int) -> None:
+def test_every_embedding_counts_once_however_it_is_batched(
+    points: Tensor, size: int, batch: int
+) -> None:
     sampler = SubspaceSampler(size, working_size=1)
     for part in points.split(batch):
         sampler.observe(part)

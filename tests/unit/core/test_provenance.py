@@ -8,7 +8,9 @@ from anomalib_sgfr.core.patch_grid import origins
 from anomalib_sgfr.core.sampler import SubspaceSampler
 
 
-def stream(seed: int, images: int = 12, grid: tuple[int, int] = (5, 7)) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def stream(
+    seed: int, images: int = 12, grid: tuple[int, int] = (5, 7)
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Embeddings of images, and where each was seen."""
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -52,10 +54,13 @@ def test_merging_keeps_origins_apart() -> None:
 
 def test_numbers_close_up_and_name_the_same_images() -> None:
     clusters = Clusters.of(
-        torch.randn(4, 2), torch.tensor([[7, 0, 1, 9, 8], [3, 2, 2, 9, 8], [-1] * 5, [7, 5, 5, 6, 7]])
+        torch.randn(4, 2),
+        torch.tensor([[7, 0, 1, 9, 8], [3, 2, 2, 9, 8], [-1] * 5, [7, 5, 5, 6, 7]]),
     )
     coarse = Clusters.of(torch.randn(2, 3), torch.tensor([[4, 0, 0, 2, 2], [7, 1, 1, 2, 2]]))
-    (renamed, other), images = renumbered([clusters, coarse], {3: "three", 4: "four", 5: "five", 7: "seven"})
+    (renamed, other), images = renumbered(
+        [clusters, coarse], {3: "three", 4: "four", 5: "five", 7: "seven"}
+    )
     assert images == ["three", "four", "seven"]
     assert other.origin.tolist() == [[1, 0, 0, 2, 2], [2, 1, 1, 2, 2]]
     assert renamed.origin.tolist() == [[2, 0, 1, 9, 8], [0, 2, 2, 9, 8], [-1] * 5, [2, 5, 5, 6, 7]]
@@ -70,7 +75,9 @@ def test_an_origin_of_the_wrong_shape_is_refused() -> None:
 
 
 def test_an_image_that_two_processes_knew_is_listed_once() -> None:
-    clusters = Clusters.of(torch.randn(3, 2), torch.tensor([[0, 0, 1, 6, 6], [1, 2, 2, 6, 6], [2, 5, 5, 6, 6]]))
+    clusters = Clusters.of(
+        torch.randn(3, 2), torch.tensor([[0, 0, 1, 6, 6], [1, 2, 2, 6, 6], [2, 5, 5, 6, 6]])
+    )
     (renamed,), images = renumbered([clusters], {0: "old", 1: "new", 2: "old"})
     assert images == ["old", "new"]
     assert renamed.origin[:, 0].tolist() == [0, 1, 0]

@@ -21,10 +21,19 @@ from anomalib_sgfr.core.self_expression import (
     ridge_operator,
 )
 
-SHAPES = [(40, 60, 12, 1), (40, 60, 12, 5), (25, 300, 64, 10), (30, 500, 152, 5), (1, 20, 8, 3), (16, 100, 32, 20)]
+SHAPES = [
+    (40, 60, 12, 1),
+    (40, 60, 12, 5),
+    (25, 300, 64, 10),
+    (30, 500, 152, 5),
+    (1, 20, 8, 3),
+    (16, 100, 32, 20),
+]
 
 
-def data(targets: int, atoms: int, width: int, seed: int = 0, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+def data(
+    targets: int, atoms: int, width: int, seed: int = 0, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Float64 targets and bank; an offset mimics the common mean of post-activation features."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.randn(targets, width, generator=generator, dtype=torch.float64)
@@ -40,7 +49,9 @@ def exact_neighbours(target: Tensor, bank: Tensor, k: int) -> Tensor:
     return (target[:, None] - bank[None]).norm(dim=2).topk(min(k, len(bank)), largest=False).indices
 
 
-def affine_oracle(target: Tensor, bank: Tensor, k: int, regularisation: float) -> tuple[NDArray, NDArray]:
+def affine_oracle(
+    target: Tensor, bank: Tensor, k: int, regularisation: float
+) -> tuple[NDArray, NDArray]:
     """Equality-constrained least squares by elimination, numpy's lstsq on the augmented system."""
     residuals, codes = [], []
     for x, rows in zip(target.numpy(), exact_neighbours(target, bank, k + 1), strict=True):
@@ -52,7 +63,9 @@ def affine_oracle(target: Tensor, bank: Tensor, k: int, regularisation: float) -
             weight = (outer - inner[0]) / (outer - inner) if np.isfinite(outer) else np.ones(size)
         augmented = np.hstack([atoms, np.diag(np.sqrt(regularisation * inner.mean() * weight))])
         padded = np.concatenate([x, np.zeros(size)])
-        tail = np.linalg.lstsq((augmented[1:] - augmented[0]).T, padded - augmented[0], rcond=None)[0]
+        tail = np.linalg.lstsq((augmented[1:] - augmented[0]).T, padded - augmented[0], rcond=None)[
+            0
+        ]
         code = np.concatenate([[1 - tail.sum()], tail])
         residuals.append(x - code @ atoms)
         codes.append(code)
@@ -77,7 +90,9 @@ def test_affine_is_constrained_least_squares(
     length = affine_distance(target, bank, k, regularisation)
     np.testing.assert_allclose(length.numpy(), np.linalg.norm(residual, axis=1), atol=1e-9)
     length = affine_distance(target.float(), bank.float(), k, regularisation)
-    np.testing.assert_allclose(length.double().numpy(), np.linalg.norm(residual, axis=1), rtol=1e-4, atol=3e-4)
+    np.testing.assert_allclose(
+        length.double().numpy(), np.linalg.norm(residual, axis=1), rtol=1e-4, atol=3e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,10 +105,15 @@ def test_the_nearest_are_the_nearest(atoms: int, k: int, offset: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("k", "atoms", "width", "most"), [(2, 30, 6, 0.02), (3, 30, 6, 0.02), (5, 30, 6, 0.01), (5, 300, 24, 0.002)]
+    ("k", "atoms", "width", "most"),
+    [(2, 30, 6, 0.02), (3, 30, 6, 0.02), (5, 30, 6, 0.01), (5, 300, 24, 0.002)],
 )
-def test_the_residual_hardly_jumps_where_atoms_change_places(k: int, atoms: int, width: int, most: float) -> None:
-    """On ways from one point to another, at each place where the support changes, found by bisection."""
+def test_the_residual_hardly_jumps_where_atoms_change_places(
+    k: int, atoms: int, width: int, most: float
+) -> None:
+    """On ways from one point to another, at each place where the support changes, found by
+    bisection.
+    """
     jumps: dict[float, list[float]] = {0.0: [], 1e-3: [], 1e-2: []}
     for seed in range(6):
         ends, bank = data(2, atoms, width, seed)
@@ -114,7 +134,9 @@ def test_the_residual_hardly_jumps_where_atoms_change_places(k: int, atoms: int,
             low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
         nearest = torch.cdist(at(low), bank).amin(1)
         for regularisation in jumps:
-            one, other = (affine_distance(at(share), bank, k, regularisation) for share in (low, high))
+            one, other = (
+                affine_distance(at(share), bank, k, regularisation) for share in (low, high)
+            )
             jumps[regularisation] += ((one - other).abs() / nearest).tolist()
             if regularisation:  # nor does 32 bits' own choice make it jump
                 single = affine_distance(at(low).float(), bank.float(), k, regularisation)
@@ -127,7 +149,9 @@ def test_the_residual_hardly_jumps_where_atoms_change_places(k: int, atoms: int,
 
 @pytest.mark.parametrize("seed", range(3))
 def test_where_all_neighbours_are_equally_far_the_limit_depends_on_the_way_there(seed: int) -> None:
-    """The one place where the residual jumps: it stays below the distance to the nearest atom, as everywhere."""
+    """The one place where the residual jumps: it stays below the distance to the nearest atom, as
+    everywhere.
+    """
     generator = torch.Generator().manual_seed(seed)
     corners = torch.randn(6, 8, generator=generator, dtype=torch.float64)
     centre = torch.randn(8, generator=generator, dtype=torch.float64)
@@ -135,28 +159,38 @@ def test_where_all_neighbours_are_equally_far_the_limit_depends_on_the_way_there
     around = torch.randn(200, 8, generator=generator, dtype=torch.float64)
     apart = []
     for step in (1e-2, 1e-5):
-        length = affine_distance(centre + step * around / around.norm(dim=1, keepdim=True), bank, 5, 0.01)
+        length = affine_distance(
+            centre + step * around / around.norm(dim=1, keepdim=True), bank, 5, 0.01
+        )
         apart.append(float(length.max() - length.min()))
         assert float(length.max()) <= (1.0 + step) * (1 + 0.01)
     assert apart[1] > 0.02  # however near
     # with a sixth atom a little farther than the five, there is one limit
     bank[5] = centre + 1.1 * (bank[5] - centre)
-    length = affine_distance(centre + 1e-5 * around / around.norm(dim=1, keepdim=True), bank, 5, 0.01)
+    length = affine_distance(
+        centre + 1e-5 * around / around.norm(dim=1, keepdim=True), bank, 5, 0.01
+    )
     assert float(length.max() - length.min()) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1.0, 2e14, 9e14])
 @pytest.mark.parametrize("atoms", [5, 9, 17])
-def test_what_fills_a_group_is_farther_than_any_atom(atoms: int, size: float, dtype: torch.dtype) -> None:
+def test_what_fills_a_group_is_farther_than_any_atom(
+    atoms: int, size: float, dtype: torch.dtype
+) -> None:
     """Up to the largest values that a sampler takes."""
-    target, bank = (size * torch.nn.functional.normalize(part, dim=1) for part in data(50, atoms, 100))
+    target, bank = (
+        size * torch.nn.functional.normalize(part, dim=1) for part in data(50, atoms, 100)
+    )
     for values in (bank, -bank):  # beside each other, and on the other side
         expected = exact_neighbours(target, values, atoms).sort(1).values
         found = nearest(target.to(dtype), search_index(values.to(dtype)), atoms).sort(1).values
         assert torch.equal(found, expected)
         length = affine_distance(target.to(dtype), values.to(dtype), 4, 1e-3).double()
-        torch.testing.assert_close(length, affine_distance(target, values, 4, 1e-3), rtol=1e-3, atol=0.0)
+        torch.testing.assert_close(
+            length, affine_distance(target, values, 4, 1e-3), rtol=1e-3, atol=0.0
+        )
 
 
 @pytest.mark.parametrize(("targets", "atoms", "width", "k"), SHAPES)
@@ -180,10 +214,14 @@ def test_omp_is_scikit_learns(targets: int, atoms: int, width: int, k: int) -> N
 def test_ridge_is_scikit_learns(atoms: int, width: int, regularisation: float) -> None:
     target, bank = data(20, atoms, width)
     alpha = regularisation * float(bank.square().sum()) / width
-    oracle = Ridge(alpha=alpha, fit_intercept=False, solver="svd").fit(bank.T.numpy(), target.T.numpy())
+    oracle = Ridge(alpha=alpha, fit_intercept=False, solver="svd").fit(
+        bank.T.numpy(), target.T.numpy()
+    )
     residual = target.numpy() - oracle.coef_ @ bank.numpy()
 
-    np.testing.assert_allclose(ridge(target, ridge_operator(bank, regularisation)).numpy(), residual, atol=1e-9)
+    np.testing.assert_allclose(
+        ridge(target, ridge_operator(bank, regularisation)).numpy(), residual, atol=1e-9
+    )
     single = ridge(target.float(), ridge_operator(bank.float(), regularisation))
     np.testing.assert_allclose(
         single.double().norm(dim=1).numpy(), np.linalg.norm(residual, axis=1), rtol=1e-4, atol=1e-5
@@ -209,10 +247,16 @@ def test_code_and_residual_add_up_to_the_target(solver: str, dtype: torch.dtype)
     assert result.residual.dtype == dtype
     assert result.support.shape == result.code.shape == (30, 6)
     assert all(len(set(row)) == 6 for row in result.support.tolist())
-    rebuilt = (result.code[:, None].double() @ bank[result.support].double()).squeeze(1) + result.residual.double()
-    np.testing.assert_allclose(rebuilt.numpy(), target.double().numpy(), atol=50 * torch.finfo(dtype).eps)
+    rebuilt = (result.code[:, None].double() @ bank[result.support].double()).squeeze(
+        1
+    ) + result.residual.double()
+    np.testing.assert_allclose(
+        rebuilt.numpy(), target.double().numpy(), atol=50 * torch.finfo(dtype).eps
+    )
     if solver == "affine":
-        np.testing.assert_allclose(result.code.double().sum(1).numpy(), 1.0, atol=20 * torch.finfo(dtype).eps)
+        np.testing.assert_allclose(
+            result.code.double().sum(1).numpy(), 1.0, atol=20 * torch.finfo(dtype).eps
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -224,13 +268,17 @@ class TestDegenerate:
         plain = affine(target, bank, 3)
         doubled = affine(target, bank.repeat_interleave(3, 0), 9)
         np.testing.assert_allclose(score(doubled), score(plain), rtol=1e-5)
-        np.testing.assert_allclose(score(omp(target, bank.repeat(3, 1), 9)), score(omp(target, bank, 3)), rtol=1e-5)
+        np.testing.assert_allclose(
+            score(omp(target, bank.repeat(3, 1), 9)), score(omp(target, bank, 3)), rtol=1e-5
+        )
 
     def test_a_bank_of_one_repeated_atom_is_that_atom(self, dtype: torch.dtype) -> None:
         target, bank = (tensor.to(dtype) for tensor in data(20, 1, 10))
         distance = (target - bank).double().norm(dim=1).numpy()
         for regularisation in (0.0, 0.1):
-            np.testing.assert_allclose(score(affine(target, bank.repeat(7, 1), 5, regularisation)), distance, rtol=1e-5)
+            np.testing.assert_allclose(
+                score(affine(target, bank.repeat(7, 1), 5, regularisation)), distance, rtol=1e-5
+            )
             length = affine_distance(target, bank.repeat(7, 1), 5, regularisation)
             np.testing.assert_allclose(length.double().numpy(), distance, rtol=1e-5)
 
@@ -247,7 +295,9 @@ class TestDegenerate:
         whole = affine(target, bank, k, regularisation).residual.norm(dim=1)
         length = affine_distance(target, bank, k, regularisation)
         assert torch.isfinite(length).all()
-        torch.testing.assert_close(length, whole, rtol=1e-3, atol=1e-3 if dtype == torch.float32 else 1e-8)
+        torch.testing.assert_close(
+            length, whole, rtol=1e-3, atol=1e-3 if dtype == torch.float32 else 1e-8
+        )
         if k <= equal or not regularisation:  # nothing else is used
             assert bool((length <= (target - bank[0]).norm(dim=1) * (1 + 1e-3)).all())
             assert whole[0] == length[0] == 0.0
@@ -256,18 +306,30 @@ class TestDegenerate:
         target, bank = (tensor.to(dtype) for tensor in data(5, 9, 6))
         zeros = torch.zeros_like(bank)
         length = target.double().norm(dim=1).numpy()
-        for result in (affine(target, zeros, 4), affine(target, zeros, 4, 0.1), omp(target, zeros, 4)):
+        for result in (
+            affine(target, zeros, 4),
+            affine(target, zeros, 4, 0.1),
+            omp(target, zeros, 4),
+        ):
             np.testing.assert_allclose(score(result), length, rtol=1e-6)
             assert torch.isfinite(result.code).all()
-        np.testing.assert_allclose(affine_distance(target, zeros, 4, 0.1).double().numpy(), length, rtol=1e-6)
+        np.testing.assert_allclose(
+            affine_distance(target, zeros, 4, 0.1).double().numpy(), length, rtol=1e-6
+        )
         assert affine_distance(zeros, zeros, 4, 0.1).tolist() == [0.0] * len(zeros)
-        np.testing.assert_allclose(ridge(target, ridge_operator(zeros, 0.1)).numpy(), target.numpy(), atol=1e-6)
+        np.testing.assert_allclose(
+            ridge(target, ridge_operator(zeros, 0.1)).numpy(), target.numpy(), atol=1e-6
+        )
         assert score(omp(torch.zeros_like(target), bank, 4)).max() == 0
         mixed = torch.cat((bank, zeros))
-        np.testing.assert_allclose(score(omp(target, mixed, 4)), score(omp(target, bank, 4)), rtol=1e-5)
+        np.testing.assert_allclose(
+            score(omp(target, mixed, 4)), score(omp(target, bank, 4)), rtol=1e-5
+        )
 
     @pytest.mark.parametrize("width", [2, 4, 7])
-    def test_more_atoms_than_dimensions_rebuild_everything(self, dtype: torch.dtype, width: int) -> None:
+    def test_more_atoms_than_dimensions_rebuild_everything(
+        self, dtype: torch.dtype, width: int
+    ) -> None:
         target, bank = (tensor.to(dtype) for tensor in data(50, 40, width))
         limit = 1e-4 if dtype == torch.float32 else 1e-9
         assert score(affine(target, bank, 2 * width + 3)).max() < limit
@@ -281,17 +343,23 @@ class TestDegenerate:
         np.testing.assert_allclose(score(omp(target, bank, 50)), score(omp(target, bank, 4)))
 
     @pytest.mark.parametrize(("atoms", "width"), [(4, 20), (9, 5)])
-    def test_distances_take_the_same_support(self, dtype: torch.dtype, atoms: int, width: int) -> None:
+    def test_distances_take_the_same_support(
+        self, dtype: torch.dtype, atoms: int, width: int
+    ) -> None:
         target, bank = (tensor.to(dtype) for tensor in data(10, atoms, width))
         tolerance = {"rtol": 1e-3, "atol": 3e-3 if dtype == torch.float32 else 1e-9}
         for k in (1, 2, 3, 4, 50):
             for regularisation in (0.0, 1e-2, 0.1, 3.0):
                 whole = affine(target, bank, k, regularisation).residual.norm(dim=1)
-                torch.testing.assert_close(affine_distance(target, bank, k, regularisation), whole, **tolerance)
+                torch.testing.assert_close(
+                    affine_distance(target, bank, k, regularisation), whole, **tolerance
+                )
                 at_hand = affine_distance(target, bank, k, regularisation, search_index(bank))
                 torch.testing.assert_close(at_hand, whole, **tolerance)
             torch.testing.assert_close(
-                affine_distance(target, bank, k), affine(target, bank, k).residual.norm(dim=1), **tolerance
+                affine_distance(target, bank, k),
+                affine(target, bank, k).residual.norm(dim=1),
+                **tolerance,
             )
 
     def test_an_atom_of_the_bank_is_rebuilt_exactly(self, dtype: torch.dtype) -> None:
@@ -302,7 +370,9 @@ class TestDegenerate:
 
     def test_a_single_patch_and_a_single_atom(self, dtype: torch.dtype) -> None:
         target, bank = (tensor.to(dtype) for tensor in data(1, 1, 5))
-        np.testing.assert_allclose(score(affine(target, bank, 3)), (target - bank).double().norm().numpy(), rtol=1e-6)
+        np.testing.assert_allclose(
+            score(affine(target, bank, 3)), (target - bank).double().norm().numpy(), rtol=1e-6
+        )
         assert omp(target, bank, 3).residual.shape == (1, 5)
 
     def test_no_patch_at_all(self, dtype: torch.dtype) -> None:
@@ -315,9 +385,13 @@ class TestDegenerate:
         target, bank = (tensor.to(dtype) for tensor in data(20, 40, 16))
         for factor in (1e-6, 1e6):
             scaled = affine(target * factor, bank * factor, 5, 1e-3)
-            np.testing.assert_allclose(score(scaled), factor * score(affine(target, bank, 5, 1e-3)), rtol=1e-4)
+            np.testing.assert_allclose(
+                score(scaled), factor * score(affine(target, bank, 5, 1e-3)), rtol=1e-4
+            )
             length = affine_distance(target * factor, bank * factor, 5, 1e-3) / factor
-            torch.testing.assert_close(length, affine_distance(target, bank, 5, 1e-3), rtol=1e-4, atol=0)
+            torch.testing.assert_close(
+                length, affine_distance(target, bank, 5, 1e-3), rtol=1e-4, atol=0
+            )
 
 
 def test_nearly_dependent_atoms_in_float32() -> None:
@@ -385,30 +459,42 @@ def test_of_a_target_that_is_not_finite_nothing_finite_is_left(value: float, ato
         (torch.zeros(2, 3), torch.zeros(4, 3), {"regularisation": float("nan")}, "regularisation"),
     ],
 )
-def test_bad_arguments_are_named(target: Tensor, bank: Tensor, arguments: dict[str, float], message: str) -> None:
+def test_bad_arguments_are_named(
+    target: Tensor, bank: Tensor, arguments: dict[str, float], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         affine(target, bank, **{"num_atoms": 2, **arguments})
 
 
 @pytest.mark.parametrize(("atoms", "width"), [(30, 12), (5, 12), (1, 3)])
 @pytest.mark.parametrize("strength", [0.0, 1e-3, 0.5])
-def test_ridge_coefficients_leave_the_residual_and_are_scikit_learns(atoms: int, width: int, strength: float) -> None:
+def test_ridge_coefficients_leave_the_residual_and_are_scikit_learns(
+    atoms: int, width: int, strength: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(6, width, dtype=torch.float64, generator=generator)
     bank = torch.randn(atoms, width, dtype=torch.float64, generator=generator)
     bank[-1] = bank[0]  # a duplicate
     code = ridge_code(target, bank, strength)
-    torch.testing.assert_close(target - code @ bank, ridge(target, ridge_operator(bank, strength)), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        target - code @ bank, ridge(target, ridge_operator(bank, strength)), atol=1e-9, rtol=0
+    )
     if strength:
         alpha = strength * float(bank.square().sum()) / width
-        expected = Ridge(alpha=alpha, fit_intercept=False).fit(bank.T.numpy(), target.T.numpy()).coef_
+        expected = (
+            Ridge(alpha=alpha, fit_intercept=False).fit(bank.T.numpy(), target.T.numpy()).coef_
+        )
     else:
-        expected = np.linalg.lstsq(bank.T.numpy(), target.T.numpy(), rcond=None)[0].T  # of least length
+        expected = np.linalg.lstsq(bank.T.numpy(), target.T.numpy(), rcond=None)[
+            0
+        ].T  # of least length
     np.testing.assert_allclose(code.numpy(), expected.reshape(code.shape), atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("number", "k"), [(40, 5), (6, 5), (7, 5), (5, 5), (2, 5), (30, 1), (2, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("number", "k"), [(40, 5), (6, 5), (7, 5), (5, 5), (2, 5), (30, 1), (2, 1), (1, 3)]
+)
 def test_what_the_others_leave_of_each_atom(number: int, k: int, dtype: torch.dtype) -> None:
     bank = torch.randn(number, 8, dtype=dtype)
     found = left_out_distance(bank, k, 0.01)

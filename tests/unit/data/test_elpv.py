@@ -22,7 +22,9 @@ def test_counts_of_the_real_data(cell_type: str, normal: int, defect: int) -> No
     assert train.task == TaskType.CLASSIFICATION
 
 
-@pytest.mark.parametrize(("threshold", "defects"), [(1.0, 313), (0.6, 369), (2 / 3, 369), (0.3, 486)])
+@pytest.mark.parametrize(
+    ("threshold", "defects"), [(1.0, 313), (0.6, 369), (2 / 3, 369), (0.3, 486)]
+)
 def test_threshold_moves_the_defects_not_the_normal_cells(threshold: float, defects: int) -> None:
     samples = ELPVDataset(cell_type="mono", threshold=threshold).samples
     assert int(samples.label_index.sum()) == defects
@@ -49,7 +51,9 @@ def test_datamodule_gives_images_and_names_its_results() -> None:
 
 def test_a_folder_without_the_data_says_where_it_comes_from(tmp_path: Path) -> None:
     datamodule = ELPV(root=tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"labels\.csv is missing.*pip install elpv-dataset"):
+    with pytest.raises(
+        FileNotFoundError, match=r"labels\.csv is missing.*pip install elpv-dataset"
+    ):
         datamodule.setup()
 
 

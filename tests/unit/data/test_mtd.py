@@ -15,7 +15,9 @@ from anomalib_sgfr.data.mtd import training_files
 
 
 def listed() -> list[dict[str, str]]:
-    with (files("anomalib_sgfr.data") / "splits" / "mtd_tile_groups.csv").open(encoding="utf-8") as handle:
+    with (files("anomalib_sgfr.data") / "splits" / "mtd_tile_groups.csv").open(
+        encoding="utf-8"
+    ) as handle:
         return list(csv.DictReader(handle))
 
 
@@ -78,7 +80,10 @@ def test_masks_and_images_load_together(root: Path) -> None:
 
 
 def test_a_missing_root_says_where_the_data_comes_from(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"git clone https://github\.com/abin24/Magnetic-tile-defect-datasets"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"git clone https://github\.com/abin24/Magnetic-tile-defect-datasets",
+    ):
         MTD(tmp_path / "nowhere").setup()
 
 
@@ -95,5 +100,7 @@ def test_an_incomplete_copy_is_noticed(root: Path, tmp_path: Path) -> None:
 
 def test_unknown_split_is_named(root: Path, tmp_path: Path) -> None:
     for folder in (root, tmp_path / "nowhere"):  # the split first: data would not help
-        with pytest.raises(ValueError, match="split_name must be one of canonical, tile, got 'random'"):
+        with pytest.raises(
+            ValueError, match="split_name must be one of canonical, tile, got 'random'"
+        ):
             MTDDataset(folder, "random")

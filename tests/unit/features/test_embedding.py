@@ -25,9 +25,17 @@ from anomalib_sgfr.features.layers import (
 @pytest.mark.parametrize(
     ("backbone", "layers", "score_layers"),
     [
-        ("tf_efficientnet_lite0", ["blocks.1", "blocks.2", "blocks.4"], ["blocks.2", "blocks.4", "blocks.5"]),
+        (
+            "tf_efficientnet_lite0",
+            ["blocks.1", "blocks.2", "blocks.4"],
+            ["blocks.2", "blocks.4", "blocks.5"],
+        ),
         ("resnet18", ["layer1", "layer2", "layer3"], ["layer2", "layer3", "layer4"]),
-        ("convnext_atto", ["stages.0", "stages.1", "stages.2"], ["stages.1", "stages.2", "stages.3"]),
+        (
+            "convnext_atto",
+            ["stages.0", "stages.1", "stages.2"],
+            ["stages.1", "stages.2", "stages.3"],
+        ),
         ("vit_tiny_patch16_224", ["blocks.5", "blocks.8"], ["blocks.5", "blocks.8"]),
     ],
 )
@@ -43,13 +51,21 @@ def test_the_map_hears_fine_stages_and_the_score_deep_ones(
 @pytest.mark.parametrize(
     ("backbone", "size", "shapes"),
     [
-        ("tf_efficientnet_lite0", 256, [(2, 24, 32, 32), (2, 40, 32, 32), (2, 112, 16, 16), (2, 192, 8, 8)]),
+        (
+            "tf_efficientnet_lite0",
+            256,
+            [(2, 24, 32, 32), (2, 40, 32, 32), (2, 112, 16, 16), (2, 192, 8, 8)],
+        ),
         ("resnet18", 96, [(2, 64, 12, 12), (2, 128, 12, 12), (2, 256, 6, 6), (2, 512, 3, 3)]),
         # no multiple of a stride
         ("resnet18", 90, [(2, 64, 12, 12), (2, 128, 12, 12), (2, 256, 6, 6), (2, 512, 3, 3)]),
         # rounds sizes down
         ("convnext_atto", 100, [(2, 40, 12, 12), (2, 80, 12, 12), (2, 160, 6, 6), (2, 320, 3, 3)]),
-        ("vit_tiny_patch16_224", 96, [(2, 192, 6, 6)] * 2),  # a plain transformer has but one stride
+        (
+            "vit_tiny_patch16_224",
+            96,
+            [(2, 192, 6, 6)] * 2,
+        ),  # a plain transformer has but one stride
         ("deit_tiny_patch16_224", 256, [(2, 192, 16, 16)] * 2),  # one without "vit" in its name
         # a pyramid with "vit" in its name
         ("mobilevit_xxs", 256, [(2, 24, 32, 32), (2, 48, 32, 32), (2, 64, 16, 16), (2, 320, 8, 8)]),
@@ -86,8 +102,16 @@ def test_finer_layers_go_to_the_grid_of_stride_8_at_any_size(backbone: str, size
     ("strides", "by_layer", "by_stride"),
     [
         ([4, 8, 16], [((0,), 8), ((1,), 8), ((2,), 16)], [((0, 1), 8), ((2,), 16)]),
-        ([2, 4, 8, 16], [((0,), 8), ((1,), 8), ((2,), 8), ((3,), 16)], [((0, 1, 2), 8), ((3,), 16)]),
-        ([4, 16], [((0,), 4), ((1,), 16)], [((0,), 4), ((1,), 16)]),  # with no layer of stride 8, each on its own
+        (
+            [2, 4, 8, 16],
+            [((0,), 8), ((1,), 8), ((2,), 8), ((3,), 16)],
+            [((0, 1, 2), 8), ((3,), 16)],
+        ),
+        (
+            [4, 16],
+            [((0,), 4), ((1,), 16)],
+            [((0,), 4), ((1,), 16)],
+        ),  # with no layer of stride 8, each on its own
         ([16, 16], [((0,), 16), ((1,), 16)], [((0, 1), 16)]),
         ([4], [((0,), 4)], [((0,), 4)]),
     ],
@@ -98,7 +122,9 @@ def test_which_layers_make_a_scale(
     by_stride: list[tuple[tuple[int, ...], int]],
 ) -> None:
     assert [(scale.members, scale.stride) for scale in scales_of(strides)] == by_layer
-    assert [(scale.members, scale.stride) for scale in scales_of(strides, bank_per="stride")] == by_stride
+    assert [
+        (scale.members, scale.stride) for scale in scales_of(strides, bank_per="stride")
+    ] == by_stride
 
 
 def test_layers_of_other_roles_are_not_joined() -> None:
@@ -125,14 +151,20 @@ def test_embedding_is_of_the_layers_named_in_any_order() -> None:
 
 
 def test_assemble_averages_joins_and_keeps_scales_apart() -> None:
-    finest, fine, coarse = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 4, 4)
+    finest, fine, coarse = (
+        torch.randn(2, 3, 16, 16),
+        torch.randn(2, 4, 8, 8),
+        torch.randn(2, 5, 4, 4),
+    )
     maps, strides = [finest, fine, coarse], [4, 8, 16]
     joined, apart = assemble(maps, strides, scales_of(strides, bank_per="stride"), "box")
     assert (joined.shape, apart.shape) == ((2, 7, 8, 8), (2, 5, 4, 4))
     expected = fine[:, :, 2:5, 3:6].mean((2, 3))  # the 3 x 3 neighbourhood of row 3, column 4
     torch.testing.assert_close(joined[:, 3:, 3, 4], expected)
     torch.testing.assert_close(apart, functional.avg_pool2d(coarse, 3, 1, 1))
-    averaged = functional.avg_pool2d(functional.avg_pool2d(finest, 3, 1, 1), 2)  # resizing by two is averaging
+    averaged = functional.avg_pool2d(
+        functional.avg_pool2d(finest, 3, 1, 1), 2
+    )  # resizing by two is averaging
     torch.testing.assert_close(joined[:, :3], averaged)
     alone, beside, last = assemble(maps, strides, scales_of(strides), "box")
     torch.testing.assert_close(torch.cat((alone, beside), 1), joined)
@@ -140,7 +172,9 @@ def test_assemble_averages_joins_and_keeps_scales_apart() -> None:
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 9), (2, 2), (1, 7), (1, 1)])
-@pytest.mark.parametrize(("pooling", "weights"), [("box", [1, 1, 1]), ("binomial", [1, 4, 6, 4, 1])])
+@pytest.mark.parametrize(
+    ("pooling", "weights"), [("box", [1, 1, 1]), ("binomial", [1, 4, 6, 4, 1])]
+)
 def test_pooling_is_a_correlation_with_zeros_beyond_the_border(
     shape: tuple[int, int], pooling: Pooling, weights: list[int]
 ) -> None:
@@ -160,7 +194,9 @@ def test_an_embedder_pools_as_it_is_told() -> None:
     features = list(box.extractor(images).values())
     for embedder in (box, binomial):
         for found, wanted in zip(
-            embedder(images), assemble(features, [8, 16], embedder.scales, embedder.pooling), strict=True
+            embedder(images),
+            assemble(features, [8, 16], embedder.scales, embedder.pooling),
+            strict=True,
         ):
             torch.testing.assert_close(found, wanted)
     with pytest.raises(ValueError, match="pooling must be one of binomial, box, got 'mean'"):
@@ -179,7 +215,10 @@ def test_backbone_stays_in_evaluation_mode_and_frozen() -> None:
 
 
 def test_unknown_layers_are_listed_with_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match=r"\['layer9'\] are not in backbone 'resnet18'.*layer1 \(stride 4\).*layer4"):
+    with pytest.raises(
+        ValueError,
+        match=r"\['layer9'\] are not in backbone 'resnet18'.*layer1 \(stride 4\).*layer4",
+    ):
         PatchEmbedder("resnet18", ["layer2", "layer9"])
 
 
@@ -190,7 +229,9 @@ def test_malformed_layers_are_refused(layers: list[str]) -> None:
 
 
 def test_unknown_backbone_gets_suggestions() -> None:
-    with pytest.raises(ValueError, match=r"'resnet1' is not a timm model\. Similar names: .*resnet18"):
+    with pytest.raises(
+        ValueError, match=r"'resnet1' is not a timm model\. Similar names: .*resnet18"
+    ):
         backbone_stages("resnet1")
 
 
@@ -200,12 +241,27 @@ def test_stages_are_timms_and_the_blocks_between() -> None:
     assert [stage.stride for stage in stages] == [2, 4, 8, 16, 16, 32, 32]
     assert [stage.channels for stage in stages] == [16, 24, 40, 80, 112, 192, 320]
     listed = timm.create_model("tf_efficientnet_lite0", features_only=True).feature_info
-    assert {(item["module"], item["reduction"], item["num_chs"]) for item in listed.info} < set(stages)
-    assert strided_layers("tf_efficientnet_lite0", (4, 8, 16, 32)) == ["blocks.1", "blocks.2", "blocks.4", "blocks.5"]
-    assert [stage.layer for stage in backbone_stages("resnet18")] == ["act1", "layer1", "layer2", "layer3", "layer4"]
+    assert {(item["module"], item["reduction"], item["num_chs"]) for item in listed.info} < set(
+        stages
+    )
+    assert strided_layers("tf_efficientnet_lite0", (4, 8, 16, 32)) == [
+        "blocks.1",
+        "blocks.2",
+        "blocks.4",
+        "blocks.5",
+    ]
+    assert [stage.layer for stage in backbone_stages("resnet18")] == [
+        "act1",
+        "layer1",
+        "layer2",
+        "layer3",
+        "layer4",
+    ]
 
 
-@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "mobilenetv4_conv_small"])
+@pytest.mark.parametrize(
+    "backbone", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "mobilenetv4_conv_small"]
+)
 def test_blocks_are_those_of_timm_and_none_is_run_in_vain(backbone: str) -> None:
     torch.manual_seed(0)
     network = timm.create_model(backbone, features_only=True).eval()
@@ -237,15 +293,21 @@ def _takes_no_features_only() -> nn.Module:
 def _cannot_be_taken_apart(**arguments: object) -> nn.Module:
     from timm.models import build_model_with_cfg
 
-    return build_model_with_cfg(nn.Linear, "taken_apart", in_features=1, out_features=1, feature_cfg=None, **arguments)
+    return build_model_with_cfg(
+        nn.Linear, "taken_apart", in_features=1, out_features=1, feature_cfg=None, **arguments
+    )
 
 
-@pytest.mark.parametrize("make", [_knows_no_feature_info, _takes_no_features_only, _cannot_be_taken_apart])
+@pytest.mark.parametrize(
+    "make", [_knows_no_feature_info, _takes_no_features_only, _cannot_be_taken_apart]
+)
 def test_a_backbone_that_offers_no_features_is_named(
     make: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import timm.models._registry as registry
 
     monkeypatch.setitem(registry._model_entrypoints, "featureless", make)
-    with pytest.raises(ValueError, match="backbone 'featureless' offers no intermediate features through timm"):
+    with pytest.raises(
+        ValueError, match="backbone 'featureless' offers no intermediate features through timm"
+    ):
         backbone_stages("featureless")

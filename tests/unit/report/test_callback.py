@@ -12,7 +12,13 @@ def test_several_processes_tell_of_each_image_once() -> None:
 
 
 def test_a_kind_is_the_folder_of_a_defect_unless_good_ones_lie_there_too() -> None:
-    truths = {"t/good/1.png": 0, "t/hole/2.png": 1, "t/good/3.png": 1, "t/new/4.png": None, "t/own/5.png": 1}
+    truths = {
+        "t/good/1.png": 0,
+        "t/hole/2.png": 1,
+        "t/good/3.png": 1,
+        "t/new/4.png": None,
+        "t/own/5.png": 1,
+    }
     units = [Unit(Scored(path, 0.5, truth=truth)) for path, truth in truths.items()]
     kinds = [unit.kind for unit in _with_kinds(units, {"t/own/5.png": "scratch"})]
     assert kinds == ["good", "hole", "defect", "", "scratch"]

@@ -9,7 +9,10 @@ def test_ticks_are_round_numbers_at_their_places() -> None:
     found = ticks(0.13, 0.97)
     assert 4 <= len(found) <= 10
     for share, label in found:
-        assert 0.13 + share * 0.84 == np.float64(label).round(9) or abs(0.13 + share * 0.84 - float(label)) < 1e-9
+        assert (
+            0.13 + share * 0.84 == np.float64(label).round(9)
+            or abs(0.13 + share * 0.84 - float(label)) < 1e-9
+        )
     assert ticks(1.0, 1.0) == ticks(0.0, float("inf")) == []
 
 

@@ -22,7 +22,13 @@ def test_one_file_by_other_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "linked").symlink_to(tmp_path / "parts", target_is_directory=True)
     os.link(one, tmp_path / "hard.png")
     monkeypatch.chdir(tmp_path / "parts")
-    ways = ["good/0.png", "../parts/good/./0.png", "../linked/good/0.png", str(tmp_path / "hard.png"), one]
+    ways = [
+        "good/0.png",
+        "../parts/good/./0.png",
+        "../linked/good/0.png",
+        str(tmp_path / "hard.png"),
+        one,
+    ]
     assert known_among([*ways, other, "new/2.png", ""], known) == ([True] * 5 + [False] * 3, 0)
     assert known_among([one, other], ["good/0.png"]) == ([True, False], 0)
     assert known_among([], known) == ([], 0)
@@ -46,7 +52,9 @@ def test_a_folder_that_was_moved_is_found_again(tmp_path: Path) -> None:
     root.replace(new)
     trained, tested = ([str(new / part / "good" / "0.png")] for part in ("train", "test"))
     assert known_among(trained + tested, known) == ([True, False], 1)
-    shutil.rmtree(new / "train")  # the names of the images tested are among those known, but not all are there
+    shutil.rmtree(
+        new / "train"
+    )  # the names of the images tested are among those known, but not all are there
     assert known_among(tested, known) == ([False], 0)
     # another day's images of the same names
     (new / "test").replace(tmp_path / "another")

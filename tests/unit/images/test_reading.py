@@ -1,0 +1,431 @@
+"""Pictures of every depth, container and shape come out at their true range, or are refused by
+name.
+"""
+
+import itertools
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from anomalib.data.utils import read_image
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalib_sgfr.images.reading import (
+    SUFFIXES,
+    Header,
+    depth_of,
+    header,
+    is_deep,
+    left_out,
+    picture,
+    size_of,
+    spread,
+    stored,
+)
+
+SIZE = (5, 7)
+Values = NDArray[Any]
+
+
+def drawn(bits: int, channels: int) -> Values:
+    values = np.random.default_rng(bits).integers(0, 1 << bits, (*SIZE, channels))
+    values[0, 0], values[0, 1] = 0, (1 << bits) - 1
+    return values.astype(np.uint8 if bits == 8 else np.uint16).squeeze()
+
+
+def write_png(path: Path, values: Values, significant: int = 0) -> None:
+    """By the standard, as Pillow cannot write 16 bits in colour."""
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    kind = {1: 0, 3: 2, 4: 6}[channels]
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    rows = b"".join(b"\0" + row.astype(values.dtype.newbyteorder(">")).tobytes() for row in values)
+    head = struct.pack(
+        ">IIBBBBB", values.shape[1], values.shape[0], 8 * values.itemsize, kind, 0, 0, 0
+    )
+    said = chunk(b"sBIT", bytes([significant] * channels)) if significant else b""
+    parts = [chunk(b"IHDR", head), said, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def write_tiff(path: Path, values: Values, **options: Any) -> None:
+    tifffile.imwrite(
+        path, values, photometric="minisblack" if values.ndim == 2 else "rgb", **options
+    )
+
+
+def write_big_endian(path: Path, values: Values) -> None:
+    write_tiff(path, values, byteorder=">", compression="lzw")
+
+
+def write_planes(path: Path, values: Values) -> None:
+    if values.ndim == 2:
+        write_tiff(path, values)
+    else:
+        write_tiff(path, np.moveaxis(values, -1, 0), planarconfig="separate")
+
+
+def portable(top: int | None = None, *, plain: bool = False) -> Callable[[Path, Values], None]:
+    def write(path: Path, values: Values) -> None:
+        kind = (2 if plain else 5) + (values.ndim == 3)
+        white = top or (255 if values.itemsize == 1 else 65535)
+        head = f"P{kind}\n# made by a test\n{values.shape[1]} {values.shape[0]}\n{white}\n".encode()
+        body = (
+            " ".join(map(str, values.ravel())).encode()
+            if plain
+            else values.astype(f">u{values.itemsize}").tobytes()
+        )
+        path.write_bytes(head + body)
+
+    return write
+
+
+CONTAINERS: dict[str, tuple[str, Callable[..., None]]] = {
+    "png": (".png", write_png),
+    "tiff": (".tif", write_tiff),
+    "tiff_big_endian_lzw": (".tif", write_big_endian),
+    "tiff_planes": (".tif", write_planes),
+    "pnm": (".pgm", portable()),
+    "pnm_plain": (".pgm", portable(plain=True)),
+}
+CASES = [
+    (bits, channels, name)
+    for bits, channels, name in itertools.product((8, 10, 12, 14, 16), (1, 3, 4), CONTAINERS)
+    if not (channels == 4 and name.startswith("pnm"))
+    and not (
+        bits == 8 and name in {"tiff_planes", "pnm_plain"}
+    )  # as anomalib reads them, right or wrong
+]
+
+
+def expected(values: Values, white: float) -> Values:
+    colour = values[..., None].repeat(3, -1) if values.ndim == 2 else values[..., :3]
+    return colour / white
+
+
+@pytest.mark.parametrize(("bits", "channels", "container"), CASES)
+def test_every_depth_container_and_channel_is_read_at_its_true_range(
+    bits: int, channels: int, container: str, tmp_path: Path
+) -> None:
+    values = drawn(bits, channels)
+    suffix, write = CONTAINERS[container]
+    path = tmp_path / f"picture{suffix}"
+    write(path, values)
+    assert is_deep(path) == (bits > 8)
+    assert depth_of([path]) == bits
+    found = picture(path, bits)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected(values, (1 << bits) - 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_arrays_of_every_kind_and_shape_are_read_alike(bits: int, channels: int) -> None:
+    values = drawn(bits, channels)
+    wanted = expected(values, (1 << bits) - 1)
+    channels_first = values[None] if channels == 1 else np.moveaxis(values, -1, 0)
+    ways: list[Any] = [
+        values,
+        values if channels > 1 else values[..., None],
+        channels_first,
+        channels_first[None],
+    ]
+    ways += [values / ((1 << bits) - 1), (values / ((1 << bits) - 1)).astype(np.float32)]
+    ways += [
+        torch.from_numpy(channels_first.astype(values.dtype)),
+        torch.from_numpy(channels_first / ((1 << bits) - 1)),
+    ]
+    if bits > 8:
+        ways += [values.astype(np.int64), torch.from_numpy(values.astype(np.int32))]
+    for way in ways:
+        np.testing.assert_allclose(picture(way, bits), wanted, atol=1e-6)
+    if bits == 8 or channels == 1:
+        np.testing.assert_allclose(picture(Image.fromarray(values), bits), wanted, atol=1e-6)
+    np.testing.assert_array_equal(picture(values > 3), expected(values > 3, 1))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".jpg", ".webp", ".ppm"])
+def test_pictures_of_8_bits_are_what_anomalib_reads(mode: str, suffix: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (*SIZE, 4), dtype=np.uint8)
+    image = Image.fromarray(values, "RGBA").convert("RGB").convert(mode)
+    path = tmp_path / f"picture{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    try:
+        image.save(path, **({"exif": exif} if suffix in {".png", ".jpg", ".tif", ".webp"} else {}))
+    except OSError:
+        pytest.skip("no such picture")
+    turned = "exif" in Image.open(path).info or suffix == ".tif"
+    with path.open("rb") as file:  # Pillow misreads turned TIFF by its path
+        anomalibs: Any = read_image(file, as_tensor=True)  # type: ignore[arg-type]
+    anomalibs = torch.rot90(anomalibs, -1, (1, 2)) if turned and suffix != ".tif" else anomalibs
+    assert torch.equal(torch.from_numpy(picture(path)).permute(2, 0, 1), anomalibs)
+    assert header(path) == Header(is_turned=turned)
+    assert np.array_equal(picture(Image.open(path)), picture(path))
+    assert not is_deep(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_deep_tiff_is_turned_as_pillow_turns_one_of_8_bits(
+    orientation: int, tmp_path: Path
+) -> None:
+    values = drawn(8, 3)
+    tag = [(0x0112, "H", 1, orientation, True)]
+    write_tiff(tmp_path / "8.tif", values, extratags=tag)
+    write_tiff(tmp_path / "16.tif", values.astype(np.uint16), extratags=tag)
+    write_tiff(tmp_path / "grey.tif", values[..., 0].astype(np.uint16), extratags=tag)
+    turned = picture(tmp_path / "8.tif")
+    assert {size_of(path) for path in tmp_path.iterdir()} == {turned.shape[:2]}
+    np.testing.assert_allclose(picture(tmp_path / "16.tif"), turned, atol=1e-6)
+    np.testing.assert_allclose(picture(tmp_path / "grey.tif")[..., 0], turned[..., 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_floats_are_taken_as_they_are(kind: type, channels: int, tmp_path: Path) -> None:
+    values = (drawn(12, channels) / 4095).astype(kind)
+    for byteorder in "<>":
+        write_tiff(tmp_path / "f.tif", values, byteorder=byteorder, compression="lzw")
+        assert is_deep(tmp_path / "f.tif")
+        np.testing.assert_array_equal(
+            picture(tmp_path / "f.tif"), expected(values.astype(np.float32), 1)
+        )
+    assert depth_of([tmp_path / "f.tif"]) == 8  # says nothing of the depth
+
+
+def test_what_the_file_says_is_white_wins(tmp_path: Path) -> None:
+    values = np.array([[0, 100, 1000]], np.uint16)
+    for top in (1000, 4095):
+        portable(top)(tmp_path / "p.pgm", values)
+        np.testing.assert_allclose(
+            picture(tmp_path / "p.pgm", 16)[0, :, 0], values[0] / top, atol=1e-6
+        )
+    for bits in (10, 12, 14):
+        write_tiff(tmp_path / "p.tif", values, bitspersample=bits)
+        np.testing.assert_allclose(
+            picture(tmp_path / "p.tif", 16)[0, :, 0], values[0] / ((1 << bits) - 1), atol=1e-6
+        )
+    assert depth_of([tmp_path / "p.pgm", tmp_path / "p.tif"]) == 8  # they need no more
+
+
+def test_the_depth_of_a_set_holds_its_largest_value_and_what_the_camera_says(
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, top in zip(paths, (300, 1023, 1024), strict=True):
+        write_png(path, np.full(SIZE, top, np.uint16))
+    assert [depth_of(paths[:count]) for count in range(4)] == [8, 10, 10, 12]
+    write_png(paths[0], np.full(SIZE, 300, np.uint16), significant=14)
+    assert depth_of(paths) == 14
+    assert stored(paths[0]).significant == 14
+    write_png(paths[0], np.full(SIZE, 200, np.uint16))
+    assert depth_of(paths[:1]) == 8
+
+
+def test_a_set_is_sampled_evenly() -> None:
+    assert spread(range(10), 20) == list(range(10))
+    chosen = spread(range(1000), 64)
+    assert len(chosen) == 64
+    assert {late - early for early, late in itertools.pairwise(chosen)} == {15, 16}
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            np.full(SIZE, 40000, np.uint16),
+            "up to 40000, more than the 12 bits .* pass bit_depth=16",
+        ),
+        (np.full(SIZE, 5000, np.uint16), "pass bit_depth=14"),
+        (np.full(SIZE, 70000, np.int32), "more than 16 bits"),
+        (np.full(SIZE, -1, np.int32), "negative values, down to -1"),
+        (np.full(SIZE, 255.0), "floats from 255 to 255: pass them between 0 and 1"),
+        (np.full(SIZE, np.nan), "floats from nan"),
+        (np.full(SIZE, -0.5), "floats from -0.5"),
+        (torch.full((3, 9, 9), 2.0), "floats from 2"),
+        (np.zeros((5, 7, 2)), r"got \(5, 7, 2\)"),
+        (np.zeros((3, 7, 3)), r"got \(3, 7, 3\)"),
+        (np.zeros((2, 3, 5, 7)), r"got \(2, 3, 5, 7\)"),
+        (np.zeros((0, 7)), r"got \(0, 7\)"),
+        (np.array(["a"]), "pass a path"),
+        (None, "pass a path"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_with_what_would_be(source: Any, words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        picture(source, 12)
+
+
+def test_files_that_cannot_be_right_are_refused_by_name(tmp_path: Path) -> None:
+    deep, path = drawn(12, 3), tmp_path / "picture.tif"
+    write_tiff(path, deep)
+    with pytest.raises(
+        ValueError, match=r"picture.tif holds values up to 4095, more than the 10 bits"
+    ):
+        picture(path, 10)
+    with Image.open(path) as opened, pytest.raises(ValueError, match="pass its path"):
+        picture(opened)
+    tifffile.imwrite(path, deep[..., 0], photometric="miniswhite")
+    with pytest.raises(ValueError, match=r"picture.tif: .* photometric interpretation 0"):
+        picture(path, 12)
+    write_tiff(path, drawn(12, 1).astype(np.float32))
+    with pytest.raises(ValueError, match=r"picture.tif holds floats from 0 to 4095"):
+        picture(path, 12)
+    write_tiff(path, deep.astype(np.uint32) << 16)
+    with pytest.raises(ValueError, match="more than 16"):
+        depth_of([path])
+    portable(1000)(tmp_path / "p.pgm", drawn(12, 1))
+    with pytest.raises(ValueError, match="1000 is white: the file is damaged"):
+        picture(tmp_path / "p.pgm", 12)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_file_that_was_cut_short_is_named(container: str, channels: int, tmp_path: Path) -> None:
+    suffix, write = CONTAINERS[container]
+    path = tmp_path / f"cut{suffix}"
+    values = (
+        np.random.default_rng(0).integers(0, 65536, (64, 64, channels), dtype=np.uint16).squeeze()
+    )
+    write(path, values)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises((OSError, ValueError), match="cut"):
+        picture(path, 16)
+
+
+def test_a_reader_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_png(tmp_path / "p.png", drawn(16, 3))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ValueError, match=r"p.png: .* opencv-python-headless: install it"):
+        picture(tmp_path / "p.png", 16)
+
+
+def test_pictures_are_read_without_pytorch() -> None:
+    code = (
+        "import sys, numpy as np; from anomalib_sgfr.images.reading import picture;"
+        " picture(np.zeros((3, 9, 9)));assert not {'torch', 'anomalib', 'cv2', 'tifffile'} &"
+        " set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def write_orientation(path: Path, values: Values, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if path.suffix == ".webp" else {"quality": 100, "subsampling": 0}
+    Image.fromarray(values).save(
+        path, exif=exif, **(lossless if path.suffix in {".webp", ".jpg"} else {})
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_upright_whatever_its_format(orientation: int, tmp_path: Path) -> None:
+    values = drawn(8, 3)
+    write_orientation(tmp_path / "p.tif", values, orientation)
+    wanted = picture(tmp_path / "p.tif")
+    assert size_of(tmp_path / "p.tif") == wanted.shape[:2]
+    for suffix, tolerance in ((".png", 0.0), (".webp", 0.0), (".jpg", 0.2)):
+        path = tmp_path / f"p{suffix}"
+        write_orientation(path, values, orientation)
+        assert header(path).is_turned == (orientation > 1)
+        assert size_of(path) == wanted.shape[:2]
+        with Image.open(path) as opened:
+            for found in (picture(path), picture(opened), picture(opened.convert("RGB"))):
+                np.testing.assert_allclose(found, wanted, atol=tolerance)
+    # 16 bits, grey and in colour: values that Pillow reads, and those that it does not
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path = tmp_path / "deep.png"
+    for deep, like in ((values[..., 0], wanted[..., :1]), (values, wanted)):
+        write_png(path, deep.astype(np.uint16) * 257)
+        content = path.read_bytes()
+        for place in (33, len(content) - 12):  # before the values, and after them
+            path.write_bytes(content[:place] + chunk + content[place:])
+            assert header(path) == Header(is_deep=True, is_turned=orientation > 1)
+            np.testing.assert_allclose(
+                picture(path, 16), np.broadcast_to(like, wanted.shape), atol=1e-6
+            )
+
+
+def test_a_damaged_orientation_says_nothing(tmp_path: Path) -> None:
+    values = drawn(8, 3)
+    Image.fromarray(values).save(tmp_path / "p.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    Image.fromarray(values).save(tmp_path / "q.png", exif=b"Exif\0\0nothing of the kind")
+    for name in ("p.png", "q.png"):
+        assert not header(tmp_path / name).is_turned
+        np.testing.assert_allclose(picture(tmp_path / name), values / 255, atol=1e-6)
+
+
+def test_of_several_pages_the_first_is_read_and_the_file_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Image.fromarray(drawn(8, 3)[:, ::step]) for step in (1, -1))
+    for name, options in (("p.tif", {}), ("p.png", {}), ("p.webp", {"lossless": True})):
+        first.save(tmp_path / name, save_all=True, append_images=[second], **options)
+        caplog.clear()
+        for _ in range(2):
+            np.testing.assert_allclose(picture(tmp_path / name), np.asarray(first) / 255, atol=1e-6)
+        (record,) = caplog.records
+        assert f"{tmp_path / name} holds several pages" in record.getMessage()
+    # a thumbnail beside the picture is no page
+    caplog.clear()
+    with tifffile.TiffWriter(tmp_path / "thumbnail.tif") as file:
+        file.write(drawn(16, 1), photometric="minisblack")
+        file.write(drawn(16, 1)[::2, ::2], photometric="minisblack", subfiletype=1)
+    picture(tmp_path / "thumbnail.tif", 16)
+    assert not caplog.records
+
+
+def test_deep_pictures_of_other_formats_are_refused_by_name(tmp_path: Path) -> None:
+    Image.fromarray(drawn(16, 1)).save(tmp_path / "p.jp2")
+    with pytest.raises(
+        ValueError, match=r"p.jp2: of JPEG2000 pictures those of 8 bits are read: save it as PNG"
+    ):
+        picture(tmp_path / "p.jp2", 16)
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert set(IMG_EXTENSIONS) == SUFFIXES
+    names = ("a/0.png", "a/1.gif", "b/0.png", "b/c/2.GIF", "b/3.jp2", "b/notes.txt", "other.gif")
+    for name in names:
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).touch()
+    root = tmp_path / "root"
+    assert left_out([root / "a" / "0.png", root / "b" / "0.png"]) == {".gif": 3, ".jp2": 1}
+    assert left_out([root / "b" / "0.png"]) == {".jp2": 1}
+    assert not left_out([])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_the_size_of_a_picture_is_told_as_it_is_read(
+    orientation: int, suffix: str, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned{suffix}"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    assert size_of(path) == picture(path).shape[:2] == ((20, 30) if orientation < 5 else (30, 20))

@@ -1,0 +1,232 @@
+"""Checkpoints of version 0.1.0 still load, score and certify as they did.
+
+Each of ``tests/data/version_0.1.0_*.ckpt`` was made by that version (commit 7cecc63) of four drawn
+images of 64 x 64, 40 atoms a scale; the backbone's weights, which come with a package, are left out
+of it and put back here. Under ``expected`` it has what that version scored two random images.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.data import PredictDataset
+
+from anomalib_sgfr import Sgfr, SgfrPostProcessor
+from anomalib_sgfr.features.embedding import PatchEmbedder
+from tests.conftest import engine_in, fit, folder_datamodule, small
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+@pytest.fixture(params=["affine", "ridge"])
+def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    state = torch.load(DATA / f"version_0.1.0_{request.param}.ckpt", weights_only=True)
+    embedder = PatchEmbedder("tf_efficientnet_lite0", ["blocks.2", "blocks.4"])
+    embedder.load_pretrained()
+    state["state_dict"] |= {
+        f"model.embedder.{name}": value for name, value in embedder.state_dict().items()
+    }
+    expected = state.pop("expected")
+    torch.save(state, tmp_path / "model.ckpt")
+    return tmp_path / "model.ckpt", expected
+
+
+def test_it_scores_and_certifies_as_before(earlier: tuple[Path, dict[str, Any]]) -> None:
+    path, expected = earlier
+    model = Sgfr.load_from_checkpoint(path, map_location="cpu").eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found = model.model(images)
+    torch.testing.assert_close(found.pred_score, expected["score"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.anomaly_map[:, 0, ::8, ::8], expected["map"], rtol=1e-4, atol=1e-4
+    )
+    certificate = model.certificate()
+    assert certificate.patches == expected["patches"] == 4 * (8 * 8 + 4 * 4)
+    # that version did not count what rounding adds
+    for found_bound, then in (
+        (certificate.largest, expected["largest"]),
+        (certificate.mean, expected["mean"]),
+    ):
+        assert then * (1 - 1e-5) <= found_bound <= then * (1 + 1e-3)
+    assert isinstance(model.post_processor, SgfrPostProcessor)
+    assert model.post_processor.false_alarm_rate == 0.2
+    assert float(model.post_processor.image_threshold) > 0
+
+
+def test_its_origins_have_grids_now(earlier: tuple[Path, dict[str, Any]]) -> None:
+    model = Sgfr.load_from_checkpoint(earlier[0], map_location="cpu").model
+    assert {Path(path).parent.name for path in model.images} == {"good"}
+    for bank, grid in zip(model.banks, (8, 4), strict=True):
+        assert bank.origin.shape == (40, 5)
+        assert bank.origin[:, 3:].unique(dim=0).tolist() == [[grid, grid]]
+        assert int(bank.origin[:, 1:3].max()) < grid
+        assert len(bank.thumbnails) in {0, 40}
+
+
+def test_new_images_are_added_to_it(
+    earlier: tuple[Path, dict[str, Any]], parts: Path, tmp_path: Path
+) -> None:
+    model = Sgfr.load_from_checkpoint(
+        earlier[0], map_location="cpu", visualizer=False, evaluator=False
+    )
+    before = copy.deepcopy(model.model.fitted_state)
+    model.update = True
+    fit(model, folder_datamodule(parts), tmp_path / "update")
+    assert model.certificate().patches == (4 + 12) * (8 * 8 + 4 * 4)
+    pictures = [
+        {
+            tuple(atom): picture
+            for atom, picture in zip(state.clusters.atoms.tolist(), state.thumbnails, strict=True)
+        }
+        for state in before.states
+        if state.thumbnails is not None
+    ]
+    for bank, known in zip(model.model.banks, pictures, strict=False):  # none of ridge's
+        stayed = [
+            atom for atom in range(len(bank.atoms)) if tuple(bank.atoms[atom].tolist()) in known
+        ]
+        assert stayed
+        for atom in stayed:
+            assert torch.equal(bank.thumbnails[atom], known[tuple(bank.atoms[atom].tolist())])
+
+
+def of_version_0_2(config: dict[str, Any]) -> None:
+    """What a post-processor kept before its state was one object."""
+    threshold = config.pop("threshold")
+    config |= {
+        name: threshold[name] for name in ("false_alarm_rate", "group", "value", "linear", "power")
+    }
+    config["evidence"] = {name: threshold["scores"][name] for name in ("scores", "kinds", "paths")}
+
+
+@pytest.fixture
+def of_one_ear(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
+    """A checkpoint as of before map and score heard layers of their own, with what it is to score
+    like.
+    """
+    model = small(layers=["blocks.2", "blocks.4"], bank_per="stride", seed=0)
+    path = Path(fit(model, folder_datamodule(parts), tmp_path / "fit").best_model_path)
+    for bank in model.model.banks:
+        bank.nominal.fill_(1.0)
+    state = torch.load(path, weights_only=True)
+    state["state_dict"] = {
+        key: value for key, value in state["state_dict"].items() if not key.endswith(".nominal")
+    }
+    for arguments in (state["hyper_parameters"], state["sgfr_arguments"]):
+        for name in ("score_layers", "bank_per"):
+            arguments.pop(name)
+    del state["sgfr_arguments"]["layers"]
+    state["hyper_parameters"]["layers"] = None
+    of_version_0_2(state["anomalib_post_processor_config"])
+    torch.save(state, tmp_path / "earlier.ckpt")
+    return tmp_path / "earlier.ckpt", model.eval()
+
+
+def test_one_of_a_single_ear_scores_as_it_did_and_is_kept_so(
+    of_one_ear: tuple[Path, Sgfr], parts: Path, tmp_path: Path
+) -> None:
+    path, expected = of_one_ear
+    images = torch.rand(2, 3, 128, 128)
+    restored = Sgfr.load_from_checkpoint(path)
+    calibration_scores = restored.post_processor.calibration_scores
+    assert calibration_scores.peaks == calibration_scores.scores
+    engine = engine_in(tmp_path)
+    engine.predict(restored, dataset=PredictDataset(parts / "bad"))
+    engine.trainer.save_checkpoint(tmp_path / "again.ckpt")
+    by_trainer = small(image_size=None)
+    engine_in(tmp_path).predict(by_trainer, dataset=PredictDataset(parts / "bad"), ckpt_path=path)
+    for model in (restored, Sgfr.load_from_checkpoint(tmp_path / "again.ckpt"), by_trainer):
+        with torch.no_grad():
+            found, wanted = model.eval().model(images), expected.model(images)
+        assert torch.equal(found.anomaly_map, wanted.anomaly_map)
+        assert torch.equal(found.pred_score, wanted.anomaly_map.amax((1, 2, 3)))
+        assert model.hparams["layers"] == model.hparams["score_layers"] == ["blocks.2", "blocks.4"]
+        assert model.certificate().largest == expected.certificate().largest
+
+
+def test_what_one_of_a_single_ear_cannot_be_is_refused(
+    of_one_ear: tuple[Path, Sgfr], parts: Path, tmp_path: Path
+) -> None:
+    for arguments, message in (
+        (
+            {"layers": ["blocks.1", "blocks.2"]},
+            r"banks are of 40 \+ 112 values a patch, the model's layers give 64: ",
+        ),
+        (
+            {"score_layers": ["blocks.6"]},
+            r"with score_layers \['blocks.2', 'blocks.4'\], .*pass --model.score_layers",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Sgfr.load_from_checkpoint(of_one_ear[0], **arguments)
+    with pytest.raises(
+        ValueError, match=r"with layers .*pass --model.layers \"\[blocks.2, blocks.4\]\""
+    ):
+        engine_in(tmp_path).predict(
+            small(layers=["blocks.1"], image_size=None),
+            dataset=PredictDataset(parts / "bad"),
+            ckpt_path=of_one_ear[0],
+        )
+
+
+@pytest.fixture
+def changed_by_0_2(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """What ``anomalib-sgfr threshold --false_alarm_rate 0.2`` of version 0.2.0 (commit 9232add)
+    wrote.
+
+    Its callbacks still have the threshold of before, and its flags no metrics. Its images are gone.
+    """
+    state = torch.load(DATA / "version_0.2.0_threshold.ckpt", weights_only=True)
+    embedder = PatchEmbedder(
+        "tf_efficientnet_lite0", ["blocks.0", "blocks.1"], score_layers=["blocks.1"]
+    )
+    embedder.load_pretrained()
+    state["state_dict"] |= {
+        f"model.embedder.{name}": value for name, value in embedder.state_dict().items()
+    }
+    expected = state.pop("expected")
+    torch.save(state, tmp_path / "model.ckpt")
+    return tmp_path / "model.ckpt", expected
+
+
+def test_a_threshold_changed_by_version_0_2_counts_in_every_tool(
+    changed_by_0_2: tuple[Path, dict[str, Any]], parts: Path, tmp_path: Path
+) -> None:
+    path, expected = changed_by_0_2
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    restored = Sgfr.load_from_checkpoint(path, map_location="cpu")
+    layers = {
+        "layers": ["blocks.0", "blocks.1"],
+        "score_layers": ["blocks.1"],
+        "image_size": 64,
+        "bank_size": 100,
+    }
+    by_engine = Sgfr(**layers, visualizer=False)
+    engine = engine_in(tmp_path)
+    (figures,) = engine.test(by_engine, datamodule=folder_datamodule(parts), ckpt_path=path)
+    assert "image_F1Score" in figures
+    for model in (restored, by_engine):
+        found = model(images)
+        torch.testing.assert_close(found.pred_score, expected["score"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found.anomaly_map[:, 0, ::8, ::8], expected["map"], rtol=1e-4, atol=1e-4
+        )
+        assert found.pred_label.tolist() == expected["label"].tolist()
+        state = model.post_processor.state
+        assert (
+            state.by,
+            state.rate,
+            len(state.scores.good.scores),
+            len(state.scores.defective.scores),
+        ) == (
+            "good",
+            0.2,
+            6,
+            6,
+        )
+        assert (
+            state.image == float(model.post_processor.image_threshold) == pytest.approx(1.6905471)
+        )
