@@ -106,6 +106,7 @@ MODULES = {
 # Earlier name of a class or function, wherever it was: its name now.
 NAMES = {
     "Bank": "MemoryBank",
+    "KeepsDtype": "KeepsDtype",
     "BankState": "MemoryBankState",
     "Cover": "Clusters",
     "Ears": "ScoreMaps",
@@ -116,6 +117,12 @@ NAMES = {
     "Place": "PatchIndex",
     "alarm_threshold": "conformal_threshold",
     "dividing_threshold": "f1_threshold",
+    "absorb": "assign",
+    "centred": "recentred",
+    "farthest_first": "k_center_greedy",
+    "separated": "greedy_separated",
+    "settle": "reassign",
+    "thin": "prune",
 }
 
 
