@@ -106,6 +106,7 @@ MODULES = {
 # Earlier name of a class or function, wherever it was: its name now.
 NAMES = {
     "Bank": "MemoryBank",
+    "KeepsDtype": "KeepsDtype",
     "BankState": "MemoryBankState",
     "Cover": "Clusters",
     "Ears": "ScoreMaps",
@@ -121,6 +122,12 @@ NAMES = {
     "Stored": "RawImage",
     "alarm_threshold": "conformal_threshold",
     "dividing_threshold": "f1_threshold",
+    "absorb": "assign",
+    "centred": "recentred",
+    "farthest_first": "k_center_greedy",
+    "separated": "greedy_separated",
+    "settle": "reassign",
+    "thin": "prune",
 }
 
 
@@ -156,7 +163,8 @@ class _Loader:
         present = import_module(f"{_PACKAGE}.{MODULES[inner]}")
 
         def attribute(name: str) -> object:
-            return getattr(present, NAMES.get(name, name))
+            new = name if hasattr(present, name) else NAMES.get(name, name)
+            return getattr(present, new)
 
         vars(module)["__getattr__"] = attribute
 

@@ -8,14 +8,14 @@ from anomalib.models.components import GaussianBlur2d
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_sgfr.core.linear_algebra import ExemptFromCasts
+from anomalib_sgfr.core.linear_algebra import KeepsDtype
 
 __all__ = ["Blur", "Smoothing", "interpolate"]
 
 _KEPT = 32  # matrices, of the latest sizes: a map of four scales takes eight
 
 
-class Blur(ExemptFromCasts, GaussianBlur2d):
+class Blur(KeepsDtype, GaussianBlur2d):
     """anomalib's, but that its kernel, which follows from the argument, is no part of a checkpoint."""
 
     def __init__(self, sigma: float) -> None:

@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_sgfr.console import QuietRun, bar_is_on, bars
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
-from anomalib_sgfr.core.processes import agreed, gathered
+from anomalib_sgfr.core.processes import failing_together, gathered
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.features.backbone import default_size
@@ -405,7 +405,7 @@ class Sgfr(
         Raises:
             ValueError: If no training image was seen.
         """
-        with agreed():
+        with failing_together():
             seen = self._sampling.patches_seen
         if not sum(gathered(seen)):
             msg = (
@@ -413,7 +413,7 @@ class Sgfr(
                 " fit was not called."
             )
             raise ValueError(msg)
-        with agreed():
+        with failing_together():
             self.require_good_looks()
         post_processor = self._own_post_processor
         earlier = self.model.fitted_state if self.update else None

@@ -15,7 +15,7 @@ from anomalib_sgfr.core.arguments import Solver
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
 from anomalib_sgfr.core.chunks import by_rows, in_chunks, mapped
 from anomalib_sgfr.core.clusters import Clusters, moved
-from anomalib_sgfr.core.linear_algebra import ExemptFromCasts, home
+from anomalib_sgfr.core.linear_algebra import KeepsDtype, float64_device
 from anomalib_sgfr.core.neighbours import Index, search_index
 from anomalib_sgfr.core.self_expression import nominal_residual
 
@@ -54,7 +54,7 @@ class MemoryBankState(NamedTuple):
         return self._replace(clusters=self.clusters.rows(index), thumbnails=pictures)
 
 
-class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
+class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
     """Atoms of one scale, and the solver that rebuilds patches from them.
 
     Args:
@@ -144,7 +144,7 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
     @property
     def clusters(self) -> Clusters:
         """The atoms with what they stand for, in memory of its own; their offsets are not stored."""
-        place = home(self.stored.device)
+        place = float64_device(self.stored.device)
         atoms = self.atoms.to(place)
         unknown = torch.full_like(atoms, torch.nan, dtype=torch.float64)
         radius, count, squares, origin = (
@@ -179,9 +179,13 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
             nominal (float | None): As in :class:`MemoryBankState`.
             nuisance (Tensor | None): As in :class:`MemoryBankState`.
         """
-        clusters = bank if isinstance(bank, Clusters) else Clusters.of(bank.to(home(bank.device)))
+        clusters = (
+            bank
+            if isinstance(bank, Clusters)
+            else Clusters.of(bank.to(float64_device(bank.device)))
+        )
         place = clusters.atoms.device
-        device = self.stored.device if home(self.stored.device) == place else place
+        device = self.stored.device if float64_device(self.stored.device) == place else place
         largest = clusters.atoms.detach().abs().amax().float().clamp_min(_LEAST)
         unit = 2.0 ** (largest.log2().floor() - _EXPONENT)
         stored = (clusters.atoms.detach() / unit).half()
@@ -259,7 +263,7 @@ class MemoryBank(ExemptFromCasts, DynamicBufferMixin, nn.Module):
         for name in self._DOUBLES:
             kept = getattr(self, name)
             if kept.dtype == torch.int64:
-                setattr(self, name, kept.to(home(kept.device)).view(torch.float64))
+                setattr(self, name, kept.to(float64_device(kept.device)).view(torch.float64))
         self._derive()
 
     def certificate(self) -> ScaleCertificate:

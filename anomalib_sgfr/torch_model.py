@@ -17,7 +17,7 @@ from anomalib_sgfr.anomaly_map import Blur, Smoothing, interpolate
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.linear_algebra import projected_out, require_finite
-from anomalib_sgfr.core.patch_grid import touched
+from anomalib_sgfr.core.patch_grid import patches_in_region
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from anomalib_sgfr.features.tiling import embed_tiles
 from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState, residual_maps
@@ -333,7 +333,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         if not self.region.numel():
             return None
         return [
-            touched(self.region, grid, stride)
+            patches_in_region(self.region, grid, stride)
             for grid, stride in zip(grids, self.embedder.scale_strides, strict=True)
         ]
 

@@ -1,6 +1,6 @@
 """Covers: atoms, what is known of the embeddings each of them stands for, and how both change.
 
-Each atom keeps account of the embeddings it stands for: how far from it they can lie at most, the
+Each atom keeps with_assigned of the embeddings it stands for: how far from it they can lie at most, the
 sum of their offsets and of their squared distances. See :mod:`anomalib_sgfr.core.certificate` for
 what follows.
 
@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core import gpu
-from anomalib_sgfr.core.k_center import farthest_first, separated
-from anomalib_sgfr.core.linear_algebra import in_blocks, least_in_row, middle
+from anomalib_sgfr.core.k_center import greedy_separated, k_center_greedy
+from anomalib_sgfr.core.linear_algebra import in_blocks, middle, row_argmin
 from anomalib_sgfr.core.patch_grid import unknown_origins
 
 __all__ = [
     "Clusters",
-    "absorb",
-    "centred",
+    "assign",
     "merge",
     "moved",
-    "renumbered",
-    "settle",
-    "shifted",
+    "prune",
+    "reassign",
+    "recentred",
+    "renumber_images",
+    "shift_images",
     "squares_about",
-    "thin",
 ]
 
 
@@ -96,7 +96,7 @@ class Clusters(NamedTuple):
         """Both covers, one after the other."""
         return Clusters(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
 
-    def account(
+    def with_assigned(
         self, index: Tensor, distance: Tensor, difference: Tensor, other: "Clusters | None" = None
     ) -> "Clusters":
         """Let atoms ``index`` stand for other embeddings too.
@@ -155,7 +155,7 @@ def squares_about(clusters: Clusters, shift: Tensor) -> Tensor:
     return torch.where(exact.isnan(), most, (exact + rounding).clamp_min(0.0))
 
 
-def absorb(
+def assign(
     clusters: Clusters, points: Tensor, threshold: float, origin: Tensor | None = None
 ) -> Clusters:
     """Take embeddings into a cover: those within ``threshold`` of an atom are accounted to it,
@@ -178,10 +178,10 @@ def absorb(
     clusters, left, least = search(clusters, common, points, threshold)
     left = left[least.argsort(descending=True, stable=True)]
     novel = Clusters.of(points[left], origin[left])
-    chosen = separated(novel.atoms, threshold)
+    chosen = greedy_separated(novel.atoms, threshold)
     close = torch.ones_like(novel.count, dtype=torch.bool)
     close[chosen] = False
-    return clusters.joined(settle(novel.rows(chosen), novel.rows(close)))
+    return clusters.joined(reassign(novel.rows(chosen), novel.rows(close)))
 
 
 def _in_turn(
@@ -198,7 +198,7 @@ def _in_turn(
         done += len(among)
         index, distance, difference = _nearest_atom(points[left], atoms[among])
         near = distance <= threshold
-        clusters = clusters.account(among[index[near]], distance[near], difference[near])
+        clusters = clusters.with_assigned(among[index[near]], distance[near], difference[near])
         left, least = left[~near], torch.minimum(least, distance)[~near]
     return clusters, left, least
 
@@ -207,15 +207,21 @@ def _on_card(
     clusters: Clusters, common: Tensor, points: Tensor, threshold: float
 ) -> tuple[Clusters, Tensor, Tensor]:
     """The same in one launch, and some to account."""
-    row, squared = gpu.nearest_in_turn(points, clusters.atoms[common], _LOOKED_AT_FIRST, threshold)
+    row, squared = gpu.staged_nearest(points, clusters.atoms[common], _LOOKED_AT_FIRST, threshold)
     within = squared <= threshold**2
     near, left = within.nonzero().flatten(), (~within).nonzero().flatten()
     index = common[row[near]]
     difference = points[near] - clusters.atoms[index]
-    return clusters.account(index, difference.norm(dim=1), difference), left, squared[left].sqrt()
+    return (
+        clusters.with_assigned(index, difference.norm(dim=1), difference),
+        left,
+        squared[left].sqrt(),
+    )
 
 
-def thin(clusters: Clusters, size: int, tolerance: float = 0.0) -> tuple[Clusters, Clusters, float]:
+def prune(
+    clusters: Clusters, size: int, tolerance: float = 0.0
+) -> tuple[Clusters, Clusters, float]:
     """Choose atoms of a cover, farthest first.
 
     Args:
@@ -228,16 +234,16 @@ def thin(clusters: Clusters, size: int, tolerance: float = 0.0) -> tuple[Cluster
         tuple[Clusters, Clusters, float]: What is kept, what is dropped, each with its own account,
         and the largest distance of a dropped atom from those kept.
     """
-    taken, radius = farthest_first(clusters.atoms, size, tolerance=tolerance)
+    taken, radius = k_center_greedy(clusters.atoms, size, tolerance=tolerance)
     dropped = torch.ones_like(clusters.count, dtype=torch.bool)
     dropped[taken] = False
     return clusters.rows(taken), clusters.rows(dropped), radius
 
 
-def settle(clusters: Clusters, others: Clusters) -> Clusters:
+def reassign(clusters: Clusters, others: Clusters) -> Clusters:
     """Account what ``others``' atoms stand for to the nearest atom of a cover each."""
     return (
-        clusters.account(*_nearest_atom(others.atoms, clusters.atoms), other=others)
+        clusters.with_assigned(*_nearest_atom(others.atoms, clusters.atoms), other=others)
         if len(others.atoms)
         else clusters
     )
@@ -247,7 +253,7 @@ def merge(
     scale_clusters: list[Clusters], size: int, tolerance: float = 0.0
 ) -> tuple[Clusters, float]:
     """Join covers of parts of the data into one of at most ``size`` atoms; arguments as for
-    :func:`thin`.
+    :func:`prune`.
 
     Within the tolerance of the atoms is then all that these stand for, not the dropped atoms alone,
     as long as there is room.
@@ -260,7 +266,7 @@ def merge(
     joined = scale_clusters[0]
     for other in scale_clusters[1:]:
         joined = joined.joined(other)
-    kept, dropped, radius = thin(joined, size, tolerance)
+    kept, dropped, radius = prune(joined, size, tolerance)
     if tolerance > 0.0 and radius <= tolerance and len(dropped.atoms):
         reach = _reach(dropped, kept)
         order = reach.argsort(descending=True, stable=True)
@@ -268,7 +274,7 @@ def merge(
         kept, dropped = kept.joined(dropped.rows(order[:room])), dropped.rows(order[room:])
         farthest = float(_reach(dropped, kept).max()) if len(dropped.atoms) else 0.0
         radius = farthest if farthest > tolerance else radius
-    return settle(kept, dropped), radius
+    return reassign(kept, dropped), radius
 
 
 def _reach(others: Clusters, clusters: Clusters) -> Tensor:
@@ -276,7 +282,7 @@ def _reach(others: Clusters, clusters: Clusters) -> Tensor:
     return _nearest_atom(others.atoms, clusters.atoms)[1] + others.radius
 
 
-def centred(clusters: Clusters, limit: float = torch.inf) -> Clusters:
+def recentred(clusters: Clusters, limit: float = torch.inf) -> Clusters:
     r"""Move each atom to the mean of the embeddings it stands for: a step of k-means (Lloyd 1982).
 
     An embedding at a distance of at most :math:`\rho` from an atom lies at most :math:`\rho + s`
@@ -329,7 +335,7 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor
     the atom.
     """
     if gpu.serve(points):
-        index, _ = gpu.nearest_in_turn(points, atoms, len(atoms), 0.0)
+        index, _ = gpu.staged_nearest(points, atoms, len(atoms), 0.0)
         difference = points - atoms[index]
         return index, difference.norm(dim=1), difference
     centre = middle(atoms)
@@ -339,7 +345,7 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor
     room = atoms.new_empty(len(parts[0]), len(atoms))  # one for all products
     index = torch.cat(
         [
-            least_in_row(
+            row_argmin(
                 torch.addmm(
                     length, part - centre, about_centre.T, alpha=-2.0, out=room[: len(part)]
                 )
@@ -351,7 +357,7 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor
     return index, difference.norm(dim=1), difference  # exact where it is small
 
 
-def renumbered(
+def renumber_images(
     scale_clusters: Sequence[Clusters], images: Mapping[int, str]
 ) -> tuple[list[Clusters], list[str]]:
     """Number anew the images that atoms come from, from zero, without gaps, each path once.
@@ -383,7 +389,7 @@ def renumbered(
     return changed, list(new)
 
 
-def shifted(clusters: Clusters, by: int) -> Clusters:
+def shift_images(clusters: Clusters, by: int) -> Clusters:
     """Add to the numbers of the images that atoms come from, where they are known."""
     image = clusters.origin[:, :1]
     return clusters._replace(

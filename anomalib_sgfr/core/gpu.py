@@ -28,11 +28,11 @@ __all__ = [
     "affine_lengths",
     "binomial",
     "columns_of",
-    "farthest_of_few",
+    "farthest_points",
     "fits",
-    "nearest_in_turn",
-    "separated_of_few",
+    "separated_points",
     "serve",
+    "staged_nearest",
 ]
 
 
@@ -201,10 +201,10 @@ def binomial(feature: Tensor) -> Tensor:
     return found
 
 
-def farthest_of_few(
+def farthest_points(
     left: Tensor, mutual: Tensor, same: Tensor, most: int, outside: float | Tensor, tolerance: float
 ) -> Tensor:
-    """The greedy choice of :func:`~anomalib_sgfr.core.k_center.farthest_first` among a few hundred
+    """The greedy choice of :func:`~anomalib_sgfr.core.k_center.k_center_greedy` among a few hundred
     points.
 
     Args:
@@ -222,7 +222,7 @@ def farthest_of_few(
     taken = torch.full((len(left),), -1, dtype=torch.int64, device=left.device)
     outside = torch.as_tensor(outside, dtype=left.dtype, device=left.device)
     _launch(
-        "farthest_of_few",
+        "farthest_points",
         1,
         left,
         mutual,
@@ -238,10 +238,10 @@ def farthest_of_few(
     return taken
 
 
-def nearest_in_turn(
+def staged_nearest(
     points: Tensor, atoms: Tensor, first: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """The search of :func:`~anomalib_sgfr.core.clusters.absorb`: among some atoms, then among as
+    """The search of :func:`~anomalib_sgfr.core.clusters.assign`: among some atoms, then among as
     many more, and so on.
 
     Args:
@@ -265,7 +265,7 @@ def nearest_in_turn(
     columns = torch.cat((about_centre, about_centre.square().sum(1, keepdim=True)), 1)
     columns = functional.pad(columns.T, (0, -len(atoms) % _ATOMS)).contiguous()
     _launch(
-        "nearest_in_turn",
+        "staged_nearest",
         -(-len(points) // _ROWS),
         points.contiguous(),
         columns,
@@ -288,7 +288,7 @@ def nearest_in_turn(
     return index, least
 
 
-def separated_of_few(mutual: Tensor, distance: float) -> Tensor:
+def separated_points(mutual: Tensor, distance: float) -> Tensor:
     """Which of a few hundred points are farther from each that was kept before them.
 
     Args:
@@ -302,7 +302,7 @@ def separated_of_few(mutual: Tensor, distance: float) -> Tensor:
     if not len(mutual):  # of no program there is no launch
         return kept.bool()
     _launch(
-        "separated_of_few",
+        "separated_points",
         1,
         mutual,
         kept,
@@ -372,7 +372,7 @@ def _are_right(device: torch.device) -> bool:
     """Whether each kernel answers one small question as PyTorch does."""
     points = torch.linspace(0.0, 9.0, 40, device=device).sin().reshape(20, 2) * 3.0
     mutual = (points[:, None] - points).square().sum(2)
-    row, squared = nearest_in_turn(points[10:], points[:10], 10, 0.0)
+    row, squared = staged_nearest(points[10:], points[:10], 10, 0.0)
     right = torch.equal(row, mutual[10:, :10].argmin(1)) and torch.allclose(
         squared, mutual[10:, :10].amin(1)
     )
@@ -380,11 +380,11 @@ def _are_right(device: torch.device) -> bool:
     alive = torch.ones(20, dtype=torch.bool)
     for place in range(20):
         alive[place + 1 :] &= ~(alive[place] & (mutual[place, place + 1 :].cpu() <= 1.0))
-    right &= torch.equal(separated_of_few(mutual, 1.0).cpu(), alive)
+    right &= torch.equal(separated_points(mutual, 1.0).cpu(), alive)
 
     left, order = mutual[0].sort(descending=True)
     among = mutual[order][:, order].contiguous()
-    taken = farthest_of_few(left, among, torch.zeros_like(left), 3, left[-1], 0.0)
+    taken = farthest_points(left, among, torch.zeros_like(left), 3, left[-1], 0.0)
     expected = [0]
     for _ in range(2):
         left = torch.minimum(left, mutual[order[expected[-1]], order])

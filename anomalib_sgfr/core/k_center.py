@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core import gpu
-from anomalib_sgfr.core.linear_algebra import in_blocks, least_in_row, middle
+from anomalib_sgfr.core.linear_algebra import in_blocks, middle, row_argmin
 
-__all__ = ["farthest_first", "separated"]
+__all__ = ["greedy_separated", "k_center_greedy"]
 
 _CANDIDATES = 512  # the next points are looked for among so many
 
 
-def farthest_first(
+def k_center_greedy(
     points: Tensor, size: int, start: Tensor | None = None, tolerance: float = 0.0
 ) -> tuple[Tensor, float]:
     """Greedy k-center: repeatedly take the point farthest from those taken.
@@ -88,7 +88,7 @@ def _farthest_of(points: Tensor, length: Tensor, some: Tensor, taken: Tensor) ->
     """
     farthest = 0.0
     for part in in_blocks(some, len(taken)):
-        near = least_in_row(torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0))
+        near = row_argmin(torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0))
         exact = (points[part] - points[taken[near]]).square().sum(1)
         farthest = max(farthest, float(exact.amax())) if len(part) else farthest
     return farthest
@@ -122,7 +122,7 @@ def _next_farthest(
     near = points[candidates]
     mutual = torch.addmm(length[candidates], near, near.T, alpha=-2.0) + length[candidates][:, None]
     if gpu.serve(points):
-        chosen = gpu.farthest_of_few(values, mutual, same[candidates], most, outside, tolerance)
+        chosen = gpu.farthest_points(values, mutual, same[candidates], most, outside, tolerance)
         return candidates[chosen[chosen >= 0]]
     beyond = float(outside)
     left, between = values.cpu().numpy().copy(), mutual.cpu().numpy()
@@ -139,7 +139,7 @@ def _next_farthest(
     return candidates[picks]
 
 
-def separated(points: Tensor, distance: float) -> Tensor:
+def greedy_separated(points: Tensor, distance: float) -> Tensor:
     """Indices of points farther than ``distance`` from one another: each, in order, that no earlier
     one precludes.
 
@@ -160,7 +160,7 @@ def separated(points: Tensor, distance: float) -> Tensor:
             torch.addmm(length[block], centred[block], centred[block].T, alpha=-2.0)
             + length[block][:, None]
         )
-        chosen = block[_separated_of_few(mutual, distance)]
+        chosen = block[_separated_points(mutual, distance)]
         kept.append(chosen)
         if len(
             left
@@ -175,12 +175,12 @@ def separated(points: Tensor, distance: float) -> Tensor:
     return torch.cat(kept)
 
 
-def _separated_of_few(mutual: Tensor, distance: float) -> Tensor:
+def _separated_points(mutual: Tensor, distance: float) -> Tensor:
     """Which of a few hundred points, of known squared distances, are farther from each that was
     kept before them.
     """
     if gpu.serve(mutual):
-        return gpu.separated_of_few(mutual, distance)
+        return gpu.separated_points(mutual, distance)
     close = np.triu((mutual <= distance**2).cpu().numpy(), 1)  # each with those after it
     alive = np.ones(len(close), bool)
     for row in range(len(close)):

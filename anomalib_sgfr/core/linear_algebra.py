@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = [
-    "ExemptFromCasts",
-    "home",
+    "KeepsDtype",
+    "float64_device",
     "in_blocks",
-    "least_in_row",
     "middle",
     "pivot_tolerance",
     "principal_directions",
     "projected_out",
     "require_finite",
     "ridge_spectrum",
+    "row_argmin",
     "safe_reciprocal",
     "spd_inverse",
 ]
@@ -39,14 +39,14 @@ __all__ = [
 _WITHOUT_DOUBLES = {"mps"}
 
 
-def home(device: torch.device) -> torch.device:
+def float64_device(device: torch.device) -> torch.device:
     """Where 64 bits of floating point are worked with, for what is on a device: there, or on the
     CPU if it has none.
     """
     return torch.device("cpu") if device.type in _WITHOUT_DOUBLES else device
 
 
-class ExemptFromCasts(nn.Module):
+class KeepsDtype(nn.Module):
     """Mixin: ``half``, ``bfloat16``, ``to(dtype)`` and the like move the module to a device, but
     cast nothing.
 
@@ -60,8 +60,8 @@ class ExemptFromCasts(nn.Module):
         def move(tensor: Tensor) -> Tensor:
             if tensor.dtype == torch.float64:
                 device = fn(tensor.new_empty(0, dtype=torch.float32)).device
-                if home(device) != device:
-                    return tensor.to(home(device))
+                if float64_device(device) != device:
+                    return tensor.to(float64_device(device))
             found = fn(tensor)
             return found if found.dtype == tensor.dtype else tensor.to(found.device)
 
@@ -132,7 +132,7 @@ def in_blocks(points: Tensor, columns: int) -> tuple[Tensor, ...]:
     )
 
 
-def least_in_row(values: Tensor) -> Tensor:
+def row_argmin(values: Tensor) -> Tensor:
     """Where in its row each row's least value is; of equal ones, on a CPU the first.
 
     Args:
@@ -189,7 +189,7 @@ def ridge_spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor,
         ``M`` and ``d``; on the CPU, if the bank's device has no float64.
     """
     left, singular, axes = torch.linalg.svd(
-        bank.to(home(bank.device)).double(), full_matrices=False
+        bank.to(float64_device(bank.device)).double(), full_matrices=False
     )
     energy = singular.square()
     alpha = regularisation * energy.sum() / bank.shape[1]

@@ -16,16 +16,16 @@ from torch import Tensor
 __all__ = [
     "ORIGIN",
     "PatchIndex",
-    "Slot",
+    "TileSpan",
     "Window",
     "cropped_to_image",
     "grid_of",
     "origins",
+    "patches_in_region",
     "require_whole_tiles",
-    "slots",
     "stitched",
+    "tile_spans",
     "to_patches",
-    "touched",
     "unknown_origins",
 ]
 
@@ -151,7 +151,7 @@ def require_whole_tiles(tile: Sequence[int], step: Sequence[int], stride: int) -
         raise ValueError(msg)
 
 
-class Slot(NamedTuple):
+class TileSpan(NamedTuple):
     """A tile along one axis.
 
     Attributes:
@@ -165,7 +165,7 @@ class Slot(NamedTuple):
     last: int
 
 
-def slots(length: int, tile: int, step: int, stride: int) -> list[Slot]:
+def tile_spans(length: int, tile: int, step: int, stride: int) -> list[TileSpan]:
     """Tiles that cover a length, the last of which ends with it; where two overlap, each keeps the
     half on its side.
 
@@ -179,7 +179,7 @@ def slots(length: int, tile: int, step: int, stride: int) -> list[Slot]:
         stride (int): Of the patches to keep.
 
     Returns:
-        list[Slot]: In order; what they keep lies side by side, without a gap.
+        list[TileSpan]: In order; what they keep lies side by side, without a gap.
     """
     starts = [*range(0, length - tile, step), length - tile]
     edges = [
@@ -188,18 +188,20 @@ def slots(length: int, tile: int, step: int, stride: int) -> list[Slot]:
         length // stride,
     ]
     return [
-        Slot(start, first - start // stride, last - start // stride)
+        TileSpan(start, first - start // stride, last - start // stride)
         for start, (first, last) in zip(starts, pairwise(edges), strict=True)
     ]
 
 
-def stitched(tiles: Sequence[Tensor], rows: Sequence[Slot], columns: Sequence[Slot]) -> Tensor:
+def stitched(
+    tiles: Sequence[Tensor], rows: Sequence[TileSpan], columns: Sequence[TileSpan]
+) -> Tensor:
     """Put together what tiles keep.
 
     Args:
         tiles (Sequence[Tensor]): Row by row, each of shape ``(B, d, h, w)``.
-        rows (Sequence[Slot]): Of the tiles, from the top.
-        columns (Sequence[Slot]): From the left.
+        rows (Sequence[TileSpan]): Of the tiles, from the top.
+        columns (Sequence[TileSpan]): From the left.
 
     Returns:
         Tensor: Shape ``(B, d, H, W)``.
@@ -233,7 +235,7 @@ def cropped_to_image(embedding: Tensor, size: Sequence[int], stride: int) -> Ten
     return embedding[..., :rows, :columns]
 
 
-def touched(region: Tensor, grid: Sequence[int], stride: int) -> Tensor:
+def patches_in_region(region: Tensor, grid: Sequence[int], stride: int) -> Tensor:
     """Patches that have at least one pixel in a region.
 
     Args:

@@ -2,7 +2,7 @@
 
 A collective waits until every process calls it. Call each of them in every process, outside any
 condition that may differ between processes; a process that has nothing to contribute passes an
-empty value. :func:`agreed` raises the error of one process in all of them, so that none waits for
+empty value. :func:`failing_together` raises the error of one process in all of them, so that none waits for
 one that has failed.
 """
 
@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["agreed", "gathered", "gathered_tensors", "several", "share", "summed"]
+__all__ = ["failing_together", "gathered", "gathered_tensors", "several", "share", "summed"]
 
 _T = TypeVar("_T")
 
-_may_fail_alone = ContextVar("_may_fail_alone", default=False)  # inside `agreed`
+_may_fail_alone = ContextVar("_may_fail_alone", default=False)  # inside `failing_together`
 
 
 def several() -> bool:
@@ -40,7 +40,7 @@ def share(items: Sequence[_T]) -> Sequence[_T]:
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
+def failing_together() -> Iterator[None]:
     """Raise in every process what the block raises in any of them. The block holds no collective.
 
     Raises:
@@ -165,7 +165,7 @@ def _portable(error: Exception | None) -> Exception | None:
 def _require_collective_allowed() -> None:
     if _may_fail_alone.get():
         msg = (
-            "a collective inside `agreed` would wait for a process that has failed: call it before"
+            "a collective inside `failing_together` would wait for a process that has failed: call it before"
             " or after."
         )
         raise RuntimeError(msg)

@@ -12,7 +12,7 @@ What is thinned out retires with its account of what it stands for, which goes t
 of the bank in the end: in one step, because every step adds its length to the bound.
 
 Farthest-first takes what lies at the edge, noise included. In the end each atom therefore moves to
-the mean of what it stands for (:func:`~anomalib_sgfr.core.clusters.centred`).
+the mean of what it stands for (:func:`~anomalib_sgfr.core.clusters.recentred`).
 """
 
 import copy
@@ -20,8 +20,8 @@ import copy
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.clusters import Clusters, absorb, settle, thin
-from anomalib_sgfr.core.linear_algebra import home
+from anomalib_sgfr.core.clusters import Clusters, assign, prune, reassign
+from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.core.patch_grid import ORIGIN
 
 __all__ = ["LARGEST", "WORKING_SIZE", "SubspaceSampler"]
@@ -81,8 +81,8 @@ class SubspaceSampler:
         self.working_size = max(bank_size, working_size)
         self.patches_seen_ = 0
         self.threshold_ = tolerance
-        self._cover: Clusters | None = None
-        self._retired: Clusters | None = None
+        self._clusters: Clusters | None = None
+        self._pruned: Clusters | None = None
         self._waiting: list[Clusters] = []  # batches that are too small
 
     def resume(self, clusters: Clusters, threshold: float) -> None:
@@ -92,14 +92,14 @@ class SubspaceSampler:
             clusters (Clusters): The bank, with what its atoms stand for.
             threshold (float): ``threshold_`` of the sampler that learnt it.
         """
-        self._cover = Clusters(*(part.clone() for part in clusters))
+        self._clusters = Clusters(*(part.clone() for part in clusters))
         self.threshold_ = max(threshold, self.tolerance)
         self.patches_seen_ = int(clusters.count.sum())
 
     @property
     def atoms_held(self) -> int:
         """Atoms now: up to twice ``working_size``, before the last thinning."""
-        return 0 if self._cover is None else len(self._cover.atoms)
+        return 0 if self._clusters is None else len(self._clusters.atoms)
 
     @torch.no_grad()
     def observe(self, embeddings: Tensor, origin: Tensor | None = None) -> None:
@@ -115,7 +115,7 @@ class SubspaceSampler:
             ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state
                 is unchanged then.
         """
-        held = [*self._waiting, *([] if self._cover is None else [self._cover])]
+        held = [*self._waiting, *([] if self._clusters is None else [self._clusters])]
         width = held[0].atoms.shape[1] if held else None
         if embeddings.ndim != 2 or (width is not None and embeddings.shape[1] != width):  # noqa: PLR2004
             msg = f"embeddings must have shape (n, {width or 'd'}), got {tuple(embeddings.shape)}."
@@ -128,7 +128,7 @@ class SubspaceSampler:
         if not embeddings.is_floating_point():
             msg = f"embeddings must be floating point, got {embeddings.dtype}."
             raise ValueError(msg)
-        embeddings = embeddings.to(home(embeddings.device))
+        embeddings = embeddings.to(float64_device(embeddings.device))
         origin = None if origin is None else origin.to(embeddings.device)
         if embeddings.dtype not in {torch.float32, torch.float64}:
             embeddings = embeddings.float()
@@ -158,22 +158,22 @@ class SubspaceSampler:
             return
         batch = self._waiting[0] if len(self._waiting) == 1 else _joined(self._waiting)
         self._waiting = []
-        if self._cover is None:
-            self._thin(batch, 2 * self.working_size, self.tolerance)
+        if self._clusters is None:
+            self._prune(batch, 2 * self.working_size, self.tolerance)
         else:
-            self._cover = absorb(self._cover, batch.atoms, self.threshold_, batch.origin)
-            if len(self._cover.atoms) > 2 * self.working_size:
-                self._thin(self._cover, self.working_size)
+            self._clusters = assign(self._clusters, batch.atoms, self.threshold_, batch.origin)
+            if len(self._clusters.atoms) > 2 * self.working_size:
+                self._prune(self._clusters, self.working_size)
 
-    def _thin(self, clusters: Clusters, size: int, tolerance: float = 0.0) -> None:
+    def _prune(self, clusters: Clusters, size: int, tolerance: float = 0.0) -> None:
         # only what stands for itself alone may go for being within the tolerance: distances would
         # add up
-        self._cover, dropped, radius = thin(clusters, size, tolerance)
+        self._clusters, dropped, radius = prune(clusters, size, tolerance)
         self.threshold_ = max(self.threshold_, radius)
-        retired = dropped if self._retired is None else self._retired.joined(dropped)
-        if len(retired.atoms) > _RETIRED * self.working_size:
-            self._cover, retired = settle(self._cover, retired), retired.rows(slice(0))
-        self._retired = retired
+        pruned = dropped if self._pruned is None else self._pruned.joined(dropped)
+        if len(pruned.atoms) > _RETIRED * self.working_size:
+            self._clusters, pruned = reassign(self._clusters, pruned), pruned.rows(slice(0))
+        self._pruned = pruned
 
     def bank(self) -> Tensor:
         """The bank learnt so far.
@@ -191,7 +191,7 @@ class SubspaceSampler:
         """Numbers of the images that atoms held now come from."""
         held = [
             part.origin[:, 0]
-            for part in (self._cover, self._retired, *self._waiting)
+            for part in (self._clusters, self._pruned, *self._waiting)
             if part is not None
         ]
         return set(torch.cat(held).unique().tolist()) if held else set()
@@ -217,12 +217,12 @@ class SubspaceSampler:
             now = copy.copy(self)
             now._take_in()  # noqa: SLF001  # of this class
             return now.fitted_state(size)
-        if self._cover is None:
+        if self._clusters is None:
             msg = "no nominal embedding was observed: the training set is empty."
             raise ValueError(msg)
-        kept, dropped, radius = thin(self._cover, size or self.bank_size)
-        others = dropped if self._retired is None else self._retired.joined(dropped)
-        return settle(kept, others), max(self.threshold_, radius)
+        kept, dropped, radius = prune(self._clusters, size or self.bank_size)
+        others = dropped if self._pruned is None else self._pruned.joined(dropped)
+        return reassign(kept, others), max(self.threshold_, radius)
 
 
 def _joined(batches: list[Clusters]) -> Clusters:

@@ -165,7 +165,7 @@ def affine_lengths(
 
 
 @triton.jit(do_not_specialize=["number", "most"])
-def farthest_of_few(
+def farthest_points(
     left_ptr,
     mutual_ptr,
     same_ptr,
@@ -197,7 +197,7 @@ def farthest_of_few(
 
 
 @triton.jit(do_not_specialize=["number", "size", "first", "width"])
-def nearest_in_turn(
+def staged_nearest(
     points_ptr,
     columns_ptr,
     atoms_ptr,
@@ -273,7 +273,7 @@ def nearest_in_turn(
 
 
 @triton.jit(do_not_specialize=["number"])
-def separated_of_few(
+def separated_points(
     mutual_ptr,
     kept_ptr,
     number,

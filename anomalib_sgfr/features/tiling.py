@@ -14,8 +14,8 @@ from anomalib_sgfr.core.patch_grid import (
     cropped_to_image,
     grid_of,
     require_whole_tiles,
-    slots,
     stitched,
+    tile_spans,
 )
 from anomalib_sgfr.features.embedding import PatchEmbedder
 
@@ -135,7 +135,7 @@ def embed_tiles(embedder: PatchEmbedder, images: Tensor, tiler: Tiler) -> list[T
         images, (0, covered[1] - size[1], 0, covered[0] - size[0]), mode="replicate"
     )
     at = [
-        [slots(*lengths, stride) for lengths in zip(covered, tile, step, strict=True)]
+        [tile_spans(*lengths, stride) for lengths in zip(covered, tile, step, strict=True)]
         for stride in strides
     ]
     corners = [(row.start, column.start) for row in at[0][0] for column in at[0][1]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.console import progress
-from anomalib_sgfr.core.processes import agreed, share
+from anomalib_sgfr.core.processes import failing_together, share
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration_scores import (
     CalibrationScores,
@@ -166,7 +166,7 @@ def scored(
     """
     own = share(paths)
     leave_out = kind != Split.DEFECTIVE
-    with agreed():
+    with failing_together():
         scores, peaks = nominal_scores(model, pre_processor, own, leave_out=leave_out, group=group)
     return in_all_processes(CalibrationScores.of(scores, kind, own, peaks))
 

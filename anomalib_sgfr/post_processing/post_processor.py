@@ -13,7 +13,7 @@ from anomalib.data.utils import get_image_filenames
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 
-from anomalib_sgfr.core.linear_algebra import ExemptFromCasts
+from anomalib_sgfr.core.linear_algebra import KeepsDtype
 from anomalib_sgfr.post_processing.calibration import rescored, scored, spread_over
 from anomalib_sgfr.post_processing.calibration_scores import (
     CalibrationScores,
@@ -69,7 +69,7 @@ def sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
     }
 
 
-class SgfrPostProcessor(ExemptFromCasts, ReportingScale):
+class SgfrPostProcessor(KeepsDtype, ReportingScale):
     """Sgfr's own: a threshold with defects at hand or without, the same in the Engine, checkpoints
     and exported files.
 

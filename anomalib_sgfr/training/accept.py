@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anomalib_sgfr.core.clusters import Clusters
-from anomalib_sgfr.core.k_center import farthest_first
+from anomalib_sgfr.core.k_center import k_center_greedy
 from anomalib_sgfr.core.patch_grid import origins, to_patches
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
@@ -200,5 +200,5 @@ def _taken(bank: MemoryBank, patches: Tensor, near: float) -> Tensor:
     start = torch.arange(len(atoms), device=atoms.device)
     if len(patches) == 0:
         return start[:0]
-    chosen, _ = farthest_first(torch.cat((atoms, patches)), len(atoms) + len(patches), start, near)
+    chosen, _ = k_center_greedy(torch.cat((atoms, patches)), len(atoms) + len(patches), start, near)
     return chosen[len(atoms) :] - len(atoms)

@@ -23,7 +23,7 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from anomalib_sgfr.core.linear_algebra import home
+from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
@@ -456,11 +456,11 @@ class Restored(LightningModule):
             return given._with_checkpoint(checkpoint_path)  # noqa: SLF001  # of this class
         device = kwargs.get("map_location")
         device = torch.device(device) if isinstance(device, str | torch.device) else None
-        if device is None or home(device) == device:
+        if device is None or float64_device(device) == device:
             restored: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
             return restored
         restored = super().load_from_checkpoint(
-            checkpoint_path, *args, **{**kwargs, "map_location": home(device)}
+            checkpoint_path, *args, **{**kwargs, "map_location": float64_device(device)}
         )
         return restored.to(device)
 
@@ -469,7 +469,9 @@ class Restored(LightningModule):
         other = copy.deepcopy(self)
         extra = type(self).checkpoint_safe_globals()  # type: ignore[attr-defined]  # anomalib's
         with anomalib_safe_globals(extra=extra):
-            checkpoint = torch.load(path, map_location=home(self.device), weights_only=True)
+            checkpoint = torch.load(
+                path, map_location=float64_device(self.device), weights_only=True
+            )
         other.on_load_checkpoint(checkpoint)
         other.load_state_dict(checkpoint["state_dict"])
         other.restored_from = Path(path).resolve()

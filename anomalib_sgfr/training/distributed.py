@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
 
-from anomalib_sgfr.core.clusters import Clusters, merge, renumbered, shifted
+from anomalib_sgfr.core.clusters import Clusters, merge, renumber_images, shift_images
 from anomalib_sgfr.core.processes import gathered, gathered_tensors, several
 from anomalib_sgfr.memory_bank import MemoryBankState
 from anomalib_sgfr.torch_model import FittedState
@@ -58,7 +58,7 @@ def unite(own: FittedState, sizes: Sequence[int], tolerance: float = 0.0) -> Fit
     scale_clusters, thresholds = [], []
     for scale, size in enumerate(sizes):
         every = [
-            shifted(Clusters(*theirs[parts * scale : parts * (scale + 1)]), by)
+            shift_images(Clusters(*theirs[parts * scale : parts * (scale + 1)]), by)
             for theirs, by in zip(tensors, first, strict=True)
         ]
         if not any(len(clusters.atoms) for clusters in every):
@@ -67,7 +67,7 @@ def unite(own: FittedState, sizes: Sequence[int], tolerance: float = 0.0) -> Fit
         clusters, radius = merge(every, size, tolerance)
         scale_clusters.append(clusters)
         thresholds.append(max(radius, *(theirs[scale] for _, theirs in known)))
-    scale_clusters, images = renumbered(
+    scale_clusters, images = renumber_images(
         scale_clusters, dict(enumerate(path for images, _ in known for path in images))
     )
     return FittedState(list(map(MemoryBankState, scale_clusters, thresholds)), images)

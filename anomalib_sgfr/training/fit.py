@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from anomalib_sgfr.core.clusters import Clusters, centred, renumbered, settle
+from anomalib_sgfr.core.clusters import Clusters, reassign, recentred, renumber_images
 from anomalib_sgfr.core.processes import several
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.features.layers import Scale
@@ -81,8 +81,8 @@ def without_suspects(
             )
             return None, suspects
         stays = state.rows(~dropped)
-        left.append(stays._replace(clusters=settle(stays.clusters, state.clusters.rows(dropped))))
-    scale_clusters, images = renumbered(
+        left.append(stays._replace(clusters=reassign(stays.clusters, state.clusters.rows(dropped))))
+    scale_clusters, images = renumber_images(
         [state.clusters for state in left], dict(enumerate(fitted_state.images))
     )
     return (
@@ -216,7 +216,7 @@ def learn(
         )
         for sampler in samplers
     ]
-    scale_clusters, paths = renumbered([clusters for clusters, _ in found], images)
+    scale_clusters, paths = renumber_images([clusters for clusters, _ in found], images)
     own = FittedState(
         [
             MemoryBankState(clusters, threshold)
@@ -234,7 +234,7 @@ def learn(
         return fitted_state._replace(states=states)
     moved = [
         state._replace(
-            clusters=centred(
+            clusters=recentred(
                 state.clusters,
                 sampler.tolerance if state.threshold <= sampler.tolerance else torch.inf,
             )

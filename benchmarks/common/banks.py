@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core.clusters import Clusters, centred
+from anomalib_sgfr.core.clusters import Clusters, recentred
 from anomalib_sgfr.core.sampler import WORKING_SIZE, SubspaceSampler
 
 __all__ = ["scale_clusters"]
@@ -32,4 +32,4 @@ def scale_clusters(
             sampler = SubspaceSampler(working_size)
             for batch in batches:
                 sampler.observe(batch)
-        yield size, centred(sampler.fitted_state(size)[0])
+        yield size, recentred(sampler.fitted_state(size)[0])

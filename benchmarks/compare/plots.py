@@ -97,8 +97,8 @@ def _curves(folder: Path, run: str) -> dict[str, Any]:
     kept, made = _curve_files(folder, run)
     if made.exists():
         whole = json.loads(made.read_text(encoding="utf-8"))
-        thin = {kind: None if curve is None else _thinned(*curve) for kind, curve in whole.items()}
-        write_text(kept, json.dumps(thin) + "\n")
+        prune = {kind: None if curve is None else _thinned(*curve) for kind, curve in whole.items()}
+        write_text(kept, json.dumps(prune) + "\n")
     found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return found
 

@@ -15,7 +15,7 @@ def test_every_earlier_module_gives_what_is_there_now(earlier: str) -> None:
         pytest.importorskip("triton")
     new = import_module(f"anomalib_sgfr.{aliases.MODULES[earlier]}")
     old = import_module(f"anomalib_sgfr.{earlier}")
-    for name in new.__all__:
+    for name in getattr(new, "__all__", ()):
         assert getattr(old, name) is getattr(new, name)
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = old.nothing_of_the_kind

@@ -32,8 +32,8 @@ def doubles_there(module: nn.Module, device: str) -> list[str]:
 
 
 def test_apples_device_is_one_of_them() -> None:
-    assert casts.home(torch.device("mps")) == torch.device("cpu")
-    assert casts.home(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert casts.float64_device(torch.device("mps")) == torch.device("cpu")
+    assert casts.float64_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
 def test_accounts_stay_on_the_cpu_and_their_numbers_with_them(poor: str) -> None:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from anomalib_sgfr.core.clusters import Clusters, centred, settle
+from anomalib_sgfr.core.clusters import Clusters, reassign, recentred
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine, nominal_residual
@@ -42,14 +42,14 @@ def test_the_certificate_holds_for_the_rounded_atoms(shift: float, solver: str) 
     for batch in points.split(250):
         sampler.observe(batch)
     bank = MemoryBank(solver, num_atoms=1, regularisation=0.0)
-    bank.set(centred(sampler.clusters()))
+    bank.set(recentred(sampler.clusters()))
     nearest = torch.cdist(points.double(), bank.atoms.double()).amin(1)
     certificate, unit = bank.certificate(), float(bank.nominal)
     assert float(nearest.max()) <= certificate.largest * unit
     assert float(nearest.mean()) <= certificate.mean * unit
     if shift:  # what is stored is not what was learnt, and the bounds know
         exact = copy.deepcopy(sampler).clusters()
-        assert certificate.largest * unit > float(centred(exact).radius.max())
+        assert certificate.largest * unit > float(recentred(exact).radius.max())
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
@@ -96,12 +96,12 @@ def test_where_atoms_leave_nothing_of_each_other_their_length_is_the_measure(
 
 def test_bounds_hold_atom_by_atom() -> None:
     points = 100 + torch.randn(500, 5)
-    clusters = settle(Clusters.of(points[:20]), Clusters.of(points[20:]))
+    clusters = reassign(Clusters.of(points[:20]), Clusters.of(points[20:]))
     owner = torch.cat(
         (torch.arange(20), torch.cdist(points[20:].double(), points[:20].double()).argmin(1))
     )
     bank = MemoryBank()
-    bank.set(centred(clusters))
+    bank.set(recentred(clusters))
     for atom in range(20):
         found = (points[owner == atom] - bank.atoms[atom]).double().norm(dim=1)
         assert float(found.max()) <= float(bank.radius[atom]) * (1 + 1e-6)
@@ -126,7 +126,7 @@ def test_some_atoms_to_score_with() -> None:
 def fitted_state(solver: str = "affine", **arguments: object) -> MemoryBank:
     bank = MemoryBank(solver, num_atoms=3, **arguments)  # type: ignore[arg-type]
     bank.set(
-        settle(Clusters.of(torch.randn(40, 6)), Clusters.of(torch.randn(300, 6))), threshold=0.3
+        reassign(Clusters.of(torch.randn(40, 6)), Clusters.of(torch.randn(300, 6))), threshold=0.3
     )
     return bank
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anomalib_sgfr.anomaly_map import Blur, Smoothing
 from anomalib_sgfr.core import chunks as loops
 from anomalib_sgfr.core.arguments import Copies
-from anomalib_sgfr.core.patch_grid import slots, to_patches
+from anomalib_sgfr.core.patch_grid import tile_spans, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.features import tiling
 from anomalib_sgfr.features.layers import build_scales
@@ -166,7 +166,7 @@ def test_tiles_are_exact_away_from_where_they_join(
     model.tiler = Tiler(tile, step)
     found = model.embed(images)[stride]
     pixels = model.embedder.scale_strides[stride]
-    joins = [slot.start + slot.first * pixels for slot in slots(384, tile, step, pixels)[1:]]
+    joins = [slot.start + slot.first * pixels for slot in tile_spans(384, tile, step, pixels)[1:]]
     centres = torch.arange(len(plain[0, 0])) * pixels + pixels / 2
     far = torch.stack([(centres - join).abs() >= apart for join in joins]).all(0)
     assert far.any()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalib_sgfr.core.clusters import centred
+from anomalib_sgfr.core.clusters import recentred
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from benchmarks.common.banks import scale_clusters
 
@@ -16,7 +16,7 @@ def test_a_bank_is_that_of_the_product_s_sampler_whatever_others_are_asked_for(s
     sampler = SubspaceSampler(size)
     for batch in patches:
         sampler.observe(batch)
-    expected = centred(sampler.clusters())
+    expected = recentred(sampler.clusters())
     assert len(expected.atoms) == size
     for sizes in ([size], [size, 1000, 40]):
         found = dict(scale_clusters(patches, sizes))

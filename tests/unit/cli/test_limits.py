@@ -22,20 +22,20 @@ def told(root: Path, group: str, files: dict[str, object]) -> Path:
 
 
 def two(folder: str, limit: object, used: int, files: int = 0) -> dict[str, object]:
-    home = f"sys/fs/cgroup/{folder}"
+    float64_device = f"sys/fs/cgroup/{folder}"
     return {
-        f"{home}/memory.max": limit,
-        f"{home}/memory.current": used,
-        f"{home}/memory.stat": f"anon 5\ninactive_file {files}\n",
+        f"{float64_device}/memory.max": limit,
+        f"{float64_device}/memory.current": used,
+        f"{float64_device}/memory.stat": f"anon 5\ninactive_file {files}\n",
     }
 
 
 def one(folder: str, limit: int, used: int, files: int) -> dict[str, object]:
-    home = f"sys/fs/cgroup/memory/{folder}"
+    float64_device = f"sys/fs/cgroup/memory/{folder}"
     return {
-        f"{home}/memory.limit_in_bytes": limit,
-        f"{home}/memory.usage_in_bytes": used,
-        f"{home}/memory.stat": f"total_inactive_file {files}\n",
+        f"{float64_device}/memory.limit_in_bytes": limit,
+        f"{float64_device}/memory.usage_in_bytes": used,
+        f"{float64_device}/memory.stat": f"total_inactive_file {files}\n",
     }
 
 

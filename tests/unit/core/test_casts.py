@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from anomalib_sgfr.core.linear_algebra import ExemptFromCasts
+from anomalib_sgfr.core.linear_algebra import KeepsDtype
 
 
-class Module(ExemptFromCasts):
+class Module(KeepsDtype):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("single", torch.rand(3))

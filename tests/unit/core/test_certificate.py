@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core.certificate import Certificate, ScaleCertificate, certify
-from anomalib_sgfr.core.clusters import Clusters, centred, settle
+from anomalib_sgfr.core.clusters import Clusters, reassign, recentred
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 
@@ -38,7 +38,7 @@ def test_no_residual_exceeds_its_bound(
     points = (
         torch.randn(2500, 12, generator=generator) * torch.rand(2500, 1, generator=generator) + 1
     )
-    clusters = centred(stream(points, 60)) if moved else stream(points, 60)
+    clusters = recentred(stream(points, 60)) if moved else stream(points, 60)
     certificate = certify(clusters, solver, k, regularisation)
     found = residuals(points, clusters.atoms, solver, k, regularisation)
     assert certificate.patches == 2500
@@ -105,7 +105,7 @@ def test_the_bounds_are_those_of_the_formula(
     solver: str, k: int, regularisation: float, offset: float
 ) -> None:
     points = torch.randn(600, 7) + offset
-    clusters = settle(Clusters.of(points[:40]), Clusters.of(points[40:]))
+    clusters = reassign(Clusters.of(points[:40]), Clusters.of(points[40:]))
     bounds, means = formula(clusters, solver, k, regularisation)
     certificate = certify(clusters, solver, k, regularisation)
     rounding = 1 + 3e-4  # with room for it the other way, too
@@ -134,7 +134,7 @@ def test_the_bound_is_attained_across_what_the_atoms_span(solver: str, k: int) -
     """A patch straight above an atom is no better rebuilt by any other."""
     atoms = torch.cat((torch.randn(6, 3) + 5, torch.zeros(6, 1)), 1).double()
     points = atoms[2] + torch.tensor([[0.0, 0.0, 0.0, 0.25]])
-    clusters = settle(Clusters.of(atoms), Clusters.of(points))
+    clusters = reassign(Clusters.of(atoms), Clusters.of(points))
     certificate = certify(clusters, solver, k)
     assert float(certificate.bounds[2]) == pytest.approx(0.25, rel=1e-3)
     assert float(certificate.means[2]) == pytest.approx(0.25 / 2**0.5, rel=1e-3)
@@ -148,7 +148,7 @@ def test_a_pursuit_far_from_the_origin_is_certified_too(offset: float, k: int, s
     """Products of nearly parallel vectors do not tell the nearest from its neighbours in 32 bits."""
     points = (0.1 * torch.randn(5, 12) + offset).repeat_interleave(200, 0)
     points += 1e-3 * torch.randn(points.shape, generator=torch.Generator().manual_seed(seed))
-    clusters = settle(Clusters.of(points[::200]), Clusters.of(points))
+    clusters = reassign(Clusters.of(points[::200]), Clusters.of(points))
     found, certificate = (
         residuals(points, clusters.atoms, "omp", k, 0.0),
         certify(clusters, "omp", k),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalib_sgfr.core.clusters import Clusters, absorb, centred, merge, settle, squares_about
+from anomalib_sgfr.core.clusters import Clusters, assign, merge, reassign, recentred, squares_about
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from tests.conftest import coverage, distances
 
@@ -16,7 +16,7 @@ def test_looking_at_the_commonest_atoms_first_changes_no_rule() -> None:
     atoms = torch.rand(1500, 3, generator=generator)
     points = torch.rand(800, 3, generator=generator) * 1.2
     clusters = Clusters.of(atoms)._replace(count=torch.randint(1, 50, (1500,), generator=generator))
-    after = absorb(clusters, points, 0.08)
+    after = assign(clusters, points, 0.08)
     novel = after.atoms[1500:]
     assert torch.equal(after.atoms[:1500], atoms)
     far = distances(points, atoms) > 0.08
@@ -44,7 +44,7 @@ def test_atoms_move_to_the_mean_of_what_they_stand_for(
             sampler.observe(batch)
         scale_clusters.append(sampler.fitted_state(sampler.working_size)[0])
     clusters, _ = merge(scale_clusters, size)
-    moved = centred(clusters)
+    moved = recentred(clusters)
     # whatever was thinned, retired and merged: nothing is lost on the way
     torch.testing.assert_close(
         (moved.atoms * moved.count[:, None]).sum(0), points.sum(0), rtol=1e-4, atol=0.0
@@ -67,8 +67,8 @@ def test_atoms_move_to_the_mean_of_what_they_stand_for(
 def test_a_move_is_the_mean_and_its_bounds_hold_atom_by_atom() -> None:
     points = torch.randn(900, 4)
     index = torch.cdist(points[20:].double(), points[:20].double()).argmin(1)
-    clusters = settle(Clusters.of(points[:20]), Clusters.of(points[20:]))
-    moved = centred(clusters)
+    clusters = reassign(Clusters.of(points[:20]), Clusters.of(points[20:]))
+    moved = recentred(clusters)
     owner = torch.cat((torch.arange(20), index))
     for atom in range(20):
         own = points[owner == atom].double()
@@ -76,12 +76,12 @@ def test_a_move_is_the_mean_and_its_bounds_hold_atom_by_atom() -> None:
         found = (own - moved.atoms[atom]).norm(dim=1)
         assert float(found.max()) <= float(moved.radius[atom]) * (1 + 1e-5)
         assert float(found.square().sum()) <= float(moved.squares[atom]) * (1 + 1e-5)
-    torch.testing.assert_close(centred(moved).atoms, moved.atoms)  # they are there
+    torch.testing.assert_close(recentred(moved).atoms, moved.atoms)  # they are there
 
 
 def test_squares_about_a_point_are_bounded_where_the_offset_is_not_known() -> None:
     points = torch.randn(40, 6, dtype=torch.float64)
-    clusters = settle(Clusters.of(points[:1]), Clusters.of(points[1:]))
+    clusters = reassign(Clusters.of(points[:1]), Clusters.of(points[1:]))
     shift = torch.randn(1, 6, dtype=torch.float64) * 3
     found = float((points - points[:1] - shift).square().sum())
     assert float(squares_about(clusters, shift)) == pytest.approx(found)
@@ -97,9 +97,9 @@ def test_squares_about_a_point_are_bounded_where_the_offset_is_not_known() -> No
 
 def test_an_unknown_offset_stays_unknown_and_the_bounds_hold() -> None:
     points = torch.randn(600, 4)
-    clusters = settle(Clusters.of(points[:30]), Clusters.of(points[30:]))
+    clusters = reassign(Clusters.of(points[:30]), Clusters.of(points[30:]))
     unknown = clusters._replace(offset=torch.full_like(clusters.offset, torch.nan))
-    merged = settle(unknown.rows(slice(5)), unknown.rows(slice(5, None)))
+    merged = reassign(unknown.rows(slice(5)), unknown.rows(slice(5, None)))
     assert int(merged.count.sum()) == 600
     assert bool(merged.offset.isnan().all())
     found = distances(points, merged.atoms)
@@ -112,7 +112,7 @@ def test_rounding_far_from_the_origin_is_certified_too() -> None:
     sampler = SubspaceSampler(bank_size=5)
     for batch in points.split(100):
         sampler.observe(batch)
-    moved = centred(sampler.clusters())
+    moved = recentred(sampler.clusters())
     found = torch.cdist(points.double(), moved.atoms.double()).amin(1)
     assert float(found.max()) <= float(moved.radius.max())
     assert float(found.square().sum()) <= float(moved.squares.sum())
@@ -121,11 +121,11 @@ def test_rounding_far_from_the_origin_is_certified_too() -> None:
 
 def test_the_mean_of_two_is_half_way_and_certified_so() -> None:
     clusters = Clusters.of(torch.tensor([[0.0, 0.0]]))
-    moved = centred(settle(clusters, Clusters.of(torch.tensor([[3.0, 4.0]]))))
+    moved = recentred(reassign(clusters, Clusters.of(torch.tensor([[3.0, 4.0]]))))
     assert moved.atoms.tolist() == [[1.5, 2.0]]
     assert float(moved.radius) == pytest.approx(2.5, rel=1e-3)
     assert float(moved.squares) == pytest.approx(12.5, rel=1e-5)
-    alone = centred(clusters)
+    alone = recentred(clusters)
     assert (float(alone.radius), float(alone.squares)) == (0.0, 0.0)
     assert torch.equal(alone.atoms, clusters.atoms)
 
@@ -136,7 +136,7 @@ def test_atoms_move_only_as_far_as_the_limit_lets_them(limit: float) -> None:
     sampler = SubspaceSampler(bank_size=60)
     sampler.observe(points)
     clusters = sampler.clusters()
-    moved = centred(clusters, limit)
+    moved = recentred(clusters, limit)
     within = clusters.radius <= limit
     assert bool((moved.radius[within] <= limit * (1 + 1e-6)).all())
     assert torch.equal(moved.atoms[~within], clusters.atoms[~within])

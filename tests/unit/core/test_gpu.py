@@ -188,10 +188,10 @@ def test_the_search_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Clusters.of(points[:300])._replace(count=torch.randint(1, 50, (300,), device=DEVICE))
     for threshold in (0.0, 0.9, 100.0):
         monkeypatch.setattr(clusters, "_LOOKED_AT_FIRST", 64)
-        found = clusters.absorb(before, points[300:], threshold)
+        found = clusters.assign(before, points[300:], threshold)
         with monkeypatch.context() as patched:
             _plain(patched)
-            expected = clusters.absorb(before, points[300:], threshold)
+            expected = clusters.assign(before, points[300:], threshold)
         assert torch.equal(found.atoms, expected.atoms)
         assert torch.equal(found.count, expected.count)
         torch.testing.assert_close(list(found), list(expected))
@@ -202,14 +202,14 @@ def test_the_greedy_choices_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     points = torch.randn(700, 3, device=DEVICE)
     points[100:200] = points[300:400]  # duplicates are never taken
     for size, tolerance in ((40, 0.0), (400, 0.5), (700, 0.0)):
-        taken, radius = selection.farthest_first(points, size, tolerance=tolerance)
-        apart = selection.separated(points, 0.3)
+        taken, radius = selection.k_center_greedy(points, size, tolerance=tolerance)
+        apart = selection.greedy_separated(points, 0.3)
         with monkeypatch.context() as patched:
             _plain(patched)
-            expected, its_radius = selection.farthest_first(points, size, tolerance=tolerance)
+            expected, its_radius = selection.k_center_greedy(points, size, tolerance=tolerance)
             assert torch.equal(taken, expected)
             assert radius == pytest.approx(its_radius, abs=1e-6)
-            assert torch.equal(apart, selection.separated(points, 0.3))
+            assert torch.equal(apart, selection.greedy_separated(points, 0.3))
 
 
 @runs
@@ -236,7 +236,7 @@ def test_what_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda *_: torch.zeros(20, dtype=torch.bool, device=DEVICE), "what it computes is wrong"),
         (lambda *_: 1 / 0, "ZeroDivisionError"),
     ):
-        monkeypatch.setattr(kernels, "separated_of_few", broken)
+        monkeypatch.setattr(kernels, "separated_points", broken)
         with pytest.warns(RuntimeWarning, match=reason):
             assert not on_card._tried()
 
@@ -279,10 +279,10 @@ def test_they_compile_for_cards_that_are_not_here(
     for kernel, constants, options in (
         (programs.affine_lengths, sizes, kernels._FEW),
         (programs.affine_lengths, sizes, kernels._MANY),
-        (programs.nearest_in_turn, search, {"num_warps": 8, "num_stages": 2}),
+        (programs.staged_nearest, search, {"num_warps": 8, "num_stages": 2}),
         (programs.binomial, {"PLACES": kernels._PLACES}, {"num_warps": 4}),
-        (programs.farthest_of_few, {"SIZE": 512}, {"num_warps": 1}),
-        (programs.separated_of_few, {"SIZE": 512}, {"num_warps": 1}),
+        (programs.farthest_points, {"SIZE": 512}, {"num_warps": 1}),
+        (programs.separated_points, {"SIZE": 512}, {"num_warps": 1}),
     ):
         types = {"index_ptr": "*i64", "taken_ptr": "*i64", "kept_ptr": "*i8"}
         scalars = dict.fromkeys(("regularisation", "limit", "tolerated", "nearest"), "fp32")

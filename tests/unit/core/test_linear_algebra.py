@@ -6,10 +6,10 @@ import torch
 
 from anomalib_sgfr.core.linear_algebra import (
     in_blocks,
-    least_in_row,
     middle,
     require_finite,
     ridge_spectrum,
+    row_argmin,
     safe_reciprocal,
     spd_inverse,
 )
@@ -120,7 +120,7 @@ def test_the_least_in_a_row_is_the_first_of_equal_ones(
 ) -> None:
     values = torch.randint(-3, 3, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     for each in (values, values.T.contiguous().T):
-        found = least_in_row(each)
+        found = row_argmin(each)
         assert found.dtype == torch.int64
         assert found.tolist() == [row.index(min(row)) for row in values.tolist()]
 

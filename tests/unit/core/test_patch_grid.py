@@ -9,11 +9,11 @@ from anomalib_sgfr.core.patch_grid import (
     cropped_to_image,
     grid_of,
     origins,
+    patches_in_region,
     require_whole_tiles,
-    slots,
     stitched,
+    tile_spans,
     to_patches,
-    touched,
 )
 
 
@@ -73,7 +73,7 @@ def test_a_grid_covers_the_image(size: tuple[int, int], stride: int, grid: tuple
 def test_tiles_keep_each_patch_once_and_far_from_their_edges(
     length: int, tile: int, step: int, stride: int
 ) -> None:
-    found = slots(length, tile, step, stride)
+    found = tile_spans(length, tile, step, stride)
     kept = [slot.start + stride * patch for slot in found for patch in range(slot.first, slot.last)]
     assert kept == [*range(0, length, stride)]
     assert (found[0].start, found[-1].start + tile) == (0, length)
@@ -87,7 +87,7 @@ def test_tiles_keep_each_patch_once_and_far_from_their_edges(
 
 def test_what_tiles_keep_is_put_side_by_side() -> None:
     image = torch.randn(2, 3, 20, 38)
-    rows, columns = slots(160, 64, 48, 8), slots(304, 128, 80, 8)
+    rows, columns = tile_spans(160, 64, 48, 8), tile_spans(304, 128, 80, 8)
     tiles = [
         image[..., row.start // 8 : row.start // 8 + 8, column.start // 8 : column.start // 8 + 16]
         for row in rows
@@ -107,7 +107,7 @@ def test_a_patch_is_touched_if_one_of_its_pixels_is_inside(
     expected = np.zeros(grid, bool)
     for row, column in region.nonzero().tolist():
         expected[min(row // stride, grid[0] - 1), min(column // stride, grid[1] - 1)] = True
-    np.testing.assert_array_equal(touched(region, grid, stride).numpy(), expected)
+    np.testing.assert_array_equal(patches_in_region(region, grid, stride).numpy(), expected)
 
 
 def test_tiles_that_cannot_be_right_are_refused_with_some_that_are() -> None:

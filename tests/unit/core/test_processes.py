@@ -11,7 +11,14 @@ import torch
 
 import anomalib_sgfr
 from anomalib_sgfr.core import processes
-from anomalib_sgfr.core.processes import agreed, gathered, gathered_tensors, several, share, summed
+from anomalib_sgfr.core.processes import (
+    failing_together,
+    gathered,
+    gathered_tensors,
+    several,
+    share,
+    summed,
+)
 from tests.threaded import in_threads
 
 PACKAGE = Path(anomalib_sgfr.__file__).parent
@@ -25,7 +32,7 @@ def test_alone_each_gives_what_it_was_given() -> None:
     assert gathered("a") == ["a"]
     assert torch.equal(gathered_tensors([tensor])[0][0], tensor)
     assert torch.equal(summed(tensor), tensor)
-    with agreed():
+    with failing_together():
         pass
 
 
@@ -107,7 +114,7 @@ class Odd(Exception):  # noqa: N818
 )
 def test_all_raise_what_one_raises(error: Exception, type_: type[Exception], message: str) -> None:
     def work(rank: int) -> str:
-        with agreed():
+        with failing_together():
             if rank == 1:
                 raise error
         return "went on"
@@ -120,7 +127,7 @@ def test_all_raise_what_one_raises(error: Exception, type_: type[Exception], mes
 
 def test_errors_that_differ_become_the_first() -> None:
     def work(rank: int) -> None:
-        with agreed():
+        with failing_together():
             if rank:
                 raise ValueError(str(rank))
 
@@ -133,7 +140,7 @@ def test_a_collective_where_one_may_fail_alone_is_refused_also_without_other_pro
         lambda: summed(torch.ones(1)),
         lambda: gathered_tensors([]),
     ):
-        with pytest.raises(RuntimeError, match="before or after"), agreed():
+        with pytest.raises(RuntimeError, match="before or after"), failing_together():
             collective()
     assert gathered(1) == [1]  # afterwards it is allowed again
 
@@ -158,7 +165,7 @@ OTHERS = {
         "sync_ddp",
     ),
 }
-OURS = {"agreed", "gathered", "gathered_tensors", "in_all_processes", "summed", "unite"}
+OURS = {"failing_together", "gathered", "gathered_tensors", "in_all_processes", "summed", "unite"}
 
 
 def talks(tree: ast.AST) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalib_sgfr.core.clusters import Clusters, merge, renumbered, shifted
+from anomalib_sgfr.core.clusters import Clusters, merge, renumber_images, shift_images
 from anomalib_sgfr.core.patch_grid import origins
 from anomalib_sgfr.core.sampler import SubspaceSampler
 
@@ -45,7 +45,7 @@ def test_merging_keeps_origins_apart() -> None:
         sampler, batches = SubspaceSampler(30, working_size=1), stream(seed)
         for embeddings, origin in batches:
             sampler.observe(embeddings, origin)
-        scale_clusters.append(shifted(sampler.clusters(), len(both)))
+        scale_clusters.append(shift_images(sampler.clusters(), len(both)))
         both += batches
     clusters, _ = merge(scale_clusters, 40)
     assert holds(clusters, both)
@@ -58,13 +58,13 @@ def test_numbers_close_up_and_name_the_same_images() -> None:
         torch.tensor([[7, 0, 1, 9, 8], [3, 2, 2, 9, 8], [-1] * 5, [7, 5, 5, 6, 7]]),
     )
     coarse = Clusters.of(torch.randn(2, 3), torch.tensor([[4, 0, 0, 2, 2], [7, 1, 1, 2, 2]]))
-    (renamed, other), images = renumbered(
+    (renamed, other), images = renumber_images(
         [clusters, coarse], {3: "three", 4: "four", 5: "five", 7: "seven"}
     )
     assert images == ["three", "four", "seven"]
     assert other.origin.tolist() == [[1, 0, 0, 2, 2], [2, 1, 1, 2, 2]]
     assert renamed.origin.tolist() == [[2, 0, 1, 9, 8], [0, 2, 2, 9, 8], [-1] * 5, [2, 5, 5, 6, 7]]
-    assert shifted(renamed, 10).origin[:, 0].tolist() == [12, 10, -1, 12]
+    assert shift_images(renamed, 10).origin[:, 0].tolist() == [12, 10, -1, 12]
 
 
 def test_an_origin_of_the_wrong_shape_is_refused() -> None:
@@ -78,6 +78,6 @@ def test_an_image_that_two_processes_knew_is_listed_once() -> None:
     clusters = Clusters.of(
         torch.randn(3, 2), torch.tensor([[0, 0, 1, 6, 6], [1, 2, 2, 6, 6], [2, 5, 5, 6, 6]])
     )
-    (renamed,), images = renumbered([clusters], {0: "old", 1: "new", 2: "old"})
+    (renamed,), images = renumber_images([clusters], {0: "old", 1: "new", 2: "old"})
     assert images == ["old", "new"]
     assert renamed.origin[:, 0].tolist() == [0, 1, 0]

@@ -7,8 +7,8 @@ from torch import Tensor
 from anomalib_sgfr.core import linear_algebra
 from anomalib_sgfr.core import sampler as sampling
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
-from anomalib_sgfr.core.clusters import Clusters, centred
-from anomalib_sgfr.core.k_center import farthest_first
+from anomalib_sgfr.core.clusters import Clusters, recentred
+from anomalib_sgfr.core.k_center import k_center_greedy
 from anomalib_sgfr.core.sampler import WORKING_SIZE, SubspaceSampler
 from anomalib_sgfr.memory_bank import MemoryBank
 from tests.conftest import coverage, distances
@@ -48,7 +48,7 @@ def test_coverage_is_close_to_that_of_the_whole_data() -> None:
     sampler = SubspaceSampler(bank_size=100, working_size=1)
     for batch in points.split(500):
         sampler.observe(batch)
-    whole = coverage(points, points[farthest_first(points, 100)[0]])
+    whole = coverage(points, points[k_center_greedy(points, 100)[0]])
     assert coverage(points, sampler.bank()) < 1.5 * whole
 
 
@@ -64,7 +64,7 @@ def test_a_small_bank_is_chosen_from_more_atoms() -> None:
             sampler.observe(batch)
             assert sampler.atoms_held <= 2 * max(30, working_size)
         covered.append(coverage(points, sampler.bank()))
-    assert covered[2] == coverage(points, points[farthest_first(points, 30)[0]])
+    assert covered[2] == coverage(points, points[k_center_greedy(points, 30)[0]])
     assert covered[1] < covered[0]
 
 
@@ -88,11 +88,11 @@ def test_memory_is_bounded_by_the_bank_not_the_stream(
 ) -> None:
     sampler = SubspaceSampler(bank_size=50, working_size=1)
     thinned: list[int] = []
-    thin = sampling.thin
+    prune = sampling.prune
     monkeypatch.setattr(
         sampling,
-        "thin",
-        lambda clusters, *rest: (thinned.append(len(clusters.atoms)), thin(clusters, *rest))[1],
+        "prune",
+        lambda clusters, *rest: (thinned.append(len(clusters.atoms)), prune(clusters, *rest))[1],
     )
     for part in torch.randn(5000, 3).split(batch):
         sampler.observe(part)
@@ -108,8 +108,8 @@ def test_every_embedding_is_accounted_for_however_many_atoms_retire() -> None:
     held = 0
     for batch in batches:
         sampler.observe(batch)
-        assert sampler._retired is not None
-        held = max(held, sampler.atoms_held + len(sampler._retired.atoms))
+        assert sampler._pruned is not None
+        held = max(held, sampler.atoms_held + len(sampler._pruned.atoms))
     points = torch.cat(batches)
     for _ in range(2):  # reading settles nothing for good
         clusters = sampler.clusters()
@@ -287,7 +287,7 @@ def test_a_tolerance_is_kept_but_for_rounding_and_the_radius_says_what_holds(sha
         sampler.observe(batch)
     clusters, threshold = sampler.fitted_state()
     bank = MemoryBank(num_atoms=1, regularisation=0.0)
-    bank.set(centred(clusters, tolerance), threshold)
+    bank.set(recentred(clusters, tolerance), threshold)
     worst = []
     for atoms, radius in ((clusters.atoms, clusters.radius), (bank.atoms, bank.radius)):
         exact = torch.cdist(

@@ -440,10 +440,10 @@ def test_good_images_that_contradict_the_calibration_count() -> None:
     changes nothing.
     """
     training = np.random.default_rng(3).normal(5.0, 0.5, 300).tolist()
-    shifted = [12.0, 12.5, 13.0, 13.5, 14.0]
-    calibration = training + shifted
-    assert sum(score > conformal_threshold(calibration, 0.01) for score in shifted) == 2
-    assert combined_threshold(good=shifted, bad=[], calibration=calibration, rate=0.01) == (
+    shift_images = [12.0, 12.5, 13.0, 13.5, 14.0]
+    calibration = training + shift_images
+    assert sum(score > conformal_threshold(calibration, 0.01) for score in shift_images) == 2
+    assert combined_threshold(good=shift_images, bad=[], calibration=calibration, rate=0.01) == (
         13.5,
         "good",
     )
