@@ -85,7 +85,7 @@ def test_what_is_computed_in_64_bits_is_computed_on_the_cpu_where_a_device_has_n
         asked.append(device)
         return torch.device("cpu")
 
-    for module in ("linear_algebra", "sampling"):
+    for module in ("linear_algebra", "sampler"):
         monkeypatch.setattr(f"anomalib_sgfr.core.{module}.float64_device", here)
     sampler = SubspaceSampler(4)
     sampler.observe(torch.rand(5, 3))
