@@ -25,7 +25,7 @@ from anomalib_sgfr.run_folder import (
 from tests.conftest import engine_in, folder_datamodule, write_image
 
 CKPT = Path("weights/lightning/model.ckpt")
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def tiny(**arguments: object) -> Sgfr:
