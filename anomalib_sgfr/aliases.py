@@ -75,7 +75,7 @@ MODULES = {
     "inspection.explanation": "report.explanation",
     "inspection.gallery": "report.crops",
     "inspection.mimic_view": "report.figure",
-    "inspection.own_pixels": "images.own_pixels",
+    "inspection.own_pixels": "images.file_pixels",
     "inspection.post_processing": "post_processing.post_processor",
     "inspection.progress": "console",
     "inspection.quiet": "console",
@@ -110,11 +110,16 @@ NAMES = {
     "BankState": "MemoryBankState",
     "Cover": "Clusters",
     "Ears": "ScoreMaps",
+    "Axis": "AxisTransform",
     "Evidence": "CalibrationScores",
+    "Header": "FileHeader",
     "Kind": "Split",
     "Learnt": "FittedState",
+    "Looks": "ConstantImageCheck",
     "Made": "FitResult",
     "Place": "PatchIndex",
+    "Placement": "FrameTransform",
+    "Stored": "RawImage",
     "alarm_threshold": "conformal_threshold",
     "dividing_threshold": "f1_threshold",
     "absorb": "assign",
@@ -158,7 +163,8 @@ class _Loader:
         present = import_module(f"{_PACKAGE}.{MODULES[inner]}")
 
         def attribute(name: str) -> object:
-            return getattr(present, NAMES.get(name, name))
+            new = name if hasattr(present, name) else NAMES.get(name, name)
+            return getattr(present, new)
 
         vars(module)["__getattr__"] = attribute
 

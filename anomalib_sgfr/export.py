@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_sgfr.console import quiet_loggers
-from anomalib_sgfr.images.bit_depth import at_true_range
-from anomalib_sgfr.images.pre_processor import steps_of
+from anomalib_sgfr.images.bit_depth import reread_images
+from anomalib_sgfr.images.pre_processor import geometric_steps
 from anomalib_sgfr.run_folder import run_of
 
 __all__ = [
@@ -194,7 +194,7 @@ def read_whole(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN4
 
 def _collated(datamodule: Any, collate: Any, bit_depth: int, items: Any) -> Any:  # noqa: ANN401
     batch = collate(items)
-    at_true_range(batch, datamodule.val_data, bit_depth)
+    reread_images(batch, datamodule.val_data, bit_depth)
     return batch
 
 
@@ -280,7 +280,7 @@ def _inscribe(file: Path, transform: Any, bit_depth: int, warning: str | None) -
 
     about: dict[str, Any] = {"bit_depth": bit_depth, "warning": warning}
     with suppress(ValueError):  # the file does its work all the same
-        about["steps"] = steps_of(transform)
+        about["steps"] = geometric_steps(transform)
     model = onnx.load(file, load_external_data=False)
     onnx.helper.set_model_props(model, {"sgfr": json.dumps(about)})
     onnx.save(model, file)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.images.frame_geometry import Placement, laid_over, placed
-from anomalib_sgfr.images.reading import picture
+from anomalib_sgfr.images.frame_geometry import FrameTransform, frame_transform, resample_to_frame
+from anomalib_sgfr.images.reading import read_image
 
 __all__ = ["Inspection", "Inspector"]
 
@@ -61,7 +61,7 @@ class _Model(ABC):
 
     Attributes:
         steps (Sequence): What is done to a picture, as
-            :func:`~anomalib_sgfr.images.frame_geometry.placed` takes it.
+            :func:`~anomalib_sgfr.images.frame_geometry.frame_transform` takes it.
         bit_depth (int): Bits that the camera gives.
         threshold (float | None): Of reported scores.
         warning (str | None): That too few images support it.
@@ -164,7 +164,7 @@ class Inspector:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width that the model sees of any frame; ``None`` if that depends on the frame."""
-        sizes = {placed(self._model.steps, size).size for size in _TRIED}
+        sizes = {frame_transform(self._model.steps, size).size for size in _TRIED}
         return sizes.pop() if len(sizes) == 1 else None
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class Inspector:
 
         Args:
             frame (Any): A file, a PIL picture, or an array, see
-                :func:`~anomalib_sgfr.images.reading.picture`. Or a list, a tuple or an iterator of
+                :func:`~anomalib_sgfr.images.reading.read_image`. Or a list, a tuple or an iterator of
                 these, of any sizes: a few are scored at once, which is faster and, but for
                 rounding, the same as one by one.
 
@@ -211,7 +211,7 @@ class Inspector:
     def _inspected(self, frames: Iterable[Any]) -> Iterator[Inspection]:
         model, left = self._model, iter(frames)
         while some := list(islice(left, model.most)):
-            pictures = [picture(frame, model.bit_depth) for frame in some]
+            pictures = [read_image(frame, model.bit_depth) for frame in some]
             sizes = [(image.shape[0], image.shape[1]) for image in pictures]
             found = _predicted(model, [model.prepared(image) for image in pictures])
             yield from (
@@ -240,14 +240,14 @@ def _predicted(
 def _inspection(
     steps: Sequence[Sequence[Any]], found: Mapping[str, NDArray[Any]], size: tuple[int, int]
 ) -> Inspection:
-    over = placed(steps, size)
+    over = frame_transform(steps, size)
     label, mask, place = (found.get(name) for name in ("pred_label", "pred_mask", "place"))
     return Inspection(
         score=float(np.ravel(found["pred_score"])[0]),
         label=None if label is None else bool(np.ravel(label)[0]),
         map=_laid(found["anomaly_map"], over, size),
         mask=None if mask is None else _laid(mask, over, size) > 0.5,  # noqa: PLR2004
-        window=over.window(size),
+        window=over.inspected_area(size),
         place=(
             None
             if place is None
@@ -256,8 +256,8 @@ def _inspection(
     )
 
 
-def _laid(values: Any, over: Placement, size: Sequence[int]) -> NDArray[np.float32]:  # noqa: ANN401
-    return laid_over(np.asarray(values).reshape(np.shape(values)[-2:]), over, size)
+def _laid(values: Any, over: FrameTransform, size: Sequence[int]) -> NDArray[np.float32]:  # noqa: ANN401
+    return resample_to_frame(np.asarray(values).reshape(np.shape(values)[-2:]), over, size)
 
 
 class _Torch(_Model):
@@ -266,7 +266,7 @@ class _Torch(_Model):
     def __init__(self, file: Path, device: str) -> None:
         import torch
 
-        from anomalib_sgfr.images.pre_processor import steps_of
+        from anomalib_sgfr.images.pre_processor import geometric_steps
         from anomalib_sgfr.lightning_model import Sgfr
 
         model: Any
@@ -286,7 +286,7 @@ class _Torch(_Model):
         model.require_fitted("inspect with")
         self._model = model.eval().to(device)
         self._transform = getattr(model.pre_processor, "transform", None)
-        self.steps = steps_of(self._transform)
+        self.steps = geometric_steps(self._transform)
         self.bit_depth = model.model.bit_depth
         self.threshold = _threshold(model.post_processor)
         self.warning = getattr(model.post_processor, "warning", None)

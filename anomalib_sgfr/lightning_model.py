@@ -31,7 +31,7 @@ from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
-from anomalib_sgfr.images.reading import require_depth
+from anomalib_sgfr.images.reading import require_bit_depth
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
@@ -188,7 +188,7 @@ class Sgfr(
         if not 0.0 <= trim <= 0.5:  # noqa: PLR2004
             msg = f"trim must lie between 0 and 0.5, got {trim}."
             raise ValueError(msg)
-        require_depth(bit_depth)
+        require_bit_depth(bit_depth)
         if copies not in get_args(Copies):
             msg = f"copies must be one of {', '.join(get_args(Copies))}, got '{copies}'."
             raise ValueError(msg)

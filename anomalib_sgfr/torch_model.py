@@ -100,7 +100,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         score_layers (Sequence[str] | None): Layers that the score hears; ``None`` for ``layers``,
             if these are given, or the stages of stride 8, 16 and 32.
         bank_per (BankPer): Whether each layer has a bank, or each stride; see
-            :func:`~anomalib_sgfr.features.layers.scales_of`. Defaults to ``"layer"``.
+            :func:`~anomalib_sgfr.features.layers.build_scales`. Defaults to ``"layer"``.
 
     Attributes:
         banks (Sequence[MemoryBank]): A :class:`~anomalib_sgfr.memory_bank.MemoryBank` for each

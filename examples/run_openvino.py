@@ -196,7 +196,7 @@ class Axis(NamedTuple):
         return min(max(math.floor(self.offset + (at + 0.5) * self.step), 0), most - 1)
 
 
-def placed(steps: Sequence[Sequence[Any]], size: Sequence[int]) -> tuple[Axis, Axis]:
+def frame_transform(steps: Sequence[Sequence[Any]], size: Sequence[int]) -> tuple[Axis, Axis]:
     """How the map lies over an image of a size, by what the model does to it first: along both
     axes.
     """
@@ -419,7 +419,7 @@ def inspect(model: Model, path: Path, target: Path) -> Row:
     """Score an image, and draw its heatmap."""
     image = read(path, model.bit_depth)
     found = model(resized(image, model.size))
-    axes = placed(model.steps or [], image.shape[1:])
+    axes = frame_transform(model.steps or [], image.shape[1:])
     row = column = None
     if model.steps is not None and "score_map" in found:
         shape = found["score_map"].shape

@@ -341,7 +341,7 @@ def readable(
     """
     from anomalib.data import ImageBatch, ImageItem
 
-    from anomalib_sgfr.images.bit_depth import READS_ITSELF, read_tensor
+    from anomalib_sgfr.images.bit_depth import READS_HIGH_BIT_DEPTH, read_tensor
 
     class Readable:
         """Loader and data set in one: Lightning warns of the length of an iterable data set, which
@@ -365,7 +365,7 @@ def readable(
                 else:
                     yield ImageBatch.collate([ImageItem(image=image, image_path=str(path), **its)])
 
-    setattr(Readable, READS_ITSELF, True)
+    setattr(Readable, READS_HIGH_BIT_DEPTH, True)
     return [Readable()]  # as the Engine takes what is no DataLoader
 
 

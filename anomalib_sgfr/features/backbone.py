@@ -13,17 +13,17 @@ from anomalib.models.components import TimmFeatureExtractor
 from torch import Tensor, nn
 
 from anomalib_sgfr.features.layers import (
-    backbone_stages,
-    blocks_of,
-    is_row_of_blocks,
+    backbone_layers,
+    is_sequential,
     resolve_layers,
     resolve_score_layers,
+    sequential_features,
 )
 
-__all__ = ["default_size", "extractor_of", "refusal", "require_size", "takes"]
+__all__ = ["accepts_size", "build_extractor", "default_size", "require_size", "size_error"]
 
 
-def extractor_of(backbone: str, layers: Sequence[str], pre_trained: bool = False) -> nn.Module:
+def build_extractor(backbone: str, layers: Sequence[str], pre_trained: bool = False) -> nn.Module:
     """Build a frozen backbone that gives the features of some layers.
 
     Args:
@@ -39,9 +39,9 @@ def extractor_of(backbone: str, layers: Sequence[str], pre_trained: bool = False
     names = list(layers)
     extractor: nn.Module
     plain = (
-        len({stage.stride for stage in backbone_stages(backbone)}) == 1
+        len({stage.stride for stage in backbone_layers(backbone)}) == 1
     )  # a plain transformer: one stride
-    if is_row_of_blocks(backbone):
+    if is_sequential(backbone):
         extractor = _BlockExtractor(backbone, names, pre_trained)
     elif plain and _takes_any_size(backbone):
         tokens = TimmFeatureExtractor(backbone, names, pre_trained=pre_trained, output_fmt="NLC")
@@ -74,7 +74,7 @@ class _StageExtractor(nn.Module):
 
     def __init__(self, backbone: str, layers: list[str], pre_trained: bool) -> None:
         super().__init__()
-        names = [stage.layer for stage in backbone_stages(backbone)]
+        names = [stage.layer for stage in backbone_layers(backbone)]
         self.layers = layers
         self.pyramid = timm.create_model(
             backbone,
@@ -106,7 +106,7 @@ class _BlockExtractor(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features: dict[str, Tensor] = {}
         with torch.no_grad():
-            for layer, feature in blocks_of(self.feature_extractor, images):
+            for layer, feature in sequential_features(self.feature_extractor, images):
                 if layer in self.layers:
                     features[layer] = feature
                 if len(features) == len(self.layers):
@@ -121,11 +121,11 @@ _PATCHES = 28  # along each side, where 256 pixels do not hold a whole number
 @lru_cache(maxsize=2)
 def _weightless(backbone: str, layers: tuple[str, ...]) -> nn.Module:
     with torch.device("meta"):
-        return extractor_of(backbone, layers)
+        return build_extractor(backbone, layers)
 
 
 @lru_cache(maxsize=256)
-def takes(backbone: str, layers: tuple[str, ...], size: tuple[int, int]) -> bool:
+def accepts_size(backbone: str, layers: tuple[str, ...], size: tuple[int, int]) -> bool:
     """Whether a backbone takes images of a size: tried without weights and without numbers.
 
     Args:
@@ -147,7 +147,7 @@ def _is_particular(backbone: str) -> bool:
     of them.
     """
     config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
-    one_stride = len({stage.stride for stage in backbone_stages(backbone)}) == 1
+    one_stride = len({stage.stride for stage in backbone_layers(backbone)}) == 1
     return one_stride or bool(getattr(config, "fixed_input_size", False))
 
 
@@ -155,7 +155,7 @@ def _sizes_to_try(backbone: str, size: tuple[int, int]) -> list[tuple[int, int]]
     """Sizes that a backbone may take, the closest to a given one first, and that it was trained
     with.
     """
-    stages = backbone_stages(backbone)
+    stages = backbone_layers(backbone)
     steps = {min(stage.stride for stage in stages), max(stage.stride for stage in stages), 32}
     rounded = [
         tuple(max(step, round(length / step) * step) for length in size) for step in sorted(steps)
@@ -187,19 +187,23 @@ def default_size(
         )
     except ValueError:  # a mistake that is named where the backbone is built
         return _DEFAULT_SIZE
-    stages = backbone_stages(backbone)
+    stages = backbone_layers(backbone)
     chosen = tuple(stage.layer for stage in stages if stage.layer in {*of_map, *of_score})
     patch = max(stage.stride for stage in stages if stage.layer in of_map)
     many = (_PATCHES * patch, _PATCHES * patch)
     trained = _sizes_to_try(backbone, _DEFAULT_SIZE)[-1]
-    fitting = (size for size in (_DEFAULT_SIZE, many, trained) if takes(backbone, chosen, size))
+    fitting = (
+        size for size in (_DEFAULT_SIZE, many, trained) if accepts_size(backbone, chosen, size)
+    )
     return next(fitting, _DEFAULT_SIZE)
 
 
-def refusal(backbone: str, layers: Sequence[str], size: tuple[int, int]) -> str:
+def size_error(backbone: str, layers: Sequence[str], size: tuple[int, int]) -> str:
     """What to tell a user of a size that a backbone does not take, with one that it takes."""
     chosen = tuple(layers)
-    fitting = [other for other in _sizes_to_try(backbone, size) if takes(backbone, chosen, other)]
+    fitting = [
+        other for other in _sizes_to_try(backbone, size) if accepts_size(backbone, chosen, other)
+    ]
     hint = "".join(f": {height} x {width} would do" for height, width in fitting[:1])
     return f"backbone '{backbone}' does not take images of {size[0]} x {size[1]} pixels{hint}."
 
@@ -216,7 +220,7 @@ def require_size(backbone: str, layers: Sequence[str], size: tuple[int, int]) ->
         ValueError: With a size that it takes, if one is found.
     """
     others = [size, *_sizes_to_try(backbone, size)]
-    if not takes(backbone, tuple(layers), size) and any(
-        takes(backbone, tuple(layers), other) for other in others
+    if not accepts_size(backbone, tuple(layers), size) and any(
+        accepts_size(backbone, tuple(layers), other) for other in others
     ):
-        raise ValueError(refusal(backbone, layers, size))
+        raise ValueError(size_error(backbone, layers, size))

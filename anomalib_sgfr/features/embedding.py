@@ -9,17 +9,17 @@ from torch.nn import functional
 
 from anomalib_sgfr.core import gpu
 from anomalib_sgfr.core.arguments import BankPer, Pooling
-from anomalib_sgfr.features.backbone import extractor_of, refusal, takes
+from anomalib_sgfr.features.backbone import accepts_size, build_extractor, size_error
 from anomalib_sgfr.features.layers import (
     Scale,
-    backbone_stages,
+    backbone_layers,
+    build_scales,
     resolve_layers,
     resolve_score_layers,
-    scales_of,
 )
 from anomalib_sgfr.features.weights import load_pretrained
 
-__all__ = ["PatchEmbedder", "assemble", "pool"]
+__all__ = ["PatchEmbedder", "align_features", "pool"]
 
 
 def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
@@ -48,7 +48,7 @@ def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
     return feature
 
 
-def assemble(
+def align_features(
     features: Sequence[Tensor],
     strides: Sequence[int],
     scales: Sequence[Scale],
@@ -63,7 +63,7 @@ def assemble(
     Args:
         features (Sequence[Tensor]): Maps of shape ``(B, C_i, h_i, w_i)``.
         strides (Sequence[int]): Their strides.
-        scales (Sequence[Scale]): See :func:`~anomalib_sgfr.features.layers.scales_of`.
+        scales (Sequence[Scale]): See :func:`~anomalib_sgfr.features.layers.build_scales`.
         pooling (Pooling): See :func:`pool`.
 
     Returns:
@@ -76,7 +76,7 @@ def assemble(
             feature
             if strides[index] == scale.stride
             else functional.interpolate(feature, size=grid, mode="bilinear", align_corners=False)
-            for index in scale.members
+            for index in scale.layer_indices
             for feature in (pool(features[index], pooling),)
         ]
         made.append(aligned[0] if len(aligned) == 1 else torch.cat(aligned, 1))
@@ -84,7 +84,7 @@ def assemble(
 
 
 class PatchEmbedder(nn.Module):
-    """Frozen timm backbone followed by :func:`assemble`.
+    """Frozen timm backbone followed by :func:`align_features`.
 
     Built with random weights: neither network nor weights package is touched before
     :meth:`load_pretrained`, so that a checkpoint restores anywhere.
@@ -96,7 +96,7 @@ class PatchEmbedder(nn.Module):
         pooling (Pooling): See :func:`pool`.
         score_layers (Sequence[str] | None): That the score hears, see
             :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
-        bank_per (BankPer): See :func:`~anomalib_sgfr.features.layers.scales_of`.
+        bank_per (BankPer): See :func:`~anomalib_sgfr.features.layers.build_scales`.
 
     Attributes:
         layers (list[str]): All of them, in network order.
@@ -126,14 +126,14 @@ class PatchEmbedder(nn.Module):
             resolve_score_layers(backbone, layers, score_layers),
         )
         stages = [
-            stage for stage in backbone_stages(backbone) if stage.layer in {*of_map, *of_score}
+            stage for stage in backbone_layers(backbone) if stage.layer in {*of_map, *of_score}
         ]
         self.layers = [stage.layer for stage in stages]
         self.channels = [stage.channels for stage in stages]
         self.strides = [stage.stride for stage in stages]
         roles = [(layer in of_map, layer in of_score) for layer in self.layers]
-        self.scales = scales_of(self.strides, roles, bank_per)
-        self.extractor = extractor_of(backbone, self.layers)
+        self.scales = build_scales(self.strides, roles, bank_per)
+        self.extractor = build_extractor(backbone, self.layers)
 
     def load_pretrained(self) -> None:
         """Read the backbone's pretrained weights, from an installed weights package or as timm
@@ -145,7 +145,7 @@ class PatchEmbedder(nn.Module):
         load_pretrained(
             self.extractor,
             self.backbone,
-            lambda name: extractor_of(name, self.layers, pre_trained=True),
+            lambda name: build_extractor(name, self.layers, pre_trained=True),
         )
 
     def train(self, mode: bool = True) -> "PatchEmbedder":
@@ -157,7 +157,9 @@ class PatchEmbedder(nn.Module):
     @property
     def widths(self) -> list[int]:
         """Number of values of a patch's embedding, scale by scale."""
-        return [sum(self.channels[member] for member in scale.members) for scale in self.scales]
+        return [
+            sum(self.channels[member] for member in scale.layer_indices) for scale in self.scales
+        ]
 
     @property
     def scale_strides(self) -> list[int]:
@@ -177,7 +179,7 @@ class PatchEmbedder(nn.Module):
         features = self._features(
             images if images.dtype == weights.dtype else images.to(weights.dtype)
         )
-        return assemble(
+        return align_features(
             [
                 feature
                 if feature.shape[1] == channels
@@ -201,6 +203,6 @@ class PatchEmbedder(nn.Module):
             RuntimeError,
         ) as error:  # what backbones say of a size, often without its name
             height, width = images.shape[-2:]
-            if images.is_meta or takes(self.backbone, tuple(self.layers), (height, width)):
+            if images.is_meta or accepts_size(self.backbone, tuple(self.layers), (height, width)):
                 raise
-            raise ValueError(refusal(self.backbone, self.layers, (height, width))) from error
+            raise ValueError(size_error(self.backbone, self.layers, (height, width))) from error

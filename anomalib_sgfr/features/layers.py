@@ -11,18 +11,18 @@ from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from anomalib_sgfr.core.arguments import BankPer
-from anomalib_sgfr.features.weights import require_known
+from anomalib_sgfr.features.weights import require_backbone
 
 __all__ = [
+    "LayerInfo",
     "Scale",
-    "Stage",
-    "backbone_stages",
-    "blocks_of",
-    "is_row_of_blocks",
+    "backbone_layers",
+    "build_scales",
+    "is_sequential",
+    "layers_of_strides",
     "resolve_layers",
     "resolve_score_layers",
-    "scales_of",
-    "strided_layers",
+    "sequential_features",
 ]
 
 _MAP_STRIDES = (4, 8, 16)
@@ -33,7 +33,7 @@ _SIDE = 256  # of an image that is divided by every stride
 _FINEST = 8  # stride of the finest scale, where there is a layer of it
 
 
-class Stage(NamedTuple):
+class LayerInfo(NamedTuple):
     """One place of a backbone where features can be taken: layer name, stride in input pixels,
     number of channels.
     """
@@ -47,20 +47,20 @@ class Scale(NamedTuple):
     """Layers whose features make one embedding of each patch, and what it is heard in.
 
     Attributes:
-        members (tuple[int, ...]): Places of the layers in network order, from fine to coarse.
+        layer_indices (tuple[int, ...]): Places of the layers in network order, from fine to coarse.
         stride (int): Of the grid of patches, in input pixels.
         in_map (bool): Whether the anomaly map hears it.
         in_score (bool): Whether the image's score does.
     """
 
-    members: tuple[int, ...]
+    layer_indices: tuple[int, ...]
     stride: int
     in_map: bool = True
     in_score: bool = True
 
 
 @cache
-def backbone_stages(backbone: str) -> tuple[Stage, ...]:
+def backbone_layers(backbone: str) -> tuple[LayerInfo, ...]:
     """List the stages of a backbone, from timm's feature information, without allocating its
     weights.
 
@@ -68,12 +68,12 @@ def backbone_stages(backbone: str) -> tuple[Stage, ...]:
         backbone (str): Name of a timm model.
 
     Returns:
-        tuple[Stage, ...]: Stages in network order.
+        tuple[LayerInfo, ...]: Stages in network order.
 
     Raises:
         ValueError: If timm does not know the name or the model offers no intermediate features.
     """
-    require_known(backbone)
+    require_backbone(backbone)
     try:
         with torch.device("meta"):
             network: Any = timm.create_model(backbone, pretrained=False, features_only=True)
@@ -84,26 +84,28 @@ def backbone_stages(backbone: str) -> tuple[Stage, ...]:
         # one that knows no feature_info, TypeError one whose function takes no features_only.
         msg = f"backbone '{backbone}' offers no intermediate features through timm: {error}"
         raise ValueError(msg) from error
-    listed = tuple(Stage(item["module"], item["reduction"], item["num_chs"]) for item in info.info)
+    listed = tuple(
+        LayerInfo(item["module"], item["reduction"], item["num_chs"]) for item in info.info
+    )
     return _blocks(network, listed) if isinstance(network, _OF_BLOCKS) else listed
 
 
-def _blocks(network: nn.Module, listed: Sequence[Stage]) -> tuple[Stage, ...]:
+def _blocks(network: nn.Module, listed: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
     """Every block of a network that is a row of them, of which timm lists the last of each stride
     alone.
     """
     names = [stage.layer for stage in listed]
     images = torch.zeros(1, 3, _SIDE, _SIDE, device="meta")
     every = [
-        Stage(layer, _SIDE // feature.shape[-1], feature.shape[1])
-        for layer, feature in blocks_of(network, images)
+        LayerInfo(layer, _SIDE // feature.shape[-1], feature.shape[1])
+        for layer, feature in sequential_features(network, images)
     ]
     return tuple(
         stage for stage in every if stage.layer in names or stage.layer.startswith("blocks.")
     )
 
 
-def blocks_of(network: Any, images: Tensor) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
+def sequential_features(network: Any, images: Tensor) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
     """Features of a network that is a row of blocks, by the names of its layers, one after the
     other.
     """
@@ -115,7 +117,7 @@ def blocks_of(network: Any, images: Tensor) -> Iterator[tuple[str, Tensor]]:  # 
         yield f"blocks.{number}", feature
 
 
-def strided_layers(backbone: str, strides: Sequence[int]) -> list[str]:
+def layers_of_strides(backbone: str, strides: Sequence[int]) -> list[str]:
     """One layer for each stride that a backbone has.
 
     Up to stride 16 the last, where a network has said most of what it says at that resolution;
@@ -128,7 +130,7 @@ def strided_layers(backbone: str, strides: Sequence[int]) -> list[str]:
     Returns:
         list[str]: Layer names in network order; none for a stride that the backbone lacks.
     """
-    stages = backbone_stages(backbone)
+    stages = backbone_layers(backbone)
     found = [
         of_stride[-1 if stride <= _COARSEST_OF_MAP else 0]
         for stride in strides
@@ -143,7 +145,7 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
     Args:
         backbone (str): Name of a timm model.
         layers (Sequence[str] | None): Layer names, in any order, or ``None`` for the stages of
-            stride 4, 8 and 16 (see :func:`strided_layers`). A backbone of one stride throughout (a
+            stride 4, 8 and 16 (see :func:`layers_of_strides`). A backbone of one stride throughout (a
             plain vision transformer) then gives the blocks that end the first half and the first
             three quarters of its depth.
 
@@ -154,7 +156,7 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
         ValueError: If a name is unknown or repeated, ``layers`` is empty, or the backbone has no
             stage to default to.
     """
-    stages = backbone_stages(backbone)
+    stages = backbone_layers(backbone)
     if layers is not None:
         return _validated(backbone, "layers", layers)
     names = [stage.layer for stage in stages]
@@ -166,7 +168,7 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
             f" {_listing(stages)}."
         )
         raise ValueError(msg)
-    return strided_layers(backbone, _MAP_STRIDES)
+    return layers_of_strides(backbone, _MAP_STRIDES)
 
 
 def resolve_score_layers(
@@ -189,15 +191,15 @@ def resolve_score_layers(
     """
     if score_layers is not None:
         return _validated(backbone, "score_layers", score_layers)
-    stages = backbone_stages(backbone)
+    stages = backbone_layers(backbone)
     of_map = resolve_layers(backbone, layers)
     if layers is not None or len({stage.stride for stage in stages}) == 1:
         return of_map
-    return strided_layers(backbone, _SCORE_STRIDES)
+    return layers_of_strides(backbone, _SCORE_STRIDES)
 
 
 def _validated(backbone: str, argument: str, layers: Sequence[str]) -> list[str]:
-    stages = backbone_stages(backbone)
+    stages = backbone_layers(backbone)
     names = [stage.layer for stage in stages]
     if isinstance(layers, str) or not layers or len(set(layers)) != len(layers):
         msg = (
@@ -214,20 +216,20 @@ def _validated(backbone: str, argument: str, layers: Sequence[str]) -> list[str]
     return sorted(layers, key=names.index)
 
 
-def _listing(stages: Sequence[Stage]) -> str:
+def _listing(stages: Sequence[LayerInfo]) -> str:
     return ", ".join(f"{stage.layer} (stride {stage.stride})" for stage in stages)
 
 
 @cache
-def is_row_of_blocks(backbone: str) -> bool:
-    """Whether a backbone is a stem and a row of blocks, any of which :func:`blocks_of` gives."""
+def is_sequential(backbone: str) -> bool:
+    """Whether a backbone is a stem and a row of blocks, any of which :func:`sequential_features` gives."""
     with torch.device("meta"):
         return isinstance(
             timm.create_model(backbone, pretrained=False, features_only=True), _OF_BLOCKS
         )
 
 
-def scales_of(
+def build_scales(
     strides: Sequence[int],
     roles: Sequence[tuple[bool, bool]] | None = None,
     bank_per: BankPer = "layer",
@@ -255,5 +257,6 @@ def scales_of(
         alone = () if bank_per == "stride" else (index,)
         groups.setdefault((grids[index], *roles[index], *alone), []).append(index)
     return [
-        Scale(tuple(members), grid, *roles[members[0]]) for (grid, *_), members in groups.items()
+        Scale(tuple(layer_indices), grid, *roles[layer_indices[0]])
+        for (grid, *_), layer_indices in groups.items()
     ]

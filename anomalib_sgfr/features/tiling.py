@@ -36,7 +36,7 @@ class Tiling(NamedTuple):
     step: tuple[int, int]
 
     @classmethod
-    def given(
+    def parse(
         cls, tile: int | Sequence[int], step: int | Sequence[int] | None, stride: int
     ) -> "Tiling":
         """What a user gave.
@@ -54,22 +54,22 @@ class Tiling(NamedTuple):
         return found
 
     @classmethod
-    def of(cls, tiler: Tiler | None) -> "Tiling | None":
+    def from_tiler(cls, tiler: Tiler | None) -> "Tiling | None":
         """The lengths of a tiler."""
         if tiler is None:
             return None
         return cls((tiler.tile_size_h, tiler.tile_size_w), (tiler.stride_h, tiler.stride_w))
 
     @classmethod
-    def stored(cls, plain: dict[str, list[int]] | None) -> "Tiling | None":
-        """What :meth:`plain` stored."""
+    def from_state(cls, state: dict[str, list[int]] | None) -> "Tiling | None":
+        """What :meth:`state` stored."""
         return (
             None
-            if plain is None
-            else cls(_both("tile", plain["tile"]), _both("step", plain["step"]))
+            if state is None
+            else cls(_both("tile", state["tile"]), _both("step", state["step"]))
         )
 
-    def plain(self) -> dict[str, list[int]]:
+    def state(self) -> dict[str, list[int]]:
         """Plain data for a checkpoint."""
         return {"tile": list(self.tile), "step": list(self.step)}
 

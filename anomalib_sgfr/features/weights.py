@@ -28,7 +28,7 @@ __all__ = [
     "converted_state_dict",
     "load_pretrained",
     "normalisation",
-    "require_known",
+    "require_backbone",
 ]
 
 OFFLINE_SUFFIX = "_offline"
@@ -64,7 +64,7 @@ _OTHER_STAGES = {
 }
 
 
-def require_known(backbone: str) -> None:
+def require_backbone(backbone: str) -> None:
     """Raise if timm has no model of this name.
 
     Args:
@@ -95,7 +95,7 @@ def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Raises:
         ValueError: If the name is unknown.
     """
-    require_known(backbone)
+    require_backbone(backbone)
     config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
     if config is None:  # no configuration registered for it: what most of ImageNet's models use
         return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD

@@ -14,20 +14,27 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_sgfr.images.reading import ROUNDING, Header, header, picture, spread, tell_of_pages
+from anomalib_sgfr.images.reading import (
+    ROUNDING,
+    FileHeader,
+    evenly_spaced,
+    read_header,
+    read_image,
+    warn_of_pages,
+)
 
 __all__ = [
-    "READS_ITSELF",
-    "Looks",
-    "at_true_range",
-    "frames",
+    "READS_HIGH_BIT_DEPTH",
+    "ConstantImageCheck",
+    "check_synthetic_sources",
     "read_tensor",
-    "require_true_sources",
+    "reread_images",
+    "to_batch",
 ]
 
 logger = logging.getLogger(__name__)
 
-READS_ITSELF = "reads_true_range"  # attribute of a data set whose own images are right
+READS_HIGH_BIT_DEPTH = "reads_true_range"  # attribute of a data set whose own images are right
 _FLAT = 0.9  # share of one value in a picture that looks misread
 _ENOUGH = 16  # pictures to judge a set by, before all were seen
 _NAMED = 5
@@ -44,10 +51,10 @@ def read_tensor(path: str, bit_depth: int = 8) -> Tensor:
     Returns:
         Tensor: Shape ``(3, H, W)``, ``float32`` between 0 and 1.
     """
-    return torch.from_numpy(picture(path, bit_depth)).permute(2, 0, 1)
+    return torch.from_numpy(read_image(path, bit_depth)).permute(2, 0, 1)
 
 
-def at_true_range(batch: Any, dataset: Any, bit_depth: int) -> None:  # noqa: ANN401
+def reread_images(batch: Any, dataset: Any, bit_depth: int) -> None:  # noqa: ANN401
     """Replace the images of a batch whose files hold more than 8 bits, or are turned by their EXIF
     orientation.
 
@@ -62,16 +69,16 @@ def at_true_range(batch: Any, dataset: Any, bit_depth: int) -> None:  # noqa: AN
             or in a way that is not known, or a mask lies over a picture as it was before it was
             turned.
     """
-    if getattr(dataset, READS_ITSELF, False):
+    if getattr(dataset, READS_HIGH_BIT_DEPTH, False):
         return
     again: dict[int, Tensor] = {}
     for number, path in enumerate(batch.image_path or ()):
         try:
-            found = Header() if path is None else header(path)
+            found = FileHeader() if path is None else read_header(path)
         except OSError:  # no file of the name: the image is somebody else's
             continue
         if found.has_pages:
-            tell_of_pages(str(path))
+            warn_of_pages(str(path))
         if not found.is_plain:
             image = read_tensor(path, bit_depth)
             if found.is_turned and batch.mask_path:
@@ -104,7 +111,7 @@ def _require_mask_upright(mask: str, path: Any, size: Sequence[int]) -> None:  #
             raise ValueError(msg)
 
 
-def require_true_sources(datamodule: Any) -> None:  # noqa: ANN401
+def check_synthetic_sources(datamodule: Any) -> None:  # noqa: ANN401
     """Refuse anomalies that anomalib has drawn on pictures that it misreads: it wrote what it saw.
 
     Args:
@@ -116,8 +123,8 @@ def require_true_sources(datamodule: Any) -> None:  # noqa: ANN401
     for name in ("val_data", "test_data"):
         dataset = getattr(datamodule, name, None)
         if isinstance(dataset, SyntheticAnomalyDataset):
-            for path in spread(dataset.source_samples["image_path"].tolist(), _SAMPLED):
-                found = header(path)
+            for path in evenly_spaced(dataset.source_samples["image_path"].tolist(), _SAMPLED):
+                found = read_header(path)
                 if not found.is_plain:
                     what = (
                         "with 8 bits"
@@ -137,7 +144,7 @@ def _altered(image: Tensor, dataset: Any, path: Any) -> Tensor:  # noqa: ANN401
     if not (hasattr(dataset, "augmentations") or hasattr(dataset, "transform")):
         msg = (
             f"{_misread(path)}, and {type(dataset).__name__} does not say how it reads: if it reads"
-            f" the true range, upright, let it have an attribute {READS_ITSELF} = True."
+            f" the true range, upright, let it have an attribute {READS_HIGH_BIT_DEPTH} = True."
         )
         raise ValueError(msg)
     transform = getattr(dataset, "augmentations", None) or getattr(dataset, "transform", None)
@@ -158,13 +165,13 @@ def _altered(image: Tensor, dataset: Any, path: Any) -> Tensor:  # noqa: ANN401
 def _misread(path: Any) -> str:  # noqa: ANN401
     what = (
         "holds more than 8 bits a value"
-        if header(path).is_deep
+        if read_header(path).is_deep
         else "is turned by its EXIF orientation"
     )
     return f"{path} {what}, which anomalib's reader cannot give"
 
 
-class Looks:
+class ConstantImageCheck:
     """Whether training pictures look misread: one value in nine tenths of most of them.
 
     Args:
@@ -225,12 +232,12 @@ class Looks:
         raise ValueError(msg)
 
 
-def frames(source: Any, bit_depth: int) -> Tensor:  # noqa: ANN401
+def to_batch(source: Any, bit_depth: int) -> Tensor:  # noqa: ANN401
     """A batch of images from what a user may call a model with.
 
     Args:
         source (Any): A batch ``(B, C, H, W)`` or one frame, see
-            :func:`~anomalib_sgfr.images.reading.picture`.
+            :func:`~anomalib_sgfr.images.reading.read_image`.
         bit_depth (int): Bits that the camera gives.
 
     Returns:
@@ -251,5 +258,5 @@ def frames(source: Any, bit_depth: int) -> Tensor:  # noqa: ANN401
             return images
     whole = source.ndim == 4 if hasattr(source, "ndim") else False  # noqa: PLR2004
     device = source.device if isinstance(source, Tensor) else None
-    pictures = [picture(frame, bit_depth) for frame in (source if whole else [source])]
+    pictures = [read_image(frame, bit_depth) for frame in (source if whole else [source])]
     return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in pictures]).to(device)

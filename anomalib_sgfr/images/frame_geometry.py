@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Axis", "Placement", "laid_over", "placed"]
+__all__ = ["AxisTransform", "FrameTransform", "frame_transform", "resample_to_frame"]
 
 Step = Sequence[Any]  # what is done, and its numbers: plain data, that an exported file can keep
 
 
-class Axis(NamedTuple):
+class AxisTransform(NamedTuple):
     """Along one axis: pixel ``i`` of the map is centred at ``offset + (i + 0.5) * step`` pixels of
     the frame.
 
@@ -30,11 +30,11 @@ class Axis(NamedTuple):
     step: float
     length: int
 
-    def resized(self, length: int) -> "Axis":
+    def resized(self, length: int) -> "AxisTransform":
         """As many pixels as given, over the same part of the frame."""
-        return Axis(self.offset, self.step * self.length / length, length)
+        return AxisTransform(self.offset, self.step * self.length / length, length)
 
-    def cropped(self, length: int) -> "Axis":
+    def cropped(self, length: int) -> "AxisTransform":
         """The middle, rounded as torchvision does; more pixels than there are are added on both
         sides.
         """
@@ -43,25 +43,27 @@ class Axis(NamedTuple):
             if length <= self.length
             else -((length - self.length) // 2)
         )
-        return Axis(self.offset + before * self.step, self.step, length)
+        return AxisTransform(self.offset + before * self.step, self.step, length)
 
-    def padded(self, before: int, after: int) -> "Axis":
+    def padded(self, before: int, after: int) -> "AxisTransform":
         """With pixels added on both sides."""
-        return Axis(self.offset - before * self.step, self.step, self.length + before + after)
+        return AxisTransform(
+            self.offset - before * self.step, self.step, self.length + before + after
+        )
 
 
-class Placement(NamedTuple):
+class FrameTransform(NamedTuple):
     """Both axes, the vertical one first."""
 
-    vertical: Axis
-    horizontal: Axis
+    vertical: AxisTransform
+    horizontal: AxisTransform
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the map."""
         return self.vertical.length, self.horizontal.length
 
-    def window(self, size: Sequence[int]) -> tuple[int, int, int, int]:
+    def inspected_area(self, size: Sequence[int]) -> tuple[int, int, int, int]:
         """Part of a frame that the map covers: top, left, bottom, right, in whole pixels.
 
         Args:
@@ -94,7 +96,7 @@ class Placement(NamedTuple):
         return row, column
 
 
-def placed(steps: Sequence[Step], size: Sequence[int]) -> Placement:
+def frame_transform(steps: Sequence[Step], size: Sequence[int]) -> FrameTransform:
     """Follow a frame through what a pre-processor does to it.
 
     Args:
@@ -104,12 +106,12 @@ def placed(steps: Sequence[Step], size: Sequence[int]) -> Placement:
         size (Sequence[int]): Height and width of the frame.
 
     Returns:
-        Placement: How what comes out lies over the frame.
+        FrameTransform: How what comes out lies over the frame.
 
     Raises:
         ValueError: If a step is unknown.
     """
-    vertical, horizontal = (Axis(0.0, 1.0, int(length)) for length in size)
+    vertical, horizontal = (AxisTransform(0.0, 1.0, int(length)) for length in size)
     for name, *numbers in steps:
         if name == "resize":
             vertical, horizontal = vertical.resized(numbers[0]), horizontal.resized(numbers[1])
@@ -124,7 +126,7 @@ def placed(steps: Sequence[Step], size: Sequence[int]) -> Placement:
         else:
             msg = f"a pre-processor's step must be resize, shorter, crop or pad, got '{name}'."
             raise ValueError(msg)
-    return Placement(vertical, horizontal)
+    return FrameTransform(vertical, horizontal)
 
 
 def _kept_aspect(
@@ -138,21 +140,21 @@ def _kept_aspect(
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def laid_over(
-    values: NDArray[Any], placement: Placement, size: Sequence[int]
+def resample_to_frame(
+    values: NDArray[Any], placement: FrameTransform, size: Sequence[int]
 ) -> NDArray[np.float32]:
     """Lay a map over its frame, pixel for pixel: bilinear interpolation.
 
     Args:
         values (NDArray): The map, shape ``(h, w)``; of another size than the placement has, it
             covers the same part.
-        placement (Placement): How it lies.
+        placement (FrameTransform): How it lies.
         size (Sequence[int]): Height and width ``(H, W)`` of the frame.
 
     Returns:
         NDArray[np.float32]: Shape ``(H, W)``; zero where the map does not reach.
     """
-    top, left, bottom, right = placement.window(size)
+    top, left, bottom, right = placement.inspected_area(size)
     vertical, horizontal = (
         axis.resized(n) for axis, n in zip(placement, values.shape, strict=True)
     )
@@ -165,7 +167,9 @@ def laid_over(
     return over
 
 
-def _between(values: NDArray[np.float32], axis: Axis, start: int, stop: int) -> NDArray[np.float32]:
+def _between(
+    values: NDArray[np.float32], axis: AxisTransform, start: int, stop: int
+) -> NDArray[np.float32]:
     """Rows at the centres of some of the frame's pixels."""
     place = (np.arange(start, stop) + 0.5 - axis.offset) / axis.step - 0.5
     place = place.clip(0.0, axis.length - 1.0)

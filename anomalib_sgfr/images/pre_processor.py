@@ -19,7 +19,14 @@ from torchvision.transforms.v2 import (
 
 from anomalib_sgfr.images.bit_depth import read_tensor
 
-__all__ = ["ExactResize", "SgfrPreProcessor", "made_size", "read_prepared", "resizing", "steps_of"]
+__all__ = [
+    "ExactResize",
+    "SgfrPreProcessor",
+    "geometric_steps",
+    "output_size",
+    "read_prepared",
+    "resize_matrix",
+]
 
 _STAYS = (Normalize, ToDtype, Identity, Grayscale)  # pixels stay where they are
 _TRIED = ((31, 47), (64, 50))
@@ -41,7 +48,7 @@ def read_prepared(path: str, pre_processor: Any, bit_depth: int = 8) -> Tensor: 
     return image if transform is None else transform(image)
 
 
-def made_size(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
+def output_size(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
     """Height and width of what a pre-processor makes of any image; ``None`` if that depends on the
     image.
 
@@ -58,7 +65,7 @@ def made_size(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def resizing(before: int, after: int, device: torch.device | None = None) -> Tensor:
+def resize_matrix(before: int, after: int, device: torch.device | None = None) -> Tensor:
     """Bilinear interpolation with antialiasing along one axis, as a matrix.
 
     Triangle weights, as wide as a step of the coarser of the two grids, each row normalised to a
@@ -105,7 +112,7 @@ class ExactResize(nn.Module):
             before = images.shape[axis]
             if isinstance(before, int) and before == after:
                 continue
-            matrix = resizing(before, after, images.device).to(images.dtype)
+            matrix = resize_matrix(before, after, images.device).to(images.dtype)
             matrix = matrix if images.ndim == 4 else matrix[0, 0]  # noqa: PLR2004
             images = matrix @ images if axis == -2 else images @ matrix.mT  # noqa: PLR2004
         return images
@@ -157,14 +164,14 @@ def _exact(original: Any, exported: Any) -> Any:  # noqa: ANN401
     )
 
 
-def steps_of(transform: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
+def geometric_steps(transform: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
     """What a transform does to the places of pixels, in the order it does so.
 
     Args:
         transform (Any): torchvision's, or ``None``.
 
     Returns:
-        list[tuple[Any, ...]]: As :func:`~anomalib_sgfr.images.frame_geometry.placed` takes them.
+        list[tuple[Any, ...]]: As :func:`~anomalib_sgfr.images.frame_geometry.frame_transform` takes them.
 
     Raises:
         ValueError: If the transform moves pixels in a way that is not known.
@@ -172,7 +179,7 @@ def steps_of(transform: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
     if transform is None or isinstance(transform, _STAYS):
         return []
     if isinstance(transform, Compose):
-        return [step for part in transform.transforms for step in steps_of(part)]
+        return [step for part in transform.transforms for step in geometric_steps(part)]
     match transform:
         case Resize(size=[height, width]) | ExactResize(size=(height, width)):
             return [("resize", int(height), int(width))]

@@ -25,22 +25,22 @@ __all__ = [
     "NOT_READ",
     "ROUNDING",
     "SUFFIXES",
-    "Header",
-    "Stored",
-    "depth_of",
-    "header",
+    "FileHeader",
+    "RawImage",
+    "apply_orientation",
+    "count_unread",
+    "evenly_spaced",
+    "infer_bit_depth",
     "is_deep",
-    "is_misread",
-    "left_out",
+    "misread_by_pillow",
     "more_than_8_bits",
     "naming",
-    "picture",
-    "require_depth",
-    "size_of",
-    "spread",
-    "stored",
-    "tell_of_pages",
-    "upright",
+    "read_header",
+    "read_image",
+    "read_raw",
+    "require_bit_depth",
+    "upright_size",
+    "warn_of_pages",
 ]
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ _ORIENTED: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 
 
-class Stored(NamedTuple):
+class RawImage(NamedTuple):
     """Values as a file holds them.
 
     Attributes:
@@ -106,7 +106,7 @@ class Stored(NamedTuple):
     significant: int = 0
 
 
-class Header(NamedTuple):
+class FileHeader(NamedTuple):
     """What the first bytes of a file say of it; nothing of what is no picture.
 
     Attributes:
@@ -126,7 +126,7 @@ class Header(NamedTuple):
         return not (self.is_deep or self.is_turned)
 
 
-def header(path: Path | str) -> Header:
+def read_header(path: Path | str) -> FileHeader:
     """Look at the first bytes of a file; decodes no pixel.
 
     Raises:
@@ -136,24 +136,26 @@ def header(path: Path | str) -> Header:
         head = file.read(32)
         if head.startswith(_PNG):
             tagged, animated = _png_chunks(file)
-            return Header(head[24:25] > b"\x08", tagged and _is_turned(path), animated)
+            return FileHeader(head[24:25] > b"\x08", tagged and _is_turned(path), animated)
         if head.startswith(_TIFF[:2]):
             bits, pages, orientation = _tiff_pages(file, head)
-            return Header(bits > 8, orientation in _ON_ITS_SIDE, pages > 1)  # noqa: PLR2004
+            return FileHeader(bits > 8, orientation in _ON_ITS_SIDE, pages > 1)  # noqa: PLR2004
     if head.startswith(b"\xff\xd8\xff"):
-        return Header(is_turned=_is_turned(path))
+        return FileHeader(is_turned=_is_turned(path))
     if head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X":
         flags = head[20]
-        return Header(
+        return FileHeader(
             is_turned=bool(flags & 0b1100) and _is_turned(path), has_pages=bool(flags & 0b10)
         )
     if head.startswith(_TIFF) or re.match(rb"P[2356fF]\s", head):
         with Image.open(path) as opened:
-            return Header(more_than_8_bits(opened), has_pages=getattr(opened, "n_frames", 1) > 1)
-    return Header()
+            return FileHeader(
+                more_than_8_bits(opened), has_pages=getattr(opened, "n_frames", 1) > 1
+            )
+    return FileHeader()
 
 
-def size_of(path: Path | str) -> tuple[int, int]:
+def upright_size(path: Path | str) -> tuple[int, int]:
     """Height and width of a picture as it is read: upright. Decodes no pixel, where Pillow knows
     the kind of file.
 
@@ -161,7 +163,7 @@ def size_of(path: Path | str) -> tuple[int, int]:
         OSError: If the file cannot be read.
         ValueError: If it is of a kind that is not served, or what reads it is not installed.
     """
-    is_turned = header(path).is_turned
+    is_turned = read_header(path).is_turned
     try:
         with Image.open(path) as opened:
             height, width = opened.height, opened.width
@@ -174,7 +176,7 @@ def size_of(path: Path | str) -> tuple[int, int]:
                 )
             lies = is_turned and _orientation(opened) in _ON_ITS_SIDE
     except UnidentifiedImageError:
-        height, width = stored(path).values.shape[:2]
+        height, width = read_raw(path).values.shape[:2]
         return height, width
     return (width, height) if lies else (height, width)
 
@@ -186,7 +188,7 @@ def is_deep(path: Path | str) -> bool:
     Raises:
         OSError: If there is no such file.
     """
-    return header(path).is_deep
+    return read_header(path).is_deep
 
 
 def _is_turned(path: Path | str) -> bool:
@@ -211,7 +213,7 @@ def _orientation(image: Image.Image) -> Any:  # noqa: ANN401
         return _UPRIGHT
 
 
-def upright(values: NDArray[Any], image: Image.Image) -> NDArray[Any]:
+def apply_orientation(values: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     """Turn pixels as the EXIF orientation of their picture says.
 
     Args:
@@ -226,7 +228,7 @@ def upright(values: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     return values if turn is None else turn(values)
 
 
-def is_misread(opened: Image.Image) -> bool:
+def misread_by_pillow(opened: Image.Image) -> bool:
     """Whether Pillow, which has opened a file by its path and not yet read it, may read it wrong."""
     is_tiff = isinstance(opened, TiffImagePlugin.TiffImageFile)
     return is_tiff and bool(opened.filename) and opened.tag_v2.get(_ORIENTATION) in _ON_ITS_SIDE  # type: ignore[attr-defined]
@@ -300,7 +302,7 @@ def _tiff_pages(file: BinaryIO, head: bytes) -> tuple[int, int, int]:
     return bits, pages, orientation
 
 
-def left_out(paths: Sequence[Path | str]) -> Counter[str]:
+def count_unread(paths: Sequence[Path | str]) -> Counter[str]:
     """Pictures beside those that are read, and in folders below, whose suffix says that they are
     not.
 
@@ -342,14 +344,14 @@ def _tile(opened: Image.Image) -> tuple[str, Any, int]:
     return (tiles[0][0], tiles[0][3], tiles[0][2]) if tiles else ("", None, 0)
 
 
-def stored(path: Path | str) -> Stored:
+def read_raw(path: Path | str) -> RawImage:
     """Read a file that :func:`is_deep`, turned upright as Pillow turns TIFF files.
 
     Args:
         path (Path | str): The file.
 
     Returns:
-        Stored: Its values, as they are.
+        RawImage: Its values, as they are.
 
     Raises:
         OSError: If it cannot be read.
@@ -375,7 +377,7 @@ def naming(path: Path | str) -> Iterator[None]:
         raise OSError(msg) from error
 
 
-def _stored(path: Path | str) -> Stored:
+def _stored(path: Path | str) -> RawImage:
     try:
         with Image.open(path) as opened:
             if opened.format == "PPM":
@@ -383,14 +385,16 @@ def _stored(path: Path | str) -> Stored:
             grey = opened.mode.startswith("I;16")
             if opened.format == "PNG":
                 values = np.array(opened) if grey else _png_in_colour(path)
-                return Stored(upright(values, opened), significant=_significant_bits(path))
+                return RawImage(
+                    apply_orientation(values, opened), significant=_significant_bits(path)
+                )
             tags = opened.tag_v2 if isinstance(opened, TiffImagePlugin.TiffImageFile) else {}
             if tags and grey and tags.get(_ORIENTATION, _UPRIGHT) == _UPRIGHT:
                 _require_white_above_black(
                     path, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)
                 )
                 bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (_CONTAINER,))[0]
-                return Stored(np.array(opened), _full(bits))
+                return RawImage(np.array(opened), _full(bits))
     except UnidentifiedImageError:
         with Path(path).open("rb") as file:
             if not file.read(4).startswith(_TIFF):
@@ -402,11 +406,11 @@ def _full(bits: int) -> int | None:
     return (1 << bits) - 1 if bits < _CONTAINER else None
 
 
-def _portable(path: Path | str, opened: Image.Image) -> Stored:
+def _portable(path: Path | str, opened: Image.Image) -> RawImage:
     """PGM and PPM, binary or plain: Pillow scales these value by value, or to 8 bits."""
     decoder, arguments, offset = _tile(opened)
     if opened.mode == "F":
-        return Stored(np.array(opened))
+        return RawImage(np.array(opened))
     top = arguments[-1] if isinstance(arguments, tuple) else 65535
     content = Path(path).read_bytes()[offset:]
     channels = 3 if opened.mode == "RGB" else 1
@@ -418,7 +422,7 @@ def _portable(path: Path | str, opened: Image.Image) -> Stored:
     if len(values) < count:
         msg = f"{path}: the file is cut short."
         raise OSError(msg)
-    return Stored(
+    return RawImage(
         values.reshape(opened.height, opened.width, channels),
         None if top == 65535 else top,  # noqa: PLR2004
     )
@@ -444,7 +448,7 @@ def _significant_bits(path: Path | str) -> int:
     return 0
 
 
-def _tiff(path: Path | str) -> Stored:
+def _tiff(path: Path | str) -> RawImage:
     tifffile = _needed("tifffile", "tifffile", path)
     try:
         with tifffile.TiffFile(path) as file:
@@ -460,7 +464,7 @@ def _tiff(path: Path | str) -> Stored:
     values = np.moveaxis(values, 0, -1) if planes else values
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 2 else values  # noqa: PLR2004  # alpha
     turn = _ORIENTED.get(orientation.value if orientation else _UPRIGHT, np.asarray)
-    return Stored(turn(values), _full(bits))
+    return RawImage(turn(values), _full(bits))
 
 
 def _require_white_above_black(path: Path | str, photometric: int) -> None:
@@ -484,7 +488,7 @@ def _needed(module: str, package: str, path: Path | str) -> Any:  # noqa: ANN401
         raise ValueError(msg) from error
 
 
-def spread(items: Sequence[Any], most: int) -> list[Any]:
+def evenly_spaced(items: Sequence[Any], most: int) -> list[Any]:
     """Some of a sequence, evenly spread over it."""
     return (
         list(items)
@@ -493,7 +497,7 @@ def spread(items: Sequence[Any], most: int) -> list[Any]:
     )
 
 
-def depth_of(paths: Sequence[Path | str]) -> int:
+def infer_bit_depth(paths: Sequence[Path | str]) -> int:
     """Bits a value that the camera gave: the smallest of 8, 10, 12, 14, 16 that hold the largest
     value of a sample.
 
@@ -508,10 +512,10 @@ def depth_of(paths: Sequence[Path | str]) -> int:
         OSError: If a file cannot be read.
         ValueError: If a file is of a kind that is not served, or holds more than 16 bits.
     """
-    deep = [path for path in spread(paths, _HEADERS) if is_deep(path)]
+    deep = [path for path in evenly_spaced(paths, _HEADERS) if is_deep(path)]
     bits = _DEPTHS[0]
-    for path in spread(deep, _PICTURES):
-        found = stored(path)
+    for path in evenly_spaced(deep, _PICTURES):
+        found = read_raw(path)
         if found.full is None and found.values.dtype.kind in "iu":
             bits = max(bits, found.significant, int(found.values.max()).bit_length())
     if bits > _CONTAINER:
@@ -527,7 +531,7 @@ _CHANNELS = (1, 3, 4)
 ROUNDING = 1e-3  # what rounding may have added to 1
 
 
-def require_depth(bit_depth: int | None) -> None:
+def require_bit_depth(bit_depth: int | None) -> None:
     """Refuse what is no depth.
 
     Raises:
@@ -538,7 +542,7 @@ def require_depth(bit_depth: int | None) -> None:
         raise ValueError(msg)
 
 
-def picture(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa: ANN401
+def read_image(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa: ANN401
     """Read a picture.
 
     Those of 8 bits come out as anomalib reads them, but upright: turned as their EXIF orientation
@@ -560,20 +564,20 @@ def picture(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa: AN
         TypeError: If it is something else.
     """
     if isinstance(source, str | Path):
-        found = header(source)
+        found = read_header(source)
         if found.has_pages:
-            tell_of_pages(str(source))
+            warn_of_pages(str(source))
         if found.is_deep:
-            return _unit(stored(source), bit_depth, str(source))
+            return _unit(read_raw(source), bit_depth, str(source))
         return _eight_bits_of(source)
     if isinstance(source, Image.Image):
         return _pillow(source, bit_depth)
     values = _array(source)
-    return _unit(Stored(_channels_last(values)), bit_depth, "the picture")
+    return _unit(RawImage(_channels_last(values)), bit_depth, "the picture")
 
 
 @lru_cache(1024)  # once a file
-def tell_of_pages(name: str) -> None:
+def warn_of_pages(name: str) -> None:
     """Warn that a file holds more pictures than the one that is read."""
     logger.warning(
         "%s holds several pages or frames: the first is read, the others are not inspected.", name
@@ -596,14 +600,16 @@ def _eight_bits_of(path: str | Path) -> NDArray[np.float32]:
 def _eight_bits(image: Image.Image) -> NDArray[np.float32]:
     # by multiplication, as torchvision does, to the last bit
     values = np.asarray(image.convert("RGB"), np.float32) * np.float32(1.0 / 255.0)
-    return np.ascontiguousarray(upright(values, image))
+    return np.ascontiguousarray(apply_orientation(values, image))
 
 
 def _pillow(image: Any, bit_depth: int) -> NDArray[np.float32]:  # noqa: ANN401
-    if is_misread(image):
-        return picture(image.filename, bit_depth)
+    if misread_by_pillow(image):
+        return read_image(image.filename, bit_depth)
     if image.mode.startswith(("I", "F")):
-        return _unit(Stored(upright(np.asarray(image), image)), bit_depth, "the picture")
+        return _unit(
+            RawImage(apply_orientation(np.asarray(image), image)), bit_depth, "the picture"
+        )
     if more_than_8_bits(image):
         msg = "Pillow keeps 8 of this file's bits: pass its path, and it is read whole."
         raise ValueError(msg)
@@ -636,7 +642,7 @@ def _channels_last(values: NDArray[Any]) -> NDArray[Any]:
     raise ValueError(msg)
 
 
-def _unit(found: Stored, bit_depth: int, name: str) -> NDArray[np.float32]:
+def _unit(found: RawImage, bit_depth: int, name: str) -> NDArray[np.float32]:
     """RGB between 0 and 1."""
     values = found.values
     kind, width = values.dtype.kind, values.dtype.itemsize

@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-__all__ = ["read_region", "seen_through"]
+__all__ = ["read_roi", "roi_at_input"]
 
 _EQUAL = 1e-5  # of two transformed pixels that differ by rounding alone
 
 
-def read_region(path: str | Path) -> Tensor:
+def read_roi(path: str | Path) -> Tensor:
     """Read a mask picture: a pixel is inside if it is brighter than half of white.
 
     Args:
@@ -51,7 +51,7 @@ def read_region(path: str | Path) -> Tensor:
     return inside
 
 
-def seen_through(inside: Tensor, pre_processor: Any, name: str = "roi") -> Tensor:  # noqa: ANN401
+def roi_at_input(inside: Tensor, pre_processor: Any, name: str = "roi") -> Tensor:  # noqa: ANN401
     """Pixels of a model's input that show nothing but what lies inside.
 
     The mask goes through the transform of the pictures, as their ground truth does. Resizing mixes

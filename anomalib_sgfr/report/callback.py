@@ -15,8 +15,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_sgfr.console import bar_is_on, progress
 from anomalib_sgfr.core.processes import gathered
-from anomalib_sgfr.images.own_pixels import raised_at
-from anomalib_sgfr.images.pre_processor import steps_of
+from anomalib_sgfr.images.file_pixels import file_peaks
+from anomalib_sgfr.images.pre_processor import geometric_steps
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
 from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split, require_group
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
@@ -102,7 +102,7 @@ def _scales(model: SgfrModel) -> list[ScaleFacts]:
         counts, _ = bound.histogram(_BINS)
         found.append(
             ScaleFacts(
-                layers=", ".join(embedder.layers[member] for member in scale.members),
+                layers=", ".join(embedder.layers[member] for member in scale.layer_indices),
                 stride=scale.stride,
                 heard=" and ".join(heard),
                 atoms=len(bank.atoms),
@@ -239,7 +239,7 @@ class Report(Afterwards):
     ) -> None:
         """Note the images of a batch."""
         del batch, batch_idx
-        self._see(pl_module, outputs, raised_at(trainer, pl_module, outputs, dataloader_idx)[0])
+        self._see(pl_module, outputs, file_peaks(trainer, pl_module, outputs, dataloader_idx)[0])
 
     on_test_batch_end = on_predict_batch_end
 
@@ -403,7 +403,8 @@ def _aspect(pre_processor: Any, path: str, height: int, width: int) -> float:  #
     """Of the file, where the model saw all of it; of what it saw otherwise."""
     try:
         whole = all(
-            step[0] == "resize" for step in steps_of(getattr(pre_processor, "transform", None))
+            step[0] == "resize"
+            for step in geometric_steps(getattr(pre_processor, "transform", None))
         )
     except ValueError:
         whole = False

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_sgfr.core.patch_grid import PatchIndex
-from anomalib_sgfr.images.own_pixels import raised_at
+from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.report.crops import CONTEXT, Gallery, crop, displayed
 from anomalib_sgfr.report.explanation import Explanation, explain
 from anomalib_sgfr.run_folder import atomic_write, image_paths, names_of
@@ -177,7 +177,7 @@ class MimicView(Callback):
         """Draw the images of a batch."""
         del batch, batch_idx
         self._draw(
-            trainer, pl_module, outputs, raised_at(trainer, pl_module, outputs, dataloader_idx)[0]
+            trainer, pl_module, outputs, file_peaks(trainer, pl_module, outputs, dataloader_idx)[0]
         )
 
     on_test_batch_end = on_predict_batch_end

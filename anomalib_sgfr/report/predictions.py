@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.images.frame_geometry import laid_over, placed
-from anomalib_sgfr.images.pre_processor import steps_of
-from anomalib_sgfr.images.reading import picture
+from anomalib_sgfr.images.frame_geometry import frame_transform, resample_to_frame
+from anomalib_sgfr.images.pre_processor import geometric_steps
+from anomalib_sgfr.images.reading import read_image
 from anomalib_sgfr.report.score_table import Scored, scored_in
 from anomalib_sgfr.run_folder import RunFolder, atomic_write, image_paths, names_of, results_folder
 
@@ -112,12 +112,14 @@ def _in_pixels_of_the_file(
     """Maps over the whole image file, zero where the model does not look."""
     if not image or not Path(image).is_file():
         return maps
-    size = picture(image, module.model.bit_depth).shape[:2]
+    size = read_image(image, module.model.bit_depth).shape[:2]
     try:
-        over = placed(steps_of(getattr(module.pre_processor, "transform", None)), size)
+        over = frame_transform(
+            geometric_steps(getattr(module.pre_processor, "transform", None)), size
+        )
     except ValueError:  # the transform cannot be followed: in the model's own pixels
         return maps
-    return {name: laid_over(values, over, size) for name, values in maps.items()}
+    return {name: resample_to_frame(values, over, size) for name, values in maps.items()}
 
 
 def _png(values: NDArray[np.uint8], file: Any) -> None:  # noqa: ANN401

@@ -12,7 +12,7 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_sgfr.core.processes import gathered
-from anomalib_sgfr.images.own_pixels import raised_at
+from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.run_folder import Afterwards, atomic_write, results_folder
 
 __all__ = ["ScoreTable", "Scored", "scored_in", "threshold_of", "write_scores"]
@@ -87,7 +87,7 @@ class ScoreTable(Afterwards):
     ) -> None:
         """Note the scores of a batch."""
         del batch, batch_idx
-        pixels, why_not = raised_at(trainer, pl_module, outputs, dataloader_idx)
+        pixels, why_not = file_peaks(trainer, pl_module, outputs, dataloader_idx)
         self._why_not = self._why_not or why_not
         self.rows += scored_in(outputs, getattr(pl_module, "post_processor", None), pixels)
 
@@ -147,7 +147,7 @@ def scored_in(
         outputs (Any): The batch, after the post-processor.
         post_processor (Any): That gave labels.
         pixels (Sequence[tuple[int, int] | None] | None): Row and column of what raised each score,
-            in pixels of the image file, as :func:`~anomalib_sgfr.images.own_pixels.raised_at` gives
+            in pixels of the image file, as :func:`~anomalib_sgfr.images.file_pixels.file_peaks` gives
             them.
     """
     if getattr(outputs, "pred_score", None) is None:

@@ -13,7 +13,7 @@ from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from PIL import Image
 
-from anomalib_sgfr.images.reading import header, picture
+from anomalib_sgfr.images.reading import read_header, read_image
 from anomalib_sgfr.run_folder import image_paths, names_of, results_folder
 
 __all__ = ["DeepVisualizer"]
@@ -106,7 +106,7 @@ def _in_8_bits(batch: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
     misread = [
         path
         for path in paths
-        if path is not None and Path(path).is_file() and not header(path).is_plain
+        if path is not None and Path(path).is_file() and not read_header(path).is_plain
     ]
     if not misread:
         yield
@@ -115,7 +115,7 @@ def _in_8_bits(batch: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
         shown = {path: Path(scratch, *Path(path).absolute().parts[1:]) for path in misread}
         for path, copy in shown.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            values = np.round(255.0 * picture(path, bit_depth)).astype(np.uint8)
+            values = np.round(255.0 * read_image(path, bit_depth)).astype(np.uint8)
             Image.fromarray(values).save(copy, format="PNG")
         batch.image_path = [str(shown.get(path, path)) for path in paths]
         try:

@@ -9,9 +9,14 @@ import torch
 from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from anomalib_sgfr.images.bit_depth import Looks, at_true_range, frames, require_true_sources
-from anomalib_sgfr.images.own_pixels import data_set_of
-from anomalib_sgfr.images.reading import SUFFIXES, depth_of, left_out
+from anomalib_sgfr.images.bit_depth import (
+    ConstantImageCheck,
+    check_synthetic_sources,
+    reread_images,
+    to_batch,
+)
+from anomalib_sgfr.images.file_pixels import running_dataset
+from anomalib_sgfr.images.reading import SUFFIXES, count_unread, infer_bit_depth
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["FromCameras"]
@@ -32,7 +37,7 @@ class FromCameras(LightningModule, ABC):
     post_processor: Any
     bit_depth: int | None = None
     update: bool
-    _looks: Looks | None = None
+    _looks: ConstantImageCheck | None = None
 
     @abstractmethod
     def require_fitted(self, action: str) -> None:
@@ -46,13 +51,13 @@ class FromCameras(LightningModule, ABC):
             OSError: If a picture cannot be read.
             ValueError: If one cannot be read at its true range.
         """
-        self._looks = Looks(vouched=self.bit_depth is not None)
-        require_true_sources(getattr(self.trainer, "datamodule", None))
+        self._looks = ConstantImageCheck(vouched=self.bit_depth is not None)
+        check_synthetic_sources(getattr(self.trainer, "datamodule", None))
         samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
         paths = [] if samples is None else samples["image_path"].tolist()
         _tell_left_out(self.trainer, paths)
         if not self.update and self.bit_depth is None:
-            self.model.bit_depth = depth_of(paths)
+            self.model.bit_depth = infer_bit_depth(paths)
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach what reads pictures again, before anomalib's pre-processor."""
@@ -71,7 +76,7 @@ class FromCameras(LightningModule, ABC):
             ValueError: If one cannot be read so, or nearly all training images look misread.
         """
         if isinstance(batch, ImageBatch):
-            at_true_range(batch, data_set_of(self.trainer, number), self.model.bit_depth)
+            reread_images(batch, running_dataset(self.trainer, number), self.model.bit_depth)
             if self.trainer.training and self._looks:
                 images: Any = batch.image
                 self._looks.see(images, batch.image_path)
@@ -91,7 +96,7 @@ class FromCameras(LightningModule, ABC):
 
         Args:
             batch (Any): A batch of shape ``(B, C, H, W)`` or one frame: an array, a Pillow picture
-                or a path, as :func:`~anomalib_sgfr.images.reading.picture` takes it.
+                or a path, as :func:`~anomalib_sgfr.images.reading.read_image` takes it.
             *args: Unused.
             **kwargs: Unused.
 
@@ -106,7 +111,7 @@ class FromCameras(LightningModule, ABC):
         if torch.compiler.is_compiling():
             return super().forward(batch, *args, **kwargs)
         self.require_fitted("score with")
-        images = frames(batch, self.model.bit_depth).to(self.device)
+        images = to_batch(batch, self.model.bit_depth).to(self.device)
         # by what scores in any mode: a mode switched and switched back would be another thread's
         # meanwhile
         predicted = self.model.score_maps(
@@ -158,7 +163,7 @@ def _tell_left_out(trainer: Trainer, paths: Sequence[Any] | None) -> None:
     """Say which pictures beside those of a data set are left out, which anomalib does without a
     word.
     """
-    others = left_out(paths or []) if trainer.is_global_zero else None
+    others = count_unread(paths or []) if trainer.is_global_zero else None
     if others:
         said = ", ".join(f"{number} {suffix}" for suffix, number in sorted(others.items()))
         logger.warning(

@@ -24,7 +24,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from anomalib_sgfr.core.linear_algebra import float64_device
-from anomalib_sgfr.features.layers import resolve_layers, resolve_score_layers, strided_layers
+from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.torch_model import SgfrModel
@@ -182,7 +182,7 @@ def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
         return None
     fitted = checkpoint["hyper_parameters"]
     backbone, layers = fitted["backbone"], fitted.get("layers")
-    strided = strided_layers(backbone, _EARLIER_STRIDES)
+    strided = layers_of_strides(backbone, _EARLIER_STRIDES)
     return resolve_layers(backbone, layers if layers is not None else strided or None)
 
 

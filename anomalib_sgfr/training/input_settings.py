@@ -13,8 +13,8 @@ from torch import Tensor
 
 from anomalib_sgfr.features.backbone import require_size
 from anomalib_sgfr.features.tiling import Tiling
-from anomalib_sgfr.images.pre_processor import made_size
-from anomalib_sgfr.images.roi import read_region, seen_through
+from anomalib_sgfr.images.pre_processor import output_size
+from anomalib_sgfr.images.roi import read_roi, roi_at_input
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Frame", "Framed", "as_size"]
@@ -84,7 +84,7 @@ class Framed(LightningModule):
             ValueError: If they contradict each other or the backbone.
         """
         self._given_size = None if image_size is None else as_size(image_size)
-        made = made_size(self.pre_processor)
+        made = output_size(self.pre_processor)
         if self._given_size is not None and made != self._given_size:
             its = "no one size" if made is None else _by(made)
             msg = (
@@ -98,7 +98,7 @@ class Framed(LightningModule):
             msg = f"tile_stride {tile_stride} needs a tile_size."
             raise ValueError(msg)
         self._given_tiling = (
-            None if tile_size is None else Tiling.given(tile_size, tile_stride, self._coarsest)
+            None if tile_size is None else Tiling.parse(tile_size, tile_stride, self._coarsest)
         )
         self.model.tiler = None if self._given_tiling is None else self._given_tiling.tiler()
         self._roi = None if roi is None else str(roi)
@@ -162,7 +162,7 @@ class Framed(LightningModule):
                     f" {callback.remove_border_count}."
                 )
                 raise ValueError(msg)
-            its = Tiling.given(callback.tile_size, callback.stride, self._coarsest)
+            its = Tiling.parse(callback.tile_size, callback.stride, self._coarsest)
             if asked is not None and asked != its:
                 msg = (
                     f"the model's arguments ask for {asked}, the TilerConfigurationCallback for"
@@ -173,7 +173,7 @@ class Framed(LightningModule):
         return asked
 
     def _read_region(self) -> Tensor:
-        found = seen_through(read_region(str(self._roi)), self.pre_processor, f"roi '{self._roi}'")
+        found = roi_at_input(read_roi(str(self._roi)), self.pre_processor, f"roi '{self._roi}'")
         return found.to(self.model.region.device)
 
     def _require_same_region(self, theirs: Tensor, name: str, known: str | None) -> None:
@@ -205,7 +205,7 @@ class Framed(LightningModule):
     def keep_look(self) -> None:
         """Remember what has been learnt with."""
         roi = self._frame.roi if self._roi is None and self._frame is not None else self._roi
-        self._frame = Frame(Tiling.of(self.model.tiler), self.model.region, roi)
+        self._frame = Frame(Tiling.from_tiler(self.model.tiler), self.model.region, roi)
 
     def look_as_learnt(self) -> None:
         """Return to what was learnt with, if anything was."""
@@ -216,8 +216,8 @@ class Framed(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the tiles, as plain data; the region is a part of the model's state."""
         super().on_save_checkpoint(checkpoint)
-        tiling = Tiling.of(self.model.tiler)
-        checkpoint[_TILING] = None if tiling is None else tiling.plain()
+        tiling = Tiling.from_tiler(self.model.tiler)
+        checkpoint[_TILING] = None if tiling is None else tiling.state()
         checkpoint[_ROI] = self._roi if self._frame is None else self._frame.roi
         transform = getattr(self.pre_processor, "transform", None)
         kept = checkpoint.get(_CONFIG, {}).get("transform")
@@ -231,7 +231,7 @@ class Framed(LightningModule):
         """
         name = "the checkpoint"
         self._take_pre_processor(checkpoint, name)
-        made = made_size(self.pre_processor)
+        made = output_size(self.pre_processor)
         if self._given_size is not None and made is not None and made != self._given_size:
             msg = (
                 f"{name} was fitted at an image_size of {_by(made)}, {_by(self._given_size)} is"
@@ -240,9 +240,9 @@ class Framed(LightningModule):
             raise ValueError(msg)
         region = checkpoint["state_dict"].get("model.region", torch.empty(0, dtype=torch.uint8))
         self._require_same_region(region, name, checkpoint.get(_ROI))
-        tiling = Tiling.of(self.model.tiler)
+        tiling = Tiling.from_tiler(self.model.tiler)
         if _TILING in checkpoint:
-            tiling = Tiling.stored(checkpoint[_TILING])
+            tiling = Tiling.from_state(checkpoint[_TILING])
             _require_same(self._asked_tiling(), tiling, name)
         self._frame = Frame(tiling, region.clone(), checkpoint.get(_ROI))
         self.look_as_learnt()

@@ -19,7 +19,7 @@ from torch import Tensor
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.core.arguments import BankPer, Pooling
 from anomalib_sgfr.features.embedding import PatchEmbedder
-from anomalib_sgfr.features.layers import Scale, scales_of, strided_layers
+from anomalib_sgfr.features.layers import Scale, build_scales, layers_of_strides
 from benchmarks.common import data
 from benchmarks.common.scores import label_regions
 
@@ -54,7 +54,7 @@ class Features:
     ) -> list[Scale]:
         """What a model would be made of whose map and score hear layers of these strides."""
         heard = [(stride in in_map, stride in in_score) for stride in self.strides]
-        found = scales_of(self.strides, heard, bank_per)
+        found = build_scales(self.strides, heard, bank_per)
         return [scale for scale in found if scale.in_map or scale.in_score]
 
     def batches(self, members: Sequence[int], seed: int) -> list[Tensor]:
@@ -116,7 +116,7 @@ def load(
     everything = data.build(dataset, root, split, seed, num_workers=0)
     full = pd.concat([everything.train_data.samples, everything.test_data.samples])
     full = full.drop_duplicates("image_path").sort_values("image_path")
-    layers = strided_layers(backbone, strides)
+    layers = layers_of_strides(backbone, strides)
     embedder = PatchEmbedder(backbone, layers, pooling)
     stored = _embed(full, everything.test_data, embedder, image_size, cache)
     row = {path: index for index, path in enumerate(full["image_path"])}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from anomalib_sgfr import Sgfr, SubspaceSampling
 from anomalib_sgfr.core.sampler import SubspaceSampler
-from anomalib_sgfr.features.layers import resolve_layers, strided_layers
+from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers
 from anomalib_sgfr.features.weights import OFFLINE_SUFFIX
 
 __all__ = ["MODELS", "BareExtraction", "Entry", "resolve_arguments", "stored", "timed"]
@@ -51,7 +51,7 @@ class Entry:
         """Backbone layers this model takes: its own choice of strides."""
         if self.strides is None:
             return None
-        return strided_layers(backbone, self.strides) or resolve_layers(
+        return layers_of_strides(backbone, self.strides) or resolve_layers(
             backbone
         )  # of a vision transformer
 

@@ -80,7 +80,7 @@ def _scales(spec: Spec, found: features.Features) -> list[tuple[Scale, str]]:
     names = ("solver", "num_atoms", "regularisation")
     solved = [arguments[name] for name in names]
     return [
-        (scale, json.dumps([scale.members, size, *solved]))
+        (scale, json.dumps([scale.layer_indices, size, *solved]))
         for scale, size in zip(scales, sizes, strict=True)
     ]
 

@@ -129,12 +129,12 @@ def test_other_exported_files_are_named(tmp_path: Path) -> None:
 
 
 def test_pixels_that_cannot_be_followed_are_refused() -> None:
-    from anomalib_sgfr.images.pre_processor import steps_of
+    from anomalib_sgfr.images.pre_processor import geometric_steps
 
     with pytest.raises(
         ValueError, match="RandomRotation moves pixels in a way that cannot be followed back"
     ):
-        steps_of(Compose([Resize((64, 64)), RandomRotation(10)]))
+        geometric_steps(Compose([Resize((64, 64)), RandomRotation(10)]))
 
 
 def test_importing_it_imports_no_torch() -> None:

@@ -23,7 +23,7 @@ from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.patch_grid import tile_spans, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.features import tiling
-from anomalib_sgfr.features.layers import scales_of
+from anomalib_sgfr.features.layers import build_scales
 from anomalib_sgfr.memory_bank import MemoryBank, residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -34,7 +34,7 @@ class Coordinates(nn.Module):
     """Stands for an embedder: the image, one value in eight, and one in sixteen."""
 
     scale_strides = (8, 16)
-    scales = scales_of(scale_strides)
+    scales = build_scales(scale_strides)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [images[:, :, ::8, ::8], images[:, :, ::16, ::16]]
@@ -117,7 +117,7 @@ class Brightness(nn.Module):
     """Stands for an embedder: mean and spread of each patch."""
 
     scale_strides = (8, 16)
-    scales = scales_of(scale_strides)
+    scales = build_scales(scale_strides)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         both = torch.cat((images, images.square()), 1)
@@ -399,7 +399,7 @@ def test_map_and_score_hear_each_their_own() -> None:
             bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
         )
         spread = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
-        alone[whole.embedder.layers[scale.members[0]]] = GaussianBlur2d(sigma=4.0)(spread)
+        alone[whole.embedder.layers[scale.layer_indices[0]]] = GaussianBlur2d(sigma=4.0)(spread)
     heard = whole.score_maps(images)
     torch.testing.assert_close(
         heard.anomaly_map, alone["layer1"] + alone["layer2"] + alone["layer3"]

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.embedding import PatchEmbedder
-from anomalib_sgfr.images.pre_processor import made_size
+from anomalib_sgfr.images.pre_processor import output_size
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from anomalib_sgfr.images.pre_processor import made_size
 def test_the_default_size_suits_the_backbone(backbone: str, side: int) -> None:
     assert default_size(backbone) == (side, side)
     made = Sgfr.configure_pre_processor(backbone=backbone)
-    assert made_size(made) == (side, side)
+    assert output_size(made) == (side, side)
     with torch.device("meta"):
         maps = PatchEmbedder(backbone)(torch.zeros(1, 3, side, side))
     if len({part.shape[-1] for part in maps}) > 1:  # a pyramid
@@ -98,6 +98,6 @@ def test_a_mistake_of_the_backbones_own_stays_what_it_is() -> None:
 
 
 def test_sizes_that_depend_on_the_image_are_not_made_up() -> None:
-    assert made_size(PreProcessor(Resize(64))) is None
-    assert made_size(PreProcessor(Compose([Resize(64), CenterCrop((32, 48))]))) == (32, 48)
-    assert made_size(None) is None
+    assert output_size(PreProcessor(Resize(64))) is None
+    assert output_size(PreProcessor(Compose([Resize(64), CenterCrop((32, 48))]))) == (32, 48)
+    assert output_size(None) is None

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn import functional
 
 from anomalib_sgfr.core.arguments import Pooling
-from anomalib_sgfr.features.embedding import PatchEmbedder, assemble, pool
+from anomalib_sgfr.features.embedding import PatchEmbedder, align_features, pool
 from anomalib_sgfr.features.layers import (
     Scale,
-    backbone_stages,
+    backbone_layers,
+    build_scales,
+    layers_of_strides,
     resolve_layers,
     resolve_score_layers,
-    scales_of,
-    strided_layers,
 )
 
 
@@ -88,7 +88,7 @@ def test_embedding_shapes(backbone: str, size: int, shapes: list[tuple[int, ...]
 @pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
 @pytest.mark.parametrize("size", [64, 90, 100])
 def test_finer_layers_go_to_the_grid_of_stride_8_at_any_size(backbone: str, size: int) -> None:
-    layers = [stage.layer for stage in backbone_stages(backbone) if stage.stride in {4, 8, 16}]
+    layers = [stage.layer for stage in backbone_layers(backbone) if stage.stride in {4, 8, 16}]
     images = torch.randn(1, 3, size, size)
     fine, middle, coarse = PatchEmbedder(backbone, layers)(images)
     assert fine.shape[2:] == middle.shape[2:]
@@ -121,15 +121,15 @@ def test_which_layers_make_a_scale(
     by_layer: list[tuple[tuple[int, ...], int]],
     by_stride: list[tuple[tuple[int, ...], int]],
 ) -> None:
-    assert [(scale.members, scale.stride) for scale in scales_of(strides)] == by_layer
+    assert [(scale.layer_indices, scale.stride) for scale in build_scales(strides)] == by_layer
     assert [
-        (scale.members, scale.stride) for scale in scales_of(strides, bank_per="stride")
+        (scale.layer_indices, scale.stride) for scale in build_scales(strides, bank_per="stride")
     ] == by_stride
 
 
 def test_layers_of_other_roles_are_not_joined() -> None:
     roles = [(True, True), (True, False), (False, True), (True, False)]
-    assert scales_of([16] * 4, roles, "stride") == [
+    assert build_scales([16] * 4, roles, "stride") == [
         Scale((0,), 16),
         Scale((1, 3), 16, in_score=False),
         Scale((2,), 16, in_map=False),
@@ -144,7 +144,7 @@ def test_embedding_is_of_the_layers_named_in_any_order() -> None:
     network = timm.create_model("resnet18", features_only=True, out_indices=(1, 3)).eval()
     network.load_state_dict(embedder.extractor.feature_extractor.state_dict())
     with torch.no_grad():
-        expected = assemble(network(images), [4, 16], scales_of([4, 16]))
+        expected = align_features(network(images), [4, 16], build_scales([4, 16]))
     assert [part.shape[1:] for part in expected] == [(64, 16, 16), (256, 4, 4)]
     for found, wanted in zip(embedder(images), expected, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -157,7 +157,7 @@ def test_assemble_averages_joins_and_keeps_scales_apart() -> None:
         torch.randn(2, 5, 4, 4),
     )
     maps, strides = [finest, fine, coarse], [4, 8, 16]
-    joined, apart = assemble(maps, strides, scales_of(strides, bank_per="stride"), "box")
+    joined, apart = align_features(maps, strides, build_scales(strides, bank_per="stride"), "box")
     assert (joined.shape, apart.shape) == ((2, 7, 8, 8), (2, 5, 4, 4))
     expected = fine[:, :, 2:5, 3:6].mean((2, 3))  # the 3 x 3 neighbourhood of row 3, column 4
     torch.testing.assert_close(joined[:, 3:, 3, 4], expected)
@@ -166,7 +166,7 @@ def test_assemble_averages_joins_and_keeps_scales_apart() -> None:
         functional.avg_pool2d(finest, 3, 1, 1), 2
     )  # resizing by two is averaging
     torch.testing.assert_close(joined[:, :3], averaged)
-    alone, beside, last = assemble(maps, strides, scales_of(strides), "box")
+    alone, beside, last = align_features(maps, strides, build_scales(strides), "box")
     torch.testing.assert_close(torch.cat((alone, beside), 1), joined)
     assert torch.equal(last, apart)
 
@@ -195,7 +195,7 @@ def test_an_embedder_pools_as_it_is_told() -> None:
     for embedder in (box, binomial):
         for found, wanted in zip(
             embedder(images),
-            assemble(features, [8, 16], embedder.scales, embedder.pooling),
+            align_features(features, [8, 16], embedder.scales, embedder.pooling),
             strict=True,
         ):
             torch.testing.assert_close(found, wanted)
@@ -232,11 +232,11 @@ def test_unknown_backbone_gets_suggestions() -> None:
     with pytest.raises(
         ValueError, match=r"'resnet1' is not a timm model\. Similar names: .*resnet18"
     ):
-        backbone_stages("resnet1")
+        backbone_layers("resnet1")
 
 
 def test_stages_are_timms_and_the_blocks_between() -> None:
-    stages = backbone_stages("tf_efficientnet_lite0")
+    stages = backbone_layers("tf_efficientnet_lite0")
     assert [stage.layer for stage in stages] == [f"blocks.{index}" for index in range(7)]
     assert [stage.stride for stage in stages] == [2, 4, 8, 16, 16, 32, 32]
     assert [stage.channels for stage in stages] == [16, 24, 40, 80, 112, 192, 320]
@@ -244,13 +244,13 @@ def test_stages_are_timms_and_the_blocks_between() -> None:
     assert {(item["module"], item["reduction"], item["num_chs"]) for item in listed.info} < set(
         stages
     )
-    assert strided_layers("tf_efficientnet_lite0", (4, 8, 16, 32)) == [
+    assert layers_of_strides("tf_efficientnet_lite0", (4, 8, 16, 32)) == [
         "blocks.1",
         "blocks.2",
         "blocks.4",
         "blocks.5",
     ]
-    assert [stage.layer for stage in backbone_stages("resnet18")] == [
+    assert [stage.layer for stage in backbone_layers("resnet18")] == [
         "act1",
         "layer1",
         "layer2",
@@ -266,7 +266,7 @@ def test_blocks_are_those_of_timm_and_none_is_run_in_vain(backbone: str) -> None
     torch.manual_seed(0)
     network = timm.create_model(backbone, features_only=True).eval()
     named = {item["module"]: index for index, item in enumerate(network.feature_info.info)}
-    layers = [stage.layer for stage in backbone_stages(backbone)]
+    layers = [stage.layer for stage in backbone_layers(backbone)]
     images = torch.randn(2, 3, 96, 64)
     whole = PatchEmbedder(backbone, layers).extractor
     whole.feature_extractor.load_state_dict(network.state_dict())
@@ -310,4 +310,4 @@ def test_a_backbone_that_offers_no_features_is_named(
     with pytest.raises(
         ValueError, match="backbone 'featureless' offers no intermediate features through timm"
     ):
-        backbone_stages("featureless")
+        backbone_layers("featureless")

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 from torchvision.transforms.v2 import CenterCrop, Compose, Pad, Resize
 
-from anomalib_sgfr.images.frame_geometry import laid_over, placed
+from anomalib_sgfr.images.frame_geometry import frame_transform, resample_to_frame
 
 STEPS = {
     "resize": ([("resize", 64, 96)], Resize((64, 96), antialias=True)),
@@ -36,7 +36,7 @@ def test_every_pixel_comes_from_where_it_says(name: str, size: tuple[int, int]) 
     steps, transform = STEPS[name]
     rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
     seen = transform(torch.tensor(np.stack((rows, columns)), dtype=torch.float32)).numpy()
-    placement = placed(steps, size)
+    placement = frame_transform(steps, size)
     assert placement.size == seen.shape[1:]
     for axis, found in zip(placement, (seen[0], seen[1].T), strict=True):
         expected = axis.offset + (np.arange(axis.length) + 0.5) * axis.step
@@ -53,7 +53,7 @@ def test_every_pixel_comes_from_where_it_says(name: str, size: tuple[int, int]) 
 @pytest.mark.parametrize("size", [(64, 64), (120, 200), (31, 17)])
 def test_over_a_whole_frame_it_is_bilinear_interpolation(size: tuple[int, int]) -> None:
     values = np.random.default_rng(0).random((64, 48)).astype(np.float32)
-    over = laid_over(values, placed([("resize", 64, 48)], size), size)
+    over = resample_to_frame(values, frame_transform([("resize", 64, 48)], size), size)
     expected = functional.interpolate(
         torch.tensor(values)[None, None], size, mode="bilinear", align_corners=False
     )
@@ -61,12 +61,12 @@ def test_over_a_whole_frame_it_is_bilinear_interpolation(size: tuple[int, int]) 
 
 
 def test_what_the_map_does_not_reach_is_zero() -> None:
-    placement = placed([("shorter", 80, None), ("crop", 40, 40)], (160, 240))
-    assert placement.window((160, 240)) == (40, 80, 120, 160)
-    over = laid_over(np.ones((40, 40)), placement, (160, 240))
+    placement = frame_transform([("shorter", 80, None), ("crop", 40, 40)], (160, 240))
+    assert placement.inspected_area((160, 240)) == (40, 80, 120, 160)
+    over = resample_to_frame(np.ones((40, 40)), placement, (160, 240))
     assert over.sum() == 80 * 80
     assert over[40:120, 80:160].min() == 1.0
-    finer = laid_over(
+    finer = resample_to_frame(
         np.ones((20, 10)), placement, (160, 240)
     )  # a coarser map covers the same part
     assert np.array_equal(finer, over)
@@ -74,16 +74,18 @@ def test_what_the_map_does_not_reach_is_zero() -> None:
 
 def test_an_unknown_step_is_refused() -> None:
     with pytest.raises(ValueError, match="must be resize, shorter, crop or pad, got 'turn'"):
-        placed([("turn", 90)], (10, 10))
+        frame_transform([("turn", 90)], (10, 10))
 
 
 def test_a_pixel_of_a_map_lies_over_one_of_the_frame() -> None:
-    whole = placed([("resize", 64, 96)], (128, 192))
+    whole = frame_transform([("resize", 64, 96)], (128, 192))
     assert whole.pixel((0, 0), (64, 96), (128, 192)) == (1, 1)
     assert whole.pixel((63, 95), (64, 96), (128, 192)) == (127, 191)
     assert whole.pixel((10, 20), (64, 96), (128, 192)) == (21, 41)
     assert whole.pixel((3, 3), (8, 12), (128, 192)) == (56, 56)  # a coarser map over the same
-    middle = placed([("crop", 64, 56)], (120, 200))
+    middle = frame_transform([("crop", 64, 56)], (120, 200))
     assert middle.pixel((0, 0), (64, 56), (120, 200)) == (28, 72)
-    outside = placed([("crop", 300, 400)], (100, 100))  # beyond the frame: its nearest pixel
+    outside = frame_transform(
+        [("crop", 300, 400)], (100, 100)
+    )  # beyond the frame: its nearest pixel
     assert outside.pixel((0, 399), (300, 400), (100, 100)) == (0, 99)

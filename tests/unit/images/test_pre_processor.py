@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.images.pre_processor import ExactResize, SgfrPreProcessor, resizing
+from anomalib_sgfr.images.pre_processor import ExactResize, SgfrPreProcessor, resize_matrix
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from anomalib_sgfr.images.pre_processor import ExactResize, SgfrPreProcessor, re
 def test_resizing_is_antialiased_interpolation(before: int, after: int) -> None:
     line = torch.rand(1, 1, before, 4)
     expected = functional.interpolate(line, size=(after, 4), mode="bilinear", antialias=True)
-    torch.testing.assert_close(resizing(before, after) @ line, expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(resize_matrix(before, after) @ line, expected, atol=2e-6, rtol=0)
 
 
 # the image, the weights and both products, to 8 bits each; half a pixel beside is over 0.03

@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from anomalib.data.utils import read_image
+from anomalib.data.utils import read_image as anomalib_read_image
 from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_sgfr.images.reading import (
     SUFFIXES,
-    Header,
-    depth_of,
-    header,
+    FileHeader,
+    count_unread,
+    evenly_spaced,
+    infer_bit_depth,
     is_deep,
-    left_out,
-    picture,
-    size_of,
-    spread,
-    stored,
+    read_header,
+    read_image,
+    read_raw,
+    upright_size,
 )
 
 SIZE = (5, 7)
@@ -128,8 +128,8 @@ def test_every_depth_container_and_channel_is_read_at_its_true_range(
     path = tmp_path / f"picture{suffix}"
     write(path, values)
     assert is_deep(path) == (bits > 8)
-    assert depth_of([path]) == bits
-    found = picture(path, bits)
+    assert infer_bit_depth([path]) == bits
+    found = read_image(path, bits)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected(values, (1 << bits) - 1), atol=1e-6)
 
@@ -154,10 +154,10 @@ def test_arrays_of_every_kind_and_shape_are_read_alike(bits: int, channels: int)
     if bits > 8:
         ways += [values.astype(np.int64), torch.from_numpy(values.astype(np.int32))]
     for way in ways:
-        np.testing.assert_allclose(picture(way, bits), wanted, atol=1e-6)
+        np.testing.assert_allclose(read_image(way, bits), wanted, atol=1e-6)
     if bits == 8 or channels == 1:
-        np.testing.assert_allclose(picture(Image.fromarray(values), bits), wanted, atol=1e-6)
-    np.testing.assert_array_equal(picture(values > 3), expected(values > 3, 1))
+        np.testing.assert_allclose(read_image(Image.fromarray(values), bits), wanted, atol=1e-6)
+    np.testing.assert_array_equal(read_image(values > 3), expected(values > 3, 1))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
@@ -174,11 +174,11 @@ def test_pictures_of_8_bits_are_what_anomalib_reads(mode: str, suffix: str, tmp_
         pytest.skip("no such picture")
     turned = "exif" in Image.open(path).info or suffix == ".tif"
     with path.open("rb") as file:  # Pillow misreads turned TIFF by its path
-        anomalibs: Any = read_image(file, as_tensor=True)  # type: ignore[arg-type]
+        anomalibs: Any = anomalib_read_image(file, as_tensor=True)  # type: ignore[arg-type]
     anomalibs = torch.rot90(anomalibs, -1, (1, 2)) if turned and suffix != ".tif" else anomalibs
-    assert torch.equal(torch.from_numpy(picture(path)).permute(2, 0, 1), anomalibs)
-    assert header(path) == Header(is_turned=turned)
-    assert np.array_equal(picture(Image.open(path)), picture(path))
+    assert torch.equal(torch.from_numpy(read_image(path)).permute(2, 0, 1), anomalibs)
+    assert read_header(path) == FileHeader(is_turned=turned)
+    assert np.array_equal(read_image(Image.open(path)), read_image(path))
     assert not is_deep(path)
 
 
@@ -191,10 +191,10 @@ def test_a_deep_tiff_is_turned_as_pillow_turns_one_of_8_bits(
     write_tiff(tmp_path / "8.tif", values, extratags=tag)
     write_tiff(tmp_path / "16.tif", values.astype(np.uint16), extratags=tag)
     write_tiff(tmp_path / "grey.tif", values[..., 0].astype(np.uint16), extratags=tag)
-    turned = picture(tmp_path / "8.tif")
-    assert {size_of(path) for path in tmp_path.iterdir()} == {turned.shape[:2]}
-    np.testing.assert_allclose(picture(tmp_path / "16.tif"), turned, atol=1e-6)
-    np.testing.assert_allclose(picture(tmp_path / "grey.tif")[..., 0], turned[..., 0], atol=1e-6)
+    turned = read_image(tmp_path / "8.tif")
+    assert {upright_size(path) for path in tmp_path.iterdir()} == {turned.shape[:2]}
+    np.testing.assert_allclose(read_image(tmp_path / "16.tif"), turned, atol=1e-6)
+    np.testing.assert_allclose(read_image(tmp_path / "grey.tif")[..., 0], turned[..., 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
@@ -205,9 +205,9 @@ def test_floats_are_taken_as_they_are(kind: type, channels: int, tmp_path: Path)
         write_tiff(tmp_path / "f.tif", values, byteorder=byteorder, compression="lzw")
         assert is_deep(tmp_path / "f.tif")
         np.testing.assert_array_equal(
-            picture(tmp_path / "f.tif"), expected(values.astype(np.float32), 1)
+            read_image(tmp_path / "f.tif"), expected(values.astype(np.float32), 1)
         )
-    assert depth_of([tmp_path / "f.tif"]) == 8  # says nothing of the depth
+    assert infer_bit_depth([tmp_path / "f.tif"]) == 8  # says nothing of the depth
 
 
 def test_what_the_file_says_is_white_wins(tmp_path: Path) -> None:
@@ -215,14 +215,14 @@ def test_what_the_file_says_is_white_wins(tmp_path: Path) -> None:
     for top in (1000, 4095):
         portable(top)(tmp_path / "p.pgm", values)
         np.testing.assert_allclose(
-            picture(tmp_path / "p.pgm", 16)[0, :, 0], values[0] / top, atol=1e-6
+            read_image(tmp_path / "p.pgm", 16)[0, :, 0], values[0] / top, atol=1e-6
         )
     for bits in (10, 12, 14):
         write_tiff(tmp_path / "p.tif", values, bitspersample=bits)
         np.testing.assert_allclose(
-            picture(tmp_path / "p.tif", 16)[0, :, 0], values[0] / ((1 << bits) - 1), atol=1e-6
+            read_image(tmp_path / "p.tif", 16)[0, :, 0], values[0] / ((1 << bits) - 1), atol=1e-6
         )
-    assert depth_of([tmp_path / "p.pgm", tmp_path / "p.tif"]) == 8  # they need no more
+    assert infer_bit_depth([tmp_path / "p.pgm", tmp_path / "p.tif"]) == 8  # they need no more
 
 
 def test_the_depth_of_a_set_holds_its_largest_value_and_what_the_camera_says(
@@ -231,17 +231,17 @@ def test_the_depth_of_a_set_holds_its_largest_value_and_what_the_camera_says(
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path, top in zip(paths, (300, 1023, 1024), strict=True):
         write_png(path, np.full(SIZE, top, np.uint16))
-    assert [depth_of(paths[:count]) for count in range(4)] == [8, 10, 10, 12]
+    assert [infer_bit_depth(paths[:count]) for count in range(4)] == [8, 10, 10, 12]
     write_png(paths[0], np.full(SIZE, 300, np.uint16), significant=14)
-    assert depth_of(paths) == 14
-    assert stored(paths[0]).significant == 14
+    assert infer_bit_depth(paths) == 14
+    assert read_raw(paths[0]).significant == 14
     write_png(paths[0], np.full(SIZE, 200, np.uint16))
-    assert depth_of(paths[:1]) == 8
+    assert infer_bit_depth(paths[:1]) == 8
 
 
 def test_a_set_is_sampled_evenly() -> None:
-    assert spread(range(10), 20) == list(range(10))
-    chosen = spread(range(1000), 64)
+    assert evenly_spaced(range(10), 20) == list(range(10))
+    chosen = evenly_spaced(range(1000), 64)
     assert len(chosen) == 64
     assert {late - early for early, late in itertools.pairwise(chosen)} == {15, 16}
 
@@ -270,7 +270,7 @@ def test_a_set_is_sampled_evenly() -> None:
 )
 def test_what_cannot_be_right_is_refused_with_what_would_be(source: Any, words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
-        picture(source, 12)
+        read_image(source, 12)
 
 
 def test_files_that_cannot_be_right_are_refused_by_name(tmp_path: Path) -> None:
@@ -279,21 +279,21 @@ def test_files_that_cannot_be_right_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"picture.tif holds values up to 4095, more than the 10 bits"
     ):
-        picture(path, 10)
+        read_image(path, 10)
     with Image.open(path) as opened, pytest.raises(ValueError, match="pass its path"):
-        picture(opened)
+        read_image(opened)
     tifffile.imwrite(path, deep[..., 0], photometric="miniswhite")
     with pytest.raises(ValueError, match=r"picture.tif: .* photometric interpretation 0"):
-        picture(path, 12)
+        read_image(path, 12)
     write_tiff(path, drawn(12, 1).astype(np.float32))
     with pytest.raises(ValueError, match=r"picture.tif holds floats from 0 to 4095"):
-        picture(path, 12)
+        read_image(path, 12)
     write_tiff(path, deep.astype(np.uint32) << 16)
     with pytest.raises(ValueError, match="more than 16"):
-        depth_of([path])
+        infer_bit_depth([path])
     portable(1000)(tmp_path / "p.pgm", drawn(12, 1))
     with pytest.raises(ValueError, match="1000 is white: the file is damaged"):
-        picture(tmp_path / "p.pgm", 12)
+        read_image(tmp_path / "p.pgm", 12)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -307,7 +307,7 @@ def test_a_file_that_was_cut_short_is_named(container: str, channels: int, tmp_p
     write(path, values)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises((OSError, ValueError), match="cut"):
-        picture(path, 16)
+        read_image(path, 16)
 
 
 def test_a_reader_that_is_not_installed_is_named(
@@ -316,13 +316,13 @@ def test_a_reader_that_is_not_installed_is_named(
     write_png(tmp_path / "p.png", drawn(16, 3))
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match=r"p.png: .* opencv-python-headless: install it"):
-        picture(tmp_path / "p.png", 16)
+        read_image(tmp_path / "p.png", 16)
 
 
 def test_pictures_are_read_without_pytorch() -> None:
     code = (
-        "import sys, numpy as np; from anomalib_sgfr.images.reading import picture;"
-        " picture(np.zeros((3, 9, 9)));assert not {'torch', 'anomalib', 'cv2', 'tifffile'} &"
+        "import sys, numpy as np; from anomalib_sgfr.images.reading import read_image;"
+        " read_image(np.zeros((3, 9, 9)));assert not {'torch', 'anomalib', 'cv2', 'tifffile'} &"
         " set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -341,15 +341,15 @@ def write_orientation(path: Path, values: Values, orientation: int) -> None:
 def test_a_picture_is_upright_whatever_its_format(orientation: int, tmp_path: Path) -> None:
     values = drawn(8, 3)
     write_orientation(tmp_path / "p.tif", values, orientation)
-    wanted = picture(tmp_path / "p.tif")
-    assert size_of(tmp_path / "p.tif") == wanted.shape[:2]
+    wanted = read_image(tmp_path / "p.tif")
+    assert upright_size(tmp_path / "p.tif") == wanted.shape[:2]
     for suffix, tolerance in ((".png", 0.0), (".webp", 0.0), (".jpg", 0.2)):
         path = tmp_path / f"p{suffix}"
         write_orientation(path, values, orientation)
-        assert header(path).is_turned == (orientation > 1)
-        assert size_of(path) == wanted.shape[:2]
+        assert read_header(path).is_turned == (orientation > 1)
+        assert upright_size(path) == wanted.shape[:2]
         with Image.open(path) as opened:
-            for found in (picture(path), picture(opened), picture(opened.convert("RGB"))):
+            for found in (read_image(path), read_image(opened), read_image(opened.convert("RGB"))):
                 np.testing.assert_allclose(found, wanted, atol=tolerance)
     # 16 bits, grey and in colour: values that Pillow reads, and those that it does not
     exif = Image.Exif()
@@ -362,9 +362,9 @@ def test_a_picture_is_upright_whatever_its_format(orientation: int, tmp_path: Pa
         content = path.read_bytes()
         for place in (33, len(content) - 12):  # before the values, and after them
             path.write_bytes(content[:place] + chunk + content[place:])
-            assert header(path) == Header(is_deep=True, is_turned=orientation > 1)
+            assert read_header(path) == FileHeader(is_deep=True, is_turned=orientation > 1)
             np.testing.assert_allclose(
-                picture(path, 16), np.broadcast_to(like, wanted.shape), atol=1e-6
+                read_image(path, 16), np.broadcast_to(like, wanted.shape), atol=1e-6
             )
 
 
@@ -373,8 +373,8 @@ def test_a_damaged_orientation_says_nothing(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "p.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     Image.fromarray(values).save(tmp_path / "q.png", exif=b"Exif\0\0nothing of the kind")
     for name in ("p.png", "q.png"):
-        assert not header(tmp_path / name).is_turned
-        np.testing.assert_allclose(picture(tmp_path / name), values / 255, atol=1e-6)
+        assert not read_header(tmp_path / name).is_turned
+        np.testing.assert_allclose(read_image(tmp_path / name), values / 255, atol=1e-6)
 
 
 def test_of_several_pages_the_first_is_read_and_the_file_named(
@@ -385,7 +385,9 @@ def test_of_several_pages_the_first_is_read_and_the_file_named(
         first.save(tmp_path / name, save_all=True, append_images=[second], **options)
         caplog.clear()
         for _ in range(2):
-            np.testing.assert_allclose(picture(tmp_path / name), np.asarray(first) / 255, atol=1e-6)
+            np.testing.assert_allclose(
+                read_image(tmp_path / name), np.asarray(first) / 255, atol=1e-6
+            )
         (record,) = caplog.records
         assert f"{tmp_path / name} holds several pages" in record.getMessage()
     # a thumbnail beside the picture is no page
@@ -393,7 +395,7 @@ def test_of_several_pages_the_first_is_read_and_the_file_named(
     with tifffile.TiffWriter(tmp_path / "thumbnail.tif") as file:
         file.write(drawn(16, 1), photometric="minisblack")
         file.write(drawn(16, 1)[::2, ::2], photometric="minisblack", subfiletype=1)
-    picture(tmp_path / "thumbnail.tif", 16)
+    read_image(tmp_path / "thumbnail.tif", 16)
     assert not caplog.records
 
 
@@ -402,7 +404,7 @@ def test_deep_pictures_of_other_formats_are_refused_by_name(tmp_path: Path) -> N
     with pytest.raises(
         ValueError, match=r"p.jp2: of JPEG2000 pictures those of 8 bits are read: save it as PNG"
     ):
-        picture(tmp_path / "p.jp2", 16)
+        read_image(tmp_path / "p.jp2", 16)
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
@@ -414,9 +416,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "root" / name).touch()
     root = tmp_path / "root"
-    assert left_out([root / "a" / "0.png", root / "b" / "0.png"]) == {".gif": 3, ".jp2": 1}
-    assert left_out([root / "b" / "0.png"]) == {".jp2": 1}
-    assert not left_out([])
+    assert count_unread([root / "a" / "0.png", root / "b" / "0.png"]) == {".gif": 3, ".jp2": 1}
+    assert count_unread([root / "b" / "0.png"]) == {".jp2": 1}
+    assert not count_unread([])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -428,4 +430,8 @@ def test_the_size_of_a_picture_is_told_as_it_is_read(
     exif[0x0112] = orientation
     path = tmp_path / f"turned{suffix}"
     Image.new("RGB", (30, 20)).save(path, exif=exif)
-    assert size_of(path) == picture(path).shape[:2] == ((20, 30) if orientation < 5 else (30, 20))
+    assert (
+        upright_size(path)
+        == read_image(path).shape[:2]
+        == ((20, 30) if orientation < 5 else (30, 20))
+    )

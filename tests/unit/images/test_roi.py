@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resize, Transform
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.images.roi import read_region, seen_through
+from anomalib_sgfr.images.roi import read_roi, roi_at_input
 
 
 def mask(size: tuple[int, int]) -> np.ndarray:
@@ -27,7 +27,7 @@ def test_a_mask_is_read_whatever_it_is_stored_as(mode: str, tmp_path: Path) -> N
     else:
         picture = Image.fromarray(inside.astype(np.uint8) * 255).convert(mode)
     picture.save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(read_region(tmp_path / "mask.png").numpy(), inside)
+    np.testing.assert_array_equal(read_roi(tmp_path / "mask.png").numpy(), inside)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_mask_is_read_whatever_it_is_stored_as(mode: str, tmp_path: Path) -> N
 def test_a_mask_that_is_none_is_refused_by_name(make: object, message: str, tmp_path: Path) -> None:
     make(tmp_path / "mask.png")  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
-        read_region(tmp_path / "mask.png")
+        read_roi(tmp_path / "mask.png")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_mask_that_is_none_is_refused_by_name(make: object, message: str, tmp_
 )
 def test_a_pixel_is_inside_if_nothing_outside_reaches_it(transform: Transform) -> None:
     inside = torch.from_numpy(mask((120, 90)))
-    region = seen_through(inside, PreProcessor(transform))
+    region = roi_at_input(inside, PreProcessor(transform))
     images = torch.rand(2, 3, 120, 90)
     images[1] = torch.where(inside, images[0], images[1])  # differ outside alone
     first, second = transform(images)
@@ -84,10 +84,10 @@ def test_what_is_cropped_away_is_refused() -> None:
     with pytest.raises(
         ValueError, match="here: nothing of its white is left at the model's input of 32 x 32"
     ):
-        seen_through(inside, PreProcessor(CenterCrop(32)), "here")
+        roi_at_input(inside, PreProcessor(CenterCrop(32)), "here")
 
 
 def test_without_a_transform_it_is_as_it_is() -> None:
     inside = torch.from_numpy(mask((20, 30)))
-    assert torch.equal(seen_through(inside, None), inside.to(torch.uint8))
-    assert seen_through(inside, Sgfr.configure_pre_processor((64, 64))).shape == (64, 64)
+    assert torch.equal(roi_at_input(inside, None), inside.to(torch.uint8))
+    assert roi_at_input(inside, Sgfr.configure_pre_processor((64, 64))).shape == (64, 64)

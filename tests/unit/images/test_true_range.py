@@ -13,7 +13,13 @@ from anomalib.data.utils import read_image
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, RandomHorizontalFlip, Resize
 
-from anomalib_sgfr.images.bit_depth import READS_ITSELF, Looks, at_true_range, frames, read_tensor
+from anomalib_sgfr.images.bit_depth import (
+    READS_HIGH_BIT_DEPTH,
+    ConstantImageCheck,
+    read_tensor,
+    reread_images,
+    to_batch,
+)
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ def test_deep_images_of_a_batch_are_replaced_and_altered_as_their_data_set_alter
 ) -> None:
     batch = batch_of(files, transform)
     before = batch.image.clone()
-    at_true_range(batch, SimpleNamespace(augmentations=transform), 12)
+    reread_images(batch, SimpleNamespace(augmentations=transform), 12)
     assert torch.equal(batch.image[1], before[1])
     for number in (0, 2):
         values = (
@@ -58,7 +64,7 @@ def test_deep_images_of_a_batch_are_replaced_and_altered_as_their_data_set_alter
 
 def test_what_anomalib_makes_one_size_of_stays_one_size(files: list[str]) -> None:
     batch = batch_of(files, Resize((20, 24)))
-    at_true_range(batch, SimpleNamespace(transform=None), 12)
+    reread_images(batch, SimpleNamespace(transform=None), 12)
     assert batch.image.shape == (3, 3, 20, 24)
     assert 0.4 < float(batch.image[0].mean()) < 0.6
 
@@ -68,16 +74,18 @@ def test_augmentations_that_cannot_be_repeated_are_refused_by_name(files: list[s
     with pytest.raises(
         ValueError, match=r"0.png holds more than 8 bits .* leave out the augmentations"
     ):
-        at_true_range(batch_of(files), SimpleNamespace(augmentations=flip), 12)
-    at_true_range(batch_of(files[1:2]), SimpleNamespace(augmentations=flip), 12)
+        reread_images(batch_of(files), SimpleNamespace(augmentations=flip), 12)
+    reread_images(batch_of(files[1:2]), SimpleNamespace(augmentations=flip), 12)
 
 
 def test_a_data_set_of_somebody_elses_says_how_it_reads_or_is_refused(files: list[str]) -> None:
     batch = batch_of(files)
     before = batch.image.clone()
-    with pytest.raises(ValueError, match=rf"SimpleNamespace does not say .* {READS_ITSELF} = True"):
-        at_true_range(batch, SimpleNamespace(), 12)
-    at_true_range(batch, SimpleNamespace(**{READS_ITSELF: True}), 12)
+    with pytest.raises(
+        ValueError, match=rf"SimpleNamespace does not say .* {READS_HIGH_BIT_DEPTH} = True"
+    ):
+        reread_images(batch, SimpleNamespace(), 12)
+    reread_images(batch, SimpleNamespace(**{READS_HIGH_BIT_DEPTH: True}), 12)
     assert torch.equal(batch.image, before)
 
 
@@ -85,8 +93,8 @@ def test_images_whose_files_are_not_there_or_not_named_are_left(files: list[str]
     batch = batch_of(files)
     before = batch.image.clone()
     batch.image_path = ["nowhere.png", "b", "c"]
-    at_true_range(batch, SimpleNamespace(), 12)
-    at_true_range(ImageBatch(image=batch.image), SimpleNamespace(), 12)
+    reread_images(batch, SimpleNamespace(), 12)
+    reread_images(ImageBatch(image=batch.image), SimpleNamespace(), 12)
     assert torch.equal(batch.image, before)
 
 
@@ -95,7 +103,7 @@ def test_larger_values_than_the_models_are_refused_by_name(files: list[str]) -> 
         ValueError,
         match=r"0.png holds values up to \d+, more than the 10 bits .* pass bit_depth=12",
     ):
-        at_true_range(batch_of(files), SimpleNamespace(augmentations=None), 10)
+        reread_images(batch_of(files), SimpleNamespace(augmentations=None), 10)
 
 
 def test_plain_files_are_read_by_anomalib(files: list[str]) -> None:
@@ -117,7 +125,7 @@ def flat(count: int, share: float, value: float = 1.0) -> torch.Tensor:
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_a_set_of_nearly_one_value_is_refused_by_name(value: float) -> None:
-    looks = Looks()
+    looks = ConstantImageCheck()
     looks.see(flat(3, 0.95, value), ["a.png", "b.png", "c.png"])
     with pytest.raises(
         ValueError,
@@ -127,13 +135,13 @@ def test_a_set_of_nearly_one_value_is_refused_by_name(value: float) -> None:
 
 
 def test_a_bright_background_is_no_reason() -> None:
-    looks = Looks()
+    looks = ConstantImageCheck()
     looks.see(flat(20, 0.8), None)
     looks.judge()
 
 
 def test_one_bad_picture_in_a_good_set_is_told_by_name(caplog: pytest.LogCaptureFixture) -> None:
-    looks = Looks()
+    looks = ConstantImageCheck()
     looks.see(good(2), ["a.png", "b.png"])
     looks.see(flat(1, 1.0), ["white.png"])
     with caplog.at_level(logging.WARNING):
@@ -144,11 +152,11 @@ def test_one_bad_picture_in_a_good_set_is_told_by_name(caplog: pytest.LogCapture
 
 
 def test_a_bad_set_is_refused_before_all_of_it_was_seen_a_mixed_one_after() -> None:
-    looks = Looks()
+    looks = ConstantImageCheck()
     looks.see(flat(15, 1.0), None)
     with pytest.raises(ValueError, match=r"16 of 16 .*picture 1 "):
         looks.see(flat(1, 1.0), None)
-    looks = Looks()
+    looks = ConstantImageCheck()
     looks.see(flat(15, 1.0), None)
     looks.see(good(2), None)
     with pytest.raises(ValueError, match="15 of 17"):
@@ -158,7 +166,7 @@ def test_a_bad_set_is_refused_before_all_of_it_was_seen_a_mixed_one_after() -> N
 def test_who_says_how_to_read_them_is_told_and_not_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    looks = Looks(vouched=True)
+    looks = ConstantImageCheck(vouched=True)
     looks.see(flat(20, 1.0), None)
     with caplog.at_level(logging.WARNING):
         looks.judge()
@@ -167,13 +175,13 @@ def test_who_says_how_to_read_them_is_told_and_not_refused(
 
 def test_batches_pass_as_they_are_and_are_completed_where_that_is_clear() -> None:
     batch = torch.rand(2, 3, 8, 9)
-    assert frames(batch, 8) is batch
-    assert torch.equal(frames(batch.double(), 8), batch)
-    assert torch.equal(frames((batch * 255).round().byte(), 8), (batch * 255).round() * (1 / 255))
+    assert to_batch(batch, 8) is batch
+    assert torch.equal(to_batch(batch.double(), 8), batch)
+    assert torch.equal(to_batch((batch * 255).round().byte(), 8), (batch * 255).round() * (1 / 255))
     grey = batch[:, :1]
-    assert torch.equal(frames(grey, 8), grey.expand(-1, 3, -1, -1))
-    assert torch.equal(frames(batch.permute(0, 2, 3, 1).numpy(), 8), batch)
-    assert torch.equal(frames(batch[0], 8), batch[:1])
+    assert torch.equal(to_batch(grey, 8), grey.expand(-1, 3, -1, -1))
+    assert torch.equal(to_batch(batch.permute(0, 2, 3, 1).numpy(), 8), batch)
+    assert torch.equal(to_batch(batch[0], 8), batch[:1])
     for wrong in (batch * 255, batch - 0.5):
         with pytest.raises(ValueError, match="pass them between 0 and 1"):
-            frames(wrong, 8)
+            to_batch(wrong, 8)

@@ -73,7 +73,11 @@ def test_arguments_do_what_the_callback_does(
     model = framed(tile_size=48)
     fitted(tmp_path, model, parts)
     assert torch.equal(atoms(model), atoms(by_callback[0]))
-    assert Tiling.of(model.model.tiler) == Tiling.of(by_callback[0].model.tiler) == _TILES
+    assert (
+        Tiling.from_tiler(model.model.tiler)
+        == Tiling.from_tiler(by_callback[0].model.tiler)
+        == _TILES
+    )
     whole = framed()
     fitted(tmp_path, whole, parts)
     assert not torch.equal(atoms(whole), atoms(model))
@@ -146,7 +150,7 @@ def test_other_tiles_than_those_learnt_with_are_refused(
         model._given_tiling = None if not arguments else Tiling((32, 32), (32, 32))
         with pytest.raises(ValueError, match=message):
             answers(model, picture, tmp_path, callbacks=callbacks)
-        assert Tiling.of(model.model.tiler) == _TILES
+        assert Tiling.from_tiler(model.model.tiler) == _TILES
 
 
 def test_tiles_for_what_was_learnt_without_are_refused(parts: Path, tmp_path: Path) -> None:
@@ -195,7 +199,7 @@ def test_an_update_keeps_to_what_it_adds_to(
             )
     updated = framed(update=True, roi=str(mask))  # the same, from another place
     engine_in(tmp_path).fit(updated, datamodule=datamodule, ckpt_path=path)
-    assert Tiling.of(updated.model.tiler) == _TILES
+    assert Tiling.from_tiler(updated.model.tiler) == _TILES
     assert bool((updated.model.region[:, :64] == 1).all())
     assert not bool(updated.model.region[:, 64:].any())
     held = Sgfr.load_from_checkpoint(by_callback[1], update=True)
@@ -218,7 +222,7 @@ def test_a_fit_that_fails_leaves_what_was_learnt_with(
     monkeypatch.setattr("anomalib_sgfr.lightning_model.make", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(model, datamodule, tmp_path, callbacks=[tiler(stride=16)])
-    assert Tiling.of(model.model.tiler) == _TILES
+    assert Tiling.from_tiler(model.model.tiler) == _TILES
     assert torch.equal(answers(model, parts / "bad" / "00.png", tmp_path), expected)
 
 

@@ -455,7 +455,7 @@ def test_eight_threads_get_what_one_gets_of_an_exported_file(model: Model, folde
 
 
 def test_the_examples_placement_is_the_packages() -> None:
-    from anomalib_sgfr.images.frame_geometry import placed
+    from anomalib_sgfr.images.frame_geometry import frame_transform
 
     own = example()
     for steps in (
@@ -465,6 +465,6 @@ def test_the_examples_placement_is_the_packages() -> None:
         [("shorter", 100, 120), ("pad", 3, 5, 7, 9), ("crop", 201, 40)],
     ):
         for size in ((80, 120), (121, 77)):
-            assert [tuple(axis) for axis in own.placed(steps, size)] == [
-                tuple(axis) for axis in placed(steps, size)
+            assert [tuple(axis) for axis in own.frame_transform(steps, size)] == [
+                tuple(axis) for axis in frame_transform(steps, size)
             ]

@@ -6,29 +6,29 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Trainer
 from torch.utils.data import Subset
 
-from anomalib_sgfr.images.bit_depth import READS_ITSELF
-from anomalib_sgfr.images.frame_geometry import Placement, Step, placed
-from anomalib_sgfr.images.pre_processor import steps_of
-from anomalib_sgfr.images.reading import header, size_of
+from anomalib_sgfr.images.bit_depth import READS_HIGH_BIT_DEPTH
+from anomalib_sgfr.images.frame_geometry import FrameTransform, Step, frame_transform
+from anomalib_sgfr.images.pre_processor import geometric_steps
+from anomalib_sgfr.images.reading import read_header, upright_size
 
-__all__ = ["Followed", "data_set_of", "followed", "raised_at"]
+__all__ = ["Followed", "file_peaks", "followed", "running_dataset"]
 
 
 class Followed(NamedTuple):
     """How the model's input lies over image files.
 
     Attributes:
-        placements (list[tuple[Placement, tuple[int, int]] | None]): For each image the placement,
+        placements (list[tuple[FrameTransform, tuple[int, int]] | None]): For each image the placement,
             and height and width of its file, upright; ``None`` where pixels cannot be followed back
             to the file.
         why_not (str): Reason, where there is one of these; else empty.
     """
 
-    placements: list[tuple[Placement, tuple[int, int]] | None]
+    placements: list[tuple[FrameTransform, tuple[int, int]] | None]
     why_not: str = ""
 
 
-def data_set_of(trainer: Trainer, number: int = 0) -> Any:  # noqa: ANN401
+def running_dataset(trainer: Trainer, number: int = 0) -> Any:  # noqa: ANN401
     """Data set that the batches of the running stage come from; of the loader with a number, if
     there are several.
     """
@@ -56,11 +56,11 @@ def followed(
     Args:
         paths (Sequence[str]): Image files of the batch; empty where they are not known.
         before (Sequence[Step] | None): What the data set does to an image, see
-            :func:`~anomalib_sgfr.images.frame_geometry.placed`; ``None`` if that is not known.
+            :func:`~anomalib_sgfr.images.frame_geometry.frame_transform`; ``None`` if that is not known.
         after (Sequence[Step] | None): What the pre-processor does to it then.
         shape (Sequence[int]): Height and width of the model's input.
     """
-    nothing: list[tuple[Placement, tuple[int, int]] | None] = [None] * len(paths)
+    nothing: list[tuple[FrameTransform, tuple[int, int]] | None] = [None] * len(paths)
     if before is None or after is None:
         who = "data set" if before is None else "pre-processor"
         return Followed(nothing, f"the {who} moves pixels in a way that is not known")
@@ -68,11 +68,11 @@ def followed(
     turned = False
     for path in filter(None, paths):
         try:
-            sizes[path] = size_of(path)
-            turned |= header(path).is_turned
+            sizes[path] = upright_size(path)
+            turned |= read_header(path).is_turned
         except (OSError, ValueError, SyntaxError):  # no file, or no image any more
             continue
-    given = {placed(before, size).size for size in sizes.values()}
+    given = {frame_transform(before, size).size for size in sizes.values()}
     # anomalib makes images of a batch equal in size by stretching them: what is then resized to a
     # fixed height and width covers the same part of the file, what keeps its aspect or is cropped
     # does not
@@ -83,7 +83,7 @@ def followed(
         )
     for number, path in enumerate(paths):
         if path in sizes:
-            over = placed([*before, *after], sizes[path])
+            over = frame_transform([*before, *after], sizes[path])
             nothing[number] = (over, sizes[path]) if over.size == tuple(shape) else None
     why_not = (
         "image files are not known, or their size is not what the data set gave"
@@ -93,7 +93,7 @@ def followed(
     return Followed(nothing, why_not)
 
 
-def raised_at(
+def file_peaks(
     trainer: Trainer,
     module: Any,
     outputs: Any,
@@ -116,7 +116,7 @@ def raised_at(
     number = 0 if scores is None else scores.numel()
     if places is None or len(places) != number or outputs.anomaly_map is None:
         return [None] * number, ""
-    data_set = data_set_of(trainer, loader)
+    data_set = running_dataset(trainer, loader)
     while isinstance(data_set, Subset):
         data_set = data_set.dataset
     paths = [str(path or "") for path in outputs.image_path or [""] * number]
@@ -132,14 +132,14 @@ def raised_at(
 
 def _steps(transform: Any) -> list[Step] | None:  # noqa: ANN401
     try:
-        return list(steps_of(transform))
+        return list(geometric_steps(transform))
     except ValueError:
         return None
 
 
 def _steps_of_data_set(data_set: Any) -> list[Step] | None:  # noqa: ANN401
     """What a data set does to the images that it reads."""
-    if getattr(data_set, READS_ITSELF, False):
+    if getattr(data_set, READS_HIGH_BIT_DEPTH, False):
         return []
     if not (hasattr(data_set, "augmentations") or hasattr(data_set, "transform")):
         return None
