@@ -257,7 +257,7 @@ from anomalib.engine import Engine
 from anomalib.engine import Engine
 from lightning.pytorch import Callback
 from tests.conftest import folder_datamodule
-from tests.unit.inspection.test_runs import tiny
+from tests.engine.test_run_folder import tiny
 class Kill(Callback):
     def on_train_batch_end(self, *_):
         os.kill(os.getpid(), signal.SIGKILL)
