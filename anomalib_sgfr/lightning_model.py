@@ -37,7 +37,7 @@ from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.score_table import ScoreTable
-from anomalib_sgfr.report.visualizer import DeepVisualizer
+from anomalib_sgfr.report.visualizer import ResultVisualizer
 from anomalib_sgfr.run_folder import RunFolder
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.bit_depth import FromCameras
@@ -283,9 +283,9 @@ class Sgfr(
         return SgfrPostProcessor()
 
     @classmethod
-    def configure_visualizer(cls) -> DeepVisualizer:
+    def configure_visualizer(cls) -> ResultVisualizer:
         """Build the default visualizer, which shows pictures of any depth."""
-        return DeepVisualizer()
+        return ResultVisualizer()
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Attach what samples, what tells the scores and what keeps quiet; the user's own if the

@@ -1,4 +1,4 @@
-"""``anomalib-sgfr explain``: the mimic view of a folder of images."""
+"""``anomalib-sgfr explain``: figures that explain the images of a folder."""
 
 import sys
 import tempfile
@@ -58,19 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from anomalib.engine import Engine
     from lightning.pytorch import Callback
 
-    from anomalib_sgfr.report.figure import MimicView
+    from anomalib_sgfr.report.figure import ExplanationFigure
     from anomalib_sgfr.run_folder import RunFolder
 
     quiet()
     images = list(dict.fromkeys(file for path in options.images for file in images_in(path)))
     model = load(checkpoint, visualizer=False)
-    view = MimicView(str(options.out), options.regions, options.only_anomalous)
+    figures = ExplanationFigure(str(options.out), options.regions, options.only_anomalous)
     damaged: dict[Path, str] = {}
     with (
         tempfile.TemporaryDirectory() as scratch,
         redirect_stdout(sys.stderr),
     ):  # the bar is no result
-        callbacks: list[Callback] = [view, RunFolder(options.out)]
+        callbacks: list[Callback] = [figures, RunFolder(options.out)]
         bar = sys.stderr.isatty()
         engine = Engine(
             default_root_dir=scratch,

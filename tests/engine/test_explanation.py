@@ -16,7 +16,7 @@ from anomalib_sgfr.cli.explain import main
 from anomalib_sgfr.post_processing.calibration import nominal_scores
 from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
-from anomalib_sgfr.report.crops import Gallery, displayed
+from anomalib_sgfr.report.crops import TrainingCrops, displayable
 from anomalib_sgfr.report.explanation import explain
 from anomalib_sgfr.report.figure import MimicView, draw, save
 from tests.conftest import fit, folder_datamodule, small, write_image
@@ -208,7 +208,7 @@ def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def wide(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Sgfr:
-    """Fitted to pictures that are wider than high: rows and columns cannot be taken for each other."""
+    """Fitted to images wider than high: rows and columns cannot be taken for each other."""
     model = small(bank_size=5000, pre_processor=Sgfr.configure_pre_processor((64, 96)))
     fit(model, folder_datamodule(parts), tmp_path_factory.mktemp("wide"))
     return model
@@ -251,11 +251,13 @@ def test_rows_are_rows_and_columns_are_columns(wide: Sgfr, parts: Path) -> None:
 
 
 def test_a_crop_is_of_the_place_it_says(wide: Sgfr) -> None:
-    gallery = Gallery(wide.model, wide.pre_processor)
+    gallery = TrainingCrops(wide.model, wide.pre_processor)
     for scale, (bank, side) in enumerate(zip(wide.model.banks, STRIDES, strict=True)):
         for atom in range(0, len(bank.atoms), 211):
             number, row, column, *_ = bank.origin[atom].tolist()
-            picture = displayed(wide.pre_processor, image_of(wide, Path(wide.model.images[number])))
+            picture = displayable(
+                wide.pre_processor, image_of(wide, Path(wide.model.images[number]))
+            )
             middle = picture[row * side : (row + 1) * side, column * side : (column + 1) * side]
             found = gallery.original(scale, atom)
             assert found is not None
@@ -280,12 +282,12 @@ def test_thumbnails_stand_in_for_training_images_that_are_gone(parts: Path, tmp_
     engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", devices=1)
     engine.fit(model, datamodule=folder_datamodule(images))
     model = Sgfr.load_from_checkpoint(engine.best_model_path, map_location="cpu")
-    originals = Gallery(model.model, model.pre_processor)
+    originals = TrainingCrops(model.model, model.pre_processor)
     before = [[originals.crop(scale, atom) for atom in range(60)] for scale in range(4)]
     shapes = [crops[0].shape for crops in before if crops[0] is not None]
     assert shapes == [(5 * stride, 5 * stride, 3) for stride in STRIDES]
     shutil.rmtree(images)
-    left = Gallery(model.model, model.pre_processor)
+    left = TrainingCrops(model.model, model.pre_processor)
     for scale, bank in enumerate(model.model.banks):
         assert bank.thumbnails.shape == (60, 24, 24, 3)
         for atom in range(60):
