@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["draw_defect", "picture"]
+__all__ = ["draw_defect", "surface"]
 
 _CONTRAST = (0.15, 0.35)
 
@@ -49,7 +49,7 @@ def draw_defect(
     return changed, strength > 0.3  # noqa: PLR2004
 
 
-def picture(rng: np.random.Generator, size: Sequence[int]) -> NDArray[np.float32]:
+def surface(rng: np.random.Generator, size: Sequence[int]) -> NDArray[np.float32]:
     """Make a picture of a good part: a brushed surface under uneven light.
 
     Args:

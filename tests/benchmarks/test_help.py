@@ -8,7 +8,7 @@ import pytest
 COMMANDS = (
     "accepting",
     "agreement",
-    "another_light",
+    "domain_shift",
     "compare",
     "compressed",
     "deciding",
@@ -17,8 +17,7 @@ COMMANDS = (
     "frames",
     "gpu",
     "headline",
-    "large_pictures",
-    "pages",
+    "large_images",
     "scaling",
     "startup",
     "study",
