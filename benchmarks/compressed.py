@@ -28,18 +28,18 @@ from anomalib.deploy import CompressionType, ExportType
 from PIL import Image
 
 from benchmarks.common import data
-from benchmarks.common.defects import draw_defect, picture
-from benchmarks.common.engine import fitted, quiet_engine, silence
-from benchmarks.common.places import (
+from benchmarks.common.cases import (
     DATA,
     DRAWN,
-    PatchIndex,
+    Case,
     alike,
     median,
+    run_cases,
     seeds,
-    study_places,
     title,
 )
+from benchmarks.common.defects import draw_defect, picture
+from benchmarks.common.engine import fitted, quiet_engine, silence
 from benchmarks.common.records import write_text
 from benchmarks.edge.cases import F32
 from benchmarks.edge.export import move, write_reference
@@ -86,17 +86,17 @@ def draw(folder: Path, seed: int, images: dict[str, int] = _DRAWN) -> None:
             Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
 
 
-def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Errors, accuracy, size and time of each file."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if place.dataset == DRAWN:
+        if case.dataset == DRAWN:
             (folder / DRAWN).mkdir()
-            draw(folder / DRAWN, place.seed)
-            module = data.build("folder", folder / DRAWN, seed=place.seed)
+            draw(folder / DRAWN, case.seed)
+            module = data.build("folder", folder / DRAWN, seed=case.seed)
         else:
-            module = data.build(place.dataset, place.root, place.split, place.seed)
-        model = fitted(module, place.seed)
+            module = data.build(case.dataset, case.root, case.split, case.seed)
+        model = fitted(module, case.seed)
         write_reference(model, module, folder, model.pre_processor.transform.transforms[0].size)
         files = {}
         for name, compression in _COMPRESSIONS.items():
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     silence()
     logging.getLogger("nncf").setLevel(logging.ERROR)
     about = (__doc__ or "").splitlines()[0]
-    return study_places("compressed", about, (*DATA, DRAWN), _evaluate, report, arguments)
+    return run_cases("compressed", about, (*DATA, DRAWN), _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:

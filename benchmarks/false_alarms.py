@@ -23,9 +23,9 @@ from anomalib_sgfr.data.mtd import tile_of
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from benchmarks.common import data
+from benchmarks.common.cases import DATA, Case, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted
 from benchmarks.common.figures import plt, save_figure
-from benchmarks.common.places import DATA, PatchIndex, median, seeds, study_places, title
 from benchmarks.common.records import write_text
 
 __all__ = ["main", "report"]
@@ -41,20 +41,20 @@ _SOURCES = {
 }
 
 
-def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Realised rates of false alarms and of detection, for each source of the threshold and each
     chosen rate.
     """
-    tiles = tile_of() if place.dataset == "mtd" else {}
+    tiles = tile_of() if case.dataset == "mtd" else {}
 
     def part_of(path: str) -> str:
         return str(tiles.get(Path(path).name, path))
 
     rows: list[dict[str, Any]] = []
     for apart in (False, True):
-        module = data.build(place.dataset, place.root, place.split, place.seed)
+        module = data.build(case.dataset, case.root, case.split, case.seed)
         order = (
-            np.random.default_rng(place.seed)
+            np.random.default_rng(case.seed)
             .permutation(module.train_data.samples["image_path"])
             .tolist()
         )
@@ -62,7 +62,7 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
             held_out = _part_by_part(order, part_of)
             data.keep_training_images(module, [path for path in order if path not in held_out])
             order = sorted(held_out)
-        model = fitted(module, place.seed, post_processor=False)
+        model = fitted(module, case.seed, post_processor=False)
         samples = module.test_data.samples
         tested = nominal_scores(
             model.model, model.pre_processor, samples["image_path"].tolist(), leave_out=False
@@ -115,16 +115,16 @@ def _row(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
     about = (__doc__ or "").splitlines()[0]
-    return study_places("false_alarms", about, DATA, _evaluate, report, arguments)
+    return run_cases("false_alarms", about, DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
     """Write ``README.md`` and the plot from ``false-alarms.json``: medians over seeds."""
     found = json.loads((folder / "false-alarms.json").read_text(encoding="utf-8"))
-    places = list(dict.fromkeys((row["dataset"], row["split"]) for row in found))
+    cases = list(dict.fromkeys((row["dataset"], row["split"]) for row in found))
 
-    def of(place: tuple[str, str | None], source: str, rate: float, name: str) -> float:
-        return median(found, name, dataset=place[0], split=place[1], source=source, rate=rate)
+    def of(case: tuple[str, str | None], source: str, rate: float, name: str) -> float:
+        return median(found, name, dataset=case[0], split=case[1], source=source, rate=rate)
 
     lines = [
         "# Chosen and realised rates of false alarms",
@@ -150,18 +150,18 @@ def report(folder: Path) -> None:
         1, len(_SOURCES), figsize=(13, 4), sharey=True, layout="constrained"
     )
     for axis, source in zip(axes, _SOURCES, strict=True):
-        for place in places:
-            name = title(*place)
+        for case in cases:
+            name = title(*case)
             cells = [
-                f"{100 * of(place, source, rate, column):.1f}"
+                f"{100 * of(case, source, rate, column):.1f}"
                 for rate in _SHOWN
                 for column in ("false_alarms", "detected")
             ]
             lines.append(
                 f"| {name} | {_SOURCES[source]} |"
-                f" {of(place, source, _SHOWN[0], 'good_images'):,.0f} | " + " | ".join(cells) + " |"
+                f" {of(case, source, _SHOWN[0], 'good_images'):,.0f} | " + " | ".join(cells) + " |"
             )
-            realised = [100 * of(place, source, rate, "false_alarms") for rate in _RATES]
+            realised = [100 * of(case, source, rate, "false_alarms") for rate in _RATES]
             axis.plot([100 * rate for rate in _RATES], realised, "o-", label=name, lw=1.2, ms=4)
         axis.axline((0, 0), slope=1, color="0.6", lw=1, ls="--")
         axis.set(title=f"threshold from {_SOURCES[source]}", xlabel="chosen rate, %")

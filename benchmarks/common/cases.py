@@ -1,6 +1,4 @@
-"""Data sets and seeds that a command goes through, and the command that asks one thing of each and
-can be resumed.
-"""
+"""Cases of a study (data set, split, seed) and the loop over them, which can be resumed.
 
 import argparse
 import json
@@ -14,13 +12,13 @@ from benchmarks.common.records import write_text
 __all__ = [
     "DATA",
     "DRAWN",
-    "PatchIndex",
+    "Case",
     "add_options",
     "alike",
     "chosen",
     "median",
     "seeds",
-    "study_places",
+    "run_cases",
     "title",
 ]
 
@@ -38,7 +36,7 @@ _WITHOUT_FOLDER = ("elpv", DRAWN)
 Row = dict[str, Any]
 
 
-class PatchIndex(NamedTuple):
+class Case(NamedTuple):
     """A data set, its split, a seed, and the folder of the images where it is needed."""
 
     dataset: str
@@ -87,8 +85,8 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
     parser.add_argument("--out", type=Path, default=out)
 
 
-def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[PatchIndex]:
-    """The places a command was asked for, one seed after the other; ends the command if a folder is
+def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:
+    """The cases a command was asked for, one seed after the other; ends the command if a folder is
     missing.
     """
     roots = {
@@ -112,7 +110,7 @@ def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
     if missing and "" not in roots:
         parser.error(f"--root {missing[0]}=DIR is needed; or leave {missing[0]} out of --data")
     return [
-        PatchIndex(
+        Case(
             dataset,
             split,
             seed,
@@ -127,22 +125,22 @@ def _named(roots: Sequence[str]) -> list[tuple[str, str, str]]:
     return [item.partition("=") for item in roots]
 
 
-def study_places(
+def run_cases(
     module: str,
     about: str,
     data: Sequence[str],
-    evaluate: Callable[[PatchIndex], list[Row]],
+    evaluate: Callable[[Case], list[Row]],
     report: Callable[[Path], None],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Evaluate each place that is not there yet, write every result at once, then report.
+    """Evaluate each case that is not there yet, write every result at once, then report.
 
     Args:
         module (str): Name of the module; results are in ``benchmarks/results/NAME/NAME.json``
             unless ``--out`` says else.
         about (str): What the command is for.
         data (Sequence[str]): Data sets by default, with a colon before the split.
-        evaluate (Callable[[PatchIndex], list[Row]]): Gives rows; ``dataset``, ``split`` and
+        evaluate (Callable[[Case], list[Row]]): Gives rows; ``dataset``, ``split`` and
             ``seed`` are added.
         report (Callable[[Path], None]): Writes ``README.md`` and plots into a folder that holds the
             results.
@@ -157,12 +155,12 @@ def study_places(
     options = parser.parse_args(arguments)
     results = options.out / f"{name}.json"
     found: list[Row] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
-    for place in chosen(parser, options):
-        where = {"dataset": place.dataset, "split": place.split, "seed": place.seed}
+    for case in chosen(parser, options):
+        where = {"dataset": case.dataset, "split": case.split, "seed": case.seed}
         if alike(found, **where):
             continue
-        print(place, flush=True)
-        found += [{**where, **row} for row in evaluate(place)]
+        print(case, flush=True)
+        found += [{**where, **row} for row in evaluate(case)]
         write_text(results, "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
     report(options.out)
     print((options.out / "README.md").read_text(encoding="utf-8"))

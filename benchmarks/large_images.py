@@ -1,10 +1,10 @@
 """Small defects in large pictures: resized, and whole by tiles.
 
-    python -m benchmarks.large_pictures --out DIR
+    python -m benchmarks.large_images --out DIR
 
 Pictures of 1,500 x 2,000 pixels are made: a brushed surface under uneven light, and in some a spot,
 scratch or smudge of 6 to 20 pixels. Each way of looking at them is fitted and measured in a process
-of its own. Writes ``large-pictures.json`` and ``README.md``; an interrupted command, given again,
+of its own. Writes ``large-images.json`` and ``README.md``; an interrupted command, given again,
 goes on where it stopped.
 """
 
@@ -111,11 +111,11 @@ def _resident_mb() -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
     about = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.large_pictures", description=about)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.large_images", description=about)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/large-pictures"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/large-images"))
     options = parser.parse_args(arguments)
-    results = options.out / "large-pictures.json"
+    results = options.out / "large-images.json"
     found: list[dict[str, Any]] = (
         json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
     )
@@ -134,14 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(folder: Path) -> None:
-    """Write ``README.md`` from ``large-pictures.json``."""
-    found = json.loads((folder / "large-pictures.json").read_text(encoding="utf-8"))
+    """Write ``README.md`` from ``large-images.json``."""
+    found = json.loads((folder / "large-images.json").read_text(encoding="utf-8"))
     sizes = sorted(int(size) for size in found[0]["per_defect"])
     lines = [
         "# Small defects in large pictures",
         "",
         (
-            "`python -m benchmarks.large_pictures`: spots, scratches and smudges of 6 to 20 pixels,"
+            "`python -m benchmarks.large_images`: spots, scratches and smudges of 6 to 20 pixels,"
             " drawn into made"
         ),
         (

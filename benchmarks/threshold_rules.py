@@ -1,12 +1,12 @@
 """Who may decide the threshold: good images at a rate of false alarms, or labelled images too.
 
-    python -m benchmarks.deciding --root DIR --out DIR
+    python -m benchmarks.threshold_rules --root DIR --out DIR
 
 Each data set is fitted once. Kept are the scores of training images, each scored without its own
 atoms, and those of images that were not trained on. Validation sets are then drawn from the latter:
 a few good and a few defective images. Every rule chooses a threshold from each set. Its false
 alarms and misses are counted among the other images that were not trained on. Writes
-``deciding.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command, given
+``threshold-rules.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command, given
 again, goes on where it stopped.
 """
 
@@ -28,8 +28,8 @@ from anomalib_sgfr.post_processing.thresholds import (
     f1_threshold,
 )
 from benchmarks.common import data
+from benchmarks.common.cases import Case, run_cases, seeds, title
 from benchmarks.common.engine import fitted
-from benchmarks.common.places import PatchIndex, seeds, study_places, title
 from benchmarks.common.records import write_text
 
 __all__ = ["main", "report"]
@@ -49,13 +49,13 @@ _GOOD = (2, 5, 10, 20, 50)
 _SHOWN = ((3, 2), (5, 10), (10, 10), (20, 2), (20, 50))  # defective and good images
 
 
-def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Raw scores, of a fit that leaves enough good images over."""
-    module = data.build(place.dataset, place.root, place.split, place.seed)
+    module = data.build(case.dataset, case.root, case.split, case.seed)
     samples = module.test_data.samples
     is_good = data.kinds(samples) == "good"
     training = (
-        np.random.default_rng(place.seed)
+        np.random.default_rng(case.seed)
         .permutation(module.train_data.samples["image_path"])
         .tolist()
     )
@@ -63,7 +63,7 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     if left_over:
         training = training[len(left_over) :]
         data.keep_training_images(module, training)
-    model = fitted(module, place.seed, post_processor=False)
+    model = fitted(module, case.seed, post_processor=False)
 
     def scores(paths: Sequence[str], *, leave_out: bool) -> list[float]:
         found = nominal_scores(model.model, model.pre_processor, paths, leave_out=leave_out).scores
@@ -105,8 +105,8 @@ def _cross_fitted(good: Scores, bad: Scores, training: Scores) -> float:
     divided, conformal = (rule(good, bad, training) for rule in (_f1, _conformal))
     if min(len(good), len(bad)) == 1:
         return conformal
-    ours = [score > _f1(np.delete(good, place), bad, training) for place, score in enumerate(good)]
-    ours += [score <= _f1(good, np.delete(bad, place), training) for place, score in enumerate(bad)]
+    ours = [score > _f1(np.delete(good, case), bad, training) for case, score in enumerate(good)]
+    ours += [score <= _f1(good, np.delete(bad, case), training) for case, score in enumerate(bad)]
     return divided if _fewer(np.array(ours), _wrong(good, bad, conformal)) else conformal
 
 
@@ -171,7 +171,7 @@ def _fewer(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
     about = (__doc__ or "").splitlines()[0]
-    return study_places("deciding", about, _DATA, _evaluate, report, arguments)
+    return run_cases("threshold_rules", about, _DATA, _evaluate, report, arguments)
 
 
 def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -225,15 +225,15 @@ def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def report(folder: Path) -> None:
-    """Write ``rules.csv`` and ``README.md`` from ``deciding.json``: the same draws every time."""
-    found = json.loads((folder / "deciding.json").read_text(encoding="utf-8"))
+    """Write ``rules.csv`` and ``README.md`` from ``threshold-rules.json``: the same draws every time."""
+    found = json.loads((folder / "threshold-rules.json").read_text(encoding="utf-8"))
     table = pd.DataFrame([row for scores in found for row in _drawn(scores)])
     write_text(folder / "rules.csv", table.to_csv(index=False, lineterminator="\n"))
     lines = [
         "# Who may decide the threshold",
         "",
         (
-            f"`python -m benchmarks.deciding --root DIR`: {_DRAWS} validation sets of"
+            f"`python -m benchmarks.threshold_rules --root DIR`: {_DRAWS} validation sets of"
             f" {', '.join(map(str, _BAD))}"
         ),
         (

@@ -1,13 +1,13 @@
 """A fitted model under another light: what eight good images of it mend, as an update and
 otherwise.
 
-    python -m benchmarks.another_light --root mtd=DIR --root mvtec=DIR --out DIR
+    python -m benchmarks.domain_shift --root mtd=DIR --root mvtec=DIR --out DIR
 
 A model is fitted to all training images but eight. Then the light or the camera changes, drawn into
 every picture, and the test images are scored: by the model as it is, adapted by the eight, updated
 with them, by a fit to the eight alone, and by a fit to everything, the eight as they look now.
 False alarms are good test images above the threshold that one in twenty of them exceeded before the
-change. Writes ``another-light.json`` and ``README.md``; an interrupted command, given again, goes
+change. Writes ``domain-shift.json`` and ``README.md``; an interrupted command, given again, goes
 on where it stopped.
 """
 
@@ -32,8 +32,8 @@ from anomalib_sgfr import Sgfr, SgfrModel
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.training.adapt import adapted, residual_moments
 from benchmarks.common import data
+from benchmarks.common.cases import Case, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted, quiet_fit
-from benchmarks.common.places import PatchIndex, median, seeds, study_places, title
 from benchmarks.common.records import write_text
 from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 
@@ -96,17 +96,17 @@ def _image(dataset: AnomalibDataset, row: int) -> Tensor:
     return cast("Tensor", cast("Any", dataset[row]).image)
 
 
-def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Accuracy and false alarms of each way, before and after each change."""
-    module = data.build(place.dataset, place.root, place.split, place.seed, num_workers=0)
+    module = data.build(case.dataset, case.root, case.split, case.seed, num_workers=0)
     everything = module.train_data.samples.copy()
-    chosen = np.sort(np.random.default_rng(place.seed).permutation(len(everything))[:_NEW])
+    chosen = np.sort(np.random.default_rng(case.seed).permutation(len(everything))[:_NEW])
     kept = everything.drop(index=everything.index[chosen])["image_path"].tolist()
     originals = [_image(module.train_data, int(row)) for row in chosen]
     data.keep_training_images(module, kept)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model = fitted(module, place.seed, post_processor=False)
+        model = fitted(module, case.seed, post_processor=False)
         test = _Test(module.test_data, model.pre_processor)
         model.trainer.save_checkpoint(folder / "model.ckpt")
         before, as_it_was = test.scored(model.model, None)
@@ -114,7 +114,7 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
         rows = [_row(None, "as it was", 0.0, before, test, threshold) | as_it_was]
         for change in CHANGES:
             new = _drawn(folder / change, originals, everything.iloc[chosen], change)
-            for way, other, seconds in _ways(place, module, model, folder / "model.ckpt", new):
+            for way, other, seconds in _ways(case, module, model, folder / "model.ckpt", new):
                 scores, found = test.scored(other, change)
                 rows.append(_row(change, way, seconds, scores, test, threshold) | found)
     return rows
@@ -134,13 +134,13 @@ def _drawn(
 
 
 def _ways(
-    place: PatchIndex, module: data.AlteredData, model: Sgfr, checkpoint: Path, new: pd.DataFrame
+    case: Case, module: data.AlteredData, model: Sgfr, checkpoint: Path, new: pd.DataFrame
 ) -> Iterator[tuple[str, SgfrModel, float]]:
     """Each way's name, its model, and the seconds it took to make."""
     yield "nothing", model.model, 0.0
 
     def module_of(*paths: str) -> data.AlteredData:
-        other = data.build(place.dataset, place.root, place.split, place.seed, num_workers=0)
+        other = data.build(case.dataset, case.root, case.split, case.seed, num_workers=0)
         data.add_training_images(other, new)
         data.keep_training_images(other, [*paths, *new["image_path"]])
         return other
@@ -159,7 +159,7 @@ def _ways(
     yield "update", updated.model, time.perf_counter() - start
     for way, data_of in (("alone", alone), ("refit", all_of_them)):
         start = time.perf_counter()
-        fresh = fitted(data_of, place.seed, post_processor=False)
+        fresh = fitted(data_of, case.seed, post_processor=False)
         yield way, fresh.model, time.perf_counter() - start
 
 
@@ -217,12 +217,12 @@ def _row(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
     about = (__doc__ or "").splitlines()[0]
-    return study_places("another_light", about, _DATA, _evaluate, report, arguments)
+    return run_cases("domain_shift", about, _DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
-    """Write ``README.md`` from ``another-light.json``: medians over seeds."""
-    found = json.loads((folder / "another-light.json").read_text(encoding="utf-8"))
+    """Write ``README.md`` from ``domain-shift.json``: medians over seeds."""
+    found = json.loads((folder / "domain-shift.json").read_text(encoding="utf-8"))
     names = [
         name
         for name, value in found[0]["metrics"].items()
@@ -233,7 +233,7 @@ def report(folder: Path) -> None:
         "# Another light",
         "",
         (
-            f"`python -m benchmarks.another_light --root mtd=DIR --root mvtec=DIR`: {_NEW} good"
+            f"`python -m benchmarks.domain_shift --root mtd=DIR --root mvtec=DIR`: {_NEW} good"
             " images are taken from the"
         ),
         (
@@ -249,10 +249,8 @@ def report(folder: Path) -> None:
         f"| data | change | | {' | '.join(names)} | false alarms | missed | s |",
         "|---" * (6 + len(names)) + "|",
     ]
-    places = dict.fromkeys(
-        (row["dataset"], row["split"], row["change"], row["way"]) for row in rows
-    )
-    for dataset, split, change, way in places:
+    cases = dict.fromkeys((row["dataset"], row["split"], row["change"], row["way"]) for row in rows)
+    for dataset, split, change, way in cases:
         of = {
             name: median(rows, name, dataset=dataset, split=split, change=change, way=way)
             for name in (*names, "false_alarms", "missed", "seconds")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common.defects import picture
-from benchmarks.large_pictures import main, report
+from benchmarks.large_images import main, report
 
 
 def test_pictures_are_uneven_but_have_no_defect() -> None:
@@ -30,8 +30,8 @@ def test_what_is_measured_is_not_measured_again(
         "peak_mb": 11.2,
         "fit_s": 3.4,
     }
-    monkeypatch.setattr("benchmarks.large_pictures._WAYS", {"256 x 256": {}})
-    (tmp_path / "large-pictures.json").write_text(json.dumps([row]), encoding="utf-8")
+    monkeypatch.setattr("benchmarks.large_images._WAYS", {"256 x 256": {}})
+    (tmp_path / "large-images.json").write_text(json.dumps([row]), encoding="utf-8")
     assert main(["--out", str(tmp_path)]) == 0
     assert (
         "| 256 x 256 | 50.0 | 75.0 | 50.0 | 10.0 | 25.0 | 0.12 | 11 | 3 |"
@@ -44,7 +44,7 @@ def test_what_is_measured_is_not_measured_again(
 
 
 def test_a_way_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import benchmarks.large_pictures as module
+    import benchmarks.large_images as module
 
     for name, value in {"_SIZE": (96, 128), "_TRAINED": 2, "_GOOD": 2, "_EACH": 1}.items():
         monkeypatch.setattr(module, name, value)
