@@ -28,10 +28,10 @@ from anomalib.deploy import CompressionType, ExportType
 from PIL import Image
 
 from benchmarks.common import data
+from benchmarks.common.cases import DATA, DRAWN, Case, alike, median, run_cases, seeds, title
 from benchmarks.common.defects import draw_defect, surface
 from benchmarks.common.engine import fitted, quiet_engine, silence
 from benchmarks.common.records import read_rows, table, write_text
-from benchmarks.common.roots import DATA, DRAWN, Root, alike, measure_roots, median, seeds, title
 from benchmarks.edge.cases import F32
 from benchmarks.edge.export import move, write_reference
 
@@ -77,17 +77,17 @@ def draw(folder: Path, seed: int, images: dict[str, int] = _DRAWN) -> None:
             Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
 
 
-def _evaluate(root: Root) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Errors, accuracy, size and time of each file."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if root.dataset == DRAWN:
+        if case.dataset == DRAWN:
             (folder / DRAWN).mkdir()
-            draw(folder / DRAWN, root.seed)
-            module = data.build("folder", folder / DRAWN, seed=root.seed)
+            draw(folder / DRAWN, case.seed)
+            module = data.build("folder", folder / DRAWN, seed=case.seed)
         else:
-            module = data.build(root.dataset, root.folder, root.split, root.seed)
-        model = fitted(module, root.seed)
+            module = data.build(case.dataset, case.root, case.split, case.seed)
+        model = fitted(module, case.seed)
         write_reference(model, module, folder, model.pre_processor.transform.transforms[0].size)
         files = {}
         for name, compression in _COMPRESSIONS.items():
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
     silence()
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    return measure_roots("compressed", __doc__, (*DATA, DRAWN), _evaluate, report, arguments)
+    return run_cases("compressed", __doc__, (*DATA, DRAWN), _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:

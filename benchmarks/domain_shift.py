@@ -30,9 +30,9 @@ from anomalib_sgfr import Sgfr, SgfrModel
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.training.adapt import adapted, residual_moments
 from benchmarks.common import data
+from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted, quiet_fit
 from benchmarks.common.records import read_rows, table, write_text
-from benchmarks.common.roots import Root, alike, measure_roots, median, seeds, title
 from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 
 __all__ = ["CHANGES", "main", "report"]
@@ -94,17 +94,17 @@ def _image(dataset: AnomalibDataset, row: int) -> Tensor:
     return cast("Tensor", cast("Any", dataset[row]).image)
 
 
-def _evaluate(root: Root) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Accuracy and false alarms of each way, before and after each change."""
-    module = data.build(root.dataset, root.folder, root.split, root.seed, num_workers=0)
+    module = data.build(case.dataset, case.root, case.split, case.seed, num_workers=0)
     everything = module.train_data.samples.copy()
-    chosen = np.sort(np.random.default_rng(root.seed).permutation(len(everything))[:_NEW])
+    chosen = np.sort(np.random.default_rng(case.seed).permutation(len(everything))[:_NEW])
     kept = everything.drop(index=everything.index[chosen])["image_path"].tolist()
     originals = [_image(module.train_data, int(row)) for row in chosen]
     data.keep_training_images(module, kept)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model = fitted(module, root.seed, post_processor=False)
+        model = fitted(module, case.seed, post_processor=False)
         test = _Test(module.test_data, model.pre_processor)
         model.trainer.save_checkpoint(folder / "model.ckpt")
         before, as_it_was = test.scored(model.model, None)
@@ -112,7 +112,7 @@ def _evaluate(root: Root) -> list[dict[str, Any]]:
         rows = [_row(None, "as it was", 0.0, before, test, threshold) | as_it_was]
         for change in CHANGES:
             new = _drawn(folder / change, originals, everything.iloc[chosen], change)
-            for way, other, seconds in _ways(root, module, model, folder / "model.ckpt", new):
+            for way, other, seconds in _ways(case, module, model, folder / "model.ckpt", new):
                 scores, found = test.scored(other, change)
                 rows.append(_row(change, way, seconds, scores, test, threshold) | found)
     return rows
@@ -132,13 +132,13 @@ def _drawn(
 
 
 def _ways(
-    root: Root, module: data.AlteredData, model: Sgfr, checkpoint: Path, new: pd.DataFrame
+    case: Case, module: data.AlteredData, model: Sgfr, checkpoint: Path, new: pd.DataFrame
 ) -> Iterator[tuple[str, SgfrModel, float]]:
     """Each way's name, its model, and the seconds it took to make."""
     yield "nothing", model.model, 0.0
 
     def module_of(*paths: str) -> data.AlteredData:
-        other = data.build(root.dataset, root.folder, root.split, root.seed, num_workers=0)
+        other = data.build(case.dataset, case.root, case.split, case.seed, num_workers=0)
         data.add_training_images(other, new)
         data.keep_training_images(other, [*paths, *new["image_path"]])
         return other
@@ -157,7 +157,7 @@ def _ways(
     yield "update", updated.model, time.perf_counter() - start
     for way, data_of in (("alone", alone), ("refit", all_of_them)):
         start = time.perf_counter()
-        fresh = fitted(data_of, root.seed, post_processor=False)
+        fresh = fitted(data_of, case.seed, post_processor=False)
         yield way, fresh.model, time.perf_counter() - start
 
 
@@ -214,7 +214,7 @@ def _row(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    return measure_roots("domain_shift", __doc__, _DATA, _evaluate, report, arguments)
+    return run_cases("domain_shift", __doc__, _DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:

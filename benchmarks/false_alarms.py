@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from benchmarks.common import data
+from benchmarks.common.cases import DATA, Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.records import read_rows, table, write_text
-from benchmarks.common.roots import DATA, Root, alike, measure_roots, median, seeds, title
 
 __all__ = ["main", "report"]
 
@@ -39,16 +39,16 @@ _SOURCES = {
 }
 
 
-def _evaluate(root: Root) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Realised rates of false alarms and of detection, for each source of the threshold and each
     chosen rate.
     """
-    part_of = data.part_of(root.dataset)
+    part_of = data.part_of(case.dataset)
     rows: list[dict[str, Any]] = []
     for apart in (False, True):
-        module = data.build(root.dataset, root.folder, root.split, root.seed)
+        module = data.build(case.dataset, case.root, case.split, case.seed)
         order = (
-            np.random.default_rng(root.seed)
+            np.random.default_rng(case.seed)
             .permutation(module.train_data.samples["image_path"])
             .tolist()
         )
@@ -56,7 +56,7 @@ def _evaluate(root: Root) -> list[dict[str, Any]]:
             held_out = _part_by_part(order, part_of)
             data.keep_training_images(module, [path for path in order if path not in held_out])
             order = sorted(held_out)
-        model = fitted(module, root.seed, post_processor=False)
+        model = fitted(module, case.seed, post_processor=False)
         samples = module.test_data.samples
         tested = nominal_scores(
             model.model, model.pre_processor, samples["image_path"].tolist(), leave_out=False
@@ -108,7 +108,7 @@ def _row(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    return measure_roots("false_alarms", __doc__, DATA, _evaluate, report, arguments)
+    return run_cases("false_alarms", __doc__, DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:

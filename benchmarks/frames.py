@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 from anomalib_sgfr import Inspector
+from benchmarks.common.cases import show_page
 from benchmarks.common.memory import resident_mb
 from benchmarks.common.records import read_rows, table, write_rows, write_text
-from benchmarks.common.roots import show_page
 
 __all__ = ["main", "report"]
 

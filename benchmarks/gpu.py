@@ -35,10 +35,10 @@ from anomalib_sgfr import Sgfr
 from anomalib_sgfr.memory_bank import residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks.common import data
+from benchmarks.common.cases import show_page
 from benchmarks.common.defects import surface
 from benchmarks.common.engine import silence
 from benchmarks.common.records import table, write_text
-from benchmarks.common.roots import show_page
 from benchmarks.common.zoo import MODELS, BareExtraction, resolve_arguments
 
 __all__ = ["main", "report"]

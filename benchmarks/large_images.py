@@ -24,11 +24,11 @@ from anomalib.data import Folder
 from PIL import Image
 from torch.nn import functional
 
+from benchmarks.common.cases import show_page
 from benchmarks.common.defects import draw_defect, surface
 from benchmarks.common.engine import fitted
 from benchmarks.common.memory import peak_mb, reset_peak, resident_mb
 from benchmarks.common.records import read_rows, table, write_rows, write_text
-from benchmarks.common.roots import show_page
 from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 
 __all__ = ["main", "report"]

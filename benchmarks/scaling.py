@@ -27,10 +27,10 @@ from torch import Tensor
 from anomalib_sgfr.core import self_expression
 from anomalib_sgfr.core.clusters import Clusters, merge
 from anomalib_sgfr.core.sampler import SubspaceSampler
+from benchmarks.common.cases import show_page
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.memory import peak_mb, reset_peak
 from benchmarks.common.records import Record, read, read_rows, table, write_rows, write_text
-from benchmarks.common.roots import show_page
 
 __all__ = ["main", "report"]
 

@@ -1,4 +1,4 @@
-"""Made pictures, and defects of a known size drawn into them."""
+"""Made images, and defects of a known size drawn into them."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,7 @@ def draw_defect(
 
 
 def surface(rng: np.random.Generator, size: Sequence[int]) -> NDArray[np.float32]:
-    """Make a picture of a good part: a brushed surface under uneven light.
+    """Make an image of a good part: a brushed surface under uneven light.
 
     Args:
         rng (np.random.Generator): Draws grain and light.

@@ -1,4 +1,4 @@
-"""Small defects in large pictures: made, measured in processes of their own, and reported."""
+"""Small defects in large images: made, measured in processes of their own, and reported."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks.common.defects import surface
 from benchmarks.large_images import main, report
 
 
-def test_pictures_are_uneven_but_have_no_defect() -> None:
+def test_images_are_uneven_but_have_no_defect() -> None:
     found = surface(np.random.default_rng(0), (300, 400))
     assert found.shape == (300, 400)
     assert found.dtype == np.float32

@@ -1,4 +1,4 @@
-"""Data sets and seeds that a command measures, and the command that measures each and can be resumed."""
+"""Cases of a study (data set, split, seed) and the loop over them, which can be resumed."""
 
 import argparse
 import statistics
@@ -11,12 +11,12 @@ from benchmarks.common.records import Row, read_rows, write_rows
 __all__ = [
     "DATA",
     "DRAWN",
-    "Root",
+    "Case",
     "add_options",
     "alike",
     "chosen",
-    "measure_roots",
     "median",
+    "run_cases",
     "seeds",
     "show_page",
     "title",
@@ -35,13 +35,13 @@ DRAWN = "drawn"  # made by the command itself
 _WITHOUT_FOLDER = ("elpv", DRAWN)
 
 
-class Root(NamedTuple):
+class Case(NamedTuple):
     """A data set, its split, a seed, and the folder of the images where it is needed."""
 
     dataset: str
     split: str | None
     seed: int
-    folder: Path | None
+    root: Path | None
 
     def __str__(self) -> str:
         """For people, without the folder."""
@@ -79,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
     parser.add_argument("--out", type=Path, default=out)
 
 
-def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Root]:
+def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:
     """What a command was asked to measure, one seed after the other.
 
     Ends the command if a folder is missing.
@@ -95,7 +95,7 @@ def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
     if options.data is None:
         given = {*folders, *(["mtd"] if "" in folders else [])}
         data = [each for each in data if each[0] in given or each[0].startswith(_WITHOUT_FOLDER)]
-    roots = []
+    cases = []
     for seed in options.seeds:
         for dataset, split in data:
             found = None
@@ -105,26 +105,26 @@ def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
                     parser.error(
                         f"--root {dataset}=DIR is needed; or leave {dataset} out of --data"
                     )
-            roots.append(Root(dataset, split, seed, found))
-    return roots
+            cases.append(Case(dataset, split, seed, found))
+    return cases
 
 
-def measure_roots(
+def run_cases(
     module: str,
     about: str | None,
     data: Sequence[str],
-    evaluate: Callable[[Root], list[Row]],
+    evaluate: Callable[[Case], list[Row]],
     report: Callable[[Path], None],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Evaluate each data set and seed that is not there yet, write every result at once, then report.
+    """Evaluate each case that is not there yet, write every result at once, then report.
 
     Args:
         module (str): Name of the module; results are in ``benchmarks/results/NAME/NAME.json``
             unless ``--out`` says else.
         about (str | None): Its docstring.
         data (Sequence[str]): Data sets by default, with a colon before the split.
-        evaluate (Callable[[Root], list[Row]]): Gives rows; ``dataset``, ``split`` and ``seed`` are
+        evaluate (Callable[[Case], list[Row]]): Gives rows; ``dataset``, ``split`` and ``seed`` are
             added.
         report (Callable[[Path], None]): Writes ``README.md`` and plots into a folder that holds the
             results.
@@ -141,12 +141,12 @@ def measure_roots(
     options = parser.parse_args(arguments)
     results = options.out / f"{name}.json"
     found = read_rows(results)
-    for root in chosen(parser, options):
-        where = {"dataset": root.dataset, "split": root.split, "seed": root.seed}
+    for case in chosen(parser, options):
+        where = {"dataset": case.dataset, "split": case.split, "seed": case.seed}
         if alike(found, **where):
             continue
-        print(root, flush=True)
-        found += [{**where, **row} for row in evaluate(root)]
+        print(case, flush=True)
+        found += [{**where, **row} for row in evaluate(case)]
         write_rows(results, found)
     return show_page(report, options.out)
 

@@ -1,12 +1,12 @@
 """Who may decide the threshold: good images at a rate of false alarms, or labelled images too.
 
-    python -m benchmarks.deciding --root DIR --out DIR
+    python -m benchmarks.threshold_rules --root DIR --out DIR
 
 Each data set is fitted once. Kept are the scores of training images, each scored without its own
 atoms, and those of images that were not trained on. Validation sets are then drawn from the latter:
 a few good and a few defective images. Every rule chooses a threshold from each set. Its false
 alarms and misses are counted among the other images that were not trained on. Writes
-``deciding.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command, given
+``threshold-rules.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command, given
 again, goes on where it stopped.
 """
 
@@ -26,10 +26,10 @@ from anomalib_sgfr.post_processing.thresholds import (
     f1_threshold,
 )
 from benchmarks.common import data
+from benchmarks.common.cases import Case, run_cases, seeds, title
 from benchmarks.common.engine import fitted
 from benchmarks.common.records import read_rows, write_text
 from benchmarks.common.records import table as markdown
-from benchmarks.common.roots import Root, measure_roots, seeds, title
 
 __all__ = ["main", "report"]
 
@@ -57,13 +57,13 @@ _SUMMARIES = {  # of a rule over all sizes: column of the table, and how it is s
 }
 
 
-def _evaluate(root: Root) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Raw scores, of a fit that leaves enough good images over."""
-    module = data.build(root.dataset, root.folder, root.split, root.seed)
+    module = data.build(case.dataset, case.root, case.split, case.seed)
     samples = module.test_data.samples
     is_good = data.kinds(samples) == "good"
     training = (
-        np.random.default_rng(root.seed)
+        np.random.default_rng(case.seed)
         .permutation(module.train_data.samples["image_path"])
         .tolist()
     )
@@ -71,7 +71,7 @@ def _evaluate(root: Root) -> list[dict[str, Any]]:
     if left_over:
         training = training[len(left_over) :]
         data.keep_training_images(module, training)
-    model = fitted(module, root.seed, post_processor=False)
+    model = fitted(module, case.seed, post_processor=False)
 
     def scores(paths: Sequence[str], *, leave_out: bool) -> list[float]:
         found = nominal_scores(model.model, model.pre_processor, paths, leave_out=leave_out).scores
@@ -131,7 +131,7 @@ def _pooled(good: Scores, training: Scores) -> list[float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    return measure_roots("deciding", __doc__, _DATA, _evaluate, report, arguments)
+    return run_cases("threshold_rules", __doc__, _DATA, _evaluate, report, arguments)
 
 
 def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -179,23 +179,24 @@ def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def report(folder: Path) -> None:
-    """Write ``rules.csv`` and ``README.md`` from ``deciding.json``: the same draws every time."""
-    found = read_rows(folder / "deciding.json")
+    """Write ``rules.csv`` and ``README.md`` from ``threshold-rules.json``: the same draws every time."""
+    found = read_rows(folder / "threshold-rules.json")
     table = pd.DataFrame([row for scores in found for row in _drawn(scores)])
     write_text(folder / "rules.csv", table.to_csv(index=False, lineterminator="\n"))
-    all_sizes, some_sizes = [], []
+    all_sizes: list[list[str]] = []
+    some_sizes: list[list[str]] = []
     for (name, rule), rows in table.groupby(["data", "rule"], sort=False):
         cells = [rows[column].agg(how) for column, how in _SUMMARIES.values()]
-        all_sizes.append([name, rule, *(f"{cell:.1f}" for cell in cells)])
-        of = rows.groupby(["defective", "good"]).mean(numeric_only=True)
-        some_sizes.append([name, rule, *(_sizes(of, size) for size in _SHOWN)])
+        all_sizes.append([str(name), str(rule), *(f"{cell:.1f}" for cell in cells)])
+        of: Any = rows.groupby(["defective", "good"]).mean(numeric_only=True).to_dict("index")
+        some_sizes.append([str(name), str(rule), *(_sizes(of, size) for size in _SHOWN)])
     shown = [f"{bad} defective, {good} good" for bad, good in _SHOWN]
     write_text(
         folder / "README.md",
         f"""\
 # Who may decide the threshold
 
-`python -m benchmarks.deciding --root DIR`: {_DRAWS} validation sets of
+`python -m benchmarks.threshold_rules --root DIR`: {_DRAWS} validation sets of
 {", ".join(map(str, _BAD))} defective and {", ".join(map(str, _GOOD))} good images each, drawn from
 images that were not trained on. False alarms and misses are counted among the others, in percent;
 the balanced error is their mean. Good images decide at a rate of {100 * _RATE:g}%: at most
@@ -219,11 +220,11 @@ Median (90th percentile) of false alarms / of misses.
     )
 
 
-def _sizes(of: pd.DataFrame, size: tuple[int, int]) -> str:
+def _sizes(of: dict[tuple[int, int], dict[str, float]], size: tuple[int, int]) -> str:
     """Errors at one size of validation sets, if there were enough images for it."""
-    if size not in of.index:
+    if size not in of:
         return "-"
-    at = of.loc[size]
+    at = of[size]
     return (
         f"{at['false_alarms_median']:.1f} ({at['false_alarms_p90']:.1f}) / "
         f"{at['misses_median']:.1f} ({at['misses_p90']:.1f})"

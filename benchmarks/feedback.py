@@ -1,12 +1,12 @@
 """Whether accepting false alarms spares the next ones, and what it costs in defects missed.
 
-    python -m benchmarks.accepting --root DIR --out DIR
+    python -m benchmarks.feedback --root DIR --out DIR
 
 The threshold is one that a fifth of the good test images exceed. Twenty of these false alarms,
 drawn at random, are accepted, as ``anomalib-sgfr accept`` does; beside it a fit that starts again
 with them among the training images. False alarms are counted among the other good test images, with
 the threshold as it was and as it is chosen anew, from training images at the rate that it had
-there. Writes ``accepting.json`` and ``README.md``; an interrupted command, given again, goes on
+there. Writes ``feedback.json`` and ``README.md``; an interrupted command, given again, goes on
 where it stopped.
 """
 
@@ -26,9 +26,9 @@ from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_ove
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from anomalib_sgfr.training.accept import Addition, added, novel
 from benchmarks.common import data
+from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted
 from benchmarks.common.records import read_rows, table, write_text
-from benchmarks.common.roots import Root, alike, measure_roots, median, seeds, title
 
 __all__ = ["main", "report"]
 
@@ -42,15 +42,15 @@ _COLUMNS += ["atoms", "seconds"]
 _WAYS = {"before": "before", "accepted": "20 accepted", "refit": "fitted again with the 20"}
 
 
-def _evaluate(root: Root) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """False alarms and missed defects among images that were not accepted, before and after."""
-    part_of = data.part_of(root.dataset)
-    module = data.build(root.dataset, root.folder, root.split, root.seed)
+    part_of = data.part_of(case.dataset)
+    module = data.build(case.dataset, case.root, case.split, case.seed)
     samples = module.test_data.samples
     paths, good = samples["image_path"].tolist(), data.kinds(samples) == "good"
     training = spread_over(module.train_data.samples["image_path"].tolist(), _IMAGES, part_of)
     units = list(map(part_of, training))
-    model = fitted(module, root.seed, post_processor=False)
+    model = fitted(module, case.seed, post_processor=False)
 
     def nominal(other: SgfrModel) -> list[float]:
         return nominal_scores(other, model.pre_processor, training, group=part_of).scores
@@ -63,7 +63,7 @@ def _evaluate(root: Root) -> list[dict[str, Any]]:
     vouched = nominal(model.model)
     rate = min(0.9, max(0.5, sum(score > threshold for score in vouched)) / len(vouched))
     alarms = np.flatnonzero(good & (before > threshold))
-    chosen = np.random.default_rng(root.seed).permutation(alarms)[
+    chosen = np.random.default_rng(case.seed).permutation(alarms)[
         : min(_ACCEPTED, len(alarms) // 2)
     ]
     rest = np.setdiff1d(np.flatnonzero(good), chosen)
@@ -72,10 +72,10 @@ def _evaluate(root: Root) -> list[dict[str, Any]]:
     seconds = time.perf_counter() - start
     accepted = model.model.with_banks(added(model.model.fitted_state, additions))
 
-    again = data.build(root.dataset, root.folder, root.split, root.seed)
+    again = data.build(case.dataset, case.root, case.split, case.seed)
     start = time.perf_counter()
     data.add_training_images(again, samples.iloc[chosen])
-    refit = fitted(again, root.seed, post_processor=False)
+    refit = fitted(again, case.seed, post_processor=False)
     rows = []
     for way, other, took in (
         ("before", model.model, 0.0),
@@ -115,12 +115,12 @@ def _accept(model: Sgfr, paths: Sequence[str], threshold: float) -> list[Additio
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    return measure_roots("accepting", __doc__, _DATA, _evaluate, report, arguments)
+    return run_cases("feedback", __doc__, _DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
-    """Write ``README.md`` from ``accepting.json``: medians over seeds."""
-    found = read_rows(folder / "accepting.json")
+    """Write ``README.md`` from ``feedback.json``: medians over seeds."""
+    found = read_rows(folder / "feedback.json")
     counts = (("alarms", "good"), ("missed", "defective"), ("still", "accepted"))
     rows = []
     for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in found):
@@ -139,7 +139,7 @@ def report(folder: Path) -> None:
         f"""\
 # Accepting false alarms
 
-`python -m benchmarks.accepting --root DIR`: a threshold that a fifth of the good test images
+`python -m benchmarks.feedback --root DIR`: a threshold that a fifth of the good test images
 exceed; up to {_ACCEPTED} of them are accepted. Counts among the other test images, with the
 threshold kept / chosen anew. Medians over seeds {seeds(found)}.
 
