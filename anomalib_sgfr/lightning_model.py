@@ -30,8 +30,8 @@ from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.weights import normalisation
+from anomalib_sgfr.images.bit_depth import require_bit_depth
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
-from anomalib_sgfr.images.reading import require_bit_depth
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState

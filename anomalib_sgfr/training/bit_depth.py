@@ -12,11 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from anomalib_sgfr.images.bit_depth import (
     ConstantImageCheck,
     check_synthetic_sources,
+    infer_bit_depth,
     reread_images,
+    running_dataset,
     to_batch,
 )
-from anomalib_sgfr.images.file_pixels import running_dataset
-from anomalib_sgfr.images.reading import SUFFIXES, count_unread, infer_bit_depth
+from anomalib_sgfr.images.headers import SUFFIXES, count_unread
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["FromCameras"]
@@ -51,7 +52,7 @@ class FromCameras(LightningModule, ABC):
             OSError: If a picture cannot be read.
             ValueError: If one cannot be read at its true range.
         """
-        self._looks = ConstantImageCheck(vouched=self.bit_depth is not None)
+        self._looks = ConstantImageCheck(user_confirmed=self.bit_depth is not None)
         check_synthetic_sources(getattr(self.trainer, "datamodule", None))
         samples = getattr(getattr(self.trainer.train_dataloader, "dataset", None), "samples", None)
         paths = [] if samples is None else samples["image_path"].tolist()
@@ -79,7 +80,7 @@ class FromCameras(LightningModule, ABC):
             reread_images(batch, running_dataset(self.trainer, number), self.model.bit_depth)
             if self.trainer.training and self._looks:
                 images: Any = batch.image
-                self._looks.see(images, batch.image_path)
+                self._looks.update(images, batch.image_path)
 
     def require_good_looks(self) -> None:
         """Refuse to learn from pictures that look misread.
@@ -88,7 +89,7 @@ class FromCameras(LightningModule, ABC):
             ValueError: If most of those seen do.
         """
         if self._looks:
-            self._looks.judge()
+            self._looks.finish()
 
     def forward(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Score images as the Engine does, whatever mode the model is in and however many threads

@@ -27,7 +27,7 @@ from PIL import Image
 
 from anomalib_sgfr import Inspector, NominalPostProcessor, ScoreTable, Sgfr
 from anomalib_sgfr.cli.arguments import readable
-from anomalib_sgfr.images.reading import NOT_READ, SUFFIXES
+from anomalib_sgfr.images.headers import NOT_READ, SUFFIXES
 from tests.conftest import engine_in
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"

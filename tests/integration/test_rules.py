@@ -16,7 +16,7 @@ BROKEN = [
         "from anomalib_sgfr.memory_bank import Bank",
         "Arrows run one way",
     ),
-    ("anomalib_sgfr/images/reading.py", "import torch", "Pictures are read without PyTorch"),
+    ("anomalib_sgfr/images/reading.py", "import torch", "Images are read without PyTorch"),
     (
         "anomalib_sgfr/training/distributed.py",
         "from anomalib_sgfr.lightning_model import Sgfr",
