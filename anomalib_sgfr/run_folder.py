@@ -6,8 +6,8 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "LATEST",
     "Afterwards",
     "RunFolder",
+    "atomic_write",
     "checkpoint_in",
     "claim_folder",
     "give_back_latest",
@@ -58,6 +59,25 @@ class Afterwards(Callback):
 LATEST = "latest"
 _ABOUT = "about.json"
 _CHECKPOINT = PurePath("weights", "lightning", "model.ckpt")
+
+
+@contextmanager
+def atomic_write(file: Path) -> Iterator[Path]:
+    """Write a file whole or not at all.
+
+    Args:
+        file (Path): The file; its folder is made.
+
+    Yields:
+        Path: A file beside it to write instead, which replaces it when the block has ended.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def checkpoint_in(run: Path) -> Path | None:

@@ -45,7 +45,7 @@ EQUIVALENT = [
     (".*", "strict=", "True -> False", "what is zipped has one length"),
     (
         ".*",
-        "^(_ROWS|_PRODUCT_VALUES|_GROUP|_CANDIDATES|_LOOKED_AT_FIRST|_TOGETHER)",
+        "^(_ROWS|_PRODUCT_VALUES|_GROUP|_CANDIDATES|_FIRST_STAGE|_TOGETHER)",
         "[0-9]+ -> .*",
         "sizes of blocks",
     ),

@@ -6,12 +6,11 @@ import argparse
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from anomalib_sgfr.run_folder import whole_checkpoint
+from anomalib_sgfr.run_folder import atomic_write, whole_checkpoint
 
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
@@ -308,10 +307,8 @@ def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
     model.on_save_checkpoint(stored)
     if enabled is not None:
         stored["anomalib_components_enabled"] = enabled
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}-") as folder:
-        torch.save(stored, Path(folder) / target.name)
-        (Path(folder) / target.name).replace(target)
+    with atomic_write(target) as part, part.open("wb") as file:
+        torch.save(stored, file)
 
 
 class Truth(NamedTuple):

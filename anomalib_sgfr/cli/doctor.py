@@ -24,12 +24,12 @@ from anomalib_sgfr.cli.environment import (
     Broken,
     Check,
     Finding,
-    installed,
     memory,
     pip_install,
     processors,
     said,
 )
+from anomalib_sgfr.report.fit_record import installed
 
 if TYPE_CHECKING:
     import numpy as np

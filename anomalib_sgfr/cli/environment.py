@@ -13,11 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import metadata, requires
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from anomalib_sgfr.cli.errors import in_one_line
+from anomalib_sgfr.report.fit_record import installed
 
 __all__ = [
     "OWN",
@@ -28,7 +29,6 @@ __all__ = [
     "Mark",
     "Memory",
     "demands",
-    "installed",
     "looked_at",
     "memory",
     "package",
@@ -290,14 +290,6 @@ def version_checks() -> list[Check]:
             Check(name, lambda name=name: package(name), again, needs, installed(name) or "")
         )  # type: ignore[misc]
     return checks
-
-
-def installed(name: str) -> str | None:
-    """Version of a distribution, or ``None`` if there is none."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def demands(name: str) -> Iterator[Demand]:

@@ -1,10 +1,8 @@
-"""Covers: atoms, what is known of the embeddings each of them stands for, and how both change.
+"""Clusters: atoms with statistics of the embeddings that each of them stands for.
 
-Each atom keeps with_assigned of the embeddings it stands for: how far from it they can lie at most, the
-sum of their offsets and of their squared distances. See :mod:`anomalib_sgfr.core.certificate` for
-what follows.
-
-Where the atoms of a bank come from: numbers of images, and the images' paths.
+An atom's statistics are the count of its embeddings, a bound on their distance from it, the sum of
+their offsets and that of their squared distances. :mod:`anomalib_sgfr.core.certificate` derives its
+bounds from them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,28 +30,23 @@ __all__ = [
 ]
 
 
-_LOOKED_AT_FIRST = (
-    512  # atoms that stand for the most embeddings: most of those to come lie near them
-)
-_ROWS, _ROWS_ON_CARD = 8192, 2**17
+_FIRST_STAGE = 512  # the largest clusters: most embeddings to come lie near them
+_ROWS, _ROWS_ON_GPU = 8192, 2**17
 
 
 class Clusters(NamedTuple):
-    """Atoms, and what is known of the embeddings each of them stands for.
+    """Atoms and the statistics of their members, the embeddings that each atom stands for.
 
     Attributes:
         atoms (Tensor): Shape ``(n, d)``.
-        radius (Tensor): No embedding an atom stands for lies farther from it than this, shape
-            ``(n,)``.
-        count (Tensor): Number of embeddings each atom stands for, itself included, shape ``(n,)``,
-            ``int64``.
-        squares (Tensor): Their squared distances from the atom sum to no more than this, shape
-            ``(n,)``, ``float64``.
-        origin (Tensor): Where each atom was seen: number of the image, row and column of the patch,
-            rows and columns of the image's patches, shape ``(n, 5)``, ``int32``; -1 where that is
-            not known.
-        offset (Tensor): Sum of the embeddings less the atom, over those it stands for, shape ``(n,
-            d)``, ``float64``; NaN where that is not known any more.
+        radius (Tensor): Upper bound of the distance of a member, shape ``(n,)``.
+        count (Tensor): Number of members, the atom included, shape ``(n,)``, ``int64``.
+        squares (Tensor): Upper bound of the sum of the members' squared distances, shape ``(n,)``,
+            ``float64``.
+        origin (Tensor): Patch that the atom comes from: number of the image, row, column, rows and
+            columns of the patch grid; shape ``(n, 5)``, ``int32``; -1 where unknown.
+        offset (Tensor): Sum of the members less the atom, shape ``(n, d)``, ``float64``; NaN where
+            it is no longer known.
     """
 
     atoms: Tensor
@@ -65,8 +58,11 @@ class Clusters(NamedTuple):
 
     @classmethod
     def of(cls, points: Tensor, origin: Tensor | None = None) -> "Clusters":
-        """Cover of embeddings ``(n, d)`` by themselves; it shares their memory, and that of
-        ``origin``.
+        """Clusters of one member each.
+
+        Args:
+            points (Tensor): Embeddings, shape ``(n, d)``; the memory is shared.
+            origin (Tensor | None): As the attribute; the memory is shared. ``None`` if unknown.
         """
         zeros = torch.zeros_like(points[:, 0])
         if origin is None:
@@ -83,37 +79,34 @@ class Clusters(NamedTuple):
 
     @classmethod
     def empty(cls, device: torch.device | None = None) -> "Clusters":
-        """No atoms: what a process without images contributes to those of the others, of their
-        width and type.
-        """
+        """No clusters: the contribution of a process without images."""
         return cls.of(torch.empty(0, 1, device=device))
 
     def rows(self, index: Tensor | slice) -> "Clusters":
-        """Some of the atoms, by index, mask or slice."""
+        """Part of the clusters, by index, mask or slice."""
         return Clusters(*(part[index] for part in self))
 
     def joined(self, other: "Clusters") -> "Clusters":
-        """Both covers, one after the other."""
+        """These clusters followed by others."""
         return Clusters(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
 
     def with_assigned(
         self, index: Tensor, distance: Tensor, difference: Tensor, other: "Clusters | None" = None
     ) -> "Clusters":
-        """Let atoms ``index`` stand for other embeddings too.
+        """Statistics with more members; the atoms stay.
 
         Args:
-            index (Tensor): Rows of the atoms, shape ``(m,)``.
-            distance (Tensor): Of each embedding from its atom, shape ``(m,)``.
-            difference (Tensor): The embedding less the atom, shape ``(m, d)``.
-            other (Clusters | None): The embeddings' own accounts, if they were atoms.
-
-        Returns:
-            Clusters: With the same atoms.
+            index (Tensor): Row of the atom that each new member goes to, shape ``(m,)``.
+            distance (Tensor): Distance of each member from its atom, shape ``(m,)``.
+            difference (Tensor): Each member less its atom, shape ``(m, d)``.
+            other (Clusters | None): Statistics of the members, if these were atoms.
         """
         count = torch.ones_like(index) if other is None else other.count
         squares, offset = self.squares.clone(), self.offset.clone()
-        most = _ROWS_ON_CARD if index.is_cuda else _ROWS
-        for rows in torch.arange(len(index), device=index.device).split(most):  # 64 bits take room
+        most = _ROWS_ON_GPU if index.is_cuda else _ROWS
+        for rows in torch.arange(len(index), device=index.device).split(
+            most
+        ):  # float64 takes memory
             moved = difference[rows].double()
             if other is None:
                 about = moved.square().sum(1)
@@ -133,20 +126,19 @@ class Clusters(NamedTuple):
 
 
 def squares_about(clusters: Clusters, shift: Tensor) -> Tensor:
-    r"""Sum of squared distances of what each atom stands for from a point beside the atom.
+    r"""Sum of the squared distances of each atom's members from a point beside the atom.
 
     .. math:: \sum \|x - a - s\|^2 = \sum \|x - a\|^2 - 2 s^\top \sum (x - a) + n \|s\|^2,
 
-    and no more than :math:`(\sqrt{\sum \|x - a\|^2} + \sqrt n \|s\|)^2` (Minkowski) where the
-    offset is not known.
+    and at most :math:`(\sqrt{\sum \|x - a\|^2} + \sqrt n \|s\|)^2` (Minkowski) where the offset is
+    unknown.
 
     Args:
-        clusters (Clusters): Atoms and what they stand for.
+        clusters (Clusters): Atoms and statistics.
         shift (Tensor): The point less the atom, shape ``(n, d)``, ``float64``.
 
     Returns:
-        Tensor: Shape ``(n,)``, ``float64``; an upper bound, rounding of the embeddings' differences
-            included.
+        Tensor: Upper bound, rounding included; shape ``(n,)``, ``float64``.
     """
     moved = clusters.count * shift.square().sum(1)
     rounding = 2.0 * torch.finfo(clusters.atoms.dtype).eps * (clusters.squares + moved)
@@ -158,23 +150,21 @@ def squares_about(clusters: Clusters, shift: Tensor) -> Tensor:
 def assign(
     clusters: Clusters, points: Tensor, threshold: float, origin: Tensor | None = None
 ) -> Clusters:
-    """Take embeddings into a cover: those within ``threshold`` of an atom are accounted to it,
-    others become atoms.
+    """Assign embeddings to the atoms within ``threshold``; the others become atoms.
 
     Args:
-        clusters (Clusters): Atoms so far.
+        clusters (Clusters): Atoms and statistics so far.
         points (Tensor): Embeddings, shape ``(n, d)``.
         threshold (float): Euclidean distance.
-        origin (Tensor | None): Where the embeddings were seen, shape ``(n, 5)``, as in
-            :class:`Clusters`.
+        origin (Tensor | None): Patches of the embeddings, as in :class:`Clusters`.
 
     Returns:
-        Clusters: The atoms so far, with what they stand for now, and the new ones after them.
+        Clusters: The atoms so far, with more members, followed by the new ones.
     """
     if origin is None:
         origin = unknown_origins(len(points), points.device)
     common = clusters.count.argsort(descending=True, stable=True)
-    search = _on_card if gpu.serve(points) else _in_turn
+    search = _on_gpu if gpu.serve(points) else _in_stages
     clusters, left, least = search(clusters, common, points, threshold)
     left = left[least.argsort(descending=True, stable=True)]
     novel = Clusters.of(points[left], origin[left])
@@ -184,17 +174,15 @@ def assign(
     return clusters.joined(reassign(novel.rows(chosen), novel.rows(close)))
 
 
-def _in_turn(
+def _in_stages(
     clusters: Clusters, common: Tensor, points: Tensor, threshold: float
 ) -> tuple[Clusters, Tensor, Tensor]:
-    """Account points to atoms within the threshold, the common ones first; which are left, and how
-    far from all.
-    """
-    left = torch.arange(len(points), device=points.device)  # near no atom so far
+    """Clusters with the points within the threshold, the points left, and their distances."""
+    left = torch.arange(len(points), device=points.device)
     least = torch.full_like(points[:, 0], torch.inf)
     atoms, done = clusters.atoms, 0
     while done < len(common) and len(left):
-        among = common[done : max(_LOOKED_AT_FIRST, 2 * done)]
+        among = common[done : max(_FIRST_STAGE, 2 * done)]
         done += len(among)
         index, distance, difference = _nearest_atom(points[left], atoms[among])
         near = distance <= threshold
@@ -203,11 +191,11 @@ def _in_turn(
     return clusters, left, least
 
 
-def _on_card(
+def _on_gpu(
     clusters: Clusters, common: Tensor, points: Tensor, threshold: float
 ) -> tuple[Clusters, Tensor, Tensor]:
-    """The same in one launch, and some to account."""
-    row, squared = gpu.staged_nearest(points, clusters.atoms[common], _LOOKED_AT_FIRST, threshold)
+    """Do as ``_in_stages``, in one launch of a GPU's kernel."""
+    row, squared = gpu.staged_nearest(points, clusters.atoms[common], _FIRST_STAGE, threshold)
     within = squared <= threshold**2
     near, left = within.nonzero().flatten(), (~within).nonzero().flatten()
     index = common[row[near]]
@@ -222,17 +210,17 @@ def _on_card(
 def prune(
     clusters: Clusters, size: int, tolerance: float = 0.0
 ) -> tuple[Clusters, Clusters, float]:
-    """Choose atoms of a cover, farthest first.
+    """Keep some of the atoms, chosen by :func:`~anomalib_sgfr.core.k_center.k_center_greedy`.
 
     Args:
-        clusters (Clusters): Atoms.
+        clusters (Clusters): Atoms and statistics.
         size (int): Number of atoms to keep; fewer if fewer are distinct.
-        tolerance (float): Distance within which an atom needs no other: fewer than ``size`` are
-            kept if that is enough.
+        tolerance (float): Stop before ``size`` once every atom lies within this distance of those
+            kept.
 
     Returns:
-        tuple[Clusters, Clusters, float]: What is kept, what is dropped, each with its own account,
-        and the largest distance of a dropped atom from those kept.
+        tuple[Clusters, Clusters, float]: The clusters kept, those dropped, and the largest distance
+        of a dropped atom from those kept.
     """
     taken, radius = k_center_greedy(clusters.atoms, size, tolerance=tolerance)
     dropped = torch.ones_like(clusters.count, dtype=torch.bool)
@@ -241,27 +229,22 @@ def prune(
 
 
 def reassign(clusters: Clusters, others: Clusters) -> Clusters:
-    """Account what ``others``' atoms stand for to the nearest atom of a cover each."""
-    return (
-        clusters.with_assigned(*_nearest_atom(others.atoms, clusters.atoms), other=others)
-        if len(others.atoms)
-        else clusters
-    )
+    """Clusters with the members of others, each other cluster assigned to the nearest atom."""
+    if not len(others.atoms):
+        return clusters
+    return clusters.with_assigned(*_nearest_atom(others.atoms, clusters.atoms), other=others)
 
 
 def merge(
     scale_clusters: list[Clusters], size: int, tolerance: float = 0.0
 ) -> tuple[Clusters, float]:
-    """Join covers of parts of the data into one of at most ``size`` atoms; arguments as for
-    :func:`prune`.
+    """Merge the clusters of parts of the data into at most ``size``; arguments as :func:`prune`.
 
-    Within the tolerance of the atoms is then all that these stand for, not the dropped atoms alone,
-    as long as there is room.
+    While there is room, the tolerance holds for all members, not for the dropped atoms alone.
 
     Returns:
-        tuple[Clusters, float]: The cover, and the largest distance of a dropped atom from those
-        kept; of what a dropped atom stands for, if that exceeds the tolerance and there was no
-        room.
+        tuple[Clusters, float]: The clusters, and the largest distance of a dropped atom from those
+        kept; of a member of one, if that exceeds the tolerance for want of room.
     """
     joined = scale_clusters[0]
     for other in scale_clusters[1:]:
@@ -278,25 +261,24 @@ def merge(
 
 
 def _reach(others: Clusters, clusters: Clusters) -> Tensor:
-    """How far what ``others``' atoms stand for may lie from the nearest atom of a cover."""
+    """Upper bound of the distance of each other cluster's members from the nearest atom."""
     return _nearest_atom(others.atoms, clusters.atoms)[1] + others.radius
 
 
 def recentred(clusters: Clusters, limit: float = torch.inf) -> Clusters:
-    r"""Move each atom to the mean of the embeddings it stands for: a step of k-means (Lloyd 1982).
+    r"""Move each atom to the mean of its members: a step of k-means (Lloyd 1982).
 
-    An embedding at a distance of at most :math:`\rho` from an atom lies at most :math:`\rho + s`
-    from the mean, a shift of length ``s`` away. With :math:`n` embeddings and the sum :math:`q` of
-    their squared distances from the mean, none lies farther from it than :math:`\sqrt{q (n - 1) /
-    n}` (Samuelson 1968).
+    A member within :math:`\rho` of the atom lies within :math:`\rho + s` of the mean, a shift of
+    length :math:`s` away. None of :math:`n` members whose squared distances from their mean sum to
+    :math:`q` lies farther from it than :math:`\sqrt{q (n - 1) / n}` (Samuelson 1968).
 
     Args:
-        clusters (Clusters): Atoms and what they stand for.
-        limit (float): Largest radius that may become of a shift: an atom moves no farther. Defaults
+        clusters (Clusters): Atoms and statistics.
+        limit (float): Largest radius that a shift may lead to; an atom moves no farther. Defaults
             to infinity.
 
     Returns:
-        Clusters: The moved atoms; what they stand for lies in the new ``radius`` and ``squares``.
+        Clusters: The moved atoms, with ``radius`` and ``squares`` that hold for them.
     """
     count, radius = clusters.count.double().clamp_min(1.0), clusters.radius.double()
     shift = clusters.offset / count[:, None]
@@ -312,14 +294,14 @@ def recentred(clusters: Clusters, limit: float = torch.inf) -> Clusters:
 
 
 def moved(clusters: Clusters, atoms: Tensor) -> Clusters:
-    """Move atoms, each with what it stands for.
+    """Move atoms; each keeps its members.
 
     Args:
-        clusters (Clusters): Atoms and what they stand for.
-        atoms (Tensor): Where they move to, shape ``(n, d)``.
+        clusters (Clusters): Atoms and statistics.
+        atoms (Tensor): Their new values, shape ``(n, d)``.
 
     Returns:
-        Clusters: With a ``radius`` and ``squares`` that hold there.
+        Clusters: With ``radius`` and ``squares`` that hold for the new values.
     """
     shift = atoms.double() - clusters.atoms
     return clusters._replace(
@@ -331,9 +313,7 @@ def moved(clusters: Clusters, atoms: Tensor) -> Clusters:
 
 
 def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row of the nearest atom and the Euclidean distance from it, each ``(n,)``, and the point less
-    the atom.
-    """
+    """Row of each point's nearest atom, the distance from it, and the point less the atom."""
     if gpu.serve(points):
         index, _ = gpu.staged_nearest(points, atoms, len(atoms), 0.0)
         difference = points - atoms[index]
@@ -360,15 +340,15 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor
 def renumber_images(
     scale_clusters: Sequence[Clusters], images: Mapping[int, str]
 ) -> tuple[list[Clusters], list[str]]:
-    """Number anew the images that atoms come from, from zero, without gaps, each path once.
+    """Number the images that atoms come from anew: from zero, without gaps, each path once.
 
     Args:
-        scale_clusters (Sequence[Clusters]): Atoms of each scale.
-        images (Mapping[int, str]): Paths by the numbers in the covers' ``origin``.
+        scale_clusters (Sequence[Clusters]): Clusters of each scale.
+        images (Mapping[int, str]): Paths by the numbers in ``origin``.
 
     Returns:
-        tuple[list[Clusters], list[str]]: The covers with the new numbers, and the paths they
-        number. An image without a path gets the number -1.
+        tuple[list[Clusters], list[str]]: The clusters with the new numbers, and the paths in their
+        order. An image without a path gets the number -1.
     """
     every = torch.cat([clusters.origin[:, 0] for clusters in scale_clusters])
     numbers, place = every.unique(return_inverse=True)
@@ -390,7 +370,7 @@ def renumber_images(
 
 
 def shift_images(clusters: Clusters, by: int) -> Clusters:
-    """Add to the numbers of the images that atoms come from, where they are known."""
+    """Clusters with ``by`` added to the known numbers of images in ``origin``."""
     image = clusters.origin[:, :1]
     return clusters._replace(
         origin=torch.cat((torch.where(image < 0, image, image + by), clusters.origin[:, 1:]), 1)

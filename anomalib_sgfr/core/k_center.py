@@ -1,6 +1,4 @@
-"""Selection of points that are far apart: the greedy steps behind subspace sampling, as blocked
-matrix products.
-"""
+"""Greedy k-center and greedy separation of points, as blocked matrix products."""
 
 import numpy as np
 import torch
@@ -11,7 +9,7 @@ from anomalib_sgfr.core.linear_algebra import in_blocks, middle, row_argmin
 
 __all__ = ["greedy_separated", "k_center_greedy"]
 
-_CANDIDATES = 512  # the next points are looked for among so many
+_CANDIDATES = 512  # farthest points among which the next are chosen
 
 
 def k_center_greedy(
@@ -19,24 +17,22 @@ def k_center_greedy(
 ) -> tuple[Tensor, float]:
     """Greedy k-center: repeatedly take the point farthest from those taken.
 
-    A 2-approximation of the smallest covering radius (Gonzalez 1985). The next points are looked
-    for among the farthest few hundred for as long as no other point can be farther, so that
-    distances to all points are computed for many taken points at once, as one matrix product.
+    It approximates the smallest covering radius within a factor of 2 (Gonzalez 1985). The next
+    points are chosen among the farthest few hundred for as long as no other point can be farther.
+    Distances to all points are then one matrix product for many taken points.
 
     Args:
         points (Tensor): Candidates, shape ``(n, d)``, floating point.
-        size (int): Number of points to take, at least one. Exact duplicates of taken points are
-            never taken, so fewer come back if fewer are distinct.
-        start (Tensor | None): Indices of points that are taken to begin with, at least one and at
-            most ``size``; ``None`` for the first point.
+        size (int): Number of points to take, at least one. A duplicate of a taken point is never
+            taken.
+        start (Tensor | None): Indices of points to begin with, at least one and at most ``size``;
+            ``None`` for the first point.
         tolerance (float): Stop before ``size`` once every point lies within this distance of those
             taken.
 
     Returns:
-        tuple[Tensor, float]: Indices of the taken points in the order taken (``int64``, at most
-            ``size``), and the
-        covering radius: the Euclidean distance to its nearest taken point of the point least well
-            covered.
+        tuple[Tensor, float]: Indices in the order taken, ``int64``, at most ``size``; and the
+        covering radius, the largest Euclidean distance of a point from the nearest taken one.
 
     Raises:
         ValueError: If ``points`` is empty or ``size`` is below one.
@@ -49,75 +45,58 @@ def k_center_greedy(
         raise ValueError(msg)
     centred = points - middle(points)
     length = centred.square().sum(1)
-    # rounding of the expansion of squared distances, at each point: closer than this is the same
-    # point
+    # rounding of the expanded squared distance: a point that is closer is a duplicate
     same = 8.0 * torch.finfo(points.dtype).eps * length
-    distance = torch.full_like(
-        length, torch.inf
-    )  # squared, from each point to the nearest one taken
+    distance = torch.full_like(length, torch.inf)  # squared, to the nearest taken point
     taken: list[Tensor] = []
-    fresh = (
-        torch.zeros(1, dtype=torch.int64, device=points.device)
-        if start is None
-        else start.to(points.device)
-    )
+    first = torch.zeros(1, dtype=torch.int64) if start is None else start
+    fresh = first.to(points.device)
     number = 0
     while True:
         taken.append(fresh)
         number += len(fresh)
-        _lower(distance, centred, length, fresh)
+        _update_distances(distance, centred, length, fresh)
         distance[fresh] = -torch.inf
         left = torch.where(distance > same, distance, 0.0)
         farthest = float(left.amax())
         if number == size or farthest <= tolerance**2:
             among = torch.cat(taken)
-            unsure = (
-                ((distance <= same) & (distance > -torch.inf) & (same > farthest))
-                .nonzero()
-                .flatten()
-            )
-            return among, max(farthest, _farthest_of(centred, length, unsure, among)) ** 0.5
+            unsure = (distance <= same) & (distance > -torch.inf) & (same > farthest)
+            exact = _largest_distance(centred, length, unsure.nonzero().flatten(), among)
+            return among, max(farthest, exact) ** 0.5
         fresh = _next_farthest(
             left, centred, length, same, min(size - number, _CANDIDATES), tolerance
         )
 
 
-def _farthest_of(points: Tensor, length: Tensor, some: Tensor, taken: Tensor) -> float:
-    """Squared distance from those taken of the farthest of some points, without the rounding of its
-    expansion.
-    """
+def _largest_distance(points: Tensor, length: Tensor, among: Tensor, taken: Tensor) -> float:
+    """Largest squared distance of a point from those taken, without rounding of the expansion."""
     farthest = 0.0
-    for part in in_blocks(some, len(taken)):
+    for part in in_blocks(among, len(taken)):
         near = row_argmin(torch.addmm(length[taken], points[part], points[taken].T, alpha=-2.0))
         exact = (points[part] - points[taken[near]]).square().sum(1)
         farthest = max(farthest, float(exact.amax())) if len(part) else farthest
     return farthest
 
 
-def _lower(distance: Tensor, points: Tensor, length: Tensor, taken: Tensor) -> None:
+def _update_distances(distance: Tensor, points: Tensor, length: Tensor, taken: Tensor) -> None:
     """Update squared distances, in place, for newly taken points."""
     near = points[taken].T
     parts = [in_blocks(each, len(taken)) for each in (distance, points, length)]
     room = points.new_empty(len(parts[0][0]), len(taken))  # one for all products
     for its_distance, part, its_length in zip(*parts, strict=True):
-        to_taken = (
-            torch.addmm(length[taken], part, near, alpha=-2.0, out=room[: len(part)]).amin(1)
-            + its_length
-        )
-        torch.minimum(its_distance, to_taken, out=its_distance)
+        product = torch.addmm(length[taken], part, near, alpha=-2.0, out=room[: len(part)])
+        torch.minimum(its_distance, product.amin(1) + its_length, out=its_distance)
 
 
 def _next_farthest(
     distance: Tensor, points: Tensor, length: Tensor, same: Tensor, most: int, tolerance: float
 ) -> Tensor:
-    """The next points of the traversal, one or more: as many as can be told from the farthest
-    candidates alone.
-    """
+    """The next points, one or more: as many as the farthest candidates alone determine."""
     values, candidates = distance.topk(min(_CANDIDATES + 1, len(distance)))
-    # no point that is not a candidate is farther than the last of them, now or later
-    outside = (
-        values[-1] if len(candidates) < len(distance) else torch.full_like(values[-1], -torch.inf)
-    )
+    # no point outside the candidates is farther than the last of them, now or later
+    whole = len(candidates) == len(distance)
+    outside = torch.full_like(values[-1], -torch.inf) if whole else values[-1]
     candidates, values = candidates[:_CANDIDATES], values[:_CANDIDATES]
     near = points[candidates]
     mutual = torch.addmm(length[candidates], near, near.T, alpha=-2.0) + length[candidates][:, None]
@@ -140,15 +119,14 @@ def _next_farthest(
 
 
 def greedy_separated(points: Tensor, distance: float) -> Tensor:
-    """Indices of points farther than ``distance`` from one another: each, in order, that no earlier
-    one precludes.
+    """Indices of points farther than ``distance`` from every earlier point that is kept.
 
     Args:
         points (Tensor): Shape ``(n, d)``.
-        distance (float): Euclidean.
+        distance (float): Euclidean distance.
 
     Returns:
-        Tensor: Indices in rising order, ``int64``.
+        Tensor: Indices in ascending order, ``int64``.
     """
     centred = points - middle(points)
     length = centred.square().sum(1)
@@ -156,15 +134,11 @@ def greedy_separated(points: Tensor, distance: float) -> Tensor:
     kept = [left[:0]]
     while len(left):
         block, left = left[:_CANDIDATES], left[_CANDIDATES:]
-        mutual = (
-            torch.addmm(length[block], centred[block], centred[block].T, alpha=-2.0)
-            + length[block][:, None]
-        )
+        own = centred[block]
+        mutual = torch.addmm(length[block], own, own.T, alpha=-2.0) + length[block][:, None]
         chosen = block[_separated_points(mutual, distance)]
         kept.append(chosen)
-        if len(
-            left
-        ):  # whom those preclude is looked at no more: few blocks are left of many points alike
+        if len(left):  # leave out the points that these preclude
             near = centred[chosen].T
             far = [
                 torch.addmm(length[chosen], centred[part], near, alpha=-2.0).amin(1) + length[part]
@@ -176,9 +150,7 @@ def greedy_separated(points: Tensor, distance: float) -> Tensor:
 
 
 def _separated_points(mutual: Tensor, distance: float) -> Tensor:
-    """Which of a few hundred points, of known squared distances, are farther from each that was
-    kept before them.
-    """
+    """Mask of the points to keep, from the squared distances of a few hundred points."""
     if gpu.serve(mutual):
         return gpu.separated_points(mutual, distance)
     close = np.triu((mutual <= distance**2).cpu().numpy(), 1)  # each with those after it

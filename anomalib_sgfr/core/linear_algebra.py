@@ -1,15 +1,8 @@
-"""Modules whose numbers keep their types when a model is cast to half precision.
+"""Linear algebra of the solvers, projections and devices.
 
-The small linear algebra beneath the solvers, where rank may be lacking and a dense routine may not
-export.
-
-Directions that embeddings move along when only the light or the camera changes, and embeddings
-without them.
-
-Nuisance attribute projection (Solomonoff et al., ICASSP 2005): what changes between pictures of
-good parts, and is no defect, spans a small subspace, which is projected out of all that is
-compared. SPARC (arXiv 2608.18585) does so for anomaly detection, from a few good images of the new
-condition.
+Nuisance attribute projection (Solomonoff et al., ICASSP 2005) removes a small subspace along which
+embeddings move with a domain shift. SPARC (arXiv 2608.18585) does so for anomaly detection, from a
+few nominal images of the new domain.
 """
 
 import math
@@ -40,22 +33,19 @@ _WITHOUT_DOUBLES = {"mps"}
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Where 64 bits of floating point are worked with, for what is on a device: there, or on the
-    CPU if it has none.
-    """
+    """Device for ``float64`` values of a tensor: its own, or the CPU if that has no ``float64``."""
     return torch.device("cpu") if device.type in _WITHOUT_DOUBLES else device
 
 
 class KeepsDtype(nn.Module):
-    """Mixin: ``half``, ``bfloat16``, ``to(dtype)`` and the like move the module to a device, but
-    cast nothing.
+    """Mixin of modules that ``half``, ``to(dtype)`` and the like move, but do not cast.
 
-    What atoms stand for is counted in 64 bits and searched in 32; the same in 16 would be another
-    bank. Where a device has no 64 bits of floating point, these stay on the CPU.
+    Atoms are searched in 32 bits and their statistics kept in 64; in 16 they would be others.
+    ``float64`` values stay on the CPU where a device has none.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """PyTorch's one gate for moves and casts: there is no public one for a module of its own."""
+        """Move, and undo a cast: PyTorch has no public hook for it."""
 
         def move(tensor: Tensor) -> Tensor:
             if tensor.dtype == torch.float64:
@@ -68,22 +58,21 @@ class KeepsDtype(nn.Module):
         return super()._apply(move, *args, **kwargs)
 
 
-_FAR = 1e4  # times the squared spread of most points
-_SAMPLED = 64  # points that tell it
-# values of a product at once: those that a processor's cache takes; a card has the memory, and
-# counts launches
-_PRODUCT_VALUES, _ON_CARD = 2**19, 2**23
-_FEW = 16  # values: fetched as they are, sooner than a card has looked at them
+_FAR = 1e4  # times the squared spread of most points: an outlier
+_SAMPLED = 64  # points that estimate the spread
+_PRODUCT_VALUES, _ON_GPU = (
+    2**19,
+    2**23,
+)  # values of a product at once: a CPU's cache, a GPU's memory
+_FEW = 16  # values: faster to fetch from a GPU than to test there
 
 
 def spd_inverse(matrix: Tensor) -> Tensor:
-    """Invert small symmetric positive semi-definite matrices ``(N, k, k)``, dropping dependent
-    rows.
+    """Generalised inverse of small symmetric positive semi-definite matrices.
 
-    Gauss-Jordan with diagonal pivoting, unrolled over ``k``, on the matrix scaled to a unit
-    diagonal. A pivot that rounding alone explains marks a row that depends on those before it; its
-    row and column in the result are zero (a
-    generalised inverse: ``matrix @ result @ matrix`` is the matrix).
+    Gauss-Jordan elimination with diagonal pivoting, unrolled over ``k``, on the matrix scaled to a
+    unit diagonal. A pivot within rounding marks a row that depends on earlier ones; its row and
+    column of the result are zero. ``matrix @ result @ matrix`` is the matrix.
 
     Args:
         matrix (Tensor): Shape ``(N, k, k)``, ``float32`` or ``float64``.
@@ -95,9 +84,8 @@ def spd_inverse(matrix: Tensor) -> Tensor:
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     scale = safe_reciprocal(diagonal.clamp_min(0.0).sqrt(), torch.zeros_like(diagonal))
     eye = torch.eye(k, dtype=matrix.dtype, device=matrix.device)
-    work = torch.cat(
-        (matrix * scale[:, :, None] * scale[:, None, :], eye.expand_as(matrix)), 2
-    )  # (N, k, 2k)
+    scaled = matrix * scale[:, :, None] * scale[:, None, :]
+    work = torch.cat((scaled, eye.expand_as(matrix)), 2)  # (N, k, 2k)
     waiting = torch.ones_like(diagonal)
     keep = torch.zeros_like(diagonal)
     tolerance = torch.full_like(diagonal[:, :1], pivot_tolerance(matrix.dtype))
@@ -107,9 +95,8 @@ def spd_inverse(matrix: Tensor) -> Tensor:
         chosen = eye[index.squeeze(1)]  # (N, k), one-hot
         row = (chosen.unsqueeze(1) @ work).squeeze(1) * safe_reciprocal(pivot, tolerance)
         column = (work[:, :, :k] @ chosen.unsqueeze(2)).squeeze(2)
-        work = work - (column - chosen).unsqueeze(2) * row.unsqueeze(
-            1
-        )  # unchanged where the row was dropped
+        # unchanged where the row was dropped
+        work = work - (column - chosen).unsqueeze(2) * row.unsqueeze(1)
         waiting = waiting - chosen
         keep = keep + chosen * (pivot > tolerance)
     keep = keep * scale
@@ -117,23 +104,21 @@ def spd_inverse(matrix: Tensor) -> Tensor:
 
 
 def in_blocks(points: Tensor, columns: int) -> tuple[Tensor, ...]:
-    """Points by as many rows as are worth multiplying at once: what becomes of a product is read
-    again right after.
+    """Split points so that a product with each part fits a CPU's cache, or a GPU's memory.
 
     Args:
         points (Tensor): Shape ``(n, ...)``.
-        columns (int): Of the product.
+        columns (int): Columns of the product.
 
     Returns:
         tuple[Tensor, ...]: Parts of ``points``, which share its memory; at least one.
     """
-    return points.split(
-        max(1, (_ON_CARD if points.is_cuda else _PRODUCT_VALUES) // max(1, columns))
-    )
+    values = _ON_GPU if points.is_cuda else _PRODUCT_VALUES
+    return points.split(max(1, values // max(1, columns)))
 
 
 def row_argmin(values: Tensor) -> Tensor:
-    """Where in its row each row's least value is; of equal ones, on a CPU the first.
+    """Column of each row's smallest value; on a CPU the first of equal ones.
 
     Args:
         values (Tensor): Shape ``(n, m)``, ``float32`` or ``float64``, without NaN.
@@ -141,16 +126,13 @@ def row_argmin(values: Tensor) -> Tensor:
     Returns:
         Tensor: Shape ``(n,)``, ``int64``.
     """
-    if (
-        values.device.type == "cpu"
-    ):  # by SIMD; PyTorch's own takes longer than the matrix product before it
+    if values.device.type == "cpu":  # PyTorch's takes longer than the matrix product before it
         return torch.from_numpy(values.numpy().argmin(1))
     return values.argmin(1)
 
 
 def middle(points: Tensor) -> Tensor:
-    """A point to expand squared distances about: the mean, or the median where far outliers take
-    the mean along.
+    """Point to expand squared distances about: the mean, or the median if outliers are far.
 
     Args:
         points (Tensor): Shape ``(n, d)``.
@@ -168,13 +150,12 @@ def middle(points: Tensor) -> Tensor:
 
 
 def _median(values: Tensor) -> Tensor:
-    """Along the first axis; an exported graph knows ``topk``."""
+    """Median along the first axis, by an operation that exports."""
     return values.topk((len(values) + 1) // 2, dim=0, largest=False, sorted=False).values.amax(0)
 
 
 def ridge_spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Singular value decomposition of a bank in float64, and the share of each axis that ridge
-    reconstruction keeps.
+    """Singular value decomposition of a bank, and the share of each axis that ridge keeps.
 
     Null directions of the bank keep nothing, also without regularisation.
 
@@ -185,12 +166,11 @@ def ridge_spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor,
 
     Returns:
         tuple[Tensor, Tensor, Tensor, Tensor]: Left vectors ``(M, r)``, singular values ``(r,)``,
-        axes ``(r, d)``, and the shares ``(r,)``, between zero and one, with ``r`` the lesser of
-        ``M`` and ``d``; on the CPU, if the bank's device has no float64.
+        axes ``(r, d)`` and shares ``(r,)`` between zero and one, with ``r = min(M, d)``;
+        ``float64``.
     """
-    left, singular, axes = torch.linalg.svd(
-        bank.to(float64_device(bank.device)).double(), full_matrices=False
-    )
+    doubles = bank.to(float64_device(bank.device)).double()
+    left, singular, axes = torch.linalg.svd(doubles, full_matrices=False)
     energy = singular.square()
     alpha = regularisation * energy.sum() / bank.shape[1]
     cutoff = energy.amax() * torch.finfo(torch.float64).eps * max(bank.shape)
@@ -201,15 +181,11 @@ def ridge_spectrum(bank: Tensor, regularisation: float) -> tuple[Tensor, Tensor,
 
 
 def safe_reciprocal(value: Tensor, floor: Tensor) -> Tensor:
-    """``1 / value`` where it exceeds ``floor``, zero elsewhere, without a division by zero on
-    either branch.
+    """``1 / value`` where it exceeds ``floor``, zero elsewhere, without a division by zero.
 
     Args:
         value (Tensor): Any shape.
         floor (Tensor): At least zero, of a shape that broadcasts with it.
-
-    Returns:
-        Tensor: Of their common shape.
     """
     usable = value > floor
     return torch.where(
@@ -223,12 +199,11 @@ def pivot_tolerance(dtype: torch.dtype) -> float:
 
 
 def require_finite(values: Tensor, name: str) -> None:
-    """Refuse NaN and infinite values, where it is possible to look: not in a graph that is being
-    made.
+    """Refuse NaN and infinite values, unless a graph is being compiled or captured.
 
     Args:
-        values (Tensor): Any shape; a graphics card has to be waited for.
-        name (str): What to call them.
+        values (Tensor): Any shape; on a GPU this waits for it.
+        name (str): Name of the values in the message.
 
     Raises:
         ValueError: If one is not finite.
@@ -248,12 +223,12 @@ def require_finite(values: Tensor, name: str) -> None:
 
 
 def principal_directions(moment: Tensor, number: int) -> Tensor:
-    """Directions of the largest second moment.
+    """Principal directions of a second moment.
 
     Args:
-        moment (Tensor): Sum of the outer products of some vectors with themselves, shape ``(d,
-            d)``, ``float64``.
-        number (int): How many.
+        moment (Tensor): Sum of outer products of vectors with themselves, shape ``(d, d)``,
+            ``float64``.
+        number (int): Number of directions.
 
     Returns:
         Tensor: Orthonormal rows, shape ``(n, d)``, the largest first; fewer than ``number`` if the
@@ -278,14 +253,11 @@ def principal_directions(moment: Tensor, number: int) -> Tensor:
 
 
 def projected_out(embedding: Tensor, directions: Tensor) -> Tensor:
-    """Embeddings without what lies along some directions.
+    """Project embeddings onto the complement of some directions.
 
     Args:
-        embedding (Tensor): Shape ``(B, d, h, w)``, or ``(N, d)``.
-        directions (Tensor): Orthonormal rows, shape ``(n, d)``; none leave the embedding as it is.
-
-    Returns:
-        Tensor: Of the same shape.
+        embedding (Tensor): Shape ``(B, d, h, w)`` or ``(N, d)``.
+        directions (Tensor): Orthonormal rows, shape ``(n, d)``; may be empty.
     """
     if not len(directions):
         return embedding

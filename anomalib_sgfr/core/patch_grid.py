@@ -1,8 +1,7 @@
-"""Where patches lie: the one geometry that embeddings, tiles, maps, origins and crops share.
+"""Grids of patches: the geometry that embeddings, tiles, maps, origins and crops share.
 
 A scale of stride ``s`` divides an image of ``H x W`` pixels into a grid of ``ceil(H / s) x ceil(W /
-s)`` patches, which are numbered by rows. A place is a row and a column of a grid; it means nothing
-without that grid, so the two travel together.
+s)`` patches, numbered by rows. The row and column of a patch are kept together with its grid.
 """
 
 import math
@@ -29,12 +28,11 @@ __all__ = [
     "unknown_origins",
 ]
 
-# numbers that say where a patch was seen: image, row, column, and the rows and columns of its grid
-ORIGIN = 5
+ORIGIN = 5  # numbers of an origin: image, row, column, rows and columns of the grid
 
 
 class Window(NamedTuple):
-    """A part of an image, in pixels; its corner may lie outside."""
+    """Rectangle of an image, in pixels; its corner may lie outside the image."""
 
     top: float
     left: float
@@ -43,12 +41,12 @@ class Window(NamedTuple):
 
 
 class PatchIndex(NamedTuple):
-    """A patch of an image.
+    """Position of a patch in the grid of an image.
 
     Attributes:
-        row (int): From the top.
-        column (int): From the left.
-        grid (tuple[int, int]): Rows and columns that the image has.
+        row (int): Row, from the top.
+        column (int): Column, from the left.
+        grid (tuple[int, int]): Rows and columns of the grid.
     """
 
     row: int
@@ -56,17 +54,17 @@ class PatchIndex(NamedTuple):
     grid: tuple[int, int]
 
     def on(self, grid: tuple[int, int]) -> "PatchIndex":
-        """The patch of another grid over the same image that this one's corner lies in."""
+        """Patch of another grid over the same image that holds this patch's upper left corner."""
         return PatchIndex(
             self.row * grid[0] // self.grid[0], self.column * grid[1] // self.grid[1], grid
         )
 
     def window(self, size: Sequence[int], across: float = 1.0) -> Window:
-        """The patch and its surroundings.
+        """Rectangle around the patch.
 
         Args:
             size (Sequence[int]): Height and width of the image.
-            across (float): Patches to show, along each axis; the patch is in the middle.
+            across (float): Side of the rectangle in patches.
         """
         height, width = (length / number for length, number in zip(size, self.grid, strict=True))
         top, left = (self.row + 0.5 - across / 2) * height, (self.column + 0.5 - across / 2) * width
@@ -74,7 +72,7 @@ class PatchIndex(NamedTuple):
 
 
 def grid_of(size: Sequence[int], stride: int) -> tuple[int, int]:
-    """Rows and columns of an image's patches.
+    """Rows and columns of an image's patch grid.
 
     Args:
         size (Sequence[int]): Height and width of the image.
@@ -85,22 +83,27 @@ def grid_of(size: Sequence[int], stride: int) -> tuple[int, int]:
 
 
 def to_patches(embedding: Tensor) -> Tensor:
-    """Patches ``(B * h * w, d)``, ``float32``, of embedding maps ``(B, d, h, w)``: image by image,
-    row by row.
+    """Embeddings of patches, image by image and row by row.
+
+    Args:
+        embedding (Tensor): Embedding maps, shape ``(B, d, h, w)``.
+
+    Returns:
+        Tensor: Shape ``(B * h * w, d)``, ``float32``.
     """
     return embedding.flatten(2).transpose(1, 2).flatten(0, 1).float()
 
 
 def origins(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """Where the patches were seen that :func:`to_patches` lists.
+    """Origins of the patches that :func:`to_patches` lists.
 
     Args:
         images (Tensor): Number of each image, shape ``(B,)``, ``int64``.
-        grid (Sequence[int]): Rows and columns of the images' patches.
+        grid (Sequence[int]): Rows and columns of the patch grid.
 
     Returns:
-        Tensor: Number of the image, row, column, and the grid's rows and columns; shape ``(B * h *
-            w, 5)``, ``int32``.
+        Tensor: Image, row, column, rows and columns of the grid; shape ``(B * h * w, 5)``,
+        ``int32``.
     """
     numbers, *places = (
         images.int(),
@@ -111,11 +114,11 @@ def origins(images: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def unknown_origins(number: int, device: torch.device | None = None) -> Tensor:
-    """Origins of patches of which it is not known where they were seen.
+    """Origins of patches whose image is unknown.
 
     Args:
-        number (int): Of patches.
-        device (torch.device | None): Where to.
+        number (int): Number of patches.
+        device (torch.device | None): Device of the result.
 
     Returns:
         Tensor: Shape ``(number, 5)``, ``int32``, all -1.
@@ -124,16 +127,15 @@ def unknown_origins(number: int, device: torch.device | None = None) -> Tensor:
 
 
 def require_whole_tiles(tile: Sequence[int], step: Sequence[int], stride: int) -> None:
-    """Refuse tiles whose patches would not lie where those of the whole image lie.
+    """Refuse tiles whose patch grid would not match that of the whole image.
 
     Args:
         tile (Sequence[int]): Height and width of a tile.
-        step (Sequence[int]): From one tile to the next.
-        stride (int): Of the coarsest scale.
+        step (Sequence[int]): Pixels from one tile to the next, along each axis.
+        stride (int): Stride of the coarsest scale.
 
     Raises:
-        ValueError: If a length is no multiple of the stride; the message names lengths that are. If
-            there are gaps.
+        ValueError: If a length is no multiple of the stride, or there are gaps between tiles.
     """
     for name, lengths in (("tile_size", tile), ("stride", step)):
         if any(length < 1 or length % stride for length in lengths):
@@ -152,12 +154,12 @@ def require_whole_tiles(tile: Sequence[int], step: Sequence[int], stride: int) -
 
 
 class TileSpan(NamedTuple):
-    """A tile along one axis.
+    """Extent of a tile along one axis.
 
     Attributes:
-        start (int): Its first pixel.
-        first (int): The first of its patches that is kept.
-        last (int): The one after the last that is kept.
+        start (int): First pixel.
+        first (int): First patch that is kept, counted in the tile.
+        last (int): Patch after the last that is kept.
     """
 
     start: int
@@ -166,20 +168,17 @@ class TileSpan(NamedTuple):
 
 
 def tile_spans(length: int, tile: int, step: int, stride: int) -> list[TileSpan]:
-    """Tiles that cover a length, the last of which ends with it; where two overlap, each keeps the
-    half on its side.
-
-    So no patch is closer to the edge of its tile than half an overlap, but at the edge of the
-    image.
+    """Tiles along one axis; where two overlap, each keeps the patches of the half on its side.
 
     Args:
-        length (int): Pixels to cover; like the next two, a multiple of ``stride``.
+        length (int): Length of the image in pixels; like the next two, a multiple of ``stride``.
         tile (int): Length of a tile, at most ``length``.
-        step (int): From one tile to the next.
-        stride (int): Of the patches to keep.
+        step (int): Pixels from one tile to the next.
+        stride (int): Stride of the patches.
 
     Returns:
-        list[TileSpan]: In order; what they keep lies side by side, without a gap.
+        list[TileSpan]: Tiles in order, the last at the end of the image. The patches that they keep
+        cover the image once.
     """
     starts = [*range(0, length - tile, step), length - tile]
     edges = [
@@ -196,62 +195,53 @@ def tile_spans(length: int, tile: int, step: int, stride: int) -> list[TileSpan]
 def stitched(
     tiles: Sequence[Tensor], rows: Sequence[TileSpan], columns: Sequence[TileSpan]
 ) -> Tensor:
-    """Put together what tiles keep.
+    """Join the patches that tiles keep.
 
     Args:
-        tiles (Sequence[Tensor]): Row by row, each of shape ``(B, d, h, w)``.
-        rows (Sequence[TileSpan]): Of the tiles, from the top.
-        columns (Sequence[TileSpan]): From the left.
+        tiles (Sequence[Tensor]): Embedding maps of the tiles, row by row, shape ``(B, d, h, w)``.
+        rows (Sequence[TileSpan]): Extents of the rows of tiles.
+        columns (Sequence[TileSpan]): Extents of the columns of tiles.
 
     Returns:
         Tensor: Shape ``(B, d, H, W)``.
     """
     parts = iter(tiles)
-    return torch.cat(
-        [
-            torch.cat(
-                [
-                    next(parts)[..., row.first : row.last, column.first : column.last]
-                    for column in columns
-                ],
-                -1,
-            )
-            for row in rows
-        ],
-        -2,
-    )
+
+    def row_of_tiles(row: TileSpan) -> Tensor:
+        kept = [next(parts)[..., row.first : row.last, each.first : each.last] for each in columns]
+        return torch.cat(kept, -1)
+
+    return torch.cat([row_of_tiles(row) for row in rows], -2)
 
 
 def cropped_to_image(embedding: Tensor, size: Sequence[int], stride: int) -> Tensor:
-    """Leave out patches of what was added at the bottom and the right to fill a last one of the
-    coarsest scale.
+    """Remove the patches of padding at the bottom and the right.
 
     Args:
-        embedding (Tensor): Of the larger image, shape ``(B, d, h, w)``.
-        size (Sequence[int]): Height and width of the image.
-        stride (int): Of the scale.
+        embedding (Tensor): Embedding map of the padded image, shape ``(B, d, h, w)``.
+        size (Sequence[int]): Height and width of the image without padding.
+        stride (int): Stride of the scale.
     """
     rows, columns = grid_of(size, stride)
     return embedding[..., :rows, :columns]
 
 
 def patches_in_region(region: Tensor, grid: Sequence[int], stride: int) -> Tensor:
-    """Patches that have at least one pixel in a region.
+    """Mask of the patches that have at least one pixel in a region.
 
     Args:
-        region (Tensor): One where a pixel lies inside, zero elsewhere; shape ``(H, W)``.
-        grid (Sequence[int]): Rows and columns of the image's patches.
-        stride (int): Pixels from one patch to the next.
+        region (Tensor): One inside, zero outside; shape ``(H, W)``.
+        grid (Sequence[int]): Rows and columns of the patch grid.
+        stride (int): Stride of the scale.
 
     Returns:
         Tensor: Mask of shape ``grid``, ``bool``.
     """
     found = region.float()
     for axis, number in enumerate(grid):
-        # pixels that a backbone leaves over at the end belong to its last patch
-        patch_of = (torch.arange(region.shape[axis], device=region.device) // stride).clamp_max(
-            number - 1
-        )
+        # pixels that a backbone leaves over at the end belong to the last patch
+        pixels = torch.arange(region.shape[axis], device=region.device)
+        patch_of = (pixels // stride).clamp_max(number - 1)
         belongs = (patch_of == torch.arange(number, device=region.device)[:, None]).float()
         found = belongs @ found if axis == 0 else found @ belongs.T
     return found > 0

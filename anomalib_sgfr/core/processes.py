@@ -1,9 +1,9 @@
-"""Collective communication: the only module that talks to the other processes of a run.
+"""Collective communication between the processes of a run; no other module has any.
 
 A collective waits until every process calls it. Call each of them in every process, outside any
 condition that may differ between processes; a process that has nothing to contribute passes an
-empty value. :func:`failing_together` raises the error of one process in all of them, so that none waits for
-one that has failed.
+empty value. :func:`failing_together` raises the error of one process in all of them, so that none
+waits for one that has failed.
 """
 
 import pickle
@@ -33,9 +33,7 @@ def several() -> bool:
 
 
 def share(items: Sequence[_T]) -> Sequence[_T]:
-    """Items that this process is to work on; all of them without other processes, none if there are
-    too few.
-    """
+    """Part of the items that this process is to work on: every n-th of n processes."""
     return items[distributed.get_rank() :: distributed.get_world_size()] if several() else items
 
 
@@ -44,10 +42,9 @@ def failing_together() -> Iterator[None]:
     """Raise in every process what the block raises in any of them. The block holds no collective.
 
     Raises:
-        Exception: Of the process with the lowest rank that failed, of the same type and with the
-            same message; a ``RuntimeError`` that has both in its message if it cannot be pickled.
-        RuntimeError: If the block calls a collective, which would wait for a process that has
-            failed.
+        Exception: That of the lowest rank that failed; a ``RuntimeError`` with its type and message
+            if it cannot be pickled.
+        RuntimeError: If the block calls a collective, which would wait for a failed process.
     """
     _require_collective_allowed()
     failure: Exception | None = None
@@ -70,10 +67,10 @@ def gathered(value: _T) -> list[_T]:
     """Values of all processes.
 
     Args:
-        value (object): Of this process; can be pickled.
+        value (object): Value of this process; can be pickled.
 
     Returns:
-        list: In the order of the ranks, the same in all processes.
+        list: Values in the order of the ranks.
     """
     _require_collective_allowed()
     if not several():
@@ -86,20 +83,18 @@ def gathered(value: _T) -> list[_T]:
 def gathered_tensors(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """Tensors of all processes.
 
-    They may differ in shape. An empty tensor need not know the others' type and number of axes: it
-    becomes one of the same type without rows.
+    Shapes may differ. An empty tensor becomes one without rows of the others' type and axes.
 
     Args:
-        tensors (Sequence[Tensor]): Of this process, on a device that the default process group
-            communicates on.
+        tensors (Sequence[Tensor]): Tensors of this process, on a device that the default process
+            group communicates on.
 
     Returns:
-        list[list[Tensor]]: For each process, in the order of the ranks, the same in all but for the
-            device.
+        list[list[Tensor]]: Tensors of each process, in the order of the ranks.
 
     Raises:
-        ValueError: In all processes, if they differ in number, or those with values in type or
-            number of axes.
+        ValueError: In all processes, if the numbers of tensors differ, or the types or numbers of
+            axes of those with values.
     """
     described = gathered([(tuple(tensor.shape), tensor.dtype) for tensor in tensors])
     if not several():
@@ -125,8 +120,8 @@ def summed(tensor: Tensor) -> Tensor:
     """Sum over all processes.
 
     Args:
-        tensor (Tensor): Of one shape and type in all, on a device that the default process group
-            communicates on.
+        tensor (Tensor): Of one shape and type in all processes, on a device that the default
+            process group communicates on.
     """
     _require_collective_allowed()
     total = tensor.clone()
@@ -138,9 +133,7 @@ def summed(tensor: Tensor) -> Tensor:
 def _exchanged(
     tensor: Tensor, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Gather tensors of known shapes as bytes, which every backend takes and which need no common
-    shape.
-    """
+    """Gather tensors of known shapes as bytes, which every backend takes."""
     lengths = [prod(shape) * dtype.itemsize for shape in shapes]
     sent = tensor.new_zeros(max(lengths), dtype=torch.uint8)
     if tensor.numel():
@@ -154,7 +147,7 @@ def _exchanged(
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """The error as other processes can have it."""
+    """The error, or one of the same message that can be pickled."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301  # its own
     except Exception:  # noqa: BLE001  # whatever an exception's own class does
@@ -165,7 +158,7 @@ def _portable(error: Exception | None) -> Exception | None:
 def _require_collective_allowed() -> None:
     if _may_fail_alone.get():
         msg = (
-            "a collective inside `failing_together` would wait for a process that has failed: call it before"
-            " or after."
+            "a collective inside `failing_together` would wait for a process that has failed: call"
+            " it before or after."
         )
         raise RuntimeError(msg)

@@ -1,18 +1,16 @@
-"""Subspace sampling: a small bank that covers a stream of nominal embeddings, in one pass and
-bounded memory.
+"""Subspace sampling: a memory bank of a stream of embeddings, in one pass and bounded memory.
 
-A farthest-first (k-center) selection kept up to date over a stream, in the spirit of the
-incremental k-center of Charikar et al. (STOC 1997): an embedding becomes an atom only if it lies
-farther from every atom than the threshold, the farthest of a batch first; when there are too many
-atoms, they are thinned, again farthest first, and the distance at which the thinning stopped
-becomes the new threshold. The threshold never falls. A small bank is chosen in the end from more
-atoms than it will have: one thinning of many loses less than many thinnings of few.
+It is an incremental k-center selection, after Charikar et al. (STOC 1997). An embedding becomes an
+atom if it lies farther from every atom than a threshold. When there are too many atoms, greedy
+k-center prunes them, and the distance at which it stopped becomes the threshold, which never falls.
+The bank is chosen at the end from more atoms than it will have: one pruning of many atoms loses
+less than many prunings of few.
 
-What is thinned out retires with its account of what it stands for, which goes to the nearest atom
-of the bank in the end: in one step, because every step adds its length to the bound.
+A pruned atom keeps its statistics until the end, when they go to the nearest atom of the bank in
+one step, because every step adds its length to the bounds.
 
-Farthest-first takes what lies at the edge, noise included. In the end each atom therefore moves to
-the mean of what it stands for (:func:`~anomalib_sgfr.core.clusters.recentred`).
+Greedy k-center takes points at the edge, noise included. At the end of a fit each atom therefore
+moves to the mean of its members (:func:`~anomalib_sgfr.core.clusters.recentred`).
 """
 
 import copy
@@ -26,36 +24,31 @@ from anomalib_sgfr.core.patch_grid import ORIGIN
 
 __all__ = ["LARGEST", "WORKING_SIZE", "SubspaceSampler"]
 
-LARGEST = 1e15  # of an embedding's values: larger ones cannot be squared and summed
-
-WORKING_SIZE = 3500  # atoms that a smaller bank is chosen from, at least
-_TOGETHER = (
-    2048  # embeddings of small batches: each step has costs that do not depend on their number
-)
-_RETIRED = 4  # times the atoms in use, before their accounts go to atoms in use after all
+LARGEST = 1e15  # values of an embedding; larger ones cannot be squared and summed
+WORKING_SIZE = 3500  # fewest atoms that a smaller bank is chosen from
+_TOGETHER = 2048  # embeddings of small batches that are processed at once
+_PRUNED = 4  # times the working size: pruned atoms held at most
 
 
 class SubspaceSampler:
-    """Streaming learner of a bank: ``observe`` batches, then read ``bank``.
+    """Sampler of a memory bank from a stream: ``observe`` batches, then read ``bank``.
 
-    Holds at most ``6 * max(bank_size, working_size)`` embeddings between calls, whatever the length
-    of the stream: a third as atoms, the others retired; and batches that are small, until they are
-    worth the while together. Deterministic for a given order of the stream; reading the bank
-    changes nothing.
+    Between calls it holds at most ``6 * max(bank_size, working_size)`` embeddings, a third of them
+    atoms and the others pruned, and up to 2,048 embeddings of small batches. The result depends on
+    the order of the stream alone. Reading the bank changes nothing.
 
     Args:
         bank_size (int): Largest number of atoms in the bank.
-        tolerance (float): Distance (Euclidean, embedding units) within which an embedding needs no
-            atom of its own: the bank stays smaller than ``bank_size`` when all that was seen lies
-            within it. 32 bits tell embeddings apart that differ by a thousandth of their length
-            from the centre: a smaller tolerance is exceeded by up to that much, and the radius of
-            the cover says so. Defaults to ``0.0``.
-        working_size (int): Atoms to thin to while the stream lasts, if that is more than
+        tolerance (float): Euclidean distance within which an embedding needs no atom of its own.
+            The bank stays smaller than ``bank_size`` if that suffices. In 32 bits, distances are
+            exact to a thousandth of an embedding's distance from the centre; the clusters' radius
+            accounts for it. Defaults to ``0.0``.
+        working_size (int): Number of atoms to prune to during the stream, if larger than
             ``bank_size``. Defaults to ``3500``.
 
     Attributes:
-        patches_seen_ (int): Embeddings observed so far.
-        threshold_ (float): Distance above which an embedding becomes an atom now.
+        patches_seen_ (int): Number of embeddings observed.
+        threshold_ (float): Distance above which an embedding becomes an atom.
 
     Example:
         >>> sampler = SubspaceSampler(bank_size=2)
@@ -86,11 +79,11 @@ class SubspaceSampler:
         self._waiting: list[Clusters] = []  # batches that are too small
 
     def resume(self, clusters: Clusters, threshold: float) -> None:
-        """Go on from a bank learnt before, instead of from nothing.
+        """Continue from an earlier bank.
 
         Args:
-            clusters (Clusters): The bank, with what its atoms stand for.
-            threshold (float): ``threshold_`` of the sampler that learnt it.
+            clusters (Clusters): Atoms and statistics of the bank.
+            threshold (float): ``threshold_`` of the sampler that made it.
         """
         self._clusters = Clusters(*(part.clone() for part in clusters))
         self.threshold_ = max(threshold, self.tolerance)
@@ -98,22 +91,22 @@ class SubspaceSampler:
 
     @property
     def atoms_held(self) -> int:
-        """Atoms now: up to twice ``working_size``, before the last thinning."""
+        """Number of atoms now, at most twice ``working_size``."""
         return 0 if self._clusters is None else len(self._clusters.atoms)
 
     @torch.no_grad()
     def observe(self, embeddings: Tensor, origin: Tensor | None = None) -> None:
-        """Take a batch of nominal embeddings into account.
+        """Sample a batch of nominal embeddings.
 
         Args:
             embeddings (Tensor): Shape ``(n, d)``, floating point, of one width, dtype and device
-                over the stream; half precisions are kept as ``float32``.
-            origin (Tensor | None): Where each was seen, as in :class:`Clusters`; shape ``(n, 5)``,
-                ``int32``.
+                over the stream; half precisions become ``float32``.
+            origin (Tensor | None): Patches they come from, as in
+                :class:`~anomalib_sgfr.core.clusters.Clusters`; shape ``(n, 5)``, ``int32``.
 
         Raises:
-            ValueError: If the batch is not such a matrix or holds NaN or infinite values. The state
-                is unchanged then.
+            ValueError: If the batch is no such matrix or holds NaN or infinite values; the state is
+                unchanged then.
         """
         held = [*self._waiting, *([] if self._clusters is None else [self._clusters])]
         width = held[0].atoms.shape[1] if held else None
@@ -142,21 +135,19 @@ class SubspaceSampler:
             return
         self.patches_seen_ += embeddings.shape[0]
         waiting = sum(len(part.atoms) for part in self._waiting) + len(embeddings)
-        if waiting < min(
-            _TOGETHER, self.working_size
-        ):  # kept as they are: the caller may use their memory again
-            self._waiting.append(
-                Clusters.of(embeddings.clone(), None if origin is None else origin.clone())
-            )
+        if waiting < min(_TOGETHER, self.working_size):
+            origin = None if origin is None else origin.clone()  # the caller may reuse its memory
+            self._waiting.append(Clusters.of(embeddings.clone(), origin))
         else:
             self._waiting.append(Clusters.of(embeddings, origin))
-            self._take_in()
+            self._process_waiting()
 
-    def _take_in(self) -> None:
-        """Take in what waits."""
+    def _process_waiting(self) -> None:
+        """Sample the batches that wait."""
         if not self._waiting:
             return
-        batch = self._waiting[0] if len(self._waiting) == 1 else _joined(self._waiting)
+        parts = zip(*self._waiting, strict=True)
+        batch = self._waiting[0] if len(self._waiting) == 1 else Clusters(*map(torch.cat, parts))
         self._waiting = []
         if self._clusters is None:
             self._prune(batch, 2 * self.working_size, self.tolerance)
@@ -166,21 +157,19 @@ class SubspaceSampler:
                 self._prune(self._clusters, self.working_size)
 
     def _prune(self, clusters: Clusters, size: int, tolerance: float = 0.0) -> None:
-        # only what stands for itself alone may go for being within the tolerance: distances would
-        # add up
+        # a tolerance suits clusters of one member alone: distances would add up
         self._clusters, dropped, radius = prune(clusters, size, tolerance)
         self.threshold_ = max(self.threshold_, radius)
         pruned = dropped if self._pruned is None else self._pruned.joined(dropped)
-        if len(pruned.atoms) > _RETIRED * self.working_size:
+        if len(pruned.atoms) > _PRUNED * self.working_size:
             self._clusters, pruned = reassign(self._clusters, pruned), pruned.rows(slice(0))
         self._pruned = pruned
 
     def bank(self) -> Tensor:
-        """The bank learnt so far.
+        """Atoms of the bank.
 
         Returns:
-            Tensor: Atoms, shape ``(M, d)`` with ``1 <= M <= bank_size``; exact duplicates are
-                dropped.
+            Tensor: Distinct atoms, shape ``(M, d)`` with ``1 <= M <= bank_size``.
 
         Raises:
             ValueError: If no embedding was observed.
@@ -188,34 +177,30 @@ class SubspaceSampler:
         return self.clusters().atoms
 
     def images(self) -> set[int]:
-        """Numbers of the images that atoms held now come from."""
-        held = [
-            part.origin[:, 0]
-            for part in (self._clusters, self._pruned, *self._waiting)
-            if part is not None
-        ]
+        """Numbers of the images that the embeddings held now come from."""
+        parts = (self._clusters, self._pruned, *self._waiting)
+        held = [part.origin[:, 0] for part in parts if part is not None]
         return set(torch.cat(held).unique().tolist()) if held else set()
 
     def clusters(self) -> Clusters:
-        """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`."""
+        """Atoms and statistics of the bank; raises as :meth:`bank`."""
         return self.fitted_state()[0]
 
     @torch.no_grad()
     def fitted_state(self, size: int | None = None) -> tuple[Clusters, float]:
-        """The bank learnt so far, with what its atoms stand for; raises as :meth:`bank`.
+        """Clusters of the bank and their threshold; raises as :meth:`bank`.
 
         Args:
-            size (int | None): Largest number of atoms; ``bank_size`` if ``None``. More are worth
-                having where a bank is yet to be made of several covers, by
-                :func:`~anomalib_sgfr.core.clusters.merge`.
+            size (int | None): Largest number of atoms; ``None`` for ``bank_size``. More serve where
+                banks are to be merged, by :func:`~anomalib_sgfr.core.clusters.merge`.
 
         Returns:
-            tuple[Clusters, float]: The cover, and the distance above which an embedding would need
-                an atom of its own.
+            tuple[Clusters, float]: Atoms with statistics, and the distance above which an embedding
+            would become an atom.
         """
         if self._waiting:
             now = copy.copy(self)
-            now._take_in()  # noqa: SLF001  # of this class
+            now._process_waiting()  # noqa: SLF001  # of this class
             return now.fitted_state(size)
         if self._clusters is None:
             msg = "no nominal embedding was observed: the training set is empty."
@@ -223,7 +208,3 @@ class SubspaceSampler:
         kept, dropped, radius = prune(self._clusters, size or self.bank_size)
         others = dropped if self._pruned is None else self._pruned.joined(dropped)
         return reassign(kept, others), max(self.threshold_, radius)
-
-
-def _joined(batches: list[Clusters]) -> Clusters:
-    return Clusters(*(torch.cat(parts) for parts in zip(*batches, strict=True)))

@@ -17,7 +17,7 @@ from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.report.crops import CONTEXT, Gallery, crop, displayed
 from anomalib_sgfr.report.explanation import Explanation, explain
-from anomalib_sgfr.run_folder import image_paths, names_of
+from anomalib_sgfr.run_folder import atomic_write, image_paths, names_of
 from anomalib_sgfr.torch_model import SgfrModel
 
 if TYPE_CHECKING:
@@ -236,14 +236,7 @@ def _names(paths: Sequence[str]) -> dict[str, Path]:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Glyph .* missing"
-            )  # boxes stand for signs that the font does not have
-            figure.savefig(part, format="png")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_write(path) as part, warnings.catch_warnings():
+        # boxes stand for signs that the font does not have
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(part, format="png")

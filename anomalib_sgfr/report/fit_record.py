@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+if TYPE_CHECKING:  # the checks of an installation need no PyTorch
+    import torch
 
-__all__ = ["FitRecord", "versions"]
+__all__ = ["FitRecord", "installed", "versions"]
 
 _PACKAGES = ("anomalib-sgfr", "anomalib", "torch", "timm")
 _FOLDERS = 50  # the fullest, kept by name
@@ -40,7 +41,7 @@ class FitRecord(NamedTuple):
     versions: dict[str, str]
 
     @classmethod
-    def of(cls, seconds: float, device: torch.device, images: Sequence[str]) -> "FitRecord":
+    def of(cls, seconds: float, device: "torch.device", images: Sequence[str]) -> "FitRecord":
         """Note what a fit that ends now took.
 
         Args:
@@ -48,6 +49,8 @@ class FitRecord(NamedTuple):
             device (torch.device): What it ran on.
             images (Sequence[str]): Paths of the training images.
         """
+        import torch
+
         on_card = device.type == "cuda"
         folders = Counter(str(PurePath(path).parent) for path in images)
         return cls(
@@ -76,16 +79,18 @@ class FitRecord(NamedTuple):
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that scores depend on."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    packages = {name: installed(name) or "not installed" for name in _PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
+def installed(name: str) -> str | None:
+    """Version of an installed distribution, or ``None`` if there is none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _peak_memory() -> int:
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else 1024 * used
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

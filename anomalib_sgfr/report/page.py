@@ -38,6 +38,7 @@ from anomalib_sgfr.report.wording import (
     shown,
     verdict,
 )
+from anomalib_sgfr.run_folder import atomic_write
 
 __all__ = ["rendered", "write_page"]
 
@@ -77,13 +78,8 @@ def rendered(digest: Digest) -> str:
 
 def write_page(page: str, file: Path) -> None:
     """Write a page, whole or not at all; its folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    try:
+    with atomic_write(file) as part:
         part.write_text(page, encoding="utf-8")
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _context(digest: Digest) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from anomalib_sgfr.images.frame_geometry import frame_transform
 from anomalib_sgfr.images.pre_processor import geometric_steps
 from anomalib_sgfr.images.reading import read_image
 from anomalib_sgfr.report.score_table import Scored, scored_in
-from anomalib_sgfr.run_folder import RunFolder, image_paths, names_of, results_folder
+from anomalib_sgfr.run_folder import RunFolder, atomic_write, image_paths, names_of, results_folder
 
 __all__ = ["Predictions"]
 
@@ -128,11 +128,5 @@ def _png(values: NDArray[np.uint8], file: Any) -> None:  # noqa: ANN401
 
 def _save(path: Path, write: Any) -> None:  # noqa: ANN401
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_write(path) as part, part.open("wb") as file:
+        write(file)

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.images.file_pixels import file_peaks
-from anomalib_sgfr.run_folder import Afterwards, results_folder
+from anomalib_sgfr.run_folder import Afterwards, atomic_write, results_folder
 
 __all__ = ["ScoreTable", "Scored", "scored_in", "threshold_of", "write_scores"]
 
@@ -199,14 +199,9 @@ def write_scores(rows: Sequence[Scored], file: Path, warning: str | None = None)
         file (Path): The table; its folder is made.
         warning (str | None): About the threshold; the last column of every line, if there is one.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
     head, last = (("warning",), (warning,)) if warning else ((), ())
-    try:
-        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table:
-            csv.writer(table).writerows(
-                [(*Scored._fields, *head), *((*row, *last) for row in rows)]
-            )
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        atomic_write(file) as part,
+        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
+    ):
+        csv.writer(table).writerows([(*Scored._fields, *head), *((*row, *last) for row in rows)])

@@ -23,6 +23,7 @@ from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState
 from anomalib_sgfr.post_processing.calibration import nominal_scores
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.crops import thumbnails as make_thumbnails
+from anomalib_sgfr.run_folder import atomic_write
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
 from anomalib_sgfr.training.distributed import unite
 
@@ -102,11 +103,8 @@ def write_suspects(suspects: Sequence[tuple[str, float]], table: Path) -> None:
     logger.info("Suspected of being defective, the worst first:")
     for path, score in suspects:
         logger.info("  %.4g  %s", score, path)
-    table.parent.mkdir(parents=True, exist_ok=True)
-    part = table.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(table) as part, part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "score"), *suspects])
-    part.replace(table)
 
 
 _SIZES = {8: 1000, 31: 5000, float("inf"): 3000}  # by the largest stride

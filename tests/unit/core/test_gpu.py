@@ -187,7 +187,7 @@ def test_the_search_of_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(700, 6, device=DEVICE)
     before = Clusters.of(points[:300])._replace(count=torch.randint(1, 50, (300,), device=DEVICE))
     for threshold in (0.0, 0.9, 100.0):
-        monkeypatch.setattr(clusters, "_LOOKED_AT_FIRST", 64)
+        monkeypatch.setattr(clusters, "_FIRST_STAGE", 64)
         found = clusters.assign(before, points[300:], threshold)
         with monkeypatch.context() as patched:
             _plain(patched)

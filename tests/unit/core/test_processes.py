@@ -228,7 +228,7 @@ def guarded(body: list[ast.stmt], conditional: bool = False) -> list[int]:
 
 
 def calls(node: ast.AST, conditional: bool) -> list[int]:
-    """Lines of an expression with a collective under a condition, its own or one it stands under."""
+    """Lines of an expression with a collective under a condition, its own or an outer one."""
     found = []
     if (
         isinstance(node, ast.Call)

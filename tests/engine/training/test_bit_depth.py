@@ -426,7 +426,7 @@ def test_a_mask_of_a_picture_before_it_is_turned_is_refused(tmp_path: Path) -> N
     write(tmp_path / "masks" / "0.png", mask)
     with pytest.raises(
         ValueError,
-        match=r"bad/0.png is turned .* to 48 x 32 pixels, its mask has 32 x 48: save the",
+        match=r"bad/0.png is turned .* to 48 x 32 pixels, its mask has 32 x 48: save both",
     ):
         fit(model_for(), folder_datamodule(tmp_path, eval_batch_size=1), tmp_path)
 

@@ -76,15 +76,17 @@ def test_a_pickled_bank_holds_none() -> None:
     assert float(again.threshold) == 0.25
 
 
-def test_what_is_computed_in_64_bits_is_computed_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_computed_in_64_bits_is_computed_on_the_cpu_where_a_device_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[torch.device] = []
 
     def here(device: torch.device) -> torch.device:
         asked.append(device)
         return torch.device("cpu")
 
-    for module in ("linear_algebra", "sampling"):
-        monkeypatch.setattr(f"anomalib_sgfr.core.{module}.home", here)
+    for module in ("linear_algebra", "sampler"):
+        monkeypatch.setattr(f"anomalib_sgfr.core.{module}.float64_device", here)
     sampler = SubspaceSampler(4)
     sampler.observe(torch.rand(5, 3))
     assert len(asked) == 1
