@@ -91,7 +91,7 @@ bench-mtd: $(INSTALLED)-demo
 newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --upgrade --upgrade-strategy eager -e ".[dev]"
-	.venv-newest/bin/python -m pytest tests/conformance tests/integration/test_plugin.py tests/integration/test_cli.py
+	.venv-newest/bin/python -m pytest tests/conformance tests/system/test_plugin.py tests/system/test_cli.py
 
 clean:
 	rm -rf .venv .venv-newest build dist site .mypy_cache .ruff_cache .pytest_cache

@@ -31,9 +31,8 @@ from anomalib_sgfr.core.processes import failing_together, gathered
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.weights import normalisation
-from anomalib_sgfr.images.bit_depth import to_batch
+from anomalib_sgfr.images.bit_depth import require_bit_depth, to_batch
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
-from anomalib_sgfr.images.reading import require_bit_depth
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.score_table import ScoreTable

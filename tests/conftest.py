@@ -65,6 +65,14 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a small model that was fitted to ``parts``."""
+    engine = engine_in(tmp_path_factory.mktemp("fitted"))
+    engine.fit(small(), datamodule=folder_datamodule(parts))
+    return Path(engine.best_model_path)
+
+
+@pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folder with the executables of ``tests/warm.py``."""
     with warmed(tmp_path_factory.mktemp("warm")) as folder:

@@ -17,11 +17,12 @@ from anomalib_sgfr.features.tiling import Tiling
 from anomalib_sgfr.images.bit_depth import (
     ConstantImageCheck,
     check_synthetic_sources,
+    infer_bit_depth,
     reread_images,
+    running_dataset,
 )
-from anomalib_sgfr.images.file_pixels import running_dataset
+from anomalib_sgfr.images.headers import SUFFIXES, count_unread
 from anomalib_sgfr.images.pre_processor import output_size
-from anomalib_sgfr.images.reading import SUFFIXES, count_unread, infer_bit_depth
 from anomalib_sgfr.images.roi import read_roi, roi_at_input
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -375,7 +376,7 @@ class HighBitDepth(Callback):
             OSError: If an image cannot be read.
             ValueError: If an image cannot be read at its own bit depth.
         """
-        self._check = ConstantImageCheck(vouched=bit_depth is not None)
+        self._check = ConstantImageCheck(user_confirmed=bit_depth is not None)
         check_synthetic_sources(getattr(trainer, "datamodule", None))
         samples = getattr(getattr(trainer.train_dataloader, "dataset", None), "samples", None)
         paths = [] if samples is None else samples["image_path"].tolist()
@@ -390,7 +391,7 @@ class HighBitDepth(Callback):
             ValueError: If most of those seen are.
         """
         if self._check:
-            self._check.judge()
+            self._check.finish()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say which images of the folders are left out."""
@@ -411,7 +412,7 @@ class HighBitDepth(Callback):
         self.on_validation_batch_start(trainer, pl_module, batch, batch_idx)
         if self._check and isinstance(batch, ImageBatch):
             images: Any = batch.image
-            self._check.see(images, batch.image_path)
+            self._check.update(images, batch.image_path)
 
     def on_validation_batch_start(
         self,

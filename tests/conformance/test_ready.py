@@ -17,8 +17,8 @@ from anomalib.models.components import AnomalibModule
 from lightning.pytorch.callbacks import EarlyStopping
 
 from anomalib_sgfr import Sgfr
-from tests.integration.test_plugin import FIRST as IMPORTS
-from tests.integration.test_plugin import needs_forks, python
+from tests.system.test_plugin import FIRST as IMPORTS
+from tests.system.test_plugin import needs_forks, python
 
 ROOT = Path(__file__).parents[2]
 # anomalib.models as it is, changed once it has been executed: what the next version may do

@@ -25,7 +25,7 @@ from anomalib_sgfr.run_folder import (
 from tests.conftest import engine_in, folder_datamodule, write_image
 
 CKPT = Path("weights/lightning/model.ckpt")
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def tiny(**arguments: object) -> Sgfr:
@@ -257,7 +257,7 @@ from anomalib.engine import Engine
 from anomalib.engine import Engine
 from lightning.pytorch import Callback
 from tests.conftest import folder_datamodule
-from tests.unit.inspection.test_runs import tiny
+from tests.engine.test_run_folder import tiny
 class Kill(Callback):
     def on_train_batch_end(self, *_):
         os.kill(os.getpid(), signal.SIGKILL)

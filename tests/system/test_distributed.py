@@ -19,8 +19,8 @@ from torch.utils.data import DistributedSampler
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.training.distributed import is_padding
 from tests.conftest import folder_datamodule
-from tests.integration.three_processes import TASKS
-from tests.integration.uniting import GRID, patches
+from tests.system.three_processes import TASKS
+from tests.system.uniting import GRID, patches
 
 ROOT = Path(__file__).parents[2]
 

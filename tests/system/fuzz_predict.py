@@ -1,4 +1,4 @@
-"""Throw files at a fitted model: ``python tests/integration/fuzz_predict.py CHECKPOINT FOLDER
+"""Throw files at a fitted model: ``python tests/system/fuzz_predict.py CHECKPOINT FOLDER
 --files 2000 --seed 0``.
 
 Writes odd and damaged image files and predicts each through anomalib's Engine. A file must either
