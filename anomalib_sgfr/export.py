@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import Compose, Resize
 from anomalib_sgfr.console import quiet_loggers
 from anomalib_sgfr.images.bit_depth import reread_images
 from anomalib_sgfr.images.pre_processor import geometric_steps
-from anomalib_sgfr.run_folder import run_of
+from anomalib_sgfr.run_paths import run_of_checkpoint
 
 __all__ = [
     "WholeExports",
@@ -371,7 +371,7 @@ class WholeExports(ExportMixin, ABC):
         """Folder to export to: anomalib's default, ``results``, would be one for all models."""
         if self.restored_from is None or Path(export_root) != _ANOMALIBS_ROOT:
             return Path(export_root)
-        root = run_of(self.restored_from) or self.restored_from.with_name(
+        root = run_of_checkpoint(self.restored_from) or self.restored_from.with_name(
             f"{self.restored_from.stem}_export"
         )
         logger.info(

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_sgfr.console import QuietRun, bar_is_on, bars
+from anomalib_sgfr.console import LogFilters, bar_is_on, bars
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.processes import failing_together, gathered
@@ -295,7 +295,7 @@ class Sgfr(
         # it back instead.
         attached = list(getattr(self._trainer, "callbacks", []))
         self._sampling = _given(attached, self._sampling)
-        table, quiet = _given(attached, self._table), _given(attached, QuietRun())
+        table, quiet = _given(attached, self._table), _given(attached, LogFilters())
         folder = _given(attached, self._folder)
         callbacks = super().configure_callbacks()
         every = [
