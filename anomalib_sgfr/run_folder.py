@@ -20,7 +20,7 @@ from anomalib_sgfr.run_paths import (
     set_latest,
 )
 
-__all__ = ["AfterPostProcessor", "RunFolder", "image_paths", "results_folder"]
+__all__ = ["AfterPostProcessor", "RunFolder", "image_paths", "image_paths_of", "results_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -194,16 +194,26 @@ def image_paths(trainer: Any, kind: str) -> list[str]:  # noqa: ANN401
     loaders = getattr(trainer, name, None)
     paths: list[str] = []
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-        dataset = getattr(loader, "dataset", None)
-        samples = getattr(dataset, "samples", None)
-        if samples is None:
-            found = getattr(dataset, "image_filenames", None)
-        else:
-            found = samples["image_path"]
+        found = image_paths_of(loader)
         if found is None:
             return []
-        paths += map(str, found)
+        paths += found
     return paths
+
+
+def image_paths_of(loader: Any) -> list[str] | None:  # noqa: ANN401
+    """Image files of a data loader.
+
+    Args:
+        loader (DataLoader | None): Loader of a data set of anomalib's, or any other.
+
+    Returns:
+        list[str] | None: Paths in order; ``None`` if the data set does not list its images.
+    """
+    dataset = getattr(loader, "dataset", None)
+    samples = getattr(dataset, "samples", None)
+    paths = getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
+    return None if paths is None else list(map(str, paths))
 
 
 def results_folder(trainer: Any) -> Path:  # noqa: ANN401
