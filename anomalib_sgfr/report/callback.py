@@ -35,7 +35,7 @@ from anomalib_sgfr.report.model_facts import facts_of
 from anomalib_sgfr.report.page import render, write_page
 from anomalib_sgfr.report.score_table import ScoreRow, normalised_threshold, score_rows
 from anomalib_sgfr.report.statistics import RegionOverlap
-from anomalib_sgfr.run_folder import Afterwards
+from anomalib_sgfr.run_folder import AfterPostProcessor
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Report"]
@@ -48,7 +48,7 @@ _CROP_SIDE = 56  # pixels
 _SIDE, _SIDE_OF_FEW, _FEW = 256, 384, 120  # pixels of an image; larger where the page shows few
 
 
-class Report(Afterwards):
+class Report(AfterPostProcessor):
     """Write ``report.html``, a page that shows a test or a prediction; for ``trainer.callbacks``.
 
     The page is one file and opens anywhere without a network. Several processes write one page.

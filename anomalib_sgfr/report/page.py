@@ -37,7 +37,7 @@ from anomalib_sgfr.report.wording import (
     summary,
     summary_of_all,
 )
-from anomalib_sgfr.run_folder import atomic_write
+from anomalib_sgfr.run_paths import atomic_write
 
 __all__ = ["render", "write_page"]
 

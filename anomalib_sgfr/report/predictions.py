@@ -8,11 +8,12 @@ from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.images.frame_geometry import frame_transform, resample_to_frame
+from anomalib_sgfr.images.frame_geometry import frame_transform
 from anomalib_sgfr.images.pre_processor import geometric_steps
 from anomalib_sgfr.images.reading import read_image
 from anomalib_sgfr.report.score_table import ScoreRow, score_rows
-from anomalib_sgfr.run_folder import RunFolder, atomic_write, image_paths, names_of, results_folder
+from anomalib_sgfr.run_folder import RunFolder, image_paths, results_folder
+from anomalib_sgfr.run_paths import atomic_write, names_of
 
 __all__ = ["Predictions"]
 
@@ -93,7 +94,7 @@ def _in_file_pixels(
         transform = frame_transform(steps, size)
     except ValueError:  # the transforms cannot be followed: keep the model's pixels
         return maps
-    return {name: resample_to_frame(values, transform, size) for name, values in maps.items()}
+    return {name: transform.resample(values) for name, values in maps.items()}
 
 
 def _write(folder: Path, name: Path, row: ScoreRow, maps: dict[str, NDArray[np.float32]]) -> None:
