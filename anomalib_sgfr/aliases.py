@@ -105,6 +105,7 @@ MODULES = {
 
 # Earlier name of a class or function, wherever it was: its name now.
 NAMES = {
+    "Addition": "NewAtoms",
     "Bank": "MemoryBank",
     "KeepsDtype": "KeepsDtype",
     "BankState": "MemoryBankState",
@@ -115,6 +116,8 @@ NAMES = {
     "Frame": "FittedInput",
     "Header": "FileHeader",
     "Kind": "Split",
+    "Record": "AcceptanceHistory",
+    "Step": "Acceptance",
     "Learnt": "FittedState",
     "Looks": "ConstantImageCheck",
     "Made": "FitResult",

@@ -40,7 +40,7 @@ from anomalib_sgfr.report.visualizer import DeepVisualizer
 from anomalib_sgfr.run_folder import RunFolder
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training import checkpoint as checkpoints
-from anomalib_sgfr.training.accept import Record
+from anomalib_sgfr.training.accept import AcceptanceHistory
 from anomalib_sgfr.training.callback import SubspaceSampling
 from anomalib_sgfr.training.distributed import (
     DataParallelAnchor,
@@ -136,7 +136,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     Attributes:
         suspects (list[tuple[str, float]]): Training images of the latest fit that are suspected of
             being mislabelled, and their raw scores.
-        accepted (Record | None): New atoms of false alarms, and how to remove them.
+        accepted (AcceptanceHistory | None): New atoms of false alarms, and how to remove them.
         fit_record (FitRecord | None): How the fit went; ``None`` in a checkpoint of an earlier
             version.
         restored_from (Path | None): Checkpoint file that the model was loaded from.
@@ -155,7 +155,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
 
     pre_processor: Any
     post_processor: Any
-    accepted: Record | None = None
+    accepted: AcceptanceHistory | None = None
     fit_record: FitRecord | None = None
     restored_from: Path | None = None
     places: Tensor | None = None

@@ -30,7 +30,7 @@ from torchvision.transforms.v2 import functional as pictures
 
 from anomalib_sgfr import Sgfr, SgfrModel
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.training.adapt import adapted, residual_moments
+from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
 from benchmarks.common import data
 from benchmarks.common.engine import fitted, quiet_fit
 from benchmarks.common.places import PatchIndex, median, seeds, study_places, title
@@ -148,7 +148,7 @@ def _ways(
     start = time.perf_counter()
     images = (read_prepared(path, model.pre_processor) for path in new["image_path"])
     other = model.model.eval().with_banks(
-        adapted(model.model, residual_moments(model.model, images), _DIRECTIONS)
+        project_out_shift(model.model, residual_moments(model.model, images), _DIRECTIONS)
     )
     yield "adapted", other, time.perf_counter() - start
 

@@ -18,7 +18,7 @@ from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, res
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.torch_model import SgfrModel
-from anomalib_sgfr.training.accept import Record
+from anomalib_sgfr.training.accept import AcceptanceHistory
 
 __all__ = [
     "Snapshot",
@@ -230,7 +230,7 @@ def save(
     checkpoint: dict[str, Any],
     arguments: Mapping[str, Any],
     post_processor: nn.Module | None,
-    accepted: Record | None,
+    accepted: AcceptanceHistory | None,
     fit_record: FitRecord | None,
 ) -> None:
     """Put into a checkpoint what scores depend on and the records of the fit.
@@ -239,7 +239,7 @@ def save(
         checkpoint (dict[str, Any]): As anomalib saves it; changed in place.
         arguments (Mapping[str, Any]): Of the model.
         post_processor (nn.Module | None): Of the model.
-        accepted (Record | None): New atoms of false alarms.
+        accepted (AcceptanceHistory | None): New atoms of false alarms.
         fit_record (FitRecord | None): How the fit went.
     """
     _drop_callback_state(checkpoint, post_processor)
@@ -316,9 +316,13 @@ def store_current_threshold(checkpoint: dict[str, Any], post_processor: nn.Modul
                 state[f"post_processor.{name}"] = value.clone()
 
 
-def restore_records(checkpoint: Mapping[str, Any]) -> tuple[Record | None, FitRecord | None]:
+def restore_records(
+    checkpoint: Mapping[str, Any],
+) -> tuple[AcceptanceHistory | None, FitRecord | None]:
     """New atoms of false alarms, and the record of the fit, from a checkpoint."""
-    accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
+    accepted = (
+        AcceptanceHistory.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
+    )
     return accepted, FitRecord.restored(checkpoint.get(_FIT))
 
 
