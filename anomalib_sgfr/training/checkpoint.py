@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from anomalib.models.components import AnomalibModule
+from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import Trainer
 from torch import nn
 
+from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
@@ -31,6 +34,7 @@ __all__ = [
     "prepare",
     "require_widths",
     "restore_records",
+    "restored_copy",
     "save",
     "score_arguments",
     "store_current_threshold",
@@ -333,6 +337,17 @@ def _drop_callback_state(checkpoint: dict[str, Any], post_processor: nn.Module |
     """
     for kind in type(post_processor).__mro__:
         checkpoint.get("callbacks", {}).pop(kind.__qualname__, None)
+
+
+def restored_copy(module: AnomalibModule, path: Path | str) -> AnomalibModule:
+    """Copy of a model with a checkpoint restored, as a trainer would restore it."""
+    other = copy.deepcopy(module)
+    with anomalib_safe_globals(extra=type(module).checkpoint_safe_globals()):
+        device = float64_device(module.device)
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    other.on_load_checkpoint(checkpoint)
+    other.load_state_dict(checkpoint["state_dict"])
+    return other
 
 
 class Snapshot:

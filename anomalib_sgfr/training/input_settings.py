@@ -54,18 +54,14 @@ class FittedInput(NamedTuple):
     roi: str | None
 
 
-def as_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width from one number or two.
-
-    Args:
-        size (int | Sequence[int]): As the user gave it.
-
-    Returns:
-        tuple[int, int]: Height and width in pixels.
+def as_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """Height and width from one number of pixels or two.
 
     Raises:
         ValueError: If it is neither.
     """
+    if size is None:
+        return None
     both = (size, size) if isinstance(size, int) else tuple(size)
     if len(both) != 2 or not all(isinstance(length, int) and length > 0 for length in both):  # noqa: PLR2004
         msg = f"image_size must be one or two whole numbers of pixels, at least 1, got {size!r}."
@@ -107,7 +103,7 @@ class InputSettings:
         bit_depth: int | None = None,
         own_pre_processor: bool = False,
     ) -> None:
-        self._size = None if image_size is None else as_size(image_size)
+        self._size = as_size(image_size)
         self._roi = None if roi is None else str(roi)
         self._own_pre_processor = own_pre_processor
         self.bit_depth = bit_depth

@@ -106,7 +106,7 @@ def test_a_card_samples_beside_the_embedding_and_learns_the_same(
 
     monkeypatch.setattr(SubspaceSampling, "_observe", watched)
     for beside in (False, True):
-        monkeypatch.setattr(callbacks, "_worth_a_worker", lambda _, beside=beside: beside)
+        monkeypatch.setattr(callbacks, "_on_gpu", lambda _, beside=beside: beside)
         model = small(image_size=128, seed=3)
         fit(model, folder_datamodule(parts, train_batch_size=2), tmp_path)
         banks.append(atoms(model))
@@ -343,7 +343,7 @@ def test_features_that_cannot_be_used_name_the_images(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(callbacks, "_worth_a_worker", lambda _: beside)
+    monkeypatch.setattr(callbacks, "_on_gpu", lambda _: beside)
     embed = PatchEmbedder.forward
 
     def poisoned(self: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:

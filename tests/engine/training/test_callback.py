@@ -65,7 +65,7 @@ def test_embeddings_that_are_overwritten_by_the_next_batch_were_learnt_from(
     for reuse in (False, True):
         monkeypatch.undo()
         observe = SubspaceSampling._observe
-        monkeypatch.setattr(callbacks, "_worth_a_worker", lambda _: beside)
+        monkeypatch.setattr(callbacks, "_on_gpu", lambda _: beside)
         if reuse:
             monkeypatch.setattr(PatchEmbedder, "forward", reusing)
             monkeypatch.setattr(SubspaceSampling, "_observe", late if beside else observe)
@@ -188,4 +188,4 @@ def test_images_that_a_trainer_leaves_out_are_told(
 def test_streams_and_several_loaders_have_no_number_of_batches() -> None:
     sampling = SubspaceSampling()
     sampling._batches = 2
-    sampling._tell_if_partial(SimpleNamespace(train_dataloader=iter(()), is_global_zero=True))  # type: ignore[arg-type]
+    sampling._warn_if_partial(SimpleNamespace(train_dataloader=iter(()), is_global_zero=True))  # type: ignore[arg-type]
