@@ -31,12 +31,10 @@ __all__ = [
     "compressing",
     "export_folder",
     "float_operations",
-    "full_bit_depth",
     "keep_precision",
     "keeping_in_float",
     "require_images",
     "require_packages",
-    "resized_to_fit",
     "resolve_root",
     "tracing",
     "write_metadata",
@@ -327,15 +325,8 @@ def keeping_in_float(model: Any) -> Iterator[None]:  # noqa: ANN401
 
 
 @contextmanager
-def resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Have a data module give images of the size that a model takes, if it takes only one.
-
-    anomalib calibrates with images as they are on disk.
-
-    Args:
-        datamodule (AnomalibDataModule | None): Gives calibration images.
-        model (openvino.Model): Takes them.
-    """
+def _resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN401
+    """Have a data module give images of the size that a model takes, if it takes only one."""
     height, width = (model.input(0).partial_shape[axis] for axis in (2, 3))
     if datamodule is None or not (height.is_static and width.is_static):
         yield
@@ -350,13 +341,8 @@ def resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN4
 
 
 @contextmanager
-def full_bit_depth(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
-    """Have a data module give images of more than 8 bits at their own bit depth.
-
-    Args:
-        datamodule (AnomalibDataModule | None): Gives calibration images.
-        bit_depth (int): Of the model.
-    """
+def _full_bit_depth(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
+    """Have a data module give images of more than 8 bits at their own bit depth."""
     if datamodule is None:
         yield
         return
@@ -376,6 +362,9 @@ def _collated(datamodule: Any, collate: Any, bit_depth: int, items: Any) -> Any:
 def compressing(model: Any, datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
     """Conditions under which anomalib compresses an exported Sgfr.
 
+    What 8 bits would harm stays in floating point. Calibration images, which anomalib takes as they
+    are on disk, have the size and the bit depth of the model.
+
     Args:
         model (openvino.Model): The model to compress.
         datamodule (AnomalibDataModule | None): Gives calibration images.
@@ -383,8 +372,8 @@ def compressing(model: Any, datamodule: Any, bit_depth: int) -> Iterator[None]: 
     """
     with (
         keeping_in_float(model),
-        resized_to_fit(datamodule, model),
-        full_bit_depth(datamodule, bit_depth),
+        _resized_to_fit(datamodule, model),
+        _full_bit_depth(datamodule, bit_depth),
     ):
         yield
 
@@ -446,7 +435,7 @@ def _compare(module: AnomalibModule, file: Path, datamodule: AnomalibDataModule)
     network = openvino.Core().read_model(file)
     compiled = openvino.Core().compile_model(network, "CPU")  # as anomalib's inferencer does
     found = []
-    with resized_to_fit(datamodule, network), full_bit_depth(datamodule, model.model.bit_depth):
+    with _resized_to_fit(datamodule, network), _full_bit_depth(datamodule, model.model.bit_depth):
         datamodule.setup("fit")
         images: Any = getattr(datamodule, "val_data", None)
         if images is None or not len(images):

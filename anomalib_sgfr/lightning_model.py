@@ -41,8 +41,8 @@ from anomalib_sgfr.training.callback import SubspaceSampling
 from anomalib_sgfr.training.distributed import (
     DataParallelAnchor,
     drop_padding,
-    fill_up,
-    leave_out_empty,
+    pad_predict_loaders,
+    support_idle_processes,
 )
 from anomalib_sgfr.training.fit import (
     bank_sizes,
@@ -315,9 +315,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         if self.trainer.world_size > 1:
             for owner in (self.evaluator, self.post_processor):
                 if owner is not None:
-                    leave_out_empty(owner)
+                    support_idle_processes(owner)
             if stage == "predict":
-                fill_up(self.trainer)
+                pad_predict_loaders(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Drop the data-parallel anchor."""

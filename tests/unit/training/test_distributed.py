@@ -13,7 +13,7 @@ from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.memory_bank import MemoryBankState
 from anomalib_sgfr.torch_model import FittedState
-from anomalib_sgfr.training.distributed import drop_padding, leave_out_empty, unite
+from anomalib_sgfr.training.distributed import drop_padding, support_idle_processes, unite
 from anomalib_sgfr.training.fit import build_banks
 from tests.threaded import in_threads
 
@@ -111,7 +111,7 @@ def test_metrics_are_computed_by_processes_that_never_updated_them(dtype: torch.
                 AUPRO(pixel),
             ]
         )
-        leave_out_empty(evaluator)
+        support_idle_processes(evaluator)
         its = batch if rank == 1 else ImageBatch(image=torch.empty(0, 3, 8, 8))
         evaluator.on_test_batch_end(None, None, its, its, 0)  # type: ignore[arg-type]
         evaluator.on_test_epoch_end(None, None)
