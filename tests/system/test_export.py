@@ -1,6 +1,4 @@
-"""Exported models: the same answers, on any backbone, at any batch and image size, compressed or
-not.
-"""
+"""Exported models give the same answers, at any batch and image size, compressed or not."""
 
 import csv
 import json

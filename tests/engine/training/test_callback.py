@@ -20,9 +20,7 @@ from tests.conftest import atoms, fit, folder_datamodule, small
 @pytest.mark.parametrize("new", [[True, True, True], [True, False, True], [False, False, True]])
 @pytest.mark.parametrize("copies", [1, 4])
 def test_every_patch_of_a_copy_belongs_to_its_image(copies: int, new: list[bool]) -> None:
-    """Copies come one after the other, each of all images; embeddings say which image and place
-    they are of.
-    """
+    """Copies come one after the other, each of all images."""
     numbers, grid = torch.tensor([5, 7, 9]), (2, 3)
     images = torch.cat(
         [torch.cartesian_prod(number[None], *map(torch.arange, grid)) for number in numbers]

@@ -54,9 +54,7 @@ def by_callback(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @pytest.fixture(scope="module")
 def masked(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr, Path, Path]:
-    """Fitted with tiles and a region: a model, its checkpoint, and a copy of the mask that is gone
-    from its place.
-    """
+    """Model with tiles and a region, its checkpoint, and a copy of the mask, which is gone."""
     folder = tmp_path_factory.mktemp("masked")
     inside = np.zeros((96, 96), np.uint8)
     inside[:, :64] = 255

@@ -1,6 +1,4 @@
-"""A fit changes a model when all that it learns is made, and not before: whatever fails leaves the
-earlier fit.
-"""
+"""A fit or a checkpoint that fails leaves a model as it was."""
 
 import copy
 import math
@@ -241,9 +239,7 @@ def test_a_share_of_a_hundred_is_what_it_says(
 def test_a_failure_in_validation_leaves_the_new_banks_with_their_own_threshold(
     hook: str, first: Sgfr, others: Folder, tmp_path: Path
 ) -> None:
-    """Banks and threshold are swapped together: never new banks with no threshold, or with the
-    earlier scores.
-    """
+    """Banks and threshold are replaced together."""
     model = copy.deepcopy(first)
     before = held(model)
     with pytest.raises(OSError, match=f"broken at {hook}"):
