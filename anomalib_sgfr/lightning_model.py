@@ -36,22 +36,9 @@ from anomalib_sgfr.report.visualizer import DeepVisualizer
 from anomalib_sgfr.run_folder import RunFolder
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training import checkpoint as checkpoints
+from anomalib_sgfr.training import distributed, fit
 from anomalib_sgfr.training.accept import AcceptanceHistory
 from anomalib_sgfr.training.callback import SubspaceSampling
-from anomalib_sgfr.training.distributed import (
-    DataParallelAnchor,
-    drop_padding,
-    pad_predict_loaders,
-    support_idle_processes,
-)
-from anomalib_sgfr.training.fit import (
-    bank_sizes,
-    build_banks,
-    check_arguments,
-    fit,
-    report_certificate,
-    write_suspects,
-)
 from anomalib_sgfr.training.input_settings import (
     HighBitDepth,
     InputSettings,
@@ -183,7 +170,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        check_arguments(tolerance, trim, bit_depth, copies, seed)
+        fit.check_arguments(tolerance, trim, bit_depth, copies, seed)
         own_pre_processor = not isinstance(pre_processor, bool)
         if pre_processor is True:  # the default normalisation depends on the backbone
             pre_processor = self.configure_pre_processor(
@@ -215,7 +202,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             score_layers,
             bank_per,
         )
-        fewest = min(bank_sizes(self.model.embedder.scales, bank_size))
+        fewest = min(fit.bank_sizes(self.model.embedder.scales, bank_size))
         if solver != "ridge" and num_atoms > fewest:
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({fewest})."
             raise ValueError(msg)
@@ -233,7 +220,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._sampling = SubspaceSampling()
         self._table = ScoreTable()
         self._folder = RunFolder()
-        self._anchor: DataParallelAnchor | None = None
+        self._anchor: distributed.DataParallelAnchor | None = None
         self._fit_started = 0.0
         # backbone weights and bit depth of an earlier fit, kept until this one has ended
         self._earlier: tuple[dict[str, Any], int] | None = None
@@ -307,17 +294,17 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             )
             raise ValueError(msg)
         super().setup(stage)
-        if stage == "fit" and DataParallelAnchor.needed(self.trainer):
-            self._anchor = DataParallelAnchor(self.device)
+        if stage == "fit" and distributed.DataParallelAnchor.needed(self.trainer):
+            self._anchor = distributed.DataParallelAnchor(self.device)
         self._inputs.configure(
             self.model, self.pre_processor, self.trainer, fit=stage == "fit", update=self.update
         )
         if self.trainer.world_size > 1:
             for owner in (self.evaluator, self.post_processor):
                 if owner is not None:
-                    support_idle_processes(owner)
+                    distributed.support_idle_processes(owner)
             if stage == "predict":
-                pad_predict_loaders(self.trainer)
+                distributed.pad_predict_loaders(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Drop the data-parallel anchor."""
@@ -390,9 +377,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             self._high_bit_depth.require_no_constant_images()
         earlier = self.model.fitted_state if self.update else None
         images = sorted(set(itertools.chain.from_iterable(gathered(self._sampling.seen))))
-        found = fit(
+        found = fit.fit(
             self.model,
-            build_banks(self._sampling.samplers, self._sampling.images, earlier, self.device),
+            fit.build_banks(self._sampling.samplers, self._sampling.images, earlier, self.device),
             self.pre_processor,
             images,
             trim=self.trim,
@@ -402,7 +389,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             trainer=self.trainer,
         )
         if found.suspects and self.trainer.is_global_zero:
-            write_suspects(found.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
+            fit.write_suspects(found.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
         record = FitRecord.of(time.perf_counter() - self._fit_started, self.device, images)
         self.model.load_fitted_state(found.fitted_state)
         if self._own_post_processor and found.threshold:
@@ -411,7 +398,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._earlier = None
         self._inputs.keep(self.model)
         self._set_fitted(fitted=True)
-        report_certificate(self.model, self.trainer)
+        fit.report_certificate(self.model, self.trainer)
 
     def abandon_fit(self) -> None:
         """Return to an earlier fit, if there is one and this fit has not ended."""
@@ -441,7 +428,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         return self._score(batch, "predict_dataloaders", batch_idx, dataloader_idx)
 
     def _score(self, batch: ImageBatch, loaders: str, number: int, loader: int) -> STEP_OUTPUT:
-        drop_padding(batch, getattr(self._trainer, loaders, None), number, loader)
+        distributed.drop_padding(batch, getattr(self._trainer, loaders, None), number, loader)
         images: Any = batch.image
         if not len(images):  # all of them are other processes'
             self.places = None

@@ -123,7 +123,8 @@ def resident():
 
 inspector = Inspector.load(sys.argv[1])
 found = [inspector(path) for path in sys.argv[2:]]
-print(json.dumps([[each.score, each.label, each.map.shape, float(each.map.max())] for each in found]))
+rows = [[each.score, each.label, each.map.shape, float(each.map.max())] for each in found]
+print(json.dumps(rows))
 rng = np.random.default_rng(0)
 for number in range(220):
     height, width = rng.integers(20, 400, 2)

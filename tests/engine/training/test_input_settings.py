@@ -217,7 +217,7 @@ def test_a_fit_that_fails_leaves_what_was_learnt_with(
 ) -> None:
     model = Sgfr.load_from_checkpoint(by_callback[1])
     expected = answers(model, parts / "bad" / "00.png", tmp_path)
-    monkeypatch.setattr("anomalib_sgfr.lightning_model.fit", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("anomalib_sgfr.training.fit.fit", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(model, datamodule, tmp_path, callbacks=[tiler(stride=16)])
     assert Tiling.from_tiler(model.model.tiler) == _TILES

@@ -86,10 +86,10 @@ def test_a_failure_at_any_hook_loses_nothing(
 @pytest.mark.parametrize(
     "step",
     [
-        "lightning_model.build_banks",
+        "training.fit.build_banks",
         "training.fit.exclude_suspects",
         "training.fit.make_thumbnails",
-        "lightning_model.write_suspects",
+        "training.fit.write_suspects",
     ],
 )
 def test_a_failure_while_anything_is_made_loses_nothing(
@@ -157,7 +157,7 @@ def test_what_fails_after_all_was_taken_into_use_leaves_the_new_fit(
 ) -> None:
     model = copy.deepcopy(first)
     monkeypatch.setattr(
-        "anomalib_sgfr.lightning_model.report_certificate",
+        "anomalib_sgfr.training.fit.report_certificate",
         lambda *_: (_ for _ in ()).throw(OSError("no logger")),
     )
     with pytest.raises(OSError, match="no logger"):
