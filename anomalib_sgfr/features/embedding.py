@@ -125,12 +125,12 @@ class PatchEmbedder(nn.Module):
             resolve_layers(backbone, layers),
             resolve_score_layers(backbone, layers, score_layers),
         )
-        stages = [
-            stage for stage in backbone_layers(backbone) if stage.layer in {*of_map, *of_score}
+        chosen = [
+            layer for layer in backbone_layers(backbone) if layer.name in {*of_map, *of_score}
         ]
-        self.layers = [stage.layer for stage in stages]
-        self.channels = [stage.channels for stage in stages]
-        self.strides = [stage.stride for stage in stages]
+        self.layers = [layer.name for layer in chosen]
+        self.channels = [layer.channels for layer in chosen]
+        self.strides = [layer.stride for layer in chosen]
         roles = [(layer in of_map, layer in of_score) for layer in self.layers]
         self.scales = build_scales(self.strides, roles, bank_per)
         self.extractor = build_extractor(backbone, self.layers)
@@ -205,4 +205,4 @@ class PatchEmbedder(nn.Module):
             height, width = images.shape[-2:]
             if images.is_meta or accepts_size(self.backbone, tuple(self.layers), (height, width)):
                 raise
-            raise ValueError(size_error(self.backbone, self.layers, (height, width))) from error
+            raise size_error(self.backbone, self.layers, (height, width)) from error
