@@ -440,4 +440,4 @@ def test_what_a_folder_holds_beside_is_said(
     Image.fromarray((frame(9) >> 4).astype(np.uint8)).save(tmp_path / "in" / "0.jp2")
     batches = engine_in(tmp_path).predict(fitted[0], dataset=PredictDataset(tmp_path / "in"))
     assert len(batches) == 2
-    assert "3 pictures beside those that are read are left out: 2 .gif, 1 .jp2" in caplog.text
+    assert "3 images are left out: 2 .gif, 1 .jp2" in caplog.text
