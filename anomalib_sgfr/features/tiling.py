@@ -13,6 +13,7 @@ from anomalib_sgfr.core.patch_grid import (
     grid_of,
     require_whole_tiles,
     stitched,
+    tile_spans,
 )
 from anomalib_sgfr.features.embedding import PatchEmbedder
 
@@ -131,18 +132,18 @@ def embed_tiles(embedder: PatchEmbedder, images: Tensor, tiler: Tiler) -> list[T
     images = functional.pad(
         images, (0, padded[1] - size[1], 0, padded[0] - size[0]), mode="replicate"
     )
-    slots_of = [
-        [slots(*lengths, stride) for lengths in zip(padded, tile, step, strict=True)]
+    spans = [
+        [tile_spans(*lengths, stride) for lengths in zip(padded, tile, step, strict=True)]
         for stride in strides
     ]
-    rows, columns = slots_of[0]
+    rows, columns = spans[0]
     corners = [(row.start, column.start) for row in rows for column in columns]
     tiles = [images[..., top : top + tile[0], left : left + tile[1]] for top, left in corners]
     groups = [_embed_group(embedder, group) for group in _groups(tiles)]
     parts = [[part for group in groups for part in group[scale]] for scale in range(len(strides))]
     return [
         cropped_to_image(stitched(part, rows, columns), size, stride)
-        for part, (rows, columns), stride in zip(parts, slots_of, strides, strict=True)
+        for part, (rows, columns), stride in zip(parts, spans, strides, strict=True)
     ]
 
 
