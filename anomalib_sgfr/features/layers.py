@@ -235,15 +235,15 @@ def build_scales(
     roles: Sequence[tuple[bool, bool]] | None = None,
     bank_per: BankPer = "layer",
 ) -> list[Scale]:
-    """Which layers make a scale.
+    """Scales of some layers.
 
-    A layer finer than stride 8 goes to the grid of stride 8, if there is a layer of that: patches
-    of 4 x 4 pixels are too many for what they tell.
+    A layer finer than stride 8 is resized to the grid of stride 8, if there is a layer of that:
+    patches of 4 x 4 pixels are many, and add little.
 
     Args:
         strides (Sequence[int]): Of the layers, in network order.
-        roles (Sequence[tuple[bool, bool]] | None): Of each, whether the map and whether the score
-            hears it; ``None`` for both.
+        roles (Sequence[tuple[bool, bool]] | None): Of each, whether it contributes to the
+            map, and to the score; ``None`` for both.
         bank_per (BankPer): ``"layer"``: each layer is a scale. ``"stride"``: those of one grid and
             role are one.
 

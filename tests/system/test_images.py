@@ -1,6 +1,4 @@
-"""One picture, however it is stored and by whichever route it comes: the same score, or a refusal
-that names it.
-"""
+"""An image has the same score however it is stored and read, or is refused by name."""
 
 import csv
 import importlib.util
@@ -104,9 +102,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def by_pillow(
     values: Values, mode: str | None = None, turned: bool = False, **options: Any
 ) -> Callable[[Path], None]:
-    """Save with Pillow; turned, as it lies in a file whose EXIF orientation says how it is to be
-    turned back.
-    """
+    """Save with Pillow; turned, with the EXIF orientation that turns it back."""
 
     def write(path: Path) -> None:
         image = Image.fromarray(np.rot90(values) if turned else values)
@@ -316,9 +312,7 @@ def test_a_picture_is_the_same_by_every_route(
 def test_the_pictures_tell_wrong_readings_apart(
     routes: dict[str, dict[str, Found]], model: Model
 ) -> None:
-    """Turned, grey, upside down, or at another range, the picture scores otherwise than the tests
-    above allow.
-    """
+    """The scores of wrong readings differ by more than the tests above allow."""
     inspector, right = Inspector.load(model.checkpoint), routes["checkpoint"]["colour.png"].score
     for wrong in (
         np.rot90(COLOUR),

@@ -1,6 +1,4 @@
-"""Pictures of every depth, container and shape come out at their true range, or are refused by
-name.
-"""
+"""Images of every bit depth, container and shape are read in full, or refused by name."""
 
 import itertools
 import struct
