@@ -17,7 +17,7 @@ from anomalib_sgfr.features.layers import (
     sequential_features,
 )
 
-__all__ = ["accepts_size", "build_extractor", "default_size", "require_size", "size_error"]
+__all__ = ["accepts_size", "build_extractor", "default_size", "require_size"]
 
 _DEFAULT_SIZE = (256, 256)
 _PATCHES = 28  # along each side, where patches do not divide 256 pixels
@@ -192,30 +192,13 @@ def require_size(backbone: str, layers: Sequence[str], size: tuple[int, int]) ->
     Raises:
         ValueError: If it is not accepted, and another size is.
     """
-    if not accepts_size(backbone, tuple(layers), size) and _accepted_sizes(backbone, layers, size):
-        raise size_error(backbone, layers, size)
-
-
-def size_error(backbone: str, layers: Sequence[str], size: tuple[int, int]) -> ValueError:
-    """Error of a size that a backbone does not accept, with one that it accepts.
-
-    Args:
-        backbone (str): Name of a timm model.
-        layers (Sequence[str]): Layers to take features from.
-        size (tuple[int, int]): Height and width.
-
-    Returns:
-        ValueError: To be raised.
-    """
-    accepted = _accepted_sizes(backbone, layers, size)
-    hint = f": {accepted[0][0]} x {accepted[0][1]} would do" if accepted else ""
-    return ValueError(
-        f"backbone '{backbone}' does not take images of {size[0]} x {size[1]} pixels{hint}."
-    )
-
-
-def _accepted_sizes(
-    backbone: str, layers: Sequence[str], size: tuple[int, int]
-) -> list[tuple[int, int]]:
-    tried = _sizes_to_try(backbone, size)
-    return [other for other in tried if accepts_size(backbone, tuple(layers), other)]
+    chosen = tuple(layers)
+    if accepts_size(backbone, chosen, size):
+        return
+    for height, width in _sizes_to_try(backbone, size):
+        if accepts_size(backbone, chosen, (height, width)):
+            msg = (
+                f"backbone '{backbone}' does not take images of {size[0]} x {size[1]} pixels:"
+                f" {height} x {width} would do."
+            )
+            raise ValueError(msg)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from anomalib_sgfr.core import gpu
 from anomalib_sgfr.core.arguments import BankPer, Pooling
-from anomalib_sgfr.features.backbone import accepts_size, build_extractor, size_error
+from anomalib_sgfr.features.backbone import build_extractor, require_size
 from anomalib_sgfr.features.layers import (
     Scale,
     backbone_layers,
@@ -177,8 +177,8 @@ class PatchEmbedder(nn.Module):
             return self.extractor(images)
         try:
             return self.extractor(images)
-        except (AssertionError, RuntimeError) as error:  # of a size, but rarely with its name
+        except (AssertionError, RuntimeError):  # of a size, but rarely with its name
             height, width = images.shape[-2:]
-            if images.is_meta or accepts_size(self.backbone, tuple(self.layers), (height, width)):
-                raise
-            raise size_error(self.backbone, self.layers, (height, width)) from error
+            if not images.is_meta:
+                require_size(self.backbone, self.layers, (height, width))
+            raise
