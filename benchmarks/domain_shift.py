@@ -1,5 +1,4 @@
-"""A fitted model under another light: what eight good images of it mend, as an update and
-otherwise.
+"""Domain shift: what eight good images of the new domain restore, by several means.
 
     python -m benchmarks.domain_shift --root mtd=DIR --root mvtec=DIR --out DIR
 

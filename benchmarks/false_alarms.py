@@ -1,5 +1,4 @@
-"""Whether a threshold set without a defect keeps its promise: chosen and realised rates of false
-alarms.
+"""Thresholds without defects: chosen and realised rates of false alarms.
 
     python -m benchmarks.false_alarms --root DIR --out DIR
 
@@ -42,9 +41,7 @@ _SOURCES = {
 
 
 def _evaluate(case: Case) -> list[dict[str, Any]]:
-    """Realised rates of false alarms and of detection, for each source of the threshold and each
-    chosen rate.
-    """
+    """Realised rates of false alarms and detection, for each source and each chosen rate."""
     tiles = tile_of() if case.dataset == "mtd" else {}
 
     def part_of(path: str) -> str:
@@ -78,9 +75,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
 
 
 def _part_by_part(paths: Sequence[str], part_of: Callable[[str], str]) -> set[str]:
-    """A fifth of the images, and with one of them all others of the same part, so that none is
-    trained on.
-    """
+    """A fifth of the images, and all others of the same parts, so that none is trained on."""
     parts: dict[str, list[str]] = {}
     for path in paths:
         parts.setdefault(part_of(path), []).append(path)

@@ -257,9 +257,7 @@ def _scores(
     batches: Sequence[Tensor],
     options: _Options,
 ) -> dict[str, Any]:
-    """Milliseconds of each number of images, of the bare backbone in turn with it, and the peak on
-    the card in MiB.
-    """
+    """Milliseconds by number of images, of the bare backbone in turn, and peak GPU memory in MiB."""
     found = {}
     for batch in batches:
         _reset_peak(options.device)

@@ -1,4 +1,4 @@
-"""Cases of a study (data set, split, seed) and the loop over them, which can be resumed.
+"""Cases of a study (data set, split, seed) and the loop over them, which can be resumed."""
 
 import argparse
 import json
@@ -17,8 +17,8 @@ __all__ = [
     "alike",
     "chosen",
     "median",
-    "seeds",
     "run_cases",
+    "seeds",
     "title",
 ]
 
@@ -86,9 +86,7 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
 
 
 def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:
-    """The cases a command was asked for, one seed after the other; ends the command if a folder is
-    missing.
-    """
+    """Cases that a command was asked for; ends the command if a folder is missing."""
     roots = {
         name if equals else "": Path(folder if equals else name)
         for name, equals, folder in _named(options.root)
