@@ -25,6 +25,7 @@ __all__ = [
     "claim_folder",
     "give_back_latest",
     "image_paths",
+    "image_paths_of",
     "names_of",
     "newest_whole_run",
     "point_latest",
@@ -424,15 +425,23 @@ def image_paths(trainer: Any, kind: str) -> list[str]:  # noqa: ANN401
     )
     paths: list[str] = []
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-        dataset = getattr(loader, "dataset", None)
-        samples = getattr(dataset, "samples", None)
-        found = (
-            getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
-        )
+        found = image_paths_of(loader)
         if found is None:
             return []
-        paths += map(str, found)
+        paths += found
     return paths
+
+
+def image_paths_of(loader: Any) -> list[str] | None:  # noqa: ANN401
+    """Image files of a data loader; ``None`` if its data set does not tell.
+
+    Args:
+        loader (DataLoader | None): Of a data set of anomalib's, or any other.
+    """
+    dataset = getattr(loader, "dataset", None)
+    samples = getattr(dataset, "samples", None)
+    paths = getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
+    return None if paths is None else list(map(str, paths))
 
 
 def results_folder(trainer: Any) -> Path:  # noqa: ANN401

@@ -1,16 +1,15 @@
-"""Domain shift: what eight good images of the new domain restore, by several means.
+"""A fitted model after a domain shift: what eight good images of the new domain mend.
 
     python -m benchmarks.domain_shift --root mtd=DIR --root mvtec=DIR --out DIR
 
 A model is fitted to all training images but eight. Then the light or the camera changes, drawn into
-every picture, and the test images are scored: by the model as it is, adapted by the eight, updated
+every image, and the test images are scored: by the model as it is, adapted by the eight, updated
 with them, by a fit to the eight alone, and by a fit to everything, the eight as they look now.
 False alarms are good test images above the threshold that one in twenty of them exceeded before the
 change. Writes ``domain-shift.json`` and ``README.md``; an interrupted command, given again, goes
 on where it stopped.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -25,21 +24,21 @@ from anomalib.data import AnomalibDataset
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as pictures
+from torchvision.transforms.v2 import functional
 
 from anomalib_sgfr import Sgfr, SgfrModel
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.training.adapt import adapted, residual_moments
 from benchmarks.common import data
-from benchmarks.common.cases import Case, median, run_cases, seeds, title
+from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted, quiet_fit
-from benchmarks.common.records import write_text
+from benchmarks.common.records import read_rows, table, write_text
 from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 
 __all__ = ["CHANGES", "main", "report"]
 
 _DATA = ("mtd:canonical", "mvtec:bottle")
-_NEW = 8  # good images of the new light
+_NEW = 8  # good images after the change
 _DIRECTIONS = 4  # as `anomalib-sgfr adapt` does by default
 _ALARMS = 0.05  # of good test images, before
 _BATCH = 16
@@ -65,14 +64,14 @@ def _blurred(image: Tensor, rng: np.random.Generator) -> Tensor:
     del rng
     sigma = 0.006 * min(image.shape[-2:])
     return cast(
-        "Tensor", pictures.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
+        "Tensor", functional.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
     )
 
 
 def _camera(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Another camera: less sharp, flatter, with another gamma and noise."""
     sigma = 0.003 * min(image.shape[-2:])
-    soft = pictures.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
+    soft = functional.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
     noise = torch.from_numpy(rng.normal(0.0, 0.015, soft.shape)).float()
     return cast("Tensor", (0.85 * soft + 0.08).clamp(0.0, 1.0) ** 1.15 + noise)
 
@@ -85,7 +84,7 @@ CHANGES: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
 
 
 def _changed(image: Tensor, change: str | None, seed: int) -> Tensor:
-    """A picture between 0 and 1, in steps of 8 bits, as it looks after the change."""
+    """An image between 0 and 1, in steps of 8 bits, as it looks after the change."""
     if change is not None:
         image = CHANGES[change](image, np.random.default_rng(seed))
     return image.clamp(0.0, 1.0).mul(255.0).round().div(255.0)
@@ -163,7 +162,7 @@ def _ways(
 
 
 class _Test:
-    """Test images, to be looked at again and again."""
+    """Test images, scored several times."""
 
     def __init__(self, dataset: AnomalibDataset, pre_processor: Any) -> None:  # noqa: ANN401
         self.dataset = dataset
@@ -215,52 +214,39 @@ def _row(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    about = (__doc__ or "").splitlines()[0]
-    return run_cases("domain_shift", about, _DATA, _evaluate, report, arguments)
+    return run_cases("domain_shift", __doc__, _DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
     """Write ``README.md`` from ``domain-shift.json``: medians over seeds."""
-    found = json.loads((folder / "domain-shift.json").read_text(encoding="utf-8"))
+    found = [row | row["metrics"] for row in read_rows(folder / "domain-shift.json")]
     names = [
         name
         for name, value in found[0]["metrics"].items()
         if name != "image_F1Max" and value is not None
     ]
-    rows = [{**row, **{name: row["metrics"][name] for name in names}} for row in found]
-    lines = [
-        "# Another light",
-        "",
-        (
-            f"`python -m benchmarks.domain_shift --root mtd=DIR --root mvtec=DIR`: {_NEW} good"
-            " images are taken from the"
-        ),
-        (
-            "training images, the model is fitted to the others, and then every picture changes."
-            " False alarms and missed"
-        ),
-        (
-            f"defects at the threshold that {100 * _ALARMS:g}% of good test images exceeded before."
-            " Medians over seeds"
-        ),
-        f"{seeds(rows)}, in percent; seconds of what was done.",
-        "",
-        f"| data | change | | {' | '.join(names)} | false alarms | missed | s |",
-        "|---" * (6 + len(names)) + "|",
-    ]
-    cases = dict.fromkeys((row["dataset"], row["split"], row["change"], row["way"]) for row in rows)
-    for dataset, split, change, way in cases:
-        of = {
-            name: median(rows, name, dataset=dataset, split=split, change=change, way=way)
-            for name in (*names, "false_alarms", "missed", "seconds")
-        }
-        seconds = of.pop("seconds")
-        cells = " | ".join(f"{100 * value:.1f}" for value in of.values())
-        lines.append(
-            f"| {title(dataset, split)} | {change or '-'} | {_WAYS[way]} | {cells} |"
-            f" {seconds:.0f} |"
-        )
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+    rows = []
+    keys = ("dataset", "split", "change", "way")
+    for dataset, split, change, way in dict.fromkeys(
+        tuple(row[key] for key in keys) for row in found
+    ):
+        own = alike(found, dataset=dataset, split=split, change=change, way=way)
+        cells = [f"{100 * median(own, name):.1f}" for name in (*names, "false_alarms", "missed")]
+        seconds = f"{median(own, 'seconds'):.0f}"
+        rows.append([title(dataset, split), change or "-", _WAYS[way], *cells, seconds])
+    write_text(
+        folder / "README.md",
+        f"""\
+# Domain shift
+
+`python -m benchmarks.domain_shift --root mtd=DIR --root mvtec=DIR`: {_NEW} good images are taken
+from the training images, the model is fitted to the others, and then every image changes. False
+alarms and missed defects at the threshold that {100 * _ALARMS:g}% of good test images exceeded
+before. Medians over seeds {seeds(found)}, in percent; seconds of what was done.
+
+{table(["data", "change", "", *names, "false alarms", "missed", "s"], rows)}
+""",
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ there. Writes ``feedback.json`` and ``README.md``; an interrupted command, given
 where it stopped.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -22,15 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from anomalib_sgfr import Sgfr, SgfrModel
-from anomalib_sgfr.data.mtd import tile_of
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from anomalib_sgfr.training.accept import Addition, added, novel
 from benchmarks.common import data
-from benchmarks.common.cases import Case, median, run_cases, seeds, title
+from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted
-from benchmarks.common.records import write_text
+from benchmarks.common.records import read_rows, table, write_text
 
 __all__ = ["main", "report"]
 
@@ -38,16 +36,15 @@ _ALARMS = 0.2
 _ACCEPTED = 20
 _IMAGES = 300
 _DATA = ("mtd:tile", "elpv-mono")
+_KEYS = ("dataset", "split", "seed", "way")
+_COLUMNS = ["data", "", "false alarms", "missed defects", "accepted ones that are alarms still"]
+_COLUMNS += ["atoms", "seconds"]
 _WAYS = {"before": "before", "accepted": "20 accepted", "refit": "fitted again with the 20"}
 
 
 def _evaluate(case: Case) -> list[dict[str, Any]]:
     """False alarms and missed defects among images that were not accepted, before and after."""
-    tiles = tile_of() if case.dataset == "mtd" else {}
-
-    def part_of(path: str) -> str:
-        return str(tiles.get(Path(path).name, path))
-
+    part_of = data.part_of(case.dataset)
     module = data.build(case.dataset, case.root, case.split, case.seed)
     samples = module.test_data.samples
     paths, good = samples["image_path"].tolist(), data.kinds(samples) == "good"
@@ -87,28 +84,19 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
     ):
         found = scores(other)
         anew = conformal_threshold(nominal(other), rate, units)
-        rows.append(
-            {
-                "way": way,
-                "accepted": len(chosen),
-                "good": len(rest),
-                "defective": int((~good).sum()),
-                "atoms": sum(addition.number for addition in additions) if way == "accepted" else 0,
-                "seconds": round(took, 2),
-                **{
-                    f"{name}_{kind}": int(count)
-                    for kind, bound in (
-                        ("kept", threshold),
-                        ("anew", threshold if way == "before" else anew),
-                    )
-                    for name, count in (
-                        ("alarms", (found[rest] > bound).sum()),
-                        ("missed", (found[~good] <= bound).sum()),
-                        ("still", (found[chosen] > bound).sum()),
-                    )
-                },
-            }
-        )
+        row = {
+            "way": way,
+            "accepted": len(chosen),
+            "good": len(rest),
+            "defective": int((~good).sum()),
+            "atoms": sum(addition.number for addition in additions) if way == "accepted" else 0,
+            "seconds": round(took, 2),
+        }
+        for kind, bound in (("kept", threshold), ("anew", threshold if way == "before" else anew)):
+            row[f"alarms_{kind}"] = int((found[rest] > bound).sum())
+            row[f"missed_{kind}"] = int((found[~good] <= bound).sum())
+            row[f"still_{kind}"] = int((found[chosen] > bound).sum())
+        rows.append(row)
     return rows
 
 
@@ -127,58 +115,37 @@ def _accept(model: Sgfr, paths: Sequence[str], threshold: float) -> list[Additio
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    about = (__doc__ or "").splitlines()[0]
-    return run_cases("feedback", about, _DATA, _evaluate, report, arguments)
+    return run_cases("feedback", __doc__, _DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
     """Write ``README.md`` from ``feedback.json``: medians over seeds."""
-    found = json.loads((folder / "feedback.json").read_text(encoding="utf-8"))
-    cases = list(dict.fromkeys((row["dataset"], row["split"]) for row in found))
-    lines = [
-        "# Accepting false alarms",
-        "",
-        (
-            "`python -m benchmarks.feedback --root DIR`: a threshold that a fifth of the good test"
-            " images exceed; up to"
-        ),
-        (
-            f"{_ACCEPTED} of them are accepted. Counts among the other test images, with the"
-            " threshold kept / chosen anew."
-        ),
-        f"Medians over seeds {seeds(found)}.",
-        "",
-        (
-            "| data | | false alarms | missed defects | accepted ones that are alarms still | atoms"
-            " | seconds |"
-        ),
-        "|---|---|---|---|---|---|---|",
-    ]
-    for dataset, split in cases:
+    found = read_rows(folder / "feedback.json")
+    counts = (("alarms", "good"), ("missed", "defective"), ("still", "accepted"))
+    rows = []
+    for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in found):
         for way, name in _WAYS.items():
-            columns = [
-                name
-                for row in found[:1]
-                for name in row
-                if name not in {"dataset", "split", "seed", "way"}
-            ]
-            of = {
-                column: median(found, column, dataset=dataset, split=split, way=way)
-                for column in columns
-            }
+            own = alike(found, dataset=dataset, split=split, way=way)
+            of = {column: median(own, column) for column in own[0] if column not in _KEYS}
             cells = [
                 f"{of[f'{column}_kept']:.0f} / {of[f'{column}_anew']:.0f} of {of[total]:.0f}"
-                for column, total in (
-                    ("alarms", "good"),
-                    ("missed", "defective"),
-                    ("still", "accepted"),
-                )
+                for column, total in counts
             ]
-            lines.append(
-                f"| {title(dataset, split)} | {name} | {' | '.join(cells)} | {of['atoms']:.0f} |"
-                f" {of['seconds']:.1f} |"
+            rows.append(
+                [title(dataset, split), name, *cells, f"{of['atoms']:.0f}", f"{of['seconds']:.1f}"]
             )
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+    write_text(
+        folder / "README.md",
+        f"""\
+# Accepting false alarms
+
+`python -m benchmarks.feedback --root DIR`: a threshold that a fifth of the good test images
+exceed; up to {_ACCEPTED} of them are accepted. Counts among the other test images, with the
+threshold kept / chosen anew. Medians over seeds {seeds(found)}.
+
+{table(_COLUMNS, rows)}
+""",
+    )
 
 
 if __name__ == "__main__":

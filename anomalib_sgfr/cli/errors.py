@@ -133,7 +133,7 @@ def _of_the_system(error: BaseException) -> str | None:
 
 def _of_a_run(error: BaseException) -> str | None:
     run = sys.modules.get(
-        "anomalib_sgfr.training.checkpoint"
+        "anomalib_sgfr.training.errors"
     )  # loaded with PyTorch, if a run has begun
     found: str | None = run.remedy(error) if run else None
     return found

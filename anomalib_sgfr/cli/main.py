@@ -253,7 +253,7 @@ def _notes(error: BaseException) -> list[str]:
     notes = getattr(error, "__notes__", [])
     if not notes:
         return []
-    from anomalib_sgfr.training.checkpoint import Reason
+    from anomalib_sgfr.training.errors import Reason
 
     return [note for note in notes if isinstance(note, Reason)]
 

@@ -13,7 +13,8 @@ from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from PIL import Image
 
-from anomalib_sgfr.images.reading import read_header, read_image
+from anomalib_sgfr.images.headers import read_header
+from anomalib_sgfr.images.reading import read_image
 from anomalib_sgfr.run_folder import image_paths, names_of, results_folder
 
 __all__ = ["DeepVisualizer"]

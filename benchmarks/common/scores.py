@@ -102,7 +102,7 @@ def pixel_scores(maps: NDArray[np.float32], regions: NDArray[np.int32]) -> Pixel
 
 
 def image_metrics(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> dict[str, float]:
-    """Image AUROC, best F1 over all thresholds, average precision; ``labels`` is true for defects."""
+    """Image AUROC, best F1 and average precision; ``labels`` is 1 for a defect."""
     precision, recall, _ = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return {

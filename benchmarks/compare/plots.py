@@ -70,7 +70,7 @@ def plot_trade(path: Path, rows: Sequence[Row], heading: str) -> None:
 
 
 def _curves_of_one_seed(folder: Path, rows: Sequence[Row]) -> tuple[int, list[Record]]:
-    """The first seed with the most models' curves, and its runs, those with fewest changes first."""
+    """The first seed with the most models' curves, and its runs, fewest changes first."""
     found: dict[int, list[Record]] = {}
     for row in sorted(rows, key=lambda row: len(changes(row.spec))):
         for record in row.finished:

@@ -1,4 +1,4 @@
-"""Small defects in large pictures: made, measured in processes of their own, and reported."""
+"""Small defects in large images: made, measured in processes of their own, and reported."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.common.defects import picture
+from benchmarks.common.defects import surface
 from benchmarks.large_images import main, report
 
 
-def test_pictures_are_uneven_but_have_no_defect() -> None:
-    found = picture(np.random.default_rng(0), (300, 400))
+def test_images_are_uneven_but_have_no_defect() -> None:
+    found = surface(np.random.default_rng(0), (300, 400))
     assert found.shape == (300, 400)
     assert found.dtype == np.float32
     assert 0.0 <= found.min() < found.mean() < found.max() <= 1.0
@@ -26,7 +26,7 @@ def test_what_is_measured_is_not_measured_again(
         "seed": 0,
         "metrics": {"image_AUROC": 0.5, "pixel_AP": 0.1, "AUPRO": 0.25},
         "per_defect": {"20": 0.75, "6": 0.5},
-        "picture_s": 0.125,
+        "image_s": 0.125,
         "peak_mb": 11.2,
         "fit_s": 3.4,
     }
@@ -55,4 +55,4 @@ def test_a_way_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert all(
         0.0 <= found["metrics"][name] <= 1.0 for name in ("image_AUROC", "pixel_AP", "AUPRO")
     )
-    assert found["picture_s"] > 0
+    assert found["image_s"] > 0
