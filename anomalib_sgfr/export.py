@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import Compose, Resize
 from anomalib_sgfr.console import quiet_loggers
 from anomalib_sgfr.images.bit_depth import reread_images
 from anomalib_sgfr.images.pre_processor import geometric_steps
-from anomalib_sgfr.run_folder import run_of
+from anomalib_sgfr.run_paths import run_of_checkpoint
 
 __all__ = [
     "ONNX_OPTIONS",
@@ -73,7 +73,7 @@ def resolve_root(export_root: Path | str, checkpoint: Path | None) -> Path:
     """
     if checkpoint is None or Path(export_root) != _DEFAULT_ROOT:
         return Path(export_root)
-    root = run_of(checkpoint) or checkpoint.with_name(f"{checkpoint.stem}_export")
+    root = run_of_checkpoint(checkpoint) or checkpoint.with_name(f"{checkpoint.stem}_export")
     logger.info("Exporting to %s, beside the checkpoint; --export_root names another folder.", root)
     return root
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import export
-from anomalib_sgfr.console import QuietRun
+from anomalib_sgfr.console import LogFilters
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.linear_algebra import float64_device
@@ -293,7 +293,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._high_bit_depth = _attached(attached, self._high_bit_depth)
         others = super().configure_callbacks()
         callbacks = [
-            _attached(attached, QuietRun()),
+            _attached(attached, LogFilters()),
             self._high_bit_depth,
             *(others if isinstance(others, Sequence) else [others]),
             self._sampling,

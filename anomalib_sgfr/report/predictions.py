@@ -12,7 +12,8 @@ from anomalib_sgfr.images.frame_geometry import frame_transform
 from anomalib_sgfr.images.pre_processor import geometric_steps
 from anomalib_sgfr.images.reading import read_image
 from anomalib_sgfr.report.score_table import Scored, scored_in
-from anomalib_sgfr.run_folder import RunFolder, atomic_write, image_paths, names_of, results_folder
+from anomalib_sgfr.run_folder import RunFolder, image_paths, results_folder
+from anomalib_sgfr.run_paths import atomic_write, names_of
 
 __all__ = ["Predictions"]
 

@@ -21,7 +21,7 @@ from anomalib_sgfr.post_processing.calibration import nominal_scores
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.crops import thumbnails as make_thumbnails
-from anomalib_sgfr.run_folder import atomic_write
+from anomalib_sgfr.run_paths import atomic_write
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
 from anomalib_sgfr.training.distributed import unite
 

@@ -137,7 +137,7 @@ def test_install_start_and_uninstall_without_anomalib(
 
     waiting = (
         "import sys; print([type(finder).__name__ for finder in"
-        " sys.meta_path].count('_AfterImport'))"
+        " sys.meta_path].count('_RegisterOnImport'))"
     )
     assert run(python, "-c", waiting, cwd=tmp_path) == "1\n"
     assert run(python, "-c", waiting, cwd=tmp_path, ANOMALIB_SGFR_PLUGIN="0") == "0\n"
@@ -200,6 +200,7 @@ def test_the_changelog_has_a_dated_section_for_the_version() -> None:
     assert re.fullmatch(rf"{re.escape(PROJECT['version'])} - \d{{4}}-\d\d-\d\d", released[0])
 
 
+@pytest.mark.slow
 def test_the_source_distribution_holds_what_its_tests_read(unpacked: Path) -> None:
     assert not list(unpacked.glob("benchmarks/results/**/*.png"))
     assert {path.name for path in unpacked.iterdir()} >= PARTS
