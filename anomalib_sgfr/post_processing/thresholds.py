@@ -194,7 +194,7 @@ def combined_threshold(
        so the balanced error falls; a larger cost avoids the long tail of validation sets that would
        give many false alarms.
 
-    A few labelled images have wide bounds, and change little. ``benchmarks/deciding.py`` compares
+    A few labelled images have wide bounds, and change little. ``benchmarks/threshold_rules.py`` compares
     this rule with others.
 
     Args:
