@@ -1,5 +1,7 @@
 """The Lightning wrapper: fitting, restoring, and refusing what cannot work."""
 
+import copy
+import pickle
 import re
 import sys
 import threading
@@ -282,6 +284,12 @@ def test_default_pre_processor_is_256_and_the_backbones_normalisation() -> None:
         assert normalize.mean[0] == mean
     larger = Sgfr.configure_pre_processor((320, 288), backbone="resnet18")
     assert Sgfr(pre_processor=larger).input_size == (320, 288)
+
+
+def test_parts_are_held_and_not_inherited() -> None:
+    assert [base for base in Sgfr.__mro__ if base.__module__.startswith("anomalib_sgfr")] == [Sgfr]
+    for copied in (copy.deepcopy(Sgfr()), pickle.loads(pickle.dumps(Sgfr()))):
+        assert not copied.model.is_fitted
 
 
 def test_components_are_anomalibs() -> None:
