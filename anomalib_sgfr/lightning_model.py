@@ -424,7 +424,7 @@ class Sgfr(
         ) -> ThresholdState:
             with bars(shown=bar_is_on(self.trainer)):
                 # is called if there is one
-                return post_processor.calibrated(  # type: ignore[union-attr]
+                return post_processor.calibrate(  # type: ignore[union-attr]
                     fitted, self.pre_processor, trusted, update=self.update, excluded=excluded
                 )
 

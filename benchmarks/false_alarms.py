@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalib_sgfr.data.mtd import tile_of
-from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration import nominal_scores, select_evenly
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from benchmarks.common import data
 from benchmarks.common.engine import fitted
@@ -70,7 +70,7 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
         good = data.kinds(samples) == "good"
         for source in ["held-out"] if apart else ["leave-one-out", "leave-part-out"]:
             group = None if source == "leave-one-out" else part_of
-            chosen = spread_over(order, _IMAGES, group)
+            chosen = select_evenly(order, _IMAGES, group)
             nominal = nominal_scores(model.model, model.pre_processor, chosen, group=group).scores
             units = [part_of(path) if group else path for path in chosen]
             rows += [_row(source, rate, nominal, units, np.array(tested), good) for rate in _RATES]

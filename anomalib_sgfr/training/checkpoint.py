@@ -25,7 +25,7 @@ from torch import nn
 
 from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
-from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, sensitivities
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import Record
@@ -509,7 +509,7 @@ class Restored(LightningModule):
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         path = getattr(self._trainer, "ckpt_path", None)
         check(checkpoint, self.hparams, path)
-        SgfrPostProcessor.adopt(checkpoint)
+        SgfrPostProcessor.upgrade_checkpoint(checkpoint)
         self._drop_second_state(checkpoint)
         enabled = checkpoint.get("anomalib_components_enabled")
         if (
@@ -527,10 +527,9 @@ class Restored(LightningModule):
         post_processor = self._own_post_processor
         stored = checkpoint.get("anomalib_post_processor_config")
         fits = self._trainer is not None and self.trainer.state.fn == "fit"
-        unmet = post_processor.unmet(stored) if post_processor and stored and not fits else None
-        if unmet:
-            raise ValueError(unmet)
-        asked = sensitivities(self.post_processor)
+        if post_processor and stored and not fits:
+            post_processor.require_compatible(stored)
+        asked = requested_sensitivities(self.post_processor)
         self.model.bit_depth = bit_depth_of(checkpoint, self.bit_depth)
         changed = changes(checkpoint, self.hparams)
         if changed:
@@ -539,7 +538,7 @@ class Restored(LightningModule):
                 ", ".join(changed),
             )
             if post_processor:
-                SgfrPostProcessor.without_threshold(checkpoint)
+                SgfrPostProcessor.remove_threshold(checkpoint)
         super().on_load_checkpoint(checkpoint)
         for name, value in asked.items():
             setattr(self.post_processor, name, value)
