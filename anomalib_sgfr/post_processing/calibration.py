@@ -83,7 +83,7 @@ class CalibrationScores(NamedTuple):
 
     @classmethod
     def from_dict(cls, stored: Any) -> "CalibrationScores":  # noqa: ANN401
-        """Inverse of :meth:`to_dict`; takes earlier versions' dictionaries, and ``None`` for none."""
+        """Inverse of :meth:`to_dict`; reads earlier versions' dictionaries, and ``None``."""
         if not isinstance(stored, Mapping):
             return cls()
         scores = stored.get("scores", ())

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from anomalib.data import Batch, InferenceBatch
@@ -24,6 +24,7 @@ from anomalib_sgfr.post_processing.calibration import (
     score_images,
     select_evenly,
 )
+from anomalib_sgfr.post_processing.normalisation import ScoreNormaliser
 from anomalib_sgfr.post_processing.streaming_f1 import StreamingF1Threshold
 from anomalib_sgfr.post_processing.threshold_state import DEFAULT_RATE, ThresholdState
 from anomalib_sgfr.post_processing.thresholds import require_rate
@@ -31,7 +32,6 @@ from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = [
     "NominalPostProcessor",
-    "ScoreNormaliser",
     "SgfrPostProcessor",
     "requested_sensitivities",
 ]
@@ -41,60 +41,6 @@ logger = logging.getLogger(__name__)
 # key in a checkpoint, and key of the threshold in it
 _CONFIG = "anomalib_post_processor_config"
 _STATE = "threshold"
-
-
-class ScoreNormaliser(NamedTuple):
-    """Normalisation of raw scores and maps to values between zero and one.
-
-    With the threshold ``t`` a raw score ``s`` becomes ``s^2 / (s^2 + t^2)``: 0.5 at the threshold.
-    The order of scores is kept. In 32 bits a score that is 5% larger stays larger up to 1,000 times
-    ``t``, one that is 1% larger up to 500 times; from 6,000 times on all are 1.
-
-    Attributes:
-        power (float): Exponent of the score; 1 for a checkpoint of version 0.2.
-        linear (bool): Whether to normalise as anomalib does: for a checkpoint of its own
-            post-processor.
-    """
-
-    power: float = 2.0
-    linear: bool = False
-
-    def normalise(self, raw: Tensor, least: Tensor, most: Tensor, threshold: Tensor) -> Tensor:
-        """Normalised scores or maps.
-
-        Args:
-            raw (Tensor): Raw ones, any shape.
-            least (Tensor): Smallest raw value, a scalar; only used by the linear form.
-            most (Tensor): Largest raw value, a scalar; only used by the linear form.
-            threshold (Tensor): Raw threshold, a scalar.
-
-        Returns:
-            Tensor: Of the same shape.
-        """
-        if self.linear:
-            scaled: Tensor = PostProcessor._normalize(raw, least, most, threshold)  # type: ignore[assignment]  # noqa: SLF001  # anomalib's
-            return scaled
-        # the threshold may be zero where all nominal scores are; shares overflow in no precision
-        bound = threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
-        share, rest = raw / (raw + bound), bound / (raw + bound)
-        if self.power != 1.0:
-            share = share**self.power / (share**self.power + rest**self.power)
-        # rounding must not put a score on the other side of 0.5 than the raw score is of the
-        # threshold
-        above = share.clamp_min(0.5 + torch.finfo(share.dtype).eps)
-        return torch.where(raw > threshold, above, share.clamp_max(0.5))
-
-    def raw(self, normalised: float, span: float, threshold: float) -> float:
-        """Raw score of a normalised one; ``span`` is the range of raw scores of the linear form."""
-        if self.linear:
-            return threshold + (normalised - 0.5) * span
-        return threshold * self.ratio(normalised)
-
-    def ratio(self, normalised: float) -> float:
-        """Ratio of the raw score of a normalised one to the threshold."""
-        return (
-            (normalised / (1.0 - normalised)) ** (1.0 / self.power) if normalised < 1 else math.inf
-        )
 
 
 def requested_sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
@@ -119,8 +65,9 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
     :func:`~anomalib_sgfr.post_processing.thresholds.combined_threshold`. Masks of at least five
     validation images of each kind set the pixel threshold, at the largest F1 score.
 
-    ``state`` holds all that belongs to the threshold; :class:`ScoreNormaliser` normalises scores
-    and maps. The Engine, checkpoints and exported files give the same labels.
+    Scores and maps are normalised, see
+    :class:`~anomalib_sgfr.post_processing.normalisation.ScoreNormaliser`. The Engine, checkpoints
+    and exported files give the same labels.
 
     Args:
         false_alarm_rate (float | None): Share of good images that may be labelled anomalous. If
@@ -259,14 +206,12 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
     @property
     def label_threshold(self) -> float:
         """Raw score above which an image is labelled anomalous: moved by the sensitivity."""
-        span = float(self.image_max - self.image_min)
-        return self._normaliser.raw(1.0 - self.image_sensitivity, span, float(self.image_threshold))
+        return self._raw("image", 1.0 - self.image_sensitivity)
 
     @property
     def mask_threshold(self) -> float:
         """Value of the raw map above which a pixel is anomalous: moved by the sensitivity."""
-        span = float(self.pixel_max - self.pixel_min)
-        return self._normaliser.raw(1.0 - self.pixel_sensitivity, span, float(self.pixel_threshold))
+        return self._raw("pixel", 1.0 - self.pixel_sensitivity)
 
     @property
     def peak_threshold(self) -> float:
@@ -278,10 +223,13 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
 
     def raw_score(self, score: float) -> float:
         """Raw score of a normalised one."""
-        if not self.normalises:
-            return score
-        span = float(self.image_max - self.image_min)
-        return self._normaliser.raw(score, span, float(self.image_threshold))
+        return self._raw("image", score) if self.normalises else score
+
+    def _raw(self, which: str, normalised: float) -> float:
+        least, most, threshold = (
+            getattr(self, f"{which}_{name}") for name in ("min", "max", "threshold")
+        )
+        return self._normaliser.raw(normalised, float(most - least), float(threshold))
 
     def normalised_score(self, raw: float) -> float:
         """Normalised score of a raw one; the raw one without a threshold or normalisation."""

@@ -48,7 +48,7 @@ class ThresholdState(NamedTuple):
         by (ThresholdSource): What set it: nothing, good images, labelled images, the user, or
             scores that are not kept.
         power (float): Exponent of score normalisation, see
-            :class:`~anomalib_sgfr.post_processing.post_processor.ScoreNormaliser`.
+            :class:`~anomalib_sgfr.post_processing.normalisation.ScoreNormaliser`.
         linear (bool): Whether scores are normalised as anomalib does: for a checkpoint of its own
             post-processor.
     """
@@ -111,7 +111,7 @@ class ThresholdState(NamedTuple):
 
     @property
     def threshold_images(self) -> tuple[str, ...]:
-        """Files of the images that set the threshold, whose error rates are therefore optimistic."""
+        """Files of the images that set the threshold: error rates on them are optimistic."""
         if self.by == "hand":
             return self.read_from
         if self.by == "labels":

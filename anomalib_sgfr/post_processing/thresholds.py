@@ -217,7 +217,7 @@ def combined_threshold(
 
 
 class _Weighted(NamedTuple):
-    """Ascending scores, the weight of those from each on with a zero at the end, number of groups."""
+    """Ascending scores, the weights of those from each on and a final zero, and group count."""
 
     scores: NDArray[np.float32]
     weights: NDArray[np.float64]
