@@ -15,7 +15,7 @@ from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.images.pre_processor import geometric_steps, read_prepared
-from anomalib_sgfr.post_processing.calibration_scores import Split, require_group
+from anomalib_sgfr.post_processing.calibration import Split, require_group
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.contents import (
     AtomCrop,
@@ -220,7 +220,7 @@ class Report(AfterPostProcessor):
                 and getattr(processor, "enable_normalization", True)
             ),
             basis=getattr(processor, "basis", "anomalib's post-processor"),
-            independent_images=state.units,
+            independent_images=state.independent_images,
             model=facts_of(module, self.checkpoint or _checkpoint(trainer)),
             made=datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M"),
             explanations=_explanations(trainer, module, images, threshold),
@@ -306,9 +306,9 @@ def _with_known(
 ) -> tuple[list[ImageRow], int]:
     """Images with ``trained_on`` and ``chose_threshold``, and how many are known by name alone."""
     paths = [image.result.image for image in images]
-    training = [*trained_on, *state.scores.of_kind(Split.TRAINING).paths]
+    training = [*trained_on, *state.scores.of_split(Split.TRAINING).paths]
     trained, by_name = known_images(paths, training)
-    chose, also_by_name = known_images(paths, state.chosen_by)
+    chose, also_by_name = known_images(paths, state.threshold_images)
     found = [
         image._replace(trained_on=was_trained_on, chose_threshold=did_choose)
         for image, was_trained_on, did_choose in zip(images, trained, chose, strict=True)

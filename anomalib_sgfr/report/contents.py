@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_sgfr.post_processing.calibration_scores import named
+from anomalib_sgfr.post_processing.calibration import group_label
 from anomalib_sgfr.report.model_facts import ModelFacts
 from anomalib_sgfr.report.score_table import ScoreRow
 from anomalib_sgfr.report.statistics import Counts, Curve, GroupRow, auroc, group_rows, interval
@@ -227,7 +227,7 @@ def tables_of(contents: ReportContents, threshold: float) -> dict[str, list[Grou
     results = [image.result for image in contents.images]
     names = {"kind": [image.kind for image in contents.images]}
     if contents.group is not None:
-        names["group"] = [named(row.image, contents.group) for row in results]
+        names["group"] = [group_label(row.image, contents.group) for row in results]
     return {
         by: group_rows(
             labels,
@@ -278,7 +278,7 @@ def as_json(contents: ReportContents) -> dict[str, Any]:
             {
                 **image.result._asdict(),
                 "kind": image.kind,
-                **({} if group is None else {"group": named(image.result.image, group)}),
+                **({} if group is None else {"group": group_label(image.result.image, group)}),
                 "trained_on": image.trained_on,
                 "chose_threshold": image.chose_threshold,
             }

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from anomalib_sgfr.post_processing.calibration_scores import file_of
+from anomalib_sgfr.post_processing.calibration import real_path
 
 __all__ = ["known_images"]
 
@@ -29,8 +29,8 @@ def known_images(files: Sequence[str], known: Iterable[str]) -> tuple[list[bool]
         tuple[list[bool], int]: Whether each of ``files`` is known, and how many of them are known
         by their names alone.
     """
-    real = [file_of(path) for path in files]
-    paths = {file_of(path) for path in known if path}
+    real = [real_path(path) for path in files]
+    paths = {real_path(path) for path in known if path}
     present = {path for path in paths if Path(path).is_file()}
     moved = _moved(paths - present, {str(Path(path).parent) for path in real if path})
     copies = _copies([path for path in real if path and path not in present], present)

@@ -8,8 +8,12 @@ from typing import Any, NamedTuple
 import torch
 
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
+from anomalib_sgfr.post_processing.calibration import (
+    CalibrationScores,
+    Split,
+    nominal_scores,
+    select_evenly,
+)
 from anomalib_sgfr.report.crops import displayable
 from anomalib_sgfr.report.fit_record import FitRecord, versions
 from anomalib_sgfr.report.media import webp
@@ -185,7 +189,7 @@ def _leave_one_out_scores(module: Any) -> list[tuple[str, float]]:  # noqa: ANN4
         return list(zip(training.paths, training.scores, strict=True))
     present = [path for path in model.images if Path(path).is_file()]
     group = getattr(processor, "group", None)
-    chosen = spread_over(present, _INSPECTED, group)
+    chosen = select_evenly(present, _INSPECTED, group)
     if not chosen:
         return []
     found = nominal_scores(model, module.pre_processor, chosen, group=group).scores

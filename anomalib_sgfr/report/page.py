@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from anomalib_sgfr.post_processing.calibration_scores import named
+from anomalib_sgfr.post_processing.calibration import group_label
 from anomalib_sgfr.post_processing.thresholds import supported_rate
 from anomalib_sgfr.report.contents import ReportContents, counts_of, tables_of
 from anomalib_sgfr.report.media import (
@@ -87,7 +87,7 @@ def _context(contents: ReportContents) -> dict[str, Any]:
     results = [image.result for image in images]
     kinds, groups = [printable(image.kind) for image in images], [""] * len(images)
     if contents.group is not None:
-        groups = [printable(named(row.image, contents.group)) for row in results]
+        groups = [printable(group_label(row.image, contents.group)) for row in results]
     axis = _axis([row.score for row in results], contents)
     start = axis.high if contents.threshold is None else contents.threshold
     new = [image for image in images if image.is_new]

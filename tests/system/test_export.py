@@ -1,6 +1,4 @@
-"""Exported models: the same answers, on any backbone, at any batch and image size, compressed or
-not.
-"""
+"""Exported models give the same answers, at any batch and image size, compressed or not."""
 
 import csv
 import json
@@ -24,7 +22,7 @@ from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.export import compare_labels, float_operations, keeping_in_float
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import engine_in, folder_datamodule, small, stored_bytes, write_image
 
@@ -34,7 +32,9 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
 
 @pytest.fixture(scope="module")
 def exported(
-    parts: Path, tmp_path_factory: pytest.TempPathFactory, traced_once: None
+    parts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    traced_once: None,  # noqa: ARG001
 ) -> tuple[Sgfr, Path]:
     """A fitted model, and its export for any image size."""
     folder = tmp_path_factory.mktemp("exported")
@@ -127,7 +127,8 @@ def resident():
 
 inspector = Inspector.load(sys.argv[1])
 found = [inspector(path) for path in sys.argv[2:]]
-print(json.dumps([[each.score, each.label, each.map.shape, float(each.map.max())] for each in found]))
+rows = [[each.score, each.label, each.map.shape, float(each.map.max())] for each in found]
+print(json.dumps(rows))
 rng = np.random.default_rng(0)
 for number in range(220):
     height, width = rng.integers(20, 400, 2)
@@ -235,7 +236,7 @@ def test_every_backbone_exports_with_a_free_batch(
     for bank, embedding in zip(model.model.banks, embeddings, strict=True):
         bank.set(to_patches(embedding)[::3][:200])
     model.post_processor.use(
-        ThresholdState(CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["", ""])).chosen()
+        ThresholdState(CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["", ""])).calibrated()
     )
     model._is_fitted = torch.tensor([True])
     with caplog.at_level(logging.WARNING):
