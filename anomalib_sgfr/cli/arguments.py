@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -21,6 +21,7 @@ __all__ = [
     "Truth",
     "at_least",
     "existing",
+    "image_files",
     "images_in",
     "load",
     "new_file",
@@ -173,6 +174,18 @@ def images_in(path: Path) -> list[Path]:
         msg = f"{path}: {'not an image' if path.is_file() else 'no image in this folder'}"
         raise ValueError(msg)
     return found
+
+
+def image_files(paths: Iterable[Path]) -> list[str]:
+    """Image files in folders and those below, each once.
+
+    Args:
+        paths (Iterable[Path]): Folders or image files.
+
+    Raises:
+        ValueError: If one of them is, or holds, no image.
+    """
+    return list(dict.fromkeys(str(file) for path in paths for file in images_in(path)))
 
 
 def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
