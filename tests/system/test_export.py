@@ -33,7 +33,9 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
 
 
 @pytest.fixture(scope="module")
-def exported(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr, Path]:
+def exported(
+    parts: Path, tmp_path_factory: pytest.TempPathFactory, traced_once: None
+) -> tuple[Sgfr, Path]:
     """A fitted model, and its export for any image size."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
@@ -213,14 +215,19 @@ def test_the_file_holds_backbone_and_bank_once(exported: tuple[Sgfr, Path]) -> N
     assert path.with_suffix(".bin").stat().st_size < 1.05 * (backbone + bank) + 200_000
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "test_vit"])
+@pytest.mark.parametrize(("backbone", "layer"), [("resnet18", "layer2"), ("test_vit", "blocks.2")])
 def test_every_backbone_exports_with_a_free_batch(
-    backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    backbone: str, layer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = (160, 160) if "vit" in backbone else (96, 96)
     processor = Sgfr.configure_pre_processor(size, backbone)
     model = Sgfr(
-        backbone, pre_trained=False, pre_processor=processor, post_processor=NominalPostProcessor()
+        backbone,
+        layers=[layer],
+        score_layers=[layer],
+        pre_trained=False,
+        pre_processor=processor,
+        post_processor=NominalPostProcessor(),
     )
     model.eval()
     with torch.no_grad():
@@ -249,9 +256,9 @@ def test_every_backbone_exports_with_a_free_batch(
 @pytest.mark.parametrize(
     ("compression", "size"),
     [
-        (CompressionType.FP16, (256, 256)),
+        pytest.param(CompressionType.FP16, (256, 256), marks=pytest.mark.slow),
         (CompressionType.INT8, None),
-        (CompressionType.INT8_PTQ, (256, 256)),
+        pytest.param(CompressionType.INT8_PTQ, (256, 256), marks=pytest.mark.slow),
     ],
 )
 def test_compressed_files_still_tell_good_from_bad(
@@ -396,6 +403,8 @@ def test_tiles_and_region_are_in_every_exported_file(parts: Path, tmp_path: Path
     Image.fromarray(inside).save(tmp_path / "roi.png")
     model = Sgfr(
         "test_resnet",
+        layers=["layer1", "layer2"],
+        score_layers=["layer2"],
         pre_trained=False,
         bank_size=100,
         image_size=size,
