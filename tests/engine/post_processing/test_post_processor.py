@@ -1,6 +1,4 @@
-"""The threshold that is always there: with defects at hand or without, and what it says it rests
-on.
-"""
+"""The post-processor in fits, predictions, updates and exported files."""
 
 import logging
 import pickle
@@ -35,7 +33,7 @@ def calibrated(scores: CalibrationScores, **asked: Any) -> ThresholdState:
 
 
 def tiny(**arguments: Any) -> Sgfr:
-    """Of small pictures."""
+    """Model of small images."""
     return small(pre_processor=SgfrPreProcessor(Resize((64, 64), antialias=True)), **arguments)
 
 
@@ -52,6 +50,18 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(4):
         write_image(root / "bad" / f"{index}.png", 100 + index, (64, 64), defect=True)
     return root
+
+
+def unsplit(root: Path, folder: str) -> Folder:
+    """Good images of one folder, all to train on."""
+    return Folder(
+        folder,
+        root=root,
+        normal_dir=folder,
+        num_workers=0,
+        test_split_mode="none",
+        val_split_mode="none",
+    )
 
 
 def predicted(
@@ -149,8 +159,8 @@ def test_validation_without_labels_leaves_a_threshold(many: Path, tmp_path: Path
     assert predicted(model, many / "bad", tmp_path)[1].all()
 
 
-def test_a_second_fit_suspects_anew(many: Path, tmp_path: Path) -> None:
-    """And its threshold rests on all that it does not suspect, however many an earlier fit did."""
+def test_a_second_fit_finds_suspects_anew(many: Path, tmp_path: Path) -> None:
+    """Its threshold is calibrated on all that it does not suspect."""
     module = Folder(
         "good", root=many, normal_dir="good", normal_test_dir=many / "more", num_workers=0
     )
@@ -188,9 +198,7 @@ def test_few_defective_images_do_not_choose_the_threshold(
 
 
 def test_labels_choose_the_threshold_where_they_show_that_a_lower_one_is_better() -> None:
-    """Thirty defects lie below the two odd images that good ones alone would heed; one proves
-    nothing.
-    """
+    """Thirty defects score below two unusual good images; one defect does not suffice."""
     scores = [*np.linspace(1.0, 3.0, 58), 9.0, 9.5]
     training = CalibrationScores.of(
         scores, Split.TRAINING, [f"t{index}" for index in range(60)], [2 * each for each in scores]
@@ -280,10 +288,10 @@ def test_what_needs_new_scores_is_refused(
         predicted(model, many / "more", tmp_path, ckpt_path=tmp_path / "old.ckpt")
 
 
-def test_the_pictures_of_a_part_do_not_vouch_for_each_other(
+def test_the_images_of_a_part_are_scored_without_each_other(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copies of one picture: each knows all of its siblings, and the part is unknown without them."""
+    """Of copies of one image, each scores low with the others' atoms and high without."""
     # batch by batch: of copies sampled together, each would give some of the atoms, and lack them
     monkeypatch.setattr("anomalib_sgfr.core.sampler._TOGETHER", 1)
     for part in range(4):
@@ -321,14 +329,7 @@ def test_the_pictures_of_a_part_do_not_vouch_for_each_other(
 def test_a_single_image_makes_a_threshold_too(many: Path, tmp_path: Path) -> None:
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "one.png").write_bytes((many / "good" / "part00_0.png").read_bytes())
-    module = Folder(
-        "one",
-        root=tmp_path,
-        normal_dir="good",
-        num_workers=0,
-        test_split_mode="none",
-        val_split_mode="none",
-    )
+    module = unsplit(tmp_path, "good")
     model = tiny()
     fit(model, module, tmp_path, limit_val_batches=0)
     assert 0.0 < predicted(model, tmp_path / "good", tmp_path)[0][0] < 0.5
@@ -343,14 +344,7 @@ def test_an_update_keeps_what_was_known(
     (tmp_path / "new").mkdir()
     one = min((many / "more").iterdir())
     (tmp_path / "new" / one.name).write_bytes(one.read_bytes())
-    module = Folder(
-        "new",
-        root=tmp_path,
-        normal_dir="new",
-        num_workers=0,
-        test_split_mode="none",
-        val_split_mode="none",
-    )
+    module = unsplit(tmp_path, "new")
     engine_in(tmp_path, limit_val_batches=0).fit(updated, datamodule=module, ckpt_path=path)
     calibration_scores = updated.post_processor.calibration_scores
     assert calibration_scores.paths == (
@@ -367,14 +361,7 @@ def test_an_update_keeps_what_was_known(
 
 def test_an_update_marks_the_scores_of_images_that_are_gone(many: Path, tmp_path: Path) -> None:
     shutil.copytree(many / "good", tmp_path / "old")
-    module = Folder(
-        "old",
-        root=tmp_path,
-        normal_dir="old",
-        num_workers=0,
-        test_split_mode="none",
-        val_split_mode="none",
-    )
+    module = unsplit(tmp_path, "old")
     model = tiny()
     fit(model, module, tmp_path, limit_val_batches=0)
     before = model.post_processor.calibration_scores
@@ -382,14 +369,7 @@ def test_an_update_marks_the_scores_of_images_that_are_gone(many: Path, tmp_path
     for path in gone:
         path.unlink()
     model.update = True
-    new = Folder(
-        "new",
-        root=many,
-        normal_dir="more",
-        num_workers=0,
-        test_split_mode="none",
-        val_split_mode="none",
-    )
+    new = unsplit(many, "more")
     fit(model, new, tmp_path, limit_val_batches=0)
     calibration_scores = model.post_processor.calibration_scores
     assert [
@@ -480,7 +460,7 @@ def test_labels_are_the_same_whether_scores_are_scaled_or_not(sensitivity: float
     assert torch.equal(found[1].pred_score, raw.pred_score)
 
 
-def test_units_are_named_by_a_regular_expression() -> None:
+def test_groups_are_named_by_a_regular_expression() -> None:
     assert group_of("a/part1_2.png", None) == "a/part1_2.png"
     assert group_of("a\\part1_2.png", "a/part") == "a/part"
     assert group_of("line3/part1_2.png", r"(line\d)/part(\d)") == group_of(
@@ -515,7 +495,7 @@ def test_arguments_out_of_range_are_refused(
 
 
 def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
-    """The map may hear other scales than the score: neither threshold is of use to the other."""
+    """Other layers may contribute to the map than to the score."""
     good = CalibrationScores.of(
         [1.0, 2.0, 3.0], Split.HELD_OUT, ["a", "b", "c"], [10.0, 30.0, 20.0]
     )
@@ -540,7 +520,7 @@ def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
     masked.use(calibrated(many_good.joined(bad), masks=5.0))
     assert masked.state.by == "good"
     assert float(masked.pixel_threshold) == 5.0
-    assert masked.mask_threshold == pytest.approx(2.5)  # half: 0.2 is reported there
+    assert masked.mask_threshold == pytest.approx(2.5)  # half: normalised 0.2
     assert masked.peak_threshold == pytest.approx(5.005)
     asked = SgfrPostProcessor(0.3)
     asked.use(calibrated(many_good.joined(bad), masks=5.0, false_alarm_rate=0.3))
@@ -551,7 +531,7 @@ def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
     )
 
 
-def test_evidence_of_before_has_the_scores_for_peaks() -> None:
+def test_scores_of_earlier_versions_have_the_scores_for_peaks() -> None:
     stored = CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["a", "b"], [3.0, 4.0]).to_dict()
     assert CalibrationScores.from_dict(stored).peaks == (3.0, 4.0)
     del stored["peaks"]
