@@ -1,5 +1,4 @@
-"""Whether a threshold set without a defect keeps its promise: chosen and realised rates of false
-alarms.
+"""Thresholds without defects: chosen and realised rates of false alarms.
 
     python -m benchmarks.false_alarms --root DIR --out DIR
 
@@ -72,9 +71,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
 
 
 def _part_by_part(paths: Sequence[str], part_of: Callable[[str], str]) -> set[str]:
-    """A fifth of the images, and with one of them all others of the same part, so that none is
-    trained on.
-    """
+    """A fifth of the images, and all others of the same parts, so that none is trained on."""
     parts: dict[str, list[str]] = {}
     for path in paths:
         parts.setdefault(part_of(path), []).append(path)

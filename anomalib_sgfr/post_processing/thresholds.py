@@ -177,7 +177,7 @@ def combined_threshold(
        lower bound of Youden's index (Youden 1950); a larger cost avoids the many false alarms that
        some validation sets would cause.
 
-    A few labelled images have wide bounds, and change little. ``benchmarks/deciding.py`` compares
+    A few labelled images have wide bounds, and change little. ``benchmarks/threshold_rules.py`` compares
     this rule with others.
 
     Args:
