@@ -1,4 +1,4 @@
-"""Thresholds: the rate of false alarms is what was asked for, and separated scores are separated."""
+"""Thresholds keep the rate of false alarms, and separate separated scores."""
 
 import math
 from collections import Counter
@@ -37,7 +37,7 @@ def test_the_realised_rate_is_at_most_the_chosen(rate: float, spread: float) -> 
             np.mean(np.exp(spread * rng.normal(size=1000)) > conformal_threshold(scores, rate))
         )
     assert np.mean(realised) <= 1.1 * rate
-    assert np.mean(realised) >= 0.7 * rate  # and no more timid than it must be
+    assert np.mean(realised) >= 0.7 * rate  # and the threshold no higher than it must be
 
 
 def test_too_few_scores_are_extrapolated() -> None:
@@ -78,16 +78,14 @@ def test_bad_input_is_refused(scores: list[float], rate: float, message: str) ->
         conformal_threshold(scores, rate)
 
 
-def test_pictures_of_one_part_have_the_weight_of_one() -> None:
-    """The rate is kept among new parts, though a part's pictures resemble each other."""
+def test_images_of_one_part_have_the_weight_of_one() -> None:
+    """The rate is kept among new parts, though images of a part resemble each other."""
     rng = np.random.default_rng(0)
 
     def parts(number: int) -> tuple[np.ndarray, np.ndarray]:
         sizes = rng.choice([1, 2, 12], size=number)
         units = np.repeat(np.arange(number), sizes)
-        level = rng.normal(size=number) - (
-            sizes == 12
-        )  # what is photographed often is nothing unusual
+        level = rng.normal(size=number) - (sizes == 12)  # parts with many images score low
         return level[units] + 0.1 * rng.normal(size=len(units)), units
 
     by_unit, by_image = [], []
@@ -106,19 +104,19 @@ def test_pictures_of_one_part_have_the_weight_of_one() -> None:
 
 @pytest.mark.parametrize("number", [1, 3, 5, 40, 250])
 @pytest.mark.parametrize("rate", [1e-4, 0.01, 0.3])
-def test_saying_everything_thrice_changes_nothing(number: int, rate: float) -> None:
+def test_three_copies_of_each_score_change_nothing(number: int, rate: float) -> None:
     scores = np.random.default_rng(number).normal(10.0, 1.0, size=number).tolist()
     thrice = conformal_threshold(scores * 3, rate, list(range(number)) * 3)
     assert thrice == pytest.approx(conformal_threshold(scores, rate))
 
 
-def test_units_and_scores_must_be_equally_many() -> None:
+def test_groups_and_scores_must_be_equally_many() -> None:
     with pytest.raises(ValueError, match="a group for each score, got 1 for 2"):
         conformal_threshold([1.0, 2.0], 0.1, ["a"])
 
 
 @pytest.mark.parametrize(("rate", "units"), [(0.1, 29), (0.05, 59), (0.02, 149), (0.01, 299)])
-def test_so_many_units_support_a_rate(rate: float, units: int) -> None:
+def test_so_many_groups_support_a_rate(rate: float, units: int) -> None:
     assert groups_needed(rate) == units
     assert binom.cdf(0, units, rate) <= 0.05 < binom.cdf(0, units - 1, rate)
     assert supported_rate(units) <= rate < supported_rate(units - 1)
@@ -279,7 +277,7 @@ def test_a_rate_that_nothing_supports_is_refused_by_name(rate: float) -> None:
         require_rate(rate, "false_alarm_rate")
 
 
-# Too few good images are said.
+# Warnings of too few good images.
 
 
 @pytest.mark.parametrize(
@@ -298,7 +296,7 @@ def test_a_rate_that_nothing_supports_is_refused_by_name(rate: float) -> None:
         (999, 0.001, None),
     ],
 )
-def test_too_few_units_are_warned_of_in_one_sentence(
+def test_too_few_groups_are_warned_of_in_one_sentence(
     units: int, rate: float, sentence: str | None
 ) -> None:
     assert few_groups_warning(units, rate) == sentence
@@ -320,7 +318,7 @@ def test_the_bound_that_is_named_is_kept_by_19_of_20_calibrations(rate: float) -
             assert np.mean(np.array(true) > bound) <= 0.06
 
 
-# Who decides, where there are labels.
+# Thresholds with labels.
 
 LABELLED = st.lists(st.integers(0, 30).map(float), min_size=1, max_size=8)
 
@@ -395,9 +393,7 @@ def test_the_combined_threshold_is_the_one_of_its_description(
 
 
 def test_two_good_and_three_defective_images_do_not_overrule_the_good_ones() -> None:
-    """By the labels alone the threshold would be half-way to three plain defects, and a fainter one
-    good.
-    """
+    """By labels alone it would lie half-way to three obvious defects, above a fainter one."""
     training = np.random.default_rng(0).normal(6.0, 1.0, 100).astype(np.float32).tolist()
     good, bad, fainter = [7.0, 7.9], [44.0, 46.0, 50.0], 12.0
     assert f1_threshold(good, bad) > fainter
@@ -436,9 +432,7 @@ def test_enough_defects_that_good_images_miss_lower_the_threshold() -> None:
 
 
 def test_good_images_that_contradict_the_calibration_count() -> None:
-    """Of five good images from a changed camera, one at most is an alarm; a single unusual one
-    changes nothing.
-    """
+    """Of five from a changed camera, one at most is an alarm; one unusual image changes nothing."""
     training = np.random.default_rng(3).normal(5.0, 0.5, 300).tolist()
     shift_images = [12.0, 12.5, 13.0, 13.5, 14.0]
     calibration = training + shift_images
@@ -457,7 +451,7 @@ def test_good_images_that_contradict_the_calibration_count() -> None:
 
 
 def test_copies_of_the_labelled_images_prove_nothing_more() -> None:
-    """Ten photographs of one part are one witness: thresholds are those of the parts."""
+    """Ten images of one part count as one: thresholds are those of the parts."""
     rng = np.random.default_rng(4)
     misled = 0
     for _ in range(30):
@@ -477,7 +471,7 @@ def test_copies_of_the_labelled_images_prove_nothing_more() -> None:
 def test_good_validation_images_that_would_become_alarms_keep_the_threshold(
     seen: float, by: str
 ) -> None:
-    """A fifth of them, though hardly any training image would: those are like each other."""
+    """A fifth of them, though hardly any training image would."""
     training = [*np.linspace(4.0, 5.0, 300).tolist(), *[8.0] * 5]
     good, bad = [4.5] * 16 + [seen] * 4, [5.9] * 12 + [9.0] * 8
     decision = combined_threshold(good=good, bad=bad, calibration=training + good, rate=0.01)
@@ -537,7 +531,7 @@ def test_bad_labels_are_refused_by_name(changes: dict[str, Any], message: str) -
         ),  # there is nothing between
     ],
 )
-def test_a_threshold_stands_clear_of_the_score_that_it_equals(
+def test_a_threshold_is_moved_above_the_score_that_it_equals(
     scores: list[float], expected: float
 ) -> None:
     found = with_margin(2.0, scores)
