@@ -34,7 +34,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
 
 @pytest.fixture(scope="module")
 def exported(
-    parts: Path, tmp_path_factory: pytest.TempPathFactory, traced_once: None
+    parts: Path, tmp_path_factory: pytest.TempPathFactory, traced_once: None  # noqa: ARG001
 ) -> tuple[Sgfr, Path]:
     """A fitted model, and its export for any image size."""
     folder = tmp_path_factory.mktemp("exported")
