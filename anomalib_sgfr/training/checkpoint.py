@@ -16,6 +16,7 @@ from torch import nn
 
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
+from anomalib_sgfr.post_processing.threshold_state import remove_threshold, upgrade_checkpoint
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import Record
@@ -263,7 +264,7 @@ def prepare(
     Raises:
         ValueError: If the post-processor cannot have what was asked for.
     """
-    SgfrPostProcessor.upgrade_checkpoint(checkpoint)
+    upgrade_checkpoint(checkpoint)
     _drop_callback_state(checkpoint, post_processor)
     if checkpoint.get(_COMPONENTS) and trainer is not None:  # the run has its own
         checkpoint[_COMPONENTS] |= {"evaluator": True, "visualizer": True}
@@ -299,7 +300,7 @@ def drop_changed_threshold(
             "%s: the threshold was chosen from other scores; choose it again.", ", ".join(changed)
         )
         if isinstance(post_processor, SgfrPostProcessor):
-            SgfrPostProcessor.remove_threshold(checkpoint)
+            remove_threshold(checkpoint)
 
 
 def store_current_threshold(checkpoint: dict[str, Any], post_processor: nn.Module | None) -> None:
