@@ -61,21 +61,10 @@ def test_a_smaller_rate_never_lowers_the_threshold(number: int) -> None:
         assert thresholds == sorted(thresholds, reverse=True)
 
 
-@pytest.mark.parametrize(
-    ("scores", "rate", "message"),
-    [
-        ([], 0.1, "needs finite"),
-        ([1.0, np.nan], 0.1, "needs finite"),
-        ([1.0], 0.0, "between 0 and 1"),
-        ([1.0], 1.0, "rate"),
-        ([1.0], 1e-310, "not below 1e-06"),
-        ([1.0], math.nan, "rate"),
-        ([1e300], 0.1, "needs finite"),
-    ],
-)
-def test_bad_input_is_refused(scores: list[float], rate: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        conformal_threshold(scores, rate)
+@pytest.mark.parametrize("scores", [[], [1.0, np.nan], [1e300]])
+def test_scores_that_are_not_finite_are_refused(scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="conformal_threshold needs finite"):
+        conformal_threshold(scores, 0.1)
 
 
 def test_images_of_one_part_have_the_weight_of_one() -> None:
@@ -84,21 +73,21 @@ def test_images_of_one_part_have_the_weight_of_one() -> None:
 
     def parts(number: int) -> tuple[np.ndarray, np.ndarray]:
         sizes = rng.choice([1, 2, 12], size=number)
-        units = np.repeat(np.arange(number), sizes)
+        groups = np.repeat(np.arange(number), sizes)
         level = rng.normal(size=number) - (sizes == 12)  # parts with many images score low
-        return level[units] + 0.1 * rng.normal(size=len(units)), units
+        return level[groups] + 0.1 * rng.normal(size=len(groups)), groups
 
-    by_unit, by_image = [], []
+    by_group, by_image = [], []
     for _ in range(300):
-        scores, units = parts(60)
-        new, new_units = parts(400)
-        weight = 1.0 / np.bincount(new_units)[new_units]
+        scores, groups = parts(60)
+        new, new_groups = parts(400)
+        weight = 1.0 / np.bincount(new_groups)[new_groups]
         for realised, threshold in (
-            (by_unit, conformal_threshold(scores, 0.05, units.tolist())),
+            (by_group, conformal_threshold(scores, 0.05, groups.tolist())),
             (by_image, conformal_threshold(scores, 0.05)),
         ):
             realised.append(np.average(new > threshold, weights=weight))
-    assert 0.03 <= np.mean(by_unit) <= 0.055
+    assert 0.03 <= np.mean(by_group) <= 0.055
     assert np.mean(by_image) > 0.08
 
 
@@ -110,16 +99,11 @@ def test_three_copies_of_each_score_change_nothing(number: int, rate: float) -> 
     assert thrice == pytest.approx(conformal_threshold(scores, rate))
 
 
-def test_groups_and_scores_must_be_equally_many() -> None:
-    with pytest.raises(ValueError, match="a group for each score, got 1 for 2"):
-        conformal_threshold([1.0, 2.0], 0.1, ["a"])
-
-
-@pytest.mark.parametrize(("rate", "units"), [(0.1, 29), (0.05, 59), (0.02, 149), (0.01, 299)])
-def test_so_many_groups_support_a_rate(rate: float, units: int) -> None:
-    assert groups_needed(rate) == units
-    assert binom.cdf(0, units, rate) <= 0.05 < binom.cdf(0, units - 1, rate)
-    assert supported_rate(units) <= rate < supported_rate(units - 1)
+@pytest.mark.parametrize(("rate", "groups"), [(0.1, 29), (0.05, 59), (0.02, 149), (0.01, 299)])
+def test_so_many_groups_support_a_rate(rate: float, groups: int) -> None:
+    assert groups_needed(rate) == groups
+    assert binom.cdf(0, groups, rate) <= 0.05 < binom.cdf(0, groups - 1, rate)
+    assert supported_rate(groups) <= rate < supported_rate(groups - 1)
     assert supported_rate(0) == 1.0
 
 
@@ -281,7 +265,7 @@ def test_a_rate_that_nothing_supports_is_refused_by_name(rate: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("units", "rate", "sentence"),
+    ("groups", "rate", "sentence"),
     [
         (0, 0.01, "0 images: the true rate may be up to 100%; 1% needs 299"),
         (1, 0.01, "1 image: the true rate may be up to 95%; 1% needs 299"),
@@ -297,22 +281,22 @@ def test_a_rate_that_nothing_supports_is_refused_by_name(rate: float) -> None:
     ],
 )
 def test_too_few_groups_are_warned_of_in_one_sentence(
-    units: int, rate: float, sentence: str | None
+    groups: int, rate: float, sentence: str | None
 ) -> None:
-    assert few_groups_warning(units, rate) == sentence
+    assert few_groups_warning(groups, rate) == sentence
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.2, 0.5])
 def test_the_bound_that_is_named_is_kept_by_19_of_20_calibrations(rate: float) -> None:
     rng = np.random.default_rng(0)
-    for units in (5, 16, 29):
-        sentence = few_groups_warning(units, rate)
+    for groups in (5, 16, 29):
+        sentence = few_groups_warning(groups, rate)
         assert sentence is not None
         bound = float(sentence.split("up to ")[1].split("%")[0]) / 100
         true = [
-            1.0 - conformal_threshold(scores, rate) for scores in rng.uniform(size=(2000, units))
+            1.0 - conformal_threshold(scores, rate) for scores in rng.uniform(size=(2000, groups))
         ]
-        if rate * (units + 1) >= 1:  # an order statistic: the bound is exact
+        if rate * (groups + 1) >= 1:  # an order statistic: the bound is exact
             assert np.mean(np.array(true) > bound) == pytest.approx(0.05, abs=0.02)
         else:  # extrapolated: lower still
             assert np.mean(np.array(true) > bound) <= 0.06
@@ -323,10 +307,10 @@ def test_the_bound_that_is_named_is_kept_by_19_of_20_calibrations(rate: float) -
 LABELLED = st.lists(st.integers(0, 30).map(float), min_size=1, max_size=8)
 
 
-def units_above(scores: list[float], units: list[int], threshold: float) -> float:
-    size = Counter(units)
+def groups_above(scores: list[float], groups: list[int], threshold: float) -> float:
+    size = Counter(groups)
     return sum(
-        1 / size[unit] for score, unit in zip(scores, units, strict=True) if score > threshold
+        1 / size[group] for score, group in zip(scores, groups, strict=True) if score > threshold
     )
 
 
@@ -336,15 +320,15 @@ def benefit(
     good: list[float],
     bad: list[float],
     nominal: list[float],
-    units: list[int],
+    groups: list[int],
     cost: float,
 ) -> float:
     """Of a lower threshold: defects that it finds in addition, less good images that become alarms;
     by bounds.
     """
     found = sum(lower < score <= threshold for score in bad)
-    more = units_above(nominal, units, lower) - units_above(nominal, units, threshold)
-    alarms, number = math.ceil(more - 1e-9), len(set(units))
+    more = groups_above(nominal, groups, lower) - groups_above(nominal, groups, threshold)
+    alarms, number = math.ceil(more - 1e-9), len(set(groups))
     gain = beta.ppf(0.025, found, len(bad) - found + 1) if found else 0.0
     loss = beta.ppf(0.975, alarms + 1, number - alarms) if alarms < number else 1.0
     return gain - cost * max(loss, sum(lower < score <= threshold for score in good) / len(good))
@@ -362,12 +346,12 @@ def test_the_combined_threshold_is_the_one_of_its_description(
     good: list[float], bad: list[float], training: list[tuple[float, int]], rate: float, cost: float
 ) -> None:
     nominal = [score for score, _ in training] + good
-    units = [unit for _, unit in training] + list(range(100, 100 + len(good)))
+    groups = [group for _, group in training] + list(range(100, 100 + len(good)))
     decision = combined_threshold(
-        good=good, bad=bad, calibration=nominal, rate=rate, groups=units, alarm_cost=cost
+        good=good, bad=bad, calibration=nominal, rate=rate, groups=groups, alarm_cost=cost
     )
     assert is_32_bit(decision.threshold)
-    threshold = conformal_threshold(nominal, rate, units)
+    threshold = conformal_threshold(nominal, rate, groups)
     # as few of the good ones are alarms as the rate explains
     explained = max(
         alarms
@@ -381,13 +365,13 @@ def test_the_combined_threshold_is_the_one_of_its_description(
         for score in bad
         if score <= threshold
     }
-    benefits = [benefit(way, threshold, good, bad, nominal, units, cost) for way in ways]
+    benefits = [benefit(way, threshold, good, bad, nominal, groups, cost) for way in ways]
     if decision.by == "good":
         assert decision.threshold == threshold
         assert max(benefits, default=0.0) < 1e-7
     else:
         assert decision.threshold < threshold
-        its = benefit(decision.threshold, threshold, good, bad, nominal, units, cost)
+        its = benefit(decision.threshold, threshold, good, bad, nominal, groups, cost)
         assert its > 0.0
         assert its >= max(benefits) - 1e-7
 
@@ -461,8 +445,8 @@ def test_copies_of_the_labelled_images_prove_nothing_more() -> None:
         shared: dict[str, Any] = {"calibration": training + good, "rate": 0.02}
         once = combined_threshold(good=good, bad=bad, **shared)
         copies: dict[str, Any] = {"good": good * 10, "bad": bad * 10, **shared}
-        units = {"good_groups": list(range(3)) * 10, "bad_groups": list(range(2)) * 10}
-        assert combined_threshold(**copies, **units) == once
+        groups = {"good_groups": list(range(3)) * 10, "bad_groups": list(range(2)) * 10}
+        assert combined_threshold(**copies, **groups) == once
         misled += once.by == "good" and combined_threshold(**copies).by == "labels"
     assert misled > 0
 
@@ -484,9 +468,9 @@ def test_a_part_of_which_one_image_of_two_becomes_an_alarm_counts_as_one(
     other: float, by: str
 ) -> None:
     calibration = [*[1.0] * 495, 9.0, 10.0, 11.0, 12.0, 13.0, other]
-    units = [*range(500), 0]
+    groups = [*range(500), 0]
     decision = combined_threshold(
-        good=[1.0], bad=[3.0], calibration=calibration, rate=0.01, groups=units
+        good=[1.0], bad=[3.0], calibration=calibration, rate=0.01, groups=groups
     )
     assert decision.by == by
 
