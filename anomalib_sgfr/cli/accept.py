@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.torch_model import SgfrModel
-    from anomalib_sgfr.training.accept import Addition, Record
+    from anomalib_sgfr.training.accept import AcceptanceHistory, NewAtoms
 
 __all__ = ["main"]
 
@@ -77,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _history(record: "Record | None") -> str:
+def _history(history: "AcceptanceHistory | None") -> str:
     """Images that were accepted, as text."""
-    if record is None:
+    if history is None:
         return "No image was accepted."
     lines = []
-    for number, step in enumerate(record.steps, 1):
+    for number, step in enumerate(history.steps, 1):
         atoms = sum(part.number for part in step.additions)
         lines.append(f"{number}. {step.time}: {len(step.additions)} images, {atoms} atoms")
         lines += [
@@ -95,11 +95,11 @@ def _history(record: "Record | None") -> str:
 
 def _undo(model: "Sgfr") -> str:
     """Take the last step back; returns a sentence about it."""
-    record = model.accepted
-    if record is None:
+    history = model.accepted
+    if history is None:
         msg = "no image was accepted: there is nothing to take back."
         raise ValueError(msg)
-    step, left = record.steps[-1], record._replace(steps=record.steps[:-1])
+    step, left = history.steps[-1], history._replace(steps=history.steps[:-1])
     model.model.load_state_dict(left.applied(model.model).state_dict())
     processor = post_processor_of(model)
     processor.load_checkpoint_config(step.config)
@@ -153,7 +153,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
     import torch
 
     from anomalib_sgfr.console import progress
-    from anomalib_sgfr.training.accept import added, novel
+    from anomalib_sgfr.training.accept import add_atoms, find_new_atoms
 
     processor = post_processor_of(model)
     if not processor.is_set:
@@ -167,7 +167,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
     against = objections(model, files)
     known = processor.calibration_scores.defective.exclude(files).paths
     bad = list(dict.fromkeys([*bad, *(path for path in known if Path(path).is_file())]))
-    additions: list[Addition] = []
+    additions: list[NewAtoms] = []
     before: dict[str, float] = {}
     refused = 0
     with torch.no_grad():
@@ -176,7 +176,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
         for path in progress(files, len(files), "Accepting"):
             image = _read(model, path)
             score = _Scored.of(current, image, path).score
-            addition = novel(current, image, path, threshold, peak)
+            addition = find_new_atoms(current, image, path, threshold, peak)
             if addition is None:
                 print(
                     f"{path}: is no alarm (raw score {score:.4g}, threshold {threshold:.4g}):"
@@ -186,7 +186,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
             why = "" if force or path not in against else f": {against[path]}. --force accepts it."
             if not why:
                 tried = model.model.with_banks(
-                    added(model.model.fitted_state, [*additions, addition])
+                    add_atoms(model.model.fitted_state, [*additions, addition])
                 )
                 good = _become_good(defects, tried, threshold, threshold)
                 if good:
@@ -212,34 +212,34 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
     return len(additions), refused
 
 
-def _add_atoms(model: "Sgfr", additions: Sequence["Addition"], forced: list[str]) -> None:
+def _add_atoms(model: "Sgfr", additions: Sequence["NewAtoms"], forced: list[str]) -> None:
     """Add atoms, and a step to the history that takes them back."""
-    from anomalib_sgfr.training.accept import Record, Step
+    from anomalib_sgfr.training.accept import Acceptance, AcceptanceHistory
 
     processor = post_processor_of(model)
-    record = model.accepted or Record.begun(model.model)
-    step = Step(
+    history = model.accepted or AcceptanceHistory.begun(model.model)
+    step = Acceptance(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         additions=[_with_thumbnails(model, addition) for addition in additions],
         state={name: value.clone() for name, value in processor.state_dict().items()},
         config=processor.checkpoint_config(),
         forced=forced,
     )
-    record = record._replace(steps=(*record.steps, step))
-    model.model.load_state_dict(record.applied(model.model).state_dict())
-    model.accepted = record
+    history = history._replace(steps=(*history.steps, step))
+    model.model.load_state_dict(history.applied(model.model).state_dict())
+    model.accepted = history
 
 
-def _with_thumbnails(model: "Sgfr", addition: "Addition") -> "Addition":
+def _with_thumbnails(model: "Sgfr", addition: "NewAtoms") -> "NewAtoms":
     """New atoms with their thumbnails, where the memory banks keep some."""
     from anomalib_sgfr.report.crops import thumbnails
-    from anomalib_sgfr.training.accept import added
+    from anomalib_sgfr.training.accept import add_atoms
 
     if not any(bank.thumbnails.numel() for bank in model.model.banks):
         return addition
     earlier = model.model.fitted_state
     images = thumbnails(
-        model.model.with_banks(added(earlier, [addition])), model.pre_processor, earlier
+        model.model.with_banks(add_atoms(earlier, [addition])), model.pre_processor, earlier
     )
     new = [
         part[len(state.clusters.atoms) :]
@@ -248,7 +248,7 @@ def _with_thumbnails(model: "Sgfr", addition: "Addition") -> "Addition":
     return addition._replace(thumbnails=new)
 
 
-def _print_scores(model: "Sgfr", additions: Sequence["Addition"], before: dict[str, float]) -> None:
+def _print_scores(model: "Sgfr", additions: Sequence["NewAtoms"], before: dict[str, float]) -> None:
     """Print each image's score before and after, by what is written to the checkpoint."""
     threshold = post_processor_of(model).label_threshold
     for addition in additions:

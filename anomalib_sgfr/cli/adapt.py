@@ -84,7 +84,7 @@ def _adapt(
         nominal_scores,
     )
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-    from anomalib_sgfr.training.adapt import adapted, residual_moments
+    from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
 
     own = model.eval().model
 
@@ -100,10 +100,10 @@ def _adapt(
     good_now, peaks = [], []
     for path, own_moments in zip(files, moments, strict=True):
         others = [every - one for every, one in zip(total, own_moments, strict=True)]
-        found = scored(own.with_banks(adapted(own, others, directions)), [path])
+        found = scored(own.with_banks(project_out_shift(own, others, directions)), [path])
         good_now += found.scores
         peaks += found.peaks
-    own.load_fitted_state(adapted(own, total, directions))
+    own.load_fitted_state(project_out_shift(own, total, directions))
     model.accepted = None  # the banks that it would restore are gone
     processor = model.post_processor
     processor = processor if isinstance(processor, SgfrPostProcessor) else None
