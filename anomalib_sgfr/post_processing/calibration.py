@@ -58,8 +58,8 @@ class CalibrationScores(NamedTuple):
         paths (tuple[str, ...]): Image files; empty where a file is not known.
         peaks (tuple[float, ...]): Largest value of each raw anomaly map, to which other layers may
             contribute than to the score.
-        current (tuple[bool, ...]): Whether the present memory banks gave the score: not where an
-            update could not score an image again.
+        current (tuple[bool, ...]): Whether the score is from the present memory banks; an update
+            may be unable to score an image again.
     """
 
     scores: tuple[float, ...] = ()
@@ -180,8 +180,7 @@ def nominal_scores(
     for number, image in enumerate(model.images if leave_out else ()):
         numbers_of.setdefault(group_of(image, group), []).append(number)
     groups = [group_of(path, group) for path in paths]
-    # images that share what is left of the banks one after the other: those of no training group
-    # first, as nothing is left out for them
+    # images of one training group follow each other, as they share what is left of the banks
     order = sorted(
         range(len(paths)), key=lambda index: (groups[index] in numbers_of, groups[index], index)
     )
