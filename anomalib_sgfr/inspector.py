@@ -301,11 +301,11 @@ class _Torch(_Model):
         import torch
 
         with torch.inference_mode():
-            heard = self._model.model.score_maps(torch.from_numpy(images).to(self._model.device))
-            found: Any = heard.predicted
+            maps = self._model.model.score_maps(torch.from_numpy(images).to(self._model.device))
+            found: Any = maps.prediction
             if self._model.post_processor is not None:
                 found = self._model.post_processor(found)
-            values = {**found._asdict(), "place": heard.places}.items()
+            values = {**found._asdict(), "place": maps.peak}.items()
             return {name: value.numpy(force=True) for name, value in values if value is not None}
 
 

@@ -236,9 +236,7 @@ class Sgfr(
         self.accepted = None
         self.fit_record = None
         self._started = 0.0
-        self.places: Tensor | None = (
-            None  # of the latest batch, where each score was raised: row and column of the map
-        )
+        self.peak: Tensor | None = None  # of the latest batch, see ScoreMaps
         self.look_at(image_size, tile_size, tile_stride, roi, own_pre_processor)
         self.bit_depth = bit_depth
         self.model.bit_depth = bit_depth or 8
@@ -391,7 +389,7 @@ class Sgfr(
         """
         del args, kwargs
         images: Any = batch.image
-        embeddings = self.model.embed_copies(images, self.copies, plain=not self.update)
+        embeddings = self.model.embed(images, self.copies, with_nuisance=not self.update)
         inside = self.model.patches_inside([part.shape[-2:] for part in embeddings])
         return {"loss": self.dummy_loss(), "embeddings": embeddings, "inside": inside}
 
@@ -563,11 +561,11 @@ class Sgfr(
     def _scored(self, batch: ImageBatch) -> STEP_OUTPUT:
         images: Any = batch.image
         if not len(images):  # all of them are other batches'
-            self.places = None
+            self.peak = None
             return batch.update(anomaly_map=images[:, :1], pred_score=images.new_zeros(0))
-        heard = self.model.score_maps(images)
-        self.places = heard.places
-        return batch.update(**heard.predicted._asdict())
+        maps = self.model.score_maps(images)
+        self.peak = maps.peak
+        return batch.update(**maps.prediction._asdict())
 
     def on_test_start(self) -> None:
         """Refuse to test a model that is not fitted."""

@@ -134,7 +134,7 @@ class _Known(NamedTuple):
 
 
 def _score(model: "SgfrModel", embedding: Any, size: Any, banks: Any = None) -> float:  # noqa: ANN401
-    return float(model.score(embedding, size, banks).pred_score)  # type: ignore[arg-type]
+    return float(model.score_embeddings(embedding, size, banks).pred_score)
 
 
 def _known(model: "Sgfr", paths: list[str]) -> _Known:

@@ -103,7 +103,7 @@ def file_peaks(
 
     Args:
         trainer (Trainer): Of the running prediction or test.
-        module (Any): The model, with ``places`` of the latest batch.
+        module (Any): The model, with ``peak`` of the latest batch.
         outputs (Any): The batch, after the model.
         loader (int): Number of its data loader, if there are several.
 
@@ -112,9 +112,9 @@ def file_peaks(
         they are not known; and the reason why pixels of the model could not be followed back to the
         file, if they could not.
     """
-    scores, places = getattr(outputs, "pred_score", None), getattr(module, "places", None)
+    scores, peaks = getattr(outputs, "pred_score", None), getattr(module, "peak", None)
     number = 0 if scores is None else scores.numel()
-    if places is None or len(places) != number or outputs.anomaly_map is None:
+    if peaks is None or len(peaks) != number or outputs.anomaly_map is None:
         return [None] * number, ""
     data_set = running_dataset(trainer, loader)
     while isinstance(data_set, Subset):
@@ -125,7 +125,7 @@ def file_peaks(
     shape = outputs.anomaly_map.shape[-2:]
     pixels = [
         None if found is None else found[0].pixel(place, shape, found[1])
-        for found, place in zip(over.placements, places.tolist(), strict=True)
+        for found, place in zip(over.placements, peaks.tolist(), strict=True)
     ]
     return pixels, over.why_not
 

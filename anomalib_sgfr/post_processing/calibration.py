@@ -18,7 +18,7 @@ from anomalib_sgfr.post_processing.calibration_scores import (
     in_all_processes,
     unit_of,
 )
-from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.torch_model import ScoreMaps, SgfrModel
 
 __all__ = ["NominalScores", "nominal_scores", "rescored", "scored", "spread_over"]
 
@@ -78,20 +78,22 @@ def nominal_scores(
             numbers = own[unit] if unit is not None else []
             banks = model.banks_without(numbers)
             if banks is not None:
-                result = model.score([part[rows] for part in embeddings], images.shape[-2:], banks)
+                result = model.score_embeddings(
+                    [part[rows] for part in embeddings], images.shape[-2:], banks
+                )
                 found_of[:, places] = _largest(result)
             else:
                 found_of[:, places] = _mirrored(model, images[rows])
     return NominalScores(*found_of.tolist())
 
 
-def _largest(result: Any) -> Tensor:  # noqa: ANN401
+def _largest(result: ScoreMaps) -> Tensor:
     """Scores and peaks ``(2, B)``."""
     return torch.stack((result.pred_score, result.anomaly_map.amax(dim=(1, 2, 3)))).cpu()
 
 
 def _mirrored(model: SgfrModel, images: Tensor) -> Tensor:
-    ways = [model.score_maps(images.flip(axes)).predicted for axes in ((-1,), (-2,), (-2, -1))]
+    ways = [model.score_maps(images.flip(axes)) for axes in ((-1,), (-2,), (-2, -1))]
     return torch.stack([_largest(way) for way in ways]).amax(0)
 
 

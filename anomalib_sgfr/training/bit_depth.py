@@ -116,7 +116,7 @@ class FromCameras(LightningModule, ABC):
         # meanwhile
         predicted = self.model.score_maps(
             images if self.pre_processor is None else self.pre_processor(images)
-        ).predicted
+        ).prediction
         return predicted if self.post_processor is None else self.post_processor(predicted)
 
 
