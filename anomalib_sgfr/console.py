@@ -13,7 +13,7 @@ from lightning_utilities.core import rank_zero
 from tqdm.auto import tqdm
 
 __all__ = [
-    "QuietRun",
+    "LogFilters",
     "bar_is_on",
     "bars",
     "configure_logging",
@@ -164,7 +164,7 @@ def configure_logging() -> None:
         each.addFilter(_of_use)
 
 
-class QuietRun(Callback):
+class LogFilters(Callback):
     """Leaves out what no user can do anything about, from the beginning of a run to its end, and
     then no more.
     """

@@ -1,59 +1,236 @@
-"""What must stay in floating point when an exported model is compressed to eight bits.
-
-anomalib's exports, but whole or not at all, at an operator set that works, and with eight bits
-where they do.
-"""
+"""Export to PyTorch, ONNX and OpenVINO, whole or not at all, with 8 bits where these do no harm."""
 
 import json
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.deploy import CompressionType
-from anomalib.models.components.base.export_mixin import ExportMixin
+from anomalib.models.components import AnomalibModule
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_sgfr.console import quiet_loggers
 from anomalib_sgfr.images.bit_depth import reread_images
 from anomalib_sgfr.images.pre_processor import geometric_steps
-from anomalib_sgfr.run_folder import run_of
+from anomalib_sgfr.run_paths import run_of_checkpoint
 
 __all__ = [
-    "WholeExports",
+    "ONNX_OPTIONS",
+    "ExportFolder",
     "compare_labels",
+    "compare_with_file",
+    "export_folder",
     "float_operations",
+    "full_bit_depth",
     "keep_precision",
     "keeping_in_float",
-    "read_whole",
+    "require_images",
+    "require_packages",
     "resized_to_fit",
-    "whole",
+    "resolve_root",
+    "tracing",
+    "write_metadata",
 ]
 
 logger = logging.getLogger(__name__)
 
+# operator set that the dynamo exporter implements: anomalib asks for 14, which it can only reach by
+# a conversion that fails
+ONNX_OPTIONS: dict[str, Any] = {"opset_version": 18, "verbose": False}
+_EXPORTERS = ("onnx_ir", "onnxscript", "torch.onnx")  # each logs every node
+_DEFAULT_ROOT = Path("results")  # of anomalib's Engine
+
+# OpenVINO's mark of an operation that no plugin may compute in less than 32 bits: from 2026 on, and
+# before
+_PRECISE = (
+    {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16,bf16"},
+    {"name": "precise", "version": "0"},
+)
 _CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 _LOOPS = {"TensorIterator", "Loop"}
-_FIRST = 3  # convolutions at full resolution: 8 bits there alter every feature after them
 _NOT_QUANTISED = {"Constant", "Parameter", "Result", *_LOOPS}
+_FIRST = 3  # convolutions at full resolution: 8 bits there alter every feature after them
+_NEED_IMAGES = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
+_COMPARED = 300  # validation images at most, whose labels are compared with the model's
+_TOLERATED = 0.01  # difference in the rate of false alarms or of misses
+
+
+def resolve_root(export_root: Path | str, checkpoint: Path | None) -> Path:
+    """Folder to export to.
+
+    Args:
+        export_root (Path | str): As asked for. anomalib's default is one folder for all models.
+        checkpoint (Path | None): That the model was loaded from: its export goes beside it instead.
+    """
+    if checkpoint is None or Path(export_root) != _DEFAULT_ROOT:
+        return Path(export_root)
+    root = run_of_checkpoint(checkpoint) or checkpoint.with_name(f"{checkpoint.stem}_export")
+    logger.info("Exporting to %s, beside the checkpoint; --export_root names another folder.", root)
+    return root
+
+
+class ExportFolder:
+    """Temporary folder beside the final one that an export is made in.
+
+    Args:
+        folder (Path): The temporary folder.
+        root (Path): The final one.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder = folder
+        self._root = root
+
+    def publish(self, file: Path) -> Path:
+        """Move an exported file, and those beside it, to the final folder.
+
+        Args:
+            file (Path): The file that names the others; it is moved last.
+
+        Returns:
+            Path: Where it is now.
+        """
+        target = self._root / file.relative_to(self.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for part in sorted(file.parent.iterdir(), key=lambda part: part == file):
+            part.replace(target.parent / part.name)
+        return target
+
+
+@contextmanager
+def export_folder(root: Path) -> Iterator[ExportFolder]:
+    """Temporary folder for an export: one that fails leaves an earlier one as it was.
+
+    Args:
+        root (Path): Folder that the export belongs in; it is made.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root, prefix=".export-") as folder:
+        yield ExportFolder(Path(folder), root)
+
+
+def require_packages(*packages: str) -> None:
+    """Refuse an export whose packages are missing, before anything is computed for it.
+
+    Raises:
+        ModuleNotFoundError: The message says what to install.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        msg = (
+            f'the export needs {", ".join(missing)}: `pip install "anomalib-sgfr[openvino]"` brings'
+            " what it needs."
+        )
+        raise ModuleNotFoundError(msg)
+
+
+def require_images(compression: CompressionType | None, datamodule: object | None) -> None:
+    """Refuse a compression that needs images and has none, before the conversion.
+
+    Raises:
+        ValueError: If images are missing.
+    """
+    if compression in _NEED_IMAGES and datamodule is None:
+        msg = (
+            f"compression {CompressionType(compression).name} is measured on images and there are"
+            " none: pass --data (datamodule=...)."
+        )
+        raise ValueError(msg)
+
+
+@contextmanager
+def tracing(model: nn.Module, input_size: tuple[int, int] | None) -> Iterator[None]:
+    """Conditions under which a model is traced for ONNX.
+
+    The exporter's loggers are quiet, and activations make new tensors: if they write over their
+    input, tracing takes half as long again.
+
+    Args:
+        model (nn.Module): The model.
+        input_size (tuple[int, int] | None): Height and width of the input, if it is to be fixed.
+
+    Raises:
+        ValueError: If the size is no size.
+    """
+    if input_size is not None and min(input_size) < 1:
+        msg = (
+            f"input_size must be a height and a width of at least 1 pixel, got {tuple(input_size)}."
+        )
+        raise ValueError(msg)
+    logger.info("Tracing the model for the export: half a minute or so.")
+    inplace = [part for part in model.modules() if getattr(part, "inplace", False) is True]
+    for part in inplace:
+        part.inplace = False  # type: ignore[assignment]  # of activations, a plain attribute
+    try:
+        with quiet_loggers(*_EXPORTERS):
+            yield
+    finally:
+        for part in inplace:
+            part.inplace = True  # type: ignore[assignment]
+
+
+def write_metadata(file: Path, module: AnomalibModule) -> None:
+    """Write into an ONNX file what an Inspector needs; what is converted from the file keeps it.
+
+    That is the bit depth, the steps of the pre-processing, and the warning of a threshold that too
+    few images support.
+
+    Args:
+        file (Path): The file; rewritten.
+        module (AnomalibModule): Exported to it.
+    """
+    import onnx  # installed for exports only
+
+    about: dict[str, Any] = {
+        "bit_depth": int(getattr(module.model, "bit_depth", 8)),
+        "warning": getattr(module.post_processor, "warning", None),
+    }
+    with suppress(ValueError):  # unknown steps; the file is of use without them
+        about["steps"] = geometric_steps(getattr(module.pre_processor, "transform", None))
+    model = onnx.load(file, load_external_data=False)
+    onnx.helper.set_model_props(model, {"sgfr": json.dumps(about)})
+    onnx.save(model, file)
+
+
+def keep_precision(file: Path) -> None:
+    """Have OpenVINO compute a model in 32 bits, except for what is quantised.
+
+    By itself it computes in bfloat16 where the processor can. The errors of a backbone's layers add
+    up to several percent of its features, so that good parts score higher than those that the
+    threshold was chosen from.
+
+    Args:
+        file (Path): OpenVINO's XML file; rewritten.
+    """
+    tree = ET.parse(file)  # noqa: S314  # made just now
+    names = {attribute["name"] for attribute in _PRECISE}
+    for layer in tree.iter("layer"):  # also those of loops
+        if layer.get("type") in {"Const", "Parameter", "Result"}:
+            continue
+        info = layer.find("rt_info")
+        info = ET.SubElement(layer, "rt_info") if info is None else info
+        for known in [attribute for attribute in info if attribute.get("name") in names]:
+            info.remove(known)
+        for attribute in _PRECISE:
+            ET.SubElement(info, "attribute", attribute)
+    tree.write(file, encoding="utf-8", xml_declaration=True)
 
 
 def float_operations(model: Any) -> list[str]:  # noqa: ANN401
-    """Names of the operations of an exported Sgfr that eight bits would ruin.
+    """Names of the operations of an exported Sgfr that 8 bits would harm.
 
-    These are the resizing and what else precedes the backbone, the first convolutions, and all that
-    follows the
-    backbone: the pooling of features, and the map. (What rebuilds patches is the body of a loop,
-    which NNCF leaves alone.)
+    These are the resizing and whatever else precedes the backbone, the first convolutions, and all
+    that follows the backbone: the pooling of features, and the map. (Patches are rebuilt in the
+    body of a loop, which NNCF does not quantise.)
 
     Args:
         model (openvino.Model): The exported model.
@@ -68,7 +245,7 @@ def float_operations(model: Any) -> list[str]:  # noqa: ANN401
     ]
     before = {name for operation in found[:1] for name in _ancestors(operation)}
     found += [operation for operation in operations if operation.get_friendly_name() in before]
-    backwards = [port.get_source_output().get_node() for loop in loops for port in loop.inputs()]
+    backwards = [parent for loop in loops for parent in _parents(loop)]
     seen: set[str] = set()
     while backwards:
         operation = backwards.pop()
@@ -78,26 +255,27 @@ def float_operations(model: Any) -> list[str]:  # noqa: ANN401
         seen.add(name)
         found.append(operation)
         if kind not in {"Add", "Clamp", "Relu", "Swish"}:  # its last sum or activation
-            backwards += [port.get_source_output().get_node() for port in operation.inputs()]
-    onwards = [
-        target.get_node()
-        for loop in loops
-        for port in loop.outputs()
-        for target in port.get_target_inputs()
-    ]
+            backwards += _parents(operation)
+    onwards = [child for loop in loops for child in _children(loop)]
     while onwards:
         operation = onwards.pop()
         if operation.get_friendly_name() not in seen:
             seen.add(operation.get_friendly_name())
             found.append(operation)
-            onwards += [
-                target.get_node()
-                for port in operation.outputs()
-                for target in port.get_target_inputs()
-            ]
+            onwards += _children(operation)
     return sorted(
         {item.get_friendly_name() for item in found if item.get_type_name() not in _NOT_QUANTISED}
     )
+
+
+def _parents(operation: Any) -> list[Any]:  # noqa: ANN401
+    return [port.get_source_output().get_node() for port in operation.inputs()]
+
+
+def _children(operation: Any) -> list[Any]:  # noqa: ANN401
+    return [
+        target.get_node() for port in operation.outputs() for target in port.get_target_inputs()
+    ]
 
 
 def _ancestors(operation: Any) -> set[str]:  # noqa: ANN401
@@ -105,7 +283,7 @@ def _ancestors(operation: Any) -> set[str]:  # noqa: ANN401
     found: set[str] = set()
     left = [operation]
     while left:
-        parents = [port.get_source_output().get_node() for port in left.pop().inputs()]
+        parents = _parents(left.pop())
         new = [parent for parent in parents if parent.get_friendly_name() not in found]
         found.update(parent.get_friendly_name() for parent in new)
         left += new
@@ -114,8 +292,7 @@ def _ancestors(operation: Any) -> set[str]:  # noqa: ANN401
 
 @contextmanager
 def keeping_in_float(model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Let anomalib's compression leave :func:`float_operations` alone, and depthwise weights, which
-    are few.
+    """Have anomalib's compression leave out :func:`float_operations`, and depthwise weights.
 
     anomalib calls NNCF without a scope and takes none, so the calls are given one while the context
     lasts.
@@ -145,8 +322,7 @@ def keeping_in_float(model: Any) -> Iterator[None]:  # noqa: ANN401
 
 @contextmanager
 def resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Let a data module give images of the one size a model takes, if it takes but one, while the
-    context lasts.
+    """Have a data module give images of the size that a model takes, if it takes only one.
 
     anomalib calibrates with images as they are on disk.
 
@@ -171,9 +347,8 @@ def resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN4
 
 
 @contextmanager
-def read_whole(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
-    """Let a data module give pictures of more than 8 bits at their true range, while the context
-    lasts.
+def full_bit_depth(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
+    """Have a data module give images of more than 8 bits at their own bit depth.
 
     Args:
         datamodule (AnomalibDataModule | None): Gives calibration images.
@@ -198,126 +373,13 @@ def _collated(datamodule: Any, collate: Any, bit_depth: int, items: Any) -> Any:
     return batch
 
 
-# What the dynamo exporter implements natively; anomalib asks for 14, which it can only reach by a
-# failing conversion.
-_ONNX_OPSET = 18
-_EXPORTERS = (
-    "onnx_ir",
-    "onnxscript",
-    "torch.onnx",
-)  # each tells of every node that it has looked at
-_ANOMALIBS_ROOT = Path("results")  # where its Engine exports to if no folder is named
-_MEASURED = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}  # need images
-# How OpenVINO is told of an operation that no plugin may compute it in less than 32 bits: from 2026
-# on, and before.
-_PRECISE = (
-    {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16,bf16"},
-    {"name": "precise", "version": "0"},
-)
-_COMPARED = 300  # validation images at most, whose labels are compared with the model's
-_TOLERATED = 0.01  # difference in the rate of false alarms or of misses
-
-
-class _Part:
-    """Folder beside the final one that an export is made in."""
-
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.folder = folder
-        self._root = root
-
-    def done(self, made: Path) -> Path:
-        """Move what was made, and what lies beside it, to where it belongs.
-
-        Args:
-            made (Path): The file that names the others: moved last.
-
-        Returns:
-            Path: Where it is now.
-        """
-        target = self._root / made.relative_to(self.folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for file in sorted(made.parent.iterdir(), key=lambda file: file == made):
-            file.replace(target.parent / file.name)
-        return target
-
-
-@contextmanager
-def whole(export_root: Path | str) -> Iterator[_Part]:
-    """Export into a folder of its own, so that a failed or killed export leaves an earlier one as
-    it was.
-
-    Args:
-        export_root (Path | str): Folder that the export belongs in.
-    """
-    root = Path(export_root)
-    root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=root, prefix=".export-") as folder:
-        yield _Part(Path(folder), root)
-
-
-@contextmanager
-def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """Have activations make new tensors: writing over their input takes the exporter half as long
-    again to trace.
-    """
-    writing = [part for part in model.modules() if getattr(part, "inplace", False) is True]
-    for part in writing:
-        part.inplace = False  # type: ignore[assignment]  # of activations, a plain attribute
-    try:
-        yield
-    finally:
-        for part in writing:
-            part.inplace = True  # type: ignore[assignment]
-
-
-def _inscribe(file: Path, transform: Any, bit_depth: int, warning: str | None) -> None:  # noqa: ANN401
-    """Write into an ONNX file how a picture becomes what the model sees; what is made of the file
-    keeps that.
-
-    And that too few images support its threshold, if that is so.
-    """
-    import onnx  # comes with what exports need
-
-    about: dict[str, Any] = {"bit_depth": bit_depth, "warning": warning}
-    with suppress(ValueError):  # the file does its work all the same
-        about["steps"] = geometric_steps(transform)
-    model = onnx.load(file, load_external_data=False)
-    onnx.helper.set_model_props(model, {"sgfr": json.dumps(about)})
-    onnx.save(model, file)
-
-
-def keep_precision(file: Path) -> None:
-    """Have OpenVINO compute a model in 32 bits, but for what is quantised, on a processor that
-    would choose less.
-
-    By itself it computes in bfloat16 where the processor can. The errors of a backbone's layers add
-    up to several percent of its features, which makes good parts score higher than those that the
-    threshold was chosen from.
-
-    Args:
-        file (Path): OpenVINO's XML file; rewritten.
-    """
-    tree = ET.parse(file)  # noqa: S314  # made just now
-    names = {attribute["name"] for attribute in _PRECISE}
-    for layer in tree.iter("layer"):  # also those of loops
-        if layer.get("type") in {"Const", "Parameter", "Result"}:
-            continue
-        info = layer.find("rt_info")
-        info = ET.SubElement(layer, "rt_info") if info is None else info
-        for known in [attribute for attribute in info if attribute.get("name") in names]:
-            info.remove(known)
-        for attribute in _PRECISE:
-            ET.SubElement(info, "attribute", attribute)
-    tree.write(file, encoding="utf-8", xml_declaration=True)
-
-
 def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str, float]:
     """Errors of a model's labels beside those of its exported file on the same images.
 
     Args:
         truth (Tensor): ``True`` for defective images, shape ``(N,)``, ``bool``.
-        labels (Tensor): The model's, alike.
-        exported (Tensor): The file's, alike.
+        labels (Tensor): The model's, of the same shape and type.
+        exported (Tensor): The file's, of the same shape and type.
 
     Returns:
         tuple[str, float]: The counts in words, and the larger difference of the two rates of
@@ -332,215 +394,71 @@ def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str
     return "; ".join(words), largest
 
 
-def _require(*packages: str) -> None:
-    """Refuse an export whose packages are missing, before anything is computed for it.
+def compare_with_file(
+    module: AnomalibModule,
+    file: Path,
+    datamodule: AnomalibDataModule | None,
+    compression: CompressionType | None,
+) -> None:
+    """Log the errors of an OpenVINO file's labels and of the model's, on validation images.
 
-    Raises:
-        ModuleNotFoundError: The message says what to install.
+    Args:
+        module (AnomalibModule): The model.
+        file (Path): Exported from it.
+        datamodule (AnomalibDataModule | None): Gives the images; without it nothing is compared.
+        compression (CompressionType | None): Of the file.
     """
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        msg = (
-            f'the export needs {", ".join(missing)}: `pip install "anomalib-sgfr[openvino]"` brings'
-            " what it needs."
-        )
-        raise ModuleNotFoundError(msg)
-
-
-class WholeExports(ExportMixin, ABC):
-    """anomalib's exports for a fitted model; an earlier export stays until the new one is whole."""
-
-    pre_processor: Any
-    restored_from: Path | None = None  # checkpoint file that the model was loaded from
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
-        """Restore as anomalib does, and note the file: an export goes beside it where no other
-        folder is asked for.
-        """
-        restored: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[misc]  # anomalib's
-        if isinstance(checkpoint_path, str | Path):
-            restored.restored_from = Path(checkpoint_path).resolve()
-        return restored
-
-    @abstractmethod
-    def require_fitted(self, action: str) -> None:
-        """Refuse what only a fitted model can do; the model says when it is."""
-
-    def _root(self, export_root: Path | str) -> Path:
-        """Folder to export to: anomalib's default, ``results``, would be one for all models."""
-        if self.restored_from is None or Path(export_root) != _ANOMALIBS_ROOT:
-            return Path(export_root)
-        root = run_of(self.restored_from) or self.restored_from.with_name(
-            f"{self.restored_from.stem}_export"
-        )
+    if datamodule is not None:
+        try:
+            _compare(module, file, datamodule)
+        except (OSError, RuntimeError, ValueError) as error:  # the file is whole
+            logger.warning(
+                "The labels of the exported file could not be compared with the model's: %s", error
+            )
+    elif compression == CompressionType.INT8:
         logger.info(
-            "Exporting to %s, beside the checkpoint; --export_root names another folder.", root
-        )
-        return root
-
-    @property
-    def _bit_depth(self) -> int:
-        return int(getattr(self.model, "bit_depth", 8))
-
-    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Export as anomalib does, once fitted; the file is replaced when the new one is whole."""
-        self.require_fitted("export")
-        with whole(self._root(export_root)) as part:
-            return part.done(super().to_torch(part.folder, model_file_name))
-
-    def to_onnx(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Path:
-        """Export as anomalib does, once fitted, at an operator set that the exporter reaches
-        without a conversion.
-
-        The files are replaced when the new ones are whole. Their metadata tell the depth at which
-        pictures are read.
-        """
-        self.require_fitted("export")
-        _require("onnx", "onnxscript")
-        if input_size is not None and min(input_size) < 1:
-            msg = (
-                "input_size must be a height and a width of at least 1 pixel, got"
-                f" {tuple(input_size)}."
-            )
-            raise ValueError(msg)
-        options = {"opset_version": _ONNX_OPSET, "verbose": False, **kwargs}
-        logger.info("Tracing the model for the export: half a minute or so.")
-        with (
-            whole(self._root(export_root)) as part,
-            quiet_loggers(*_EXPORTERS),
-            _out_of_place(self.model),
-        ):
-            made = super().to_onnx(part.folder, model_file_name, input_size, **options)
-            warning = getattr(getattr(self, "post_processor", None), "warning", None)
-            _inscribe(
-                made, getattr(self.pre_processor, "transform", None), self._bit_depth, warning
-            )
-            return part.done(made)
-
-    def to_openvino(
-        self,
-        export_root: Path | str,
-        model_file_name: str = "model",
-        input_size: tuple[int, int] | None = None,
-        compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Path:
-        """Export as anomalib does, once fitted; the files are replaced when the new ones are whole.
-
-        With a ``datamodule``, whatever the compression, the labels of its validation images by the
-        file, as OpenVINO computes it on this processor, are compared with the model's, and the log
-        has the errors.
-
-        Raises:
-            ValueError: If a compression that needs images is given none: before the conversion, not
-                after.
-        """
-        self.require_fitted("export")
-        _require("openvino", "onnx", "onnxscript")
-        if compression_type in _MEASURED and datamodule is None:
-            name = CompressionType(compression_type).name
-            msg = (
-                f"compression {name} is measured on images and there are none: pass --data"
-                " (datamodule=...)."
-            )
-            raise ValueError(msg)
-        with whole(self._root(export_root)) as part:
-            made = super().to_openvino(
-                part.folder,
-                model_file_name,
-                input_size,
-                compression_type,
-                datamodule,
-                *args,
-                **kwargs,
-            )
-            keep_precision(made)
-            path = part.done(made)
-        if datamodule is not None:
-            try:
-                self._compare(path, datamodule)
-            except (OSError, RuntimeError, ValueError) as error:  # the file is there, and whole
-                logger.warning(
-                    "The labels of the exported file could not be compared with the model's: %s",
-                    error,
-                )
-        elif compression_type == CompressionType.INT8:
-            logger.info(
-                "What 8 bits do to the labels was not measured: pass --data (datamodule=...) to"
-                " compare them."
-            )
-        return path
-
-    @torch.no_grad()
-    def _compare(self, file: Path, datamodule: AnomalibDataModule) -> None:
-        """Log the errors of the labels of a file and of the model, on validation images."""
-        import openvino
-
-        # of the module that this is mixed into
-        model: Any = self.eval()  # type: ignore[attr-defined]
-        network = openvino.Core().read_model(file)
-        compiled = openvino.Core().compile_model(
-            network, "CPU"
-        )  # as anomalib's inferencer compiles it
-        found = []
-        with resized_to_fit(datamodule, network), read_whole(datamodule, self._bit_depth):
-            datamodule.setup("fit")
-            images: Any = getattr(datamodule, "val_data", None)
-            if images is None or not len(images):
-                logger.info(
-                    "There are no validation images: the labels of the exported file were not"
-                    " measured."
-                )
-                return
-            logger.info(
-                "Comparing the file's labels with the model's, on at most %d validation images.",
-                _COMPARED,
-            )
-            collate: Any = datamodule.val_dataloader().collate_fn
-            for row in range(0, len(images), -(-len(images) // _COMPARED)):
-                batch = collate([images[row]])
-                labels = (
-                    model(batch.image.to(model.device)).pred_label,
-                    compiled(batch.image.numpy())["pred_label"],
-                )
-                found.append([bool(batch.gt_label), *map(bool, labels)])
-        words, difference = compare_labels(*torch.tensor(found).T)
-        apart = difference > _TOLERATED
-        logger.log(
-            logging.WARNING if apart else logging.INFO,
-            "Labels of the exported file on validation images, as OpenVINO computes it here: %s.%s",
-            words,
-            (
-                " These rates are more than 1 percentage point apart: compress the model less."
-                if apart
-                else ""
-            ),
+            "What 8 bits do to the labels was not measured: pass --data (datamodule=...) to"
+            " compare them."
         )
 
-    def _compress_ov_model(
-        self,
-        model: Any,  # noqa: ANN401
-        compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        """Compress as anomalib does, but for what eight bits would ruin, with images of the size
-        the model takes.
-        """
-        model = model.clone()  # without what no output needs: NNCF fails on such operations
-        with (
-            keeping_in_float(model),
-            resized_to_fit(datamodule, model),
-            read_whole(datamodule, self._bit_depth),
-        ):
-            return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
+
+@torch.no_grad()
+def _compare(module: AnomalibModule, file: Path, datamodule: AnomalibDataModule) -> None:
+    import openvino
+
+    model: Any = module.eval()
+    network = openvino.Core().read_model(file)
+    compiled = openvino.Core().compile_model(network, "CPU")  # as anomalib's inferencer does
+    found = []
+    with resized_to_fit(datamodule, network), full_bit_depth(datamodule, model.model.bit_depth):
+        datamodule.setup("fit")
+        images: Any = getattr(datamodule, "val_data", None)
+        if images is None or not len(images):
+            logger.info(
+                "There are no validation images: the labels of the exported file were not measured."
+            )
+            return
+        logger.info(
+            "Comparing the file's labels with the model's, on at most %d validation images.",
+            _COMPARED,
+        )
+        collate: Any = datamodule.val_dataloader().collate_fn
+        for row in range(0, len(images), -(-len(images) // _COMPARED)):
+            batch = collate([images[row]])
+            labels = (
+                model(batch.image.to(model.device)).pred_label,
+                compiled(batch.image.numpy())["pred_label"],
+            )
+            found.append([bool(batch.gt_label), *map(bool, labels)])
+    words, difference = compare_labels(*torch.tensor(found).T)
+    apart = difference > _TOLERATED
+    logger.log(
+        logging.WARNING if apart else logging.INFO,
+        "Labels of the exported file on validation images, as OpenVINO computes it here: %s.%s",
+        words,
+        (
+            " These rates are more than 1 percentage point apart: compress the model less."
+            if apart
+            else ""
+        ),
+    )

@@ -1,159 +1,164 @@
-"""Sgfr as an anomalib model: the Lightning wrapper around
-:class:`~anomalib_sgfr.torch_model.SgfrModel`.
-"""
+"""Sgfr as an anomalib model: its hooks, and the parts that do their work."""
 
 import copy
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 import torch
 from anomalib import LearningType
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.utils.serialization import anomalib_safe_globals
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_sgfr.console import QuietRun, bar_is_on, bars
+from anomalib_sgfr import export
+from anomalib_sgfr.console import LogFilters
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
+from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.core.processes import failing_together, gathered
 from anomalib_sgfr.core.sampler import SubspaceSampler
-from anomalib_sgfr.export import WholeExports
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.weights import normalisation
+from anomalib_sgfr.images.bit_depth import require_bit_depth, to_batch
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
-from anomalib_sgfr.images.reading import require_bit_depth
-from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.score_table import ScoreTable
 from anomalib_sgfr.report.visualizer import DeepVisualizer
 from anomalib_sgfr.run_folder import RunFolder
 from anomalib_sgfr.torch_model import SgfrModel
-from anomalib_sgfr.training.bit_depth import FromCameras
+from anomalib_sgfr.training import checkpoint as checkpoints
+from anomalib_sgfr.training.accept import Record
 from anomalib_sgfr.training.callback import SubspaceSampling
-from anomalib_sgfr.training.checkpoint import Restored
 from anomalib_sgfr.training.distributed import (
     DataParallelAnchor,
     drop_padding,
     fill_up,
     leave_out_empty,
 )
-from anomalib_sgfr.training.fit import bank_sizes, learn, make, samplers_for, write_suspects
-from anomalib_sgfr.training.input_settings import Framed, as_size
+from anomalib_sgfr.training.fit import (
+    bank_sizes,
+    build_banks,
+    build_samplers,
+    fit,
+    report_certificate,
+    write_suspects,
+)
+from anomalib_sgfr.training.input_settings import (
+    HighBitDepth,
+    InputSettings,
+    as_size,
+    tiler_callbacks,
+)
 
 __all__ = ["Sgfr"]
 
 logger = logging.getLogger(__name__)
 
 _PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
-_Its = TypeVar("_Its", bound=Callback)
+_CallbackT = TypeVar("_CallbackT", bound=Callback)
 
 
-def _given(attached: Sequence[Callback], own: _Its) -> _Its:
-    """A trainer's callback of the same kind as the model's own, or that."""
-    return next((item for item in attached if isinstance(item, type(own))), own)
+class Sgfr(MemoryBankMixin, AnomalibModule):
+    """Subspace-guided feature reconstruction: finds and localises defects, from good parts alone.
 
-
-class Sgfr(
-    Restored, MemoryBankMixin, WholeExports, Framed, DataParallelAnchor, FromCameras, AnomalibModule
-):  # type: ignore[misc]  # to_onnx is anomalib's, not Lightning's
-    """Subspace-guided feature reconstruction: find and localise defects after seeing only good
-    parts.
-
-    Learns small banks of nominal patch embeddings, one for each scale, in one pass over the
-    training images, rebuilds every target patch from a few of them, and scores what cannot be
-    rebuilt. An implementation from the published description of Hotta et al., "Subspace-Guided
+    Keeps a small memory bank of nominal patch embeddings for each layer, collected in one pass over
+    the training images, rebuilds every patch of an image from a few of them, and scores what cannot
+    be rebuilt. An implementation from the published description of Hotta et al., "Subspace-Guided
     Feature Reconstruction for Unsupervised Anomaly Localization" (arXiv 2309.13904).
 
     Args:
-        backbone (str): Name of a timm model, convolutional or transformer. The default's weights
-            come with this package. Defaults to ``"tf_efficientnet_lite0"``.
-        layers (Sequence[str] | None): Backbone layers that the anomaly map hears, each alike.
-            ``None`` takes the stages of stride 4, 8 and 16 (``layer1`` to ``layer3`` of a ResNet);
-            of a plain transformer, the blocks that end its first half and its first three quarters.
-            Defaults to ``None``.
+        backbone (str): Name of a timm model, convolutional or transformer.
+        layers (Sequence[str] | None): Layers that contribute to the anomaly map, each equally.
+            ``None`` for the stages of stride 4, 8 and 16; of a plain transformer, the blocks that
+            end its first half and its first three quarters.
         pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5
-            with weights that fall off, or ``"box"``, 3 x 3 alike, as Patchcore does. Defaults to
-            ``"binomial"``.
-        pre_trained (bool): Whether a fit starts from the backbone's pretrained weights. Defaults to
-            ``True``.
-        bank_size (int | Sequence[int] | None): Most nominal embeddings (atoms) kept of each scale,
-            whatever the size of the data set: one number, or one for each scale, the finest first.
-            ``None`` takes 1,000 up to stride 8, 5,000 beyond, and 3,000 from stride 32. Defaults to
-            ``None``.
+            with falling weights, or ``"box"``, 3 x 3 with equal weights.
+        pre_trained (bool): Whether a fit starts from the backbone's pretrained weights.
+        bank_size (int | Sequence[int] | None): Largest number of embeddings (atoms) of each memory
+            bank: one number, or one for each scale, the finest first. ``None`` for 1,000 up to
+            stride 8, 5,000 beyond, and 3,000 from stride 32.
         solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from
-            atoms picked greedily, ``"ridge"`` from all. Defaults to ``"affine"``.
-        num_atoms (int): Number of atoms (the support) that rebuild a patch; not used by
-            ``"ridge"``. Defaults to ``5``.
-        regularisation (float): Ridge penalty on the coefficients, relative to the data's own scale;
-            not used by ``"omp"``. Defaults to ``0.001``.
-        tolerance (float): Euclidean length, in units of the embeddings and shared equally among the
-            scales, within which nominal patches need no atom of their own: banks stay smaller than
-            ``bank_size`` if that suffices. Defaults to ``0.0``.
-        update (bool): Whether a fit adds to the bank of an earlier one, from a checkpoint or of
-            this object, without the images of that one, instead of starting afresh. Defaults to
-            ``False``.
+            atoms picked greedily, ``"ridge"`` from all atoms.
+        num_atoms (int): Number of atoms that rebuild a patch; not used by ``"ridge"``.
+        regularisation (float): Ridge penalty on the coefficients, relative to the scale of the
+            data; not used by ``"omp"``.
+        tolerance (float): Euclidean distance, shared equally among the scales, within which nominal
+            patches need no atom of their own.
+        update (bool): Whether a fit adds to the memory banks of an earlier one, from a checkpoint
+            or of this object, instead of starting afresh.
         blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels of
-            the model's input; ``0`` for none. Defaults to ``4.0``.
-        seed (int | None): Seeds PyTorch's generator when a fit starts, and with it the order in
-            which training images are seen, on which the bank depends. ``None`` leaves the generator
-            as it is. Defaults to ``None``.
-        trim (float): Share of the training images, at most one half, to suspect of being defective:
-            the atoms of those that the atoms of the others rebuild worst are dropped. They are
-            listed in ``suspects``, in the log and in ``suspects.csv`` in the run's folder. Scores
-            every training image once more. Defaults to ``0.0``.
-        thumbnails (bool): Whether to keep a small picture of where each atom was seen, 1,728 bytes
-            an atom, for explanations after the training images are gone. Defaults to ``False``.
+            the model's input; ``0`` for none.
+        seed (int | None): Seed of PyTorch's generator at the start of a fit, and so of the order of
+            the training images, on which the memory banks depend.
+        trim (float): Share of the training images, at most one half, to suspect of being
+            mislabelled: those that the atoms of the others rebuild worst. Their atoms are dropped;
+            ``suspects``, the log and ``suspects.csv`` name them. Scores every training image again.
+        thumbnails (bool): Whether to keep a thumbnail of where each atom was seen, 1,728 bytes an
+            atom, for explanations without the training images.
         image_size (int | tuple[int, int] | None): Height and width that the default pre-processor
-            resizes images to. ``None`` for 256 x 256, or what comes near it for a transformer that
-            does not take that, 392 x 392 for patches of 14 pixels. Defaults to ``None``.
+            resizes images to. ``None`` for 256 x 256, or a size near it that the backbone takes.
         tile_size (int | tuple[int, int] | None): Height and width of tiles that images are embedded
-            in after resizing, a few at a time, so that memory does not grow with the image;
-            multiples of the coarsest layer's stride. ``None`` for the whole image, or what
-            anomalib's ``TilerConfigurationCallback`` says. Defaults to ``None``.
-        tile_stride (int | tuple[int, int] | None): Pixels from one tile to the next, at most
-            ``tile_size``; ``None`` for ``tile_size``. Defaults to ``None``.
-        roi (str | None): Mask picture, white where to inspect, framed as the images are. What lies
-            outside is not seen, learnt or scored. Kept in the checkpoint. Defaults to ``None``.
+            in, so that memory does not grow with the image; multiples of the coarsest stride.
+            ``None`` for whole images, or for the tiles of a ``TilerConfigurationCallback``.
+        tile_stride (int | tuple[int, int] | None): Pixels from one tile to the next; ``None`` for
+            ``tile_size``.
+        roi (str | None): Mask image, white where to inspect. The rest of an image is neither fitted
+            nor scored.
         bit_depth (int | None): Bits that the camera gives, 8 to 16, where files of 16 bits do not
-            say. ``None`` takes the smallest of 8, 10, 12, 14 and 16 that hold the training images'
-            values, or a checkpoint's. Given, it vouches for the training images too: they are not
-            refused for their looks. Defaults to ``None``.
-        score_layers (Sequence[str] | None): Backbone layers that the image's score hears: the
-            verdict gains by a deeper stage that would blur the map. ``None`` takes ``layers``, if
-            these are given or the backbone is a plain transformer; otherwise the stages of stride
-            8, 16 and 32, of the last of which the first block where it has several. Defaults to
-            ``None``.
-        bank_per (BankPer): ``"layer"`` for a bank of each layer; ``"stride"`` for one of all layers
-            of a grid that are heard in the same. Defaults to ``"layer"``.
-        copies (Copies): Copies of the training images to learn from too: ``"mirrored"``, left to
-            right, top to bottom and both, or ``"turned"``, by each right angle; four times the
-            time. For few images of what may lie any way round. Defaults to ``"none"``.
-        pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one, which
-            resizes to ``image_size`` and normalises as the backbone was trained. Defaults to
-            ``True``.
-        post_processor (nn.Module | bool): Post-processor, or whether to use the default one, a
-            :class:`~anomalib_sgfr.post_processing.post_processor.SgfrPostProcessor`. Defaults to
-            ``True``.
-        evaluator (Evaluator | bool): Evaluator, or whether to use anomalib's default. Defaults to
-            ``True``.
-        visualizer (Visualizer | bool): Visualizer, or whether to use anomalib's default. Defaults
-            to ``True``.
+            say. ``None`` infers it from the training images. Given, it also confirms training
+            images that look constant.
+        score_layers (Sequence[str] | None): Layers that contribute to the image score. ``None`` for
+            ``layers``, if these are given or the backbone is a plain transformer; otherwise for
+            the stages of stride 8, 16 and 32 (of the last, the first block if it has several).
+        bank_per (BankPer): ``"layer"`` for a memory bank of each layer, ``"stride"`` for one of all
+            layers of a stride that contribute to the same.
+        copies (Copies): Augmentation of the training images: ``"mirrored"`` by flips, ``"turned"``
+            by right angles. Takes four times as long.
+        pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one.
+        post_processor (nn.Module | bool): Post-processor, or whether to use the default one, an
+            :class:`~anomalib_sgfr.post_processing.post_processor.SgfrPostProcessor`.
+        evaluator (Evaluator | bool): Evaluator, or whether to use anomalib's default.
+        visualizer (Visualizer | bool): Visualizer, or whether to use the default one.
+
+    Attributes:
+        suspects (list[tuple[str, float]]): Training images of the latest fit that are suspected of
+            being mislabelled, and their raw scores.
+        accepted (Record | None): New atoms of false alarms, and how to remove them.
+        fit_record (FitRecord | None): How the fit went; ``None`` in a checkpoint of an earlier
+            version.
+        restored_from (Path | None): Checkpoint file that the model was loaded from.
+        peak (Tensor | None): Row and column of the peak of each score map of the latest batch.
 
     Raises:
         ValueError: If an argument is out of range, or the backbone or a layer is unknown.
+
+    Example:
+        >>> from anomalib_sgfr import Sgfr
+        >>> model = Sgfr.load_from_checkpoint(checkpoint)
+        >>> batch = engine.predict(model, datamodule=datamodule)[0]
+        >>> batch.anomaly_map.shape[0] == len(batch.pred_score)
+        True
     """
+
+    pre_processor: Any
+    post_processor: Any
+    accepted: Record | None = None
+    fit_record: FitRecord | None = None
+    restored_from: Path | None = None
+    peak: Tensor | None = None
 
     def __init__(
         self,
@@ -184,25 +189,15 @@ class Sgfr(
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        SubspaceSampler(1, tolerance)  # refuses what is out of range
-        if not 0.0 <= trim <= 0.5:  # noqa: PLR2004
-            msg = f"trim must lie between 0 and 0.5, got {trim}."
-            raise ValueError(msg)
-        require_bit_depth(bit_depth)
-        if copies not in get_args(Copies):
-            msg = f"copies must be one of {', '.join(get_args(Copies))}, got '{copies}'."
-            raise ValueError(msg)
-        if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= seed < 2**64):
-            msg = f"seed must be a whole number of 64 bits, got {seed!r}."
-            raise ValueError(msg)
+        _check_arguments(tolerance, trim, bit_depth, copies, seed)
         own_pre_processor = not isinstance(pre_processor, bool)
         if pre_processor is True:  # the default normalisation depends on the backbone
-            size = (
+            pre_processor = self.configure_pre_processor(
                 default_size(backbone, layers, score_layers)
                 if image_size is None
-                else as_size(image_size)
+                else as_size(image_size),
+                backbone,
             )
-            pre_processor = self.configure_pre_processor(size, backbone)
         super().__init__(
             pre_processor=pre_processor,
             post_processor=post_processor,
@@ -233,83 +228,86 @@ class Sgfr(
         if solver != "ridge" and num_atoms > fewest:
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({fewest})."
             raise ValueError(msg)
-        self.accepted = None
-        self.fit_record = None
-        self._started = 0.0
-        self.peak: Tensor | None = None  # of the latest batch, see ScoreMaps
-        self.look_at(image_size, tile_size, tile_stride, roi, own_pre_processor)
-        self.bit_depth = bit_depth
-        self.model.bit_depth = bit_depth or 8
+        self._inputs = InputSettings(
+            self.model,
+            self.pre_processor,
+            image_size=image_size,
+            tile_size=tile_size,
+            tile_stride=tile_stride,
+            roi=roi,
+            bit_depth=bit_depth,
+            own_pre_processor=own_pre_processor,
+        )
+        self._high_bit_depth = HighBitDepth()
         self._sampling = SubspaceSampling()
         self._table = ScoreTable()
         self._folder = RunFolder()
-        # weights of the backbone that an earlier fit, kept until this one has ended, was made with,
-        # and its depth
+        self._anchor: DataParallelAnchor | None = None
+        self._fit_started = 0.0
+        # backbone weights and bit depth of an earlier fit, kept until this one has ended
         self._earlier: tuple[dict[str, Any], int] | None = None
+        self._before_load: checkpoints.Snapshot | None = None
 
     @staticmethod
     def configure_pre_processor(
         image_size: tuple[int, int] | None = None,
         backbone: str = "tf_efficientnet_lite0",
     ) -> SgfrPreProcessor:
-        """Build the default pre-processor: resize, then normalise as the backbone was trained.
+        """Default pre-processor: resizes, then normalises as the backbone was trained.
 
         Args:
-            image_size (tuple[int, int] | None): Height and width in pixels; ``None`` for what suits
-                the backbone, mostly 256 x 256. Defaults to ``None``.
-            backbone (str): Name of the timm model whose normalisation to use.
-
-        Returns:
-            SgfrPreProcessor: The pre-processor.
+            image_size (tuple[int, int] | None): Height and width in pixels; ``None`` for a size
+                that suits the backbone, mostly 256 x 256.
+            backbone (str): Name of the timm model.
 
         Raises:
             ValueError: If the backbone is unknown.
         """
         mean, std = normalisation(backbone)
-        return SgfrPreProcessor(
-            transform=Compose(
-                [
-                    Resize(image_size or default_size(backbone), antialias=True),
-                    Normalize(mean=list(mean), std=list(std)),
-                ]
-            ),
-        )
+        resize = Resize(image_size or default_size(backbone), antialias=True)
+        return SgfrPreProcessor(Compose([resize, Normalize(mean=list(mean), std=list(std))]))
 
     @staticmethod
     def configure_post_processor() -> SgfrPostProcessor:
-        """Build the default post-processor, whose threshold needs no defect."""
+        """Default post-processor, whose threshold needs no defective image."""
         return SgfrPostProcessor()
 
     @classmethod
     def configure_visualizer(cls) -> DeepVisualizer:
-        """Build the default visualizer, which shows pictures of any depth."""
+        """Default visualizer, which shows images of any bit depth."""
         return DeepVisualizer()
 
+    @staticmethod
+    def configure_optimizers() -> None:
+        """No optimizer: nothing is fitted by gradient."""
+        return
+
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Attach what samples, what tells the scores and what keeps quiet; the user's own if the
-        trainer has one.
-        """
-        # Lightning replaces a user's callback by the model's of the same type, without a word: hand
-        # it back instead.
+        """Callbacks that Sgfr attaches, unless the trainer has its own of the same kind."""
+        for tiler in tiler_callbacks(self._trainer):
+            if tiler.stride is None:  # as its documentation says; its code fails
+                tiler.stride = tiler.tile_size
+        # Lightning would replace the user's callback by the model's of the same type
         attached = list(getattr(self._trainer, "callbacks", []))
-        self._sampling = _given(attached, self._sampling)
-        table, quiet = _given(attached, self._table), _given(attached, QuietRun())
-        folder = _given(attached, self._folder)
-        callbacks = super().configure_callbacks()
-        every = [
-            quiet,
-            *(callbacks if isinstance(callbacks, Sequence) else [callbacks]),
+        self._sampling = _attached(attached, self._sampling)
+        self._high_bit_depth = _attached(attached, self._high_bit_depth)
+        others = super().configure_callbacks()
+        callbacks = [
+            _attached(attached, LogFilters()),
+            self._high_bit_depth,
+            *(others if isinstance(others, Sequence) else [others]),
             self._sampling,
-            table,
-            folder,
+            _attached(attached, self._table),
+            _attached(attached, self._folder),
         ]
-        return [item for item in every if not any(item is other for other in attached)]
+        return [item for item in callbacks if not any(item is other for other in attached)]
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that puts other layers into the backbone.
+        """Prepare a run: precision, data-parallel anchor, input settings, idle processes.
 
         Raises:
-            ValueError: If it is none of 16, 32 or 64 bits.
+            ValueError: If the precision is not one of 16, 32 or 64 bits, or input settings
+                disagree.
         """
         if str(self.trainer.precision) not in _PRECISIONS:
             msg = (
@@ -318,6 +316,11 @@ class Sgfr(
             )
             raise ValueError(msg)
         super().setup(stage)
+        if stage == "fit" and DataParallelAnchor.needed(self.trainer):
+            self._anchor = DataParallelAnchor(self.device)
+        self._inputs.configure(
+            self.model, self.pre_processor, self.trainer, fit=stage == "fit", update=self.update
+        )
         if self.trainer.world_size > 1:
             for owner in (self.evaluator, self.post_processor):
                 if owner is not None:
@@ -325,52 +328,47 @@ class Sgfr(
             if stage == "predict":
                 fill_up(self.trainer)
 
-    @staticmethod
-    def configure_optimizers() -> None:
-        """Nothing is optimised by gradient."""
-        return
+    def teardown(self, stage: str) -> None:
+        """Drop the data-parallel anchor."""
+        super().teardown(stage)
+        self._anchor = None
 
     def on_fit_start(self) -> None:
-        """Read the pretrained weights and start afresh; a fit that resumes a finished one keeps
-        what it restored.
+        """Start afresh from pretrained weights, or go on from a fit that has ended.
 
         Raises:
-            RuntimeError: If the fit resumes from a checkpoint saved before its fit ended, if
-                ``update`` is set and there is nothing to add to, or if weights are missing.
+            RuntimeError: If there is no fit to resume from or to add to, or weights are missing.
         """
         if self.update:
             self.require_fitted("add to")
         elif self.trainer.ckpt_path is not None:
             self.require_fitted("resume from")
             return
-        self._started = time.perf_counter()
+        self._fit_started = time.perf_counter()
         if self.seed is not None:
             torch.manual_seed(self.seed)
-        earlier = (
-            copy.deepcopy(self.model.embedder.extractor.state_dict()) if self._is_fitted else None
-        )
+        extractor = self.model.embedder.extractor
+        weights = copy.deepcopy(extractor.state_dict()) if self._is_fitted else None
         if self.pre_trained and not self.update:
             self.model.embedder.load_pretrained()
-        # what an earlier fit made stays until this one has made all of its own, so that a failed
-        # fit loses nothing
-        self._earlier = None if earlier is None else (earlier, self.model.bit_depth)
+        # an earlier fit is lost only when this one has made all of its own
+        self._earlier = None if weights is None else (weights, self.model.bit_depth)
         self._set_fitted(fitted=False)
 
-    def new_samplers(self) -> list[SubspaceSampler]:
-        """Samplers for a fit that starts now, one for each scale, with the banks it adds to, if
-        any.
-        """
-        sizes = bank_sizes(self.model.embedder.scales, self.bank_size)
-        return samplers_for(
-            self.model.banks,
-            sizes,
-            self.tolerance,
-            self.update,
-            global_rank=self.trainer.global_rank,
+    def on_train_start(self) -> None:
+        """Choose the bit depth of the training images."""
+        self._high_bit_depth.start_fit(
+            self.trainer, self.model, self._inputs.bit_depth, update=self.update
         )
 
+    def new_samplers(self) -> list[SubspaceSampler]:
+        """Samplers for a fit that starts now, one for each scale."""
+        sizes = bank_sizes(self.model.embedder.scales, self.bank_size)
+        rank = self.trainer.global_rank
+        return build_samplers(self.model.banks, sizes, self.tolerance, self.update, rank)
+
     def images_known(self) -> list[str]:
-        """Paths of the images that atoms of the bank which a fit adds to come from."""
+        """Paths of the images of atoms that a fit adds to."""
         return self.model.images if self.update else []
 
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -383,25 +381,26 @@ class Sgfr(
 
         Returns:
             dict[str, Any]: ``embeddings`` of each scale, shape ``(C B, d, h, w)``, of the images
-            and then of each copy of all of them, which of their patches are ``inside`` the region,
-            if there is one, and a dummy ``loss`` that lets Lightning's automatic optimisation, and
-            with it checkpointing, run.
+            and then of each augmented copy; ``inside``, which patches lie in the region of
+            interest; and a ``loss`` of zero, for Lightning's automatic optimisation.
         """
         del args, kwargs
         images: Any = batch.image
         embeddings = self.model.embed(images, self.copies, with_nuisance=not self.update)
         inside = self.model.patches_inside([part.shape[-2:] for part in embeddings])
-        return {"loss": self.dummy_loss(), "embeddings": embeddings, "inside": inside}
+        loss = (
+            torch.zeros((), device=self.device, requires_grad=True)
+            if self._anchor is None
+            else self._anchor()
+        )
+        return {"loss": loss, "embeddings": embeddings, "inside": inside}
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Make all of what is learnt, then take it into use. Called once by anomalib's mixin, at
-        the end of the images.
-
-        Nothing of the model changes before all of it is made.
+        """Make memory banks and threshold, then use them; anomalib calls this at the end of a pass.
 
         Raises:
-            ValueError: If no training image was seen.
+            ValueError: If no training image was seen, or most are nearly constant.
         """
         with failing_together():
             seen = self._sampling.patches_seen
@@ -412,124 +411,49 @@ class Sgfr(
             )
             raise ValueError(msg)
         with failing_together():
-            self.require_good_looks()
-        post_processor = self._own_post_processor
+            self._high_bit_depth.require_no_constant_images()
         earlier = self.model.fitted_state if self.update else None
-        images = self._training_images()
-
-        def calibrate(
-            fitted: SgfrModel, trusted: Sequence[str], excluded: Sequence[str]
-        ) -> ThresholdState:
-            with bars(shown=bar_is_on(self.trainer)):
-                # is called if there is one
-                return post_processor.calibrated(  # type: ignore[union-attr]
-                    fitted, self.pre_processor, trusted, update=self.update, excluded=excluded
-                )
-
-        made = make(
+        images = sorted(set(itertools.chain.from_iterable(gathered(self._sampling.seen))))
+        found = fit(
             self.model,
-            learn(self._sampling.samplers, self._sampling.images, earlier, self.device),
+            build_banks(self._sampling.samplers, self._sampling.images, earlier, self.device),
             self.pre_processor,
             images,
             trim=self.trim,
             thumbnails=self.thumbnails,
             earlier=earlier,
-            calibrate=calibrate if post_processor else None,
+            post_processor=self._own_post_processor,
+            trainer=self.trainer,
         )
-        if made.suspects and self.trainer.is_global_zero:
-            write_suspects(made.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
-        record = FitRecord.of(time.perf_counter() - self._started, self.device, images)
-        self.model.load_fitted_state(made.fitted_state)
-        if post_processor and made.threshold:
-            post_processor.use(made.threshold)
-        self.accepted = None
-        self.suspects = made.suspects
+        if found.suspects and self.trainer.is_global_zero:
+            write_suspects(found.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
+        record = FitRecord.of(time.perf_counter() - self._fit_started, self.device, images)
+        self.model.load_fitted_state(found.fitted_state)
+        if self._own_post_processor and found.threshold:
+            self._own_post_processor.use(found.threshold)
+        self.accepted, self.suspects, self.fit_record = None, found.suspects, record
         self._earlier = None
-        self.keep_look()
-        self.fit_record = record
+        self._inputs.keep(self.model)
         self._set_fitted(fitted=True)
-        self._report_certificate()
-
-    def _report_certificate(self) -> None:
-        found = self.certificate()
-        if self.trainer.is_global_zero:
-            for bank, scale in zip(self.model.banks, found.scales, strict=True):
-                self._warn_of_outliers(bank)
-                logger.info(
-                    "Learnt a bank of %d atoms x %d from %d patches.",
-                    *bank.atoms.shape,
-                    scale.patches,
-                )
-            logger.info(
-                "Certified: each rebuilt to within %.4g, on average within %.4g.",
-                found.largest,
-                found.mean,
-            )
-        measured = {
-            "certified_residual": found.largest,
-            "certified_mean_residual": found.mean,
-            "certified_score": found.largest_score,
-        }
-        for destination in self.trainer.loggers:
-            destination.log_metrics(measured, self.trainer.global_step)
-
-    def _warn_of_outliers(self, bank: MemoryBank) -> None:
-        """Say which image's embedding is so large that it leaves most others no digits."""
-        atoms = bank.atoms
-        different = len(torch.unique(bank.stored, dim=0))
-        if 2 * different < len(atoms):
-            image = int(bank.origin[atoms.abs().amax(1).argmax(), 0])
-            logger.warning(
-                "%d of %d atoms are alike in 16 bits beside the largest, of %.3g: look at %s.",
-                len(atoms) - different,
-                len(atoms),
-                float(atoms.abs().max()),
-                self.model.images[image] if image >= 0 else "the training images",
-            )
-
-    def _training_images(self) -> list[str]:
-        """Paths of the images that all processes have seen in the running fit, in alphabetical
-        order.
-        """
-        return sorted(set(itertools.chain.from_iterable(gathered(self._sampling.seen))))
-
-    def certificate(self) -> Certificate:
-        """Bound the residual of every nominal patch seen in the fit, in the units of the raw
-        anomaly map.
-
-        Returns:
-            Certificate: Largest, mean and histogram.
-
-        Raises:
-            RuntimeError: If the model is not fitted.
-        """
-        return self.model.certificate()
+        report_certificate(self.model, self.trainer)
 
     def abandon_fit(self) -> None:
-        """Return to what an earlier fit made, if there is one, unless a later fit has taken its own
-        into use.
-        """
+        """Return to an earlier fit, if there is one and this fit has not ended."""
         if self._earlier is not None:
             weights, self.model.bit_depth = self._earlier
             self.model.embedder.extractor.load_state_dict(weights)
             self._earlier = None
             self._set_fitted(fitted=True)
-        self.look_as_learnt()
+        self._inputs.apply_fitted(self.model)
 
     def on_fit_end(self) -> None:
-        """Keep what an earlier fit made, if this one had no images to learn from."""
+        """Keep an earlier fit, if this one had no images."""
         self.abandon_fit()
 
-    def _set_fitted(self, *, fitted: bool) -> None:
-        self._is_fitted = torch.tensor([fitted], device=self.device)
-
     def validation_step(
-        self,
-        batch: ImageBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> STEP_OUTPUT:
-        """Score a batch; of several processes' images, each once.
+        """Score a batch; an image that several processes have counts once.
 
         Args:
             batch (ImageBatch): Images with or without ground truth.
@@ -539,33 +463,53 @@ class Sgfr(
         Returns:
             STEP_OUTPUT: The batch with ``anomaly_map`` and ``pred_score``.
         """
-        drop_padding(
-            batch, getattr(self._trainer, "val_dataloaders", None), batch_idx, dataloader_idx
-        )
-        return self._scored(batch)
+        return self._score(batch, "val_dataloaders", batch_idx, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
         """As :meth:`validation_step`."""
-        drop_padding(
-            batch, getattr(self._trainer, "test_dataloaders", None), batch_idx, dataloader_idx
-        )
-        return self._scored(batch)
+        return self._score(batch, "test_dataloaders", batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
         """As :meth:`validation_step`."""
-        drop_padding(
-            batch, getattr(self._trainer, "predict_dataloaders", None), batch_idx, dataloader_idx
-        )
-        return self._scored(batch)
+        return self._score(batch, "predict_dataloaders", batch_idx, dataloader_idx)
 
-    def _scored(self, batch: ImageBatch) -> STEP_OUTPUT:
+    def _score(self, batch: ImageBatch, loaders: str, number: int, loader: int) -> STEP_OUTPUT:
+        drop_padding(batch, getattr(self._trainer, loaders, None), number, loader)
         images: Any = batch.image
-        if not len(images):  # all of them are other batches'
+        if not len(images):  # all of them are other processes'
             self.peak = None
             return batch.update(anomaly_map=images[:, :1], pred_score=images.new_zeros(0))
-        maps = self.model.score_maps(images)
-        self.peak = maps.peak
-        return batch.update(**maps.prediction._asdict())
+        found = self.model.score_maps(images)
+        self.peak = found.peak
+        return batch.update(**found.prediction._asdict())
+
+    def forward(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Score images as the Engine does, in any mode of the model and from any number of threads.
+
+        Args:
+            batch (Any): A batch of shape ``(B, C, H, W)`` or one frame: an array, a Pillow image
+                or a path, as :func:`~anomalib_sgfr.images.reading.read_image` takes it.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            InferenceBatch: Maps, scores, labels and masks, of the size of the model's input.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+            TypeError: If it is no image.
+            ValueError: If values are out of range, or the shape is not an image's.
+        """
+        if torch.compiler.is_compiling():
+            return super().forward(batch, *args, **kwargs)
+        self.require_fitted("score with")
+        images = to_batch(batch, self.model.bit_depth).to(self.device)
+        # not by the model's forward, whose result depends on its mode: to switch that and back
+        # would also switch it for other threads
+        predicted = self.model.score_maps(
+            images if self.pre_processor is None else self.pre_processor(images)
+        ).prediction
+        return predicted if self.post_processor is None else self.post_processor(predicted)
 
     def on_test_start(self) -> None:
         """Refuse to test a model that is not fitted."""
@@ -591,9 +535,177 @@ class Sgfr(
             )
             raise RuntimeError(msg)
 
+    def certificate(self) -> Certificate:
+        """Bound on the residual of every nominal patch seen in the fit.
+
+        Returns:
+            Certificate: Largest, mean and histogram, in the units of the raw anomaly map.
+
+        Raises:
+            RuntimeError: If the model is not fitted.
+        """
+        return self.model.certificate()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save as anomalib does, with input settings, arguments and the records of the fit."""
+        super().on_save_checkpoint(checkpoint)
+        self._inputs.save(checkpoint, self.model, self.pre_processor)
+        checkpoints.save(
+            checkpoint, self.hparams, self.post_processor, self.accepted, self.fit_record
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore a checkpoint; one that is refused, here or later, changes nothing of the model.
+
+        Raises:
+            ValueError: If it is damaged, another model's, of a version that cannot be read, or of
+                other arguments that scores depend on.
+        """
+        self._before_load = checkpoints.Snapshot(self, self._inputs)
+        try:
+            self._restore(checkpoint)
+        except BaseException:
+            self._before_load.put_back()
+            raise
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        checkpoints.check(checkpoint, self.hparams, getattr(self._trainer, "ckpt_path", None))
+        earlier = checkpoints.earlier_layers(checkpoint)
+        if earlier is not None:
+            self.model = checkpoints.build_earlier(self.model, earlier, self.hparams)
+        checkpoints.require_widths(checkpoint, self.model.embedder.widths)
+        checkpoints.prepare(checkpoint, self.post_processor, self._trainer)
+        self._inputs.check(checkpoint, self.pre_processor)
+        checkpoints.drop_changed_threshold(checkpoint, self.hparams, self.post_processor)
+        super().on_load_checkpoint(checkpoint)
+        self._inputs.restore(checkpoint, self.model, self.pre_processor, self._trainer)
+        checkpoints.store_current_threshold(checkpoint, self.post_processor)
+        self.accepted, self.fit_record = checkpoints.restore_records(checkpoint)
+        if self.update:  # the pass over the images starts from the beginning
+            checkpoint.pop("loops", None)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Load a state, and keep what :meth:`on_load_checkpoint` restored, or change nothing."""
+        before, self._before_load = self._before_load or checkpoints.Snapshot(self), None
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except BaseException:
+            before.put_back()
+            raise
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
+        """Load a checkpoint file as anomalib does, on the CPU if the device lacks 64-bit floats.
+
+        Raises:
+            ValueError: If the file is not whole, or not one that Sgfr can use.
+        """
+        is_file = isinstance(checkpoint_path, str | Path)
+        wrong = checkpoints.damage(checkpoint_path) if is_file else None
+        if wrong:
+            raise ValueError(wrong)
+        given = checkpoints.given_to_export()
+        if isinstance(given, cls) and not args and not kwargs:
+            return given._with_checkpoint(checkpoint_path)  # noqa: SLF001  # of this class
+        asked = kwargs.get("map_location")
+        device = torch.device(asked) if isinstance(asked, str | torch.device) else None
+        if device is not None and float64_device(device) != device:
+            kwargs["map_location"] = float64_device(device)
+        restored: Any = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        if is_file:
+            restored.restored_from = Path(checkpoint_path).resolve()
+        found: Self = restored if device is None else restored.to(device)
+        return found
+
+    def _with_checkpoint(self, path: Path | str) -> Self:
+        """A copy of this model with a checkpoint restored, as a trainer would restore it."""
+        other = copy.deepcopy(self)
+        with anomalib_safe_globals(extra=type(self).checkpoint_safe_globals()):
+            checkpoint = torch.load(
+                path, map_location=float64_device(self.device), weights_only=True
+            )
+        other.on_load_checkpoint(checkpoint)
+        other.load_state_dict(checkpoint["state_dict"])
+        other.restored_from = Path(path).resolve()
+        return other.to(self.device)
+
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export as anomalib does; an earlier file stays until the new one is whole."""
+        self.require_fitted("export")
+        with export.export_folder(export.resolve_root(export_root, self.restored_from)) as made:
+            return made.publish(super().to_torch(made.folder, model_file_name))
+
+    def to_onnx(  # type: ignore[override]  # anomalib's, not Lightning's
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Path:
+        """Export as anomalib does, with metadata for an Inspector."""
+        self.require_fitted("export")
+        export.require_packages("onnx", "onnxscript")
+        root = export.resolve_root(export_root, self.restored_from)
+        with export.tracing(self.model, input_size), export.export_folder(root) as made:
+            options = {**export.ONNX_OPTIONS, **kwargs}
+            file = super().to_onnx(made.folder, model_file_name, input_size, **options)
+            export.write_metadata(file, self)
+            return made.publish(file)
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Path:
+        """Export as anomalib does, in 32 bits or compressed.
+
+        With a ``datamodule``, the labels of its validation images by the file, as OpenVINO computes
+        it on this processor, are compared with the model's, and the log has the errors.
+
+        Raises:
+            ValueError: If a compression that needs images has none.
+        """
+        self.require_fitted("export")
+        export.require_packages("openvino", "onnx", "onnxscript")
+        export.require_images(compression_type, datamodule)
+        with export.export_folder(export.resolve_root(export_root, self.restored_from)) as made:
+            options = (input_size, compression_type, datamodule, *args)
+            file = super().to_openvino(made.folder, model_file_name, *options, **kwargs)
+            export.keep_precision(file)
+            path = made.publish(file)
+        export.compare_with_file(self, path, datamodule, compression_type)
+        return path
+
+    def _compress_ov_model(
+        self,
+        model: Any,  # noqa: ANN401
+        compression_type: CompressionType | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Compress as anomalib does, except for what 8 bits would harm, with fitting images."""
+        model = model.clone()  # without what no output needs: NNCF fails on such operations
+        with (
+            export.keeping_in_float(model),
+            export.resized_to_fit(datamodule, model),
+            export.full_bit_depth(datamodule, self.model.bit_depth),
+        ):
+            return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
+
+    @property
+    def bit_depth(self) -> int | None:
+        """Bits that the camera gives, as asked for; the depth in use is the torch model's."""
+        return self._inputs.bit_depth
+
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """Trainer arguments Sgfr needs: exactly one whole pass before the first validation."""
+        """Trainer arguments of anomalib's Engine: one whole pass before the first validation."""
         return {
             "max_epochs": 1,
             "num_sanity_val_steps": 0,
@@ -604,5 +716,38 @@ class Sgfr(
 
     @property
     def learning_type(self) -> LearningType:
-        """One-class: trained on nominal images alone."""
+        """One-class: fitted to nominal images alone."""
         return LearningType.ONE_CLASS
+
+    @property
+    def _own_post_processor(self) -> SgfrPostProcessor | None:
+        return self.post_processor if isinstance(self.post_processor, SgfrPostProcessor) else None
+
+    def _set_fitted(self, *, fitted: bool) -> None:
+        self._is_fitted = torch.tensor([fitted], device=self.device)
+
+
+def _attached(callbacks: Sequence[Callback], own: _CallbackT) -> _CallbackT:
+    """Callback of a trainer that is of the same kind as the model's own, or that one."""
+    return next((item for item in callbacks if isinstance(item, type(own))), own)
+
+
+def _check_arguments(
+    tolerance: float, trim: float, bit_depth: int | None, copies: str, seed: int | None
+) -> None:
+    """Refuse what is out of range.
+
+    Raises:
+        ValueError: The message names the argument.
+    """
+    SubspaceSampler(1, tolerance)
+    if not 0.0 <= trim <= 0.5:  # noqa: PLR2004
+        msg = f"trim must lie between 0 and 0.5, got {trim}."
+        raise ValueError(msg)
+    require_bit_depth(bit_depth)
+    if copies not in get_args(Copies):
+        msg = f"copies must be one of {', '.join(get_args(Copies))}, got '{copies}'."
+        raise ValueError(msg)
+    if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= seed < 2**64):
+        msg = f"seed must be a whole number of 64 bits, got {seed!r}."
+        raise ValueError(msg)

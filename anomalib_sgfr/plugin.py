@@ -31,9 +31,9 @@ def install() -> None:
     """Leave the finder, once, unless switched off."""
     if os.environ.get(_SWITCH, "1").lower() in {"0", "false", "no", "off"}:
         return
-    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
-        if any(map(_is_whole, _HOMES)):  # imported before
+    if not any(isinstance(finder, _RegisterOnImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RegisterOnImport())
+        if any(map(_is_complete, _HOMES)):  # imported before
             _register_or_warn()
 
 
@@ -49,7 +49,9 @@ def register(whole: str = "") -> None:
 
     failed: Exception | None = None
     for home, (ours, _) in _HOMES.items():
-        if home != whole and not _is_whole(home):  # nor is what somebody else's finder is still at
+        if home != whole and not _is_complete(
+            home
+        ):  # nor is what somebody else's finder is still at
             continue
         module = sys.modules[home]
         source = import_module(ours)
@@ -101,7 +103,7 @@ def _register_or_warn(whole: str = "") -> None:
             warnings.warn(said, RuntimeWarning, stacklevel=2)
 
 
-def _is_whole(home: str) -> bool:
+def _is_complete(home: str) -> bool:
     """Whether a module has been executed to its end: it has what it defines last, or is no longer
     being imported.
     """
@@ -111,7 +113,7 @@ def _is_whole(home: str) -> bool:
     return getattr(getattr(module, "__spec__", None), "_initializing", True) is False
 
 
-class _AfterImport:
+class _RegisterOnImport:
     """Meta-path finder that has every module found as ever, and acts when those it waits for have
     been executed.
     """
@@ -126,7 +128,7 @@ class _AfterImport:
             sys.meta_path.remove(self)
             sys.meta_path.insert(0, self)
             self.bypassed = True
-        if self.bypassed and not self.running and all(map(_is_whole, _HOMES)):
+        if self.bypassed and not self.running and all(map(_is_complete, _HOMES)):
             self.register()
             if (
                 fullname in sys.modules
@@ -139,7 +141,7 @@ class _AfterImport:
             spec = find(fullname, path, target) if find else None
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Counted(spec.loader, self)
+                    spec.loader = _CountingLoader(spec.loader, self)
                 return spec
         return None
 
@@ -160,11 +162,13 @@ def _spec_of_present(fullname):  # type: ignore[no-untyped-def]  # noqa: ANN001,
 
     module = sys.modules[fullname]
     return ModuleSpec(
-        fullname, _Present(module, module.__spec__), is_package=hasattr(module, "__path__")
+        fullname,
+        _ExistingModuleLoader(module, module.__spec__),
+        is_package=hasattr(module, "__path__"),
     )  # type: ignore[arg-type]
 
 
-class _Present:
+class _ExistingModuleLoader:
     """Loader of a module that is there already."""
 
     def __init__(self, module, spec) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
@@ -181,7 +185,7 @@ class _Present:
         module.__spec__ = self._spec
 
 
-class _Counted:
+class _CountingLoader:
     """Loader that executes a module as its own loader would, and then lets the finder register."""
 
     def __init__(self, loader, finder) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001

@@ -28,19 +28,10 @@ from anomalib.deploy import CompressionType, ExportType
 from PIL import Image
 
 from benchmarks.common import data
-from benchmarks.common.defects import draw_defect, picture
+from benchmarks.common.cases import DATA, DRAWN, Case, alike, median, run_cases, seeds, title
+from benchmarks.common.defects import draw_defect, surface
 from benchmarks.common.engine import fitted, quiet_engine, silence
-from benchmarks.common.places import (
-    DATA,
-    DRAWN,
-    PatchIndex,
-    alike,
-    median,
-    seeds,
-    study_places,
-    title,
-)
-from benchmarks.common.records import write_text
+from benchmarks.common.records import read_rows, table, write_text
 from benchmarks.edge.cases import F32
 from benchmarks.edge.export import move, write_reference
 
@@ -76,7 +67,7 @@ def draw(folder: Path, seed: int, images: dict[str, int] = _DRAWN) -> None:
         (folder / name).mkdir()
     for name, number in images.items():
         for index in range(number):
-            image = torch.from_numpy(picture(rng, _DRAWN_SIZE)).expand(3, -1, -1)
+            image = torch.from_numpy(surface(rng, _DRAWN_SIZE)).expand(3, -1, -1)
             if name == "bad":
                 image, mask = draw_defect(image, int(rng.integers(*_DRAWN_DEFECTS)), rng)
                 Image.fromarray(mask.astype(np.uint8) * 255).save(
@@ -86,17 +77,17 @@ def draw(folder: Path, seed: int, images: dict[str, int] = _DRAWN) -> None:
             Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
 
 
-def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Errors, accuracy, size and time of each file."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if place.dataset == DRAWN:
+        if case.dataset == DRAWN:
             (folder / DRAWN).mkdir()
-            draw(folder / DRAWN, place.seed)
-            module = data.build("folder", folder / DRAWN, seed=place.seed)
+            draw(folder / DRAWN, case.seed)
+            module = data.build("folder", folder / DRAWN, seed=case.seed)
         else:
-            module = data.build(place.dataset, place.root, place.split, place.seed)
-        model = fitted(module, place.seed)
+            module = data.build(case.dataset, case.root, case.split, case.seed)
+        model = fitted(module, case.seed)
         write_reference(model, module, folder, model.pre_processor.transform.transforms[0].size)
         files = {}
         for name, compression in _COMPRESSIONS.items():
@@ -169,74 +160,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
     silence()
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    about = (__doc__ or "").splitlines()[0]
-    return study_places("compressed", about, (*DATA, DRAWN), _evaluate, report, arguments)
+    return run_cases("compressed", __doc__, (*DATA, DRAWN), _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
     """Write ``README.md`` from ``compressed.json``."""
-    found = json.loads((folder / "compressed.json").read_text(encoding="utf-8"))
-    lines = [
-        "# Fewer bits",
-        "",
-        (
-            "`python -m benchmarks.compressed`: files for images of any size, run by OpenVINO on a"
-            " CPU. Good training"
-        ),
-        (
-            "images alone chose the threshold (1% false alarms). False alarms and misses are counts"
-            " at the file's own"
-        ),
-        (
-            "threshold; in brackets the difference from 32 bits, in percentage points of the good"
-            " or defective images."
-        ),
-        (
-            "Labels changed are those that differ from the Engine's. Accuracy is in percent, with"
-            " the difference from 32"
-        ),
-        (
-            "bits. Time is of one image, as a ratio to 32 bits, all files in turn in one process,"
-            " beside other work."
-        ),
-        f"Seeds {seeds(found)}: counts are sums, all else medians.",
-        "",
-        "- `f32`: the exported file, with `INFERENCE_PRECISION_HINT: f32`.",
-        (
-            "- `default`: the same file as OpenVINO computes it by itself, on a processor that has"
-            " bfloat16."
-        ),
-        (
-            "- `bf16`: the same file without the mark that keeps its operations in 32 bits, in"
-            " bfloat16: what OpenVINO"
-        ),
-        "  makes of the exported ONNX file by itself.",
-        (
-            "- `FP16`, `INT8`, `INT8_PTQ`: exported with that compression, as OpenVINO computes it"
-            " by itself."
-        ),
-        "",
-        f"| {' | '.join(_COLUMNS)} |",
-        "|---" * len(_COLUMNS) + "|",
-    ]
+    found = read_rows(folder / "compressed.json")
+    lines = []
     for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in found):
         own = alike(found, dataset=dataset, split=split)
         plain = alike(own, file="f32")
         for file in dict.fromkeys(row["file"] for row in own):
             rows = alike(own, file=file)
             images = sum(row["good"] + row["defective"] for row in rows)
-            cells = [
+            lines.append([
+                title(dataset, split),
+                file,
                 _count(rows, plain, "false_alarms", "good"),
                 _count(rows, plain, "misses", "defective"),
-            ]
-            cells += [f"{sum(row['labels_changed'] for row in rows)} of {images}"]
-            cells += [_accuracy(rows, plain, metric) for metric in _METRICS]
-            cells += [
+                f"{sum(row['labels_changed'] for row in rows)} of {images}",
+                *(_accuracy(rows, plain, metric) for metric in _METRICS),
                 f"{median(rows, 'bytes') / 2**20:.1f}",
                 f"{median(rows, 'ms') / median(plain, 'ms'):.2f}",
-            ]
-            lines.append(f"| {title(dataset, split)} | {file} | " + " | ".join(cells) + " |")
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+            ])  # fmt: skip
+    write_text(
+        folder / "README.md",
+        f"""\
+# Fewer bits
+
+`python -m benchmarks.compressed`: files for images of any size, run by OpenVINO on a CPU. Good
+training images alone chose the threshold (1% false alarms). False alarms and misses are counts at
+the file's own threshold; in brackets the difference from 32 bits, in percentage points of the good
+or defective images. Labels changed are those that differ from the Engine's. Accuracy is in percent,
+with the difference from 32 bits. Time is of one image, as a ratio to 32 bits, all files in turn in
+one process, beside other work. Seeds {seeds(found)}: counts are sums, all else medians.
+
+- `f32`: the exported file, with `INFERENCE_PRECISION_HINT: f32`.
+- `default`: the same file as OpenVINO computes it by itself, on a processor that has bfloat16.
+- `bf16`: the same file without the mark that keeps its operations in 32 bits, in bfloat16: what
+  OpenVINO makes of the exported ONNX file by itself.
+- `FP16`, `INT8`, `INT8_PTQ`: exported with that compression, as OpenVINO computes it by itself.
+
+{table(_COLUMNS, lines)}
+""",
+    )
 
 
 def _count(rows: list[dict[str, Any]], plain: list[dict[str, Any]], name: str, of: str) -> str:

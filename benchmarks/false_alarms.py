@@ -10,7 +10,6 @@ the realised rate. Writes ``false-alarms.json``, ``README.md`` and a plot; an in
 given again, goes on where it stopped.
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,14 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_sgfr.data.mtd import tile_of
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from benchmarks.common import data
+from benchmarks.common.cases import DATA, Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted
 from benchmarks.common.figures import plt, save_figure
-from benchmarks.common.places import DATA, PatchIndex, median, seeds, study_places, title
-from benchmarks.common.records import write_text
+from benchmarks.common.records import read_rows, table, write_text
 
 __all__ = ["main", "report"]
 
@@ -41,20 +39,16 @@ _SOURCES = {
 }
 
 
-def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Realised rates of false alarms and of detection, for each source of the threshold and each
     chosen rate.
     """
-    tiles = tile_of() if place.dataset == "mtd" else {}
-
-    def part_of(path: str) -> str:
-        return str(tiles.get(Path(path).name, path))
-
+    part_of = data.part_of(case.dataset)
     rows: list[dict[str, Any]] = []
     for apart in (False, True):
-        module = data.build(place.dataset, place.root, place.split, place.seed)
+        module = data.build(case.dataset, case.root, case.split, case.seed)
         order = (
-            np.random.default_rng(place.seed)
+            np.random.default_rng(case.seed)
             .permutation(module.train_data.samples["image_path"])
             .tolist()
         )
@@ -62,7 +56,7 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
             held_out = _part_by_part(order, part_of)
             data.keep_training_images(module, [path for path in order if path not in held_out])
             order = sorted(held_out)
-        model = fitted(module, place.seed, post_processor=False)
+        model = fitted(module, case.seed, post_processor=False)
         samples = module.test_data.samples
         tested = nominal_scores(
             model.model, model.pre_processor, samples["image_path"].tolist(), leave_out=False
@@ -114,65 +108,51 @@ def _row(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    about = (__doc__ or "").splitlines()[0]
-    return study_places("false_alarms", about, DATA, _evaluate, report, arguments)
+    return run_cases("false_alarms", __doc__, DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
     """Write ``README.md`` and the plot from ``false-alarms.json``: medians over seeds."""
-    found = json.loads((folder / "false-alarms.json").read_text(encoding="utf-8"))
-    places = list(dict.fromkeys((row["dataset"], row["split"]) for row in found))
-
-    def of(place: tuple[str, str | None], source: str, rate: float, name: str) -> float:
-        return median(found, name, dataset=place[0], split=place[1], source=source, rate=rate)
-
-    lines = [
-        "# Chosen and realised rates of false alarms",
-        "",
-        (
-            "`python -m benchmarks.false_alarms --root DIR`: the threshold is set from at most"
-            f" {_IMAGES} nominal images;"
-        ),
-        (
-            "false alarms are among good test images, which no part of the model has seen. Medians"
-            " over seeds"
-        ),
-        f"{seeds(found)}, in percent.",
-        "",
-        "| data | threshold from | good test images | "
-        + " | ".join(
-            f"false alarms at {100 * rate:g} | detected at {100 * rate:g}" for rate in _SHOWN
-        )
-        + " |",
-        "|---" * (3 + 2 * len(_SHOWN)) + "|",
-    ]
+    found = read_rows(folder / "false-alarms.json")
     figure, axes = plt.subplots(
         1, len(_SOURCES), figsize=(13, 4), sharey=True, layout="constrained"
     )
-    for axis, source in zip(axes, _SOURCES, strict=True):
-        for place in places:
-            name = title(*place)
+    rows = []
+    for axis, (source, words) in zip(axes, _SOURCES.items(), strict=True):
+        for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in found):
+            own = alike(found, dataset=dataset, split=split, source=source)
             cells = [
-                f"{100 * of(place, source, rate, column):.1f}"
+                f"{100 * median(own, column, rate=rate):.1f}"
                 for rate in _SHOWN
                 for column in ("false_alarms", "detected")
             ]
-            lines.append(
-                f"| {name} | {_SOURCES[source]} |"
-                f" {of(place, source, _SHOWN[0], 'good_images'):,.0f} | " + " | ".join(cells) + " |"
-            )
-            realised = [100 * of(place, source, rate, "false_alarms") for rate in _RATES]
+            name = title(dataset, split)
+            rows.append([name, words, f"{median(own, 'good_images'):,.0f}", *cells])
+            realised = [100 * median(own, "false_alarms", rate=rate) for rate in _RATES]
             axis.plot([100 * rate for rate in _RATES], realised, "o-", label=name, lw=1.2, ms=4)
         axis.axline((0, 0), slope=1, color="0.6", lw=1, ls="--")
-        axis.set(title=f"threshold from {_SOURCES[source]}", xlabel="chosen rate, %")
+        axis.set(title=f"threshold from {words}", xlabel="chosen rate, %")
         axis.title.set_size("small")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("realised rate on good test images, %")
     axes[0].legend(fontsize="x-small")
     save_figure(figure, folder / "false-alarms.png")
+    columns = ["data", "threshold from", "good test images"]
+    for rate in _SHOWN:
+        columns += [f"false alarms at {100 * rate:g}", f"detected at {100 * rate:g}"]
     write_text(
         folder / "README.md",
-        "\n".join([*lines, "", "![chosen and realised rates](false-alarms.png)"]) + "\n",
+        f"""\
+# Chosen and realised rates of false alarms
+
+`python -m benchmarks.false_alarms --root DIR`: the threshold is set from at most {_IMAGES} nominal
+images; false alarms are among good test images, which no part of the model has seen. Medians over
+seeds {seeds(found)}, in percent.
+
+{table(columns, rows)}
+
+![chosen and realised rates](false-alarms.png)
+""",
     )
 
 

@@ -3,14 +3,13 @@ sizes.
 
     python -m benchmarks.frames --out DIR
 
-A model of made pictures is used through :class:`~anomalib_sgfr.Inspector`, as a checkpoint and as
+A model of made images is used through :class:`~anomalib_sgfr.Inspector`, as a checkpoint and as
 an OpenVINO file, each in a process of its own: at the default size for the time of a frame, at 64 x
 64 pixels for ten thousand frames whose sizes nobody has seen before. Writes ``frames.json`` and
 ``README.md``.
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -24,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from anomalib_sgfr import Inspector
+from benchmarks.common.cases import show_page
 from benchmarks.common.memory import resident_mb
-from benchmarks.common.records import write_text
+from benchmarks.common.records import read_rows, table, write_rows, write_text
 
 __all__ = ["main", "report"]
 
@@ -101,39 +101,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     {"kind": kind, "size": size, "frames": frames, "ever_new": ever_new, **found}
                 )
                 print(rows[-1], flush=True)
-    write_text(options.out / "frames.json", "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-    report(options.out)
-    print((options.out / "README.md").read_text(encoding="utf-8"))
-    return 0
+    write_rows(options.out / "frames.json", rows)
+    return show_page(report, options.out)
 
 
 def report(folder: Path) -> None:
     """Write ``README.md`` from ``frames.json``."""
-    rows = json.loads((folder / "frames.json").read_text(encoding="utf-8"))
-    lines = [
-        "# One frame after the other",
-        "",
-        (
-            "`python -m benchmarks.frames`: medians of milliseconds a frame with `Inspector`,"
-            " laying the map over the"
-        ),
-        "frame included; memory of the process.",
-        "",
-        "| model | input | frames | ms a frame | MiB after a tenth | MiB at the end |",
-        "|---|---|---|---|---|---|",
+    rows = [
+        [
+            row["kind"],
+            f"{row['size']} x {row['size']}",
+            f"{row['frames']:,} of {'ever new sizes' if row['ever_new'] else '256 x 256'}",
+            f"{row['milliseconds']:.1f}",
+            f"{row['mib_after_a_tenth']:.0f}",
+            f"{row['mib_at_the_end']:.0f}",
+        ]
+        for row in read_rows(folder / "frames.json")
     ]
-    for row in rows:
-        frames = (
-            f"{row['frames']:,} of ever new sizes"
-            if row["ever_new"]
-            else f"{row['frames']:,} of 256 x 256"
-        )
-        lines.append(
-            f"| {row['kind']} | {row['size']} x {row['size']} | {frames} |"
-            f" {row['milliseconds']:.1f} | {row['mib_after_a_tenth']:.0f} |"
-            f" {row['mib_at_the_end']:.0f} |"
-        )
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+    columns = ["model", "input", "frames", "ms a frame", "MiB after a tenth", "MiB at the end"]
+    write_text(
+        folder / "README.md",
+        f"""\
+# One frame after the other
+
+`python -m benchmarks.frames`: medians of milliseconds a frame with `Inspector`, laying the map over
+the frame included; memory of the process.
+
+{table(columns, rows)}
+""",
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Fitting and scoring on a graphics card, beside the bare backbone, Padim and Patchcore.
+"""Fitting and scoring on a GPU, beside the bare backbone, Padim and Patchcore.
 
     python -m benchmarks.gpu [--dataset mtd --root DIR] --out DIR
 
-Pictures are held in memory, so that nothing of a data loader is measured: made ones, or those of a
-data set. Times are of one process, medians, with the card waited for; memory is the peak that
-PyTorch took on the card. Sgfr is measured as it is, compiled, and as a CUDA graph. Writes
-``gpu.json`` and ``README.md``. Where there is no card it says so, and all is well; ``--device cpu``
+Images are held in memory, so that nothing of a data loader is measured: made ones, or those of a
+data set. Times are of one process, medians, with the GPU waited for; memory is the peak that
+PyTorch took on the GPU. Sgfr is measured as it is, compiled, and as a CUDA graph. Writes
+``gpu.json`` and ``README.md``. Where there is no GPU it says so, and all is well; ``--device cpu``
 goes through the same steps on a CPU.
 """
 
@@ -35,16 +35,17 @@ from anomalib_sgfr import Sgfr
 from anomalib_sgfr.memory_bank import residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 from benchmarks.common import data
-from benchmarks.common.defects import picture
+from benchmarks.common.cases import show_page
+from benchmarks.common.defects import surface
 from benchmarks.common.engine import silence
-from benchmarks.common.records import write_text
+from benchmarks.common.records import table, write_text
 from benchmarks.common.zoo import MODELS, BareExtraction, resolve_arguments
 
 __all__ = ["main", "report"]
 
 _BACKBONE = "tf_efficientnet_lite0"
 _SIZE = (256, 256)
-_BASES = 32  # made pictures, of which the others are shifted and noisy copies
+_BASES = 32  # made images, of which the others are shifted and noisy copies
 _BASELINES: dict[str, dict[str, Any]] = {"padim": {}, "patchcore": {"coreset_sampling_ratio": 0.01}}
 _SECONDS = 1.0  # of repeated runs, for each time
 _FEWEST = 3
@@ -63,7 +64,7 @@ class _Options(NamedTuple):
 
 
 class _Held(Dataset[ImageItem]):
-    """Pictures in memory."""
+    """Images in memory."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -96,11 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--dataset", choices=data.DATASETS, help="made pictures without it")
+    parser.add_argument("--dataset", choices=data.DATASETS, help="made images without it")
     parser.add_argument("--root", type=Path, help="folder of the data set")
     parser.add_argument("--split", help="of the data set")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script")
-    parser.add_argument("--images", type=int, default=761, help="made pictures to fit to")
+    parser.add_argument("--images", type=int, default=761, help="made images to fit to")
     parser.add_argument(
         "--single", type=int, default=128, help="of them, to fit to one by one; 0 for none"
     )
@@ -125,10 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("no card: nothing was measured.")
+        print("no GPU: nothing was measured.")
         return 0
     silence()
-    images = _pictures(options)
+    images = _images(options)
     chosen = _Options(
         device,
         len(images),
@@ -155,13 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found.setdefault(kind, {}).setdefault(name, {}).update(values)
         print(name, measured, flush=True)
         write_text(options.out / "gpu.json", json.dumps(found, indent=1) + "\n")
-    report(options.out)
-    print((options.out / "README.md").read_text(encoding="utf-8"))
-    return 0
+    return show_page(report, options.out)
 
 
-def _pictures(options: argparse.Namespace) -> Tensor:
-    """Pictures ``(N, 3, H, W)`` between 0 and 1."""
+def _images(options: argparse.Namespace) -> Tensor:
+    """Images ``(N, 3, H, W)`` between 0 and 1."""
     if options.dataset:
         module = data.build(options.dataset, options.root, options.split, num_workers=0)
         items = (cast("Any", module.train_data[row]).image for row in range(len(module.train_data)))
@@ -170,7 +169,7 @@ def _pictures(options: argparse.Namespace) -> Tensor:
             [resize(item[None], _SIZE, mode="bilinear", antialias=True) for item in items]
         )
     rng = np.random.default_rng(0)
-    bases = np.stack([picture(rng, _SIZE) for _ in range(min(_BASES, options.images))])
+    bases = np.stack([surface(rng, _SIZE) for _ in range(min(_BASES, options.images))])
     made = np.empty((options.images, *_SIZE), np.float32)
     for number in range(options.images):
         shift = tuple(rng.integers(0, 256, 2))
@@ -224,7 +223,7 @@ def _fits(model: Sgfr, images: Tensor, options: _Options) -> dict[str, Any]:
 
 
 def _fit(model: AnomalibModule, images: Tensor, options: _Options) -> dict[str, float | None]:
-    """Seconds of a fit, and its peak on the card in MiB."""
+    """Seconds of a fit, and its peak on the GPU in MiB."""
     clock = _Clock()
     loader = DataLoader(
         _Held(images), batch_size=options.batch, collate_fn=ImageBatch.collate, shuffle=True
@@ -258,7 +257,7 @@ def _scores(
     options: _Options,
 ) -> dict[str, Any]:
     """Milliseconds of each number of images, of the bare backbone in turn with it, and the peak on
-    the card in MiB.
+    the GPU in MiB.
     """
     found = {}
     for batch in batches:
@@ -363,55 +362,46 @@ def _name(device: torch.device) -> str:
 def report(folder: Path) -> None:
     """Write ``README.md`` from ``gpu.json``."""
     found: dict[str, Any] = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
-    about = (
-        f"{found['card']}, PyTorch {found['torch']}; {found['images']} pictures ({found['data']}),"
-        " held in memory"
-    )
-    lines = [
-        "# On a graphics card",
-        "",
-        f"`python -m benchmarks.gpu`: {about}.",
-        "Of scoring, milliseconds; of a fit, seconds: of all pictures, or of",
-        f"{found['single']}, one at a time. In brackets, times the bare backbone,",
-        "of scoring in turn with it. MiB are the peak on the card.",
-        "",
-    ]
     sizes = list(found["score"]["bare"])
     heads = [f"{size} image{'s' * (size != '1')}" for size in sizes]
-    lines += [
-        f"| scoring | {' | '.join(heads)} | MiB of {sizes[-1]} |",
-        "|---" * (len(sizes) + 2) + "|",
-    ]
+    scoring = []
     for name, of in found["score"].items():
         cells = [
-            (
-                f"{of[size]['ms']:.2f} ({of[size]['ms'] / of[size]['bare_ms']:.2f})"
-                if size in of
-                else "-"
-            )
+            f"{of[size]['ms']:.2f} ({of[size]['ms'] / of[size]['bare_ms']:.2f})"
+            if size in of
+            else "-"
             for size in sizes
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {_cell(of[sizes[-1]]['peak_mib'])} |")
-    ways = list(found["fit"]["bare"])
-    lines += ["", f"| fit | {' | '.join(ways)} | MiB |", "|---" * (len(ways) + 2) + "|"]
+        scoring.append([name, *cells, _cell(of[sizes[-1]]["peak_mib"])])
+    bare = found["fit"]["bare"]
+    fits = []
     for name, of in found["fit"].items():
-        least = found["fit"]["bare"]
         cells = [
-            (
-                f"{of[way]['seconds']:.2f} ({of[way]['seconds'] / least[way]['seconds']:.2f})"
-                if way in of
-                else "-"
-            )
-            for way in ways
+            f"{of[way]['seconds']:.2f} ({of[way]['seconds'] / bare[way]['seconds']:.2f})"
+            if way in of
+            else "-"
+            for way in bare
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {_cell(of[ways[0]]['peak_mib'])} |")
+        fits.append([name, *cells, _cell(of[next(iter(bare))]["peak_mib"])])
     stages = found["stages"]["sgfr"]
-    lines += ["", f"| step of Sgfr, ms | {' | '.join(heads)} |", "|---" * (len(sizes) + 1) + "|"]
-    lines += [
-        f"| {step} | {' | '.join(f'{stages[size][step]:.2f}' for size in sizes)} |"
-        for step in stages[sizes[0]]
-    ]
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+    steps = [[step, *(f"{stages[size][step]:.2f}" for size in sizes)] for step in stages[sizes[0]]]
+    write_text(
+        folder / "README.md",
+        f"""\
+# On a GPU
+
+`python -m benchmarks.gpu`: {found["card"]}, PyTorch {found["torch"]}; {found["images"]} images
+({found["data"]}), held in memory. Of scoring, milliseconds; of a fit, seconds: of all images, or of
+{found["single"]}, one at a time. In brackets, times the bare backbone, of scoring in turn with it.
+MiB are the peak on the GPU.
+
+{table(["scoring", *heads, f"MiB of {sizes[-1]}"], scoring)}
+
+{table(["fit", *bare, "MiB"], fits)}
+
+{table(["step of Sgfr, ms", *heads], steps)}
+""",
+    )
 
 
 def _cell(value: float | None) -> str:

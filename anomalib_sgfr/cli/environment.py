@@ -22,20 +22,20 @@ from anomalib_sgfr.report.fit_record import installed
 
 __all__ = [
     "OWN",
-    "Broken",
     "Check",
+    "CheckFailed",
+    "CheckResult",
     "Demand",
-    "Finding",
     "Mark",
     "Memory",
     "demands",
-    "looked_at",
+    "error_line",
     "memory",
     "package",
     "pip_install",
     "processors",
     "python",
-    "said",
+    "run_check",
     "version_checks",
 ]
 
@@ -44,7 +44,7 @@ Mark = Literal["ok", "note", "fault"]
 _LONGEST = 300  # characters of somebody else's error
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """A line of the screen.
 
     Attributes:
@@ -65,32 +65,32 @@ class Check(NamedTuple):
 
     Attributes:
         what (str): Its name.
-        look (Callable[[], Finding]): Looks; may raise.
+        look (Callable[[], CheckResult]): Looks; may raise.
         remedy (str): What to do if it raises something unforeseen.
         needs (tuple[str, ...]): Names of checks without which there is no use in looking.
         known (str): What is known of it without looking.
     """
 
     what: str
-    look: Callable[[], Finding]
+    look: Callable[[], CheckResult]
     remedy: str
     needs: tuple[str, ...] = ()
     known: str = ""
 
 
-class Broken(Exception):  # noqa: N818
+class CheckFailed(Exception):  # noqa: N818
     """A check found what nothing that needs it can do without.
 
     Args:
-        finding (Finding): Its line.
+        finding (CheckResult): Its line.
     """
 
-    def __init__(self, finding: Finding) -> None:
+    def __init__(self, finding: CheckResult) -> None:
         super().__init__(finding.value)
         self.finding = finding
 
 
-def looked_at(check: Check, broken: MutableMapping[str, str]) -> Finding:
+def run_check(check: Check, broken: MutableMapping[str, str]) -> CheckResult:
     """Carry out a check; whatever it raises is a line too.
 
     Args:
@@ -99,27 +99,27 @@ def looked_at(check: Check, broken: MutableMapping[str, str]) -> Finding:
             the one that broke first; this one is added if it is among them.
 
     Returns:
-        Finding: Its line.
+        CheckResult: Its line.
     """
     before = f"{check.known}: " if check.known else ""
     culprit = next((broken[name] for name in check.needs if name in broken), None)
     if culprit is not None:
         broken[check.what] = culprit
-        return Finding(
+        return CheckResult(
             "note", check.what, f"{before}not tried without {culprit}", f"see to {culprit} first"
         )
     try:
         with _silence():
             return check.look()
-    except Broken as found:
+    except CheckFailed as found:
         broken[check.what] = check.what
         return found.finding
     except Exception as error:  # noqa: BLE001  # whatever it is, the screen goes on
         broken[check.what] = check.what
-        return Finding("fault", check.what, before + said(error), check.remedy)
+        return CheckResult("fault", check.what, before + error_line(error), check.remedy)
 
 
-def said(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An error in one line.
 
     Args:
@@ -334,17 +334,17 @@ def pip_install(*names: str, again: bool = False) -> str:
     )
 
 
-def python() -> Finding:
+def python() -> CheckResult:
     """Whether this Python is one that is asked for, and one that was tested."""
     from packaging.specifiers import SpecifierSet
 
     here = platform.python_version()
     if installed(OWN) is None:
-        return Finding("ok", "Python", here)
+        return CheckResult("ok", "Python", here)
     about = metadata(OWN)
     asked = about["Requires-Python"] or ""
     if not SpecifierSet(asked).contains(here, prereleases=True):
-        return Finding(
+        return CheckResult(
             "fault",
             "Python",
             f"{here}, outside {asked}",
@@ -357,41 +357,41 @@ def python() -> Finding:
     ]
     if named and here.rpartition(".")[0] not in named:
         tested = ", ".join(named)
-        return Finding(
+        return CheckResult(
             "note",
             "Python",
             f"{here}, not among those tested",
             f"if something fails, take one of {tested}",
         )
-    return Finding("ok", "Python", here)
+    return CheckResult("ok", "Python", here)
 
 
-def _own() -> Finding:
+def _own() -> CheckResult:
     found = installed(OWN)
     if found is None:
-        return Finding(
+        return CheckResult(
             "fault",
             OWN,
             "runs, but is not installed: versions cannot be judged",
             "pip install ., in its folder",
         )
-    return Finding("ok", OWN, found)
+    return CheckResult("ok", OWN, found)
 
 
-def package(name: str) -> Finding:
+def package(name: str) -> CheckResult:
     """Whether a package is installed, in a version that is asked for, and can be imported.
 
     Args:
         name (str): Of the distribution, and of its module.
 
     Raises:
-        Broken: If it is not installed, or cannot be imported.
+        CheckFailed: If it is not installed, or cannot be imported.
     """
     found = installed(name)
     if found is None and name in _OPTIONAL:
-        raise Broken(Finding("note", name, "not installed", _OPTIONAL[name]))
+        raise CheckFailed(CheckResult("note", name, "not installed", _OPTIONAL[name]))
     if found is None:
-        raise Broken(Finding("fault", name, "not installed", pip_install(name)))
+        raise CheckFailed(CheckResult("fault", name, "not installed", pip_install(name)))
     outside = [
         asked for asked in demands(name) if not asked.range.contains(found, prereleases=True)
     ]
@@ -401,9 +401,11 @@ def package(name: str) -> Finding:
     try:
         import_module(name)
     except Exception as error:
-        raise Broken(
-            Finding("fault", name, f"{value}: {said(error)}", pip_install(*names, again=True))
+        raise CheckFailed(
+            CheckResult(
+                "fault", name, f"{value}: {error_line(error)}", pip_install(*names, again=True)
+            )
         ) from error
     if outside:
-        return Finding("fault", name, value, pip_install(*names))
-    return Finding("ok", name, found)
+        return CheckResult("fault", name, value, pip_install(*names))
+    return CheckResult("ok", name, found)

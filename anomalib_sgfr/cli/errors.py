@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["in_one_line", "in_words"]
+__all__ = ["explain_error", "in_one_line"]
 
 _KINDS = {
     "int": "a whole number",
@@ -88,7 +88,7 @@ def _near(name: str, names: list[str]) -> str:
     return f": did you mean {' or '.join(near)}?" if near else ""
 
 
-def in_words(error: BaseException, frame: FrameType | None) -> str | None:
+def explain_error(error: BaseException, frame: FrameType | None) -> str | None:
     """What others' errors mean that say it in other words, or leave out what would be right.
 
     Args:
@@ -133,7 +133,7 @@ def _of_the_system(error: BaseException) -> str | None:
 
 def _of_a_run(error: BaseException) -> str | None:
     run = sys.modules.get(
-        "anomalib_sgfr.training.checkpoint"
+        "anomalib_sgfr.training.errors"
     )  # loaded with PyTorch, if a run has begun
     found: str | None = run.remedy(error) if run else None
     return found

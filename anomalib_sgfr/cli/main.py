@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from anomalib_sgfr.cli.errors import in_one_line, in_words
+from anomalib_sgfr.cli.errors import explain_error, in_one_line
 
-__all__ = ["ANOMALIBS", "OWN", "Command", "Mistake", "main"]
+__all__ = ["ANOMALIBS", "OWN", "Command", "UsageError", "main"]
 
 
-class Mistake(Exception):  # noqa: N818
+class UsageError(Exception):
     """Of the user, in the arguments."""
 
 
@@ -132,7 +132,7 @@ def _run(given: list[str], *, whole: bool) -> int:
                 code: int = import_module(OWN[given[0]].module).main(given[1:])
                 return code
             _hand_on(given)
-    except Mistake as mistake:
+    except UsageError as mistake:
         return _say(str(mistake), 2)
     except BaseException as raised:  # whatever it is, its reason comes last
         if _interrupted(raised):  # Lightning exits then, and an import may fail in another way
@@ -157,7 +157,7 @@ def _translated(given: list[str]) -> list[str]:
     """Arguments as anomalib takes them: ``predict --out DIR``, and ``--ckpt_path`` by a ``latest``
     that did not end.
     """
-    from anomalib_sgfr.run_folder import whole_checkpoint
+    from anomalib_sgfr.run_paths import complete_checkpoint
 
     parts = [
         part
@@ -165,7 +165,7 @@ def _translated(given: list[str]) -> list[str]:
         for part in (item.split("=", 1) if item.startswith(_OPTIONS) else [item])
     ]
     for place, name in enumerate(parts[:-1]):
-        other = whole_checkpoint(Path(parts[place + 1])) if name == "--ckpt_path" else None
+        other = complete_checkpoint(Path(parts[place + 1])) if name == "--ckpt_path" else None
         if other is not None:
             print(
                 f"note: {parts[place + 1]} is missing, as that run has not ended: {other} is used.",
@@ -177,7 +177,7 @@ def _translated(given: list[str]) -> list[str]:
     place = parts.index("--out")
     if place + 1 == len(parts) or parts[place + 1].startswith("--"):
         msg = "--out: name the folder for the predictions"
-        raise Mistake(msg)
+        raise UsageError(msg)
     added = [
         "--trainer.callbacks+=anomalib_sgfr.Predictions",
         f"--trainer.callbacks.folder={parts[place + 1]}",
@@ -209,7 +209,7 @@ def _hand_on(given: list[str]) -> None:
     try:
         Telling(_translated(given))
     except ArgumentError as error:
-        raise Mistake(in_one_line(str(error))) from None
+        raise UsageError(in_one_line(str(error))) from None
 
 
 def _explains_itself(error: BaseException) -> bool:
@@ -219,7 +219,7 @@ def _explains_itself(error: BaseException) -> bool:
     if isinstance(error, OSError) or _notes(error):
         return True
     package, frame, line = _raised_in(error)
-    if in_words(error, frame):
+    if explain_error(error, frame):
         return True
     if not (
         isinstance(error, _EXPLAINED) or type(error).__name__ == "MisconfigurationException"
@@ -253,13 +253,13 @@ def _notes(error: BaseException) -> list[str]:
     notes = getattr(error, "__notes__", [])
     if not notes:
         return []
-    from anomalib_sgfr.training.checkpoint import Reason
+    from anomalib_sgfr.training.errors import Reason
 
     return [note for note in notes if isinstance(note, Reason)]
 
 
 def _reason(error: BaseException) -> str:
-    words = in_words(error, _raised_in(error)[1])
+    words = explain_error(error, _raised_in(error)[1])
     said = " ".join("; ".join(_notes(error) or [words or str(error)]).split())
     if _explains_itself(error) and said:
         return said

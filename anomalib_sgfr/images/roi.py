@@ -1,4 +1,4 @@
-"""A region of interest: a picture of where to inspect, and what of it a model's input shows."""
+"""Region of interest: a mask image, white where to inspect, at the model's input size."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from torchvision import tv_tensors
 
 __all__ = ["read_roi", "roi_at_input"]
 
-_EQUAL = 1e-5  # of two transformed pixels that differ by rounding alone
+_ROUNDING = 1e-5  # difference of two transformed pixels by rounding alone
 
 
 def read_roi(path: str | Path) -> Tensor:
-    """Read a mask picture: a pixel is inside if it is brighter than half of white.
+    """Read a mask image: a pixel is inside if it is brighter than half of white.
 
     Args:
         path (str | Path): The file.
@@ -24,23 +24,18 @@ def read_roi(path: str | Path) -> Tensor:
         Tensor: Shape ``(H, W)``, ``bool``.
 
     Raises:
-        ValueError: If it cannot be read, or nothing of it is inside.
+        ValueError: If it cannot be read, or no pixel is inside.
     """
     try:
-        with Image.open(path) as picture:
-            deep = picture.mode.startswith("I")
-            pixels = np.asarray(picture if deep else picture.convert("L"))
-    except (OSError, ValueError, SyntaxError) as error:  # as Pillow's readers say it
-        reason = (
-            "there is no such file"
-            if isinstance(error, FileNotFoundError)
-            else f"{type(error).__name__}: {error}"
-        )
-        msg = (
-            f"roi '{path}' cannot be read: {reason}. It must be a picture, white where to inspect."
-        )
+        with Image.open(path) as opened:
+            is_16_bits = opened.mode.startswith("I")
+            pixels = np.asarray(opened if is_16_bits else opened.convert("L"))
+    except (OSError, ValueError, SyntaxError) as error:  # of Pillow's readers
+        missing = isinstance(error, FileNotFoundError)
+        reason = "there is no such file" if missing else f"{type(error).__name__}: {error}"
+        msg = f"roi '{path}' cannot be read: {reason}. It must be an image, white where to inspect."
         raise ValueError(msg) from error
-    white = 65535 if deep else 255
+    white = 65535 if is_16_bits else 255
     inside = torch.from_numpy(2 * pixels.astype(np.int64) > white)
     if not inside.any():
         msg = (
@@ -52,13 +47,13 @@ def read_roi(path: str | Path) -> Tensor:
 
 
 def roi_at_input(inside: Tensor, pre_processor: Any, name: str = "roi") -> Tensor:  # noqa: ANN401
-    """Pixels of a model's input that show nothing but what lies inside.
+    """Region of interest in pixels of the model's input.
 
-    The mask goes through the transform of the pictures, as their ground truth does. Resizing mixes
-    neighbours: a pixel that a pixel outside contributes to lies outside.
+    The mask is transformed as anomalib transforms masks of the ground truth. A pixel that resizing
+    mixes with a pixel outside lies outside.
 
     Args:
-        inside (Tensor): Shape ``(H, W)``, ``bool``, of the pictures' own pixels.
+        inside (Tensor): Shape ``(H, W)``, ``bool``, in pixels of the image file.
         pre_processor (Any): anomalib's or one like it, or ``None``.
         name (str): For messages.
 
@@ -66,15 +61,15 @@ def roi_at_input(inside: Tensor, pre_processor: Any, name: str = "roi") -> Tenso
         Tensor: Shape of the model's input, ``uint8``.
 
     Raises:
-        ValueError: If nothing is left inside.
+        ValueError: If no pixel is left inside.
     """
     transform = getattr(pre_processor, "transform", None)
     if transform is None:
         return inside.to(torch.uint8)
     white = tv_tensors.Image(torch.ones(3, *inside.shape))
-    marked = tv_tensors.Image(inside.expand(3, -1, -1).float())
-    shown, region = transform(white, tv_tensors.Mask(inside.to(torch.uint8)))
-    mixed = (shown - transform(marked)).abs().amax(0) > _EQUAL
+    masked = tv_tensors.Image(inside.expand(3, -1, -1).float())
+    white, region = transform(white, tv_tensors.Mask(inside.to(torch.uint8)))
+    mixed = (white - transform(masked)).abs().amax(0) > _ROUNDING
     found = region.as_subclass(Tensor).bool() & ~mixed.as_subclass(Tensor)
     if not found.any():
         size = " x ".join(map(str, found.shape))

@@ -45,7 +45,7 @@ from anomalib_sgfr.report.media import (
 from anomalib_sgfr.report.page import rendered, write_page
 from anomalib_sgfr.report.score_table import Scored, scored_in, threshold_of
 from anomalib_sgfr.report.statistics import RegionOverlap, known_among
-from anomalib_sgfr.run_folder import Afterwards
+from anomalib_sgfr.run_folder import AfterPostProcessor
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Report", "facts_of", "sha256_of"]
@@ -162,7 +162,7 @@ _EXPLAINED = 24  # images with a mimic view
 _SIDE, _FEWER_SIDE, _FEW = 256, 384, 120  # pixels along a picture; larger where there are few
 
 
-class Report(Afterwards):
+class Report(AfterPostProcessor):
     """Write ``report.html``, one file that shows a test or a prediction to whoever decides; for
     ``trainer.callbacks``.
 

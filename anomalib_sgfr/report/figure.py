@@ -17,7 +17,8 @@ from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.report.crops import CONTEXT, Gallery, crop, displayed
 from anomalib_sgfr.report.explanation import Explanation, explain
-from anomalib_sgfr.run_folder import atomic_write, image_paths, names_of
+from anomalib_sgfr.run_folder import image_paths
+from anomalib_sgfr.run_paths import atomic_write, names_of
 from anomalib_sgfr.torch_model import SgfrModel
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from anomalib_sgfr.report.wording import (
     shown,
     verdict,
 )
-from anomalib_sgfr.run_folder import atomic_write
+from anomalib_sgfr.run_paths import atomic_write
 
 __all__ = ["rendered", "write_page"]
 

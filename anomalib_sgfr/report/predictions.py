@@ -8,11 +8,12 @@ from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.images.frame_geometry import frame_transform, resample_to_frame
+from anomalib_sgfr.images.frame_geometry import frame_transform
 from anomalib_sgfr.images.pre_processor import geometric_steps
 from anomalib_sgfr.images.reading import read_image
 from anomalib_sgfr.report.score_table import Scored, scored_in
-from anomalib_sgfr.run_folder import RunFolder, atomic_write, image_paths, names_of, results_folder
+from anomalib_sgfr.run_folder import RunFolder, image_paths, results_folder
+from anomalib_sgfr.run_paths import atomic_write, names_of
 
 __all__ = ["Predictions"]
 
@@ -119,7 +120,7 @@ def _in_pixels_of_the_file(
         )
     except ValueError:  # the transform cannot be followed: in the model's own pixels
         return maps
-    return {name: resample_to_frame(values, over, size) for name, values in maps.items()}
+    return {name: over.resample(values) for name, values in maps.items()}
 
 
 def _png(values: NDArray[np.uint8], file: Any) -> None:  # noqa: ANN401

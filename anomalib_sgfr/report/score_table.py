@@ -13,7 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.images.file_pixels import file_peaks
-from anomalib_sgfr.run_folder import Afterwards, atomic_write, results_folder
+from anomalib_sgfr.run_folder import AfterPostProcessor, results_folder
+from anomalib_sgfr.run_paths import atomic_write
 
 __all__ = ["ScoreTable", "Scored", "scored_in", "threshold_of", "write_scores"]
 
@@ -44,7 +45,7 @@ class Scored(NamedTuple):
     column: int | None = None
 
 
-class ScoreTable(Afterwards):
+class ScoreTable(AfterPostProcessor):
     """Write a table of scores when a prediction or a test has ended, and say where it is.
 
     ``row`` and ``column`` are pixels of the image file itself, whatever the pre-processor resizes

@@ -13,8 +13,10 @@ from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from PIL import Image
 
-from anomalib_sgfr.images.reading import read_header, read_image
-from anomalib_sgfr.run_folder import image_paths, names_of, results_folder
+from anomalib_sgfr.images.headers import read_header
+from anomalib_sgfr.images.reading import read_image
+from anomalib_sgfr.run_folder import image_paths, results_folder
+from anomalib_sgfr.run_paths import names_of
 
 __all__ = ["DeepVisualizer"]
 

@@ -86,7 +86,7 @@ class Record(NamedTuple):
         return cls(stored["base"], tuple(Step(**step) for step in steps))
 
     def applied(self, model: SgfrModel) -> SgfrModel:
-        """The model after all steps: always made from the base, so that it is the same each time."""
+        """Model after all steps, always made from the base, so that it is the same each time."""
         made = model.with_banks(model.fitted_state)
         made.load_state_dict(self.base, strict=False)
         additions = [addition for step in self.steps for addition in step.additions]

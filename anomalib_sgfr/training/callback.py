@@ -17,8 +17,8 @@ from torch import Tensor
 
 from anomalib_sgfr.core.patch_grid import origins, to_patches
 from anomalib_sgfr.core.sampler import LARGEST, SubspaceSampler
-from anomalib_sgfr.training.checkpoint import Reason, damage, remedy, unreadable
 from anomalib_sgfr.training.distributed import is_padding
+from anomalib_sgfr.training.errors import add_reasons
 
 __all__ = ["SubspaceSampling", "require_whole_pass"]
 
@@ -349,14 +349,7 @@ class SubspaceSampling(Callback):
         earlier bank.
         """
         if isinstance(exception, Exception):
-            wrong = damage(trainer.ckpt_path)
-            if wrong:
-                exception.add_note(Reason(wrong))
-            for path, reason in unreadable(trainer, exception):
-                exception.add_note(Reason(f"{path} cannot be read: {reason}"))
-            found = remedy(exception)
-            if found:
-                exception.add_note(Reason(found))
+            add_reasons(trainer, exception)
         self._restore_global_seed()
         self._free()
         cast("Callable[[], None]", pl_module.abandon_fit)()

@@ -1,29 +1,19 @@
-"""Files that a run is given: checkpoints checked before they are used, and what cannot be read
-named.
-
-What of a model is kept in a checkpoint, and how it is taken up again: of this version or an earlier
-one.
-"""
+"""Checkpoint of a fitted model: checked before it is used, read from earlier formats, restored."""
 
 import copy
 import inspect
 import logging
 import re
 import sys
-import time
-import traceback
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from anomalib.data.utils import read_image
-from anomalib.utils.serialization import anomalib_safe_globals
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import nn
 
-from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
@@ -31,122 +21,67 @@ from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import Record
 
 __all__ = [
-    "ARGUMENTS",
-    "BIT_DEPTH",
-    "Reason",
-    "Restored",
     "Snapshot",
-    "bit_depth_of",
-    "changes",
+    "build_earlier",
     "check",
     "damage",
+    "drop_changed_threshold",
     "earlier_layers",
-    "remedy",
+    "given_to_export",
+    "prepare",
     "require_widths",
-    "that_matter",
-    "unreadable",
+    "restore_records",
+    "save",
+    "score_arguments",
+    "store_current_threshold",
 ]
 
 logger = logging.getLogger(__name__)
 
-# of a checkpoint
-BIT_DEPTH = "sgfr_bit_depth"
+# keys of a checkpoint
+_ACCEPTED = "sgfr_accepted"
+_FIT = "sgfr_fit"
 # as fitted: Lightning puts those of `load_from_checkpoint` among the hyper-parameters
-ARGUMENTS = "sgfr_arguments"
+_ARGUMENTS = "sgfr_arguments"
+_COMPONENTS = "anomalib_components_enabled"
+_POST_PROCESSOR = "anomalib_post_processor_config"
+
 _MATTERS = {
     "affine": ("num_atoms", "regularisation"),
     "omp": ("num_atoms",),
     "ridge": ("regularisation",),
 }
-_EARLIER_STRIDES = (8, 16)  # before the map and the score had layers of their own
-_LOOKED_FOR_S = 30.0  # images that cannot be read, after a failure
-
-
-class Reason(str):
-    """A note on an exception of somebody else's that tells the user what is wrong."""
-
-    __slots__ = ()
-
-
-# what others' messages mean, and what to do: of anomalib's data sets and metrics
-_REMEDIES = (
-    (
-        r"not enough values to unpack \(expected 2, got 0\)",
-        "anomalib/data/",
-        (
-            "too few good images: anomalib splits images to test with off the training images, and"
-            " none are left. Pass at least 5 in --data.normal_dir, or others to test with:"
-            " --data.normal_test_dir, --data.abnormal_dir."
-        ),
-    ),
-    (
-        r"Cannot update metric of type .*(?:name|field:) pred_(?:label|mask)",
-        "anomalib/metrics/",
-        (
-            "a metric of labels or masks cannot be among val_metrics: the threshold is chosen when"
-            " validation ends. Put F1Score and the like into test_metrics, or use F1Max, AUROC or"
-            " AUPR, which take scores."
-        ),
-    ),
-    (
-        r"'\w+' object has no attribute '(?:val|test)_data'",
-        "anomalib/data/",
-        (
-            "there are no images to validate or test with: pass --data.normal_test_dir or"
-            " --data.abnormal_dir, or leave --data.val_split_mode and --data.test_split_mode as"
-            " they are."
-        ),
-    ),
-)
-
-
-def remedy(exception: BaseException) -> str | None:
-    """What an error of anomalib's data sets or metrics means, and what to do.
-
-    Args:
-        exception (BaseException): The error.
-
-    Returns:
-        str | None: ``None`` if it is not one of those known.
-    """
-    places = [
-        Path(frame.f_code.co_filename).as_posix()
-        for frame, _ in traceback.walk_tb(exception.__traceback__)
-    ]
-    for pattern, place, said in _REMEDIES:
-        found = re.search(pattern, str(exception))
-        if found and any(place in name for name in places):
-            return said.format(**found.groupdict())
-    return None
+_EARLIER_STRIDES = (8, 16)  # of version 0.1
 
 
 def damage(path: Path | str | None) -> str | None:
-    """What is wrong with a checkpoint file, before it is used: it is cut short, or its bytes have
-    changed.
+    """What is wrong with a checkpoint file: it is cut short, or its bytes have changed.
 
     Args:
         path (Path | str | None): A file on disk; anything else is left to Lightning.
 
     Returns:
-        str | None: What to tell the user, or ``None`` if nothing is known to be wrong.
+        str | None: What to tell the user; ``None`` if nothing is known to be wrong.
     """
     if path is None or not Path(path).is_file():
         return None
     try:
         with zipfile.ZipFile(path) as file:
-            broken = file.testzip()  # PyTorch does not look at the checksums that it writes
+            broken = file.testzip()  # PyTorch does not verify the checksums that it writes
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
         return f"'{path}' is not a whole checkpoint: it was cut short, or is another kind of file."
-    except OSError:  # whoever reads it says why not
+    except OSError:  # its reader will say why
+        return None
+    if broken is None:
         return None
     return (
-        broken
-        and f"'{path}' is damaged: the checksum of {broken} is another. Copy the file again, or fit again."
+        f"'{path}' is damaged: the checksum of {broken} is another. Copy the file again, or fit"
+        " again."
     )
 
 
-def that_matter(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a model's arguments that its scores depend on, as plain data; layers by name."""
+def score_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a model that its scores depend on, as plain data; layers by name."""
     names = (
         "backbone",
         "pooling",
@@ -166,8 +101,7 @@ def that_matter(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
-    """Layers of a checkpoint of before the map and the score had each their own, and every layer a
-    bank.
+    """Layers of a checkpoint of version 0.1, in which map and score shared layers and banks.
 
     Args:
         checkpoint (Mapping[str, Any]): As Lightning read it.
@@ -186,6 +120,24 @@ def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
     return resolve_layers(backbone, layers if layers is not None else strided or None)
 
 
+def build_earlier(
+    model: SgfrModel, layers: list[str], arguments: MutableMapping[str, Any]
+) -> SgfrModel:
+    """Model of version 0.1, in which map and score share layers, with a bank for each stride.
+
+    Args:
+        model (SgfrModel): Of this version; not changed.
+        layers (list[str]): From :func:`earlier_layers`.
+        arguments (MutableMapping[str, Any]): Of the model; changed in place.
+    """
+    arguments.update({"layers": layers, "score_layers": layers, "bank_per": "stride"})
+    names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "pooling", "layers")
+    own = {name: arguments[name] for name in (*names, "score_layers", "bank_per")}
+    other = SgfrModel(**own)
+    other.bit_depth, other.tiler = model.bit_depth, model.tiler
+    return other.to(model.region.device).train(model.training)
+
+
 def check(
     checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Path | str | None = None
 ) -> None:
@@ -194,11 +146,11 @@ def check(
     Args:
         checkpoint (Mapping[str, Any]): As Lightning read it.
         arguments (Mapping[str, Any]): Of the model to restore.
-        path (Path | str | None): Where the checkpoint was read from, if that is known.
+        path (Path | str | None): Its file, if that is known.
 
     Raises:
-        ValueError: If it is another model's or an earlier version's, of other arguments that scores
-            depend on, or a bank is not finite.
+        ValueError: If it is damaged, of another model, of other arguments that scores depend on, or
+            of a version that cannot be read.
     """
     name = f"checkpoint '{path}'" if path else "the checkpoint"
     wrong = damage(path)
@@ -220,8 +172,11 @@ def check(
         )
         raise ValueError(msg)
     earlier = earlier_layers(checkpoint)
-    ours, theirs = that_matter(arguments), that_matter(checkpoint.get("hyper_parameters", {}))
-    if earlier is not None:  # what was not asked for is as it was then
+    ours, theirs = (
+        score_arguments(arguments),
+        score_arguments(checkpoint.get("hyper_parameters", {})),
+    )
+    if earlier is not None:  # not asked for: as it was then
         asked = {
             key: ours[key] for key in ("layers", "score_layers") if arguments.get(key) is not None
         }
@@ -249,21 +204,19 @@ def check(
 
 
 def require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None:
-    """Refuse banks of other embeddings than a model makes: of layers that were asked for instead of
-    those of the fit.
+    """Refuse memory banks of other embeddings than the model's.
 
     Args:
-        checkpoint (Mapping[str, Any]): As Lightning read it, and :func:`check` let it pass.
-        widths (Sequence[int]): Of the model's embeddings, scale by scale.
+        checkpoint (Mapping[str, Any]): That :func:`check` let pass.
+        widths (Sequence[int]): Values of the model's embeddings, scale by scale.
 
     Raises:
         ValueError: If they differ.
     """
-    numbered = (
-        re.fullmatch(r"model\.banks\.(\d+)\.stored", key) for key in checkpoint["state_dict"]
-    )
-    scales = sorted(int(key[1]) for key in numbered if key)
-    found = [checkpoint["state_dict"][f"model.banks.{scale}.stored"].shape[-1] for scale in scales]
+    state = checkpoint["state_dict"]
+    keys = (re.fullmatch(r"model\.banks\.(\d+)\.stored", key) for key in state)
+    scales = sorted(int(key[1]) for key in keys if key)
+    found = [state[f"model.banks.{scale}.stored"].shape[-1] for scale in scales]
     if any(found) and found != list(widths):  # a fit that has not ended has no atoms yet
         msg = (
             f"the checkpoint's banks are of {' + '.join(map(str, found))} values a patch, the"
@@ -273,98 +226,109 @@ def require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None
         raise ValueError(msg)
 
 
-def changes(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments that scores depend on and that were asked for instead of those of the fit, in
-    words.
+def save(
+    checkpoint: dict[str, Any],
+    arguments: Mapping[str, Any],
+    post_processor: nn.Module | None,
+    accepted: Record | None,
+    fit_record: FitRecord | None,
+) -> None:
+    """Put into a checkpoint what scores depend on and the records of the fit.
 
     Args:
-        checkpoint (Mapping[str, Any]): As Lightning read it, and :func:`check` let it pass.
-        arguments (Mapping[str, Any]): Of the model to restore.
+        checkpoint (dict[str, Any]): As anomalib saves it; changed in place.
+        arguments (Mapping[str, Any]): Of the model.
+        post_processor (nn.Module | None): Of the model.
+        accepted (Record | None): New atoms of false alarms.
+        fit_record (FitRecord | None): How the fit went.
     """
-    ours, fitted = that_matter(arguments), checkpoint.get(ARGUMENTS, {})
-    return [
-        f"{name} is {ours.get(name)!r}, and was {theirs!r} in the fit"
-        for name, theirs in fitted.items()
-        if name in ours and ours[name] != theirs
-    ]
+    _drop_callback_state(checkpoint, post_processor)
+    checkpoint[_ARGUMENTS] = score_arguments(arguments)
+    if accepted is not None:
+        checkpoint[_ACCEPTED] = accepted.plain()
+    if fit_record is not None:
+        checkpoint[_FIT] = fit_record.plain()
 
 
-def bit_depth_of(checkpoint: Mapping[str, Any], given: int | None) -> int:
-    """Depth at which pictures of more than 8 bits are to be read.
+def prepare(
+    checkpoint: dict[str, Any], post_processor: nn.Module | None, trainer: Trainer | None
+) -> None:
+    """Bring a checkpoint into this version's form, with the post-processor that was asked for.
 
     Args:
-        checkpoint (Mapping[str, Any]): As Lightning read it.
-        given (int | None): What the user asks for. Takes effect where the training images were of 8
-            bits.
+        checkpoint (dict[str, Any]): That :func:`check` let pass; changed in place.
+        post_processor (nn.Module | None): Of the model to restore.
+        trainer (Trainer | None): That restores it, if one does.
 
     Raises:
-        ValueError: If the training images were read otherwise.
+        ValueError: If the post-processor cannot have what was asked for.
     """
-    fitted: int = checkpoint.get(BIT_DEPTH, 8)
-    if given not in {None, fitted} and fitted > 8:  # noqa: PLR2004
-        msg = (
-            f"the checkpoint's training images were read with bit_depth {fitted}, the model has"
-            f" {given}: pass --model.bit_depth {fitted}, or fit again."
-        )
-        raise ValueError(msg)
-    return given or fitted
+    SgfrPostProcessor.adopt(checkpoint)
+    _drop_callback_state(checkpoint, post_processor)
+    if checkpoint.get(_COMPONENTS) and trainer is not None:  # the run has its own
+        checkpoint[_COMPONENTS] |= {"evaluator": True, "visualizer": True}
+    config = checkpoint.get(_POST_PROCESSOR)
+    if not config:
+        return
+    checkpoint[_POST_PROCESSOR] = {**config, **sensitivities(post_processor)}
+    fits = trainer is not None and trainer.state.fn == "fit"
+    if isinstance(post_processor, SgfrPostProcessor) and not fits:
+        unmet = post_processor.unmet(config)
+        if unmet:
+            raise ValueError(unmet)
 
 
-def unreadable(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:
-    """First image that cannot be read in each data set in use, and why: what readers raise seldom
-    names the file.
+def drop_changed_threshold(
+    checkpoint: dict[str, Any],
+    arguments: Mapping[str, Any],
+    post_processor: nn.Module | None,
+) -> None:
+    """Drop the threshold of a checkpoint whose scores other arguments change, and warn.
 
     Args:
-        trainer (Trainer): Of the run that failed.
-        exception (Exception): How it failed; unless it came from reading an image, nothing is
-            looked for.
-
-    Returns:
-        list[tuple[str, str]]: Paths and reasons; looks for half a minute at most.
+        checkpoint (dict[str, Any]): That :func:`prepare` has prepared; changed in place.
+        arguments (Mapping[str, Any]): Of the model to restore.
+        post_processor (nn.Module | None): Of the model to restore.
     """
-    # the only trace that an exception from another process has is text
-    if read_image.__name__ not in "".join(traceback.format_exception(exception)):
-        return []
-    loaders = [
-        loader
-        for name in (
-            "train_dataloader",
-            "val_dataloaders",
-            "test_dataloaders",
-            "predict_dataloaders",
-        )
-        if (found := getattr(trainer, name, None)) is not None
-        for loader in (found if isinstance(found, list | tuple) else [found])
+    ours = score_arguments(arguments)
+    changed = [
+        f"{name} is {ours[name]!r}, and was {fitted!r} in the fit"
+        for name, fitted in checkpoint.get(_ARGUMENTS, {}).items()
+        if name in ours and ours[name] != fitted
     ]
-    until = time.perf_counter() + _LOOKED_FOR_S
-    failed = []
-    for loader in loaders:
-        dataset = getattr(loader, "dataset", None)
-        samples = getattr(dataset, "samples", None)
-        paths = (
-            getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
+    if changed:
+        logger.warning(
+            "%s: the threshold was chosen from other scores; choose it again.", ", ".join(changed)
         )
-        for path in () if paths is None else paths:
-            if time.perf_counter() > until:
-                break
-            try:
-                read_image(path)
-            except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
-                failed.append((str(path), f"{type(error).__name__}: {error}{_aside(Path(path))}"))
-                break
-    return failed
+        if isinstance(post_processor, SgfrPostProcessor):
+            SgfrPostProcessor.without_threshold(checkpoint)
 
 
-def _aside(path: Path) -> str:
-    """What a file that cannot be read may be."""
-    if path.name.startswith("._"):
-        return f" (macOS writes such files beside images: find '{path.parent}' -name '._*' -delete)"
-    return ""
+def store_current_threshold(checkpoint: dict[str, Any], post_processor: nn.Module | None) -> None:
+    """Put the buffers of a restored post-processor into the state that is loaded after it.
+
+    Its threshold may be another than the checkpoint's, if another rate was asked for.
+    """
+    if isinstance(post_processor, SgfrPostProcessor):
+        state = checkpoint["state_dict"]
+        for name, value in post_processor.named_buffers():
+            if f"post_processor.{name}" in state:
+                state[f"post_processor.{name}"] = value.clone()
 
 
-_ACCEPTED = "sgfr_accepted"
-_FIT = "sgfr_fit"
-_POST_PROCESSOR = "post_processor."  # before the names of its buffers in a checkpoint
+def restore_records(checkpoint: Mapping[str, Any]) -> tuple[Record | None, FitRecord | None]:
+    """New atoms of false alarms, and the record of the fit, from a checkpoint."""
+    accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
+    return accepted, FitRecord.restored(checkpoint.get(_FIT))
+
+
+def _drop_callback_state(checkpoint: dict[str, Any], post_processor: nn.Module | None) -> None:
+    """Drop the second copy of a post-processor, which Lightning keeps as that of a callback.
+
+    It would be restored last.
+    """
+    for kind in type(post_processor).__mro__:
+        checkpoint.get("callbacks", {}).pop(kind.__qualname__, None)
 
 
 class Snapshot:
@@ -372,17 +336,15 @@ class Snapshot:
 
     Args:
         root (nn.Module): The tree.
+        *parts (object): Other objects that the change may give new attributes.
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        self._held: list[tuple[nn.Module, dict[str, Any]]] = []
-        self._containers: list[
-            tuple[Any, Any]
-        ] = []  # others may hold them too: their contents are put back
-        self._tensors = [(parameter, parameter.detach().clone()) for parameter in root.parameters()]
-        for module in root.modules():
-            attributes = dict(vars(module))
-            self._held.append((module, attributes))
+    def __init__(self, root: nn.Module, *parts: object) -> None:
+        self._attributes = [(item, dict(vars(item))) for item in (*root.modules(), *parts)]
+        self._parameters = [(item, item.detach().clone()) for item in root.parameters()]
+        # others may hold the containers too: their contents are put back
+        self._containers: list[tuple[Any, Any]] = []
+        for _, attributes in self._attributes:
             for name, value in attributes.items():
                 if name == "_buffers":
                     clones = {
@@ -395,200 +357,23 @@ class Snapshot:
 
     def put_back(self) -> None:
         """Put everything back."""
-        for module, attributes in self._held:
-            vars(module).clear()
-            vars(module).update(attributes)
+        for item, attributes in self._attributes:
+            vars(item).clear()
+            vars(item).update(attributes)
         for container, contents in self._containers:
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(contents)
-        for parameter, value in self._tensors:
+        for parameter, value in self._parameters:
             parameter.data = value
 
 
-def _given_to_export() -> Any:  # noqa: ANN401
-    """Model that ``Engine.export`` was given, where it asks for one to be loaded: it forgets that
-    model's arguments.
+def given_to_export() -> Any:  # noqa: ANN401
+    """Model that ``Engine.export`` was given, where it asks for a checkpoint to be loaded.
+
+    It would load one without the arguments of that model, and offers no other way.
     """
-    # there is no other way
     frame, engine = sys._getframe(2), sys.modules.get("anomalib.engine")  # noqa: SLF001
     export = getattr(getattr(engine, "Engine", None), "export", None)
-    return (
-        frame.f_locals.get("model")
-        if export and frame.f_code is inspect.unwrap(export).__code__
-        else None
-    )
-
-
-class Restored(LightningModule):
-    """Mixin that saves what a model is made of beside its state, and restores it, or refuses what
-    it cannot use.
-
-    Attributes:
-        accepted (Record | None): Good images that were called anomalous, and what was learnt from
-            them.
-        fit_record (FitRecord | None): What the fit took and learnt from; ``None`` of a checkpoint
-            of earlier versions.
-    """
-
-    model: SgfrModel
-    post_processor: Any
-    bit_depth: int | None
-    update: bool
-    accepted: Record | None
-    fit_record: FitRecord | None
-    restored_from: Path | None
-    _before_load: Snapshot | None = None
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
-        """Restore as anomalib does; a file that is cut short is refused by name.
-
-        Read on the CPU where ``map_location`` is a device without 64 bits of floating point.
-
-        Raises:
-            ValueError: If the file is not a whole checkpoint, or not one that Sgfr can use.
-        """
-        wrong = damage(checkpoint_path) if isinstance(checkpoint_path, str | Path) else None
-        if wrong:
-            raise ValueError(wrong)
-        given = _given_to_export()
-        if isinstance(given, cls) and not args and not kwargs:
-            return given._with_checkpoint(checkpoint_path)  # noqa: SLF001  # of this class
-        device = kwargs.get("map_location")
-        device = torch.device(device) if isinstance(device, str | torch.device) else None
-        if device is None or float64_device(device) == device:
-            restored: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-            return restored
-        restored = super().load_from_checkpoint(
-            checkpoint_path, *args, **{**kwargs, "map_location": float64_device(device)}
-        )
-        return restored.to(device)
-
-    def _with_checkpoint(self, path: Path | str) -> Self:
-        """A copy that has restored a checkpoint, as a trainer would have this model restore it."""
-        other = copy.deepcopy(self)
-        extra = type(self).checkpoint_safe_globals()  # type: ignore[attr-defined]  # anomalib's
-        with anomalib_safe_globals(extra=extra):
-            checkpoint = torch.load(
-                path, map_location=float64_device(self.device), weights_only=True
-            )
-        other.on_load_checkpoint(checkpoint)
-        other.load_state_dict(checkpoint["state_dict"])
-        other.restored_from = Path(path).resolve()
-        return other.to(self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore as anomalib does; a fit that adds to the checkpoint's bank starts its pass from
-        the beginning.
-
-        A checkpoint that is refused, here or when its tensors are loaded, changes nothing of the
-        model.
-
-        Raises:
-            ValueError: If the checkpoint is another model's or an earlier version's, of other
-                arguments that scores depend on, or a bank is not finite.
-        """
-        self._before_load = Snapshot(self)
-        try:
-            self._restore(checkpoint)
-        except BaseException:
-            self._before_load.put_back()
-            raise
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """As PyTorch's, but whole or not at all, together with what :meth:`on_load_checkpoint`
-        restored.
-        """
-        before, self._before_load = self._before_load or Snapshot(self), None
-        try:
-            return super().load_state_dict(state_dict, *args, **kwargs)
-        except BaseException:
-            before.put_back()
-            raise
-
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        path = getattr(self._trainer, "ckpt_path", None)
-        check(checkpoint, self.hparams, path)
-        SgfrPostProcessor.adopt(checkpoint)
-        self._drop_second_state(checkpoint)
-        enabled = checkpoint.get("anomalib_components_enabled")
-        if (
-            enabled and self._trainer is not None
-        ):  # metrics and pictures are the run's, which has begun with its own
-            checkpoint["anomalib_components_enabled"] = {
-                **enabled,
-                "evaluator": True,
-                "visualizer": True,
-            }
-        earlier = earlier_layers(checkpoint)
-        if earlier is not None:
-            self._be_earlier(earlier)
-        require_widths(checkpoint, self.model.embedder.widths)
-        post_processor = self._own_post_processor
-        stored = checkpoint.get("anomalib_post_processor_config")
-        fits = self._trainer is not None and self.trainer.state.fn == "fit"
-        unmet = post_processor.unmet(stored) if post_processor and stored and not fits else None
-        if unmet:
-            raise ValueError(unmet)
-        asked = sensitivities(self.post_processor)
-        self.model.bit_depth = bit_depth_of(checkpoint, self.bit_depth)
-        changed = changes(checkpoint, self.hparams)
-        if changed:
-            logger.warning(
-                "%s: the threshold was chosen from other scores; choose it again.",
-                ", ".join(changed),
-            )
-            if post_processor:
-                SgfrPostProcessor.without_threshold(checkpoint)
-        super().on_load_checkpoint(checkpoint)
-        for name, value in asked.items():
-            setattr(self.post_processor, name, value)
-        post_processor = self._own_post_processor
-        if post_processor:  # the state that is now in use, also where another rate was asked for
-            found = {
-                f"{_POST_PROCESSOR}{name}": value.clone()
-                for name, value in post_processor.named_buffers()
-            }
-            checkpoint["state_dict"] |= {
-                name: found[name] for name in found.keys() & checkpoint["state_dict"].keys()
-            }
-        self.accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
-        self.fit_record = FitRecord.restored(checkpoint.get(_FIT))
-        if self.update:
-            checkpoint.pop("loops", None)
-
-    def _drop_second_state(self, checkpoint: dict[str, Any]) -> None:
-        """The post-processor is a callback too: Lightning keeps its tensors twice, and would
-        restore these last.
-        """
-        states = checkpoint.get("callbacks", {})
-        for kind in type(self.post_processor).__mro__:
-            states.pop(kind.__qualname__, None)
-
-    def _be_earlier(self, layers: list[str]) -> None:
-        """Build the model again as it was when map and score heard the same layers, with a bank for
-        each stride.
-        """
-        self.hparams.update({"layers": layers, "score_layers": layers, "bank_per": "stride"})
-        names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "pooling")
-        arguments = {
-            name: self.hparams[name] for name in (*names, "layers", "score_layers", "bank_per")
-        }
-        other = SgfrModel(**arguments).to(self.device)
-        other.bit_depth, other.tiler = self.model.bit_depth, self.model.tiler
-        self.model = other.train(self.model.training)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save as anomalib does, the arguments that matter, the depth of pictures and the records."""
-        super().on_save_checkpoint(checkpoint)
-        self._drop_second_state(checkpoint)
-        checkpoint[BIT_DEPTH] = self.model.bit_depth
-        checkpoint[ARGUMENTS] = that_matter(self.hparams)
-        if self.accepted is not None:
-            checkpoint[_ACCEPTED] = self.accepted.plain()
-        if self.fit_record is not None:
-            checkpoint[_FIT] = self.fit_record.plain()
-
-    @property
-    def _own_post_processor(self) -> SgfrPostProcessor | None:
-        return self.post_processor if isinstance(self.post_processor, SgfrPostProcessor) else None
+    if export and frame.f_code is inspect.unwrap(export).__code__:
+        return frame.f_locals.get("model")
+    return None

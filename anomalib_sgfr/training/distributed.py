@@ -1,16 +1,11 @@
-"""What the processes of a run exchange: the one bank of a fit, and metrics of which some process
-has no image.
-
-The trainable parameter that PyTorch's data-parallel wrapper insists on, for a model that trains
-none.
-"""
+"""Fits of several processes: one memory bank of all, padding, empty processes, the anchor."""
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
@@ -169,16 +164,10 @@ def leave_out_empty(owner: Any) -> None:  # noqa: ANN401
                 setattr(owner, hook, partial(wrapper, method))
 
 
-def _unless_empty(
-    method: Callable[..., None],
-    trainer: Any,
-    module: Any,
-    outputs: Any,
-    batch: Any,
-    *rest: Any,  # noqa: ANN401
-) -> None:
+def _unless_empty(method: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
+    _, _, _, batch, *_ = arguments  # trainer, model, outputs first
     if len(batch.image):
-        method(trainer, module, outputs, batch, *rest)
+        method(*arguments)
 
 
 def _with_idle(method: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401
@@ -199,45 +188,30 @@ def _gathered_state(state: Tensor, group: Any = None) -> list[Tensor]:  # noqa: 
     return [theirs for (theirs,) in gathered_tensors([state])]
 
 
-class DataParallelAnchor(LightningModule):
-    """Mixin that has the parameter while several processes fit; it is no part of the model, and in
-    no checkpoint.
+class DataParallelAnchor(nn.Module):
+    """Trainable parameter for data-parallel wrappers, which refuse a model without one.
+
+    It is no part of the model: no checkpoint has it.
+
+    Args:
+        device (torch.device): Of the model.
     """
 
-    _anchor: nn.Parameter | None
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros((), device=device))
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, **kwargs)
-        self.register_parameter("_anchor", None)
+    @staticmethod
+    def needed(trainer: Trainer) -> bool:
+        """Whether a trainer wraps the model, be it in one process."""
+        return isinstance(trainer.strategy, ParallelStrategy)
 
-    def dummy_loss(self) -> Tensor:
-        """A loss of zero that lets Lightning's automatic optimisation run; of the parameter, if
-        there is one.
-        """
-        return (
-            torch.zeros((), device=self.device, requires_grad=True)
-            if self._anchor is None
-            else 0 * self._anchor
-        )
+    def forward(self) -> Tensor:
+        """A loss of zero that depends on the parameter."""
+        return 0 * self.zero
 
-    def setup(self, stage: str) -> None:
-        """Add the parameter where a data-parallel strategy runs the fit, be it in one process."""
-        super().setup(stage)
-        if stage == "fit" and isinstance(self.trainer.strategy, ParallelStrategy):
-            self._anchor = nn.Parameter(torch.zeros((), device=self.device))
+    def _save_to_state_dict(self, *_: object) -> None:
+        """Leave the parameter out of a state."""
 
-    def teardown(self, stage: str) -> None:
-        """Drop it."""
-        super().teardown(stage)
-        self._anchor = None
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore without it."""
-        super().on_load_checkpoint(checkpoint)
-        if self._anchor is not None:
-            checkpoint["state_dict"]["_anchor"] = self._anchor.detach()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save without it."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["state_dict"].pop("_anchor", None)
+    def _load_from_state_dict(self, *_: object) -> None:
+        """Ask nothing of a state."""

@@ -1,122 +1,130 @@
-"""Training images that may be defective: found by what the atoms of the others leave of them.
-
-What a fit learns: the samplers it starts with, and what it makes of them when the stream has
-passed.
-
-All that a fit makes of what was learnt, before any of it is taken into use.
-"""
+"""Fit: from the samplers of a training pass to memory banks, suspected images and threshold."""
 
 import csv
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from lightning.pytorch import Trainer
+from torch import nn
 
+from anomalib_sgfr.console import bar_is_on, bars
 from anomalib_sgfr.core.clusters import Clusters, reassign, recentred, renumber_images
 from anomalib_sgfr.core.processes import several
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.features.layers import Scale
 from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState
 from anomalib_sgfr.post_processing.calibration import nominal_scores
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.crops import thumbnails as make_thumbnails
-from anomalib_sgfr.run_folder import atomic_write
+from anomalib_sgfr.run_paths import atomic_write
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
 from anomalib_sgfr.training.distributed import unite
 
 __all__ = [
-    "Calibrate",
     "FitResult",
     "bank_sizes",
-    "learn",
-    "make",
-    "samplers_for",
-    "without_suspects",
+    "build_banks",
+    "build_samplers",
+    "exclude_suspects",
+    "fit",
+    "report_certificate",
     "write_suspects",
 ]
 
 logger = logging.getLogger(__name__)
 
+_SIZES = {8: 1000, 31: 5000, float("inf"): 3000}  # atoms, by the largest stride
 _ROUNDING = 1e-12  # 7% of 100 images are 7, not 8
 
 
-def without_suspects(
-    model: SgfrModel,
-    pre_processor: Any,  # noqa: ANN401
-    paths: Sequence[str],
-    share: float,
-) -> tuple[FittedState | None, list[tuple[str, float]]]:
-    """Leave out the atoms of the training images that the atoms of the others rebuild worst.
+class FitResult(NamedTuple):
+    """What a fit has made, before the model uses any of it.
 
-    What they stood for is accounted to the atoms that stay, so that the certificate still covers
-    all that was seen.
+    Attributes:
+        fitted_state (FittedState): Memory banks, without the atoms of suspected images, and with
+            thumbnails if these were asked for.
+        suspects (list[tuple[str, float]]): Training images suspected of being mislabelled and their
+            raw scores, the largest first.
+        threshold (ThresholdState | None): Threshold for these banks; ``None`` without a
+            post-processor of Sgfr's own.
+    """
+
+    fitted_state: FittedState
+    suspects: list[tuple[str, float]]
+    threshold: ThresholdState | None
+
+
+def fit(
+    model: SgfrModel,
+    fitted_state: FittedState,
+    pre_processor: nn.Module | None,
+    paths: Sequence[str],
+    *,
+    trim: float = 0.0,
+    thumbnails: bool = False,
+    earlier: FittedState | None = None,
+    post_processor: SgfrPostProcessor | None = None,
+    trainer: Trainer | None = None,
+) -> FitResult:
+    """Make all of a fit; if anything fails, the model is as it was.
 
     Args:
-        model (SgfrModel): A fitted model; it stays as it is.
-        pre_processor (Any): Its pre-processor.
+        model (SgfrModel): The model that is fitted; it is not changed.
+        fitted_state (FittedState): Its new memory banks, from :func:`build_banks`.
+        pre_processor (nn.Module | None): Its pre-processor.
         paths (Sequence[str]): Training images.
-        share (float): Share of them to suspect.
+        trim (float): Share of them to suspect, see :func:`exclude_suspects`.
+        thumbnails (bool): Whether to make thumbnails.
+        earlier (FittedState | None): What an update adds to; its thumbnails are kept.
+        post_processor (SgfrPostProcessor | None): Calibrates the threshold on the training images
+            that are not suspected.
+        trainer (Trainer | None): Says whether to show a progress bar.
 
     Returns:
-        tuple[FittedState | None, list[tuple[str, float]]]: What is left of what the model learnt,
-        ``None`` if nothing would be left of a scale, so that all of it is to stay; and the suspects
-        with their raw scores, the worst first.
+        FitResult: Banks, suspected images and threshold.
     """
-    scores = nominal_scores(model, pre_processor, paths).scores
-    worst = sorted(zip(paths, scores, strict=True), key=lambda item: -item[1])
-    suspects = worst[: math.ceil(share * len(paths) * (1.0 - _ROUNDING))]
-    suspected = {path for path, _ in suspects}
-    fitted_state = model.fitted_state
-    numbers = torch.tensor(
-        [number for number, path in enumerate(fitted_state.images) if path in suspected]
-    )
-    left: list[MemoryBankState] = []
-    for state in fitted_state.states:
-        dropped = torch.isin(state.clusters.origin[:, 0], numbers.to(state.clusters.origin))
-        if bool(dropped.all()):
-            logger.warning(
-                "Without the suspects there would be no atom: the bank is kept as it is."
+    fitted = model.with_banks(fitted_state)
+    suspects: list[tuple[str, float]] = []
+    if trim:
+        left, suspects = exclude_suspects(fitted, pre_processor, paths, trim)
+        if left is not None:
+            # an update keeps its residual scales, a first fit measures them anew
+            states = [
+                state._replace(nominal=whole.nominal)
+                for state, whole in zip(left.states, fitted_state.states, strict=True)
+            ]
+            fitted = model.with_banks(left._replace(states=states))
+    if thumbnails:
+        crops = make_thumbnails(fitted, pre_processor, earlier)
+        for bank, its_crops in zip(fitted.banks, crops, strict=True):
+            bank.thumbnails = its_crops
+    threshold = None
+    if post_processor is not None:
+        excluded = [path for path, _ in suspects]
+        trusted = [path for path in paths if path not in set(excluded)]
+        with bars(shown=bar_is_on(trainer)):
+            threshold = post_processor.calibrated(
+                fitted,
+                pre_processor,
+                trusted or paths,
+                update=earlier is not None,
+                excluded=excluded if trusted else [],
             )
-            return None, suspects
-        stays = state.rows(~dropped)
-        left.append(stays._replace(clusters=reassign(stays.clusters, state.clusters.rows(dropped))))
-    scale_clusters, images = renumber_images(
-        [state.clusters for state in left], dict(enumerate(fitted_state.images))
-    )
-    return (
-        FittedState(
-            [
-                state._replace(clusters=clusters)
-                for state, clusters in zip(left, scale_clusters, strict=True)
-            ],
-            images,
-        ),
-        suspects,
-    )
-
-
-def write_suspects(suspects: Sequence[tuple[str, float]], table: Path) -> None:
-    """Write suspects as CSV, whole or not at all, and to the log."""
-    logger.info("Suspected of being defective, the worst first:")
-    for path, score in suspects:
-        logger.info("  %.4g  %s", score, path)
-    with atomic_write(table) as part, part.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("image", "score"), *suspects])
-
-
-_SIZES = {8: 1000, 31: 5000, float("inf"): 3000}  # by the largest stride
+    return FitResult(fitted.fitted_state, suspects, threshold)
 
 
 def bank_sizes(scales: Sequence[Scale], bank_size: int | Sequence[int] | None) -> list[int]:
-    """Most atoms of each scale's bank.
+    """Largest number of atoms of each scale's memory bank.
 
     Args:
         scales (Sequence[Scale]): The finest first.
         bank_size (int | Sequence[int] | None): One number for all, or one for each scale. ``None``
-            for 1,000 up to stride 8, which has many patches alike, 5,000 beyond, and 3,000 from
+            for 1,000 up to stride 8, which has many similar patches, 5,000 beyond, and 3,000 from
             stride 32, which has few.
 
     Returns:
@@ -130,38 +138,35 @@ def bank_sizes(scales: Sequence[Scale], bank_size: int | Sequence[int] | None) -
             next(size for stride, size in _SIZES.items() if scale.stride <= stride)
             for scale in scales
         ]
-    if isinstance(bank_size, int):
-        sizes = [bank_size] * len(scales)
-    else:
-        sizes = list(bank_size)
-        if len(sizes) != len(scales):
-            strides = ", ".join(str(scale.stride) for scale in scales)
-            msg = (
-                f"bank_size must be one number, or one for each scale (of strides {strides}), got"
-                f" {sizes}."
-            )
-            raise ValueError(msg)
+    sizes = [bank_size] * len(scales) if isinstance(bank_size, int) else list(bank_size)
+    if len(sizes) != len(scales):
+        strides = ", ".join(str(scale.stride) for scale in scales)
+        msg = (
+            f"bank_size must be one number, or one for each scale (of strides {strides}), got"
+            f" {sizes}."
+        )
+        raise ValueError(msg)
     for size in sizes:
         SubspaceSampler(size)  # refuses what is out of range
     return sizes
 
 
-def samplers_for(
+def build_samplers(
     banks: Sequence[MemoryBank],
     sizes: Sequence[int],
     tolerance: float,
     update: bool,
     global_rank: int,
 ) -> list[SubspaceSampler]:
-    """Samplers for a fit that starts now, one for each scale.
+    """Samplers at the start of a fit, one for each scale.
 
     Args:
         banks (Sequence[MemoryBank]): The model's.
         sizes (Sequence[int]): Largest number of atoms of each.
-        tolerance (float): Of the sum over scales of what is left of an embedding: each may use up
-            an equal share.
-        update (bool): Whether to go on from the atoms that the banks have.
-        global_rank (int): Of this process; what was seen before counts once among all of them.
+        tolerance (float): Residual of a patch, summed over scales, below which it needs no atom;
+            each scale has an equal share.
+        update (bool): Whether to start from the atoms of the banks.
+        global_rank (int): Of this process; the first one alone counts what was seen before.
 
     Returns:
         list[SubspaceSampler]: In the order of the banks.
@@ -181,23 +186,22 @@ def samplers_for(
     return samplers
 
 
-def learn(
+def build_banks(
     samplers: Sequence[SubspaceSampler],
     images: Mapping[int, str],
     earlier: FittedState | None = None,
     device: torch.device | None = None,
 ) -> FittedState:
-    """Make of what samplers hold what a model is to take into use, in all processes together.
+    """Memory banks from the samplers of all processes.
 
     A process whose samplers have observed nothing takes part without atoms.
 
     Args:
         samplers (Sequence[SubspaceSampler]): Of each scale.
         images (Mapping[int, str]): Paths by the numbers in the atoms' origins.
-        earlier (FittedState | None): What the fit adds to, if anything. Atoms then stay where they
-            are instead of moving to the mean of what they stand for, and residuals keep the unit of
-            before. A full bank keeps only a part of its earlier atoms, so that earlier images may
-            score otherwise.
+        earlier (FittedState | None): What an update adds to. Its atoms do not move to the means of
+            their clusters, and residual scales stay. A full bank keeps a part of its atoms only, so
+            that earlier images may score differently.
         device (torch.device | None): One that the process group communicates on.
 
     Returns:
@@ -222,98 +226,112 @@ def learn(
         ],
         paths,
     )
-    fitted_state = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
+    united = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
     if earlier is not None:
-        both = zip(fitted_state.states, earlier.states, strict=True)
         states = [
             state._replace(nominal=before.nominal, nuisance=before.nuisance)
-            for state, before in both
+            for state, before in zip(united.states, earlier.states, strict=True)
         ]
-        return fitted_state._replace(states=states)
-    moved = [
-        state._replace(
-            clusters=recentred(
-                state.clusters,
-                sampler.tolerance if state.threshold <= sampler.tolerance else torch.inf,
+    else:
+        states = [
+            state._replace(
+                clusters=recentred(
+                    state.clusters,
+                    sampler.tolerance if state.threshold <= sampler.tolerance else torch.inf,
+                )
             )
-        )
-        for state, sampler in zip(fitted_state.states, samplers, strict=True)
-    ]
-    return fitted_state._replace(states=moved)
+            for state, sampler in zip(united.states, samplers, strict=True)
+        ]
+    return united._replace(states=states)
 
 
-# From the fitted model, the images it is known by, and those that are not, to the state of its
-# threshold.
-Calibrate = Callable[[SgfrModel, Sequence[str], Sequence[str]], ThresholdState]
+def exclude_suspects(
+    model: SgfrModel, pre_processor: nn.Module | None, paths: Sequence[str], share: float
+) -> tuple[FittedState | None, list[tuple[str, float]]]:
+    """Leave out the training images that the atoms of the others rebuild worst.
 
-
-class FitResult(NamedTuple):
-    """What a model, and its post-processor, are to take into use.
-
-    Attributes:
-        fitted_state (FittedState): Banks, without the suspects' atoms and with thumbnails, if these
-            were asked for.
-        suspects (list[tuple[str, float]]): Training images suspected of being defective, and their
-            raw scores.
-        threshold (ThresholdState | None): State of the threshold for these banks, if there is to be
-            one.
-    """
-
-    fitted_state: FittedState
-    suspects: list[tuple[str, float]]
-    threshold: ThresholdState | None
-
-
-def make(
-    model: SgfrModel,
-    fitted_state: FittedState,
-    pre_processor: Any,  # noqa: ANN401
-    paths: Sequence[str],
-    *,
-    trim: float = 0.0,
-    thumbnails: bool = False,
-    earlier: FittedState | None = None,
-    calibrate: Calibrate | None = None,
-) -> FitResult:
-    """Make everything; whatever fails, the model is as it was.
+    The clusters of their atoms go to the atoms that stay, so that the certificate still holds for
+    all patches seen.
 
     Args:
-        model (SgfrModel): The model that is fitted; it stays as it is.
-        fitted_state (FittedState): What its fit learnt.
-        pre_processor (Any): Its pre-processor.
+        model (SgfrModel): A fitted model; it is not changed.
+        pre_processor (nn.Module | None): Its pre-processor.
         paths (Sequence[str]): Training images.
-        trim (float): Share of them to suspect, see
-            :func:`~anomalib_sgfr.training.fit.without_suspects`.
-        thumbnails (bool): Whether to make thumbnails.
-        earlier (FittedState | None): What an update adds to; its thumbnails are kept.
-        calibrate (Calibrate | None): Makes the state of the threshold from the fitted model, the
-            training images that are not suspects, and the suspects.
+        share (float): Share of them to suspect.
 
     Returns:
-        FitResult: All of it.
+        tuple[FittedState | None, list[tuple[str, float]]]: The banks without the suspects' atoms,
+        ``None`` if a scale would have none left; and the suspects with their raw scores, the
+        largest first.
     """
-    fitted = model.with_banks(fitted_state)
-    suspects: list[tuple[str, float]] = []
-    if trim:
-        left, suspects = without_suspects(fitted, pre_processor, paths, trim)
-        if left is not None:  # the banks would otherwise be empty
-            measures = [
-                state.nominal for state in fitted_state.states
-            ]  # of an update as before, otherwise to be found anew
-            states = [
-                state._replace(nominal=its)
-                for state, its in zip(left.states, measures, strict=True)
-            ]
-            fitted = model.with_banks(left._replace(states=states))
-    if thumbnails:
-        pictures = make_thumbnails(fitted, pre_processor, earlier)
-        for bank, its_pictures in zip(fitted.banks, pictures, strict=True):
-            bank.thumbnails = its_pictures
-    suspected = dict(suspects)
-    trusted = [path for path in paths if path not in suspected]
-    excluded = list(suspected) if trusted else []  # all of them may be suspects
-    return FitResult(
-        fitted.fitted_state,
-        suspects,
-        calibrate(fitted, trusted or paths, excluded) if calibrate else None,
+    scores = nominal_scores(model, pre_processor, paths).scores
+    ranked = sorted(zip(paths, scores, strict=True), key=lambda item: -item[1])
+    suspects = ranked[: math.ceil(share * len(paths) * (1.0 - _ROUNDING))]
+    suspected = {path for path, _ in suspects}
+    images = model.fitted_state.images
+    numbers = torch.tensor([number for number, path in enumerate(images) if path in suspected])
+    left: list[MemoryBankState] = []
+    for state in model.fitted_state.states:
+        dropped = torch.isin(state.clusters.origin[:, 0], numbers.to(state.clusters.origin))
+        if bool(dropped.all()):
+            logger.warning(
+                "Without the suspected images a memory bank would be empty: all atoms are kept."
+            )
+            return None, suspects
+        stays = state.rows(~dropped)
+        left.append(stays._replace(clusters=reassign(stays.clusters, state.clusters.rows(dropped))))
+    scale_clusters, kept = renumber_images(
+        [state.clusters for state in left], dict(enumerate(images))
     )
+    states = [
+        state._replace(clusters=clusters)
+        for state, clusters in zip(left, scale_clusters, strict=True)
+    ]
+    return FittedState(states, kept), suspects
+
+
+def write_suspects(suspects: Sequence[tuple[str, float]], table: Path) -> None:
+    """Log suspected images and write them as CSV."""
+    logger.info("Suspected of being defective, the largest score first:")
+    for path, score in suspects:
+        logger.info("  %.4g  %s", score, path)
+    with atomic_write(table) as part, part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image", "score"), *suspects])
+
+
+def report_certificate(model: SgfrModel, trainer: Trainer) -> None:
+    """Log the sizes of a fitted model's banks and its certificate; send it to the loggers."""
+    found = model.certificate()
+    if trainer.is_global_zero:
+        for bank, scale in zip(model.banks, found.scales, strict=True):
+            _warn_of_outliers(bank, model.images)
+            logger.info(
+                "Learnt a bank of %d atoms x %d from %d patches.", *bank.atoms.shape, scale.patches
+            )
+        logger.info(
+            "Certified: each rebuilt to within %.4g, on average within %.4g.",
+            found.largest,
+            found.mean,
+        )
+    metrics = {
+        "certified_residual": found.largest,
+        "certified_mean_residual": found.mean,
+        "certified_score": found.largest_score,
+    }
+    for destination in trainer.loggers:
+        destination.log_metrics(metrics, trainer.global_step)
+
+
+def _warn_of_outliers(bank: MemoryBank, images: Sequence[str]) -> None:
+    """Name the image of an embedding so large that most others become equal beside it."""
+    atoms = bank.atoms
+    different = len(torch.unique(bank.stored, dim=0))
+    if 2 * different < len(atoms):
+        image = int(bank.origin[atoms.abs().amax(1).argmax(), 0])
+        logger.warning(
+            "%d of %d atoms are alike in 16 bits beside the largest, of %.3g: look at %s.",
+            len(atoms) - different,
+            len(atoms),
+            float(atoms.abs().max()),
+            images[image] if image >= 0 else "the training images",
+        )

@@ -1,4 +1,4 @@
-"""What a model looks at: size, tiles and a region of interest, which stay with what was learnt."""
+"""Input of a model: bit depth, size, tiles and region of interest, kept with what was fitted."""
 
 import logging
 from collections.abc import Sequence
@@ -7,35 +7,46 @@ from typing import Any, NamedTuple
 
 import torch
 from anomalib.callbacks.tiler_configuration import TilerConfigurationCallback
+from anomalib.data import ImageBatch
 from anomalib.pre_processing.utils.spec import spec_to_transform
-from lightning.pytorch import Callback, LightningModule
-from torch import Tensor
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
 from anomalib_sgfr.features.backbone import require_size
 from anomalib_sgfr.features.tiling import Tiling
+from anomalib_sgfr.images.bit_depth import (
+    ConstantImageCheck,
+    check_synthetic_sources,
+    infer_bit_depth,
+    reread_images,
+    running_dataset,
+)
+from anomalib_sgfr.images.headers import SUFFIXES, count_unread
 from anomalib_sgfr.images.pre_processor import output_size
 from anomalib_sgfr.images.roi import read_roi, roi_at_input
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["Frame", "Framed", "as_size"]
+__all__ = ["FittedInput", "HighBitDepth", "InputSettings", "as_size"]
 
 logger = logging.getLogger(__name__)
 
-# in a checkpoint; one without the first is of a version that forgot its tiles
+# keys of a checkpoint; one without the first is of a version that did not keep its tiles
 _TILING = "sgfr_tiling"
-_CONFIG = "anomalib_pre_processor_config"
-_NOT_KEPT = "sgfr_transform_not_kept"
-# its hyper-parameters are no witness: Lightning puts the arguments of a restored model there
+_PRE_PROCESSOR = "anomalib_pre_processor_config"
+_TRANSFORM_NOT_KEPT = "sgfr_transform_not_kept"
+# not read from the hyper-parameters: Lightning puts the arguments of a restored model there
 _ROI = "sgfr_roi"
+_BIT_DEPTH = "sgfr_bit_depth"
+_CHECKPOINT = "the checkpoint"
 
 
-class Frame(NamedTuple):
-    """What a bank was learnt with.
+class FittedInput(NamedTuple):
+    """Tiles and region of interest that a model was fitted with.
 
     Attributes:
         tiling (Tiling | None): Tiles, if any.
         region (Tensor): As in :class:`~anomalib_sgfr.torch_model.SgfrModel`.
-        roi (str | None): Where the mask was read from.
+        roi (str | None): File that the region was read from.
     """
 
     tiling: Tiling | None
@@ -44,7 +55,13 @@ class Frame(NamedTuple):
 
 
 def as_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width that a user gave as one number or two.
+    """Height and width from one number or two.
+
+    Args:
+        size (int | Sequence[int]): As the user gave it.
+
+    Returns:
+        tuple[int, int]: Height and width in pixels.
 
     Raises:
         ValueError: If it is neither.
@@ -56,113 +73,212 @@ def as_size(size: int | Sequence[int]) -> tuple[int, int]:
     return both[0], both[1]
 
 
-class Framed(LightningModule):
-    """Mixin that keeps tiles and region with what was learnt, and refuses others than those."""
+class InputSettings:
+    """Size, tiles, region and bit depth that were asked for, and those of the fit.
 
-    model: SgfrModel
-    pre_processor: Any
-    update: bool
+    Args:
+        model (SgfrModel): The model, which is given tiles and bit depth.
+        pre_processor (nn.Module | None): Its pre-processor.
+        image_size (int | Sequence[int] | None): Height and width of the model's input.
+        tile_size (int | Sequence[int] | None): Height and width of a tile.
+        tile_stride (int | Sequence[int] | None): Pixels from one tile to the next.
+        roi (str | Path | None): Mask image of the region of interest.
+        bit_depth (int | None): Bits that the camera gives.
+        own_pre_processor (bool): Whether the pre-processor is the user's.
 
-    def look_at(
+    Attributes:
+        bit_depth (int | None): As given; the depth in use is the model's.
+        tiling (Tiling | None): Tiles that the arguments ask for.
+        fitted (FittedInput | None): What the model was fitted with; ``None`` before a fit.
+
+    Raises:
+        ValueError: If arguments contradict each other or the backbone.
+    """
+
+    def __init__(
         self,
-        image_size: int | Sequence[int] | None,
-        tile_size: int | Sequence[int] | None,
-        tile_stride: int | Sequence[int] | None,
-        roi: str | Path | None,
+        model: SgfrModel,
+        pre_processor: nn.Module | None,
+        *,
+        image_size: int | Sequence[int] | None = None,
+        tile_size: int | Sequence[int] | None = None,
+        tile_stride: int | Sequence[int] | None = None,
+        roi: str | Path | None = None,
+        bit_depth: int | None = None,
         own_pre_processor: bool = False,
     ) -> None:
-        """Take the arguments, once the model is made.
-
-        Args:
-            image_size (int | Sequence[int] | None): Height and width of the model's input.
-            tile_size (int | Sequence[int] | None): Height and width of a tile.
-            tile_stride (int | Sequence[int] | None): From one tile to the next.
-            roi (str | Path | None): Mask picture.
-            own_pre_processor (bool): Whether the pre-processor is the user's.
-
-        Raises:
-            ValueError: If they contradict each other or the backbone.
-        """
-        self._given_size = None if image_size is None else as_size(image_size)
-        made = output_size(self.pre_processor)
-        if self._given_size is not None and made != self._given_size:
-            its = "no one size" if made is None else _by(made)
+        self._size = None if image_size is None else as_size(image_size)
+        self._roi = None if roi is None else str(roi)
+        self._own_pre_processor = own_pre_processor
+        self.bit_depth = bit_depth
+        self.fitted: FittedInput | None = None
+        size = output_size(pre_processor)
+        if self._size is not None and size != self._size:
+            its = "no one size" if size is None else _by(size)
             msg = (
-                f"image_size is {_by(self._given_size)}, but the pre_processor makes {its}: pass"
-                " one of the two."
+                f"image_size is {_by(self._size)}, but the pre_processor makes {its}: pass one of"
+                " the two."
             )
             raise ValueError(msg)
-        if made is not None:
-            require_size(self.model.embedder.backbone, self.model.embedder.layers, made)
+        if size is not None:
+            require_size(model.embedder.backbone, model.embedder.layers, size)
         if tile_size is None and tile_stride is not None:
             msg = f"tile_stride {tile_stride} needs a tile_size."
             raise ValueError(msg)
-        self._given_tiling = (
-            None if tile_size is None else Tiling.parse(tile_size, tile_stride, self._coarsest)
+        self.tiling = (
+            None if tile_size is None else Tiling.parse(tile_size, tile_stride, _stride(model))
         )
-        self.model.tiler = None if self._given_tiling is None else self._given_tiling.tiler()
-        self._roi = None if roi is None else str(roi)
-        self._has_own_pre_processor = own_pre_processor
-        self._frame: Frame | None = None  # of what was learnt; nothing is known of it before a fit
+        model.tiler = None if self.tiling is None else self.tiling.tiler()
+        model.bit_depth = bit_depth or 8
 
-    @property
-    def _coarsest(self) -> int:
-        return self.model.embedder.scale_strides[-1]
+    def configure(
+        self,
+        model: SgfrModel,
+        pre_processor: nn.Module | None,
+        trainer: Trainer,
+        *,
+        fit: bool,
+        update: bool,
+    ) -> None:
+        """Set tiles and region at the start of a run, after a callback may have set a tiler.
 
-    def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """Give a tiler without a stride that of its documentation, its tile's: anomalib's own fails
-        without one.
-        """
-        for callback in self._tilers():
-            if callback.stride is None:
-                callback.stride = callback.tile_size
-        return super().configure_callbacks()
-
-    def setup(self, stage: str) -> None:
-        """Choose what to look at: after the callbacks, one of which may have set a tiler.
+        Args:
+            model (SgfrModel): The model.
+            pre_processor (nn.Module | None): Its pre-processor.
+            trainer (Trainer): Of the run. If it restores a checkpoint, :meth:`restore` does the
+                rest.
+            fit (bool): Whether the run is a fit.
+            update (bool): Whether a fit adds to an earlier one.
 
         Raises:
-            ValueError: If arguments, callback, and what was learnt disagree, or the region cannot
-                be had.
+            ValueError: If arguments, callback and fit disagree, or the region cannot be read.
         """
-        super().setup(stage)
         try:
-            self._look(stage)
+            asked = self._asked_tiling(model, trainer)
+            if asked is not None:
+                model.tiler = asked.tiler()
+            if trainer.ckpt_path is not None:
+                return
+            if self.fitted is not None and (update or not fit):
+                _require_same_tiling(asked, self.fitted.tiling, "the model")
+                self.apply_fitted(model)
+            elif fit and self._roi is not None:
+                model.region = self._read_region(model, pre_processor)
         except ValueError:
-            self.look_as_learnt()
+            self.apply_fitted(model)
             raise
 
-    def _look(self, stage: str) -> None:
-        asked = self._asked_tiling()
-        if asked is not None:
-            self.model.tiler = asked.tiler()
-        if self.trainer.ckpt_path is not None:  # which is read after this
-            return
-        if self._frame is not None and (stage != "fit" or self.update):
-            _require_same(asked, self._frame.tiling, "the model")
-            self.look_as_learnt()
-        elif stage == "fit" and self._roi is not None:
-            self.model.region = self._read_region()
+    def keep(self, model: SgfrModel) -> None:
+        """Note that a model was fitted with the tiles and the region that it has now."""
+        roi = self.fitted.roi if self._roi is None and self.fitted is not None else self._roi
+        self.fitted = FittedInput(Tiling.from_tiler(model.tiler), model.region, roi)
 
-    def _tilers(self) -> list[TilerConfigurationCallback]:
-        callbacks = getattr(self._trainer, "callbacks", [])
-        return [
-            item
-            for item in callbacks
-            if isinstance(item, TilerConfigurationCallback) and item.enable
-        ]
+    def apply_fitted(self, model: SgfrModel) -> None:
+        """Give a model the tiles and the region of its fit, if it had one."""
+        if self.fitted is not None:
+            model.tiler = None if self.fitted.tiling is None else self.fitted.tiling.tiler()
+            model.region = self.fitted.region.to(model.region.device)
 
-    def _asked_tiling(self) -> Tiling | None:
+    def save(
+        self, checkpoint: dict[str, Any], model: SgfrModel, pre_processor: nn.Module | None
+    ) -> None:
+        """Put the settings into a checkpoint as plain data; the region is in the model's state."""
+        tiling = Tiling.from_tiler(model.tiler)
+        checkpoint[_TILING] = None if tiling is None else tiling.state()
+        checkpoint[_ROI] = self._roi if self.fitted is None else self.fitted.roi
+        checkpoint[_BIT_DEPTH] = model.bit_depth
+        transform = getattr(pre_processor, "transform", None)
+        kept = checkpoint.get(_PRE_PROCESSOR, {}).get("transform")
+        checkpoint[_TRANSFORM_NOT_KEPT] = (
+            repr(transform) if transform is not None and kept is None else None
+        )
+
+    def check(self, checkpoint: dict[str, Any], pre_processor: nn.Module | None) -> None:
+        """Refuse a checkpoint of another bit depth or pre-processor, before anything is restored.
+
+        Args:
+            checkpoint (dict[str, Any]): As Lightning read it. A configuration that would overwrite
+                a pre-processor which no checkpoint can keep is removed from it.
+            pre_processor (nn.Module | None): Of the model.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        fitted = checkpoint.get(_BIT_DEPTH, 8)
+        if self.bit_depth not in {None, fitted} and fitted > 8:  # noqa: PLR2004
+            msg = (
+                f"the checkpoint's training images were read with bit_depth {fitted}, the model has"
+                f" {self.bit_depth}: pass --model.bit_depth {fitted}, or fit again."
+            )
+            raise ValueError(msg)
+        own: Any = pre_processor if self._own_pre_processor else None
+        lost = checkpoint.get(_TRANSFORM_NOT_KEPT)
+        if lost and own is None:
+            msg = (
+                f"{_CHECKPOINT} was fitted with a pre_processor that no checkpoint can keep: pass"
+                f" it again. It did {lost}"
+            )
+            raise ValueError(msg)
+        if lost:
+            checkpoint.pop(_PRE_PROCESSOR, None)
+        elif hasattr(own, "checkpoint_config"):
+            had_one = checkpoint.get("anomalib_components_enabled", {}).get("pre_processor", True)
+            config = checkpoint.get(_PRE_PROCESSOR) if had_one else {}
+            if config is not None and config != own.checkpoint_config():
+                its = repr(spec_to_transform(config["transform"])) if config else "none"
+                msg = (
+                    f"{_CHECKPOINT} was fitted with another pre_processor: leave yours out, or fit"
+                    f" again. It had {its}"
+                )
+                raise ValueError(msg)
+
+    def restore(
+        self,
+        checkpoint: dict[str, Any],
+        model: SgfrModel,
+        pre_processor: nn.Module | None,
+        trainer: Trainer | None,
+    ) -> None:
+        """Restore the settings of a checkpoint, and refuse others that were asked for.
+
+        Args:
+            checkpoint (dict[str, Any]): That :meth:`check` let pass.
+            model (SgfrModel): The model.
+            pre_processor (nn.Module | None): Restored from the checkpoint.
+            trainer (Trainer | None): Whose callbacks may ask for tiles.
+
+        Raises:
+            ValueError: If image size, tiles or region differ.
+        """
+        size = output_size(pre_processor)
+        if self._size is not None and size is not None and size != self._size:
+            msg = (
+                f"{_CHECKPOINT} was fitted at an image_size of {_by(size)}, {_by(self._size)} is"
+                " asked for: leave image_size out, or fit again."
+            )
+            raise ValueError(msg)
+        region = checkpoint["state_dict"].get("model.region", torch.empty(0, dtype=torch.uint8))
+        roi = checkpoint.get(_ROI)
+        self._require_same_region(region, roi, model, pre_processor)
+        tiling = Tiling.from_tiler(model.tiler)
+        if _TILING in checkpoint:
+            tiling = Tiling.from_state(checkpoint[_TILING])
+            _require_same_tiling(self._asked_tiling(model, trainer), tiling, _CHECKPOINT)
+        model.bit_depth = self.bit_depth or checkpoint.get(_BIT_DEPTH, 8)
+        self.fitted = FittedInput(tiling, region.clone(), roi)
+        self.apply_fitted(model)
+
+    def _asked_tiling(self, model: SgfrModel, trainer: Trainer | None) -> Tiling | None:
         """Tiles that the arguments or a callback ask for."""
-        asked = self._given_tiling
-        for callback in self._tilers():
+        asked = self.tiling
+        for callback in tiler_callbacks(trainer):
             if callback.remove_border_count:
                 msg = (
                     "the tiler's remove_border_count must be 0, got"
                     f" {callback.remove_border_count}."
                 )
                 raise ValueError(msg)
-            its = Tiling.parse(callback.tile_size, callback.stride, self._coarsest)
+            its = Tiling.parse(callback.tile_size, callback.stride, _stride(model))
             if asked is not None and asked != its:
                 msg = (
                     f"the model's arguments ask for {asked}, the TilerConfigurationCallback for"
@@ -172,116 +288,158 @@ class Framed(LightningModule):
             asked = its
         return asked
 
-    def _read_region(self) -> Tensor:
-        found = roi_at_input(read_roi(str(self._roi)), self.pre_processor, f"roi '{self._roi}'")
-        return found.to(self.model.region.device)
+    def _read_region(self, model: SgfrModel, pre_processor: nn.Module | None) -> Tensor:
+        region = roi_at_input(read_roi(str(self._roi)), pre_processor, f"roi '{self._roi}'")
+        return region.to(model.region.device)
 
-    def _require_same_region(self, theirs: Tensor, name: str, known: str | None) -> None:
-        """Refuse a region other than what was learnt; ``known`` is the file that it came from,
-        which may be gone.
-        """
+    def _require_same_region(
+        self,
+        fitted: Tensor,
+        roi: str | None,
+        model: SgfrModel,
+        pre_processor: nn.Module | None,
+    ) -> None:
+        """Refuse a region other than that of the fit, which was read from ``roi``."""
         if self._roi is None:
             return
-        if not theirs.numel():
+        if not fitted.numel():
             msg = (
-                f"{name} was fitted without a roi, '{self._roi}' is asked for: leave it out, or fit"
-                " again."
+                f"{_CHECKPOINT} was fitted without a roi, '{self._roi}' is asked for: leave it"
+                " out, or fit again."
             )
             raise ValueError(msg)
-        if self._roi == known and not Path(self._roi).is_file():
+        if self._roi == roi and not Path(self._roi).is_file():
             return
-        ours = self._read_region()
-        if ours.shape == theirs.shape and torch.equal(ours.cpu(), theirs.cpu()):
+        asked = self._read_region(model, pre_processor)
+        if asked.shape == fitted.shape and torch.equal(asked.cpu(), fitted.cpu()):
             return
-        if self._roi == known:
-            logger.warning(
-                "roi '%s' has changed since the fit: what was learnt keeps the earlier one.",
-                self._roi,
-            )
-            return
-        msg = f"{name} was fitted with another roi than '{self._roi}': leave it out, or fit again."
-        raise ValueError(msg)
-
-    def keep_look(self) -> None:
-        """Remember what has been learnt with."""
-        roi = self._frame.roi if self._roi is None and self._frame is not None else self._roi
-        self._frame = Frame(Tiling.from_tiler(self.model.tiler), self.model.region, roi)
-
-    def look_as_learnt(self) -> None:
-        """Return to what was learnt with, if anything was."""
-        if self._frame is not None:
-            self.model.tiler = None if self._frame.tiling is None else self._frame.tiling.tiler()
-            self.model.region = self._frame.region.to(self.model.region.device)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the tiles, as plain data; the region is a part of the model's state."""
-        super().on_save_checkpoint(checkpoint)
-        tiling = Tiling.from_tiler(self.model.tiler)
-        checkpoint[_TILING] = None if tiling is None else tiling.state()
-        checkpoint[_ROI] = self._roi if self._frame is None else self._frame.roi
-        transform = getattr(self.pre_processor, "transform", None)
-        kept = checkpoint.get(_CONFIG, {}).get("transform")
-        checkpoint[_NOT_KEPT] = repr(transform) if transform is not None and kept is None else None
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore, and refuse what was asked for and is not what was learnt with.
-
-        Raises:
-            ValueError: If pre-processor, image size, tiles or region differ.
-        """
-        name = "the checkpoint"
-        self._take_pre_processor(checkpoint, name)
-        made = output_size(self.pre_processor)
-        if self._given_size is not None and made is not None and made != self._given_size:
+        if self._roi != roi:
             msg = (
-                f"{name} was fitted at an image_size of {_by(made)}, {_by(self._given_size)} is"
-                " asked for: leave image_size out, or fit again."
+                f"{_CHECKPOINT} was fitted with another roi than '{self._roi}': leave it out, or"
+                " fit again."
             )
             raise ValueError(msg)
-        region = checkpoint["state_dict"].get("model.region", torch.empty(0, dtype=torch.uint8))
-        self._require_same_region(region, name, checkpoint.get(_ROI))
-        tiling = Tiling.from_tiler(self.model.tiler)
-        if _TILING in checkpoint:
-            tiling = Tiling.from_state(checkpoint[_TILING])
-            _require_same(self._asked_tiling(), tiling, name)
-        self._frame = Frame(tiling, region.clone(), checkpoint.get(_ROI))
-        self.look_as_learnt()
-
-    def _take_pre_processor(self, checkpoint: dict[str, Any], name: str) -> None:
-        """Restore; first refuse a pre-processor of the user's that is not what was learnt with."""
-        own: Any = self.pre_processor if self._has_own_pre_processor else None
-        lost = checkpoint.get(_NOT_KEPT)
-        if lost and own is None:
-            msg = (
-                f"{name} was fitted with a pre_processor that no checkpoint can keep: pass it"
-                f" again. It did {lost}"
-            )
-            raise ValueError(msg)
-        if not lost and hasattr(own, "checkpoint_config"):
-            had_one = checkpoint.get("anomalib_components_enabled", {}).get("pre_processor", True)
-            config = checkpoint.get(_CONFIG) if had_one else {}
-            if config is not None and config != own.checkpoint_config():
-                its = repr(spec_to_transform(config["transform"])) if config else "none"
-                msg = (
-                    f"{name} was fitted with another pre_processor: leave yours out, or fit again."
-                    f" It had {its}"
-                )
-                raise ValueError(msg)
-        transforms = (
-            {key: value for key, value in vars(own).items() if "transform" in key} if lost else {}
+        logger.warning(
+            "roi '%s' has changed since the fit: the region of the fit stays in use.", self._roi
         )
-        super().on_load_checkpoint(checkpoint)
-        if own is not None:
-            vars(own).update(transforms)  # in whose place anomalib has put nothing
 
 
-def _require_same(asked: Tiling | None, fitted_state: Tiling | None, name: str) -> None:
-    if asked is None or asked == fitted_state:
+def tiler_callbacks(trainer: Trainer | None) -> list[TilerConfigurationCallback]:
+    """A trainer's callbacks that ask for tiles."""
+    return [
+        callback
+        for callback in getattr(trainer, "callbacks", [])
+        if isinstance(callback, TilerConfigurationCallback) and callback.enable
+    ]
+
+
+def _stride(model: SgfrModel) -> int:
+    """Stride of the coarsest scale, in pixels."""
+    return model.embedder.scale_strides[-1]
+
+
+def _require_same_tiling(asked: Tiling | None, fitted: Tiling | None, name: str) -> None:
+    if asked is None or asked == fitted:
         return
-    was = "without tiles" if fitted_state is None else f"with {fitted_state}"
+    was = "without tiles" if fitted is None else f"with {fitted}"
     msg = f"{name} was fitted {was}, {asked} are asked for: leave them out, or fit again."
     raise ValueError(msg)
 
 
 def _by(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
+
+
+class HighBitDepth(Callback):
+    """Read images of more than 8 bits again, which anomalib clips, and check training images.
+
+    Sgfr attaches one, which comes before anomalib's pre-processor. (Lightning warns of hooks of
+    these names in a model that is used beside a data module.)
+    """
+
+    def __init__(self) -> None:
+        self._check: ConstantImageCheck | None = None
+
+    def start_fit(
+        self, trainer: Trainer, model: SgfrModel, bit_depth: int | None, *, update: bool
+    ) -> None:
+        """Choose the bit depth: files of 16 bits may come from a camera of fewer.
+
+        Args:
+            trainer (Trainer): Of the fit, with its data loaders.
+            model (SgfrModel): The model, which is given the bit depth.
+            bit_depth (int | None): As the user gave it. Given, it also confirms that the training
+                images are right.
+            update (bool): Whether the fit adds to an earlier one, whose bit depth stays.
+
+        Raises:
+            OSError: If an image cannot be read.
+            ValueError: If an image cannot be read at its own bit depth.
+        """
+        self._check = ConstantImageCheck(user_confirmed=bit_depth is not None)
+        check_synthetic_sources(getattr(trainer, "datamodule", None))
+        samples = getattr(getattr(trainer.train_dataloader, "dataset", None), "samples", None)
+        paths = [] if samples is None else samples["image_path"].tolist()
+        _warn_of_unread(trainer, paths)
+        if not update and bit_depth is None:
+            model.bit_depth = infer_bit_depth(paths)
+
+    def require_no_constant_images(self) -> None:
+        """Refuse training images most of which are nearly constant.
+
+        Raises:
+            ValueError: If most of those seen are.
+        """
+        if self._check:
+            self._check.finish()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say which images of the folders are left out."""
+        del pl_module
+        loaders = trainer.predict_dataloaders
+        for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+            dataset = getattr(loader, "dataset", None)
+            _warn_of_unread(trainer, getattr(dataset, "image_filenames", None))
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Read images again; check them."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._check and isinstance(batch, ImageBatch):
+            images: Any = batch.image
+            self._check.update(images, batch.image_path)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Read images of a batch again, in place, as its data set would have altered them."""
+        del batch_idx
+        if isinstance(batch, ImageBatch):
+            model: Any = pl_module.model
+            reread_images(batch, running_dataset(trainer, dataloader_idx), model.bit_depth)
+
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
+
+
+def _warn_of_unread(trainer: Trainer, paths: Sequence[Any] | None) -> None:
+    """Name kinds of images beside those of a data set, which anomalib leaves out silently."""
+    unread = count_unread(paths or []) if trainer.is_global_zero else None
+    if unread:
+        kinds = ", ".join(f"{number} {suffix}" for suffix, number in sorted(unread.items()))
+        logger.warning(
+            "%d images are left out: %s. anomalib reads files named %s.",
+            unread.total(),
+            kinds,
+            ", ".join(sorted(SUFFIXES)),
+        )

@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
 from anomalib_sgfr.data import ELPV, MTD
+from anomalib_sgfr.data.mtd import tile_of
 
 __all__ = [
     "DATASETS",
@@ -35,6 +36,7 @@ __all__ = [
     "keep_training_images",
     "kinds",
     "masks",
+    "part_of",
 ]
 
 DATASETS = (
@@ -228,6 +230,12 @@ def kinds(samples: pd.DataFrame, paths: Sequence[str] | None = None) -> NDArray[
     )
     kind_of = dict(zip(samples["image_path"], map(str, names), strict=True))
     return np.array([kind_of[path] for path in (samples["image_path"] if paths is None else paths)])
+
+
+def part_of(dataset: str) -> Callable[[str], str]:
+    """From an image to the part it shows: of ``mtd`` the tile, otherwise the image itself."""
+    tiles = tile_of() if dataset == "mtd" else {}
+    return lambda path: str(tiles.get(Path(path).name, path))
 
 
 def images(dataset: AnomalibDataset, rows: Iterable[int], transform: Transform) -> Tensor:

@@ -1,4 +1,4 @@
-"""Made pictures, and defects of a known size drawn into them."""
+"""Made images, and defects of a known size drawn into them."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["draw_defect", "picture"]
+__all__ = ["draw_defect", "surface"]
 
 _CONTRAST = (0.15, 0.35)
 
@@ -49,8 +49,8 @@ def draw_defect(
     return changed, strength > 0.3  # noqa: PLR2004
 
 
-def picture(rng: np.random.Generator, size: Sequence[int]) -> NDArray[np.float32]:
-    """Make a picture of a good part: a brushed surface under uneven light.
+def surface(rng: np.random.Generator, size: Sequence[int]) -> NDArray[np.float32]:
+    """Make an image of a good part: a brushed surface under uneven light.
 
     Args:
         rng (np.random.Generator): Draws grain and light.

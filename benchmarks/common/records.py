@@ -9,13 +9,26 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["METRICS", "Record", "Spec", "merge", "read", "write_text"]
+__all__ = [
+    "METRICS",
+    "Record",
+    "Row",
+    "Spec",
+    "merge",
+    "read",
+    "read_rows",
+    "table",
+    "write_rows",
+    "write_text",
+]
+
+Row = dict[str, Any]
 
 _PACKAGES = ("anomalib", "anomalib-sgfr", "torch", "torchvision", "lightning", "timm", "numpy")
 METRICS = ("image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_AP", "AUPRO")
@@ -162,9 +175,24 @@ def merge(path: Path, records: Iterable[Record]) -> None:
     """Add records to ``results.json``; a record of the same run is replaced."""
     known = {record.key: record for record in read(path)}
     known.update({record.key: record for record in records})
-    # a record a line: small changes make small differences
-    rows = [json.dumps(dataclasses.asdict(known[key])) for key in sorted(known)]
-    write_text(path, "[\n" + ",\n".join(rows) + "\n]\n")
+    write_rows(path, [dataclasses.asdict(known[key]) for key in sorted(known)])
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a list of results; a file that does not exist holds none."""
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a list of results, one a line, so that small changes make small differences."""
+    write_text(path, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown table of these columns and rows of cells."""
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def write_text(path: Path, text: str) -> None:

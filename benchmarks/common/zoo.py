@@ -75,8 +75,7 @@ class Entry:
 
 
 # Without the first, anomalib's coreset selection can fragment the C library's heap to many times
-# what it needs. The second backs its large temporaries by large pages, which makes it faster
-# (benchmarks.pages).
+# what it needs. The second makes it faster.
 _LARGE_BLOCKS = (
     ("MALLOC_MMAP_THRESHOLD_", "1048576"),
     ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),

@@ -137,7 +137,7 @@ def _large_table(found: dict[str, Any]) -> str:
         "",
         (
             "Models of other input sizes, one picture, f32; memory as above. In PyTorch, and by"
-            " tiles: `large-pictures`."
+            " tiles: `large-images`."
         ),
         "",
         "| input, px | ms | ms a megapixel | MiB | MiB a megapixel |",

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common.places import DATA, PatchIndex, add_options, chosen
+from benchmarks.common.cases import DATA, Case, add_options, chosen
 from benchmarks.common.records import Spec, merge, read
 from benchmarks.study.evaluation import evaluate
 from benchmarks.study.report import report
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names = list(STUDIES) if "all" in options.studies else options.studies
     files = {name: options.out / name / "results.json" for name in names}
-    for place in chosen(parser, options):
-        left = {name: _left(name, files[name], place) for name in names}
+    for case in chosen(parser, options):
+        left = {name: _left(name, files[name], case) for name in names}
         # one spec for what several studies share, such as the default
         specs = list(
             {key: spec for of_study in left.values() for key, spec in of_study.items()}.values()
@@ -41,22 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not specs:
             continue
         start = time.monotonic()
-        for done, record in enumerate(evaluate(specs, place.root, options.cache), 1):
+        for done, record in enumerate(evaluate(specs, case.root, options.cache), 1):
             for name in names:
                 if record.key in left[name]:
                     merge(files[name], [record])
-            print(f"{place}: {done} of {len(specs)}, {time.monotonic() - start:.0f} s", flush=True)
+            print(f"{case}: {done} of {len(specs)}, {time.monotonic() - start:.0f} s", flush=True)
     for name in names:
         report(name, options.out / name)
         print((options.out / name / "README.md").read_text(encoding="utf-8"))
     return 0
 
 
-def _left(name: str, results: Path, place: PatchIndex) -> dict[str, Spec]:
+def _left(name: str, results: Path, case: Case) -> dict[str, Spec]:
     """What a study has yet to run on one data set, split and seed, by its key."""
     done = {record.key for record in read(results)}
     return {
         key: spec
-        for key, spec in specs_of(name, place.dataset, place.split, place.seed).items()
+        for key, spec in specs_of(name, case.dataset, case.split, case.seed).items()
         if key not in done
     }

@@ -49,7 +49,7 @@ def _ears(in_map: Sequence[int], in_score: Sequence[int], **changes: Any) -> Var
 
 
 STUDIES: dict[str, list[Variant]] = {
-    "ears": [
+    "layers": [
         _ears((4, 8, 16), (8, 16, 32)),
         _ears((8, 16), (8, 16)),
         _ears((8, 16), (8, 16, 32)),

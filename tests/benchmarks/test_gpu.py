@@ -9,12 +9,12 @@ import torch
 from benchmarks.gpu import main
 
 
-def test_without_a_card_it_says_so_and_all_is_well(
+def test_without_a_gpu_it_says_so_and_all_is_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "no card: nothing was measured.\n"
+    assert capsys.readouterr().out == "no GPU: nothing was measured.\n"
     assert list(tmp_path.iterdir()) == []
 
 

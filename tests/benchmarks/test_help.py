@@ -2,26 +2,14 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 
-COMMANDS = (
-    "accepting",
-    "agreement",
-    "another_light",
-    "compare",
-    "compressed",
-    "deciding",
-    "edge",
-    "false_alarms",
-    "frames",
-    "gpu",
-    "headline",
-    "large_pictures",
-    "pages",
-    "scaling",
-    "startup",
-    "study",
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+COMMANDS = sorted(
+    {path.stem for path in BENCHMARKS.glob("[!_]*.py")}
+    | {path.parent.name for path in BENCHMARKS.glob("*/__main__.py")}
 )
 
 

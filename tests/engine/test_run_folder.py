@@ -14,13 +14,13 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.run_folder import (
-    RunFolder,
-    claim_folder,
+from anomalib_sgfr.run_folder import RunFolder
+from anomalib_sgfr.run_paths import (
+    complete_checkpoint,
+    make_results_folder,
     names_of,
-    newest_whole_run,
+    newest_complete_run,
     results_base,
-    whole_checkpoint,
 )
 from tests.conftest import engine_in, folder_datamodule, write_image
 
@@ -110,10 +110,10 @@ def test_a_command_takes_the_newest_whole_run_for_a_latest_that_did_not_end(tmp_
         (runs / name / CKPT).touch()
     (runs / "v11").mkdir()
     (runs / "latest").symlink_to(runs / "v11")
-    assert newest_whole_run(runs) == runs / "v10"
-    assert whole_checkpoint(runs / "latest" / CKPT) == runs / "v10" / CKPT
-    assert whole_checkpoint(runs / "v11" / CKPT) is None
-    assert whole_checkpoint(runs / "latest" / "other.ckpt") is None
+    assert newest_complete_run(runs) == runs / "v10"
+    assert complete_checkpoint(runs / "latest" / CKPT) == runs / "v10" / CKPT
+    assert complete_checkpoint(runs / "v11" / CKPT) is None
+    assert complete_checkpoint(runs / "latest" / "other.ckpt") is None
 
 
 def test_results_never_go_to_a_folder_latest(tmp_path: Path) -> None:
@@ -126,14 +126,14 @@ def test_results_never_go_to_a_folder_latest(tmp_path: Path) -> None:
 
 
 def test_results_of_other_input_get_a_folder_of_their_own(tmp_path: Path) -> None:
-    first = claim_folder(tmp_path / "bad", {"model": "a"})
-    assert claim_folder(tmp_path / "bad", {"model": "a"}) == first == tmp_path / "bad"
-    assert claim_folder(tmp_path / "bad", {"model": "b"}) == tmp_path / "bad-2"
+    first = make_results_folder(tmp_path / "bad", {"model": "a"})
+    assert make_results_folder(tmp_path / "bad", {"model": "a"}) == first == tmp_path / "bad"
+    assert make_results_folder(tmp_path / "bad", {"model": "b"}) == tmp_path / "bad-2"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
-    assert claim_folder(tmp_path / "mine", {"model": "a"}) == tmp_path / "mine-2"
+    assert make_results_folder(tmp_path / "mine", {"model": "a"}) == tmp_path / "mine-2"
     (tmp_path / "file").touch()
-    assert claim_folder(tmp_path / "file", {}) == tmp_path / "file-2"
+    assert make_results_folder(tmp_path / "file", {}) == tmp_path / "file-2"
 
 
 def test_every_image_has_a_name_of_its_own() -> None:

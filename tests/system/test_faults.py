@@ -176,7 +176,7 @@ def test_no_image_is_looked_for_when_something_else_failed(
 
     monkeypatch.setattr(model, "validation_step", broken)
     monkeypatch.setattr(model, "predict_step", broken)
-    monkeypatch.setattr("anomalib_sgfr.training.checkpoint.time", None)  # looking takes the time
+    monkeypatch.setattr("anomalib_sgfr.training.errors.time", None)  # looking takes the time
     with pytest.raises(ValueError, match="not an image's fault"):
         engine_in(tmp_path).predict(model, dataset=PredictDataset(parts / "bad"))
 

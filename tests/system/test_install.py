@@ -137,7 +137,7 @@ def test_install_start_and_uninstall_without_anomalib(
 
     waiting = (
         "import sys; print([type(finder).__name__ for finder in"
-        " sys.meta_path].count('_AfterImport'))"
+        " sys.meta_path].count('_RegisterOnImport'))"
     )
     assert run(python, "-c", waiting, cwd=tmp_path) == "1\n"
     assert run(python, "-c", waiting, cwd=tmp_path, ANOMALIB_SGFR_PLUGIN="0") == "0\n"

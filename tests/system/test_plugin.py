@@ -59,7 +59,7 @@ SHORT_NAMES = (
     " 'Sgfr'})) is Sgfr;assert type(get_model({'class_path': 'anomalib_sgfr.Sgfr', 'init_args':"
     " {'num_atoms': 3}})) is Sgfr;assert anomalib.data.ELPV is"
     " anomalib.data.get_datamodule({'class_path': 'ELPV'}).__class__;assert 'MTD' in"
-    " anomalib.data.__all__;assert ['_AfterImport' in type(finder).__name__ for finder in"
+    " anomalib.data.__all__;assert ['_RegisterOnImport' in type(finder).__name__ for finder in"
     " sys.meta_path].count(True) == 1"
 )
 ONE_CLASS = (  # a module that is executed twice makes two
@@ -126,9 +126,7 @@ AFTER = (
     "from anomalib.models import Sgfr, get_model; get_model('Sgfr'); from anomalib.data import MTD,"
     " ELPV"
 )
-WAITING = (
-    "assert ['_AfterImport' in type(finder).__name__ for finder in sys.meta_path].count(True) == 1"
-)
+WAITING = "assert ['_RegisterOnImport' in type(finder).__name__ for finder in sys.meta_path].count(True) == 1"
 IMPORTED_FIRST = [
     # where anomalib is not imported by then, what waits for it must be waiting still, once
     f"import sys, anomalib_sgfr; {first}\nif 'anomalib' in sys.modules: {AFTER}\nelse: {WAITING}"

@@ -17,7 +17,7 @@ from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState
 from anomalib_sgfr.torch_model import FittedState
 from anomalib_sgfr.training.distributed import unite
-from anomalib_sgfr.training.fit import learn, samplers_for
+from anomalib_sgfr.training.fit import build_banks, build_samplers
 
 GRID = (4, 7)
 
@@ -42,13 +42,13 @@ def main(out: Path, rank: int, world: int) -> None:
         "gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=world
     )
     banks = [MemoryBank(num_atoms=1, regularisation=0.0) for _ in range(2)]
-    samplers = samplers_for(banks, [60, 60], 4.0, update=False, global_rank=rank)
+    samplers = build_samplers(banks, [60, 60], 4.0, update=False, global_rank=rank)
     seen = dict(enumerate(range(rank, 6, world)))
     observe(samplers, seen)
-    first = learn(samplers, {number: f"image {image}" for number, image in seen.items()})
+    first = build_banks(samplers, {number: f"image {image}" for number, image in seen.items()})
     for bank, state in zip(banks, first.states, strict=True):
         bank.set(*state)
-    samplers = samplers_for(banks, [60, 60], 4.0, update=True, global_rank=rank)
+    samplers = build_samplers(banks, [60, 60], 4.0, update=True, global_rank=rank)
     new = {
         len(first.images) + number: image for number, image in enumerate(range(6 + rank, 8, world))
     }
@@ -56,14 +56,14 @@ def main(out: Path, rank: int, world: int) -> None:
     known = dict(enumerate(first.images)) | {
         number: f"image {image}" for number, image in new.items()
     }
-    second = learn(samplers, known, FittedState([bank.state for bank in banks], first.images))
+    second = build_banks(samplers, known, FittedState([bank.state for bank in banks], first.images))
     # two atoms of each process, half a unit from the other's, in a bank that has room for all of
     # them
     close = Clusters.of(torch.tensor([[0.0, 0.5 * rank], [9.0, 0.5 * rank]]))
     apart = unite(FittedState([MemoryBankState(close, threshold=3.0 - rank)], []), [60])
-    samplers = samplers_for(banks[:1], [60], 1.0, update=False, global_rank=rank)
+    samplers = build_samplers(banks[:1], [60], 1.0, update=False, global_rank=rank)
     samplers[0].observe(close.atoms)
-    within = learn(samplers, {})
+    within = build_banks(samplers, {})
     torch.save(
         [
             {

@@ -6,7 +6,7 @@ import warnings
 import pytest
 from rich.logging import RichHandler
 
-from anomalib_sgfr.console import QuietRun, _of_use, quiet_loggers, quiet_warnings
+from anomalib_sgfr.console import LogFilters, _of_use, quiet_loggers, quiet_warnings
 
 IDLE = "`LightningModule.configure_optimizers` returned `None`, this fit will run with no optimizer"
 
@@ -28,7 +28,7 @@ def test_a_run_gives_back_filters_and_handlers(end: str) -> None:
     handlers, root.handlers = root.handlers, [plain, rich]
     try:
         before = list(warnings.filters)
-        run = QuietRun()
+        run = LogFilters()
         run.setup()
         assert warnings.filters != before
         record = logging.makeLogRecord({"msg": "told"})
@@ -46,7 +46,7 @@ def test_one_handler_is_left_as_it_is() -> None:
     rich = RichHandler()
     handlers, root.handlers = root.handlers, [rich]
     try:
-        run = QuietRun()
+        run = LogFilters()
         run.setup()
         assert rich.filter(logging.makeLogRecord({"msg": "told"}))
         run.teardown()

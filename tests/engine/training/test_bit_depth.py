@@ -223,7 +223,7 @@ def test_a_frame_in_memory_scores_as_through_the_engine(
 def test_a_frame_that_cannot_be_right_is_refused(
     bad: torch.Tensor, fitted: tuple[Sgfr, Path, Any]
 ) -> None:
-    with pytest.raises(ValueError, match=r"pass them between 0 and 1|one picture has shape"):
+    with pytest.raises(ValueError, match=r"pass them between 0 and 1|an image has shape"):
         fitted[0](bad)
     with pytest.raises(RuntimeError, match="not fitted"):
         model_for()(torch.rand(1, 3, 64, 64))
@@ -255,7 +255,9 @@ def test_a_failed_fit_leaves_the_depth_and_a_misread_set_is_refused_before_it_is
     model = model_for()
     fit(model, data(camera), tmp_path)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"3 of 3 training pictures look misread.*good/\d.png"):
+    with pytest.raises(
+        ValueError, match=r"training images are nearly constant.*: 3 of 3: .*good/\d.png"
+    ):
         fit(model, data(tmp_path), tmp_path)
     assert model.model.bit_depth == 12
     model.require_fitted("predict with")
@@ -424,7 +426,7 @@ def test_a_mask_of_a_picture_before_it_is_turned_is_refused(tmp_path: Path) -> N
     write(tmp_path / "masks" / "0.png", mask)
     with pytest.raises(
         ValueError,
-        match=r"bad/0.png is turned .* to 48 x 32 pixels, its mask has 32 x 48: save the",
+        match=r"bad/0.png is turned .* to 48 x 32 pixels, its mask has 32 x 48: save both",
     ):
         fit(model_for(), folder_datamodule(tmp_path, eval_batch_size=1), tmp_path)
 
@@ -438,4 +440,4 @@ def test_what_a_folder_holds_beside_is_said(
     Image.fromarray((frame(9) >> 4).astype(np.uint8)).save(tmp_path / "in" / "0.jp2")
     batches = engine_in(tmp_path).predict(fitted[0], dataset=PredictDataset(tmp_path / "in"))
     assert len(batches) == 2
-    assert "3 pictures beside those that are read are left out: 2 .gif, 1 .jp2" in caplog.text
+    assert "3 images are left out: 2 .gif, 1 .jp2" in caplog.text

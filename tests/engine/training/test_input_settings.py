@@ -147,7 +147,7 @@ def test_other_tiles_than_those_learnt_with_are_refused(
             Sgfr.load_from_checkpoint(by_callback[1], **arguments)
     else:  # a model at hand is left as it was
         model = Sgfr.load_from_checkpoint(by_callback[1])
-        model._given_tiling = None if not arguments else Tiling((32, 32), (32, 32))
+        model._inputs.tiling = None if not arguments else Tiling((32, 32), (32, 32))
         with pytest.raises(ValueError, match=message):
             answers(model, picture, tmp_path, callbacks=callbacks)
         assert Tiling.from_tiler(model.model.tiler) == _TILES
@@ -219,7 +219,7 @@ def test_a_fit_that_fails_leaves_what_was_learnt_with(
 ) -> None:
     model = Sgfr.load_from_checkpoint(by_callback[1])
     expected = answers(model, parts / "bad" / "00.png", tmp_path)
-    monkeypatch.setattr("anomalib_sgfr.lightning_model.make", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("anomalib_sgfr.lightning_model.fit", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(model, datamodule, tmp_path, callbacks=[tiler(stride=16)])
     assert Tiling.from_tiler(model.model.tiler) == _TILES
@@ -291,7 +291,7 @@ def test_a_region_is_kept_whole_and_another_refused(
             )
     finally:
         original.unlink()
-    assert "has changed since the fit: what was learnt keeps the earlier one" in caplog.text
+    assert "has changed since the fit: the region of the fit stays in use" in caplog.text
 
 
 def test_a_defect_outside_the_region_is_no_alarm(

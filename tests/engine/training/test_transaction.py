@@ -88,8 +88,8 @@ def test_a_failure_at_any_hook_loses_nothing(
 @pytest.mark.parametrize(
     "step",
     [
-        "lightning_model.learn",
-        "training.fit.without_suspects",
+        "lightning_model.build_banks",
+        "training.fit.exclude_suspects",
         "training.fit.make_thumbnails",
         "lightning_model.write_suspects",
     ],
@@ -159,7 +159,8 @@ def test_what_fails_after_all_was_taken_into_use_leaves_the_new_fit(
 ) -> None:
     model = copy.deepcopy(first)
     monkeypatch.setattr(
-        Sgfr, "_report_certificate", lambda _: (_ for _ in ()).throw(OSError("no logger"))
+        "anomalib_sgfr.lightning_model.report_certificate",
+        lambda *_: (_ for _ in ()).throw(OSError("no logger")),
     )
     with pytest.raises(OSError, match="no logger"):
         fit(model, others, tmp_path)
@@ -228,7 +229,7 @@ def test_a_share_of_a_hundred_is_what_it_says(
     monkeypatch.setattr(
         suspects, "nominal_scores", lambda _, __, paths: NominalScores([1.0] * len(paths), [])
     )
-    _, found = suspects.without_suspects(
+    _, found = suspects.exclude_suspects(
         first.model, None, [f"{index}.png" for index in range(100)], share
     )
     assert len(found) == number
@@ -409,7 +410,7 @@ def test_a_refused_checkpoint_changes_nothing(
     stored = torch.load(tmp_path / "other.ckpt", weights_only=False)
     model = copy.deepcopy(tiled)
     if how != "as it is":  # that is refused for its tiles
-        model._given_tiling = None
+        model._inputs.tiling = None
         spoilt(stored, how)
         torch.save(stored, tmp_path / "other.ckpt")
     before = everything(model)

@@ -11,7 +11,7 @@ from anomalib.engine import Engine
 from lightning.pytorch.loggers import CSVLogger
 
 from anomalib_sgfr import Sgfr, SubspaceSampler
-from anomalib_sgfr.training.fit import bank_sizes, samplers_for
+from anomalib_sgfr.training.fit import bank_sizes, build_samplers
 from tests.conftest import atoms, fit, folder_datamodule, small, write_image
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
@@ -187,7 +187,7 @@ def test_a_resumed_sampler_goes_on_from_the_threshold(datamodule: Folder, tmp_pa
 
 def model_samplers(model: Sgfr) -> list[SubspaceSampler]:
     sizes = bank_sizes(model.model.embedder.scales, model.bank_size)
-    return samplers_for(model.model.banks, sizes, model.tolerance, model.update, global_rank=0)
+    return build_samplers(model.model.banks, sizes, model.tolerance, model.update, global_rank=0)
 
 
 def test_all_processes_but_the_first_count_nothing_twice(
@@ -196,7 +196,7 @@ def test_all_processes_but_the_first_count_nothing_twice(
     model = small(pre_processor=SMALL_IMAGES, bank_size=60, tolerance=3.0)
     fit(model, datamodule, tmp_path)
     first, second = (
-        samplers_for(model.model.banks, [60] * 4, 3.0, update=True, global_rank=rank)
+        build_samplers(model.model.banks, [60] * 4, 3.0, update=True, global_rank=rank)
         for rank in (0, 1)
     )
     for mine, theirs, bank in zip(first, second, model.model.banks, strict=True):
@@ -207,7 +207,7 @@ def test_all_processes_but_the_first_count_nothing_twice(
         assert torch.equal(theirs.clusters().radius.sort().values, bank.radius.sort().values)
     assert all(
         sampler.atoms_held == 0
-        for sampler in samplers_for(model.model.banks, [60] * 4, 3.0, update=False, global_rank=0)
+        for sampler in build_samplers(model.model.banks, [60] * 4, 3.0, update=False, global_rank=0)
     )
 
 

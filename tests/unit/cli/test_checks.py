@@ -22,7 +22,7 @@ from anomalib_sgfr.cli.doctor import (
     threads,
     weights,
 )
-from anomalib_sgfr.cli.environment import Broken, Finding, Memory
+from anomalib_sgfr.cli.environment import CheckFailed, CheckResult, Memory
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_plugin_is_found() -> None:
-    assert plugin() == Finding("ok", "plugin", "`anomalib` finds `--model Sgfr`")
+    assert plugin() == CheckResult("ok", "plugin", "`anomalib` finds `--model Sgfr`")
 
 
 def test_a_plugin_that_is_not_read_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_a_plugin_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
         finder for finder in sys.meta_path if type(finder).__module__ != "anomalib_sgfr.plugin"
     ]
     monkeypatch.setattr(sys, "meta_path", others)
-    assert plugin() == Finding(
+    assert plugin() == CheckResult(
         "note", "plugin", "switched off by ANOMALIB_SGFR_PLUGIN", "unset ANOMALIB_SGFR_PLUGIN"
     )
 
@@ -92,8 +92,8 @@ def test_a_plugin_that_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> Non
     assert plugin()[:3] == ("fault", "plugin", "not registered with anomalib")
 
 
-def broken(look: object) -> Finding:
-    with pytest.raises(Broken) as caught:
+def broken(look: object) -> CheckResult:
+    with pytest.raises(CheckFailed) as caught:
         look()  # type: ignore[operator]
     return caught.value.finding
 
@@ -134,7 +134,9 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_card(monkeypatch)
-    assert graphics_card(tmp_path) == Finding("ok", "graphics card", "none: the processor will do")
+    assert graphics_card(tmp_path) == CheckResult(
+        "ok", "graphics card", "none: the processor will do"
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def a_card(monkeypatch: pytest.MonkeyPatch, free: int, product: float = 64.0) ->
 
 def test_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     a_card(monkeypatch, 20 * GIB)
-    assert graphics_card() == Finding("ok", "graphics card", "Made 1, 20.0 of 24.0 GiB free")
+    assert graphics_card() == CheckResult("ok", "graphics card", "Made 1, 20.0 of 24.0 GiB free")
     a_card(monkeypatch, GIB)
     assert graphics_card().mark == "note"
 

@@ -15,16 +15,16 @@ import pytest
 
 from anomalib_sgfr.cli import doctor
 from anomalib_sgfr.cli.doctor import Answer, SelfTest, compared, judged, line, main
-from anomalib_sgfr.cli.environment import Broken, Check, Finding, looked_at, said
+from anomalib_sgfr.cli.environment import Check, CheckFailed, CheckResult, error_line, run_check
 
 ROOT = Path(__file__).parents[3]
-OK = Finding("ok", "this", "1.0")
-NOTE = Finding("note", "that", "none", "get one")
-FAULT = Finding("fault", "the other", "2.0: ImportError: no", "mend it")
+OK = CheckResult("ok", "this", "1.0")
+NOTE = CheckResult("note", "that", "none", "get one")
+FAULT = CheckResult("fault", "the other", "2.0: ImportError: no", "mend it")
 
 
-def raising(error: Exception) -> Callable[[], Finding]:
-    def look() -> Finding:
+def raising(error: Exception) -> Callable[[], CheckResult]:
+    def look() -> CheckResult:
         raise error
 
     return look
@@ -33,7 +33,7 @@ def raising(error: Exception) -> Callable[[], Finding]:
 def test_what_is_raised_is_a_line() -> None:
     broken: dict[str, str] = {}
     check = Check("it", raising(OSError("libx.so:\n cannot open")), "mend it", known="2.0")
-    assert looked_at(check, broken) == Finding(
+    assert run_check(check, broken) == CheckResult(
         "fault", "it", "2.0: OSError: libx.so: cannot open", "mend it"
     )
     assert broken == {"it": "it"}
@@ -41,25 +41,25 @@ def test_what_is_raised_is_a_line() -> None:
 
 def test_what_stands_on_what_is_broken_is_not_tried() -> None:
     broken: dict[str, str] = {}
-    looked_at(Check("first", raising(Broken(FAULT)), ""), broken)
+    run_check(Check("first", raising(CheckFailed(FAULT)), ""), broken)
     second = Check("second", raising(AssertionError("was tried")), "", ("zeroth", "first"), "1.1")
-    assert looked_at(second, broken) == Finding(
+    assert run_check(second, broken) == CheckResult(
         "note", "second", "1.1: not tried without first", "see to first first"
     )
-    third = looked_at(Check("third", raising(AssertionError("was tried")), "", ("second",)), broken)
+    third = run_check(Check("third", raising(AssertionError("was tried")), "", ("second",)), broken)
     assert third.remedy == "see to first first"  # where it began
 
 
 def test_a_fault_that_breaks_nothing_stops_nothing() -> None:
     broken: dict[str, str] = {}
-    assert looked_at(Check("the other", lambda: FAULT, ""), broken) == FAULT
-    assert looked_at(Check("this", lambda: OK, "", ("the other",)), broken) == OK
+    assert run_check(Check("the other", lambda: FAULT, ""), broken) == FAULT
+    assert run_check(Check("this", lambda: OK, "", ("the other",)), broken) == OK
 
 
 def test_what_libraries_tell_meanwhile_is_left_out(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def look() -> Finding:
+    def look() -> CheckResult:
         sys.stdout.write("told")
         sys.stderr.write("told")
         logging.getLogger("made").error("told")
@@ -68,7 +68,7 @@ def test_what_libraries_tell_meanwhile_is_left_out(
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert looked_at(Check("this", look, ""), {}) == OK
+        assert run_check(Check("this", look, ""), {}) == OK
     assert capsys.readouterr() == ("", "")
     assert not caplog.records
     logging.getLogger("made").error("told again")
@@ -76,16 +76,16 @@ def test_what_libraries_tell_meanwhile_is_left_out(
 
 
 def test_a_long_error_is_cut() -> None:
-    assert said(ValueError()) == "ValueError"
-    text = said(ValueError("word " * 200))
+    assert error_line(ValueError()) == "ValueError"
+    text = error_line(ValueError("word " * 200))
     assert len(text) <= 300
     assert text.endswith(" ...")
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def have(*found: Finding) -> None:
-        def findings(**_: object) -> Iterator[Finding]:
+    def have(*found: CheckResult) -> None:
+        def findings(**_: object) -> Iterator[CheckResult]:
             yield from found
 
         monkeypatch.setattr(doctor, "findings", findings)
@@ -102,7 +102,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ],
 )
 def test_the_exit_code_and_the_json_follow_the_faults(
-    found: tuple[Finding, ...],
+    found: tuple[CheckResult, ...],
     code: int,
     last: str,
     made: Callable[..., None],
@@ -114,7 +114,7 @@ def test_the_exit_code_and_the_json_follow_the_faults(
     assert lines == [*map(line, found), last]
     assert main(["--json"]) == code
     told = json.loads(capsys.readouterr().out)
-    assert [Finding(**each) for each in told["findings"]] == list(found)
+    assert [CheckResult(**each) for each in told["findings"]] == list(found)
     assert told["faults"] == sum(each.mark == "fault" for each in found)
 
 
@@ -194,7 +194,7 @@ LOST = Answer(0.7, np.full((4, 4), np.nan, np.float32))
 
 
 def test_a_fit_that_tells_a_blob_from_none() -> None:
-    assert judged(GOOD, BAD, 1.0) == Finding(
+    assert judged(GOOD, BAD, 1.0) == CheckResult(
         "ok", "fit and predict", "a blob scores 0.700, none 0.100, in 1.0 s"
     )
 
@@ -203,7 +203,7 @@ def test_a_fit_that_tells_a_blob_from_none() -> None:
     "answers", [(BAD, GOOD), (GOOD, LOST), (GOOD, BAD._replace(score=float("nan")))]
 )
 def test_a_fit_that_does_not(answers: tuple[Answer, Answer]) -> None:
-    with pytest.raises(Broken) as caught:
+    with pytest.raises(CheckFailed) as caught:
         judged(*answers, 1.0)
     assert caught.value.finding.mark == "fault"
     assert "report it" in caught.value.finding.remedy
@@ -237,7 +237,7 @@ def test_an_export_that_answers_otherwise_is_a_fault(
     other = SimpleNamespace(score=0.7, map=BAD.map)
     monkeypatch.setattr("anomalib_sgfr.inspector.Inspector.load", lambda _: lambda _: other)
     _, export = test.checks()
-    found = looked_at(export, {})
+    found = run_check(export, {})
     assert found.mark == "fault"
     assert "scores differ by 6.0e-01, maps by 6.0e-01, more than 1e-04" in found.value
 
@@ -248,5 +248,5 @@ def test_no_room_for_the_self_test_is_a_line(monkeypatch: pytest.MonkeyPatch) ->
     )
     with SelfTest() as test:
         fit, _ = test.checks()
-        found = looked_at(fit, {})
+        found = run_check(fit, {})
     assert (found.mark, found.value) == ("fault", "OSError: [Errno 28] No space left on device")

@@ -6,7 +6,7 @@ import pytest
 from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
 
-from anomalib_sgfr.cli.errors import in_one_line, in_words
+from anomalib_sgfr.cli.errors import explain_error, in_one_line
 from anomalib_sgfr.cli.main import _raised_in
 
 NESTED = """Parser key "model":
@@ -75,14 +75,14 @@ def test_a_parsers_message(message: str, line: str) -> None:
 def test_members_of_an_enumeration_are_listed() -> None:
     with pytest.raises(ValueError, match="tflite") as caught:
         ExportType("tflite")
-    said = in_words(caught.value, _raised_in(caught.value)[1])
+    said = explain_error(caught.value, _raised_in(caught.value)[1])
     assert said == "'tflite' is not a valid ExportType: it must be one of onnx, openvino, torch"
 
 
 def test_a_path_that_anomalib_does_not_take_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="non-printable") as caught:
         PredictDataset(tmp_path / "部品")
-    said = in_words(caught.value, None) or ""
+    said = explain_error(caught.value, None) or ""
     assert "paths of ASCII characters only" in said
     assert f"'{tmp_path}/部品' has others: rename or copy the folder" in said
     assert "\n" not in said
@@ -105,4 +105,4 @@ def test_a_path_that_anomalib_does_not_take_is_explained(tmp_path: Path) -> None
     ],
 )
 def test_others_errors(error: Exception, words: str | None) -> None:
-    assert in_words(error, None) == words
+    assert explain_error(error, None) == words

@@ -13,7 +13,7 @@ from anomalib.cli import AnomalibCLI
 import anomalib_sgfr.cli.main as commands
 from anomalib_sgfr.cli.main import ANOMALIBS, OWN, main
 from anomalib_sgfr.data.mtd import training_files
-from anomalib_sgfr.training.checkpoint import Reason
+from anomalib_sgfr.training.errors import Reason
 
 ROOT = Path(__file__).parents[3]
 HEAVY = {"anomalib", "lightning", "numpy", "torch"}

@@ -10,14 +10,15 @@ from packaging.requirements import Requirement
 from anomalib_sgfr.cli import environment as versions
 from anomalib_sgfr.cli.environment import (
     OWN,
-    Broken,
-    Finding,
+    CheckFailed,
+    CheckResult,
     demands,
     package,
     pip_install,
     python,
     version_checks,
 )
+from anomalib_sgfr.report import fit_record
 
 ASKED = {
     OWN: [
@@ -55,7 +56,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
             raise PackageNotFoundError(name)
         return there[name]
 
-    monkeypatch.setattr(versions, "version", version)
+    monkeypatch.setattr(fit_record, "version", version)
     monkeypatch.setattr(versions, "requires", ASKED.get)
     monkeypatch.setattr(versions, "import_module", lambda _: None)
     return there
@@ -63,7 +64,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", [name for name in INSTALLED if name != OWN])
 def test_what_is_as_asked_for_is_well(name: str) -> None:
-    assert package(name) == Finding("ok", name, INSTALLED[name])
+    assert package(name) == CheckResult("ok", name, INSTALLED[name])
 
 
 @pytest.mark.parametrize(
@@ -115,15 +116,15 @@ def test_what_is_before_a_release_is_not_outside_for_that(made: dict[str, str]) 
     assert package("anomalib").mark == "ok"
 
 
-def broken(name: str) -> Finding:
-    with pytest.raises(Broken) as caught:
+def broken(name: str) -> CheckResult:
+    with pytest.raises(CheckFailed) as caught:
         package(name)
     return caught.value.finding
 
 
 def test_what_is_not_installed(made: dict[str, str]) -> None:
     del made["timm"], made["openvino"]
-    assert broken("timm") == Finding("fault", "timm", "not installed", 'pip install "timm"')
+    assert broken("timm") == CheckResult("fault", "timm", "not installed", 'pip install "timm"')
     found = broken("openvino")
     assert found.mark == "note"  # nothing but exports needs it
     assert 'pip install "anomalib[openvino]"' in found.remedy

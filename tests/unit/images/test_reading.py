@@ -19,18 +19,9 @@ from anomalib.data.utils import read_image as anomalib_read_image
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_sgfr.images.reading import (
-    SUFFIXES,
-    FileHeader,
-    count_unread,
-    evenly_spaced,
-    infer_bit_depth,
-    is_deep,
-    read_header,
-    read_image,
-    read_raw,
-    upright_size,
-)
+from anomalib_sgfr.images.bit_depth import evenly_spaced, infer_bit_depth
+from anomalib_sgfr.images.headers import SUFFIXES, FileHeader, count_unread, read_header
+from anomalib_sgfr.images.reading import read_image, read_raw, upright_size
 
 SIZE = (5, 7)
 Values = NDArray[Any]
@@ -127,7 +118,7 @@ def test_every_depth_container_and_channel_is_read_at_its_true_range(
     suffix, write = CONTAINERS[container]
     path = tmp_path / f"picture{suffix}"
     write(path, values)
-    assert is_deep(path) == (bits > 8)
+    assert read_header(path).high_bit_depth == (bits > 8)
     assert infer_bit_depth([path]) == bits
     found = read_image(path, bits)
     assert found.dtype == np.float32
@@ -177,9 +168,8 @@ def test_pictures_of_8_bits_are_what_anomalib_reads(mode: str, suffix: str, tmp_
         anomalibs: Any = anomalib_read_image(file, as_tensor=True)  # type: ignore[arg-type]
     anomalibs = torch.rot90(anomalibs, -1, (1, 2)) if turned and suffix != ".tif" else anomalibs
     assert torch.equal(torch.from_numpy(read_image(path)).permute(2, 0, 1), anomalibs)
-    assert read_header(path) == FileHeader(is_turned=turned)
+    assert read_header(path) == FileHeader(oriented=turned)
     assert np.array_equal(read_image(Image.open(path)), read_image(path))
-    assert not is_deep(path)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -203,7 +193,7 @@ def test_floats_are_taken_as_they_are(kind: type, channels: int, tmp_path: Path)
     values = (drawn(12, channels) / 4095).astype(kind)
     for byteorder in "<>":
         write_tiff(tmp_path / "f.tif", values, byteorder=byteorder, compression="lzw")
-        assert is_deep(tmp_path / "f.tif")
+        assert read_header(tmp_path / "f.tif").high_bit_depth
         np.testing.assert_array_equal(
             read_image(tmp_path / "f.tif"), expected(values.astype(np.float32), 1)
         )
@@ -234,7 +224,7 @@ def test_the_depth_of_a_set_holds_its_largest_value_and_what_the_camera_says(
     assert [infer_bit_depth(paths[:count]) for count in range(4)] == [8, 10, 10, 12]
     write_png(paths[0], np.full(SIZE, 300, np.uint16), significant=14)
     assert infer_bit_depth(paths) == 14
-    assert read_raw(paths[0]).significant == 14
+    assert read_raw(paths[0]).significant_bits == 14
     write_png(paths[0], np.full(SIZE, 200, np.uint16))
     assert infer_bit_depth(paths[:1]) == 8
 
@@ -346,7 +336,7 @@ def test_a_picture_is_upright_whatever_its_format(orientation: int, tmp_path: Pa
     for suffix, tolerance in ((".png", 0.0), (".webp", 0.0), (".jpg", 0.2)):
         path = tmp_path / f"p{suffix}"
         write_orientation(path, values, orientation)
-        assert read_header(path).is_turned == (orientation > 1)
+        assert read_header(path).oriented == (orientation > 1)
         assert upright_size(path) == wanted.shape[:2]
         with Image.open(path) as opened:
             for found in (read_image(path), read_image(opened), read_image(opened.convert("RGB"))):
@@ -362,7 +352,7 @@ def test_a_picture_is_upright_whatever_its_format(orientation: int, tmp_path: Pa
         content = path.read_bytes()
         for place in (33, len(content) - 12):  # before the values, and after them
             path.write_bytes(content[:place] + chunk + content[place:])
-            assert read_header(path) == FileHeader(is_deep=True, is_turned=orientation > 1)
+            assert read_header(path) == FileHeader(high_bit_depth=True, oriented=orientation > 1)
             np.testing.assert_allclose(
                 read_image(path, 16), np.broadcast_to(like, wanted.shape), atol=1e-6
             )
@@ -373,7 +363,7 @@ def test_a_damaged_orientation_says_nothing(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "p.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     Image.fromarray(values).save(tmp_path / "q.png", exif=b"Exif\0\0nothing of the kind")
     for name in ("p.png", "q.png"):
-        assert not read_header(tmp_path / name).is_turned
+        assert not read_header(tmp_path / name).oriented
         np.testing.assert_allclose(read_image(tmp_path / name), values / 255, atol=1e-6)
 
 
@@ -402,7 +392,7 @@ def test_of_several_pages_the_first_is_read_and_the_file_named(
 def test_deep_pictures_of_other_formats_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(drawn(16, 1)).save(tmp_path / "p.jp2")
     with pytest.raises(
-        ValueError, match=r"p.jp2: of JPEG2000 pictures those of 8 bits are read: save it as PNG"
+        ValueError, match=r"p.jp2: JPEG2000 images are read if they have 8 bits: save it as PNG"
     ):
         read_image(tmp_path / "p.jp2", 16)
 

@@ -14,7 +14,7 @@ from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.memory_bank import MemoryBankState
 from anomalib_sgfr.torch_model import FittedState
 from anomalib_sgfr.training.distributed import drop_padding, leave_out_empty, unite
-from anomalib_sgfr.training.fit import learn
+from anomalib_sgfr.training.fit import build_banks
 from tests.threaded import in_threads
 
 
@@ -64,7 +64,7 @@ def test_a_process_without_images_takes_part_in_a_fit(busy: list[int], dtype: to
             if rank in busy:
                 origin = torch.zeros(4, 5, dtype=torch.int32)
                 sampler.observe(points + 100 * rank + 50 * scale, origin)
-        return learn(samplers, {0: f"{rank}"} if rank in busy else {})
+        return build_banks(samplers, {0: f"{rank}"} if rank in busy else {})
 
     for united in in_threads(own):
         assert united.images == [f"{rank}" for rank in busy]
@@ -75,7 +75,7 @@ def test_a_process_without_images_takes_part_in_a_fit(busy: list[int], dtype: to
 
 
 def test_all_refuse_a_fit_without_any_image() -> None:
-    ended = in_threads(lambda _: learn([SubspaceSampler(9)], {}))
+    ended = in_threads(lambda _: build_banks([SubspaceSampler(9)], {}))
     assert [str(error) for error in ended] == [
         "no nominal embedding was observed: the training set is empty."
     ] * 3

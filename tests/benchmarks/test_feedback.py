@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accepting import main
+from benchmarks.feedback import main
 
 
 def test_measures_a_folder_of_ones_own(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--root", str(parts), "--data", "folder", "--seeds", "0", "--out", str(tmp_path)]
-    monkeypatch.setattr("benchmarks.accepting._ALARMS", 0.5)
+    monkeypatch.setattr("benchmarks.feedback._ALARMS", 0.5)
     assert main(arguments) == 0
     rows = {
         row["way"]: row
-        for row in json.loads((tmp_path / "accepting.json").read_text(encoding="utf-8"))
+        for row in json.loads((tmp_path / "feedback.json").read_text(encoding="utf-8"))
     }
     assert list(rows) == ["before", "accepted", "refit"]
     assert (rows["before"]["accepted"], rows["before"]["good"], rows["before"]["defective"]) == (

@@ -9,25 +9,25 @@ import torch
 from anomalib.data import AnomalibDataModule
 
 from anomalib_sgfr import Sgfr
-from benchmarks.another_light import CHANGES, main
 from benchmarks.common.engine import fitted
+from benchmarks.domain_shift import CHANGES, main
 
 
 def test_measures_a_folder_of_ones_own(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.another_light._NEW", 4)
-    monkeypatch.setattr("benchmarks.another_light.CHANGES", {"darker": CHANGES["darker"]})
+    monkeypatch.setattr("benchmarks.domain_shift._NEW", 4)
+    monkeypatch.setattr("benchmarks.domain_shift.CHANGES", {"darker": CHANGES["darker"]})
     fits: list[list[str]] = []
 
     def seen(module: AnomalibDataModule, seed: int, **arguments: object) -> Sgfr:
         fits.append(sorted(Path(path).name for path in module.train_data.samples["image_path"]))
         return fitted(module, seed, **arguments)
 
-    monkeypatch.setattr("benchmarks.another_light.fitted", seen)
+    monkeypatch.setattr("benchmarks.domain_shift.fitted", seen)
     arguments = ["--root", str(parts), "--data", "folder", "--seeds", "0", "--out", str(tmp_path)]
     assert main(arguments) == 0
-    rows = json.loads((tmp_path / "another-light.json").read_text(encoding="utf-8"))
+    rows = json.loads((tmp_path / "domain-shift.json").read_text(encoding="utf-8"))
     found = {row["way"]: row for row in rows}
     assert list(found) == ["as it was", "nothing", "adapted", "update", "alone", "refit"]
     assert [row["change"] for row in rows] == [None, *["darker"] * 5]

@@ -1,26 +1,24 @@
-"""Data sets and seeds that a command goes through, and the command that asks one thing of each and
-can be resumed.
-"""
+"""Cases of a study (data set, split, seed) and the loop over them, which can be resumed."""
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks.common.records import write_text
+from benchmarks.common.records import Row, read_rows, write_rows
 
 __all__ = [
     "DATA",
     "DRAWN",
-    "PatchIndex",
+    "Case",
     "add_options",
     "alike",
     "chosen",
     "median",
+    "run_cases",
     "seeds",
-    "study_places",
+    "show_page",
     "title",
 ]
 
@@ -35,10 +33,9 @@ DATA = (
 )
 DRAWN = "drawn"  # made by the command itself
 _WITHOUT_FOLDER = ("elpv", DRAWN)
-Row = dict[str, Any]
 
 
-class PatchIndex(NamedTuple):
+class Case(NamedTuple):
     """A data set, its split, a seed, and the folder of the images where it is needed."""
 
     dataset: str
@@ -57,7 +54,7 @@ def title(dataset: str, split: str | None) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path) -> None:
-    """Give a command the options that :func:`chosen` reads, and ``--out``.
+    """Give a command ``--out`` and the options that :func:`chosen` reads.
 
     Args:
         parser (argparse.ArgumentParser): Of the command.
@@ -69,16 +66,11 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
         action="append",
         default=[],
         metavar="DIR | NAME=DIR",
-        help=(
-            "folder of images: of a data set, or of all that have none of their own; again for"
-            " another"
-        ),
+        help="folder of images: of a data set, or of all that have none of their own; repeatable",
     )
     parser.add_argument(
         "--data",
-        help=(
-            f"data sets; default: of {','.join(data)} those whose folder is given or that need none"
-        ),
+        help=f"data sets; default: of {','.join(data)} those with a folder or that need none",
     )
     parser.set_defaults(known=tuple(data))
     parser.add_argument(
@@ -87,63 +79,53 @@ def add_options(parser: argparse.ArgumentParser, data: Sequence[str], out: Path)
     parser.add_argument("--out", type=Path, default=out)
 
 
-def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[PatchIndex]:
-    """The places a command was asked for, one seed after the other; ends the command if a folder is
-    missing.
+def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:
+    """What a command was asked to measure, one seed after the other.
+
+    Ends the command if a folder is missing.
     """
-    roots = {
-        name if equals else "": Path(folder if equals else name)
-        for name, equals, folder in _named(options.root)
-    }
-    names = list(options.known) if options.data is None else options.data.split(",")
+    folders = {}
+    for item in options.root:
+        name, equals, folder = item.partition("=")
+        folders[name if equals else ""] = Path(folder if equals else name)
+    names = options.known if options.data is None else options.data.split(",")
     data = [
-        (dataset, split or None) for dataset, _, split in (item.partition(":") for item in names)
+        (dataset, split or None) for dataset, _, split in (name.partition(":") for name in names)
     ]
     if options.data is None:
-        given = {*roots, *(["mtd"] if "" in roots else [])}
-        data = [
-            (dataset, split)
-            for dataset, split in data
-            if dataset in given or dataset.startswith(_WITHOUT_FOLDER)
-        ]
-    missing = sorted(
-        {dataset for dataset, _ in data if not dataset.startswith(_WITHOUT_FOLDER)} - set(roots)
-    )
-    if missing and "" not in roots:
-        parser.error(f"--root {missing[0]}=DIR is needed; or leave {missing[0]} out of --data")
-    return [
-        PatchIndex(
-            dataset,
-            split,
-            seed,
-            None if dataset.startswith(_WITHOUT_FOLDER) else roots.get(dataset, roots.get("")),
-        )
-        for seed in options.seeds
-        for dataset, split in data
-    ]
+        given = {*folders, *(["mtd"] if "" in folders else [])}
+        data = [each for each in data if each[0] in given or each[0].startswith(_WITHOUT_FOLDER)]
+    cases = []
+    for seed in options.seeds:
+        for dataset, split in data:
+            found = None
+            if not dataset.startswith(_WITHOUT_FOLDER):
+                found = folders.get(dataset, folders.get(""))
+                if found is None:
+                    parser.error(
+                        f"--root {dataset}=DIR is needed; or leave {dataset} out of --data"
+                    )
+            cases.append(Case(dataset, split, seed, found))
+    return cases
 
 
-def _named(roots: Sequence[str]) -> list[tuple[str, str, str]]:
-    return [item.partition("=") for item in roots]
-
-
-def study_places(
+def run_cases(
     module: str,
-    about: str,
+    about: str | None,
     data: Sequence[str],
-    evaluate: Callable[[PatchIndex], list[Row]],
+    evaluate: Callable[[Case], list[Row]],
     report: Callable[[Path], None],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Evaluate each place that is not there yet, write every result at once, then report.
+    """Evaluate each case that is not there yet, write every result at once, then report.
 
     Args:
         module (str): Name of the module; results are in ``benchmarks/results/NAME/NAME.json``
             unless ``--out`` says else.
-        about (str): What the command is for.
+        about (str | None): Its docstring.
         data (Sequence[str]): Data sets by default, with a colon before the split.
-        evaluate (Callable[[PatchIndex], list[Row]]): Gives rows; ``dataset``, ``split`` and
-            ``seed`` are added.
+        evaluate (Callable[[Case], list[Row]]): Gives rows; ``dataset``, ``split`` and ``seed`` are
+            added.
         report (Callable[[Path], None]): Writes ``README.md`` and plots into a folder that holds the
             results.
         arguments (Sequence[str] | None): Of the command; the process's own by default.
@@ -152,20 +134,27 @@ def study_places(
         int: Exit code.
     """
     name = module.replace("_", "-")
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=about)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{module}", description=(about or "").splitlines()[0]
+    )
     add_options(parser, data, Path("benchmarks/results") / name)
     options = parser.parse_args(arguments)
     results = options.out / f"{name}.json"
-    found: list[Row] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
-    for place in chosen(parser, options):
-        where = {"dataset": place.dataset, "split": place.split, "seed": place.seed}
+    found = read_rows(results)
+    for case in chosen(parser, options):
+        where = {"dataset": case.dataset, "split": case.split, "seed": case.seed}
         if alike(found, **where):
             continue
-        print(place, flush=True)
-        found += [{**where, **row} for row in evaluate(place)]
-        write_text(results, "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
-    report(options.out)
-    print((options.out / "README.md").read_text(encoding="utf-8"))
+        print(case, flush=True)
+        found += [{**where, **row} for row in evaluate(case)]
+        write_rows(results, found)
+    return show_page(report, options.out)
+
+
+def show_page(report: Callable[[Path], None], folder: Path) -> int:
+    """Write the page of a folder's results, print it, and return a command's exit code."""
+    report(folder)
+    print((folder / "README.md").read_text(encoding="utf-8"))
     return 0
 
 

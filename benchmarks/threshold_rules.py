@@ -1,16 +1,15 @@
 """Who may decide the threshold: good images at a rate of false alarms, or labelled images too.
 
-    python -m benchmarks.deciding --root DIR --out DIR
+    python -m benchmarks.threshold_rules --root DIR --out DIR
 
 Each data set is fitted once. Kept are the scores of training images, each scored without its own
 atoms, and those of images that were not trained on. Validation sets are then drawn from the latter:
 a few good and a few defective images. Every rule chooses a threshold from each set. Its false
 alarms and misses are counted among the other images that were not trained on. Writes
-``deciding.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command, given
+``threshold-rules.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command, given
 again, goes on where it stopped.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
 from anomalib_sgfr.post_processing.thresholds import (
@@ -28,9 +26,10 @@ from anomalib_sgfr.post_processing.thresholds import (
     f1_threshold,
 )
 from benchmarks.common import data
+from benchmarks.common.cases import Case, run_cases, seeds, title
 from benchmarks.common.engine import fitted
-from benchmarks.common.places import PatchIndex, seeds, study_places, title
-from benchmarks.common.records import write_text
+from benchmarks.common.records import read_rows, write_text
+from benchmarks.common.records import table as markdown
 
 __all__ = ["main", "report"]
 
@@ -39,23 +38,32 @@ Rule: TypeAlias = Callable[[Scores, Scores, Scores], float]
 
 _DATA = ("mvtec:bottle", "elpv-mono", "mtd:canonical", "mtd:tile")
 _IMAGES = 300
-_LEAST_GOOD = (
-    100  # good images that are not trained on: the largest validation set has half of them
-)
+_LEAST_GOOD = 100  # good images not trained on: the largest validation set has half of them
 _RATE = 0.01
 _DRAWS = 200
 _BAD = (1, 2, 3, 5, 10, 20)
 _GOOD = (2, 5, 10, 20, 50)
 _SHOWN = ((3, 2), (5, 10), (10, 10), (20, 2), (20, 50))  # defective and good images
 
+_COUNTED = ("false_alarms", "misses", "balanced", "swing")
+_SUMMARIES = {  # of a rule over all sizes: column of the table, and how it is summarised
+    "false alarms": ("false_alarms_median", "mean"),
+    "its 90%": ("false_alarms_p90", "mean"),
+    "the worst": ("false_alarms_p90", "max"),
+    "misses": ("misses_median", "mean"),
+    "90% of them": ("misses_p90", "mean"),
+    "balanced error": ("balanced_median", "mean"),
+    "one image less": ("swing_p99", "max"),
+}
 
-def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
+
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Raw scores, of a fit that leaves enough good images over."""
-    module = data.build(place.dataset, place.root, place.split, place.seed)
+    module = data.build(case.dataset, case.root, case.split, case.seed)
     samples = module.test_data.samples
     is_good = data.kinds(samples) == "good"
     training = (
-        np.random.default_rng(place.seed)
+        np.random.default_rng(case.seed)
         .permutation(module.train_data.samples["image_path"])
         .tolist()
     )
@@ -63,7 +71,7 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     if left_over:
         training = training[len(left_over) :]
         data.keep_training_images(module, training)
-    model = fitted(module, place.seed, post_processor=False)
+    model = fitted(module, case.seed, post_processor=False)
 
     def scores(paths: Sequence[str], *, leave_out: bool) -> list[float]:
         found = nominal_scores(model.model, model.pre_processor, paths, leave_out=leave_out).scores
@@ -93,36 +101,6 @@ def _ten_of_each(good: Scores, bad: Scores, training: Scores) -> float:
     return (_f1 if min(len(good), len(bad)) >= 10 else _conformal)(good, bad, training)  # noqa: PLR2004
 
 
-def _sign_test(good: Scores, bad: Scores, training: Scores) -> float:
-    divided, conformal = (rule(good, bad, training) for rule in (_f1, _conformal))
-    return (
-        divided if _fewer(_wrong(good, bad, divided), _wrong(good, bad, conformal)) else conformal
-    )
-
-
-def _cross_fitted(good: Scores, bad: Scores, training: Scores) -> float:
-    """As the sign test, but each image is judged by the threshold that the others choose."""
-    divided, conformal = (rule(good, bad, training) for rule in (_f1, _conformal))
-    if min(len(good), len(bad)) == 1:
-        return conformal
-    ours = [score > _f1(np.delete(good, place), bad, training) for place, score in enumerate(good)]
-    ours += [score <= _f1(good, np.delete(bad, place), training) for place, score in enumerate(bad)]
-    return divided if _fewer(np.array(ours), _wrong(good, bad, conformal)) else conformal
-
-
-def _pooled_sign_test(good: Scores, bad: Scores, training: Scores) -> float:
-    """As the sign test, but training images count as good ones of validation."""
-    return _sign_test(np.concatenate((good, training)), bad, np.empty(0, np.float32))
-
-
-def _bounds_alone(good: Scores, bad: Scores, training: Scores) -> float:
-    """By bounds, but good images count alike, whether they were trained on or not."""
-    nominal = _pooled(good, training)
-    return combined_threshold(
-        good=nominal, bad=_listed(bad), calibration=nominal, rate=_RATE, alarm_cost=1.0
-    ).threshold
-
-
 def _combined(cost: float) -> Rule:
     def rule(good: Scores, bad: Scores, training: Scores) -> float:
         nominal = _pooled(good, training)
@@ -137,10 +115,6 @@ _RULES: dict[str, Rule] = {
     "largest F1": _f1,
     "good images alone": _conformal,
     "F1 from ten of each on": _ten_of_each,
-    "F1 by a sign test": _sign_test,
-    "F1 by a cross-fitted sign test": _cross_fitted,
-    "F1 by a sign test, training images too": _pooled_sign_test,
-    "bounds of all good images, cost 1": _bounds_alone,
     "bounds and good validation images, cost 1": _combined(1.0),
     "the same, cost 2 (in use)": _combined(2.0),
     "the same, cost 4": _combined(4.0),
@@ -155,23 +129,9 @@ def _pooled(good: Scores, training: Scores) -> list[float]:
     return _listed(np.concatenate((training, good)))
 
 
-def _wrong(good: Scores, bad: Scores, threshold: float) -> NDArray[np.bool_]:
-    return np.concatenate((good > threshold, bad <= threshold))
-
-
-def _fewer(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> bool:
-    """Whether the first make fewer errors: an exact one-sided sign test at 5% (McNemar 1947)."""
-    better, worse = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
-    return (
-        bool(better + worse)
-        and binomtest(better, better + worse, alternative="greater").pvalue <= 0.05  # noqa: PLR2004
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    about = (__doc__ or "").splitlines()[0]
-    return study_places("deciding", about, _DATA, _evaluate, report, arguments)
+    return run_cases("threshold_rules", __doc__, _DATA, _evaluate, report, arguments)
 
 
 def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -203,13 +163,7 @@ def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     swing = abs(float((good_rest > without).mean()) - alarms)
                     found[name].append((alarms, missed, (alarms + missed) / 2.0, swing))
             for name, rows in found.items():
-                columns = dict(
-                    zip(
-                        ("false_alarms", "misses", "balanced", "swing"),
-                        np.transpose(rows),
-                        strict=True,
-                    )
-                )
+                columns = dict(zip(_COUNTED, np.transpose(rows), strict=True))
                 yield {
                     "data": title(scores["dataset"], scores["split"]),
                     "seed": scores["seed"],
@@ -225,74 +179,56 @@ def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def report(folder: Path) -> None:
-    """Write ``rules.csv`` and ``README.md`` from ``deciding.json``: the same draws every time."""
-    found = json.loads((folder / "deciding.json").read_text(encoding="utf-8"))
+    """Write ``rules.csv`` and ``README.md`` from ``threshold-rules.json``: the same draws every time."""
+    found = read_rows(folder / "threshold-rules.json")
     table = pd.DataFrame([row for scores in found for row in _drawn(scores)])
     write_text(folder / "rules.csv", table.to_csv(index=False, lineterminator="\n"))
-    lines = [
-        "# Who may decide the threshold",
-        "",
-        (
-            f"`python -m benchmarks.deciding --root DIR`: {_DRAWS} validation sets of"
-            f" {', '.join(map(str, _BAD))}"
-        ),
-        (
-            f"defective and {', '.join(map(str, _GOOD))} good images each, drawn from images that"
-            " were not trained on."
-        ),
-        (
-            "False alarms and misses are counted among the others, in percent; the balanced error"
-            " is their mean. Good"
-        ),
-        (
-            f"images decide at a rate of {100 * _RATE:g}%: at most {_IMAGES} training images, each"
-            " scored without its own"
-        ),
-        f"atoms, and the good validation images. Seeds {seeds(found)}.",
-        "",
-        "## All sizes of validation sets",
-        "",
-        (
-            "Mean over the sizes of the median, and of the 90th percentile; the largest 90th"
-            " percentile; and how far one"
-        ),
-        (
-            "labelled image less moves the rate of false alarms, in points: the 99th percentile, at"
-            " the worst size."
-        ),
-        "",
-        (
-            "| data | rule | false alarms | its 90% | the worst | misses | its 90% | balanced error"
-            " | one image less |"
-        ),
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    all_sizes: list[list[str]] = []
+    some_sizes: list[list[str]] = []
     for (name, rule), rows in table.groupby(["data", "rule"], sort=False):
-        cells = [
-            rows["false_alarms_median"].mean(),
-            rows["false_alarms_p90"].mean(),
-            rows["false_alarms_p90"].max(),
-            rows["misses_median"].mean(),
-            rows["misses_p90"].mean(),
-            rows["balanced_median"].mean(),
-            rows["swing_p99"].max(),
-        ]
-        lines.append(f"| {name} | {rule} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
+        cells = [rows[column].agg(how) for column, how in _SUMMARIES.values()]
+        all_sizes.append([str(name), str(rule), *(f"{cell:.1f}" for cell in cells)])
+        of: Any = rows.groupby(["defective", "good"]).mean(numeric_only=True).to_dict("index")
+        some_sizes.append([str(name), str(rule), *(_sizes(of, size) for size in _SHOWN)])
     shown = [f"{bad} defective, {good} good" for bad, good in _SHOWN]
-    lines += ["", "## Some sizes", "", "Median (90th percentile) of false alarms / of misses.", ""]
-    lines += ["| data | rule | " + " | ".join(shown) + " |", "|---" * (2 + len(_SHOWN)) + "|"]
-    for (name, rule), rows in table.groupby(["data", "rule"], sort=False):
-        cells_of = []
-        for bad, good in _SHOWN:
-            at = rows[(rows["defective"] == bad) & (rows["good"] == good)].mean(numeric_only=True)
-            cells_of.append(
-                f"{at['false_alarms_median']:.1f} ({at['false_alarms_p90']:.1f}) / "
-                f"{at['misses_median']:.1f} ({at['misses_p90']:.1f})"
-                if at.notna().all()
-                else "-"
-            )
-        lines.append(f"| {name} | {rule} | " + " | ".join(cells_of) + " |")
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+    write_text(
+        folder / "README.md",
+        f"""\
+# Who may decide the threshold
+
+`python -m benchmarks.threshold_rules --root DIR`: {_DRAWS} validation sets of
+{", ".join(map(str, _BAD))} defective and {", ".join(map(str, _GOOD))} good images each, drawn from
+images that were not trained on. False alarms and misses are counted among the others, in percent;
+the balanced error is their mean. Good images decide at a rate of {100 * _RATE:g}%: at most
+{_IMAGES} training images, each scored without its own atoms, and the good validation images. Seeds
+{seeds(found)}.
+
+## All sizes of validation sets
+
+Mean over the sizes of the median, and of the 90th percentile; the largest 90th percentile; and how
+far one labelled image less moves the rate of false alarms, in points: the 99th percentile, at the
+worst size.
+
+{markdown(["data", "rule", *_SUMMARIES], all_sizes)}
+
+## Some sizes
+
+Median (90th percentile) of false alarms / of misses.
+
+{markdown(["data", "rule", *shown], some_sizes)}
+""",
+    )
+
+
+def _sizes(of: dict[tuple[int, int], dict[str, float]], size: tuple[int, int]) -> str:
+    """Errors at one size of validation sets, if there were enough images for it."""
+    if size not in of:
+        return "-"
+    at = of[size]
+    return (
+        f"{at['false_alarms_median']:.1f} ({at['false_alarms_p90']:.1f}) / "
+        f"{at['misses_median']:.1f} ({at['misses_p90']:.1f})"
+    )
 
 
 if __name__ == "__main__":

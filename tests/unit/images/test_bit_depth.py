@@ -1,4 +1,4 @@
-"""Batches whose files anomalib cannot read whole, and training pictures that look misread."""
+"""Images that anomalib reads wrongly are read again, and constant training images are refused."""
 
 import logging
 from pathlib import Path
@@ -26,12 +26,8 @@ from anomalib_sgfr.images.bit_depth import (
 def files(tmp_path: Path) -> list[str]:
     """Two of 12 bits, and one of 8 between them."""
     values = np.random.default_rng(0).integers(0, 4096, (40, 48)).astype(np.uint16)
-    for name, picture in (
-        ("0", values),
-        ("1", (values >> 4).astype(np.uint8)),
-        ("2", values[::-1].copy()),
-    ):
-        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    for name, image in enumerate((values, (values >> 4).astype(np.uint8), values[::-1].copy())):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
     return [str(tmp_path / f"{number}.png") for number in range(3)]
 
 
@@ -44,7 +40,7 @@ def batch_of(files: list[str], transform: Any = None) -> ImageBatch:
 @pytest.mark.parametrize(
     "transform", [None, Resize((32, 32)), Compose([Resize((36, 40)), CenterCrop(32)])]
 )
-def test_deep_images_of_a_batch_are_replaced_and_altered_as_their_data_set_alters_them(
+def test_images_of_high_bit_depth_are_replaced_and_transformed_as_their_data_set_does(
     files: list[str], transform: Any
 ) -> None:
     batch = batch_of(files, transform)
@@ -62,7 +58,7 @@ def test_deep_images_of_a_batch_are_replaced_and_altered_as_their_data_set_alter
         assert not torch.allclose(before[number], wanted, atol=0.1)
 
 
-def test_what_anomalib_makes_one_size_of_stays_one_size(files: list[str]) -> None:
+def test_a_batch_keeps_its_size(files: list[str]) -> None:
     batch = batch_of(files, Resize((20, 24)))
     reread_images(batch, SimpleNamespace(transform=None), 12)
     assert batch.image.shape == (3, 3, 20, 24)
@@ -78,7 +74,7 @@ def test_augmentations_that_cannot_be_repeated_are_refused_by_name(files: list[s
     reread_images(batch_of(files[1:2]), SimpleNamespace(augmentations=flip), 12)
 
 
-def test_a_data_set_of_somebody_elses_says_how_it_reads_or_is_refused(files: list[str]) -> None:
+def test_an_unknown_data_set_says_how_it_reads_or_is_refused(files: list[str]) -> None:
     batch = batch_of(files)
     before = batch.image.clone()
     with pytest.raises(
@@ -89,7 +85,7 @@ def test_a_data_set_of_somebody_elses_says_how_it_reads_or_is_refused(files: lis
     assert torch.equal(batch.image, before)
 
 
-def test_images_whose_files_are_not_there_or_not_named_are_left(files: list[str]) -> None:
+def test_images_without_files_are_kept(files: list[str]) -> None:
     batch = batch_of(files)
     before = batch.image.clone()
     batch.image_path = ["nowhere.png", "b", "c"]
@@ -98,7 +94,7 @@ def test_images_whose_files_are_not_there_or_not_named_are_left(files: list[str]
     assert torch.equal(batch.image, before)
 
 
-def test_larger_values_than_the_models_are_refused_by_name(files: list[str]) -> None:
+def test_values_above_the_bit_depth_are_refused_with_the_file(files: list[str]) -> None:
     with pytest.raises(
         ValueError,
         match=r"0.png holds values up to \d+, more than the 10 bits .* pass bit_depth=12",
@@ -106,74 +102,71 @@ def test_larger_values_than_the_models_are_refused_by_name(files: list[str]) -> 
         reread_images(batch_of(files), SimpleNamespace(augmentations=None), 10)
 
 
-def test_plain_files_are_read_by_anomalib(files: list[str]) -> None:
+def test_plain_files_are_read_as_anomalib_does(files: list[str]) -> None:
     anomalibs = read_image(files[1], as_tensor=True)
     assert torch.equal(read_tensor(files[1]), anomalibs)
     assert read_tensor(files[1]).stride() == anomalibs.stride()  # resized alike, to the last bit
     assert read_tensor(files[0], 12).stride() == anomalibs.stride()
 
 
-def good(count: int) -> torch.Tensor:
+def textured(count: int) -> torch.Tensor:
     return torch.rand(count, 3, 64, 80)
 
 
-def flat(count: int, share: float, value: float = 1.0) -> torch.Tensor:
-    images = good(count)
+def constant(count: int, share: float = 1.0, value: float = 1.0) -> torch.Tensor:
+    """Images with one value in a share of their rows."""
+    images = textured(count)
     images[:, :, : round(64 * share)] = value
     return images
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_a_set_of_nearly_one_value_is_refused_by_name(value: float) -> None:
-    looks = ConstantImageCheck()
-    looks.see(flat(3, 0.95, value), ["a.png", "b.png", "c.png"])
+def test_a_nearly_constant_set_is_refused_with_names(value: float) -> None:
+    check = ConstantImageCheck()
+    check.update(constant(3, 0.95, value), ["a.png", "b.png", "c.png"])
     with pytest.raises(
-        ValueError,
-        match=rf"3 of 3 training pictures look misread.*a.png \(9\d% of it is {value:.3g}\)",
+        ValueError, match=rf"nearly constant.* 3 of 3: a.png \(9\d% of it is {value:.3g}\)"
     ):
-        looks.judge()
+        check.finish()
 
 
-def test_a_bright_background_is_no_reason() -> None:
-    looks = ConstantImageCheck()
-    looks.see(flat(20, 0.8), None)
-    looks.judge()
+def test_a_bright_background_is_accepted() -> None:
+    check = ConstantImageCheck()
+    check.update(constant(20, 0.8), None)
+    check.finish()
 
 
-def test_one_bad_picture_in_a_good_set_is_told_by_name(caplog: pytest.LogCaptureFixture) -> None:
-    looks = ConstantImageCheck()
-    looks.see(good(2), ["a.png", "b.png"])
-    looks.see(flat(1, 1.0), ["white.png"])
+def test_a_constant_image_in_a_good_set_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    check = ConstantImageCheck()
+    check.update(textured(2), ["a.png", "b.png"])
+    check.update(constant(1), ["white.png"])
     with caplog.at_level(logging.WARNING):
-        looks.judge()
-    assert "1 of 3 training pictures: white.png (100% of it is 1)" in caplog.text
-    looks.judge()  # says it once
-    assert caplog.text.count("white.png") == 1
+        check.finish()
+        check.finish()
+    assert caplog.text.count("nearly constant: 1 of 3: white.png (100% of it is 1)") == 1
 
 
-def test_a_bad_set_is_refused_before_all_of_it_was_seen_a_mixed_one_after() -> None:
-    looks = ConstantImageCheck()
-    looks.see(flat(15, 1.0), None)
-    with pytest.raises(ValueError, match=r"16 of 16 .*picture 1 "):
-        looks.see(flat(1, 1.0), None)
-    looks = ConstantImageCheck()
-    looks.see(flat(15, 1.0), None)
-    looks.see(good(2), None)
+def test_a_constant_set_is_refused_early_and_a_mixed_one_at_the_end() -> None:
+    check = ConstantImageCheck()
+    check.update(constant(15), None)
+    with pytest.raises(ValueError, match=r"16 of 16: image 1 "):
+        check.update(constant(1), None)
+    check = ConstantImageCheck()
+    check.update(constant(15), None)
+    check.update(textured(2), None)
     with pytest.raises(ValueError, match="15 of 17"):
-        looks.judge()
+        check.finish()
 
 
-def test_who_says_how_to_read_them_is_told_and_not_refused(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    looks = ConstantImageCheck(vouched=True)
-    looks.see(flat(20, 1.0), None)
+def test_a_set_that_the_user_confirmed_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    check = ConstantImageCheck(user_confirmed=True)
+    check.update(constant(20), None)
     with caplog.at_level(logging.WARNING):
-        looks.judge()
+        check.finish()
     assert "20 of 20" in caplog.text
 
 
-def test_batches_pass_as_they_are_and_are_completed_where_that_is_clear() -> None:
+def test_batches_are_kept_or_completed() -> None:
     batch = torch.rand(2, 3, 8, 9)
     assert to_batch(batch, 8) is batch
     assert torch.equal(to_batch(batch.double(), 8), batch)

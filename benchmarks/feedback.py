@@ -1,16 +1,15 @@
 """Whether accepting false alarms spares the next ones, and what it costs in defects missed.
 
-    python -m benchmarks.accepting --root DIR --out DIR
+    python -m benchmarks.feedback --root DIR --out DIR
 
 The threshold is one that a fifth of the good test images exceed. Twenty of these false alarms,
 drawn at random, are accepted, as ``anomalib-sgfr accept`` does; beside it a fit that starts again
 with them among the training images. False alarms are counted among the other good test images, with
 the threshold as it was and as it is chosen anew, from training images at the rate that it had
-there. Writes ``accepting.json`` and ``README.md``; an interrupted command, given again, goes on
+there. Writes ``feedback.json`` and ``README.md``; an interrupted command, given again, goes on
 where it stopped.
 """
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -22,15 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from anomalib_sgfr import Sgfr, SgfrModel
-from anomalib_sgfr.data.mtd import tile_of
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from anomalib_sgfr.training.accept import Addition, added, novel
 from benchmarks.common import data
+from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted
-from benchmarks.common.places import PatchIndex, median, seeds, study_places, title
-from benchmarks.common.records import write_text
+from benchmarks.common.records import read_rows, table, write_text
 
 __all__ = ["main", "report"]
 
@@ -38,22 +36,21 @@ _ALARMS = 0.2
 _ACCEPTED = 20
 _IMAGES = 300
 _DATA = ("mtd:tile", "elpv-mono")
+_KEYS = ("dataset", "split", "seed", "way")
+_COLUMNS = ["data", "", "false alarms", "missed defects", "accepted ones that are alarms still"]
+_COLUMNS += ["atoms", "seconds"]
 _WAYS = {"before": "before", "accepted": "20 accepted", "refit": "fitted again with the 20"}
 
 
-def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """False alarms and missed defects among images that were not accepted, before and after."""
-    tiles = tile_of() if place.dataset == "mtd" else {}
-
-    def part_of(path: str) -> str:
-        return str(tiles.get(Path(path).name, path))
-
-    module = data.build(place.dataset, place.root, place.split, place.seed)
+    part_of = data.part_of(case.dataset)
+    module = data.build(case.dataset, case.root, case.split, case.seed)
     samples = module.test_data.samples
     paths, good = samples["image_path"].tolist(), data.kinds(samples) == "good"
     training = spread_over(module.train_data.samples["image_path"].tolist(), _IMAGES, part_of)
     units = list(map(part_of, training))
-    model = fitted(module, place.seed, post_processor=False)
+    model = fitted(module, case.seed, post_processor=False)
 
     def nominal(other: SgfrModel) -> list[float]:
         return nominal_scores(other, model.pre_processor, training, group=part_of).scores
@@ -66,7 +63,7 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     vouched = nominal(model.model)
     rate = min(0.9, max(0.5, sum(score > threshold for score in vouched)) / len(vouched))
     alarms = np.flatnonzero(good & (before > threshold))
-    chosen = np.random.default_rng(place.seed).permutation(alarms)[
+    chosen = np.random.default_rng(case.seed).permutation(alarms)[
         : min(_ACCEPTED, len(alarms) // 2)
     ]
     rest = np.setdiff1d(np.flatnonzero(good), chosen)
@@ -75,10 +72,10 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     seconds = time.perf_counter() - start
     accepted = model.model.with_banks(added(model.model.fitted_state, additions))
 
-    again = data.build(place.dataset, place.root, place.split, place.seed)
+    again = data.build(case.dataset, case.root, case.split, case.seed)
     start = time.perf_counter()
     data.add_training_images(again, samples.iloc[chosen])
-    refit = fitted(again, place.seed, post_processor=False)
+    refit = fitted(again, case.seed, post_processor=False)
     rows = []
     for way, other, took in (
         ("before", model.model, 0.0),
@@ -87,28 +84,19 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
     ):
         found = scores(other)
         anew = conformal_threshold(nominal(other), rate, units)
-        rows.append(
-            {
-                "way": way,
-                "accepted": len(chosen),
-                "good": len(rest),
-                "defective": int((~good).sum()),
-                "atoms": sum(addition.number for addition in additions) if way == "accepted" else 0,
-                "seconds": round(took, 2),
-                **{
-                    f"{name}_{kind}": int(count)
-                    for kind, bound in (
-                        ("kept", threshold),
-                        ("anew", threshold if way == "before" else anew),
-                    )
-                    for name, count in (
-                        ("alarms", (found[rest] > bound).sum()),
-                        ("missed", (found[~good] <= bound).sum()),
-                        ("still", (found[chosen] > bound).sum()),
-                    )
-                },
-            }
-        )
+        row = {
+            "way": way,
+            "accepted": len(chosen),
+            "good": len(rest),
+            "defective": int((~good).sum()),
+            "atoms": sum(addition.number for addition in additions) if way == "accepted" else 0,
+            "seconds": round(took, 2),
+        }
+        for kind, bound in (("kept", threshold), ("anew", threshold if way == "before" else anew)):
+            row[f"alarms_{kind}"] = int((found[rest] > bound).sum())
+            row[f"missed_{kind}"] = int((found[~good] <= bound).sum())
+            row[f"still_{kind}"] = int((found[chosen] > bound).sum())
+        rows.append(row)
     return rows
 
 
@@ -127,58 +115,37 @@ def _accept(model: Sgfr, paths: Sequence[str], threshold: float) -> list[Additio
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    about = (__doc__ or "").splitlines()[0]
-    return study_places("accepting", about, _DATA, _evaluate, report, arguments)
+    return run_cases("feedback", __doc__, _DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
-    """Write ``README.md`` from ``accepting.json``: medians over seeds."""
-    found = json.loads((folder / "accepting.json").read_text(encoding="utf-8"))
-    places = list(dict.fromkeys((row["dataset"], row["split"]) for row in found))
-    lines = [
-        "# Accepting false alarms",
-        "",
-        (
-            "`python -m benchmarks.accepting --root DIR`: a threshold that a fifth of the good test"
-            " images exceed; up to"
-        ),
-        (
-            f"{_ACCEPTED} of them are accepted. Counts among the other test images, with the"
-            " threshold kept / chosen anew."
-        ),
-        f"Medians over seeds {seeds(found)}.",
-        "",
-        (
-            "| data | | false alarms | missed defects | accepted ones that are alarms still | atoms"
-            " | seconds |"
-        ),
-        "|---|---|---|---|---|---|---|",
-    ]
-    for dataset, split in places:
+    """Write ``README.md`` from ``feedback.json``: medians over seeds."""
+    found = read_rows(folder / "feedback.json")
+    counts = (("alarms", "good"), ("missed", "defective"), ("still", "accepted"))
+    rows = []
+    for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in found):
         for way, name in _WAYS.items():
-            columns = [
-                name
-                for row in found[:1]
-                for name in row
-                if name not in {"dataset", "split", "seed", "way"}
-            ]
-            of = {
-                column: median(found, column, dataset=dataset, split=split, way=way)
-                for column in columns
-            }
+            own = alike(found, dataset=dataset, split=split, way=way)
+            of = {column: median(own, column) for column in own[0] if column not in _KEYS}
             cells = [
                 f"{of[f'{column}_kept']:.0f} / {of[f'{column}_anew']:.0f} of {of[total]:.0f}"
-                for column, total in (
-                    ("alarms", "good"),
-                    ("missed", "defective"),
-                    ("still", "accepted"),
-                )
+                for column, total in counts
             ]
-            lines.append(
-                f"| {title(dataset, split)} | {name} | {' | '.join(cells)} | {of['atoms']:.0f} |"
-                f" {of['seconds']:.1f} |"
+            rows.append(
+                [title(dataset, split), name, *cells, f"{of['atoms']:.0f}", f"{of['seconds']:.1f}"]
             )
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+    write_text(
+        folder / "README.md",
+        f"""\
+# Accepting false alarms
+
+`python -m benchmarks.feedback --root DIR`: a threshold that a fifth of the good test images
+exceed; up to {_ACCEPTED} of them are accepted. Counts among the other test images, with the
+threshold kept / chosen anew. Medians over seeds {seeds(found)}.
+
+{table(_COLUMNS, rows)}
+""",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small defects in large pictures: made, measured in processes of their own, and reported."""
+"""Small defects in large images: made, measured in processes of their own, and reported."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.common.defects import picture
-from benchmarks.large_pictures import main, report
+from benchmarks.common.defects import surface
+from benchmarks.large_images import main, report
 
 
-def test_pictures_are_uneven_but_have_no_defect() -> None:
-    found = picture(np.random.default_rng(0), (300, 400))
+def test_images_are_uneven_but_have_no_defect() -> None:
+    found = surface(np.random.default_rng(0), (300, 400))
     assert found.shape == (300, 400)
     assert found.dtype == np.float32
     assert 0.0 <= found.min() < found.mean() < found.max() <= 1.0
@@ -26,12 +26,12 @@ def test_what_is_measured_is_not_measured_again(
         "seed": 0,
         "metrics": {"image_AUROC": 0.5, "pixel_AP": 0.1, "AUPRO": 0.25},
         "per_defect": {"20": 0.75, "6": 0.5},
-        "picture_s": 0.125,
+        "image_s": 0.125,
         "peak_mb": 11.2,
         "fit_s": 3.4,
     }
-    monkeypatch.setattr("benchmarks.large_pictures._WAYS", {"256 x 256": {}})
-    (tmp_path / "large-pictures.json").write_text(json.dumps([row]), encoding="utf-8")
+    monkeypatch.setattr("benchmarks.large_images._WAYS", {"256 x 256": {}})
+    (tmp_path / "large-images.json").write_text(json.dumps([row]), encoding="utf-8")
     assert main(["--out", str(tmp_path)]) == 0
     assert (
         "| 256 x 256 | 50.0 | 75.0 | 50.0 | 10.0 | 25.0 | 0.12 | 11 | 3 |"
@@ -44,7 +44,7 @@ def test_what_is_measured_is_not_measured_again(
 
 
 def test_a_way_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import benchmarks.large_pictures as module
+    import benchmarks.large_images as module
 
     for name, value in {"_SIZE": (96, 128), "_TRAINED": 2, "_GOOD": 2, "_EACH": 1}.items():
         monkeypatch.setattr(module, name, value)
@@ -55,4 +55,4 @@ def test_a_way_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert all(
         0.0 <= found["metrics"][name] <= 1.0 for name in ("image_AUROC", "pixel_AP", "AUPRO")
     )
-    assert found["picture_s"] > 0
+    assert found["image_s"] > 0

@@ -1,17 +1,15 @@
-"""A fitted model under another light: what eight good images of it mend, as an update and
-otherwise.
+"""A fitted model after a domain shift: what eight good images of the new domain mend.
 
-    python -m benchmarks.another_light --root mtd=DIR --root mvtec=DIR --out DIR
+    python -m benchmarks.domain_shift --root mtd=DIR --root mvtec=DIR --out DIR
 
 A model is fitted to all training images but eight. Then the light or the camera changes, drawn into
-every picture, and the test images are scored: by the model as it is, adapted by the eight, updated
+every image, and the test images are scored: by the model as it is, adapted by the eight, updated
 with them, by a fit to the eight alone, and by a fit to everything, the eight as they look now.
 False alarms are good test images above the threshold that one in twenty of them exceeded before the
-change. Writes ``another-light.json`` and ``README.md``; an interrupted command, given again, goes
+change. Writes ``domain-shift.json`` and ``README.md``; an interrupted command, given again, goes
 on where it stopped.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -26,21 +24,21 @@ from anomalib.data import AnomalibDataset
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as pictures
+from torchvision.transforms.v2 import functional
 
 from anomalib_sgfr import Sgfr, SgfrModel
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.training.adapt import adapted, residual_moments
 from benchmarks.common import data
+from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted, quiet_fit
-from benchmarks.common.places import PatchIndex, median, seeds, study_places, title
-from benchmarks.common.records import write_text
+from benchmarks.common.records import read_rows, table, write_text
 from benchmarks.common.scores import accuracy, label_regions, pixel_scores
 
 __all__ = ["CHANGES", "main", "report"]
 
 _DATA = ("mtd:canonical", "mvtec:bottle")
-_NEW = 8  # good images of the new light
+_NEW = 8  # good images after the change
 _DIRECTIONS = 4  # as `anomalib-sgfr adapt` does by default
 _ALARMS = 0.05  # of good test images, before
 _BATCH = 16
@@ -66,14 +64,14 @@ def _blurred(image: Tensor, rng: np.random.Generator) -> Tensor:
     del rng
     sigma = 0.006 * min(image.shape[-2:])
     return cast(
-        "Tensor", pictures.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
+        "Tensor", functional.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
     )
 
 
 def _camera(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Another camera: less sharp, flatter, with another gamma and noise."""
     sigma = 0.003 * min(image.shape[-2:])
-    soft = pictures.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
+    soft = functional.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
     noise = torch.from_numpy(rng.normal(0.0, 0.015, soft.shape)).float()
     return cast("Tensor", (0.85 * soft + 0.08).clamp(0.0, 1.0) ** 1.15 + noise)
 
@@ -86,7 +84,7 @@ CHANGES: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
 
 
 def _changed(image: Tensor, change: str | None, seed: int) -> Tensor:
-    """A picture between 0 and 1, in steps of 8 bits, as it looks after the change."""
+    """An image between 0 and 1, in steps of 8 bits, as it looks after the change."""
     if change is not None:
         image = CHANGES[change](image, np.random.default_rng(seed))
     return image.clamp(0.0, 1.0).mul(255.0).round().div(255.0)
@@ -96,17 +94,17 @@ def _image(dataset: AnomalibDataset, row: int) -> Tensor:
     return cast("Tensor", cast("Any", dataset[row]).image)
 
 
-def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
+def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Accuracy and false alarms of each way, before and after each change."""
-    module = data.build(place.dataset, place.root, place.split, place.seed, num_workers=0)
+    module = data.build(case.dataset, case.root, case.split, case.seed, num_workers=0)
     everything = module.train_data.samples.copy()
-    chosen = np.sort(np.random.default_rng(place.seed).permutation(len(everything))[:_NEW])
+    chosen = np.sort(np.random.default_rng(case.seed).permutation(len(everything))[:_NEW])
     kept = everything.drop(index=everything.index[chosen])["image_path"].tolist()
     originals = [_image(module.train_data, int(row)) for row in chosen]
     data.keep_training_images(module, kept)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model = fitted(module, place.seed, post_processor=False)
+        model = fitted(module, case.seed, post_processor=False)
         test = _Test(module.test_data, model.pre_processor)
         model.trainer.save_checkpoint(folder / "model.ckpt")
         before, as_it_was = test.scored(model.model, None)
@@ -114,7 +112,7 @@ def _evaluate(place: PatchIndex) -> list[dict[str, Any]]:
         rows = [_row(None, "as it was", 0.0, before, test, threshold) | as_it_was]
         for change in CHANGES:
             new = _drawn(folder / change, originals, everything.iloc[chosen], change)
-            for way, other, seconds in _ways(place, module, model, folder / "model.ckpt", new):
+            for way, other, seconds in _ways(case, module, model, folder / "model.ckpt", new):
                 scores, found = test.scored(other, change)
                 rows.append(_row(change, way, seconds, scores, test, threshold) | found)
     return rows
@@ -134,13 +132,13 @@ def _drawn(
 
 
 def _ways(
-    place: PatchIndex, module: data.AlteredData, model: Sgfr, checkpoint: Path, new: pd.DataFrame
+    case: Case, module: data.AlteredData, model: Sgfr, checkpoint: Path, new: pd.DataFrame
 ) -> Iterator[tuple[str, SgfrModel, float]]:
     """Each way's name, its model, and the seconds it took to make."""
     yield "nothing", model.model, 0.0
 
     def module_of(*paths: str) -> data.AlteredData:
-        other = data.build(place.dataset, place.root, place.split, place.seed, num_workers=0)
+        other = data.build(case.dataset, case.root, case.split, case.seed, num_workers=0)
         data.add_training_images(other, new)
         data.keep_training_images(other, [*paths, *new["image_path"]])
         return other
@@ -159,12 +157,12 @@ def _ways(
     yield "update", updated.model, time.perf_counter() - start
     for way, data_of in (("alone", alone), ("refit", all_of_them)):
         start = time.perf_counter()
-        fresh = fitted(data_of, place.seed, post_processor=False)
+        fresh = fitted(data_of, case.seed, post_processor=False)
         yield way, fresh.model, time.perf_counter() - start
 
 
 class _Test:
-    """Test images, to be looked at again and again."""
+    """Test images, scored several times."""
 
     def __init__(self, dataset: AnomalibDataset, pre_processor: Any) -> None:  # noqa: ANN401
         self.dataset = dataset
@@ -216,54 +214,39 @@ def _row(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
-    about = (__doc__ or "").splitlines()[0]
-    return study_places("another_light", about, _DATA, _evaluate, report, arguments)
+    return run_cases("domain_shift", __doc__, _DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:
-    """Write ``README.md`` from ``another-light.json``: medians over seeds."""
-    found = json.loads((folder / "another-light.json").read_text(encoding="utf-8"))
+    """Write ``README.md`` from ``domain-shift.json``: medians over seeds."""
+    found = [row | row["metrics"] for row in read_rows(folder / "domain-shift.json")]
     names = [
         name
         for name, value in found[0]["metrics"].items()
         if name != "image_F1Max" and value is not None
     ]
-    rows = [{**row, **{name: row["metrics"][name] for name in names}} for row in found]
-    lines = [
-        "# Another light",
-        "",
-        (
-            f"`python -m benchmarks.another_light --root mtd=DIR --root mvtec=DIR`: {_NEW} good"
-            " images are taken from the"
-        ),
-        (
-            "training images, the model is fitted to the others, and then every picture changes."
-            " False alarms and missed"
-        ),
-        (
-            f"defects at the threshold that {100 * _ALARMS:g}% of good test images exceeded before."
-            " Medians over seeds"
-        ),
-        f"{seeds(rows)}, in percent; seconds of what was done.",
-        "",
-        f"| data | change | | {' | '.join(names)} | false alarms | missed | s |",
-        "|---" * (6 + len(names)) + "|",
-    ]
-    places = dict.fromkeys(
-        (row["dataset"], row["split"], row["change"], row["way"]) for row in rows
+    rows = []
+    keys = ("dataset", "split", "change", "way")
+    for dataset, split, change, way in dict.fromkeys(
+        tuple(row[key] for key in keys) for row in found
+    ):
+        own = alike(found, dataset=dataset, split=split, change=change, way=way)
+        cells = [f"{100 * median(own, name):.1f}" for name in (*names, "false_alarms", "missed")]
+        seconds = f"{median(own, 'seconds'):.0f}"
+        rows.append([title(dataset, split), change or "-", _WAYS[way], *cells, seconds])
+    write_text(
+        folder / "README.md",
+        f"""\
+# Domain shift
+
+`python -m benchmarks.domain_shift --root mtd=DIR --root mvtec=DIR`: {_NEW} good images are taken
+from the training images, the model is fitted to the others, and then every image changes. False
+alarms and missed defects at the threshold that {100 * _ALARMS:g}% of good test images exceeded
+before. Medians over seeds {seeds(found)}, in percent; seconds of what was done.
+
+{table(["data", "change", "", *names, "false alarms", "missed", "s"], rows)}
+""",
     )
-    for dataset, split, change, way in places:
-        of = {
-            name: median(rows, name, dataset=dataset, split=split, change=change, way=way)
-            for name in (*names, "false_alarms", "missed", "seconds")
-        }
-        seconds = of.pop("seconds")
-        cells = " | ".join(f"{100 * value:.1f}" for value in of.values())
-        lines.append(
-            f"| {title(dataset, split)} | {change or '-'} | {_WAYS[way]} | {cells} |"
-            f" {seconds:.0f} |"
-        )
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
