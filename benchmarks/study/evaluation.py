@@ -86,9 +86,7 @@ def _scales(spec: Spec, found: features.Features) -> list[tuple[Scale, str]]:
 
 
 def _parts(specs: Sequence[Spec], found: features.Features) -> dict[str, _Part]:
-    """All parts that the variants are made of; those of one scale and size have their bank in
-    common.
-    """
+    """Parts that the variants are made of; those of one scale and size share a bank."""
     keys = dict.fromkeys(key for spec in specs for _, key in _scales(spec, found))
     parts = {}
     for members, of_members in itertools.groupby(sorted(map(json.loads, keys)), lambda key: key[0]):

@@ -256,6 +256,7 @@ def few(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict
     return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "images"), TASKS)
 def test_few_images_on_three_processes_come_to_what_they_do_on_one(
     few: dict[str, dict[str, Any]], task: str, images: int
