@@ -105,6 +105,7 @@ MODULES = {
 
 # Earlier name of a class or function, wherever it was: its name now.
 NAMES = {
+    "Addition": "NewAtoms",
     "Bank": "MemoryBank",
     "Broken": "CheckFailed",
     "Finding": "CheckResult",
@@ -130,6 +131,8 @@ NAMES = {
     "Frame": "FittedInput",
     "Header": "FileHeader",
     "Kind": "Split",
+    "Record": "AcceptanceHistory",
+    "Step": "Acceptance",
     "Learnt": "FittedState",
     "Looks": "ConstantImageCheck",
     "Made": "FitResult",

@@ -161,9 +161,7 @@ def test_a_tolerance_keeps_the_bank_small(parts: Path, tmp_path: Path) -> None:
 
 
 def test_a_resumed_sampler_goes_on_from_the_threshold(datamodule: Folder, tmp_path: Path) -> None:
-    """What an update takes as an atom lies farther than the earlier bank's threshold from all of
-    its atoms.
-    """
+    """A new atom lies farther than the earlier bank's threshold from all of its atoms."""
     model = small(pre_processor=SMALL_IMAGES, bank_size=60)
     fit(model, datamodule, tmp_path / "first")
     thresholds = [bank.state.threshold for bank in model.model.banks]
