@@ -124,11 +124,13 @@ class _Scored(NamedTuple):
     def of(cls, model: "SgfrModel", image: "Tensor", path: str) -> "_Scored":
         """Embed and score a pre-processed image of shape ``(3, H, W)``."""
         embeddings, size = model.embed(image[None]), image.shape[-2:]
-        return cls(path, embeddings, size, float(model.score(embeddings, size).pred_score))  # type: ignore[arg-type]
+        return cls(
+            path, embeddings, size, float(model.score_embeddings(embeddings, size).pred_score)
+        )
 
     def score_by(self, model: "SgfrModel") -> float:
         """Raw score by the memory banks of another model with the same backbone."""
-        return float(model.score(self.embeddings, self.size).pred_score)  # type: ignore[arg-type]
+        return float(model.score_embeddings(self.embeddings, self.size).pred_score)
 
 
 def _read(model: "Sgfr", path: str) -> "Tensor":

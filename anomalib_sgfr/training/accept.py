@@ -162,9 +162,10 @@ def find_new_atoms(
     limits = (threshold if mask_threshold is None else mask_threshold, threshold)
     heard_by = (sum(scale.in_map for scale in scales), sum(scale.in_score for scale in scales))
     embeddings = model.embed(image[None])
-    found = model.combine(model.residual_maps(embeddings), image.shape[-2:])
+    found = model.score_embeddings(embeddings, image.shape[-2:])
     if float(found.score_map.amax()) <= threshold:
         return None
+    maps = (found.anomaly_map, found.score_map)
     addition = NewAtoms(path, [], [])
     for share, distance in _EFFORTS:
         atoms, places = [], []
@@ -172,7 +173,7 @@ def find_new_atoms(
             grid = embedding.shape[-2:]
             ears = [place for place, heard in enumerate((scale.in_map, scale.in_score)) if heard]
             loud = [
-                functional.adaptive_max_pool2d(found[ear], grid).flatten() > share * limits[ear]
+                functional.adaptive_max_pool2d(maps[ear], grid).flatten() > share * limits[ear]
                 for ear in ears
             ]
             there = torch.stack(loud).any(0)
@@ -184,8 +185,11 @@ def find_new_atoms(
             places.append(where[taken, 1:])
         addition = NewAtoms(path, atoms, places)
         banks = model.with_banks(add_atoms(model.fitted_state, [addition])).banks
-        after = model.combine(model.residual_maps(embeddings, banks), image.shape[-2:])
-        if all(float(heard.amax()) <= limit for heard, limit in zip(after, limits, strict=True)):
+        after = model.score_embeddings(embeddings, image.shape[-2:], banks)
+        if all(
+            float(part.amax()) <= limit
+            for part, limit in zip((after.anomaly_map, after.score_map), limits, strict=True)
+        ):
             break
     return addition
 

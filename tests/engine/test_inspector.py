@@ -157,7 +157,7 @@ def test_the_peak_is_in_the_frames_pixels(fitted: tuple[Sgfr, Path], root: Path)
     )
     with torch.no_grad():
         heard = model.model.eval().score_maps(prepared[None])
-    row, column = heard.places[0].tolist()
+    row, column = heard.peak[0].tolist()
     top, left, bottom, right = found.window
     for at, of_map, first, last in (
         (found.place[0], row, top, bottom),
