@@ -116,7 +116,7 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
                 <= part.nominal_largest
                 <= certificate.scales[part.scale].largest * (1 + 1e-6)
             )
-            if bank.solver == "ridge":
+            if bank.solver_name == "ridge":
                 continue  # shows the largest only
             mixture = sum(
                 share.coefficient * bank.atoms[share.atom] for share in part.contributions

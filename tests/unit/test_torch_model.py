@@ -19,9 +19,10 @@ from anomalib_sgfr.core import chunks as loops
 from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.patch_grid import tile_spans, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
+from anomalib_sgfr.core.solvers import AffineSolver
 from anomalib_sgfr.features import tiling
 from anomalib_sgfr.features.layers import build_scales
-from anomalib_sgfr.memory_bank import MemoryBank, residual_maps
+from anomalib_sgfr.memory_bank import residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -520,11 +521,11 @@ def test_a_large_batch_needs_no_more_memory_than_its_chunks(
     model = fitted()
     monkeypatch.setattr(loops, "_CHUNK_VALUES", 50_000)
     rows: list[tuple[int, int]] = []
-    find = MemoryBank._products
+    find = AffineSolver._products
     monkeypatch.setattr(
-        MemoryBank,
+        AffineSolver,
         "_products",
-        lambda self, patches: (rows.append(patches.shape), find(self, patches))[1],
+        lambda self, patches, atoms: (rows.append(patches.shape), find(self, patches, atoms))[1],
     )
     model(torch.randn(4, 3, 128, 128))
     for bank, number in zip(model.banks, (4 * 16 * 16, 4 * 8 * 8), strict=True):
