@@ -18,12 +18,11 @@ __all__ = ["MemoryBank", "MemoryBankState", "residual_maps"]
 
 
 _EXPONENT = 14  # of the largest value in 16 bits, which go up to 2^16
-_LEAST = 2.0**-100  # a bank smaller than that is one of zeros; its unit is still a normal number
+_LEAST = 2.0**-100  # smaller banks count as zero; the unit is still a normal number
 
 
 class MemoryBankState(NamedTuple):
-    """All that is kept of one scale; what a fit makes, an update adds to, a trim leaves and a
-    checkpoint stores.
+    """State of the memory bank of one scale, as a fit makes it and a checkpoint stores it.
 
     Attributes:
         clusters (Clusters): Atoms, what they stand for and where they were seen.
@@ -31,8 +30,8 @@ class MemoryBankState(NamedTuple):
             later fit that adds to these atoms goes on.
         thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``,
             ``uint8``.
-        nominal (float | None): What residuals are measured by, see
-            :func:`~anomalib_sgfr.core.self_expression.nominal_residual`; ``None`` to find it anew.
+        residual_scale (float | None): What residuals are divided by, see
+            :func:`~anomalib_sgfr.core.self_expression.nominal_residual`; ``None`` to compute it.
         nuisance (Tensor | None): Directions that atoms and patches are compared without,
             orthonormal rows ``(n, d)``; see :mod:`~anomalib_sgfr.core.linear_algebra`.
     """
@@ -40,7 +39,7 @@ class MemoryBankState(NamedTuple):
     clusters: Clusters
     threshold: float = 0.0
     thumbnails: Tensor | None = None
-    nominal: float | None = None
+    residual_scale: float | None = None
     nuisance: Tensor | None = None
 
     def rows(self, index: Tensor) -> "MemoryBankState":
@@ -50,7 +49,7 @@ class MemoryBankState(NamedTuple):
 
 
 class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
-    """Atoms of one scale, and the solver that rebuilds patches from them.
+    """Memory bank of one scale: atoms, their statistics, and the solver that rebuilds patches.
 
     Args:
         solver (str): Name of a solver in :data:`~anomalib_sgfr.core.solvers.SOLVERS`. Defaults to
@@ -67,7 +66,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             in :class:`~anomalib_sgfr.core.clusters.Clusters`.
         threshold, thumbnails (Tensor): As in :class:`MemoryBankState`; no thumbnails are an empty
             tensor.
-        nominal (Tensor): What residuals are measured by, ``float32``.
+        nominal (Tensor): Buffer of ``residual_scale``, under the name that checkpoints have.
         nuisance (Tensor): As in :class:`MemoryBankState`, ``float32``; left out when patches are
             embedded.
         solver (Solver): Rebuilds patches, and holds what follows from the atoms, which is never
@@ -124,7 +123,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
 
     @property
     def residual_scale(self) -> Tensor:
-        """Length that residuals are divided by, a scalar, ``float32``; ``nominal`` in state dicts."""
+        """Length that residuals are divided by, a scalar, ``float32``."""
         return self.nominal
 
     @property
@@ -134,7 +133,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
 
     @property
     def clusters(self) -> Clusters:
-        """The atoms with what they stand for, in memory of its own; their offsets are not stored."""
+        """Copy of the atoms and their statistics; offsets are not stored."""
         place = float64_device(self.stored.device)
         atoms = self.atoms.to(place)
         unknown = torch.full_like(atoms, torch.nan, dtype=torch.float64)
@@ -149,7 +148,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         thumbnails = self.thumbnails.clone() if self.thumbnails.numel() else None
         nuisance = self.nuisance.clone() if self.nuisance.numel() else None
         return MemoryBankState(
-            self.clusters, float(self.threshold), thumbnails, float(self.nominal), nuisance
+            self.clusters, float(self.threshold), thumbnails, float(self.residual_scale), nuisance
         )
 
     def set(
@@ -157,17 +156,16 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         bank: Tensor | Clusters,
         threshold: float = 0.0,
         thumbnails: Tensor | None = None,
-        nominal: float | None = None,
+        residual_scale: float | None = None,
         nuisance: Tensor | None = None,
     ) -> None:
-        """Take atoms into use, replacing any earlier ones, in 16 bits each value; the bounds
-        account for the rounding.
+        """Replace the atoms; they are rounded to 16 bits, which the statistics account for.
 
         Args:
             bank (Tensor | Clusters): Atoms, shape ``(M, d)``, or atoms with what they stand for.
             threshold (float): As in :class:`MemoryBankState`.
             thumbnails (Tensor | None): As in :class:`MemoryBankState`.
-            nominal (float | None): As in :class:`MemoryBankState`.
+            residual_scale (float | None): As in :class:`MemoryBankState`.
             nuisance (Tensor | None): As in :class:`MemoryBankState`.
         """
         clusters = (
@@ -191,11 +189,11 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         self.threshold = torch.tensor(threshold, dtype=torch.float64, device=place)
         none = torch.empty(0, dtype=torch.uint8, device=device)
         self.thumbnails = none if thumbnails is None else thumbnails.clone().to(device)
-        if nominal is None:
-            nominal = nominal_residual(
+        if residual_scale is None:
+            residual_scale = nominal_residual(
                 clusters.atoms, self.solver.num_atoms, self.solver.regularisation
             )
-        self.nominal = torch.tensor(nominal, dtype=torch.float32, device=device)
+        self.nominal = torch.tensor(residual_scale, dtype=torch.float32, device=device)
         self.nuisance = none.float() if nuisance is None else nuisance.float().clone().to(device)
         self._derive()
 
@@ -222,9 +220,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         self.solver.prepare(self.atoms)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
-        """Read what earlier versions stored: one grid for all origins, in 64 bits; the operator; no
-        nuisance.
-        """
+        """Read a state dict of version 0.1: one grid for all origins, and no nuisance."""
         state.pop(f"{prefix}operator", None)
         if f"{prefix}stored" in state:
             state.setdefault(f"{prefix}nuisance", torch.empty(0, dtype=torch.float32))
@@ -261,9 +257,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         self._derive()
 
     def certificate(self) -> ScaleCertificate:
-        """Bound the residual of every nominal patch that the bank was fitted to, over
-        ``residual_scale``.
-        """
+        """Bounds on the residuals of all nominal patches, over ``residual_scale``."""
         clusters = self.clusters
         return certify(clusters, self.solver.bound(clusters)).over(float(self.residual_scale))
 

@@ -123,7 +123,7 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
             )
             left = float(
                 (embeddings[part.scale][0, :, part.row, part.column] - mixture).norm()
-                / bank.nominal
+                / bank.residual_scale
             )
             assert part.residual == pytest.approx(left, rel=1e-3)
     places = [(region.row, region.column) for region in found.regions]

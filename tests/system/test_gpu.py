@@ -145,7 +145,7 @@ def test_a_bank_forgets_what_was_made_of_other_atoms() -> None:
         its_bank.set(atoms)
         found.append(residual_maps([its_bank], [embedding])[0])
         torch.testing.assert_close(
-            found[-1], lengths(embedding, its_bank.atoms, unit=float(its_bank.nominal))
+            found[-1], lengths(embedding, its_bank.atoms, unit=float(its_bank.residual_scale))
         )
     assert not torch.equal(*found)
     assert pickle.loads(pickle.dumps(its_bank)).solver._columns is None

@@ -320,7 +320,7 @@ def test_the_map_is_the_sum_of_the_scales_residuals(solver: str) -> None:
             "omp": omp(patches, bank.atoms, 4).residual,
             "ridge": ridge(patches, ridge_operator(bank.atoms, 0.01)),
         }[solver]
-        coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
+        coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:]) / bank.residual_scale
         expected += functional.interpolate(
             coarse, size=(64, 96), mode="bilinear", align_corners=False
         )
@@ -338,7 +338,8 @@ def test_map_and_score_hear_each_their_own() -> None:
     alone = {}
     for bank, scale, embedding in zip(whole.banks, whole.embedder.scales, embeddings, strict=True):
         coarse = (
-            bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
+            bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:])
+            / bank.residual_scale
         )
         spread = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
         alone[whole.embedder.layers[scale.layer_indices[0]]] = GaussianBlur2d(sigma=4.0)(spread)
@@ -546,7 +547,7 @@ def test_atoms_of_one_image_are_left_out_of_every_scale_to_score_with(solver: st
     for bank, fewer in zip(model.banks, expected.banks, strict=True):
         bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 5)
         fewer.set(
-            bank.atoms[bank.origin[:, 0] != 2], nominal=float(bank.nominal)
+            bank.atoms[bank.origin[:, 0] != 2], residual_scale=float(bank.residual_scale)
         )  # measured as all are
     left = model.score_embeddings(model.embed(images), (64, 64), model.banks_without([2]))
     torch.testing.assert_close(left.anomaly_map, expected(images).anomaly_map)
