@@ -6,12 +6,13 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo check test lint mutate docs dist newest bench bench-mtd bench-mvtec bench-edge clean help
+.PHONY: demo check test test-all lint mutate docs dist newest bench bench-mtd bench-mvtec bench-edge clean help
 
 help:
 	@echo "make demo   train on solar cells, write a report and heatmaps (needs Python 3.11 to 3.14 and pip)"
 	@echo "make check  run the linters and the unit tests"
-	@echo "make test   run all tests"
+	@echo "make test   run all tests but the slow ones, some seven minutes"
+	@echo "make test-all  run all tests, as continuous integration does"
 	@echo "make lint   run the linters"
 	@echo "make mutate  change the method here and there, list the changes that no test notices: minutes"
 	@echo "make docs   build the documentation: site/index.html"
@@ -45,14 +46,18 @@ demo: $(INSTALLED)-demo
 	@echo "  $(BIN)/anomalib export --model Sgfr --ckpt_path $(RESULT)/weights/lightning/model.ckpt \\"
 	@echo "    --export_type openvino --export_root $(RESULT)"
 
-# A file's tests share what they fitted, so a file goes to one worker; in their order, which has the long files first.
+# A file's tests share what they fitted, so a file goes to one worker; in this order, the long files first.
 TESTS := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+LAYERS := tests/system tests/benchmarks tests/engine tests/conformance tests/unit
 
 check: lint
 	$(TESTS) tests/unit
 
 test: $(INSTALLED)-dev
-	$(TESTS)
+	$(TESTS) -m "not slow" $(LAYERS)
+
+test-all: $(INSTALLED)-dev
+	$(TESTS) $(LAYERS)
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .

@@ -1,3 +1,1 @@
-"""Measurements behind the project's claims; each room and each file runs by itself: ``python -m
-benchmarks.<name>``.
-"""
+"""Measurements behind the project's claims: ``python -m benchmarks.<name>``."""

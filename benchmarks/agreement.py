@@ -1,5 +1,4 @@
-"""Whether every route from an image to an answer gives the same one, for every way in which a
-checkpoint can be made.
+"""Agreement of every route from an image to an answer, for every way to make a checkpoint.
 
     python -m benchmarks.agreement --out DIR
 
@@ -46,9 +45,10 @@ _TEXT = """# One answer by every route
 
     python -m benchmarks.agreement --out DIR
 
-A small model of drawn parts, and the checkpoints that commands, an update and other arguments make of it (columns);
-twelve images, from good to plainly defective. Each cell: the largest difference of a normalised score from that of
-`Engine.predict`, and how many of the twelve labels differ. A dash: the route takes no arguments beside the checkpoint.
+A small model of drawn parts, and the checkpoints that commands, an update and other arguments
+make of it (columns). Twelve images, from good to plainly defective. Each cell: the largest
+difference of a normalised score from that of `Engine.predict`, and how many of the twelve labels
+differ. A dash: the route takes no arguments beside the checkpoint.
 
 {table}
 """
@@ -118,8 +118,7 @@ class Difference(NamedTuple):
 
 
 def draw(root: Path) -> Path:
-    """Draw ``good`` (12), ``odd`` (3, with a mark), ``dim`` (6, darker), and 6 ``asked/good`` and
-    ``asked/bad``.
+    """Draw 12 ``good``, 3 ``odd`` (a mark), 6 ``dim`` and 6 ``asked/good`` and ``asked/bad``.
 
     Args:
         root (Path): Their folder.
@@ -367,9 +366,7 @@ def by_openvino_file(way: Way, images: Path, scratch: Path) -> dict[str, Answer]
 
 
 def by_openvino_inferencer(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
-    """Anomalib's ``OpenVINOInferencer``, which computes as OpenVINO chooses: in bfloat16 where the
-    processor has it.
-    """
+    """Anomalib's ``OpenVINOInferencer``: in bfloat16 where the processor has it."""
     from anomalib.deploy import OpenVINOInferencer
 
     inferencer = OpenVINOInferencer(exported(way, "openvino", scratch), device="CPU")

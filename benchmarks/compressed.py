@@ -1,5 +1,4 @@
-"""Exported files in fewer bits: false alarms and misses at the file's own threshold, beside the one
-in 32 bits.
+"""Exported files in fewer bits: false alarms and misses beside those of 32 bits.
 
     python -m benchmarks.compressed --root DIR --out DIR
 
@@ -54,8 +53,7 @@ _DRAWN_DEFECTS = (12, 64)  # pixels, of the smallest and the largest
 
 
 def draw(folder: Path, seed: int, images: dict[str, int] = _DRAWN) -> None:
-    """Draw a data set: brushed surfaces, and the same with a spot, scratch or smudge that a mask
-    marks.
+    """Draw a data set: brushed surfaces, some with a spot, scratch or smudge and its mask.
 
     Args:
         folder (Path): Gets the folders ``good``, ``good_test``, ``bad`` and ``masks``.
@@ -135,7 +133,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
 
 
 def _unmarked(file: Path) -> Path:
-    """Copy of a file that leaves the precision of its operations to OpenVINO, as an ONNX file does."""
+    """Copy of a file that leaves the precision to OpenVINO, as an ONNX file does."""
     target = file.with_name("bf16.xml")
     text = file.read_text(encoding="utf-8")
     target.write_text(

@@ -1,5 +1,4 @@
-"""Whether a threshold set without a defect keeps its promise: chosen and realised rates of false
-alarms.
+"""Thresholds without defects: chosen and realised rates of false alarms.
 
     python -m benchmarks.false_alarms --root DIR --out DIR
 
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration import nominal_scores, select_evenly
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from benchmarks.common import data
 from benchmarks.common.cases import DATA, Case, alike, median, run_cases, seeds, title
@@ -64,7 +63,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
         good = data.kinds(samples) == "good"
         for source in ["held-out"] if apart else ["leave-one-out", "leave-part-out"]:
             group = None if source == "leave-one-out" else part_of
-            chosen = spread_over(order, _IMAGES, group)
+            chosen = select_evenly(order, _IMAGES, group)
             nominal = nominal_scores(model.model, model.pre_processor, chosen, group=group).scores
             units = [part_of(path) if group else path for path in chosen]
             rows += [_row(source, rate, nominal, units, np.array(tested), good) for rate in _RATES]
@@ -72,9 +71,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
 
 
 def _part_by_part(paths: Sequence[str], part_of: Callable[[str], str]) -> set[str]:
-    """A fifth of the images, and with one of them all others of the same part, so that none is
-    trained on.
-    """
+    """A fifth of the images, and all others of the same parts, so that none is trained on."""
     parts: dict[str, list[str]] = {}
     for path in paths:
         parts.setdefault(part_of(path), []).append(path)

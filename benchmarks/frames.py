@@ -1,5 +1,4 @@
-"""One frame after the other: milliseconds, and memory that stays flat however many, of ever new
-sizes.
+"""One frame after the other: milliseconds, and memory over many frames of changing size.
 
     python -m benchmarks.frames --out DIR
 
@@ -57,7 +56,7 @@ def _files(folder: Path, size: int) -> dict[str, Path]:
 
 
 def _run(file: Path, frames: int, ever_new: bool) -> dict[str, Any]:
-    """Inspect frames; memory is that of the process, in MiB, after a tenth of them and at the end."""
+    """Inspect frames; give the memory in MiB after a tenth of them and at the end."""
     inspector = Inspector.load(file)
     rng = np.random.default_rng(1)
     seen: set[tuple[int, int]] = set()

@@ -55,8 +55,7 @@ _FEW_CHANGED: Mapping[str, Mapping[str, object]] = {
 
 
 def table(results: Path) -> str:
-    """Markdown: a line for each data set and metric, a column for each model, the best of a line in
-    bold.
+    """Markdown: a line a data set and metric, a column a model, the best of a line in bold.
 
     Args:
         results (Path): Folder that holds a folder for each data set.
@@ -153,9 +152,7 @@ def _of_defaults(
     wanted: Mapping[str, Mapping[str, object]],
     images: int | None = None,
 ) -> list[Record]:
-    """Runs on one data set and so many training images, of models with the arguments that are
-    wanted of each.
-    """
+    """Runs on one data set and so many training images, of models with the arguments wanted."""
     return [
         record
         for record in read(file)

@@ -1,5 +1,4 @@
-"""How the cost of Sgfr grows: with the data, the bank, the embedding, the support and the
-processes.
+"""Scaling of Sgfr's cost: with the data, the bank, the embedding, the support, processes.
 
     python -m benchmarks.scaling --out DIR
 

@@ -6,8 +6,8 @@ Each data set is fitted once. Kept are the scores of training images, each score
 atoms, and those of images that were not trained on. Validation sets are then drawn from the latter:
 a few good and a few defective images. Every rule chooses a threshold from each set. Its false
 alarms and misses are counted among the other images that were not trained on. Writes
-``threshold-rules.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command, given
-again, goes on where it stopped.
+``threshold-rules.json`` (the scores), ``rules.csv`` and ``README.md``; an interrupted command,
+given again, goes on where it stopped.
 """
 
 import sys
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration import nominal_scores, select_evenly
 from anomalib_sgfr.post_processing.thresholds import (
     combined_threshold,
     conformal_threshold,
@@ -80,7 +80,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
     paths = samples["image_path"]
     return [
         {
-            "calibration": scores(spread_over(training, _IMAGES), leave_out=True),
+            "calibration": scores(select_evenly(training, _IMAGES), leave_out=True),
             "good": scores([*paths[is_good], *left_over], leave_out=False),
             "bad": scores(paths[~is_good].tolist(), leave_out=False),
         }
@@ -179,7 +179,7 @@ def _drawn(scores: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def report(folder: Path) -> None:
-    """Write ``rules.csv`` and ``README.md`` from ``threshold-rules.json``: the same draws every time."""
+    """Write ``rules.csv`` and ``README.md``, by the same draws every time."""
     found = read_rows(folder / "threshold-rules.json")
     table = pd.DataFrame([row for scores in found for row in _drawn(scores)])
     write_text(folder / "rules.csv", table.to_csv(index=False, lineterminator="\n"))

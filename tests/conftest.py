@@ -3,9 +3,7 @@
 # threads are counted when torch is imported
 import os
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # one thread for each of the parallel workers, and for what they start
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for what it starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator, Sequence
@@ -19,13 +17,11 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.post_processing.thresholds import clear_of, conformal_threshold
+from anomalib_sgfr.post_processing.thresholds import conformal_threshold, with_margin
 from benchmarks.common import tracing
 from tests.warm import warmed
 
-os.environ.setdefault(
-    "HF_HUB_OFFLINE", "1"
-)  # no test needs a network; fail at once instead of retrying
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; fail at once
 
 
 def write_image(
@@ -81,10 +77,11 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trace a model for ONNX once, which is most of an export; its file is copied where the same is
-    asked for again.
-    """
-    with tracing.traced_once(tmp_path_factory.mktemp("traced")):
+    """Trace a model for ONNX once in a run of the tests, which is most of an export."""
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # all workers' folder
+        run = run.parent
+    with tracing.traced_once(run / "traced"):
         yield
 
 
@@ -133,7 +130,7 @@ def fit(model: Sgfr, datamodule: Folder, folder: Path, **arguments: object) -> E
 
 def nominal_threshold(scores: Sequence[float], rate: float) -> float:
     """The threshold that good images alone choose."""
-    return clear_of(conformal_threshold(scores, rate), scores)
+    return with_margin(conformal_threshold(scores, rate), scores)
 
 
 def stored_bytes(model: Sgfr) -> int:

@@ -21,8 +21,7 @@ from anomalib_sgfr.cli.arguments import (
 
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
-    from anomalib_sgfr.post_processing.calibration import NominalScores
-    from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores
+    from anomalib_sgfr.post_processing.calibration import CalibrationScores, NominalScores
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.torch_model import SgfrModel
 
@@ -85,9 +84,8 @@ def _adapt(
     import torch
 
     from anomalib_sgfr.images.pre_processor import read_prepared
-    from anomalib_sgfr.post_processing.calibration import nominal_scores
-    from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
-    from anomalib_sgfr.training.adapt import adapted, residual_moments
+    from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
+    from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
 
     own = model.eval().model
 
@@ -103,10 +101,10 @@ def _adapt(
     now, peaks = [], []
     for path, its in zip(files, moments, strict=True):
         others = [every - one for every, one in zip(together, its, strict=True)]
-        found = scored(own.with_banks(adapted(own, others, directions)), [path])
+        found = scored(own.with_banks(project_out_shift(own, others, directions)), [path])
         now += found.scores
         peaks += found.peaks
-    own.load_fitted_state(adapted(own, together, directions))
+    own.load_fitted_state(project_out_shift(own, together, directions))
     model.accepted = None  # of banks that there are no more
     _tell(model, before, now, bad_before, scored(own, bad).scores)
     _keep_threshold(model, CalibrationScores.of(now, Split.HELD_OUT, files, peaks), forced)
@@ -144,7 +142,7 @@ def _keep_threshold(model: "Sgfr", scores: "CalibrationScores", forced: tuple[st
         return
     state = processor.state
     by_hand = state._replace(
-        value=state.image, read_from=state.chosen_by, by="hand"
+        value=state.image, read_from=state.threshold_images, by="hand"
     )  # the pixels' stays too
     processor.use(by_hand._replace(scores=scores, forced=forced))
     print(

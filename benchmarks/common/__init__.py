@@ -1,3 +1,1 @@
-"""What every measurement stands on: records, data sets, models, metrics, embeddings, figures and
-the Engine.
-"""
+"""Shared parts: records, data sets, models, metrics, embeddings, figures and the Engine."""

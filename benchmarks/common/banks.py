@@ -15,8 +15,7 @@ __all__ = ["scale_clusters"]
 def scale_clusters(
     batches: Sequence[Tensor], sizes: Iterable[int]
 ) -> Iterator[tuple[int, Clusters]]:
-    """Banks of several sizes; small ones are chosen from the same atoms, as each would be alone, in
-    one pass.
+    """Banks of several sizes in one pass; small ones are chosen from the same atoms.
 
     Args:
         batches (Sequence[Tensor]): Patches of one scale as the fit sees them, each ``(n, d)``.

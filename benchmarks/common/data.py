@@ -203,9 +203,7 @@ def _there(folder: Path, dataset: str) -> Path:
 
 
 def _by_commutator(module: AlteredData, seed: int) -> None:
-    """Keep all surfaces of one commutator on one side: good ones of half of the commutators are
-    trained on.
-    """
+    """Train on the good surfaces of half of the commutators, and test on all of the others."""
     samples = pd.concat([module.train_data.samples, module.test_data.samples]).sort_values(
         "image_path"
     )
@@ -221,9 +219,7 @@ def _by_commutator(module: AlteredData, seed: int) -> None:
 
 
 def kinds(samples: pd.DataFrame, paths: Sequence[str] | None = None) -> NDArray[np.str_]:
-    """Kind of defect of each sample, ``"good"`` for none; in the order of ``paths``, or that of the
-    samples.
-    """
+    """Kind of defect of each sample, ``"good"`` for none; in the order of ``paths`` if given."""
     names = (
         "good" if not row.label_index else getattr(row.label, "value", row.label)
         for row in samples.itertuples()
@@ -244,17 +240,14 @@ def images(dataset: AnomalibDataset, rows: Iterable[int], transform: Transform) 
 
 
 def masks(dataset: AnomalibDataset, transform: Transform) -> NDArray[np.bool_]:
-    """The masks of a data set at the size a model sees, resized with the images: nearest pixel;
-    ``(N, H, W)``.
-    """
+    """Masks at the size a model sees, by the nearest pixel; shape ``(N, H, W)``."""
     items = (cast("Any", dataset[row]) for row in range(len(dataset)))
     resized = [transform(item.image[None], Mask(item.gt_mask[None]))[1] for item in items]
     return torch.cat(resized).numpy() > 0
 
 
 def add_training_images(module: AlteredData, rows: pd.DataFrame) -> None:
-    """Train on some test images too, as good ones, also after a trainer has set the data up once
-    more.
+    """Train on some test images too, as if they were good.
 
     Args:
         module (AlteredData): As :func:`build` gives it.

@@ -1,6 +1,4 @@
-"""Pooled features of a data set, computed once and kept on disk, for studies that vary what comes
-after them.
-"""
+"""Pooled features of a data set, kept on disk for studies that vary the later steps."""
 
 import hashlib
 import json
@@ -58,9 +56,7 @@ class Features:
         return [scale for scale in found if scale.in_map or scale.in_score]
 
     def batches(self, members: Sequence[int], seed: int) -> list[Tensor]:
-        """The training patches of a scale as a fit sees them: batches ``(n, d)`` of 32 images in
-        random order.
-        """
+        """Training patches of a scale as a fit sees them: batches of 32 images in random order."""
         order = torch.randperm(
             len(self.train[0]), generator=torch.Generator().manual_seed(seed)
         ).numpy()
@@ -93,8 +89,7 @@ def load(
     cache: Path,
     pooling: Pooling = "binomial",
 ) -> Features:
-    """Embed a split, or read what was embedded before; arguments as for
-    :func:`benchmarks.common.data.build`.
+    """Embed a split, or read its embeddings; arguments as :func:`benchmarks.common.data.build`.
 
     Args:
         dataset (str): As for :func:`benchmarks.common.data.build`; so ``root``, ``split``,

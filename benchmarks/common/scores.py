@@ -36,9 +36,7 @@ class Curve(NamedTuple):
 
 
 class PixelScores(NamedTuple):
-    """Pixel metrics, fractions of one, and the per-region-overlap curve up to its false-positive
-    limit.
-    """
+    """Pixel metrics, fractions of one, and the per-region-overlap curve up to its limit."""
 
     auroc: float
     average_precision: float
@@ -47,7 +45,7 @@ class PixelScores(NamedTuple):
 
 
 def label_regions(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Number the 8-connected regions of masks ``(N, H, W)``, each its own number; 0 is background."""
+    """Number the 8-connected regions of masks ``(N, H, W)``; 0 is background."""
     regions = np.zeros(masks.shape, np.int32)
     found = 0
     for mask, out in zip(masks, regions, strict=True):
@@ -104,9 +102,7 @@ def pixel_scores(maps: NDArray[np.float32], regions: NDArray[np.int32]) -> Pixel
 
 
 def image_metrics(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> dict[str, float]:
-    """Image AUROC, best F1 over all thresholds, and average precision; ``labels`` is true for a
-    defect.
-    """
+    """Image AUROC, best F1 and average precision; ``labels`` is 1 for a defect."""
     precision, recall, _ = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return {

@@ -107,8 +107,7 @@ _UNRECORDED = {"image_size", "tile_size", "tile_stride", "roi", "bit_depth", "co
 
 
 def resolve_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a model but backbone, seed and components: its defaults, then what was asked
-    for.
+    """All arguments of a model but backbone, seed and components: defaults, then those asked for.
 
     Raises:
         ValueError: If the model has no such argument; the message lists those it has.

@@ -136,9 +136,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _again(record: Record, options: argparse.Namespace) -> bool:
-    """Whether what is recorded does not answer the command: it failed, or its times are wanted and
-    missing.
-    """
+    """Whether a run is to be repeated: it failed, or its times are wanted and missing."""
     if record.error is not None:
         return bool(options.retry_failed)
     return record.fit_s is None and not options.untimed
@@ -224,9 +222,7 @@ def _run(spec: Spec, options: argparse.Namespace) -> Record:
 
 
 def _remember_command(path: Path, arguments: Sequence[str]) -> None:
-    """Add this command to those that made the results, with ``DIR`` for the folders of this
-    machine.
-    """
+    """Add this command to those that made the results, with ``DIR`` for local folders."""
     words = list(arguments)
     for position, word in enumerate(words[:-1]):
         if word == "--root" or (word == "--out" and Path(words[position + 1]).is_absolute()):

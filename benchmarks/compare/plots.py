@@ -70,9 +70,7 @@ def plot_trade(path: Path, rows: Sequence[Row], heading: str) -> None:
 
 
 def _curves_of_one_seed(folder: Path, rows: Sequence[Row]) -> tuple[int, list[Record]]:
-    """The seed by which most models' curves are there, the least of such, and its runs: fewest
-    changes first.
-    """
+    """The first seed with the most models' curves, and its runs, fewest changes first."""
     found: dict[int, list[Record]] = {}
     for row in sorted(rows, key=lambda row: len(changes(row.spec))):
         for record in row.finished:
@@ -141,9 +139,7 @@ def plot_curves(folder: Path, name: str, rows: Sequence[Row], heading: str) -> N
 
 
 def plot_examples(folder: Path, name: str, rows: Sequence[Row], heading: str) -> None:
-    """Image, truth and maps of Sgfr's best, median and worst defect: by pixel AP, or by score
-    without masks.
-    """
+    """Image, truth and maps of Sgfr's best, median and worst defect, by pixel AP or by score."""
     seed, paths = _maps_of_one_seed(folder, rows)
     loaded: dict[str, Any] = {
         model: np.load(path, allow_pickle=False) for model, path in paths.items()
@@ -188,9 +184,7 @@ def plot_examples(folder: Path, name: str, rows: Sequence[Row], heading: str) ->
 
 
 def _maps_of_one_seed(folder: Path, rows: Sequence[Row]) -> tuple[int, dict[str, Path]]:
-    """The seed by which most models' maps are there, the least of such, and the maps' files by
-    model.
-    """
+    """The first seed with the most models' maps, and the maps' files by model."""
     found: dict[int, dict[str, Path]] = {}
     for row in sorted(rows, key=lambda row: len(changes(row.spec))):
         for record in row.finished:
@@ -203,9 +197,7 @@ def _maps_of_one_seed(folder: Path, rows: Sequence[Row]) -> tuple[int, dict[str,
 
 
 def _merit(runs: Any, case: int) -> float:  # noqa: ANN401
-    """How well a defect is found: average precision over its pixels, or the image's score where
-    there is no mask.
-    """
+    """Average precision over a defect's pixels, or the image's score where there is no mask."""
     if "masks" not in runs:
         return float(runs["scores"][case])
     return float(average_precision_score(runs["masks"][case].ravel(), runs["maps"][case].ravel()))

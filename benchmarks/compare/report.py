@@ -17,13 +17,12 @@ _NOTES = (
     " images."
 )
 _PATCHCORE = """\
-Patchcore runs with `MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take many times the
-memory, and on large pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`), which make it faster; times of its runs before are
-without."""
+Patchcore runs with `MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take
+many times the memory, and on large pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`), which make it
+faster; times of its earlier runs are without."""
 
 
-# Means over the categories of a whole data set, of other backbones and image sizes: no like for
-# like
+# Means over the categories of a whole data set; backbones and image sizes differ from ours.
 _PUBLISHED: dict[tuple[str, int], dict[str, dict[str, float]]] = {
     ("mvtec", 15): {
         "PatchCore, 1%, WideResNet-50, 224 px (arXiv 2106.08265)": {
@@ -68,7 +67,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Record], float | None], str, int], ...] = (
 
 
 def table(records: Iterable[Record]) -> str:
-    """Markdown tables, one for each data set: medians over seeds, the best of each column in bold."""
+    """Markdown tables, one a data set: medians over seeds, the best of a column in bold."""
     parts = []
     for data, rows in rows_by_data(records).items():
         columns = [
@@ -103,9 +102,7 @@ def table(records: Iterable[Record]) -> str:
 
 
 def averages(records: Iterable[Record]) -> str:
-    """Markdown tables of means over the categories of a data set, of models that ran on all of
-    them; may be empty.
-    """
+    """Markdown tables of means over the categories, of models that ran on all; may be empty."""
     of_model: dict[tuple[str, str], dict[str, Row]] = {}
     categories: dict[str, set[str]] = {}
     for data, rows in rows_by_data(records).items():
@@ -226,8 +223,7 @@ def _file_name(heading: str) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write ``README.md`` and the plots of the records in ``folder``; needs nothing but what is
-    committed there.
+    """Write ``README.md`` and the plots of the records in ``folder``.
 
     Curves and example pictures are drawn from the runs' own files when they are there, and left as
     they are otherwise.

@@ -1,4 +1,4 @@
-"""Benchmark records as rows of a table: the runs of one model on one data set, whatever their seed."""
+"""Rows of a table from benchmark records: one for the runs of a model on a data set."""
 
 import functools
 import statistics
@@ -25,14 +25,12 @@ def _defaults(model: str) -> dict[str, Any]:
 
 
 def title(spec: Spec) -> str:
-    """What a run is, for people: data, model, and the arguments that are not the model's defaults."""
+    """Description of a run: data, model, and the arguments that differ from the defaults."""
     return f"{data_title(spec)}: {model_title(spec)}"
 
 
 def data_title(spec: Spec) -> str:
-    """The data of a run, for people: data set, split, and how many or how clean training images if
-    it matters.
-    """
+    """Data of a run: data set, split, and the training images if limited or contaminated."""
     images = f", {spec.limit_train} training images" if spec.limit_train else ""
     defective = f", {100 * spec.contamination:g}% of them defective" if spec.contamination else ""
     return spec.dataset + (f" {spec.split}" if spec.split else "") + images + defective
@@ -67,7 +65,7 @@ class Row:
     def median(
         self, value: Callable[[Record], float | None], seeds: Container[int] | None = None
     ) -> float | None:
-        """Median of a value over the finished runs of these seeds; ``None`` if none of them has it."""
+        """Median of a value over the finished runs of these seeds; ``None`` if none has it."""
         of = [record for record in self.finished if seeds is None or record.seed in seeds]
         values = [found for found in map(value, of) if found is not None]
         return statistics.median(values) if values else None

@@ -32,9 +32,7 @@ _TIMED_PASSES = 30
 
 
 class _FitClock(Callback):
-    """Seconds and peak resident memory of a fit, from the start of its first pass to the end of its
-    last.
-    """
+    """Seconds and peak resident memory of a fit, from its first pass to its last."""
 
     seconds = peak_mb = float("nan")
 
@@ -62,7 +60,7 @@ class _Collector(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        outputs: Any,  # noqa: ANN401
         *args: Any,  # noqa: ANN401
     ) -> None:
         del trainer, pl_module, args

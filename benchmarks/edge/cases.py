@@ -34,9 +34,7 @@ class Case:
 
     @property
     def pre_trained(self) -> bool:
-        """Whether weights that work without a network exist; without them, only time can be
-        measured.
-        """
+        """Whether the backbone has weights without a network; without, only time is measured."""
         return self.backbone == _LITE
 
     @property

@@ -1,5 +1,4 @@
-"""Sgfr at the edge: are an exported model's answers the same, how large is it, and how fast beside
-its backbone?
+"""Exported models: agreement with PyTorch, size, and latency beside the bare backbone.
 
     python -m benchmarks.edge --out DIR [--root DIR]
 

@@ -1,5 +1,4 @@
-"""Fit and export one model for the edge benchmark: ``python -m benchmarks.edge.export CASE FOLDER
-[ROOT]``.
+"""Fit and export one model: ``python -m benchmarks.edge.export CASE FOLDER [ROOT]``.
 
 ``CASE`` is a name of :data:`benchmarks.edge.cases.CASES`. Writes into ``FOLDER`` what is exported,
 and for a case whose answers are compared ``reference.npz``: scores, labels and maps of the test
@@ -132,9 +131,7 @@ def _model(case: Case) -> AnomalibModule:
 
 
 def _fill(model: Any, atoms: int) -> None:  # noqa: ANN401
-    """Give Patchcore a bank of the size its ratio would select: which embeddings they are does not
-    matter to time.
-    """
+    """Give Patchcore a bank of the size its ratio selects; which atoms does not matter to time."""
     bank = model.model.memory_bank
     model.model.memory_bank = bank[torch.arange(atoms) % len(bank)] + 1e-3 * torch.randn(
         atoms, bank.shape[1]

@@ -24,9 +24,7 @@ _BLOCK = 20  # runs in a row: what comes before a run changes what the caches ho
 
 
 def latency(job: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds for one image, of each model in turns, over and over; ``configs`` may give one
-    its own.
-    """
+    """Milliseconds for one image, of each model in turns; ``configs`` may give one its own."""
     configs = job.get("configs", {})
     compiled = {
         name: openvino.Core()
@@ -39,8 +37,7 @@ def latency(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def products(job: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of the backbone, and of nothing but the product of all atoms with all patches of
-    an image.
+    """Milliseconds of the backbone, and of the product of all atoms with all patches of an image.
 
     An exact search cannot take less, so these bound what a whole model can take.
     """
@@ -115,9 +112,7 @@ def throughput(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Peak resident memory above the runtime's own, in MiB, loaded and after inference; and
-    milliseconds.
-    """
+    """Milliseconds, and peak memory above the runtime's own in MiB, loaded and after inference."""
     core = openvino.Core()
     parameter = openvino.opset8.parameter([1], np.float32)
     core.compile_model(openvino.Model([openvino.opset8.relu(parameter)], [parameter]), "CPU")(

@@ -69,7 +69,8 @@ def test_drawn_images_are_the_seeds(tmp_path: Path) -> None:
         compressed.draw(tmp_path / name, seed, {"good": 1, "good_test": 1, "bad": 2})
         files = sorted((tmp_path / name).rglob("*.png"))
         assert [str(file.relative_to(tmp_path / name)) for file in files] == [
-            "bad/000.png", "bad/001.png", "good/000.png", "good_test/000.png", "masks/000.png", "masks/001.png"
+            "bad/000.png", "bad/001.png", "good/000.png", "good_test/000.png",
+            "masks/000.png", "masks/001.png",
         ]  # fmt: skip
         drawn.append([file.read_bytes() for file in files])
     assert drawn[0] == drawn[1]

@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.cli.explain import main
-from anomalib_sgfr.post_processing.calibration import nominal_scores
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.crops import Gallery, displayed
 from anomalib_sgfr.report.explanation import explain
@@ -85,7 +84,7 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
     with torch.no_grad():
         heard = fitted.model.eval().score_maps(image[None])
     assert torch.equal(found.anomaly_map, heard.anomaly_map[0, 0])
-    row, column = heard.places[0].tolist()
+    row, column = heard.peak[0].tolist()
     assert (found.regions[0].row, found.regions[0].column) == (
         row // 8,
         column // 8,
@@ -321,7 +320,7 @@ def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_
     expected = NominalPostProcessor(0.1)
     scores, peaks = nominal_scores(calibrated.model, calibrated.pre_processor, good)
     scored = CalibrationScores.of(scores, Split.TRAINING, good, peaks)
-    expected.use(ThresholdState(scored, false_alarm_rate=0.1).chosen())
+    expected.use(ThresholdState(scored, false_alarm_rate=0.1).calibrated())
     assert calibrated.post_processor.image_threshold == expected.image_threshold
     assert calibrated.post_processor.pixel_threshold == expected.pixel_threshold
     with pytest.raises(ValueError, match=r"trim must lie between 0 and 0\.5"):

@@ -1,4 +1,4 @@
-"""One frame at a time: the Engine's answers, in the frame's own pixels."""
+"""The inspector gives the Engine's predictions, in the frame's own pixels."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def engines(model: Sgfr, path: Path, scratch: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_it_answers_as_the_engine_does(
+def test_predictions_are_those_of_the_engine(
     name: str, fitted: tuple[Sgfr, Path], root: Path, tmp_path: Path
 ) -> None:
     model, checkpoint = fitted
@@ -99,7 +99,7 @@ def test_a_torch_file_is_the_same(fitted: tuple[Sgfr, Path], root: Path, tmp_pat
         ("model.xml", b"<a/>", r"model.bin' is not beside 'model.xml'"),
     ],
 )
-def test_what_cannot_be_loaded_is_named(
+def test_files_that_cannot_be_loaded_are_named(
     name: str, content: bytes | None, message: str, tmp_path: Path
 ) -> None:
     if content is not None:
@@ -128,7 +128,7 @@ def test_other_exported_files_are_named(tmp_path: Path) -> None:
         Inspector.load(tmp_path / "model.xml")
 
 
-def test_pixels_that_cannot_be_followed_are_refused() -> None:
+def test_a_transform_that_cannot_be_followed_is_refused() -> None:
     from anomalib_sgfr.images.pre_processor import geometric_steps
 
     with pytest.raises(
@@ -137,7 +137,7 @@ def test_pixels_that_cannot_be_followed_are_refused() -> None:
         geometric_steps(Compose([Resize((64, 64)), RandomRotation(10)]))
 
 
-def test_importing_it_imports_no_torch() -> None:
+def test_the_import_needs_no_torch() -> None:
     code = (
         "import anomalib_sgfr, sys; anomalib_sgfr.Inspector; assert not {'torch', 'anomalib'} &"
         " set(sys.modules)"
@@ -145,7 +145,7 @@ def test_importing_it_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_it_says_where_the_score_was_raised(fitted: tuple[Sgfr, Path], root: Path) -> None:
+def test_the_peak_is_in_the_frames_pixels(fitted: tuple[Sgfr, Path], root: Path) -> None:
     model, checkpoint = fitted
     path = root / "bad" / "wide.png"
     with Image.open(path) as opened:
@@ -157,7 +157,7 @@ def test_it_says_where_the_score_was_raised(fitted: tuple[Sgfr, Path], root: Pat
     )
     with torch.no_grad():
         heard = model.model.eval().score_maps(prepared[None])
-    row, column = heard.places[0].tolist()
+    row, column = heard.peak[0].tolist()
     top, left, bottom, right = found.window
     for at, of_map, first, last in (
         (found.place[0], row, top, bottom),
@@ -167,7 +167,7 @@ def test_it_says_where_the_score_was_raised(fitted: tuple[Sgfr, Path], root: Pat
         assert abs(at - (first + (of_map + 0.5) * (last - first) / 64)) <= 1
 
 
-def test_several_frames_are_answered_as_one_by_one(fitted: tuple[Sgfr, Path], root: Path) -> None:
+def test_several_frames_are_the_same_as_one_by_one(fitted: tuple[Sgfr, Path], root: Path) -> None:
     paths = [root / "bad" / f"{name}.png" for name in SIZES] + sorted((root / "good").iterdir())
     with Image.open(paths[0]) as opened:
         frames = [*paths, *map(str, paths), np.asarray(opened), opened.convert("L")]
@@ -187,7 +187,7 @@ def test_several_frames_are_answered_as_one_by_one(fitted: tuple[Sgfr, Path], ro
         inspector([paths[0], root / "nowhere.png"])
 
 
-def test_it_says_what_it_goes_by(fitted: tuple[Sgfr, Path], root: Path) -> None:
+def test_its_settings_are_those_of_the_model(fitted: tuple[Sgfr, Path], root: Path) -> None:
     model, checkpoint = fitted
     inspector = Inspector.load(checkpoint)
     assert inspector.size == (64, 64)
@@ -204,7 +204,7 @@ def test_it_says_what_it_goes_by(fitted: tuple[Sgfr, Path], root: Path) -> None:
     assert Inspector.load(checkpoint.with_name("sensitive.ckpt")).threshold == pytest.approx(0.3)
 
 
-def test_without_a_threshold_it_says_so(root: Path, tmp_path: Path) -> None:
+def test_without_a_threshold_there_are_no_labels(root: Path, tmp_path: Path) -> None:
     model = small(image_size=64, post_processor=False)
     module = Folder("p", root=root, normal_dir="good", normal_test_dir="good", num_workers=0)
     engine = fit(model, module, tmp_path, limit_val_batches=0)
@@ -213,7 +213,7 @@ def test_without_a_threshold_it_says_so(root: Path, tmp_path: Path) -> None:
     assert (inspector.threshold, found.label, found.mask) == (None, None, None)
 
 
-def test_a_closed_one_is_refused(fitted: tuple[Sgfr, Path], root: Path) -> None:
+def test_a_closed_inspector_is_refused(fitted: tuple[Sgfr, Path], root: Path) -> None:
     with Inspector.load(fitted[1]) as inspector:
         assert inspector(root / "bad" / "wide.png").score
     inspector.close()  # twice is no trouble
@@ -226,7 +226,7 @@ def test_a_closed_one_is_refused(fitted: tuple[Sgfr, Path], root: Path) -> None:
             use()
 
 
-def test_eight_threads_get_what_one_gets(fitted: tuple[Sgfr, Path], root: Path) -> None:
+def test_one_inspector_serves_threads(fitted: tuple[Sgfr, Path], root: Path) -> None:
     inspector = Inspector.load(fitted[1])
     paths = sorted((root / "bad").iterdir()) + sorted((root / "good").iterdir())
     alone = [inspector(path) for path in paths]

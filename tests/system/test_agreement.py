@@ -101,6 +101,7 @@ def test_routes_in_python_agree(
     assert math.isnan(found.pixels) or found.pixels == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("name", EXPORTED)
 def test_exported_files_agree(

@@ -180,7 +180,10 @@ def test_help_documents_every_argument(warm: Path, tmp_path: Path) -> None:
     assert "affine,omp,ridge" in flat
 
 
-@pytest.mark.parametrize("model", ["sgfr", "patchcore", "padim"])
+@pytest.mark.parametrize(
+    "model",
+    ["sgfr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("patchcore", "padim"))],
+)
 def test_anomalibs_benchmark_pipeline(model: str, parts: Path, warm: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((CONFIGS / f"benchmark_{model}.yaml").read_text(encoding="utf-8"))
     assert config["benchmark"]["data"]["class_path"] == "ELPV"

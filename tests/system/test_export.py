@@ -1,6 +1,4 @@
-"""Exported models: the same answers, on any backbone, at any batch and image size, compressed or
-not.
-"""
+"""Exported models give the same answers, at any batch and image size, compressed or not."""
 
 import csv
 import json
@@ -24,7 +22,7 @@ from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.export import compare_labels, float_operations, keeping_in_float
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import engine_in, folder_datamodule, small, stored_bytes, write_image
 
@@ -33,7 +31,11 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
 
 
 @pytest.fixture(scope="module")
-def exported(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr, Path]:
+def exported(
+    parts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    traced_once: None,  # noqa: ARG001
+) -> tuple[Sgfr, Path]:
     """A fitted model, and its export for any image size."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
@@ -125,7 +127,8 @@ def resident():
 
 inspector = Inspector.load(sys.argv[1])
 found = [inspector(path) for path in sys.argv[2:]]
-print(json.dumps([[each.score, each.label, each.map.shape, float(each.map.max())] for each in found]))
+rows = [[each.score, each.label, each.map.shape, float(each.map.max())] for each in found]
+print(json.dumps(rows))
 rng = np.random.default_rng(0)
 for number in range(220):
     height, width = rng.integers(20, 400, 2)
@@ -213,14 +216,19 @@ def test_the_file_holds_backbone_and_bank_once(exported: tuple[Sgfr, Path]) -> N
     assert path.with_suffix(".bin").stat().st_size < 1.05 * (backbone + bank) + 200_000
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "test_vit"])
+@pytest.mark.parametrize(("backbone", "layer"), [("resnet18", "layer2"), ("test_vit", "blocks.2")])
 def test_every_backbone_exports_with_a_free_batch(
-    backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    backbone: str, layer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = (160, 160) if "vit" in backbone else (96, 96)
     processor = Sgfr.configure_pre_processor(size, backbone)
     model = Sgfr(
-        backbone, pre_trained=False, pre_processor=processor, post_processor=NominalPostProcessor()
+        backbone,
+        layers=[layer],
+        score_layers=[layer],
+        pre_trained=False,
+        pre_processor=processor,
+        post_processor=NominalPostProcessor(),
     )
     model.eval()
     with torch.no_grad():
@@ -228,7 +236,7 @@ def test_every_backbone_exports_with_a_free_batch(
     for bank, embedding in zip(model.model.banks, embeddings, strict=True):
         bank.set(to_patches(embedding)[::3][:200])
     model.post_processor.use(
-        ThresholdState(CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["", ""])).chosen()
+        ThresholdState(CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["", ""])).calibrated()
     )
     model._is_fitted = torch.tensor([True])
     with caplog.at_level(logging.WARNING):
@@ -249,9 +257,9 @@ def test_every_backbone_exports_with_a_free_batch(
 @pytest.mark.parametrize(
     ("compression", "size"),
     [
-        (CompressionType.FP16, (256, 256)),
+        pytest.param(CompressionType.FP16, (256, 256), marks=pytest.mark.slow),
         (CompressionType.INT8, None),
-        (CompressionType.INT8_PTQ, (256, 256)),
+        pytest.param(CompressionType.INT8_PTQ, (256, 256), marks=pytest.mark.slow),
     ],
 )
 def test_compressed_files_still_tell_good_from_bad(
@@ -396,6 +404,8 @@ def test_tiles_and_region_are_in_every_exported_file(parts: Path, tmp_path: Path
     Image.fromarray(inside).save(tmp_path / "roi.png")
     model = Sgfr(
         "test_resnet",
+        layers=["layer1", "layer2"],
+        score_layers=["layer2"],
         pre_trained=False,
         bank_size=100,
         image_size=size,

@@ -275,6 +275,7 @@ def test_a_calibrated_threshold_survives_every_way_back(parts: Path, tmp_path: P
     assert 0.5 < float(batch.pred_score) < 1.0
 
 
+@pytest.mark.slow
 def test_odd_and_damaged_files_are_scored_or_named(
     checkpoint: Path, warm: Path, tmp_path: Path
 ) -> None:

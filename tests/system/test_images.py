@@ -1,6 +1,4 @@
-"""One picture, however it is stored and by whichever route it comes: the same score, or a refusal
-that names it.
-"""
+"""An image has the same score however it is stored and read, or is refused by name."""
 
 import csv
 import importlib.util
@@ -69,7 +67,7 @@ class Model(NamedTuple):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Of a camera of 16 bits, that has seen parts in colour and grey."""
+    """Model of a camera of 16 bits, fitted to parts in colour and grey."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     (folder / "good").mkdir()
@@ -80,6 +78,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
         )
     fitted = Sgfr(
         "test_resnet",
+        layers=["layer1", "layer2"],
+        score_layers=["layer1", "layer2"],
         pre_trained=False,
         bank_size=100,
         image_size=64,
@@ -104,9 +104,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def by_pillow(
     values: Values, mode: str | None = None, turned: bool = False, **options: Any
 ) -> Callable[[Path], None]:
-    """Save with Pillow; turned, as it lies in a file whose EXIF orientation says how it is to be
-    turned back.
-    """
+    """Save with Pillow; turned, with the EXIF orientation that turns it back."""
 
     def write(path: Path) -> None:
         image = Image.fromarray(np.rot90(values) if turned else values)
@@ -135,7 +133,7 @@ def pages(**options: Any) -> Callable[[Path], None]:
 
 
 class Case(NamedTuple):
-    """A picture, what it is the same as, and what refuses it."""
+    """An image, the one that it equals, and the routes that refuse it."""
 
     write: Callable[[Path], None]
     like: str | None = "colour.png"  # None: as by the other routes
@@ -201,7 +199,7 @@ CASES: dict[str, Case] = {
         "grey.png",
     ),
     "colour.ppm": Case(by_pillow(COLOUR)),
-    # of names that no folder's pictures have
+    # suffixes that are not read from folders
     "colour.gif": Case(by_pillow(COLOUR, "P"), None),
     "colour.jp2": Case(by_pillow(COLOUR, irreversible=False)),
     "colour.pnm": Case(by_pillow(COLOUR)),
@@ -212,13 +210,13 @@ REFUSED: dict[str, Callable[[Path], None]] = {  # by all
     "hundreds.tif": by_tifffile(GREY.astype(np.float32)),
     "deep.jp2": by_pillow(DEEP),
     "cut.png": lambda path: by_pillow(COLOUR)(path) or path.write_bytes(path.read_bytes()[:2000]),
-    "text.jpg": lambda path: path.write_text("no picture"),
+    "text.jpg": lambda path: path.write_text("not an image"),
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     for name, case in CASES.items():
         place = root / ("floats" if "engine" in case.refused_by else "") / name
         place.parent.mkdir(exist_ok=True)
@@ -258,7 +256,7 @@ def found_in(table: Path) -> dict[str, Found]:
 def routes(
     model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Found]]:
-    """What each route finds in each picture that it reads."""
+    """Predictions of each route, for each image that it reads."""
     scratch = tmp_path_factory.mktemp("routes")
     paths = [in_folder(folder, name) for name in CASES]
     routes = {
@@ -289,7 +287,7 @@ def routes(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_picture_is_the_same_by_every_route(
+def test_an_image_is_the_same_by_every_route(
     name: str, routes: dict[str, dict[str, Found]]
 ) -> None:
     case, reference = CASES[name], routes["checkpoint"]
@@ -306,19 +304,17 @@ def test_a_picture_is_the_same_by_every_route(
         assert reference[name].score == pytest.approx(
             reference[case.like].score, abs=1e-4 + case.close
         )
-    # where the score was raised: the same to a pixel of the model's, which are two of the picture's
+    # the peak: the same to a pixel of the model's, which are two of the image's
     places = [found[name].place for found in routes.values() if name in found]
     assert all(np.abs(np.subtract(place, places[0])).max() <= 2 for place in places)
     if case.like is not None and not case.close:
         assert np.abs(np.subtract(places[0], reference[case.like].place)).max() <= 2
 
 
-def test_the_pictures_tell_wrong_readings_apart(
+def test_the_images_tell_wrong_readings_apart(
     routes: dict[str, dict[str, Found]], model: Model
 ) -> None:
-    """Turned, grey, upside down, or at another range, the picture scores otherwise than the tests
-    above allow.
-    """
+    """The scores of wrong readings differ by more than the tests above allow."""
     inspector, right = Inspector.load(model.checkpoint), routes["checkpoint"]["colour.png"].score
     for wrong in (
         np.rot90(COLOUR),
@@ -333,7 +329,7 @@ def test_the_pictures_tell_wrong_readings_apart(
 @pytest.mark.parametrize(
     "name", [name for name, case in CASES.items() if "engine" in case.refused_by]
 )
-def test_what_anomalibs_reader_cannot_open_is_named(
+def test_images_that_anomalib_cannot_open_are_named(
     name: str, model: Model, folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(OSError, match=name):
@@ -341,7 +337,7 @@ def test_what_anomalibs_reader_cannot_open_is_named(
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_no_route_reads_is_refused_by_name(
+def test_images_that_no_route_reads_are_refused_by_name(
     name: str, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "in" / name
@@ -358,7 +354,7 @@ def test_what_no_route_reads_is_refused_by_name(
     assert f"{path}: cannot be read: " in capsys.readouterr().err
 
 
-def test_one_bad_file_costs_no_other_and_what_is_left_out_is_counted(
+def test_the_example_skips_bad_files_and_counts_unread_ones(
     model: Model, folder: Path, tmp_path: Path
 ) -> None:
     """Also on a console that cannot show the names."""
@@ -386,21 +382,15 @@ def test_one_bad_file_costs_no_other_and_what_is_left_out_is_counted(
     assert len(list((root / "out").rglob("*.png"))) == 2
 
 
-def test_what_an_interrupted_run_has_scored_is_in_its_table(
+def test_the_table_of_an_interrupted_run_has_what_was_scored(
     model: Model, folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     for number in range(400):
         (tmp_path / "in" / f"{number:03}.png").symlink_to(folder / "colour.png")
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        str(EXAMPLE),
-        str(model.xml),
-        str(tmp_path / "in"),
-        "--out",
-        str(out),
-    ]
+    paths = [EXAMPLE, model.xml, tmp_path / "in"]
+    command = [sys.executable, *map(str, paths), "--out", str(out)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
@@ -416,13 +406,13 @@ def test_what_an_interrupted_run_has_scored_is_in_its_table(
         assert 5 <= len(list(csv.DictReader(file))) < 400
 
 
-def test_the_example_knows_the_same_names() -> None:
+def test_the_example_has_the_same_suffixes() -> None:
     own = example()
     assert own.SUFFIXES == SUFFIXES
     assert own.NOT_READ == NOT_READ
 
 
-def test_an_exported_file_tells_what_the_checkpoint_does(model: Model, folder: Path) -> None:
+def test_an_exported_file_has_the_settings_of_the_checkpoint(model: Model, folder: Path) -> None:
     one, other = Inspector.load(model.checkpoint), Inspector.load(model.xml)
     assert other.threshold == pytest.approx(one.threshold)
     assert other.warning == one.warning is not None
@@ -434,7 +424,7 @@ def test_an_exported_file_tells_what_the_checkpoint_does(model: Model, folder: P
     assert other(path).place is not None
 
 
-def test_eight_threads_get_what_one_gets_of_an_exported_file(model: Model, folder: Path) -> None:
+def test_an_exported_file_serves_threads(model: Model, folder: Path) -> None:
     inspector = Inspector.load(model.xml)
     paths = [
         folder / name

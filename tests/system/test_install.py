@@ -200,6 +200,7 @@ def test_the_changelog_has_a_dated_section_for_the_version() -> None:
     assert re.fullmatch(rf"{re.escape(PROJECT['version'])} - \d{{4}}-\d\d-\d\d", released[0])
 
 
+@pytest.mark.slow
 def test_the_source_distribution_holds_what_its_tests_read(unpacked: Path) -> None:
     assert not list(unpacked.glob("benchmarks/results/**/*.png"))
     assert {path.name for path in unpacked.iterdir()} >= PARTS

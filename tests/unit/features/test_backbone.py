@@ -1,4 +1,4 @@
-"""Sizes that backbones take: chosen by default, and others refused with one that would do."""
+"""Image sizes of backbones: the default, and others refused with one that is accepted."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_the_default_size_suits_the_backbone(backbone: str, side: int) -> None:
         assert [part.shape[-1] for part in maps] == [side // stride for stride in (8, 8, 16, 32)]
 
 
-def test_a_transformer_of_patches_of_14_works_with_all_else_default() -> None:
+def test_a_transformer_of_patches_of_14_works_by_default() -> None:
     model = Sgfr("vit_small_patch14_dinov2", pre_trained=False).eval()
     with torch.no_grad():
         embeddings = model.model.embed(model.pre_processor(torch.rand(1, 3, 100, 120)))
@@ -84,20 +84,18 @@ def test_a_size_that_does_not_fit_is_refused_with_one_that_does(
         ({"tile_size": "large"}, "tile_size must be one or two whole numbers"),
     ],
 )
-def test_arguments_that_cannot_be_right_are_refused(
-    arguments: dict[str, object], message: str
-) -> None:
+def test_wrong_sizes_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sgfr(**arguments)  # type: ignore[arg-type]
 
 
-def test_a_mistake_of_the_backbones_own_stays_what_it_is() -> None:
+def test_other_errors_of_a_backbone_are_kept() -> None:
     embedder = PatchEmbedder("resnet18")
     with pytest.raises(RuntimeError, match="3 channels"):
         embedder(torch.zeros(1, 1, 64, 64))
 
 
-def test_sizes_that_depend_on_the_image_are_not_made_up() -> None:
+def test_a_size_that_depends_on_the_image_is_unknown() -> None:
     assert output_size(PreProcessor(Resize(64))) is None
     assert output_size(PreProcessor(Compose([Resize(64), CenterCrop((32, 48))]))) == (32, 48)
     assert output_size(None) is None

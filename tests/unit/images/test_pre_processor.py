@@ -32,9 +32,7 @@ SIZES = [(256, 256), (300, 300), (411, 389), (97, 800), (1500, 2000), (3, 5)]
 
 
 class _Rounded(TorchDispatchMode):
-    """Rounds what every operation gives in floating point to bfloat16, as a runtime that computes
-    in it does.
-    """
+    """Rounds the results of every operation to bfloat16, as a runtime that computes in it."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

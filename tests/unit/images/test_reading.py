@@ -1,6 +1,4 @@
-"""Pictures of every depth, container and shape come out at their true range, or are refused by
-name.
-"""
+"""Images of every bit depth, container and shape are read in full, or refused by name."""
 
 import itertools
 import struct
@@ -17,7 +15,7 @@ import tifffile
 import torch
 from anomalib.data.utils import read_image as anomalib_read_image
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from anomalib_sgfr.images.bit_depth import evenly_spaced, infer_bit_depth
 from anomalib_sgfr.images.headers import SUFFIXES, FileHeader, count_unread, read_header
@@ -87,6 +85,19 @@ def portable(top: int | None = None, *, plain: bool = False) -> Callable[[Path, 
     return write
 
 
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def upright(values: Values, orientation: int) -> Values:
+    """As Pillow turns it, between 0 and 1."""
+    image = Image.fromarray(values)
+    image.info["exif"] = exif_of(orientation).tobytes()
+    return np.asarray(ImageOps.exif_transpose(image)) / 255
+
+
 CONTAINERS: dict[str, tuple[str, Callable[..., None]]] = {
     "png": (".png", write_png),
     "tiff": (".tif", write_tiff),
@@ -111,12 +122,12 @@ def expected(values: Values, white: float) -> Values:
 
 
 @pytest.mark.parametrize(("bits", "channels", "container"), CASES)
-def test_every_depth_container_and_channel_is_read_at_its_true_range(
+def test_every_bit_depth_container_and_channel_is_read_in_full(
     bits: int, channels: int, container: str, tmp_path: Path
 ) -> None:
     values = drawn(bits, channels)
     suffix, write = CONTAINERS[container]
-    path = tmp_path / f"picture{suffix}"
+    path = tmp_path / f"image{suffix}"
     write(path, values)
     assert read_header(path).high_bit_depth == (bits > 8)
     assert infer_bit_depth([path]) == bits
@@ -127,7 +138,7 @@ def test_every_depth_container_and_channel_is_read_at_its_true_range(
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_arrays_of_every_kind_and_shape_are_read_alike(bits: int, channels: int) -> None:
+def test_arrays_of_every_dtype_and_shape_are_read(bits: int, channels: int) -> None:
     values = drawn(bits, channels)
     wanted = expected(values, (1 << bits) - 1)
     channels_first = values[None] if channels == 1 else np.moveaxis(values, -1, 0)
@@ -153,16 +164,15 @@ def test_arrays_of_every_kind_and_shape_are_read_alike(bits: int, channels: int)
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".jpg", ".webp", ".ppm"])
-def test_pictures_of_8_bits_are_what_anomalib_reads(mode: str, suffix: str, tmp_path: Path) -> None:
+def test_images_of_8_bits_are_what_anomalib_reads(mode: str, suffix: str, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (*SIZE, 4), dtype=np.uint8)
     image = Image.fromarray(values, "RGBA").convert("RGB").convert(mode)
-    path = tmp_path / f"picture{suffix}"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned
+    path = tmp_path / f"image{suffix}"
+    exif = {"exif": exif_of(6)} if suffix in {".png", ".jpg", ".tif", ".webp"} else {}
     try:
-        image.save(path, **({"exif": exif} if suffix in {".png", ".jpg", ".tif", ".webp"} else {}))
+        image.save(path, **exif)
     except OSError:
-        pytest.skip("no such picture")
+        pytest.skip("no such image")
     turned = "exif" in Image.open(path).info or suffix == ".tif"
     with path.open("rb") as file:  # Pillow misreads turned TIFF by its path
         anomalibs: Any = anomalib_read_image(file, as_tensor=True)  # type: ignore[arg-type]
@@ -172,24 +182,9 @@ def test_pictures_of_8_bits_are_what_anomalib_reads(mode: str, suffix: str, tmp_
     assert np.array_equal(read_image(Image.open(path)), read_image(path))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_deep_tiff_is_turned_as_pillow_turns_one_of_8_bits(
-    orientation: int, tmp_path: Path
-) -> None:
-    values = drawn(8, 3)
-    tag = [(0x0112, "H", 1, orientation, True)]
-    write_tiff(tmp_path / "8.tif", values, extratags=tag)
-    write_tiff(tmp_path / "16.tif", values.astype(np.uint16), extratags=tag)
-    write_tiff(tmp_path / "grey.tif", values[..., 0].astype(np.uint16), extratags=tag)
-    turned = read_image(tmp_path / "8.tif")
-    assert {upright_size(path) for path in tmp_path.iterdir()} == {turned.shape[:2]}
-    np.testing.assert_allclose(read_image(tmp_path / "16.tif"), turned, atol=1e-6)
-    np.testing.assert_allclose(read_image(tmp_path / "grey.tif")[..., 0], turned[..., 0], atol=1e-6)
-
-
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_floats_are_taken_as_they_are(kind: type, channels: int, tmp_path: Path) -> None:
+def test_floats_are_kept(kind: type, channels: int, tmp_path: Path) -> None:
     values = (drawn(12, channels) / 4095).astype(kind)
     for byteorder in "<>":
         write_tiff(tmp_path / "f.tif", values, byteorder=byteorder, compression="lzw")
@@ -200,7 +195,7 @@ def test_floats_are_taken_as_they_are(kind: type, channels: int, tmp_path: Path)
     assert infer_bit_depth([tmp_path / "f.tif"]) == 8  # says nothing of the depth
 
 
-def test_what_the_file_says_is_white_wins(tmp_path: Path) -> None:
+def test_the_white_of_the_file_comes_first(tmp_path: Path) -> None:
     values = np.array([[0, 100, 1000]], np.uint16)
     for top in (1000, 4095):
         portable(top)(tmp_path / "p.pgm", values)
@@ -215,7 +210,7 @@ def test_what_the_file_says_is_white_wins(tmp_path: Path) -> None:
     assert infer_bit_depth([tmp_path / "p.pgm", tmp_path / "p.tif"]) == 8  # they need no more
 
 
-def test_the_depth_of_a_set_holds_its_largest_value_and_what_the_camera_says(
+def test_the_bit_depth_of_a_set_holds_its_largest_value_and_its_significant_bits(
     tmp_path: Path,
 ) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(3)]
@@ -258,25 +253,25 @@ def test_a_set_is_sampled_evenly() -> None:
         (None, "pass a path"),
     ],
 )
-def test_what_cannot_be_right_is_refused_with_what_would_be(source: Any, words: str) -> None:
+def test_wrong_arrays_are_refused_with_a_remedy(source: Any, words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         read_image(source, 12)
 
 
-def test_files_that_cannot_be_right_are_refused_by_name(tmp_path: Path) -> None:
-    deep, path = drawn(12, 3), tmp_path / "picture.tif"
+def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:
+    deep, path = drawn(12, 3), tmp_path / "image.tif"
     write_tiff(path, deep)
     with pytest.raises(
-        ValueError, match=r"picture.tif holds values up to 4095, more than the 10 bits"
+        ValueError, match=r"image.tif holds values up to 4095, more than the 10 bits"
     ):
         read_image(path, 10)
     with Image.open(path) as opened, pytest.raises(ValueError, match="pass its path"):
         read_image(opened)
     tifffile.imwrite(path, deep[..., 0], photometric="miniswhite")
-    with pytest.raises(ValueError, match=r"picture.tif: .* photometric interpretation 0"):
+    with pytest.raises(ValueError, match=r"image.tif: .* photometric interpretation 0"):
         read_image(path, 12)
     write_tiff(path, drawn(12, 1).astype(np.float32))
-    with pytest.raises(ValueError, match=r"picture.tif holds floats from 0 to 4095"):
+    with pytest.raises(ValueError, match=r"image.tif holds floats from 0 to 4095"):
         read_image(path, 12)
     write_tiff(path, deep.astype(np.uint32) << 16)
     with pytest.raises(ValueError, match="more than 16"):
@@ -300,16 +295,14 @@ def test_a_file_that_was_cut_short_is_named(container: str, channels: int, tmp_p
         read_image(path, 16)
 
 
-def test_a_reader_that_is_not_installed_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_reader_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_png(tmp_path / "p.png", drawn(16, 3))
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match=r"p.png: .* opencv-python-headless: install it"):
         read_image(tmp_path / "p.png", 16)
 
 
-def test_pictures_are_read_without_pytorch() -> None:
+def test_images_are_read_without_pytorch() -> None:
     code = (
         "import sys, numpy as np; from anomalib_sgfr.images.reading import read_image;"
         " read_image(np.zeros((3, 9, 9)));assert not {'torch', 'anomalib', 'cv2', 'tifffile'} &"
@@ -318,47 +311,50 @@ def test_pictures_are_read_without_pytorch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def write_orientation(path: Path, values: Values, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    lossless = {"lossless": True} if path.suffix == ".webp" else {"quality": 100, "subsampling": 0}
-    Image.fromarray(values).save(
-        path, exif=exif, **(lossless if path.suffix in {".webp", ".jpg"} else {})
-    )
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "options", "tolerance"),
+    [
+        (".tif", {}, 0.0),
+        (".png", {}, 0.0),
+        (".webp", {"lossless": True}, 0.0),
+        (".jpg", {"quality": 100, "subsampling": 0}, 0.2),
+    ],
+)
+def test_images_of_8_bits_are_upright(
+    orientation: int, suffix: str, options: dict[str, Any], tolerance: float, tmp_path: Path
+) -> None:
+    path = tmp_path / f"p{suffix}"
+    Image.fromarray(drawn(8, 3)).save(path, exif=exif_of(orientation), **options)
+    wanted = upright(drawn(8, 3), orientation)
+    assert upright_size(path) == wanted.shape[:2]
+    assert read_header(path).oriented == (orientation > (4 if suffix == ".tif" else 1))
+    with Image.open(path) as opened:
+        for found in (read_image(path), read_image(opened), read_image(opened.convert("RGB"))):
+            np.testing.assert_allclose(found, wanted, atol=tolerance)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_upright_whatever_its_format(orientation: int, tmp_path: Path) -> None:
-    values = drawn(8, 3)
-    write_orientation(tmp_path / "p.tif", values, orientation)
-    wanted = read_image(tmp_path / "p.tif")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_16_bits_are_upright(orientation: int, channels: int, tmp_path: Path) -> None:
+    values = drawn(8, channels)
+    wanted = expected(upright(values, orientation), 1)
+    tag = [(0x0112, "H", 1, orientation, True)]
+    write_tiff(tmp_path / "p.tif", values.astype(np.uint16), extratags=tag)
     assert upright_size(tmp_path / "p.tif") == wanted.shape[:2]
-    for suffix, tolerance in ((".png", 0.0), (".webp", 0.0), (".jpg", 0.2)):
-        path = tmp_path / f"p{suffix}"
-        write_orientation(path, values, orientation)
-        assert read_header(path).oriented == (orientation > 1)
-        assert upright_size(path) == wanted.shape[:2]
-        with Image.open(path) as opened:
-            for found in (read_image(path), read_image(opened), read_image(opened.convert("RGB"))):
-                np.testing.assert_allclose(found, wanted, atol=tolerance)
-    # 16 bits, grey and in colour: values that Pillow reads, and those that it does not
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    np.testing.assert_allclose(read_image(tmp_path / "p.tif"), wanted, atol=1e-6)
+    body = b"eXIf" + exif_of(orientation).tobytes().removeprefix(b"Exif\0\0")
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    path = tmp_path / "deep.png"
-    for deep, like in ((values[..., 0], wanted[..., :1]), (values, wanted)):
-        write_png(path, deep.astype(np.uint16) * 257)
-        content = path.read_bytes()
-        for place in (33, len(content) - 12):  # before the values, and after them
-            path.write_bytes(content[:place] + chunk + content[place:])
-            assert read_header(path) == FileHeader(high_bit_depth=True, oriented=orientation > 1)
-            np.testing.assert_allclose(
-                read_image(path, 16), np.broadcast_to(like, wanted.shape), atol=1e-6
-            )
+    path = tmp_path / "p.png"
+    write_png(path, values.astype(np.uint16) * 257)
+    content = path.read_bytes()
+    for at in (33, len(content) - 12):  # before the values, and after them
+        path.write_bytes(content[:at] + chunk + content[at:])
+        assert read_header(path) == FileHeader(high_bit_depth=True, oriented=orientation > 1)
+        np.testing.assert_allclose(read_image(path, 16), wanted, atol=1e-6)
 
 
-def test_a_damaged_orientation_says_nothing(tmp_path: Path) -> None:
+def test_a_damaged_orientation_is_ignored(tmp_path: Path) -> None:
     values = drawn(8, 3)
     Image.fromarray(values).save(tmp_path / "p.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     Image.fromarray(values).save(tmp_path / "q.png", exif=b"Exif\0\0nothing of the kind")
@@ -367,7 +363,7 @@ def test_a_damaged_orientation_says_nothing(tmp_path: Path) -> None:
         np.testing.assert_allclose(read_image(tmp_path / name), values / 255, atol=1e-6)
 
 
-def test_of_several_pages_the_first_is_read_and_the_file_named(
+def test_the_first_of_several_pages_is_read_and_the_file_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = (Image.fromarray(drawn(8, 3)[:, ::step]) for step in (1, -1))
@@ -380,7 +376,7 @@ def test_of_several_pages_the_first_is_read_and_the_file_named(
             )
         (record,) = caplog.records
         assert f"{tmp_path / name} holds several pages" in record.getMessage()
-    # a thumbnail beside the picture is no page
+    # a thumbnail is not a page
     caplog.clear()
     with tifffile.TiffWriter(tmp_path / "thumbnail.tif") as file:
         file.write(drawn(16, 1), photometric="minisblack")
@@ -389,7 +385,7 @@ def test_of_several_pages_the_first_is_read_and_the_file_named(
     assert not caplog.records
 
 
-def test_deep_pictures_of_other_formats_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_formats_of_high_bit_depth_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(drawn(16, 1)).save(tmp_path / "p.jp2")
     with pytest.raises(
         ValueError, match=r"p.jp2: JPEG2000 images are read if they have 8 bits: save it as PNG"
@@ -397,7 +393,7 @@ def test_deep_pictures_of_other_formats_are_refused_by_name(tmp_path: Path) -> N
         read_image(tmp_path / "p.jp2", 16)
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_unread_files_are_counted(tmp_path: Path) -> None:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     assert set(IMG_EXTENSIONS) == SUFFIXES
@@ -409,19 +405,3 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert count_unread([root / "a" / "0.png", root / "b" / "0.png"]) == {".gif": 3, ".jp2": 1}
     assert count_unread([root / "b" / "0.png"]) == {".jp2": 1}
     assert not count_unread([])
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
-def test_the_size_of_a_picture_is_told_as_it_is_read(
-    orientation: int, suffix: str, tmp_path: Path
-) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / f"turned{suffix}"
-    Image.new("RGB", (30, 20)).save(path, exif=exif)
-    assert (
-        upright_size(path)
-        == read_image(path).shape[:2]
-        == ((20, 30) if orientation < 5 else (30, 20))
-    )
