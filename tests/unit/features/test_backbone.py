@@ -84,9 +84,7 @@ def test_a_size_that_does_not_fit_is_refused_with_one_that_does(
         ({"tile_size": "large"}, "tile_size must be one or two whole numbers"),
     ],
 )
-def test_wrong_sizes_are_refused(
-    arguments: dict[str, object], message: str
-) -> None:
+def test_wrong_sizes_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sgfr(**arguments)  # type: ignore[arg-type]
 
