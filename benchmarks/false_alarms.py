@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration import nominal_scores, select_evenly
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from benchmarks.common import data
 from benchmarks.common.cases import DATA, Case, alike, median, run_cases, seeds, title
@@ -63,7 +63,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
         good = data.kinds(samples) == "good"
         for source in ["held-out"] if apart else ["leave-one-out", "leave-part-out"]:
             group = None if source == "leave-one-out" else part_of
-            chosen = spread_over(order, _IMAGES, group)
+            chosen = select_evenly(order, _IMAGES, group)
             nominal = nominal_scores(model.model, model.pre_processor, chosen, group=group).scores
             units = [part_of(path) if group else path for path in chosen]
             rows += [_row(source, rate, nominal, units, np.array(tested), good) for rate in _RATES]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from anomalib_sgfr import Sgfr, SgfrModel
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration import nominal_scores, select_evenly
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from anomalib_sgfr.training.accept import Addition, added, novel
 from benchmarks.common import data
@@ -48,7 +48,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
     module = data.build(case.dataset, case.root, case.split, case.seed)
     samples = module.test_data.samples
     paths, good = samples["image_path"].tolist(), data.kinds(samples) == "good"
-    training = spread_over(module.train_data.samples["image_path"].tolist(), _IMAGES, part_of)
+    training = select_evenly(module.train_data.samples["image_path"].tolist(), _IMAGES, part_of)
     units = list(map(part_of, training))
     model = fitted(module, case.seed, post_processor=False)
 

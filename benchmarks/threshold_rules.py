@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
+from anomalib_sgfr.post_processing.calibration import nominal_scores, select_evenly
 from anomalib_sgfr.post_processing.thresholds import (
     combined_threshold,
     conformal_threshold,
@@ -80,7 +80,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
     paths = samples["image_path"]
     return [
         {
-            "calibration": scores(spread_over(training, _IMAGES), leave_out=True),
+            "calibration": scores(select_evenly(training, _IMAGES), leave_out=True),
             "good": scores([*paths[is_good], *left_over], leave_out=False),
             "bad": scores(paths[~is_good].tolist(), leave_out=False),
         }

@@ -17,7 +17,7 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.post_processing.thresholds import clear_of, conformal_threshold
+from anomalib_sgfr.post_processing.thresholds import conformal_threshold, with_margin
 from benchmarks.common import tracing
 from tests.warm import warmed
 
@@ -130,7 +130,7 @@ def fit(model: Sgfr, datamodule: Folder, folder: Path, **arguments: object) -> E
 
 def nominal_threshold(scores: Sequence[float], rate: float) -> float:
     """The threshold that good images alone choose."""
-    return clear_of(conformal_threshold(scores, rate), scores)
+    return with_margin(conformal_threshold(scores, rate), scores)
 
 
 def stored_bytes(model: Sgfr) -> int:

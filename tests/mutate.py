@@ -1,5 +1,6 @@
-"""How much of ``anomalib_sgfr.core`` its tests hold: change it here and there, and list changes
-that none notices.
+"""How much of the method its tests hold: change it here and there, list changes that none notices.
+
+The method is ``anomalib_sgfr.core`` and ``post_processing/thresholds.py``.
 
 ``python -m tests.mutate`` runs the tests once, noting how long each takes and which functions it
 calls. Then each mutant is grafted onto the code in a fork, where the tests that call its function
@@ -33,12 +34,16 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import pytest  # noqa: E402
 from _pytest.runner import runtestprotocol  # noqa: E402
 
-CORE = Path(__file__).parent.parent / "anomalib_sgfr" / "core"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "anomalib_sgfr"
 WANTED = 0.9
-ELSEWHERE = {
-    "gpu",
-    "triton_kernels",
-}  # whose tests run in a process of their own, or on a graphics card
+ELSEWHERE = {"gpu", "triton_kernels"}  # tested in a process of their own, or on a GPU
+TESTS = ["tests/unit/core", "tests/unit/post_processing"]
+SOURCES = {
+    path.stem: path
+    for path in (*(PACKAGE / "core").glob("*.py"), PACKAGE / "post_processing" / "thresholds.py")
+    if path.stem not in ELSEWHERE
+}
 
 # Changes that cannot be seen: module, regular expressions for the line and for the change, and why.
 EQUIVALENT = [
@@ -52,9 +57,9 @@ EQUIVALENT = [
     ("linear_algebra", r"_PRODUCT_VALUES\) // max", "1 -> [02]", "sizes of blocks"),
     ("clusters", r"2 \* done", "2 -> 3", "sizes of blocks"),
     ("clusters", r"rounding = 2\.0", r"2\.0 -> .*", "room for rounding"),
-    ("selection", r"same = 8\.0", r"8\.0 -> .*", "room for rounding"),
+    ("k_center", r"same = 8\.0", r"8\.0 -> .*", "room for rounding"),
     ("linear_algebra", r"return 32\.0", r"32\.0 -> .*", "room for rounding"),
-    ("search", "far = ", "4.0 -> .*", "as far"),
+    ("neighbours", "far = ", "4.0 -> .*", "as far"),
     ("linear_algebra", "k = matrix.shape", "USub.*|1 -> 2", "the matrix is square"),
     (
         "linear_algebra",
@@ -91,22 +96,21 @@ EQUIVALENT = [
 ]
 
 COMPARED = {
-    ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
-    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,), ast.In: (ast.NotIn,),
-    ast.NotIn: (ast.In,),
+    ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,),
+    ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,),
+    ast.In: (ast.NotIn,), ast.NotIn: (ast.In,),
 }  # fmt: skip
 COMPUTED = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.FloorDiv, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr,
 }  # fmt: skip
-RENAMED = dict(
-    pair
-    for one, other in [
-        ("amax", "amin"), ("max", "min"), ("argmax", "argmin"), ("maximum", "minimum"), ("any", "all"),
-        ("zeros", "ones"), ("zeros_like", "ones_like"), ("sum", "mean"), ("triu", "tril"),
-    ]
-    for pair in ((one, other), (other, one))
-) | {"ceil": "floor", "clamp_min": "clamp_max"}  # fmt: skip
+PAIRS = ("amax amin", "max min", "argmax argmin", "maximum minimum", "any all", "zeros ones")
+PAIRS += ("zeros_like ones_like", "sum mean", "triu tril")
+RENAMED = {"ceil": "floor", "clamp_min": "clamp_max"}
+for _one, _other in map(str.split, PAIRS):
+    RENAMED |= {_one: _other, _other: _one}
 DROPPED = {"clamp", "clamp_min", "clone", "sqrt", "square", "abs"}
 TOLERANCE = 1e-3  # a number below it, or above its inverse, changes by a factor
 
@@ -227,11 +231,11 @@ def changeable(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 
 @functools.cache
 def source_of(module: str) -> str:
-    return (CORE / f"{module}.py").read_text()
+    return SOURCES[module].read_text()
 
 
-def mutants_of(path: Path) -> list[Mutant]:
-    source = source_of(path.stem)
+def mutants_of(module: str) -> list[Mutant]:
+    source = source_of(module)
     tree, lines = ast.parse(source), source.splitlines()
     numbers = {id(node): number for number, node in enumerate(ast.walk(tree))}
     found = []
@@ -240,9 +244,7 @@ def mutants_of(path: Path) -> list[Mutant]:
             change = label or f"{_short(node)} -> {_short(other)}"
             place = node.lineno, node.col_offset + 1  # type: ignore[attr-defined]
             text = lines[place[0] - 1].strip()
-            found.append(
-                Mutant(path.stem, *place, change, text, function, numbers[id(node)], index)
-            )
+            found.append(Mutant(module, *place, change, text, function, numbers[id(node)], index))
     return found
 
 
@@ -262,9 +264,8 @@ def code_of(mutant: Mutant) -> CodeType:
         def visit(self, node: ast.AST) -> ast.AST:
             return ast.copy_location(new, node) if node is old else self.generic_visit(node)
 
-    return compile(
-        ast.fix_missing_locations(Change().visit(tree)), f"{CORE / mutant.module}.py", "exec"
-    )
+    changed = ast.fix_missing_locations(Change().visit(tree))
+    return compile(changed, str(SOURCES[mutant.module]), "exec")
 
 
 def graft(module: ModuleType, code: CodeType) -> None:
@@ -339,6 +340,7 @@ class Mutation:
             path: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
             for path in {item.path for item in self.items}
         }
+        files = set(map(str, SOURCES.values()))
         for item in self.items:
             called: set[str] = set()
             known = f"{held[item.path]} {item.nodeid}"
@@ -348,10 +350,9 @@ class Mutation:
 
             def note(frame: FrameType, event: str, _: object, called: set[str] = called) -> None:
                 code = frame.f_code
-                if event == "call" and code.co_filename.startswith(str(CORE)):
-                    called.add(
-                        f"{Path(code.co_filename).stem}:{code.co_qualname.split('.<locals>')[0]}()"
-                    )
+                if event == "call" and code.co_filename in files:
+                    name = code.co_qualname.split(".<locals>")[0]
+                    called.add(f"{Path(code.co_filename).stem}:{name}()")
 
             began = time.process_time()
             sys.setprofile(note)
@@ -393,7 +394,8 @@ class Mutation:
                 signal.ITIMER_PROF, 10.0 + 3.0 * sum(self.seconds[item.nodeid] for item in items)
             )
             resource.setrlimit(resource.RLIMIT_AS, (24 * 2**30, 24 * 2**30))
-            graft(sys.modules[f"anomalib_sgfr.core.{mutant.module}"], code_of(mutant))
+            source = SOURCES[mutant.module].relative_to(ROOT).with_suffix("")
+            graft(sys.modules[".".join(source.parts)], code_of(mutant))
             for item in items:
                 if any(report.failed for report in runtestprotocol(item, log=False, nextitem=None)):
                     os.write(writing, item.nodeid.encode())
@@ -405,9 +407,8 @@ class Mutation:
 
     def run_mutants(self) -> None:
         arguments = self.arguments
-        paths = sorted(path for path in CORE.glob("*.py") if path.stem not in ELSEWHERE)
-        every = [mutant for path in paths for mutant in mutants_of(path)]
-        every = [mutant for mutant in every if arguments.module in {None, mutant.module}]
+        modules = [arguments.module] if arguments.module else sorted(SOURCES)
+        every = [mutant for module in modules for mutant in mutants_of(module)]
         every = [
             mutant
             for mutant in every
@@ -437,10 +438,7 @@ class Mutation:
     def report(
         self, chosen: list[Mutant], killed: dict[Mutant, str], number: int, equivalent: int
     ) -> None:
-        of, dead = (
-            Counter(mutant.module for mutant in chosen),
-            Counter(mutant.module for mutant in killed),
-        )
+        of, dead = (Counter(mutant.module for mutant in some) for some in (chosen, killed))
         print()
         for module, total in sorted(of.items()):
             print(f"{module:18} {dead[module]:4} of {total:4}  {dead[module] / total:6.1%}")
@@ -451,7 +449,7 @@ class Mutation:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--module", help="of anomalib_sgfr.core, instead of all")
+    parser.add_argument("--module", choices=sorted(SOURCES), help="instead of all")
     parser.add_argument("--only", help="a regular expression for the mutants, as they are printed")
     parser.add_argument(
         "--sample", type=int, default=300, help="mutants to try (default: %(default)s)"
@@ -473,7 +471,7 @@ def main() -> int:
         help="file that keeps what the unchanged tests do for the next time",
     )
     parser.add_argument("--verbose", action="store_true", help="say what killed each mutant")
-    parser.add_argument("tests", nargs="*", default=["tests/unit/core"])
+    parser.add_argument("tests", nargs="*", default=TESTS)
     arguments = parser.parse_args()
     mutation = Mutation(arguments)
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:faulthandler"]

@@ -221,7 +221,7 @@ def _known_defective(processor: "SgfrPostProcessor", files: Sequence[str]) -> li
     """
     return [
         path
-        for path in processor.state.scores.defective.excluding(files).paths
+        for path in processor.state.scores.defective.exclude(files).paths
         if Path(path).is_file()
     ]
 
@@ -282,15 +282,15 @@ def _recalibrate(model: "Sgfr", known: _Known, before: float) -> str:
     """Choose the threshold anew from its calibration scores, made again by the banks as they are
     now; tells of it.
     """
-    from anomalib_sgfr.post_processing.calibration import rescored
+    from anomalib_sgfr.post_processing.calibration import rescore
 
     processor = post_processor_of(model)
     earlier = processor.state
     told = f"Threshold {earlier.image:.6g}"
     if earlier.by in {"hand", "unknown"}:
         return f"{told}, as it was: it is {earlier.basis}."
-    scores = rescored(earlier.scores, model.model, model.pre_processor, earlier.group)
-    processor.use(earlier._replace(scores=scores).chosen())
+    scores = rescore(earlier.scores, model.model, model.pre_processor, earlier.group)
+    processor.use(earlier._replace(scores=scores).calibrated())
     turned = known.turned(None, model.model, before, processor.label_threshold)
     if turned:
         processor.use(earlier)

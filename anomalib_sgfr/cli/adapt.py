@@ -21,8 +21,7 @@ from anomalib_sgfr.cli.arguments import (
 
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
-    from anomalib_sgfr.post_processing.calibration import NominalScores
-    from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores
+    from anomalib_sgfr.post_processing.calibration import CalibrationScores, NominalScores
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.torch_model import SgfrModel
 
@@ -85,8 +84,7 @@ def _adapt(
     import torch
 
     from anomalib_sgfr.images.pre_processor import read_prepared
-    from anomalib_sgfr.post_processing.calibration import nominal_scores
-    from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
+    from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
     from anomalib_sgfr.training.adapt import adapted, residual_moments
 
     own = model.eval().model
@@ -144,7 +142,7 @@ def _keep_threshold(model: "Sgfr", scores: "CalibrationScores", forced: tuple[st
         return
     state = processor.state
     by_hand = state._replace(
-        value=state.image, read_from=state.chosen_by, by="hand"
+        value=state.image, read_from=state.threshold_images, by="hand"
     )  # the pixels' stays too
     processor.use(by_hand._replace(scores=scores, forced=forced))
     print(

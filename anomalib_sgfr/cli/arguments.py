@@ -132,7 +132,7 @@ def take_checkpoint(
 
 
 def require_named_group(option: str, expression: str | None, paths: Sequence[str] = ()) -> None:
-    """As :func:`~anomalib_sgfr.post_processing.calibration_scores.require_group`; the message names
+    """As :func:`~anomalib_sgfr.post_processing.calibration.require_group`; the message names
     the option.
 
     Args:
@@ -143,7 +143,7 @@ def require_named_group(option: str, expression: str | None, paths: Sequence[str
     Raises:
         ValueError: If it is no regular expression, or matches none.
     """
-    from anomalib_sgfr.post_processing.calibration_scores import require_group
+    from anomalib_sgfr.post_processing.calibration import require_group
 
     try:
         require_group(expression, paths)
@@ -229,7 +229,7 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     Returns:
         dict[str, str]: Reasons, by file.
     """
-    from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split, file_of
+    from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, real_path
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.report.statistics import known_among
 
@@ -237,18 +237,18 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     scores = (
         processor.state.scores if isinstance(processor, SgfrPostProcessor) else CalibrationScores()
     )
-    training = [*model.model.images, *scores.of_kind(Split.TRAINING).paths]
+    training = [*model.model.images, *scores.of_split(Split.TRAINING).paths]
     defective, _ = known_among(files, scores.defective.paths)
     trained, _ = known_among(files, training)
     bad, good = (
-        {Path(file_of(path)).parent for path in paths if path}
+        {Path(real_path(path)).parent for path in paths if path}
         for paths in (scores.defective.paths, [*scores.good.paths, *training])
     )
     found: dict[str, str] = {}
     for path, is_defective, is_trained in zip(files, defective, trained, strict=True):
         if is_defective:
             found[path] = "the checkpoint knows it as defective"
-        elif Path(file_of(path)).parent in bad - good:
+        elif Path(real_path(path)).parent in bad - good:
             found[path] = "all that the checkpoint knows of its folder is defective"
         elif is_trained:
             found[path] = "it was trained on"

@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "ThresholdState":  # noqa: ANN401
     """The state with what is asked for; nothing of the model changes."""
-    from anomalib_sgfr.post_processing.post_processor import checked
+    from anomalib_sgfr.post_processing.thresholds import require_rate
 
     state = processor.state
     ways = {
@@ -130,7 +130,8 @@ def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "Th
     if options.read_from and not by_hand:
         msg = "--read_from goes with --value or --score."
         raise ValueError(msg)
-    checked(false_alarm_rate=options.false_alarm_rate)
+    if options.false_alarm_rate is not None:
+        require_rate(options.false_alarm_rate, "false_alarm_rate")
     require_named_group("--group", options.group)
     normalised = state.is_set and (state.linear or processor.enable_normalization)
     if options.score is not None and not 0.0 < options.score < (
@@ -150,10 +151,12 @@ def _changed(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) -> "Th
     if options.false_alarm_rate is not None:
         state = state._replace(false_alarm_rate=options.false_alarm_rate, value=None, read_from=())
     elif by_hand:
-        value = options.value if options.score is None else processor.threshold_at(options.score)
+        value = (
+            options.value if options.score is None else processor.raw_threshold_at(options.score)
+        )
         files = [str(file) for path in options.read_from or () for file in images_in(path)]
         state = state._replace(value=value, read_from=tuple(dict.fromkeys(files)))
-    state = state.chosen()
+    state = state.calibrated()
     if not state.is_set:
         msg = (
             "the checkpoint keeps no scores to choose a threshold from: pass --held_out FOLDER, or"
@@ -167,8 +170,7 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
     """The state with other calibration scores: of other images, or without the atoms of the same
     part.
     """
-    from anomalib_sgfr.post_processing.calibration import scored
-    from anomalib_sgfr.post_processing.calibration_scores import Split, unit_of
+    from anomalib_sgfr.post_processing.calibration import Split, group_of, score_images
 
     state = processor.state
     group = options.group or state.group
@@ -178,7 +180,7 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
         against = objections(model, paths)
         if not options.force:
             refuse(against, "--held_out")
-        anew = scored(model.model, model.pre_processor, paths, Split.HELD_OUT, group)
+        anew = score_images(model.model, model.pre_processor, paths, Split.HELD_OUT, group)
         processor.held_out = str(options.held_out)
         return state._replace(
             scores=anew,
@@ -192,8 +194,8 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
     require_named_group("--group", group, good.paths)
     if group == state.group:
         return state
-    trained = {unit_of(path, group) for path in model.model.images}
-    again = good.subset([unit in trained for unit in good.units(group)]).paths
+    trained = {group_of(path, group) for path in model.model.images}
+    again = good.subset([unit in trained for unit in good.groups(group)]).paths
     gone = [path for path in again if not Path(path).is_file()]
     if gone:
         msg = (
@@ -201,7 +203,7 @@ def _scored_anew(model: "Sgfr", processor: "SgfrPostProcessor", options: Any) ->
             f" {len(again)} are gone: {gone[0]}. Pass --held_out FOLDER with others."
         )
         raise ValueError(msg)
-    anew = scored(model.model, model.pre_processor, again, Split.TRAINING, group)
+    anew = score_images(model.model, model.pre_processor, again, Split.TRAINING, group)
     return state._replace(scores=state.scores.joined(anew), group=group)
 
 
@@ -215,7 +217,7 @@ def _facts(processor: "SgfrPostProcessor") -> dict[str, Any]:
         "basis": state.basis,
         "warning": state.warning,
         "false_alarm_rate": state.rate,
-        "independent_good_images": state.units,
+        "independent_good_images": state.independent_images,
     }
     for name, scores in (
         ("good", state.scores.good.scores),
@@ -253,12 +255,12 @@ def _page(processor: "SgfrPostProcessor", by: str | None) -> str:
 
 def _products(state: "ThresholdState", by: str) -> list[str]:
     """A line for each product: how many good ones are alarms."""
-    from anomalib_sgfr.post_processing.calibration_scores import named
+    from anomalib_sgfr.post_processing.calibration import group_label
     from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 
     found: dict[str, list[float]] = {}
     for path, score in zip(state.scores.good.paths, state.scores.good.scores, strict=True):
-        found.setdefault(named(path, by), []).append(score)
+        found.setdefault(group_label(path, by), []).append(score)
     lines = []
     for name, scores in sorted(found.items()):
         alarms = sum(score > state.image for score in scores)

@@ -1,6 +1,4 @@
-"""Labels and masks from a calibrated threshold that is always there, and that says what it is
-calibrated on.
-"""
+"""Post-processor: labels, masks and normalised scores from a calibrated threshold."""
 
 import logging
 import math
@@ -12,104 +10,96 @@ from anomalib.data import Batch, InferenceBatch
 from anomalib.data.utils import get_image_filenames
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
 from anomalib_sgfr.core.linear_algebra import KeepsDtype
-from anomalib_sgfr.post_processing.calibration import rescored, scored, spread_over
-from anomalib_sgfr.post_processing.calibration_scores import (
+from anomalib_sgfr.post_processing.calibration import (
     CalibrationScores,
     Split,
-    file_of,
-    in_all_processes,
+    gather_scores,
+    group_of,
+    real_path,
     require_group,
-    unit_of,
+    rescore,
+    score_images,
+    select_evenly,
 )
-from anomalib_sgfr.post_processing.normalisation import ReportingScale
+from anomalib_sgfr.post_processing.normalisation import ScoreNormaliser
+from anomalib_sgfr.post_processing.streaming_f1 import StreamingF1Threshold
 from anomalib_sgfr.post_processing.threshold_state import DEFAULT_RATE, ThresholdState
-from anomalib_sgfr.post_processing.thresholds import StreamingF1Threshold, require_rate
+from anomalib_sgfr.post_processing.thresholds import require_rate
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["NominalPostProcessor", "SgfrPostProcessor", "checked", "sensitivities"]
+__all__ = [
+    "NominalPostProcessor",
+    "SgfrPostProcessor",
+    "requested_sensitivities",
+]
 
 logger = logging.getLogger(__name__)
 
-# in a checkpoint, and in the post-processor's part of it
+# key in a checkpoint, and key of the threshold in it
 _CONFIG = "anomalib_post_processor_config"
 _STATE = "threshold"
 
 
-def checked(**asked: Any) -> dict[str, Any]:  # noqa: ANN401
-    """What was asked for of arguments that may be ``None``.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
-    asked = {name: value for name, value in asked.items() if value is not None}
-    require_rate(asked.get("false_alarm_rate", DEFAULT_RATE), "false_alarm_rate")
-    if asked.get("images", 1) < 1:
-        msg = f"images must be at least 1, got {asked['images']}."
-        raise ValueError(msg)
-    for name in ("image_sensitivity", "pixel_sensitivity"):
-        if not 0.0 <= asked.get(name, 0.5) <= 1.0:
-            msg = f"{name} must lie between 0 and 1, got {asked[name]}."
-            raise ValueError(msg)
-    require_group(asked.get("group"))
-    return asked
-
-
-def sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
-    """What was asked for of anomalib's own post-processor, which a checkpoint would overrule
-    without a word.
-    """
+def requested_sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
+    """Sensitivities given to anomalib's own post-processor, which a checkpoint would replace."""
+    if type(processor) is not PostProcessor:
+        return {}
     default = PostProcessor()
-    names = ("image_sensitivity", "pixel_sensitivity") if type(processor) is PostProcessor else ()
     return {
-        name: value
-        for name in names
-        if (value := getattr(processor, name)) != getattr(default, name)
+        name: getattr(processor, name)
+        for name in ("image_sensitivity", "pixel_sensitivity")
+        if getattr(processor, name) != getattr(default, name)
     }
 
 
-class SgfrPostProcessor(KeepsDtype, ReportingScale):
-    """Sgfr's own: a threshold with defects at hand or without, the same in the Engine, checkpoints
-    and exported files.
+class SgfrPostProcessor(KeepsDtype, PostProcessor):
+    """Post-processor with a threshold that needs no defective images.
 
-    Good images choose it: the one that they exceed at a chosen rate, see
-    :func:`~anomalib_sgfr.post_processing.thresholds.conformal_threshold`, from good validation
-    images, and from training images, each scored without the atoms of its own part. Labelled
-    validation images choose it instead where they show that it makes more errors, see
-    :func:`~anomalib_sgfr.post_processing.thresholds.combined_threshold`. Where there are at least
-    five of each kind, with masks, these choose the pixels' threshold, see
-    :mod:`~anomalib_sgfr.post_processing.thresholds`.
+    Good images set the threshold at a false-alarm rate, see
+    :func:`~anomalib_sgfr.post_processing.thresholds.conformal_threshold`: good validation images
+    and training images, each scored without the atoms of its own group. Labelled validation images
+    set it instead where they show that it makes more errors, see
+    :func:`~anomalib_sgfr.post_processing.thresholds.combined_threshold`. Masks of at least five
+    validation images of each kind set the pixel threshold, at the largest F1 score.
 
-    All that belongs to the threshold is in ``state``. Scores and maps are normalised as
-    :class:`~anomalib_sgfr.post_processing.normalisation.ReportingScale` says.
+    Scores and maps are normalised, see
+    :class:`~anomalib_sgfr.post_processing.normalisation.ScoreNormaliser`. The Engine, checkpoints
+    and exported files give the same labels.
 
     Args:
         false_alarm_rate (float | None): Share of good images that may be labelled anomalous. If
-            given, good images alone choose the threshold, whatever there is in validation. ``None``
-            for 1%. Given with a checkpoint, the threshold is chosen anew from the scores that it
-            keeps.
+            given, only good images set the threshold, also from a checkpoint's calibration scores.
+            ``None`` for 1%.
         held_out (str | None): Folder of good images that are not trained on, to calibrate the
             threshold on.
         group (str | None): Regular expression that names the part in an image's path: images of one
-            part are not independent, and are scored without each other's atoms. What its groups
-            match is the name, or all that it matches. ``None`` for a part each.
-        images (int | None): Most images to score for it. ``None`` for 300.
+            part are one group, which are not independent and are scored without each other's atoms.
+            ``None`` for a group each.
+        images (int | None): Largest number of images to score for calibration. ``None`` for 300.
         image_sensitivity (float | None): As anomalib's; ``None`` for 0.5, or a checkpoint's.
         pixel_sensitivity (float | None): As anomalib's; ``None`` for 0.5, or a checkpoint's.
         **kwargs (Any): As anomalib's post-processor takes them.
 
     Attributes:
-        state (ThresholdState): The threshold, what was asked for, and its calibration scores;
-            :meth:`use` replaces it.
+        state (ThresholdState): The threshold, what was requested, and its calibration scores.
         held_out (str | None): As given.
         images (int): As given.
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+        >>> from anomalib_sgfr import Sgfr, SgfrPostProcessor
+        >>> post_processor = SgfrPostProcessor(false_alarm_rate=0.05)
+        >>> model = Sgfr.load_from_checkpoint(checkpoint, post_processor=post_processor)
+        >>> post_processor.is_set, post_processor.false_alarm_rate
+        (True, 0.05)
     """
 
-    _rate: float | None = None  # of a fit that no rate was asked for
+    _default_rate: float | None = None  # rate of a fit without a request
 
     def __init__(
         self,
@@ -122,15 +112,17 @@ class SgfrPostProcessor(KeepsDtype, ReportingScale):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**kwargs)
-        # is stronger than a checkpoint
-        self._asked = checked(
-            false_alarm_rate=false_alarm_rate,
-            held_out=held_out,
-            group=group,
-            images=images,
-            image_sensitivity=image_sensitivity,
-            pixel_sensitivity=pixel_sensitivity,
-        )
+        arguments: dict[str, Any] = {
+            "false_alarm_rate": false_alarm_rate,
+            "held_out": held_out,
+            "group": group,
+            "images": images,
+            "image_sensitivity": image_sensitivity,
+            "pixel_sensitivity": pixel_sensitivity,
+        }
+        # overrides what a checkpoint stores
+        self._asked = {name: value for name, value in arguments.items() if value is not None}
+        _require_valid(self._asked)
         self.held_out = held_out
         self.images = 300 if images is None else images
         self.image_sensitivity = 0.5 if image_sensitivity is None else image_sensitivity
@@ -138,29 +130,32 @@ class SgfrPostProcessor(KeepsDtype, ReportingScale):
         self._seen = CalibrationScores()  # in this validation
         self._pixels = StreamingF1Threshold()  # of this validation
         self._has_warned = False
-        self._state = self._fresh()
+        self._state = self._fresh_state()
         self.register_load_state_dict_post_hook(SgfrPostProcessor._restored)
 
-    def _fresh(self) -> ThresholdState:
-        """Nothing but what was asked for."""
+    def _fresh_state(self) -> ThresholdState:
+        """State of what was requested, without scores."""
         return ThresholdState(
-            false_alarm_rate=self._asked.get("false_alarm_rate", self._rate),
-            group=self._asked.get("group"),
+            false_alarm_rate=self._rate_over(None), group=self._asked.get("group")
         )
+
+    def _rate_over(self, stored: float | None) -> float | None:
+        """Requested rate, or else a checkpoint's, or else the default."""
+        rate = self._asked.get("false_alarm_rate", stored)
+        return self._default_rate if rate is None else rate
 
     @property
     def state(self) -> ThresholdState:
-        """The threshold, what was asked for, and its calibration scores."""
+        """The threshold, what was requested, and its calibration scores."""
         return self._state
 
     def use(self, state: ThresholdState) -> None:
-        """Take a state into use in place of the present one.
+        """Replace the state.
 
         Args:
-            state (ThresholdState): As ``ThresholdState.chosen`` makes it.
+            state (ThresholdState): As ``ThresholdState.calibrated`` gives it.
         """
         self._state = state
-        self.power, self.linear = state.power, state.linear
         self._image_threshold.fill_(state.image)
         self._pixel_threshold.fill_(state.pixel)
         if not state.linear:
@@ -174,28 +169,13 @@ class SgfrPostProcessor(KeepsDtype, ReportingScale):
 
     @property
     def calibration_scores(self) -> CalibrationScores:
-        """Calibration scores."""
+        """Calibration scores of the threshold."""
         return self._state.scores
 
     @property
-    def value(self) -> float | None:
-        """Threshold that was set by hand."""
-        return self._state.value
-
-    @property
     def false_alarm_rate(self) -> float | None:
-        """Rate that was asked for."""
+        """Requested false-alarm rate."""
         return self._state.false_alarm_rate
-
-    @property
-    def group(self) -> str | None:
-        """Regular expression that names the part in an image's path."""
-        return self._state.group
-
-    @property
-    def rate(self) -> float:
-        """Share of good images that may be labelled anomalous, where good images alone choose."""
-        return self._state.rate
 
     @property
     def is_set(self) -> bool:
@@ -204,55 +184,100 @@ class SgfrPostProcessor(KeepsDtype, ReportingScale):
 
     @property
     def basis(self) -> str:
-        """What the threshold is calibrated on, in words."""
+        """What the threshold is calibrated on, as a phrase."""
         return self._state.basis
 
     @property
     def warning(self) -> str | None:
-        """One sentence about a threshold that too few good images support."""
+        """Warning of a threshold that too few good images support; ``None`` if they suffice."""
         return self._state.warning
+
+    # Normalised and raw scores
+
+    @property
+    def _normaliser(self) -> ScoreNormaliser:
+        return ScoreNormaliser(self._state.power, self._state.linear)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether scores are normalised once there is a threshold."""
+        return bool(self._state.linear or self.enable_normalization)
+
+    @property
+    def label_threshold(self) -> float:
+        """Raw score above which an image is labelled anomalous: moved by the sensitivity."""
+        return self._raw("image", 1.0 - self.image_sensitivity)
+
+    @property
+    def mask_threshold(self) -> float:
+        """Value of the raw map above which a pixel is anomalous: moved by the sensitivity."""
+        return self._raw("pixel", 1.0 - self.pixel_sensitivity)
 
     @property
     def peak_threshold(self) -> float:
-        """As :attr:`mask_threshold`, but of the largest value of a good image's map: masks may
-        suggest a lower one.
-        """
+        """Like :attr:`mask_threshold`, but from the largest values of good images' maps."""
         pixel = self._state.pixel
         return (
             self.mask_threshold * self._state.peak / pixel if pixel > 0.0 else self.mask_threshold
         )
 
-    # What a fit makes of it
+    def raw_score(self, score: float) -> float:
+        """Raw score of a normalised one."""
+        return self._raw("image", score) if self.normalises else score
 
-    def nominal_calibration_scores(
-        self,
-        model: SgfrModel,
-        pre_processor: Any,  # noqa: ANN401
-        paths: Sequence[str],
-    ) -> CalibrationScores:
-        """Score good images for a model that was fitted; sets nothing.
+    def _raw(self, which: str, normalised: float) -> float:
+        least, most, threshold = (
+            getattr(self, f"{which}_{name}") for name in ("min", "max", "threshold")
+        )
+        return self._normaliser.raw(normalised, float(most - least), float(threshold))
+
+    def normalised_score(self, raw: float) -> float:
+        """Normalised score of a raw one; the raw one without a threshold or normalisation."""
+        threshold = self.image_threshold
+        if not self.normalises or bool(threshold.isnan()):
+            return raw
+        value = torch.tensor(raw, dtype=torch.float32, device=threshold.device)
+        return float(self._normaliser.normalise(value, self.image_min, self.image_max, threshold))
+
+    def raw_threshold_at(self, score: float) -> float:
+        """Threshold that labels anomalous what now has a larger normalised score.
 
         Args:
-            model (SgfrModel): The model.
-            pre_processor (Any): Its pre-processor.
-            paths (Sequence[str]): Training images, of which some are scored unless there is a
-                ``held_out``.
+            score (float): A normalised score; a raw one where there is no threshold yet.
 
         Returns:
-            CalibrationScores: The same in all processes, which share the work.
-
-        Raises:
-            FileNotFoundError: If there is no image in ``held_out``.
-            ValueError: If ``group`` matches no path.
+            float: A threshold of the raw score, to set by hand.
         """
-        kind = Split.TRAINING if self.held_out is None else Split.HELD_OUT
-        chosen = spread_over(
-            paths if self.held_out is None else self.held_out_images(), self.images, self.group
-        )
-        require_group(self.group, chosen)
-        return scored(model, pre_processor, chosen, kind, self.group)
+        raw = score if bool(self.image_threshold.isnan()) else self.raw_score(score)
+        ratio = self._normaliser.ratio(1.0 - self.image_sensitivity)
+        # at the ends of sensitivity all images are anomalous, or none
+        return raw / ratio if 0.0 < ratio < math.inf else raw
 
-    def calibrated(
+    def _normalize(  # type: ignore[override]  # anomalib's is static, and called on the object
+        self, preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor
+    ) -> Tensor | None:
+        if preds is None:
+            return None
+        return self._normaliser.normalise(preds, norm_min, norm_max, threshold)
+
+    @property
+    def normalized_image_threshold(self) -> Tensor:
+        """Threshold of the score that predictions hold, moved by the sensitivity."""
+        return self._prediction_threshold(self.image_threshold, self.image_sensitivity)
+
+    @property
+    def normalized_pixel_threshold(self) -> Tensor:
+        """Threshold of the map that predictions hold, moved by the sensitivity."""
+        return self._prediction_threshold(self.pixel_threshold, self.pixel_sensitivity)
+
+    def _prediction_threshold(self, threshold: Tensor, sensitivity: float) -> Tensor:
+        if self.normalises:
+            return torch.tensor(1.0 - sensitivity, dtype=torch.float32)
+        return threshold * self._normaliser.ratio(1.0 - sensitivity)
+
+    # Calibration by a fit
+
+    def calibrate(
         self,
         model: SgfrModel,
         pre_processor: Any,  # noqa: ANN401
@@ -261,15 +286,15 @@ class SgfrPostProcessor(KeepsDtype, ReportingScale):
         update: bool = False,
         excluded: Sequence[str] = (),
     ) -> ThresholdState:
-        """State of the threshold for a model that was fitted; sets nothing.
+        """State of the threshold of a fitted model, to :meth:`use`. A collective call.
 
         Args:
             model (SgfrModel): The model.
-            pre_processor (Any): Its pre-processor.
-            paths (Sequence[str]): Training images.
-            update (bool): Whether the fit adds to the earlier one, whose images that are still
-                there are scored again.
-            excluded (Sequence[str]): Images that are not known to be good any more.
+            pre_processor (Any): Pre-processor of the model.
+            paths (Sequence[str]): Training images; scored unless there is a ``held_out``.
+            update (bool): Whether the fit adds to an earlier one, whose images are then scored
+                again where they are still there.
+            excluded (Sequence[str]): Images of it that are not known to be good any more.
 
         Returns:
             ThresholdState: The same in all processes, which share the work.
@@ -278,47 +303,51 @@ class SgfrPostProcessor(KeepsDtype, ReportingScale):
             FileNotFoundError: If there is no image in ``held_out``.
             ValueError: If ``group`` matches no path.
         """
-        state = self._state if update else self._fresh()
-        new = self.nominal_calibration_scores(model, pre_processor, paths)
-        earlier = state.scores.excluding([*excluded, *new.paths])
-        known = rescored(earlier, model, pre_processor, state.group)
-        state = state._replace(scores=known.joined(new), masks=state.masks).chosen()
+        state = self._state if update else self._fresh_state()
+        split, good = Split.TRAINING, paths
+        if self.held_out is not None:
+            split, good = Split.HELD_OUT, self._held_out_images()
+        chosen = select_evenly(good, self.images, self._state.group)
+        require_group(self._state.group, chosen)
+        new = score_images(model, pre_processor, chosen, split, self._state.group)
+        earlier = state.scores.exclude([*excluded, *new.paths])
+        known = rescore(earlier, model, pre_processor, state.group)
+        state = state._replace(scores=known.joined(new)).calibrated()
         if not state.is_set:
             logger.warning(
                 "There is no image to choose a threshold from: the training images have no paths."
             )
         return state
 
-    def tell(self) -> None:
-        """Write to the log what the threshold is calibrated on."""
-        if not self.is_set:
-            return
-        logger.info("Threshold %.4g is calibrated on %s.", self._state.image, self.basis)
-        if self.warning:
-            logger.warning("%s", self.warning)
-
-    def held_out_images(self) -> list[str]:
-        """Images in ``held_out``.
-
-        Raises:
-            FileNotFoundError: If there is none.
-        """
+    def _held_out_images(self) -> list[str]:
         try:
             return [str(path) for path in get_image_filenames(str(self.held_out))]
         except (FileNotFoundError, ValueError) as error:
             msg = f"held_out: there is no image in '{self.held_out}'."
             raise FileNotFoundError(msg) from error
 
-    # What Lightning calls
+    def _log_basis(self) -> None:
+        if not self.is_set:
+            return
+        logger.info("Threshold %.4g is calibrated on %s.", self._state.image, self.basis)
+        if self.warning:
+            logger.warning("%s", self.warning)
+
+    # Hooks of Lightning
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a folder without images before the fit, and not when it ends."""
+        """Refuse a ``held_out`` folder without images before the fit."""
         super().on_fit_start(trainer, pl_module)
         if self.held_out is not None:
-            require_group(self._asked.get("group"), self.held_out_images())
+            require_group(self._asked.get("group"), self._held_out_images())
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the threshold is calibrated on, after validation."""
+        super().on_fit_end(trainer, pl_module)
+        self._log_basis()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget a validation that was not finished."""
+        """Forget a validation that did not end."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._seen = CalibrationScores()
         self._pixels.reset()
@@ -331,96 +360,85 @@ class SgfrPostProcessor(KeepsDtype, ReportingScale):
         *args: object,
         **kwargs: object,
     ) -> None:
-        """Note raw scores and labels."""
+        """Keep raw scores, labels and counts of pixels."""
         del trainer, pl_module, args, kwargs
         scores, labels = outputs.pred_score, outputs.gt_label
-        if (
-            not self._state.learns_from_validation
-            or scores is None
-            or labels is None
-            or not len(scores)
-        ):
+        if not self._state.uses_validation or scores is None or labels is None or not len(scores):
             return
-        kinds = (
-            torch.where(labels.bool(), int(Split.DEFECTIVE), int(Split.HELD_OUT)).flatten().tolist()
+        kinds = torch.where(labels.bool(), int(Split.DEFECTIVE), int(Split.HELD_OUT))
+        batch = CalibrationScores(
+            scores=tuple(scores.flatten().tolist()),
+            kinds=tuple(kinds.flatten().tolist()),
+            paths=tuple(str(path) for path in outputs.image_path or [""] * len(scores)),
+            peaks=tuple(outputs.anomaly_map.flatten(1).amax(1).tolist()),
+            current=(True,) * len(scores),
         )
-        paths = tuple(str(path) for path in outputs.image_path or [""] * len(kinds))
-        peaks = tuple(outputs.anomaly_map.flatten(1).amax(1).tolist())
-        values = tuple(scores.flatten().tolist())
-        self._seen = self._seen.joined(
-            CalibrationScores(values, tuple(kinds), paths, peaks, (True,) * len(kinds))
-        )
+        self._seen = self._seen.joined(batch)
         if outputs.gt_mask is not None:
             self._pixels.update(outputs.anomaly_map, outputs.gt_mask)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the threshold anew with what was seen."""
-        seen, self._seen = in_all_processes(self._seen), CalibrationScores()
+        """Calibrate the threshold with the validation images. A collective call."""
+        seen, self._seen = gather_scores(self._seen), CalibrationScores()
         masks = self._pixels.compute(pl_module.device)
         self._pixels.reset()
-        if not self._state.learns_from_validation or not seen.scores:
+        if not self._state.uses_validation or not seen.scores:
             return
-        self.use(
-            self._state.validated(
-                self._regrouped(seen, pl_module), masks, self._training_files(pl_module)
-            )
-        )
+        training = self._training_paths(pl_module)
+        seen = self._rescored_groups(seen, pl_module, training)
+        self.use(self._state.validated(seen, masks, training))
         if trainer.state.fn != "fit":
-            self.tell()
+            self._log_basis()
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the threshold is calibrated on, once validation has had its say."""
-        super().on_fit_end(trainer, pl_module)
-        self.tell()
+    def _training_paths(self, pl_module: Any) -> list[str]:  # noqa: ANN401
+        return [*pl_module.model.images, *self._state.scores.of_split(Split.TRAINING).paths]
 
-    def _training_files(self, pl_module: Any) -> list[str]:  # noqa: ANN401
-        return [*pl_module.model.images, *self._state.scores.of_kind(Split.TRAINING).paths]
-
-    def _regrouped(self, seen: CalibrationScores, pl_module: Any) -> CalibrationScores:  # noqa: ANN401
-        """With good images of parts that were trained on scored as training images are, without the
-        part's atoms.
-        """
-        if self.group is None:
+    def _rescored_groups(
+        self,
+        seen: CalibrationScores,
+        pl_module: Any,  # noqa: ANN401
+        training: Sequence[str],
+    ) -> CalibrationScores:
+        """Scores with good images of trained groups scored as training images are."""
+        group = self._state.group
+        if group is None:
             return seen
-        training = self._training_files(pl_module)
-        known, files = (
-            {unit_of(path, self.group) for path in training},
-            {file_of(path) for path in training},
-        )
-        siblings = [
-            unit in known and kind == Split.HELD_OUT and file_of(path) not in files
-            for unit, kind, path in zip(seen.units(self.group), seen.kinds, seen.paths, strict=True)
+        trained_groups = {group_of(path, group) for path in training}
+        trained_files = {real_path(path) for path in training}
+        of_trained_group = [
+            name in trained_groups
+            and kind == Split.HELD_OUT
+            and real_path(path) not in trained_files
+            for name, kind, path in zip(seen.groups(group), seen.kinds, seen.paths, strict=True)
         ]
-        again = scored(
+        again = score_images(
             pl_module.model,
             pl_module.pre_processor,
-            seen.subset(siblings).paths,
+            seen.subset(of_trained_group).paths,
             Split.TRAINING,
-            self.group,
+            group,
         )
-        return seen.subset([not sibling for sibling in siblings]).joined(again)
+        return seen.subset([not flag for flag in of_trained_group]).joined(again)
 
-    # What predictions become
+    # Predictions
 
     def post_process_batch(self, batch: Batch[Any]) -> None:
-        """As anomalib does; without a threshold scores and maps stay as they are, and there are no
-        labels.
-        """
+        """Normalise and label a batch in place; without a threshold it stays as it is."""
         if self.is_set:
             super().post_process_batch(batch)
         else:
-            self._warn()
+            self._warn_without_threshold()
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
-        """As anomalib does; without a threshold scores and maps stay as they are, and there are no labels."""
+        """Normalised and labelled predictions; raw ones without labels if there is no threshold."""
         if self.is_set:
             return super().forward(predictions)
-        self._warn()
+        self._warn_without_threshold()
         return InferenceBatch(
             pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map
         )
 
-    def _warn(self) -> None:
+    def _warn_without_threshold(self) -> None:
         if not self._has_warned and not torch.compiler.is_compiling():
             self._has_warned = True
             logger.warning(
@@ -428,138 +446,146 @@ class SgfrPostProcessor(KeepsDtype, ReportingScale):
                 "`anomalib-sgfr threshold CKPT --held_out FOLDER` sets one from good images."
             )
 
-    # What a checkpoint keeps
+    # Checkpoints
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
         return (*super()._checkpoint_config_keys, "held_out", "images")
 
     def checkpoint_config(self) -> dict[str, Any]:
-        """As anomalib's, and the state of the threshold."""
-        return {**super().checkpoint_config(), _STATE: self._state.plain()}
+        """Configuration to store: anomalib's, and the state of the threshold."""
+        return {**super().checkpoint_config(), _STATE: self._state.to_dict()}
 
     @staticmethod
-    def adopt(checkpoint: dict[str, Any]) -> None:
-        """Read an earlier version's checkpoint, or one of anomalib's own post-processor, as one of
-        this version.
+    def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
+        """Add the state to a checkpoint of an earlier version or of anomalib's post-processor.
 
         Args:
             checkpoint (dict[str, Any]): As Lightning read it; changed in place.
         """
-        config, state = checkpoint.get(_CONFIG), checkpoint.get("state_dict", {})
+        config, tensors = checkpoint.get(_CONFIG), checkpoint.get("state_dict", {})
         if not config or _STATE in config:
             return
         image, pixel = (
-            float(state.get(f"post_processor._{which}_threshold", torch.nan))
+            float(tensors.get(f"post_processor._{which}_threshold", math.nan))
             for which in ("image", "pixel")
         )
-        found = ThresholdState.of_earlier(config, image, pixel)
-        checkpoint[_CONFIG] = {**config, _STATE: found.plain()}
+        state = ThresholdState.from_earlier_version(config, image, pixel)
+        checkpoint[_CONFIG] = {**config, _STATE: state.to_dict()}
 
     @staticmethod
-    def without_threshold(checkpoint: dict[str, Any]) -> None:
-        """Take the threshold and its calibration scores out of a checkpoint that was read.
+    def remove_threshold(checkpoint: dict[str, Any]) -> None:
+        """Remove the threshold and its calibration scores from a checkpoint that was read.
 
         Args:
-            checkpoint (dict[str, Any]): As :meth:`adopt` leaves it; changed in place.
+            checkpoint (dict[str, Any]): As :meth:`upgrade_checkpoint` leaves it; changed in place.
         """
         config = checkpoint.get(_CONFIG)
         if config:
-            kept = ThresholdState.restored(config[_STATE])
-            asked = kept._replace(scores=CalibrationScores(), value=None, read_from=(), masks=None)
-            checkpoint[_CONFIG] = {**config, _STATE: asked.chosen().plain()}
+            stored = ThresholdState.from_dict(config[_STATE])
+            without = stored._replace(
+                scores=CalibrationScores(), value=None, read_from=(), masks=None
+            )
+            checkpoint[_CONFIG] = {**config, _STATE: without.calibrated().to_dict()}
 
-    def unmet(self, config: dict[str, Any]) -> str | None:
-        """What was asked for that cannot take effect without scoring images again.
+    def require_compatible(self, config: dict[str, Any]) -> None:
+        """Refuse a checkpoint to which a request cannot apply without scoring images again.
 
         Args:
-            config (dict[str, Any]): That a checkpoint stored, as :meth:`adopt` leaves it.
+            config (dict[str, Any]): That it stores, as :meth:`upgrade_checkpoint` leaves it.
 
-        Returns:
-            str | None: What to tell the user.
+        Raises:
+            ValueError: If there is such a request.
         """
-        kept = ThresholdState.restored(config[_STATE])
+        state = ThresholdState.from_dict(config[_STATE])
         stored = {
             "held_out": config.get("held_out"),
-            "group": kept.group,
+            "group": state.group,
             "images": config.get("images"),
         }
         for name, value in stored.items():
-            if name in self._asked and value != self._asked[name]:
-                return (
+            if self._asked.get(name, value) != value:
+                msg = (
                     f"{name} '{self._asked[name]}' cannot take effect on a checkpoint, which was"
                     f" made with '{value}': `anomalib-sgfr threshold CKPT` can change it."
                 )
-        rate = self._asked.get("false_alarm_rate")
-        if rate is not None and rate != kept.false_alarm_rate and not kept.scores.good.scores:
-            return (
+                raise ValueError(msg)
+        rate = self._asked.get("false_alarm_rate", state.false_alarm_rate)
+        if rate != state.false_alarm_rate and not state.scores.good.scores:
+            msg = (
                 f"false_alarm_rate {rate:g} cannot take effect: the checkpoint keeps no scores of"
                 " good images to choose a threshold from. `anomalib-sgfr threshold CKPT --held_out"
                 " FOLDER` can."
             )
-        return None
+            raise ValueError(msg)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """As anomalib's, and take the stored state into use; what was asked for is stronger.
+        """Restore a stored configuration; what was requested overrides it.
 
         Args:
-            config (dict[str, Any]): As :meth:`checkpoint_config` gave it, or anomalib's own
+            config (dict[str, Any]): From :meth:`checkpoint_config`, or anomalib's own
                 post-processor.
         """
         super().load_checkpoint_config(config)
         for name in ("held_out", "images", "image_sensitivity", "pixel_sensitivity"):
             setattr(self, name, self._asked.get(name, getattr(self, name)))
         if _STATE not in config:
-            self.use(
-                ThresholdState.of_earlier(
-                    config, float(self._image_threshold), float(self._pixel_threshold)
-                )
-            )
+            image, pixel = float(self._image_threshold), float(self._pixel_threshold)
+            self.use(ThresholdState.from_earlier_version(config, image, pixel))
             return
-        state = ThresholdState.restored(config[_STATE])
-        rate = self._asked.get("false_alarm_rate", state.false_alarm_rate)
-        rate = self._rate if rate is None else rate
+        state = ThresholdState.from_dict(config[_STATE])
+        rate = self._rate_over(state.false_alarm_rate)
         if rate != state.false_alarm_rate and state.scores.good.scores:
-            state = state._replace(false_alarm_rate=rate, value=None, read_from=()).chosen()
+            state = state._replace(false_alarm_rate=rate, value=None, read_from=()).calibrated()
         self.use(state)
 
     @staticmethod
     def _restored(module: Any, *_: object) -> None:  # noqa: ANN401
-        """Keep the state true to thresholds that were loaded without it."""
+        """Hook: match the state to thresholds loaded without it. Pickled files hold this name."""
         state = module.state
-        image, pixel = float(module._image_threshold), float(module._pixel_threshold)  # noqa: SLF001  # of this class
-        if not _same(image, state.image) or not _same(pixel, state.pixel):
-            module.use(state.with_thresholds(image, pixel))
+        loaded = float(module._image_threshold), float(module._pixel_threshold)  # noqa: SLF001
+        own = state.image, state.pixel
+        if not all(
+            one == other or (math.isnan(one) and math.isnan(other))
+            for one, other in zip(loaded, own, strict=True)
+        ):
+            module.use(state.with_stored_thresholds(*loaded))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle; of a file that an earlier version exported, its attributes become the state."""
+        """Unpickle; the attributes of a file that version 0.2 exported become the state."""
         super().__setstate__(state)
         if "_state" not in state:
-            config = {**state, "evidence": state["evidence"].plain()}
+            config = {"power": 1.0, **state, "evidence": state["evidence"].to_dict()}
             self._pixels = StreamingF1Threshold()
             for name in ("evidence", "value", "false_alarm_rate", "group", "power"):
                 self.__dict__.pop(name, None)
             image, pixel = float(self._image_threshold), float(self._pixel_threshold)
-            self.use(ThresholdState.of_earlier({"power": 1.0, **config}, image, pixel))
-
-
-def _same(one: float, other: float) -> bool:
-    return one == other or (math.isnan(one) and math.isnan(other))
+            self.use(ThresholdState.from_earlier_version(config, image, pixel))
 
 
 class NominalPostProcessor(SgfrPostProcessor):
-    """A threshold at a chosen rate of false alarms from good images alone, whatever there is in
-    validation.
-
-    :class:`SgfrPostProcessor` with a rate.
+    """:class:`SgfrPostProcessor` whose threshold only good images set, also without a given rate.
 
     Args:
         false_alarm_rate (float | None): Share of good images that may be labelled anomalous.
-            ``None`` for 1%, or a checkpoint's.
-        held_out (str | None): As in :class:`SgfrPostProcessor`; so for the others.
-        group (str | None): What makes a part.
-        images (int | None): Most images to score.
+            ``None`` for a checkpoint's, or 1%.
+        held_out (str | None): As in :class:`SgfrPostProcessor`, like all that follow.
+        group (str | None): Regular expression that names the part.
+        images (int | None): Largest number of images to score.
         **kwargs (Any): As in :class:`SgfrPostProcessor`.
     """
 
-    _rate = DEFAULT_RATE
+    _default_rate = DEFAULT_RATE
+
+
+def _require_valid(arguments: dict[str, Any]) -> None:
+    """Refuse a post-processor's argument that is out of range."""
+    require_rate(arguments.get("false_alarm_rate", DEFAULT_RATE), "false_alarm_rate")
+    if arguments.get("images", 1) < 1:
+        msg = f"images must be at least 1, got {arguments['images']}."
+        raise ValueError(msg)
+    for name in ("image_sensitivity", "pixel_sensitivity"):
+        if not 0.0 <= arguments.get(name, 0.5) <= 1.0:
+            msg = f"{name} must lie between 0 and 1, got {arguments[name]}."
+            raise ValueError(msg)
+    require_group(arguments.get("group"))

@@ -1,6 +1,4 @@
-"""The state of a threshold: its value, what was asked for, and the scores that it is calibrated on,
-as one object.
-"""
+"""State of a threshold: its value, what was requested, and the scores it is calibrated on."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,49 +6,49 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split
 from anomalib_sgfr.post_processing.thresholds import (
     Decision,
-    clear_of,
     combined_threshold,
     conformal_threshold,
     f1_threshold,
-    few_units_warning,
+    few_groups_warning,
+    with_margin,
 )
 
-__all__ = ["DEFAULT_RATE", "Chosen", "ThresholdState"]
+__all__ = ["DEFAULT_RATE", "ThresholdSource", "ThresholdState"]
 
 DEFAULT_RATE = 0.01
-# least validation images of each kind whose masks choose the pixels' threshold, as for a sign test
-_LABELLED = 5
+# least validation images of each kind whose masks set the pixel threshold, as for a sign test
+_LEAST_LABELLED = 5
 
-Chosen: TypeAlias = Literal["none", "good", "labels", "hand", "unknown"]
+ThresholdSource: TypeAlias = Literal["none", "good", "labels", "hand", "unknown"]
 
 
 class ThresholdState(NamedTuple):
-    """Threshold of a model: made whole by :meth:`chosen`, replaced whole, and kept whole in a
-    checkpoint.
+    """State of a model's threshold, which :meth:`calibrated` sets from the scores and requests.
+
+    Checkpoints store the fields under their names, and pickles in their order.
 
     Attributes:
         scores (CalibrationScores): Calibration scores.
-        false_alarm_rate (float | None): Share of good images that may be labelled anomalous, if one
-            was asked for; then good images alone choose.
+        false_alarm_rate (float | None): Requested share of good images that may be labelled
+            anomalous; then only good images set the threshold. ``None`` for no request.
         value (float | None): Threshold of the raw score that was set by hand.
-        read_from (tuple[str, ...]): Images from whose scores that value was read, if it was.
-        forced (tuple[str, ...]): Images that were taken for good against objections, see
-            ``--force`` of the commands.
-        group (str | None): Regular expression that names the part in an image's path; see
-            :func:`~anomalib_sgfr.post_processing.calibration_scores.unit_of`.
-        masks (float | None): Threshold of the raw map that masks of labelled defects suggest; taken
-            where there are enough labelled images.
+        read_from (tuple[str, ...]): Images from whose scores that value was read.
+        forced (tuple[str, ...]): Images that ``--force`` of a command took for good.
+        group (str | None): Regular expression that names an image's group, see
+            :func:`~anomalib_sgfr.post_processing.calibration.group_of`.
+        masks (float | None): Threshold of the raw map with the largest F1 score on the masks of
+            validation images; used where there are enough labelled images.
         image (float): Threshold of the raw score; NaN for none.
         pixel (float): Threshold of the raw map.
-        peak (float): Threshold of the raw map that only as many good images exceed anywhere as
+        peak (float): Threshold of the raw map's largest value that as many good images exceed as
             exceed ``image``.
-        by (Chosen): What chose it: nothing, good images alone, labelled images, a hand, or scores
-            that are not kept.
-        power (float): Exponent of the score in its normalised form, see
-            :class:`~anomalib_sgfr.post_processing.normalisation.ReportingScale`.
+        by (ThresholdSource): What set it: nothing, good images, labelled images, the user, or
+            scores that are not kept.
+        power (float): Exponent of score normalisation, see
+            :class:`~anomalib_sgfr.post_processing.normalisation.ScoreNormaliser`.
         linear (bool): Whether scores are normalised as anomalib does: for a checkpoint of its own
             post-processor.
     """
@@ -65,13 +63,13 @@ class ThresholdState(NamedTuple):
     image: float = math.nan
     pixel: float = math.nan
     peak: float = math.nan
-    by: Chosen = "none"
+    by: ThresholdSource = "none"
     power: float = 2.0
     linear: bool = False
 
     @property
     def rate(self) -> float:
-        """Share of good images that may be labelled anomalous, where good images alone choose."""
+        """False-alarm rate at which good images set the threshold: the requested one, or 1%."""
         return DEFAULT_RATE if self.false_alarm_rate is None else self.false_alarm_rate
 
     @property
@@ -80,49 +78,40 @@ class ThresholdState(NamedTuple):
         return not math.isnan(self.image)
 
     @property
-    def learns_from_validation(self) -> bool:
-        """Whether validation images have a say: not where a rate or the threshold itself was asked
-        for.
-        """
+    def uses_validation(self) -> bool:
+        """Whether validation images may set it: neither a rate nor a value was requested."""
         return self.false_alarm_rate is None and self.value is None
 
     @property
-    def units(self) -> int:
-        """Number of independent good images."""
-        return len(set(self.scores.good.units(self.group)))
+    def independent_images(self) -> int:
+        """Number of groups of good images."""
+        return len(set(self.scores.good.groups(self.group)))
 
     @property
     def basis(self) -> str:
-        """What the threshold is calibrated on, in words."""
-        good, bad = self.scores.good, self.scores.defective
-        if self.by == "hand":
-            images = len(self.read_from)
-            return (
-                f"a value set by hand, read from {images} images"
-                if images
-                else "a value set by hand"
-            )
-        if self.by == "unknown":
-            return "scores that are not kept"
+        """What the threshold is calibrated on, as a phrase."""
         if self.by == "none":
             return "nothing: there is none"
+        if self.by == "unknown":
+            return "scores that are not kept"
+        if self.by == "hand":
+            source = f", read from {len(self.read_from)} images" if self.read_from else ""
+            return f"a value set by hand{source}"
         if self.by == "labels":
-            said = f"{len(good.scores)} good and {len(bad.scores)} defective images"
+            good, bad = len(self.scores.good.scores), len(self.scores.defective.scores)
+            phrase = f"{good} good and {bad} defective images"
         else:
-            said = good.said(self.group, self.rate)
-        outdated, forced = self.scores.current.count(False), len(self.forced)
-        said = (
-            f"{said}; {outdated} of them could not be scored again after the banks changed"
-            if outdated
-            else said
-        )
-        return f"{said}; {forced} of them were taken for good by --force" if forced else said
+            phrase = self.scores.description(self.group, self.rate)
+        outdated = self.scores.current.count(False)
+        if outdated:
+            phrase += f"; {outdated} of them could not be scored again after the banks changed"
+        if self.forced:
+            phrase += f"; {len(self.forced)} of them were taken for good by --force"
+        return phrase
 
     @property
-    def chosen_by(self) -> tuple[str, ...]:
-        """Files of the images that chose the threshold: those whose rate of false alarms it says
-        least about.
-        """
+    def threshold_images(self) -> tuple[str, ...]:
+        """Files of the images that set the threshold: error rates on them are optimistic."""
         if self.by == "hand":
             return self.read_from
         if self.by == "labels":
@@ -131,144 +120,134 @@ class ThresholdState(NamedTuple):
 
     @property
     def warning(self) -> str | None:
-        """One sentence about a threshold that too few good images support; ``None`` where there is
-        none.
-        """
-        return few_units_warning(self.units, self.rate) if self.by == "good" else None
+        """Warning of a threshold that too few good images support; ``None`` if they suffice."""
+        return few_groups_warning(self.independent_images, self.rate) if self.by == "good" else None
 
-    def chosen(self) -> "ThresholdState":
-        """The same scores and requests with the threshold that they give; none where there is
-        nothing to choose by.
-        """
-        if not self.scores.good.scores:
+    def calibrated(self) -> "ThresholdState":
+        """State with the threshold that its scores and requests give; none without either."""
+        good = self.scores.good
+        if not good.scores:
             value = math.nan if self.value is None else self.value
-            return self._settled(value, value, "none" if self.value is None else "hand")
-        image, peak = self._of_good()
+            return self._with_thresholds(value, value, "none" if self.value is None else "hand")
+        image, peak = (
+            with_margin(threshold, values)
+            for threshold, values in zip(
+                self._conformal_thresholds(), (good.scores, good.peaks), strict=True
+            )
+        )
         chosen: float
-        by: Chosen
+        by: ThresholdSource
         if self.value is not None:
             chosen, by = self.value, "hand"
         elif self.false_alarm_rate is not None:
             chosen, by = image, "good"
         else:
-            chosen, by = self._combined()
-            chosen = clear_of(chosen, self.scores.good.scores)
-        # the peaks' is as much above what good images give as the scores'
-        return self._settled(
-            chosen, chosen * peak / image if image > 0.0 else max(chosen, peak), by
+            chosen, by = self._combined_threshold()
+            chosen = with_margin(chosen, good.scores)
+        # by the same factor above the good images' peaks as above their scores
+        chosen_peak = chosen * peak / image if image > 0.0 else max(chosen, peak)
+        return self._with_thresholds(chosen, chosen_peak, by)
+
+    def _conformal_thresholds(self) -> tuple[float, float]:
+        """Thresholds of the good images' scores and peaks at the rate."""
+        good, groups = self.scores.good, self.scores.good.groups(self.group)
+        return (
+            conformal_threshold(good.scores, self.rate, groups),
+            conformal_threshold(good.peaks, self.rate, groups),
         )
 
-    def _of_good(self) -> tuple[float, float]:
-        """Thresholds of scores, and of the peaks of maps, that good images exceed at the rate;
-        clear of any of them.
-        """
-        good, units = self.scores.good, self.scores.good.units(self.group)
-        image, peak = (
-            clear_of(conformal_threshold(values, self.rate, units), values)
-            for values in (good.scores, good.peaks)
-        )
-        return image, peak
-
-    def _combined(self) -> Decision:
+    def _combined_threshold(self) -> Decision:
         """Threshold of scores from good and labelled images."""
-        tested, bad, good = (
-            self.scores.of_kind(Split.HELD_OUT),
-            self.scores.defective,
-            self.scores.good,
-        )
+        held_out, bad = self.scores.of_split(Split.HELD_OUT), self.scores.defective
+        good = self.scores.good
         return combined_threshold(
-            good=tested.scores,
+            good=held_out.scores,
             bad=bad.scores,
             calibration=good.scores,
             rate=self.rate,
-            units=good.units(self.group),
-            good_units=tested.units(self.group),
-            bad_units=bad.units(self.group),
+            groups=good.groups(self.group),
+            good_groups=held_out.groups(self.group),
+            bad_groups=bad.groups(self.group),
         )
 
-    def _settled(self, image: float, peak: float, by: Chosen) -> "ThresholdState":
-        fewest = min(
-            len(self.scores.of_kind(Split.HELD_OUT).scores), len(self.scores.defective.scores)
-        )
-        enough = self.learns_from_validation and fewest >= _LABELLED
-        pixel = self.masks if enough and self.masks is not None else peak
-        # in the precision that scores are compared in
+    def _with_thresholds(self, image: float, peak: float, by: ThresholdSource) -> "ThresholdState":
+        """State with thresholds in the precision that scores are compared in."""
+        held_out, bad = self.scores.of_split(Split.HELD_OUT), self.scores.defective
+        enough = min(len(held_out.scores), len(bad.scores)) >= _LEAST_LABELLED
+        from_masks = self.uses_validation and enough and self.masks is not None
+        pixel = self.masks if from_masks else peak
         image, pixel, peak = (float(np.float32(each)) for each in (image, pixel, peak))
         return self._replace(image=image, pixel=pixel, peak=peak, by=by, linear=False)
 
     def validated(
         self, seen: CalibrationScores, masks: float | None, trained_on: Sequence[str]
     ) -> "ThresholdState":
-        """With labelled validation images, chosen anew.
+        """State calibrated with labelled validation images.
 
         Args:
-            seen (CalibrationScores): Their scores.
-            masks (float | None): Threshold of the raw map that their masks suggest.
-            trained_on (Sequence[str]): Training images: as good ones of ``seen`` they prove
-                nothing, and are left out.
+            seen (CalibrationScores): Scores of the validation images.
+            masks (float | None): Threshold of the raw map with the largest F1 score on their masks.
+            trained_on (Sequence[str]): Training images, which are left out of the good ones of
+                ``seen``.
         """
-        fresh = seen.defective.joined(seen.good.excluding(trained_on))
-        return self._replace(scores=self.scores.joined(fresh), masks=masks).chosen()
+        fresh = seen.defective.joined(seen.good.exclude(trained_on))
+        return self._replace(scores=self.scores.joined(fresh), masks=masks).calibrated()
 
-    def plain(self) -> dict[str, Any]:
-        """Plain data, to store in a checkpoint."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data by field, to store in a checkpoint."""
         lists = {"read_from": list(self.read_from), "forced": list(self.forced)}
-        return {**self._asdict(), "scores": self.scores.plain(), **lists}
+        return {**self._asdict(), "scores": self.scores.to_dict(), **lists}
 
     @classmethod
-    def restored(cls, stored: Mapping[str, Any]) -> "ThresholdState":
-        """From what :meth:`plain` gave."""
+    def from_dict(cls, stored: Mapping[str, Any]) -> "ThresholdState":
+        """Inverse of :meth:`to_dict`."""
         known = {name: value for name, value in stored.items() if name in cls._fields}
         lists = {name: tuple(known.get(name, ())) for name in ("read_from", "forced")}
-        return cls(**{**known, "scores": CalibrationScores.restored(known.get("scores")), **lists})
+        return cls(**{**known, "scores": CalibrationScores.from_dict(known.get("scores")), **lists})
 
     @classmethod
-    def of_earlier(cls, config: Mapping[str, Any], image: float, pixel: float) -> "ThresholdState":
-        """From a checkpoint of an earlier version, or of anomalib's own post-processor.
+    def from_earlier_version(
+        cls, config: Mapping[str, Any], image: float, pixel: float
+    ) -> "ThresholdState":
+        """State from a checkpoint of an earlier version, or of anomalib's own post-processor.
 
         Args:
-            config (Mapping[str, Any]): Of the post-processor.
-            image (float): Its threshold of the raw score; NaN for none.
-            pixel (float): Its threshold of the raw map.
+            config (Mapping[str, Any]): Configuration of the post-processor.
+            image (float): Threshold of the raw score; NaN for none.
+            pixel (float): Threshold of the raw map.
         """
         state = cls(
-            scores=CalibrationScores.restored(config.get("evidence")),
+            scores=CalibrationScores.from_dict(config.get("evidence")),
             false_alarm_rate=config.get("false_alarm_rate"),
             value=config.get("value"),
             group=config.get("group"),
             power=config.get("power", 1.0),  # of version 0.2
             linear=config.get("linear", "false_alarm_rate" not in config),
         )
-        return state.with_thresholds(image, pixel)
+        return state.with_stored_thresholds(image, pixel)
 
-    def with_thresholds(self, image: float, pixel: float) -> "ThresholdState":
-        """With thresholds as they are stored, which the scores may give or not.
+    def with_stored_thresholds(self, image: float, pixel: float) -> "ThresholdState":
+        """State with thresholds that were stored without it, which its scores need not give.
 
         Args:
-            image (float): Of the raw score; NaN for none.
-            pixel (float): Of the raw map.
+            image (float): Threshold of the raw score; NaN for none.
+            pixel (float): Threshold of the raw map.
         """
         if math.isnan(image):
             return self._replace(image=image, pixel=pixel, peak=pixel, by="none")
-        by: Chosen = "hand" if self.value is not None else "unknown"
+        by: ThresholdSource = "hand" if self.value is not None else "unknown"
         peak = pixel
         if self.scores.good.scores:
-            good, units = (
-                self.scores.good,
-                self.scores.good.units(self.group),
-            )  # as before thresholds were cleared
-            its_image, its_peak = (
-                conformal_threshold(each, self.rate, units) for each in (good.scores, good.peaks)
-            )
-            peak = image * its_peak / its_image if its_image > 0.0 else image
-            if self.value is None and math.isclose(image, its_image, rel_tol=1e-6):
+            own_image, own_peak = self._conformal_thresholds()  # version 0.2 had no margin
+            peak = image * own_peak / own_image if own_image > 0.0 else image
+            if self.value is None and math.isclose(image, own_image, rel_tol=1e-6):
                 by = "good"
-            elif self.value is None and self._divides(image):
+            elif self.value is None and self._is_f1_threshold(image):
                 by = "labels"
         masks = None if math.isclose(pixel, peak, rel_tol=1e-6) else pixel
         return self._replace(image=image, pixel=pixel, peak=peak, by=by, masks=masks)
 
-    def _divides(self, image: float) -> bool:
-        """Whether a threshold is what version 0.2 chose between good and defective images."""
-        tested, bad = self.scores.of_kind(Split.HELD_OUT).scores, self.scores.defective.scores
-        return bool(tested and bad) and math.isclose(image, f1_threshold(tested, bad), rel_tol=1e-6)
+    def _is_f1_threshold(self, image: float) -> bool:
+        """Whether version 0.2 set a threshold from labelled images."""
+        good, bad = self.scores.of_split(Split.HELD_OUT).scores, self.scores.defective.scores
+        return bool(good and bad) and math.isclose(image, f1_threshold(good, bad), rel_tol=1e-6)

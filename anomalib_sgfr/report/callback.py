@@ -17,8 +17,13 @@ from anomalib_sgfr.console import bar_is_on, progress
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.images.pre_processor import geometric_steps
-from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split, require_group
+from anomalib_sgfr.post_processing.calibration import (
+    CalibrationScores,
+    Split,
+    nominal_scores,
+    require_group,
+    select_evenly,
+)
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.contents import (
     Digest,
@@ -141,7 +146,7 @@ def _suspects(module: Any) -> tuple[list[Suspect], int]:  # noqa: ANN401
     else:
         there = [path for path in model.images if Path(path).is_file()]
         group = getattr(processor, "group", None)
-        chosen = spread_over(there, _LOOKED_AT, group)
+        chosen = select_evenly(there, _LOOKED_AT, group)
         found = (
             nominal_scores(model, module.pre_processor, chosen, group=group).scores
             if chosen
@@ -357,7 +362,7 @@ class Report(AfterPostProcessor):
                 and getattr(processor, "enable_normalization", True)
             ),
             basis=getattr(processor, "basis", "what anomalib's post-processor found"),
-            nominal_units=state.units,
+            nominal_units=state.independent_images,
             model=facts_of(module, self.checkpoint or _checkpoint(trainer)),
             made=datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M"),
             mimics=mimics,
@@ -379,9 +384,9 @@ def _with_what_is_known(
     """
     paths = [unit.scored.image for unit in units]
     trained, by_name = known_among(
-        paths, [*trained_on, *state.scores.of_kind(Split.TRAINING).paths]
+        paths, [*trained_on, *state.scores.of_split(Split.TRAINING).paths]
     )
-    chose, also = known_among(paths, state.chosen_by)
+    chose, also = known_among(paths, state.threshold_images)
     found = [
         unit._replace(trained_on=its_trained, chose=its_chose)
         for unit, its_trained, its_chose in zip(units, trained, chose, strict=True)

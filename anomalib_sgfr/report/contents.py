@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalib_sgfr.post_processing.calibration_scores import named
+from anomalib_sgfr.post_processing.calibration import group_label
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.score_table import Scored
 from anomalib_sgfr.report.statistics import Counts, Curve, Line, area_under, interval, lines
@@ -306,7 +306,7 @@ def tables_of(digest: Digest, threshold: float) -> dict[str, list[Line]]:
     kinds = [unit.kind for unit in digest.units]
     tables = {"kind": lines(kinds, scores, truths, threshold, against_all_good=True, new=new)}
     if digest.group is not None:
-        groups = [named(row.image, digest.group) for row in scored]
+        groups = [group_label(row.image, digest.group) for row in scored]
         tables["group"] = lines(groups, scores, truths, threshold, against_all_good=False, new=new)
     return tables
 
@@ -377,7 +377,7 @@ def _image(unit: Unit, group: str | None) -> dict[str, Any]:
     return {
         **unit.scored._asdict(),
         "kind": unit.kind,
-        **({} if group is None else {"group": named(unit.scored.image, group)}),
+        **({} if group is None else {"group": group_label(unit.scored.image, group)}),
         "trained_on": unit.trained_on,
         "chose_threshold": unit.chose,
     }

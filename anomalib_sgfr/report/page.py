@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from anomalib_sgfr.post_processing.calibration_scores import named
+from anomalib_sgfr.post_processing.calibration import group_label
 from anomalib_sgfr.post_processing.thresholds import supported_rate
 from anomalib_sgfr.report.contents import Digest, ModelFacts, counts_of, tables_of
 from anomalib_sgfr.report.media import (
@@ -87,7 +87,7 @@ def _context(digest: Digest) -> dict[str, Any]:
     scores, truths = [row.score for row in scored], [row.truth for row in scored]
     kinds, groups = [shown(unit.kind) for unit in digest.units], [""] * len(scored)
     if digest.group is not None:
-        groups = [shown(named(row.image, digest.group)) for row in scored]
+        groups = [shown(group_label(row.image, digest.group)) for row in scored]
     axis = _axis(scores, digest)
     start = axis.high if digest.threshold is None else digest.threshold
     new = [unit for unit in digest.units if unit.is_new]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from anomalib_sgfr.post_processing.calibration_scores import file_of
+from anomalib_sgfr.post_processing.calibration import real_path
 
 __all__ = [
     "Counts",
@@ -214,8 +214,8 @@ def known_among(files: Sequence[str], known: Iterable[str]) -> tuple[list[bool],
         tuple[list[bool], int]: One for each of ``files``; and how many of them are known by their
             names alone.
     """
-    real = [file_of(path) for path in files]
-    paths = {file_of(path) for path in known if path}
+    real = [real_path(path) for path in files]
+    paths = {real_path(path) for path in known if path}
     there = {path for path in paths if Path(path).is_file()}
     moved = _moved(paths - there, {str(Path(path).parent) for path in real if path})
     copies = _copies([path for path in real if path and path not in there], there)

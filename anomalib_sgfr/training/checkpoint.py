@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
-from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, sensitivities
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import Record
@@ -263,19 +263,17 @@ def prepare(
     Raises:
         ValueError: If the post-processor cannot have what was asked for.
     """
-    SgfrPostProcessor.adopt(checkpoint)
+    SgfrPostProcessor.upgrade_checkpoint(checkpoint)
     _drop_callback_state(checkpoint, post_processor)
     if checkpoint.get(_COMPONENTS) and trainer is not None:  # the run has its own
         checkpoint[_COMPONENTS] |= {"evaluator": True, "visualizer": True}
     config = checkpoint.get(_POST_PROCESSOR)
     if not config:
         return
-    checkpoint[_POST_PROCESSOR] = {**config, **sensitivities(post_processor)}
+    checkpoint[_POST_PROCESSOR] = {**config, **requested_sensitivities(post_processor)}
     fits = trainer is not None and trainer.state.fn == "fit"
     if isinstance(post_processor, SgfrPostProcessor) and not fits:
-        unmet = post_processor.unmet(config)
-        if unmet:
-            raise ValueError(unmet)
+        post_processor.require_compatible(config)
 
 
 def drop_changed_threshold(
@@ -301,7 +299,7 @@ def drop_changed_threshold(
             "%s: the threshold was chosen from other scores; choose it again.", ", ".join(changed)
         )
         if isinstance(post_processor, SgfrPostProcessor):
-            SgfrPostProcessor.without_threshold(checkpoint)
+            SgfrPostProcessor.remove_threshold(checkpoint)
 
 
 def store_current_threshold(checkpoint: dict[str, Any], post_processor: nn.Module | None) -> None:

@@ -108,7 +108,7 @@ def fit(
         excluded = [path for path, _ in suspects]
         trusted = [path for path in paths if path not in set(excluded)]
         with bars(shown=bar_is_on(trainer)):
-            threshold = post_processor.calibrated(
+            threshold = post_processor.calibrate(
                 fitted,
                 pre_processor,
                 trusted or paths,

@@ -115,7 +115,7 @@ def test_it_says_what_it_did_and_what_the_threshold_rests_on(
     assert others[-1] == f"Checkpoint: {out}"
     before, after = loaded(root / "model.ckpt").post_processor, loaded(out).post_processor
     assert after.basis == "a value set by hand, read from 12 images"  # those that chose it before
-    assert after.state.read_from == before.state.chosen_by
+    assert after.state.read_from == before.state.threshold_images
     assert float(after.image_threshold) == float(before.image_threshold)
     assert float(after.pixel_threshold) == float(before.pixel_threshold)
     calibration_scores = after.calibration_scores.good

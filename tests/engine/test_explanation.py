@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.cli.explain import main
-from anomalib_sgfr.post_processing.calibration import nominal_scores
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.crops import Gallery, displayed
 from anomalib_sgfr.report.explanation import explain
@@ -321,7 +320,7 @@ def test_trimming_suspects_the_defective_and_drops_their_atoms(parts: Path, tmp_
     expected = NominalPostProcessor(0.1)
     scores, peaks = nominal_scores(calibrated.model, calibrated.pre_processor, good)
     scored = CalibrationScores.of(scores, Split.TRAINING, good, peaks)
-    expected.use(ThresholdState(scored, false_alarm_rate=0.1).chosen())
+    expected.use(ThresholdState(scored, false_alarm_rate=0.1).calibrated())
     assert calibrated.post_processor.image_threshold == expected.image_threshold
     assert calibrated.post_processor.pixel_threshold == expected.pixel_threshold
     with pytest.raises(ValueError, match=r"trim must lie between 0 and 0\.5"):

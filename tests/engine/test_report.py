@@ -114,8 +114,10 @@ def test_the_command_that_the_page_shows_does_what_it_says(run: Path, tmp_path: 
         model = loaded(run / "model.ckpt")
         processor = model.post_processor
         processor.image_sensitivity = sensitivity
-        raws = [processor.raw(score) for score in data["score"]]
-        processor.use(processor.state._replace(value=processor.threshold_at(chosen)).chosen())
+        raws = [processor.raw_score(score) for score in data["score"]]
+        processor.use(
+            processor.state._replace(value=processor.raw_threshold_at(chosen)).calibrated()
+        )
         called = [raw > processor.label_threshold for raw in raws]
         assert called == [score > chosen for score in data["score"]]
     out = tmp_path / "new.ckpt"
@@ -142,10 +144,10 @@ def _name(path: str) -> str:
 
 def test_raw_scores_set_a_first_threshold(run: Path) -> None:
     processor = loaded(run / "model.ckpt").post_processor
-    assert processor.raw(processor.reported(3.0)) == pytest.approx(3.0, rel=1e-4)
+    assert processor.raw_score(processor.normalised_score(3.0)) == pytest.approx(3.0, rel=1e-4)
     processor.use(ThresholdState())
-    assert processor.reported(3.0) == 3.0
-    assert processor.threshold_at(3.0) == 3.0
+    assert processor.normalised_score(3.0) == 3.0
+    assert processor.raw_threshold_at(3.0) == 3.0
 
 
 def test_the_command_reads_mvtecs_layout(
@@ -282,7 +284,7 @@ def test_images_that_the_checkpoint_knows_are_told_whatever_they_are_called(
     )
     found = json.loads(Path("figures.json").read_text(encoding="utf-8"))
     expected = loaded(run / "model.ckpt").post_processor.state
-    chose = {Path(path).parent.name + "/" + Path(path).name for path in expected.chosen_by}
+    chose = {Path(path).parent.name + "/" + Path(path).name for path in expected.threshold_images}
     assert {_name(row["image"]) for row in found["images"] if row["trained_on"]} == {
         f"good/{number:02}.png" for number in range(12)
     }

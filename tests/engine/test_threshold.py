@@ -88,7 +88,7 @@ def test_a_value_and_a_score(
     assert main([str(first), "--score", "0.1", "--out", str(second)]) == 0
     assert "Threshold 30 before, 10 now." in capsys.readouterr().out
     processor = loaded(second).post_processor
-    assert (processor.value, float(processor.image_threshold)) == (
+    assert (processor.state.value, float(processor.image_threshold)) == (
         pytest.approx(10.0),
         pytest.approx(10.0),
     )
@@ -116,7 +116,7 @@ def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
         model.model, model.pre_processor, list(calibration_scores.paths), group=r"part(\d+)"
     ).scores
     assert calibration_scores.scores == pytest.approx(grouped)
-    assert len(set(calibration_scores.units(r"part(\d+)"))) == 6
+    assert len(set(calibration_scores.groups(r"part(\d+)"))) == 6
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_value_by_hand_remembers_the_images_that_it_was_read_from(
         "median": np.median(processor.calibration_scores.defective.scores),
         "most": max(processor.calibration_scores.defective.scores),
     }
-    assert processor.state.chosen_by == (
+    assert processor.state.threshold_images == (
         *(str(path) for path in sorted((root / "more").iterdir())),
         str(validated / "bad" / "0.png"),
     )

@@ -24,7 +24,7 @@ from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.export import compare_labels, float_operations, keeping_in_float
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import engine_in, folder_datamodule, small, stored_bytes, write_image
 
@@ -34,7 +34,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
 
 @pytest.fixture(scope="module")
 def exported(
-    parts: Path, tmp_path_factory: pytest.TempPathFactory, traced_once: None
+    parts: Path, tmp_path_factory: pytest.TempPathFactory, traced_once: None  # noqa: ARG001
 ) -> tuple[Sgfr, Path]:
     """A fitted model, and its export for any image size."""
     folder = tmp_path_factory.mktemp("exported")
@@ -235,7 +235,7 @@ def test_every_backbone_exports_with_a_free_batch(
     for bank, embedding in zip(model.model.banks, embeddings, strict=True):
         bank.set(to_patches(embedding)[::3][:200])
     model.post_processor.use(
-        ThresholdState(CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["", ""])).chosen()
+        ThresholdState(CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["", ""])).calibrated()
     )
     model._is_fitted = torch.tensor([True])
     with caplog.at_level(logging.WARNING):

@@ -29,7 +29,7 @@ def test_every_earlier_module_gives_what_is_there_now(earlier: str) -> None:
         (
             "inspection.evidence",
             "Evidence",
-            "anomalib_sgfr.post_processing.calibration_scores.CalibrationScores",
+            "anomalib_sgfr.post_processing.calibration.CalibrationScores",
         ),
     ],
 )

@@ -12,8 +12,12 @@ from PIL import Image
 
 from anomalib_sgfr import NominalPostProcessor
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.post_processing.calibration import nominal_scores, spread_over
-from anomalib_sgfr.post_processing.calibration_scores import CalibrationScores, Split
+from anomalib_sgfr.post_processing.calibration import (
+    CalibrationScores,
+    Split,
+    nominal_scores,
+    select_evenly,
+)
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import fit, folder_datamodule, nominal_threshold, small
 
@@ -21,7 +25,7 @@ from tests.conftest import fit, folder_datamodule, nominal_threshold, small
 def calibrated(rate: float, scores: Sequence[float]) -> ThresholdState:
     return ThresholdState(
         CalibrationScores.of(scores, Split.TRAINING, [""] * len(scores)), false_alarm_rate=rate
-    ).chosen()
+    ).calibrated()
 
 
 def test_scores_stay_in_order_however_far_outside() -> None:
@@ -43,7 +47,7 @@ def test_larger_scores_are_reported_larger_up_to_where_32_bits_end(
     more: float, times: int, threshold: float
 ) -> None:
     processor = NominalPostProcessor(0.05)
-    processor.use(ThresholdState(value=threshold).chosen())
+    processor.use(ThresholdState(value=threshold).calibrated())
     assert float(processor.image_threshold) == pytest.approx(threshold)
 
     def reported(raw: torch.Tensor) -> torch.Tensor:
@@ -127,7 +131,7 @@ def test_training_images_are_scored_without_their_own_atoms(parts: Path, tmp_pat
 def test_as_many_training_images_are_scored_as_was_asked_for(most: int) -> None:
     """Spread evenly over them, each once."""
     for number in (1, 2, 69, 100, 299, 300, 301, 1000):
-        chosen = [int(path) for path in spread_over(list(map(str, range(number))), most)]
+        chosen = [int(path) for path in select_evenly(list(map(str, range(number))), most)]
         assert len(chosen) == len(set(chosen)) == min(most, number)
         steps = {after - before for before, after in itertools.pairwise([*chosen, number])}
         assert max(steps) - min(steps) <= 1

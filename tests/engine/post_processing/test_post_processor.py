@@ -19,19 +19,19 @@ from torchvision.transforms.v2 import Resize
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr, SgfrPostProcessor
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, read_prepared
-from anomalib_sgfr.post_processing.calibration import nominal_scores
-from anomalib_sgfr.post_processing.calibration_scores import (
+from anomalib_sgfr.post_processing.calibration import (
     CalibrationScores,
     Split,
+    group_of,
+    nominal_scores,
     require_group,
-    unit_of,
 )
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import engine_in, fit, folder_datamodule, nominal_threshold, small, write_image
 
 
 def calibrated(scores: CalibrationScores, **asked: Any) -> ThresholdState:
-    return ThresholdState(scores, **asked).chosen()
+    return ThresholdState(scores, **asked).calibrated()
 
 
 def tiny(**arguments: Any) -> Sgfr:
@@ -206,7 +206,7 @@ def test_labels_choose_the_threshold_where_they_show_that_a_lower_one_is_better(
     assert state.peak == pytest.approx(8.0)  # the same share of what good images give
     assert state.basis == "80 good and 30 defective images"
     assert state.warning is None
-    fewer = calibrated(state.scores.excluding(f"b{index}" for index in range(29)), masks=3.25)
+    fewer = calibrated(state.scores.exclude(f"b{index}" for index in range(29)), masks=3.25)
     assert fewer.by == "good"
     assert fewer.image == nominal_threshold(fewer.scores.good.scores, 0.01) > 9.0
     assert fewer.pixel == fewer.peak
@@ -481,12 +481,12 @@ def test_labels_are_the_same_whether_scores_are_scaled_or_not(sensitivity: float
 
 
 def test_units_are_named_by_a_regular_expression() -> None:
-    assert unit_of("a/part1_2.png", None) == "a/part1_2.png"
-    assert unit_of("a\\part1_2.png", "a/part") == "a/part"
-    assert unit_of("line3/part1_2.png", r"(line\d)/part(\d)") == unit_of(
+    assert group_of("a/part1_2.png", None) == "a/part1_2.png"
+    assert group_of("a\\part1_2.png", "a/part") == "a/part"
+    assert group_of("line3/part1_2.png", r"(line\d)/part(\d)") == group_of(
         "line3/part1_9.png", r"(line\d)/part(\d)"
     )
-    assert unit_of("other.png", r"part(\d)") == "other.png"
+    assert group_of("other.png", r"part(\d)") == "other.png"
     with pytest.raises(ValueError, match=r"group '\(' is not a regular expression"):
         SgfrPostProcessor(group="(")
     with pytest.raises(
@@ -525,7 +525,7 @@ def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
     assert float(by_rate.pixel_threshold) == nominal_threshold(good.peaks, 0.3)
     assert by_rate.mask_threshold == by_rate.peak_threshold == float(by_rate.pixel_threshold)
     by_rate.use(
-        by_rate.state._replace(value=2 * by_rate.state.image).chosen()
+        by_rate.state._replace(value=2 * by_rate.state.image).calibrated()
     )  # by hand: both alike
     assert float(by_rate.pixel_threshold) == pytest.approx(2 * nominal_threshold(good.peaks, 0.3))
     # with masks of enough labelled images the pixels' threshold is theirs; peaks are still those of
@@ -552,11 +552,11 @@ def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
 
 
 def test_evidence_of_before_has_the_scores_for_peaks() -> None:
-    stored = CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["a", "b"], [3.0, 4.0]).plain()
-    assert CalibrationScores.restored(stored).peaks == (3.0, 4.0)
+    stored = CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["a", "b"], [3.0, 4.0]).to_dict()
+    assert CalibrationScores.from_dict(stored).peaks == (3.0, 4.0)
     del stored["peaks"]
-    assert CalibrationScores.restored(stored).peaks == (1.0, 2.0)
-    both = CalibrationScores.restored(stored).joined(
+    assert CalibrationScores.from_dict(stored).peaks == (1.0, 2.0)
+    both = CalibrationScores.from_dict(stored).joined(
         CalibrationScores.of([5.0], Split.HELD_OUT, ["b"], [6.0])
     )
     assert (both.scores, both.peaks) == ((1.0, 5.0), (1.0, 6.0))

@@ -126,7 +126,7 @@ def test_every_tool_reads_the_same(
     path = camera / "bad" / "1.tif"
     score = engine_score(model, path, tmp_path)
     (raw,) = nominal_scores(model.model, model.pre_processor, [str(path)]).scores
-    assert model.post_processor.raw(score) == pytest.approx(raw, rel=1e-4)
+    assert model.post_processor.raw_score(score) == pytest.approx(raw, rel=1e-4)
     damaged: dict[Path, str] = {}
     (batch,) = engine_in(tmp_path).predict(
         model, dataloaders=readable([path], damaged, model.model.bit_depth)

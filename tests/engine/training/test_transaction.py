@@ -255,7 +255,7 @@ def test_a_failure_in_validation_leaves_the_new_banks_with_their_own_threshold(
         return
     assert {Path(path).parents[1].name for path in state.scores.paths} == {"others"}
     assert state.is_set
-    assert float(model.post_processor.image_threshold) == state.image == state.chosen().image
+    assert float(model.post_processor.image_threshold) == state.image == state.calibrated().image
 
 
 def test_a_fresh_fit_starts_with_nothing_but_what_was_asked_for(
@@ -265,7 +265,7 @@ def test_a_fresh_fit_starts_with_nothing_but_what_was_asked_for(
     model = copy.deepcopy(first)
     by_hand = model.post_processor.state._replace(
         value=1234.0, read_from=("a.png",), forced=("b.png",)
-    ).chosen()
+    ).calibrated()
     model.post_processor.use(by_hand)
     fit(model, others, tmp_path)
     state = model.post_processor.state

@@ -165,7 +165,7 @@ OTHERS = {
         "sync_ddp",
     ),
 }
-OURS = {"failing_together", "gathered", "gathered_tensors", "in_all_processes", "summed", "unite"}
+OURS = {"failing_together", "gathered", "gathered_tensors", "gather_scores", "summed", "unite"}
 
 
 def talks(tree: ast.AST) -> list[str]:

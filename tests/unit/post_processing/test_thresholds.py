@@ -15,14 +15,14 @@ from sklearn.metrics import f1_score
 
 from anomalib_sgfr.post_processing.thresholds import (
     LEAST_RATE,
-    clear_of,
     combined_threshold,
     conformal_threshold,
     f1_threshold,
-    few_units_warning,
+    few_groups_warning,
+    groups_needed,
     require_rate,
     supported_rate,
-    units_needed,
+    with_margin,
 )
 
 
@@ -113,13 +113,13 @@ def test_saying_everything_thrice_changes_nothing(number: int, rate: float) -> N
 
 
 def test_units_and_scores_must_be_equally_many() -> None:
-    with pytest.raises(ValueError, match="a unit for each score, got 1 for 2"):
+    with pytest.raises(ValueError, match="a group for each score, got 1 for 2"):
         conformal_threshold([1.0, 2.0], 0.1, ["a"])
 
 
 @pytest.mark.parametrize(("rate", "units"), [(0.1, 29), (0.05, 59), (0.02, 149), (0.01, 299)])
 def test_so_many_units_support_a_rate(rate: float, units: int) -> None:
-    assert units_needed(rate) == units
+    assert groups_needed(rate) == units
     assert binom.cdf(0, units, rate) <= 0.05 < binom.cdf(0, units - 1, rate)
     assert supported_rate(units) <= rate < supported_rate(units - 1)
     assert supported_rate(0) == 1.0
@@ -269,9 +269,9 @@ def test_the_extrapolation_is_rounded_up(scores: list[float], rate: float) -> No
 @pytest.mark.parametrize("rate", [0.0, 1e-310, 1e-7, 1.0, math.nan])
 def test_a_rate_that_nothing_supports_is_refused_by_name(rate: float) -> None:
     for refused in (
-        units_needed,
+        groups_needed,
         lambda rate: conformal_threshold([1.0], rate),
-        lambda rate: few_units_warning(9, rate),
+        lambda rate: few_groups_warning(9, rate),
     ):
         with pytest.raises(ValueError, match="rate must lie between 0 and 1, and not below 1e-06"):
             refused(rate)
@@ -301,14 +301,14 @@ def test_a_rate_that_nothing_supports_is_refused_by_name(rate: float) -> None:
 def test_too_few_units_are_warned_of_in_one_sentence(
     units: int, rate: float, sentence: str | None
 ) -> None:
-    assert few_units_warning(units, rate) == sentence
+    assert few_groups_warning(units, rate) == sentence
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.2, 0.5])
 def test_the_bound_that_is_named_is_kept_by_19_of_20_calibrations(rate: float) -> None:
     rng = np.random.default_rng(0)
     for units in (5, 16, 29):
-        sentence = few_units_warning(units, rate)
+        sentence = few_groups_warning(units, rate)
         assert sentence is not None
         bound = float(sentence.split("up to ")[1].split("%")[0]) / 100
         true = [
@@ -366,7 +366,7 @@ def test_the_combined_threshold_is_the_one_of_its_description(
     nominal = [score for score, _ in training] + good
     units = [unit for _, unit in training] + list(range(100, 100 + len(good)))
     decision = combined_threshold(
-        good=good, bad=bad, calibration=nominal, rate=rate, units=units, alarm_cost=cost
+        good=good, bad=bad, calibration=nominal, rate=rate, groups=units, alarm_cost=cost
     )
     assert is_32_bit(decision.threshold)
     threshold = conformal_threshold(nominal, rate, units)
@@ -467,7 +467,7 @@ def test_copies_of_the_labelled_images_prove_nothing_more() -> None:
         shared: dict[str, Any] = {"calibration": training + good, "rate": 0.02}
         once = combined_threshold(good=good, bad=bad, **shared)
         copies: dict[str, Any] = {"good": good * 10, "bad": bad * 10, **shared}
-        units = {"good_units": list(range(3)) * 10, "bad_units": list(range(2)) * 10}
+        units = {"good_groups": list(range(3)) * 10, "bad_groups": list(range(2)) * 10}
         assert combined_threshold(**copies, **units) == once
         misled += once.by == "good" and combined_threshold(**copies).by == "labels"
     assert misled > 0
@@ -492,7 +492,7 @@ def test_a_part_of_which_one_image_of_two_becomes_an_alarm_counts_as_one(
     calibration = [*[1.0] * 495, 9.0, 10.0, 11.0, 12.0, 13.0, other]
     units = [*range(500), 0]
     decision = combined_threshold(
-        good=[1.0], bad=[3.0], calibration=calibration, rate=0.01, units=units
+        good=[1.0], bad=[3.0], calibration=calibration, rate=0.01, groups=units
     )
     assert decision.by == by
 
@@ -507,15 +507,15 @@ def test_without_labels_of_both_kinds_good_images_decide() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"calibration": []}, "alarm_threshold needs finite"),
+        ({"calibration": []}, "conformal_threshold needs finite"),
         ({"bad": [math.inf]}, "bad needs finite"),
         ({"good": [math.nan]}, "good needs finite"),
         ({"rate": 0.0}, "rate must"),
         ({"alarm_cost": 0.5}, "alarm_cost must be a number, 1 at least"),
         ({"alarm_cost": math.nan}, "alarm_cost must"),
-        ({"bad_units": ["a"]}, "bad needs a unit for each score, got 1 for 2"),
-        ({"good_units": ["a"]}, "good needs a unit for each score, got 1 for 2"),
-        ({"units": ["a"]}, "needs a unit for each score, got 1 for 2"),
+        ({"bad_groups": ["a"]}, "bad needs a group for each score, got 1 for 2"),
+        ({"good_groups": ["a"]}, "good needs a group for each score, got 1 for 2"),
+        ({"groups": ["a"]}, "needs a group for each score, got 1 for 2"),
     ],
 )
 def test_bad_labels_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -540,11 +540,11 @@ def test_bad_labels_are_refused_by_name(changes: dict[str, Any], message: str) -
 def test_a_threshold_stands_clear_of_the_score_that_it_equals(
     scores: list[float], expected: float
 ) -> None:
-    found = clear_of(2.0, scores)
+    found = with_margin(2.0, scores)
     assert found == pytest.approx(expected, rel=1e-6)
     assert found == float(np.float32(found))
     single = np.asarray(scores, np.float32)
     assert (
         (single > np.float32(found)) == (single > np.float32(2.0))
     ).all()  # no label of these changes
-    assert clear_of(0.0, [0.0, 1.0]) == 0.0
+    assert with_margin(0.0, [0.0, 1.0]) == 0.0
