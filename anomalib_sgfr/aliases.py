@@ -105,6 +105,7 @@ MODULES = {
 
 # Earlier name of a class or function, wherever it was: its name now.
 NAMES = {
+    "Addition": "NewAtoms",
     "Bank": "MemoryBank",
     "Broken": "CheckFailed",
     "Finding": "CheckResult",
@@ -121,6 +122,7 @@ NAMES = {
     "whole_checkpoint": "complete_checkpoint",
     "KeepsDtype": "KeepsDtype",
     "BankState": "MemoryBankState",
+    "Blur": "GaussianBlur",
     "Cover": "Clusters",
     "Ears": "ScoreMaps",
     "Afterwards": "AfterPostProcessor",
@@ -129,10 +131,13 @@ NAMES = {
     "Frame": "FittedInput",
     "Header": "FileHeader",
     "Kind": "Split",
+    "Record": "AcceptanceHistory",
+    "Step": "Acceptance",
     "Learnt": "FittedState",
     "Looks": "ConstantImageCheck",
     "Made": "FitResult",
     "Place": "PatchIndex",
+    "Smoothing": "AnomalyMapGenerator",
     "Placement": "FrameTransform",
     "ReportingScale": "ScoreNormaliser",
     "alarm_threshold": "conformal_threshold",

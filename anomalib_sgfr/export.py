@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
@@ -28,14 +28,13 @@ __all__ = [
     "ExportFolder",
     "compare_labels",
     "compare_with_file",
+    "compressing",
     "export_folder",
     "float_operations",
-    "full_bit_depth",
     "keep_precision",
     "keeping_in_float",
     "require_images",
     "require_packages",
-    "resized_to_fit",
     "resolve_root",
     "tracing",
     "write_metadata",
@@ -58,6 +57,7 @@ _PRECISE = (
 _CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 _LOOPS = {"TensorIterator", "Loop"}
 _NOT_QUANTISED = {"Constant", "Parameter", "Result", *_LOOPS}
+_LAST = {"Add", "Clamp", "Relu", "Swish"}  # operations that end a backbone's layer
 _FIRST = 3  # convolutions at full resolution: 8 bits there alter every feature after them
 _NEED_IMAGES = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
 _COMPARED = 300  # validation images at most, whose labels are compared with the model's
@@ -239,37 +239,43 @@ def float_operations(model: Any) -> list[str]:  # noqa: ANN401
         list[str]: Friendly names.
     """
     operations = model.get_ordered_ops()
-    loops = [operation for operation in operations if operation.get_type_name() in _LOOPS]
-    found = [operation for operation in operations if operation.get_type_name() in _CONVOLUTIONS][
-        :_FIRST
-    ]
-    before = {name for operation in found[:1] for name in _ancestors(operation)}
-    found += [operation for operation in operations if operation.get_friendly_name() in before]
-    backwards = [parent for loop in loops for parent in _parents(loop)]
-    seen: set[str] = set()
-    while backwards:
-        operation = backwards.pop()
-        name, kind = operation.get_friendly_name(), operation.get_type_name()
-        if name in seen or kind in {*_CONVOLUTIONS, "MatMul"}:  # the backbone begins
-            continue
-        seen.add(name)
-        found.append(operation)
-        if kind not in {"Add", "Clamp", "Relu", "Swish"}:  # its last sum or activation
-            backwards += _parents(operation)
-    onwards = [child for loop in loops for child in _children(loop)]
-    while onwards:
-        operation = onwards.pop()
-        if operation.get_friendly_name() not in seen:
-            seen.add(operation.get_friendly_name())
-            found.append(operation)
-            onwards += _children(operation)
-    return sorted(
-        {item.get_friendly_name() for item in found if item.get_type_name() not in _NOT_QUANTISED}
+    loops = [item for item in operations if item.get_type_name() in _LOOPS]
+    first = [item for item in operations if item.get_type_name() in _CONVOLUTIONS][:_FIRST]
+    found = {item.get_friendly_name(): item for item in first}
+    before: dict[str, Any] = {}
+    _walk(_parents(first[0]) if first else [], _parents, before)
+    around: dict[str, Any] = {}
+    _walk(
+        [part for loop in loops for part in _parents_after_backbone(loop)],
+        _parents_after_backbone,
+        around,
     )
+    _walk([part for loop in loops for part in _children(loop)], _children, around)
+    found |= before | around
+    return sorted(
+        name for name, item in found.items() if item.get_type_name() not in _NOT_QUANTISED
+    )
+
+
+def _walk(start: list[Any], neighbours: Callable[[Any], list[Any]], seen: dict[str, Any]) -> None:
+    """Add to ``seen``, by name, all operations that can be reached and are not in it."""
+    left = list(start)
+    while left:
+        operation = left.pop()
+        if operation.get_friendly_name() not in seen:
+            seen[operation.get_friendly_name()] = operation
+            left += neighbours(operation)
 
 
 def _parents(operation: Any) -> list[Any]:  # noqa: ANN401
     return [port.get_source_output().get_node() for port in operation.inputs()]
+
+
+def _parents_after_backbone(operation: Any) -> list[Any]:  # noqa: ANN401
+    if operation.get_type_name() in _LAST:
+        return []
+    parents = _parents(operation)
+    return [item for item in parents if item.get_type_name() not in {*_CONVOLUTIONS, "MatMul"}]
 
 
 def _children(operation: Any) -> list[Any]:  # noqa: ANN401
@@ -278,16 +284,17 @@ def _children(operation: Any) -> list[Any]:  # noqa: ANN401
     ]
 
 
-def _ancestors(operation: Any) -> set[str]:  # noqa: ANN401
-    """Friendly names of all operations that an operation is computed from."""
-    found: set[str] = set()
-    left = [operation]
-    while left:
-        parents = _parents(left.pop())
-        new = [parent for parent in parents if parent.get_friendly_name() not in found]
-        found.update(parent.get_friendly_name() for parent in new)
-        left += new
-    return found
+@contextmanager
+def _replaced(owner: Any, **values: Any) -> Iterator[None]:  # noqa: ANN401
+    """Attributes of an object replaced while the context lasts."""
+    originals = {name: getattr(owner, name, None) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(owner, name, original)
 
 
 @contextmanager
@@ -310,67 +317,65 @@ def keeping_in_float(model: Any) -> Iterator[None]:  # noqa: ANN401
             names=names, types=["GroupConvolution"], validate=False
         ),
     }
-    originals = {name: getattr(nncf, name) for name in scopes}
-    try:
-        for name, scope in scopes.items():
-            setattr(nncf, name, partial(originals[name], ignored_scope=scope))
+    calls = {
+        name: partial(getattr(nncf, name), ignored_scope=scope) for name, scope in scopes.items()
+    }
+    with _replaced(nncf, **calls):
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(nncf, name, original)
 
 
 @contextmanager
-def resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Have a data module give images of the size that a model takes, if it takes only one.
-
-    anomalib calibrates with images as they are on disk.
-
-    Args:
-        datamodule (AnomalibDataModule | None): Gives calibration images.
-        model (openvino.Model): Takes them.
-    """
+def _resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN401
+    """Have a data module give images of the size that a model takes, if it takes only one."""
     height, width = (model.input(0).partial_shape[axis] for axis in (2, 3))
     if datamodule is None or not (height.is_static and width.is_static):
         yield
         return
     resize = Resize((height.get_length(), width.get_length()), antialias=True)
-    names = ("val_augmentations", "test_augmentations")
-    originals = {name: getattr(datamodule, name, None) for name in names}
-    try:
-        for name, original in originals.items():
-            setattr(datamodule, name, resize if original is None else Compose([original, resize]))
+    augmentations: dict[str, Any] = {}
+    for name in ("val_augmentations", "test_augmentations"):
+        original = getattr(datamodule, name, None)
+        augmentations[name] = resize if original is None else Compose([original, resize])
+    with _replaced(datamodule, **augmentations):
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(datamodule, name, original)
 
 
 @contextmanager
-def full_bit_depth(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
-    """Have a data module give images of more than 8 bits at their own bit depth.
-
-    Args:
-        datamodule (AnomalibDataModule | None): Gives calibration images.
-        bit_depth (int): Of the model.
-    """
+def _full_bit_depth(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
+    """Have a data module give images of more than 8 bits at their own bit depth."""
     if datamodule is None:
         yield
         return
-    original = datamodule.external_collate_fn
-    try:
-        datamodule.external_collate_fn = partial(
-            _collated, datamodule, original or ImageBatch.collate, bit_depth
-        )
+    collate = datamodule.external_collate_fn or ImageBatch.collate
+    collated = partial(_collated, datamodule, collate, bit_depth)
+    with _replaced(datamodule, external_collate_fn=collated):
         yield
-    finally:
-        datamodule.external_collate_fn = original
 
 
 def _collated(datamodule: Any, collate: Any, bit_depth: int, items: Any) -> Any:  # noqa: ANN401
     batch = collate(items)
     reread_images(batch, datamodule.val_data, bit_depth)
     return batch
+
+
+@contextmanager
+def compressing(model: Any, datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
+    """Conditions under which anomalib compresses an exported Sgfr.
+
+    What 8 bits would harm stays in floating point. Calibration images, which anomalib takes as they
+    are on disk, have the size and the bit depth of the model.
+
+    Args:
+        model (openvino.Model): The model to compress.
+        datamodule (AnomalibDataModule | None): Gives calibration images.
+        bit_depth (int): Of the model.
+    """
+    with (
+        keeping_in_float(model),
+        _resized_to_fit(datamodule, model),
+        _full_bit_depth(datamodule, bit_depth),
+    ):
+        yield
 
 
 def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str, float]:
@@ -430,7 +435,7 @@ def _compare(module: AnomalibModule, file: Path, datamodule: AnomalibDataModule)
     network = openvino.Core().read_model(file)
     compiled = openvino.Core().compile_model(network, "CPU")  # as anomalib's inferencer does
     found = []
-    with resized_to_fit(datamodule, network), full_bit_depth(datamodule, model.model.bit_depth):
+    with _resized_to_fit(datamodule, network), _full_bit_depth(datamodule, model.model.bit_depth):
         datamodule.setup("fit")
         images: Any = getattr(datamodule, "val_data", None)
         if images is None or not len(images):

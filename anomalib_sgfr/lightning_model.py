@@ -2,12 +2,10 @@
 
 import copy
 import itertools
-import logging
 import time
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar
 
 import torch
 from anomalib import LearningType
@@ -15,7 +13,6 @@ from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.deploy import CompressionType
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
-from anomalib.utils.serialization import anomalib_safe_globals
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -28,10 +25,9 @@ from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.core.processes import failing_together, gathered
-from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.weights import normalisation
-from anomalib_sgfr.images.bit_depth import require_bit_depth, to_batch
+from anomalib_sgfr.images.bit_depth import to_batch
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.report.fit_record import FitRecord
@@ -40,22 +36,9 @@ from anomalib_sgfr.report.visualizer import DeepVisualizer
 from anomalib_sgfr.run_folder import RunFolder
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training import checkpoint as checkpoints
-from anomalib_sgfr.training.accept import Record
+from anomalib_sgfr.training import distributed, fit
+from anomalib_sgfr.training.accept import AcceptanceHistory
 from anomalib_sgfr.training.callback import SubspaceSampling
-from anomalib_sgfr.training.distributed import (
-    DataParallelAnchor,
-    drop_padding,
-    fill_up,
-    leave_out_empty,
-)
-from anomalib_sgfr.training.fit import (
-    bank_sizes,
-    build_banks,
-    build_samplers,
-    fit,
-    report_certificate,
-    write_suspects,
-)
 from anomalib_sgfr.training.input_settings import (
     HighBitDepth,
     InputSettings,
@@ -64,8 +47,6 @@ from anomalib_sgfr.training.input_settings import (
 )
 
 __all__ = ["Sgfr"]
-
-logger = logging.getLogger(__name__)
 
 _PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
 _CallbackT = TypeVar("_CallbackT", bound=Callback)
@@ -136,11 +117,11 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     Attributes:
         suspects (list[tuple[str, float]]): Training images of the latest fit that are suspected of
             being mislabelled, and their raw scores.
-        accepted (Record | None): New atoms of false alarms, and how to remove them.
+        accepted (AcceptanceHistory | None): New atoms of false alarms, and how to remove them.
         fit_record (FitRecord | None): How the fit went; ``None`` in a checkpoint of an earlier
             version.
         restored_from (Path | None): Checkpoint file that the model was loaded from.
-        places (Tensor | None): Row and column of the peak of each score map of the latest batch.
+        peak (Tensor | None): Row and column of the peak of each score map of the latest batch.
 
     Raises:
         ValueError: If an argument is out of range, or the backbone or a layer is unknown.
@@ -155,10 +136,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
 
     pre_processor: Any
     post_processor: Any
-    accepted: Record | None = None
+    accepted: AcceptanceHistory | None = None
     fit_record: FitRecord | None = None
     restored_from: Path | None = None
-    places: Tensor | None = None
+    peak: Tensor | None = None
 
     def __init__(
         self,
@@ -189,14 +170,11 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        _check_arguments(tolerance, trim, bit_depth, copies, seed)
+        fit.check_arguments(tolerance, trim, bit_depth, copies, seed)
         own_pre_processor = not isinstance(pre_processor, bool)
         if pre_processor is True:  # the default normalisation depends on the backbone
             pre_processor = self.configure_pre_processor(
-                default_size(backbone, layers, score_layers)
-                if image_size is None
-                else as_size(image_size),
-                backbone,
+                as_size(image_size) or default_size(backbone, layers, score_layers), backbone
             )
         super().__init__(
             pre_processor=pre_processor,
@@ -224,7 +202,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             score_layers,
             bank_per,
         )
-        fewest = min(bank_sizes(self.model.embedder.scales, bank_size))
+        fewest = min(fit.bank_sizes(self.model.embedder.scales, bank_size))
         if solver != "ridge" and num_atoms > fewest:
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({fewest})."
             raise ValueError(msg)
@@ -242,7 +220,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._sampling = SubspaceSampling()
         self._table = ScoreTable()
         self._folder = RunFolder()
-        self._anchor: DataParallelAnchor | None = None
+        self._anchor: distributed.DataParallelAnchor | None = None
         self._fit_started = 0.0
         # backbone weights and bit depth of an earlier fit, kept until this one has ended
         self._earlier: tuple[dict[str, Any], int] | None = None
@@ -316,17 +294,17 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             )
             raise ValueError(msg)
         super().setup(stage)
-        if stage == "fit" and DataParallelAnchor.needed(self.trainer):
-            self._anchor = DataParallelAnchor(self.device)
+        if stage == "fit" and distributed.DataParallelAnchor.needed(self.trainer):
+            self._anchor = distributed.DataParallelAnchor(self.device)
         self._inputs.configure(
             self.model, self.pre_processor, self.trainer, fit=stage == "fit", update=self.update
         )
         if self.trainer.world_size > 1:
             for owner in (self.evaluator, self.post_processor):
                 if owner is not None:
-                    leave_out_empty(owner)
+                    distributed.support_idle_processes(owner)
             if stage == "predict":
-                fill_up(self.trainer)
+                distributed.pad_predict_loaders(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Drop the data-parallel anchor."""
@@ -361,23 +339,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             self.trainer, self.model, self._inputs.bit_depth, update=self.update
         )
 
-    def new_samplers(self) -> list[SubspaceSampler]:
-        """Samplers for a fit that starts now, one for each scale."""
-        sizes = bank_sizes(self.model.embedder.scales, self.bank_size)
-        rank = self.trainer.global_rank
-        return build_samplers(self.model.banks, sizes, self.tolerance, self.update, rank)
-
-    def images_known(self) -> list[str]:
-        """Paths of the images of atoms that a fit adds to."""
-        return self.model.images if self.update else []
-
     def training_step(self, batch: ImageBatch, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Embed a batch for the sampling callback.
-
-        Args:
-            batch (ImageBatch): Nominal images.
-            *args: Unused.
-            **kwargs: Unused.
+        """Embed a batch of nominal images for the sampling callback.
 
         Returns:
             dict[str, Any]: ``embeddings`` of each scale, shape ``(C B, d, h, w)``, of the images
@@ -386,7 +349,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         """
         del args, kwargs
         images: Any = batch.image
-        embeddings = self.model.embed_copies(images, self.copies, plain=not self.update)
+        embeddings = self.model.embed(images, self.copies, with_nuisance=not self.update)
         inside = self.model.patches_inside([part.shape[-2:] for part in embeddings])
         loss = (
             torch.zeros((), device=self.device, requires_grad=True)
@@ -414,9 +377,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             self._high_bit_depth.require_no_constant_images()
         earlier = self.model.fitted_state if self.update else None
         images = sorted(set(itertools.chain.from_iterable(gathered(self._sampling.seen))))
-        found = fit(
+        found = fit.fit(
             self.model,
-            build_banks(self._sampling.samplers, self._sampling.images, earlier, self.device),
+            fit.build_banks(self._sampling.samplers, self._sampling.images, earlier, self.device),
             self.pre_processor,
             images,
             trim=self.trim,
@@ -426,7 +389,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             trainer=self.trainer,
         )
         if found.suspects and self.trainer.is_global_zero:
-            write_suspects(found.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
+            fit.write_suspects(found.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
         record = FitRecord.of(time.perf_counter() - self._fit_started, self.device, images)
         self.model.load_fitted_state(found.fitted_state)
         if self._own_post_processor and found.threshold:
@@ -435,7 +398,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._earlier = None
         self._inputs.keep(self.model)
         self._set_fitted(fitted=True)
-        report_certificate(self.model, self.trainer)
+        fit.report_certificate(self.model, self.trainer)
 
     def abandon_fit(self) -> None:
         """Return to an earlier fit, if there is one and this fit has not ended."""
@@ -453,16 +416,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     def validation_step(
         self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> STEP_OUTPUT:
-        """Score a batch; an image that several processes have counts once.
-
-        Args:
-            batch (ImageBatch): Images with or without ground truth.
-            batch_idx (int): Number of the batch in this process.
-            dataloader_idx (int): Number of the loader, if there are several.
-
-        Returns:
-            STEP_OUTPUT: The batch with ``anomaly_map`` and ``pred_score``.
-        """
+        """Give a batch its ``anomaly_map`` and ``pred_score``; drop what other processes have."""
         return self._score(batch, "val_dataloaders", batch_idx, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
@@ -474,14 +428,14 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         return self._score(batch, "predict_dataloaders", batch_idx, dataloader_idx)
 
     def _score(self, batch: ImageBatch, loaders: str, number: int, loader: int) -> STEP_OUTPUT:
-        drop_padding(batch, getattr(self._trainer, loaders, None), number, loader)
+        distributed.drop_padding(batch, getattr(self._trainer, loaders, None), number, loader)
         images: Any = batch.image
         if not len(images):  # all of them are other processes'
-            self.places = None
+            self.peak = None
             return batch.update(anomaly_map=images[:, :1], pred_score=images.new_zeros(0))
         found = self.model.score_maps(images)
-        self.places = found.places
-        return batch.update(**found.predicted._asdict())
+        self.peak = found.peak
+        return batch.update(**found.prediction._asdict())
 
     def forward(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Score images as the Engine does, in any mode of the model and from any number of threads.
@@ -489,8 +443,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         Args:
             batch (Any): A batch of shape ``(B, C, H, W)`` or one frame: an array, a Pillow image
                 or a path, as :func:`~anomalib_sgfr.images.reading.read_image` takes it.
-            *args: Unused.
-            **kwargs: Unused.
+            *args: Passed on to anomalib in an export, as ``kwargs`` are.
+            **kwargs: See ``args``.
 
         Returns:
             InferenceBatch: Maps, scores, labels and masks, of the size of the model's input.
@@ -508,7 +462,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         # would also switch it for other threads
         predicted = self.model.score_maps(
             images if self.pre_processor is None else self.pre_processor(images)
-        ).predicted
+        ).prediction
         return predicted if self.post_processor is None else self.post_processor(predicted)
 
     def on_test_start(self) -> None:
@@ -536,14 +490,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             raise RuntimeError(msg)
 
     def certificate(self) -> Certificate:
-        """Bound on the residual of every nominal patch seen in the fit.
-
-        Returns:
-            Certificate: Largest, mean and histogram, in the units of the raw anomaly map.
-
-        Raises:
-            RuntimeError: If the model is not fitted.
-        """
+        """Bound on the residual of every nominal patch seen in the fit, see the torch model's."""
         return self.model.certificate()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -605,29 +552,20 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         if wrong:
             raise ValueError(wrong)
         given = checkpoints.given_to_export()
+        restored: Any
         if isinstance(given, cls) and not args and not kwargs:
-            return given._with_checkpoint(checkpoint_path)  # noqa: SLF001  # of this class
-        asked = kwargs.get("map_location")
-        device = torch.device(asked) if isinstance(asked, str | torch.device) else None
-        if device is not None and float64_device(device) != device:
-            kwargs["map_location"] = float64_device(device)
-        restored: Any = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            device: torch.device | None = given.device
+            restored = checkpoints.restored_copy(given, checkpoint_path)
+        else:
+            asked = kwargs.get("map_location")
+            device = torch.device(asked) if isinstance(asked, str | torch.device) else None
+            if device is not None:
+                kwargs["map_location"] = float64_device(device)
+            restored = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         if is_file:
             restored.restored_from = Path(checkpoint_path).resolve()
         found: Self = restored if device is None else restored.to(device)
         return found
-
-    def _with_checkpoint(self, path: Path | str) -> Self:
-        """A copy of this model with a checkpoint restored, as a trainer would restore it."""
-        other = copy.deepcopy(self)
-        with anomalib_safe_globals(extra=type(self).checkpoint_safe_globals()):
-            checkpoint = torch.load(
-                path, map_location=float64_device(self.device), weights_only=True
-            )
-        other.on_load_checkpoint(checkpoint)
-        other.load_state_dict(checkpoint["state_dict"])
-        other.restored_from = Path(path).resolve()
-        return other.to(self.device)
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as anomalib does; an earlier file stays until the new one is whole."""
@@ -689,13 +627,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Compress as anomalib does, except for what 8 bits would harm, with fitting images."""
+        """Compress as anomalib does, except for what 8 bits would harm."""
         model = model.clone()  # without what no output needs: NNCF fails on such operations
-        with (
-            export.keeping_in_float(model),
-            export.resized_to_fit(datamodule, model),
-            export.full_bit_depth(datamodule, self.model.bit_depth),
-        ):
+        with export.compressing(model, datamodule, self.model.bit_depth):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
 
     @property
@@ -730,24 +664,3 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
 def _attached(callbacks: Sequence[Callback], own: _CallbackT) -> _CallbackT:
     """Callback of a trainer that is of the same kind as the model's own, or that one."""
     return next((item for item in callbacks if isinstance(item, type(own))), own)
-
-
-def _check_arguments(
-    tolerance: float, trim: float, bit_depth: int | None, copies: str, seed: int | None
-) -> None:
-    """Refuse what is out of range.
-
-    Raises:
-        ValueError: The message names the argument.
-    """
-    SubspaceSampler(1, tolerance)
-    if not 0.0 <= trim <= 0.5:  # noqa: PLR2004
-        msg = f"trim must lie between 0 and 0.5, got {trim}."
-        raise ValueError(msg)
-    require_bit_depth(bit_depth)
-    if copies not in get_args(Copies):
-        msg = f"copies must be one of {', '.join(get_args(Copies))}, got '{copies}'."
-        raise ValueError(msg)
-    if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= seed < 2**64):
-        msg = f"seed must be a whole number of 64 bits, got {seed!r}."
-        raise ValueError(msg)

@@ -28,7 +28,7 @@ from torchvision.transforms.v2 import functional
 
 from anomalib_sgfr import Sgfr, SgfrModel
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.training.adapt import adapted, residual_moments
+from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
 from benchmarks.common import data
 from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted, quiet_fit
@@ -146,7 +146,7 @@ def _ways(
     start = time.perf_counter()
     images = (read_prepared(path, model.pre_processor) for path in new["image_path"])
     other = model.model.eval().with_banks(
-        adapted(model.model, residual_moments(model.model, images), _DIRECTIONS)
+        project_out_shift(model.model, residual_moments(model.model, images), _DIRECTIONS)
     )
     yield "adapted", other, time.perf_counter() - start
 

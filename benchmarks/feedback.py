@@ -24,7 +24,7 @@ from anomalib_sgfr import Sgfr, SgfrModel
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import nominal_scores, select_evenly
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
-from anomalib_sgfr.training.accept import Addition, added, novel
+from anomalib_sgfr.training.accept import NewAtoms, add_atoms, find_new_atoms
 from benchmarks.common import data
 from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted
@@ -70,7 +70,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
     start = time.perf_counter()
     additions = _accept(model, [paths[index] for index in chosen], threshold)
     seconds = time.perf_counter() - start
-    accepted = model.model.with_banks(added(model.model.fitted_state, additions))
+    accepted = model.model.with_banks(add_atoms(model.model.fitted_state, additions))
 
     again = data.build(case.dataset, case.root, case.split, case.seed)
     start = time.perf_counter()
@@ -100,13 +100,13 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
     return rows
 
 
-def _accept(model: Sgfr, paths: Sequence[str], threshold: float) -> list[Addition]:
-    additions: list[Addition] = []
+def _accept(model: Sgfr, paths: Sequence[str], threshold: float) -> list[NewAtoms]:
+    additions: list[NewAtoms] = []
     own = model.model.eval()
     for path in paths:
-        current = own.with_banks(added(own.fitted_state, additions))
+        current = own.with_banks(add_atoms(own.fitted_state, additions))
         with torch.no_grad():
-            addition = novel(
+            addition = find_new_atoms(
                 current, read_prepared(path, model.pre_processor, own.bit_depth), path, threshold
             )
         additions += [addition] if addition else []

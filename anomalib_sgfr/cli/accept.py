@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.torch_model import SgfrModel
-    from anomalib_sgfr.training.accept import Addition, Record
+    from anomalib_sgfr.training.accept import AcceptanceHistory, NewAtoms
 
 __all__ = ["main"]
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _told(record: "Record | None") -> str:
+def _told(record: "AcceptanceHistory | None") -> str:
     if record is None:
         return "No image was accepted."
     lines = []
@@ -134,7 +134,7 @@ class _Known(NamedTuple):
 
 
 def _score(model: "SgfrModel", embedding: Any, size: Any, banks: Any = None) -> float:  # noqa: ANN401
-    return float(model.score(embedding, size, banks).pred_score)  # type: ignore[arg-type]
+    return float(model.score_embeddings(embedding, size, banks).pred_score)
 
 
 def _known(model: "Sgfr", paths: list[str]) -> _Known:
@@ -155,7 +155,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
 
     from anomalib_sgfr.console import progress
     from anomalib_sgfr.images.pre_processor import read_prepared
-    from anomalib_sgfr.training.accept import added, novel
+    from anomalib_sgfr.training.accept import add_atoms, find_new_atoms
 
     processor = post_processor_of(model)
     if not processor.is_set:
@@ -168,7 +168,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
     model.eval()
     against = objections(model, files)
     bad = list(dict.fromkeys([*bad, *_known_defective(processor, files)]))
-    additions: list[Addition] = []
+    additions: list[NewAtoms] = []
     before: dict[str, float] = {}
     refused = 0
     with torch.no_grad():
@@ -177,7 +177,7 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
         for path in progress(files, len(files), "Accepting"):
             image = read_prepared(path, model.pre_processor, model.model.bit_depth)
             score = _score(current, current.embed(image[None]), image.shape[-2:])
-            addition = novel(current, image, path, threshold, peak)
+            addition = find_new_atoms(current, image, path, threshold, peak)
             if addition is None:
                 print(
                     f"{path}: is no alarm (raw score {score:.4g}, threshold {threshold:.4g}):"
@@ -191,7 +191,9 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
                 )
                 refused += 1
                 continue
-            tried = model.model.with_banks(added(model.model.fitted_state, [*additions, addition]))
+            tried = model.model.with_banks(
+                add_atoms(model.model.fitted_state, [*additions, addition])
+            )
             turned = known.turned(tried.banks, tried, threshold, threshold)
             if turned:
                 named = (
@@ -226,13 +228,13 @@ def _known_defective(processor: "SgfrPostProcessor", files: Sequence[str]) -> li
     ]
 
 
-def _take(model: "Sgfr", additions: Sequence["Addition"], forced: list[str]) -> None:
+def _take(model: "Sgfr", additions: Sequence["NewAtoms"], forced: list[str]) -> None:
     """Add atoms, with a record that takes them back."""
-    from anomalib_sgfr.training.accept import Record, Step
+    from anomalib_sgfr.training.accept import Acceptance, AcceptanceHistory
 
     processor = post_processor_of(model)
-    record = model.accepted or Record.begun(model.model)
-    step = Step(
+    record = model.accepted or AcceptanceHistory.begun(model.model)
+    step = Acceptance(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         additions=[_with_thumbnails(model, addition) for addition in additions],
         state={name: value.clone() for name, value in processor.state_dict().items()},
@@ -244,7 +246,7 @@ def _take(model: "Sgfr", additions: Sequence["Addition"], forced: list[str]) -> 
     model.accepted = record
 
 
-def _tell(model: "Sgfr", additions: Sequence["Addition"], before: dict[str, float]) -> None:
+def _tell(model: "Sgfr", additions: Sequence["NewAtoms"], before: dict[str, float]) -> None:
     """Print what became of each image, by the banks and the threshold that are written."""
     from anomalib_sgfr.images.pre_processor import read_prepared
 
@@ -260,16 +262,16 @@ def _tell(model: "Sgfr", additions: Sequence["Addition"], before: dict[str, floa
         )
 
 
-def _with_thumbnails(model: "Sgfr", addition: "Addition") -> "Addition":
+def _with_thumbnails(model: "Sgfr", addition: "NewAtoms") -> "NewAtoms":
     """With pictures of the new atoms, where the banks keep such."""
     from anomalib_sgfr.report.crops import thumbnails
-    from anomalib_sgfr.training.accept import added
+    from anomalib_sgfr.training.accept import add_atoms
 
     if not any(bank.thumbnails.numel() for bank in model.model.banks):
         return addition
     earlier = model.model.fitted_state
     pictures = thumbnails(
-        model.model.with_banks(added(earlier, [addition])), model.pre_processor, earlier
+        model.model.with_banks(add_atoms(earlier, [addition])), model.pre_processor, earlier
     )
     new = [
         part[len(state.clusters.atoms) :]

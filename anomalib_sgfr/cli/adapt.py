@@ -85,7 +85,7 @@ def _adapt(
 
     from anomalib_sgfr.images.pre_processor import read_prepared
     from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
-    from anomalib_sgfr.training.adapt import adapted, residual_moments
+    from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
 
     own = model.eval().model
 
@@ -101,10 +101,10 @@ def _adapt(
     now, peaks = [], []
     for path, its in zip(files, moments, strict=True):
         others = [every - one for every, one in zip(together, its, strict=True)]
-        found = scored(own.with_banks(adapted(own, others, directions)), [path])
+        found = scored(own.with_banks(project_out_shift(own, others, directions)), [path])
         now += found.scores
         peaks += found.peaks
-    own.load_fitted_state(adapted(own, together, directions))
+    own.load_fitted_state(project_out_shift(own, together, directions))
     model.accepted = None  # of banks that there are no more
     _tell(model, before, now, bad_before, scored(own, bad).scores)
     _keep_threshold(model, CalibrationScores.of(now, Split.HELD_OUT, files, peaks), forced)

@@ -15,7 +15,7 @@ from anomalib_sgfr.console import progress
 from anomalib_sgfr.core.processes import failing_together, gathered, share
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.thresholds import groups_needed, supported_rate
-from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.torch_model import ScoreMaps, SgfrModel
 
 __all__ = [
     "CalibrationScores",
@@ -194,21 +194,23 @@ def nominal_scores(
             rows, indices = map(list, zip(*rows_and_indices, strict=True))
             banks = model.banks_without(left_out)
             if banks is not None:
-                result = model.score([part[rows] for part in embeddings], images.shape[-2:], banks)
+                result = model.score_embeddings(
+                    [part[rows] for part in embeddings], images.shape[-2:], banks
+                )
                 found[:, indices] = _scores_and_peaks(result)
             else:
                 found[:, indices] = _mirrored_scores(model, images[rows])
     return NominalScores(*found.tolist())
 
 
-def _scores_and_peaks(result: Any) -> Tensor:  # noqa: ANN401
+def _scores_and_peaks(result: ScoreMaps) -> Tensor:
     """Raw scores and largest map values, shape ``(2, B)``."""
     return torch.stack((result.pred_score, result.anomaly_map.amax(dim=(1, 2, 3)))).cpu()
 
 
 def _mirrored_scores(model: SgfrModel, images: Tensor) -> Tensor:
     """Largest scores and peaks of three mirror images."""
-    ways = [model.score_maps(images.flip(axes)).predicted for axes in ((-1,), (-2,), (-2, -1))]
+    ways = [model.score_maps(images.flip(axes)) for axes in ((-1,), (-2,), (-2, -1))]
     return torch.stack([_scores_and_peaks(way) for way in ways]).amax(0)
 
 

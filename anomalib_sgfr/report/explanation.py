@@ -82,7 +82,7 @@ class Region:
     """A place of an image where it is rebuilt worst.
 
     Attributes:
-        row (int): Row of the patch of the finest scale that the score hears.
+        row (int): Row of the patch of the finest scale that the score hmaps.
         column (int): Column of that patch.
         score (float): Of the score map there.
         reconstructions (tuple[Reconstruction, ...]): Of the patch that lies there, of each scale
@@ -130,7 +130,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
         regions (int): Most regions to explain; they are at least six patches apart.
 
     Returns:
-        Explanation: The maps and the worst regions, by what the score hears.
+        Explanation: The maps and the worst regions, by what the score hmaps.
 
     Raises:
         RuntimeError: If the model is not fitted.
@@ -144,12 +144,12 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
         raise ValueError(msg)
     certificate = model.certificate()
     embeddings = model.embed(image[None])
-    residuals = model.residual_maps(embeddings)
-    ears = model.combine(residuals, image.shape[1:])
+    maps = model.score_embeddings(embeddings, image.shape[1:])
+    residuals = maps.residuals
     heard = [number for number, scale in enumerate(model.embedder.scales) if scale.in_score]
     rows, columns = residuals[heard[0]].shape[2:]
     # the map at the patches' own resolution: its largest value over each patch
-    coarse = torch.nn.functional.adaptive_max_pool2d(ears.score_map[0], (rows, columns))[0]
+    coarse = torch.nn.functional.adaptive_max_pool2d(maps.score_map[0], (rows, columns))[0]
     inside = model.patches_inside([part.shape[2:] for part in residuals])
     if inside is not None:
         coarse = coarse.masked_fill(~inside[heard[0]], -torch.inf)
@@ -172,7 +172,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     ]
     of_scales = tuple(residual[0, 0] for residual in residuals)
     return Explanation(
-        ears.anomaly_map[0, 0], ears.score_map[0, 0], of_scales, (rows, columns), tuple(found)
+        maps.anomaly_map[0, 0], maps.score_map[0, 0], of_scales, (rows, columns), tuple(found)
     )
 
 

@@ -1,6 +1,4 @@
-"""A fitted model under another light or another camera: what changed is found in a few good images,
-and left out.
-"""
+"""Domain shift: directions in which good images differ from the fit are projected out."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,21 +10,21 @@ from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.self_expression import affine
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
 
-__all__ = ["adapted", "residual_moments"]
+__all__ = ["project_out_shift", "residual_moments"]
 
-_ROWS = 1024
+_ROWS = 1024  # patches at a time
 
 
 @torch.no_grad()
 def residual_moments(model: SgfrModel, images: Iterable[Tensor]) -> list[Tensor]:
-    """Second moments of what the banks leave of images: they add up over images.
+    """Second moments of the residuals of images; they add up over images.
 
     Args:
         model (SgfrModel): A fitted model in evaluation mode.
         images (Iterable[Tensor]): Good ones, pre-processed, each of shape ``(3, H, W)``.
 
     Returns:
-        list[Tensor]: Of each scale the sum of the outer products of the residuals with themselves,
+        list[Tensor]: Of each scale, the sum of the outer products of the residuals with themselves,
         shape ``(d, d)``, ``float64``.
     """
     widths = [bank.stored.shape[1] for bank in model.banks]
@@ -38,27 +36,23 @@ def residual_moments(model: SgfrModel, images: Iterable[Tensor]) -> list[Tensor]
             patches = to_patches(embedding)
             patches = patches if inside is None else patches[inside[scale].flatten()]
             for part in patches.split(_ROWS):
-                left = (
-                    affine(part, bank.atoms, bank.num_atoms, bank.regularisation)
-                    .residual.cpu()
-                    .double()
-                )
-                moments[scale] += left.T @ left
+                found = affine(part, bank.atoms, bank.num_atoms, bank.regularisation)
+                residual = found.residual.cpu().double()
+                moments[scale] += residual.T @ residual
     return moments
 
 
-def adapted(model: SgfrModel, moments: Sequence[Tensor], directions: int) -> FittedState:
-    """Banks without the directions along which they leave most of images that are good.
+def project_out_shift(model: SgfrModel, moments: Sequence[Tensor], directions: int) -> FittedState:
+    """Memory banks without the directions in which good images have the largest residuals.
 
     Args:
-        model (SgfrModel): A fitted model; it stays as it is.
-        moments (Sequence[Tensor]): As :func:`residual_moments` gives them.
-        directions (int): How many to leave out at each scale; beside those that are left out
-            already.
+        model (SgfrModel): A fitted model; it is not changed.
+        moments (Sequence[Tensor]): From :func:`residual_moments`.
+        directions (int): How many to project out of each scale, in addition to those that are
+            projected out already.
 
     Returns:
-        FittedState: The atoms without what lies along the directions. Distances only shrink: what
-            was certified holds.
+        FittedState: The projected atoms. Distances only shrink, so that the certificate holds.
 
     Raises:
         ValueError: As :func:`~anomalib_sgfr.core.linear_algebra.principal_directions`.

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from anomalib.models.components import AnomalibModule
+from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import Trainer
 from torch import nn
 
+from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.torch_model import SgfrModel
-from anomalib_sgfr.training.accept import Record
+from anomalib_sgfr.training.accept import AcceptanceHistory
 
 __all__ = [
     "Snapshot",
@@ -31,6 +34,7 @@ __all__ = [
     "prepare",
     "require_widths",
     "restore_records",
+    "restored_copy",
     "save",
     "score_arguments",
     "store_current_threshold",
@@ -230,7 +234,7 @@ def save(
     checkpoint: dict[str, Any],
     arguments: Mapping[str, Any],
     post_processor: nn.Module | None,
-    accepted: Record | None,
+    accepted: AcceptanceHistory | None,
     fit_record: FitRecord | None,
 ) -> None:
     """Put into a checkpoint what scores depend on and the records of the fit.
@@ -239,7 +243,7 @@ def save(
         checkpoint (dict[str, Any]): As anomalib saves it; changed in place.
         arguments (Mapping[str, Any]): Of the model.
         post_processor (nn.Module | None): Of the model.
-        accepted (Record | None): New atoms of false alarms.
+        accepted (AcceptanceHistory | None): New atoms of false alarms.
         fit_record (FitRecord | None): How the fit went.
     """
     _drop_callback_state(checkpoint, post_processor)
@@ -314,9 +318,13 @@ def store_current_threshold(checkpoint: dict[str, Any], post_processor: nn.Modul
                 state[f"post_processor.{name}"] = value.clone()
 
 
-def restore_records(checkpoint: Mapping[str, Any]) -> tuple[Record | None, FitRecord | None]:
+def restore_records(
+    checkpoint: Mapping[str, Any],
+) -> tuple[AcceptanceHistory | None, FitRecord | None]:
     """New atoms of false alarms, and the record of the fit, from a checkpoint."""
-    accepted = Record.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
+    accepted = (
+        AcceptanceHistory.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
+    )
     return accepted, FitRecord.restored(checkpoint.get(_FIT))
 
 
@@ -327,6 +335,17 @@ def _drop_callback_state(checkpoint: dict[str, Any], post_processor: nn.Module |
     """
     for kind in type(post_processor).__mro__:
         checkpoint.get("callbacks", {}).pop(kind.__qualname__, None)
+
+
+def restored_copy(module: AnomalibModule, path: Path | str) -> AnomalibModule:
+    """Copy of a model with a checkpoint restored, as a trainer would restore it."""
+    other = copy.deepcopy(module)
+    with anomalib_safe_globals(extra=type(module).checkpoint_safe_globals()):
+        device = float64_device(module.device)
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    other.on_load_checkpoint(checkpoint)
+    other.load_state_dict(checkpoint["state_dict"])
+    return other
 
 
 class Snapshot:

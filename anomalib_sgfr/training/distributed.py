@@ -21,25 +21,24 @@ from anomalib_sgfr.torch_model import FittedState
 __all__ = [
     "DataParallelAnchor",
     "drop_padding",
-    "fill_up",
     "is_padding",
-    "leave_out_empty",
+    "pad_predict_loaders",
+    "support_idle_processes",
     "unite",
 ]
 
 
 def unite(own: FittedState, sizes: Sequence[int], tolerance: float = 0.0) -> FittedState:
-    """Make one bank of what all processes learnt.
+    """One memory bank of each scale from those of all processes.
 
     Args:
-        own (FittedState): What this process learnt; of more atoms than are to be kept a better bank
-            is made.
+        own (FittedState): Banks of this process; they may have more atoms than are to be kept.
         sizes (Sequence[int]): Largest number of atoms of each scale to keep.
-        tolerance (float): Distance within which atoms of a scale stand for each other; see
+        tolerance (float): Distance within which an atom can represent another, see
             :func:`~anomalib_sgfr.core.clusters.merge`.
 
     Returns:
-        FittedState: The same on all processes; ``own`` where there is but one.
+        FittedState: The same in all processes; ``own`` if there is only one.
 
     Raises:
         ValueError: In all processes, if none has an atom.
@@ -69,16 +68,15 @@ def unite(own: FittedState, sizes: Sequence[int], tolerance: float = 0.0) -> Fit
 
 
 def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
-    """Which images of a batch are there for the second time, so that all processes have equally
-    many.
+    """Images of a batch that another process has too, so that all have the same number.
 
     Args:
         loader (Any): The process's data loader.
         batch (int): Number of the batch in the process.
-        images (int): In the batch; those before it had as many.
+        images (int): Number in the batch, and in those before it.
 
     Returns:
-        Tensor: A mask of shape ``(images,)``.
+        Tensor: A mask of shape ``(images,)``, ``bool``.
     """
     sampler = getattr(loader, "sampler", None)
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
@@ -87,12 +85,11 @@ def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
     return place * sampler.num_replicas + sampler.rank >= len(cast("Sized", sampler.dataset))
 
 
-def fill_up(trainer: Trainer) -> None:
-    """Give each process images to predict where there are fewer than processes: some get those of
-    others too.
+def pad_predict_loaders(trainer: Trainer) -> None:
+    """Repeat images of data sets with fewer images than processes, so that each predicts some.
 
     Lightning would stop the processes without an image while the others wait for them.
-    :func:`drop_padding` drops the repeated ones.
+    :func:`drop_padding` drops the repeated images.
     """
     # Lightning has no hook between loaders and samplers
     source = trainer.predict_loop._data_source  # noqa: SLF001
@@ -116,11 +113,10 @@ def fill_up(trainer: Trainer) -> None:
 
 
 def drop_padding(batch: Any, loaders: Any, number: int, loader: int = 0) -> None:  # noqa: ANN401
-    """Leave out of a batch, in place, the images that are there for the second time: metrics would
-    count them twice.
+    """Drop padding from a batch, in place, so that metrics count each image once.
 
     Args:
-        batch (Any): anomalib's, of the process's data loader.
+        batch (Any): anomalib's, from the process's data loader.
         loaders (Any): The data loader, or a list or a mapping of several.
         number (int): Of the batch in the process.
         loader (int): Number of its loader among several.
@@ -142,14 +138,13 @@ def drop_padding(batch: Any, loaders: Any, number: int, loader: int = 0) -> None
             setattr(batch, field, [value[row] for row in rows])
 
 
-def leave_out_empty(owner: Any) -> None:  # noqa: ANN401
-    """Let processes without images take part in a callback's metrics.
+def support_idle_processes(owner: Any) -> None:  # noqa: ANN401
+    """Have a callback compute its metrics in processes without images too.
 
-    Batches that :func:`drop_padding` left empty are kept from them, because some cannot take them.
-    Before the callback computes them, every process knows whether any has updated them, so that all
-    of them compute, and they exchange what they hold by
-    :func:`~anomalib_sgfr.core.processes.gathered_tensors`, to which a process may contribute
-    nothing.
+    Metrics are not given batches that :func:`drop_padding` left empty, which some refuse. Before
+    they are computed, each process learns whether any has updated them, so that all compute. They
+    exchange their states by :func:`~anomalib_sgfr.core.processes.gathered_tensors`, to which a
+    process may contribute nothing.
 
     Args:
         owner (Any): anomalib's evaluator or post-processor.

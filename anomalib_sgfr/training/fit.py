@@ -4,18 +4,21 @@ import csv
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
 from anomalib_sgfr.console import bar_is_on, bars
+from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.clusters import Clusters, reassign, recentred, renumber_images
 from anomalib_sgfr.core.processes import several
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.features.layers import Scale
+from anomalib_sgfr.images.bit_depth import require_bit_depth
 from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState
 from anomalib_sgfr.post_processing.calibration import nominal_scores
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
@@ -30,6 +33,7 @@ __all__ = [
     "bank_sizes",
     "build_banks",
     "build_samplers",
+    "check_arguments",
     "exclude_suspects",
     "fit",
     "report_certificate",
@@ -116,6 +120,27 @@ def fit(
                 excluded=excluded if trusted else [],
             )
     return FitResult(fitted.fitted_state, suspects, threshold)
+
+
+def check_arguments(
+    tolerance: float, trim: float, bit_depth: int | None, copies: str, seed: int | None
+) -> None:
+    """Refuse arguments of a fit that are out of range.
+
+    Raises:
+        ValueError: The message names the argument.
+    """
+    SubspaceSampler(1, tolerance)
+    if not 0.0 <= trim <= 0.5:  # noqa: PLR2004
+        msg = f"trim must lie between 0 and 0.5, got {trim}."
+        raise ValueError(msg)
+    require_bit_depth(bit_depth)
+    if copies not in get_args(Copies):
+        msg = f"copies must be one of {', '.join(get_args(Copies))}, got '{copies}'."
+        raise ValueError(msg)
+    if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= seed < 2**64):
+        msg = f"seed must be a whole number of 64 bits, got {seed!r}."
+        raise ValueError(msg)
 
 
 def bank_sizes(scales: Sequence[Scale], bank_size: int | Sequence[int] | None) -> list[int]:

@@ -54,18 +54,14 @@ class FittedInput(NamedTuple):
     roi: str | None
 
 
-def as_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width from one number or two.
-
-    Args:
-        size (int | Sequence[int]): As the user gave it.
-
-    Returns:
-        tuple[int, int]: Height and width in pixels.
+def as_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """Height and width from one number of pixels or two.
 
     Raises:
         ValueError: If it is neither.
     """
+    if size is None:
+        return None
     both = (size, size) if isinstance(size, int) else tuple(size)
     if len(both) != 2 or not all(isinstance(length, int) and length > 0 for length in both):  # noqa: PLR2004
         msg = f"image_size must be one or two whole numbers of pixels, at least 1, got {size!r}."
@@ -107,7 +103,7 @@ class InputSettings:
         bit_depth: int | None = None,
         own_pre_processor: bool = False,
     ) -> None:
-        self._size = None if image_size is None else as_size(image_size)
+        self._size = as_size(image_size)
         self._roi = None if roi is None else str(roi)
         self._own_pre_processor = own_pre_processor
         self.bit_depth = bit_depth
@@ -142,13 +138,7 @@ class InputSettings:
     ) -> None:
         """Set tiles and region at the start of a run, after a callback may have set a tiler.
 
-        Args:
-            model (SgfrModel): The model.
-            pre_processor (nn.Module | None): Its pre-processor.
-            trainer (Trainer): Of the run. If it restores a checkpoint, :meth:`restore` does the
-                rest.
-            fit (bool): Whether the run is a fit.
-            update (bool): Whether a fit adds to an earlier one.
+        If the run restores a checkpoint, :meth:`restore` does the rest.
 
         Raises:
             ValueError: If arguments, callback and fit disagree, or the region cannot be read.
@@ -196,10 +186,7 @@ class InputSettings:
     def check(self, checkpoint: dict[str, Any], pre_processor: nn.Module | None) -> None:
         """Refuse a checkpoint of another bit depth or pre-processor, before anything is restored.
 
-        Args:
-            checkpoint (dict[str, Any]): As Lightning read it. A configuration that would overwrite
-                a pre-processor which no checkpoint can keep is removed from it.
-            pre_processor (nn.Module | None): Of the model.
+        If no checkpoint can keep the pre-processor, its configuration is removed.
 
         Raises:
             ValueError: If they differ.
@@ -239,13 +226,7 @@ class InputSettings:
         pre_processor: nn.Module | None,
         trainer: Trainer | None,
     ) -> None:
-        """Restore the settings of a checkpoint, and refuse others that were asked for.
-
-        Args:
-            checkpoint (dict[str, Any]): That :meth:`check` let pass.
-            model (SgfrModel): The model.
-            pre_processor (nn.Module | None): Restored from the checkpoint.
-            trainer (Trainer | None): Whose callbacks may ask for tiles.
+        """Restore the settings of a checkpoint, after its pre-processor; refuse others.
 
         Raises:
             ValueError: If image size, tiles or region differ.
@@ -293,11 +274,7 @@ class InputSettings:
         return region.to(model.region.device)
 
     def _require_same_region(
-        self,
-        fitted: Tensor,
-        roi: str | None,
-        model: SgfrModel,
-        pre_processor: nn.Module | None,
+        self, fitted: Tensor, roi: str | None, model: SgfrModel, pre_processor: nn.Module | None
     ) -> None:
         """Refuse a region other than that of the fit, which was read from ``roi``."""
         if self._roi is None:
@@ -363,13 +340,12 @@ class HighBitDepth(Callback):
     def start_fit(
         self, trainer: Trainer, model: SgfrModel, bit_depth: int | None, *, update: bool
     ) -> None:
-        """Choose the bit depth: files of 16 bits may come from a camera of fewer.
+        """Choose the bit depth of a model: files of 16 bits may come from a camera of fewer.
 
         Args:
             trainer (Trainer): Of the fit, with its data loaders.
-            model (SgfrModel): The model, which is given the bit depth.
-            bit_depth (int | None): As the user gave it. Given, it also confirms that the training
-                images are right.
+            model (SgfrModel): The model.
+            bit_depth (int | None): As asked for; it also confirms that training images are right.
             update (bool): Whether the fit adds to an earlier one, whose bit depth stays.
 
         Raises:

@@ -84,7 +84,7 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
     with torch.no_grad():
         heard = fitted.model.eval().score_maps(image[None])
     assert torch.equal(found.anomaly_map, heard.anomaly_map[0, 0])
-    row, column = heard.places[0].tolist()
+    row, column = heard.peak[0].tolist()
     assert (found.regions[0].row, found.regions[0].column) == (
         row // 8,
         column // 8,

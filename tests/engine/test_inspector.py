@@ -143,7 +143,7 @@ def test_the_peak_is_in_the_frames_pixels(fitted: tuple[Sgfr, Path], root: Path)
     assert found.place is not None
     with torch.no_grad():
         maps = model.model.eval().score_maps(read_prepared(str(path), model.pre_processor)[None])
-    row, column = maps.places[0].tolist()
+    row, column = maps.peak[0].tolist()
     top, left, bottom, right = found.window
     for at, of_map, first, last in (
         (found.place[0], row, top, bottom),

@@ -1,5 +1,7 @@
 """The Lightning wrapper: fitting, restoring, and refusing what cannot work."""
 
+import copy
+import pickle
 import re
 import sys
 import threading
@@ -106,7 +108,7 @@ def test_a_card_samples_beside_the_embedding_and_learns_the_same(
 
     monkeypatch.setattr(SubspaceSampling, "_observe", watched)
     for beside in (False, True):
-        monkeypatch.setattr(callbacks, "_worth_a_worker", lambda _, beside=beside: beside)
+        monkeypatch.setattr(callbacks, "_on_gpu", lambda _, beside=beside: beside)
         model = small(image_size=128, seed=3)
         fit(model, folder_datamodule(parts, train_batch_size=2), tmp_path)
         banks.append(atoms(model))
@@ -284,6 +286,12 @@ def test_default_pre_processor_is_256_and_the_backbones_normalisation() -> None:
     assert Sgfr(pre_processor=larger).input_size == (320, 288)
 
 
+def test_parts_are_held_and_not_inherited() -> None:
+    assert [base for base in Sgfr.__mro__ if base.__module__.startswith("anomalib_sgfr")] == [Sgfr]
+    for copied in (copy.deepcopy(Sgfr()), pickle.loads(pickle.dumps(Sgfr()))):
+        assert not copied.model.is_fitted
+
+
 def test_components_are_anomalibs() -> None:
     own = PreProcessor(transform=Resize((64, 64)))
     model = Sgfr(
@@ -343,7 +351,7 @@ def test_features_that_cannot_be_used_name_the_images(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(callbacks, "_worth_a_worker", lambda _: beside)
+    monkeypatch.setattr(callbacks, "_on_gpu", lambda _: beside)
     embed = PatchEmbedder.forward
 
     def poisoned(self: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:

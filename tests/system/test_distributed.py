@@ -108,9 +108,8 @@ def test_the_certificate_holds_and_the_bank_is_as_good(
         batches = engine.predict(model, dataset=datamodule.train_data, return_predictions=True)
         assert batches
         with torch.no_grad():
-            lengths = model.model.residual_maps(
-                model.model.embed(torch.cat([batch.image for batch in batches]))
-            )
+            images = torch.cat([batch.image for batch in batches])
+            lengths = model.model.score_maps(images).residuals
         inside = model.model.patches_inside([length.shape[2:] for length in lengths])
         assert inside is not None
         # of the scales that the map hears

@@ -1,6 +1,4 @@
-"""Exported models: the same answers, on any backbone, at any batch and image size, compressed or
-not.
-"""
+"""Exported models give the same answers, at any batch and image size, compressed or not."""
 
 import csv
 import json
@@ -34,7 +32,9 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
 
 @pytest.fixture(scope="module")
 def exported(
-    parts: Path, tmp_path_factory: pytest.TempPathFactory, traced_once: None  # noqa: ARG001
+    parts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    traced_once: None,  # noqa: ARG001
 ) -> tuple[Sgfr, Path]:
     """A fitted model, and its export for any image size."""
     folder = tmp_path_factory.mktemp("exported")
@@ -127,7 +127,8 @@ def resident():
 
 inspector = Inspector.load(sys.argv[1])
 found = [inspector(path) for path in sys.argv[2:]]
-print(json.dumps([[each.score, each.label, each.map.shape, float(each.map.max())] for each in found]))
+rows = [[each.score, each.label, each.map.shape, float(each.map.max())] for each in found]
+print(json.dumps(rows))
 rng = np.random.default_rng(0)
 for number in range(220):
     height, width = rng.integers(20, 400, 2)

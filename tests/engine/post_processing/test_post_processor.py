@@ -312,7 +312,7 @@ def test_the_pictures_of_a_part_do_not_vouch_for_each_other(
         ]
         prepared = read_prepared(path, model.pre_processor)[None]
         model.eval()
-        found = model.model.score(
+        found = model.model.score_embeddings(
             model.model.embed(prepared), (64, 64), model.model.banks_without(numbers)
         )
         assert float(found.pred_score) == pytest.approx(score, rel=1e-4)

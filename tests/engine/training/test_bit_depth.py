@@ -1,6 +1,4 @@
-"""A 12-bit camera, mixed sets, frames in memory: what a model does with pictures, from fit to
-prediction.
-"""
+"""Images of a 12-bit camera, mixed sets and frames in memory, from fit to prediction."""
 
 import sys
 from collections.abc import Callable, Iterator

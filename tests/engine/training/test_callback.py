@@ -20,9 +20,7 @@ from tests.conftest import atoms, fit, folder_datamodule, small
 @pytest.mark.parametrize("new", [[True, True, True], [True, False, True], [False, False, True]])
 @pytest.mark.parametrize("copies", [1, 4])
 def test_every_patch_of_a_copy_belongs_to_its_image(copies: int, new: list[bool]) -> None:
-    """Copies come one after the other, each of all images; embeddings say which image and place
-    they are of.
-    """
+    """Copies come one after the other, each of all images."""
     numbers, grid = torch.tensor([5, 7, 9]), (2, 3)
     images = torch.cat(
         [torch.cartesian_prod(number[None], *map(torch.arange, grid)) for number in numbers]
@@ -65,7 +63,7 @@ def test_embeddings_that_are_overwritten_by_the_next_batch_were_learnt_from(
     for reuse in (False, True):
         monkeypatch.undo()
         observe = SubspaceSampling._observe
-        monkeypatch.setattr(callbacks, "_worth_a_worker", lambda _: beside)
+        monkeypatch.setattr(callbacks, "_on_gpu", lambda _: beside)
         if reuse:
             monkeypatch.setattr(PatchEmbedder, "forward", reusing)
             monkeypatch.setattr(SubspaceSampling, "_observe", late if beside else observe)
@@ -188,4 +186,4 @@ def test_images_that_a_trainer_leaves_out_are_told(
 def test_streams_and_several_loaders_have_no_number_of_batches() -> None:
     sampling = SubspaceSampling()
     sampling._batches = 2
-    sampling._tell_if_partial(SimpleNamespace(train_dataloader=iter(()), is_global_zero=True))  # type: ignore[arg-type]
+    sampling._warn_if_partial(SimpleNamespace(train_dataloader=iter(()), is_global_zero=True))  # type: ignore[arg-type]

@@ -54,9 +54,7 @@ def by_callback(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @pytest.fixture(scope="module")
 def masked(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr, Path, Path]:
-    """Fitted with tiles and a region: a model, its checkpoint, and a copy of the mask that is gone
-    from its place.
-    """
+    """Model with tiles and a region, its checkpoint, and a copy of the mask, which is gone."""
     folder = tmp_path_factory.mktemp("masked")
     inside = np.zeros((96, 96), np.uint8)
     inside[:, :64] = 255
@@ -219,7 +217,7 @@ def test_a_fit_that_fails_leaves_what_was_learnt_with(
 ) -> None:
     model = Sgfr.load_from_checkpoint(by_callback[1])
     expected = answers(model, parts / "bad" / "00.png", tmp_path)
-    monkeypatch.setattr("anomalib_sgfr.lightning_model.fit", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("anomalib_sgfr.training.fit.fit", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(model, datamodule, tmp_path, callbacks=[tiler(stride=16)])
     assert Tiling.from_tiler(model.model.tiler) == _TILES

@@ -1,6 +1,4 @@
-"""A fit changes a model when all that it learns is made, and not before: whatever fails leaves the
-earlier fit.
-"""
+"""A fit or a checkpoint that fails leaves a model as it was."""
 
 import copy
 import math
@@ -88,10 +86,10 @@ def test_a_failure_at_any_hook_loses_nothing(
 @pytest.mark.parametrize(
     "step",
     [
-        "lightning_model.build_banks",
+        "training.fit.build_banks",
         "training.fit.exclude_suspects",
         "training.fit.make_thumbnails",
-        "lightning_model.write_suspects",
+        "training.fit.write_suspects",
     ],
 )
 def test_a_failure_while_anything_is_made_loses_nothing(
@@ -159,7 +157,7 @@ def test_what_fails_after_all_was_taken_into_use_leaves_the_new_fit(
 ) -> None:
     model = copy.deepcopy(first)
     monkeypatch.setattr(
-        "anomalib_sgfr.lightning_model.report_certificate",
+        "anomalib_sgfr.training.fit.report_certificate",
         lambda *_: (_ for _ in ()).throw(OSError("no logger")),
     )
     with pytest.raises(OSError, match="no logger"):
@@ -241,9 +239,7 @@ def test_a_share_of_a_hundred_is_what_it_says(
 def test_a_failure_in_validation_leaves_the_new_banks_with_their_own_threshold(
     hook: str, first: Sgfr, others: Folder, tmp_path: Path
 ) -> None:
-    """Banks and threshold are swapped together: never new banks with no threshold, or with the
-    earlier scores.
-    """
+    """Banks and threshold are replaced together."""
     model = copy.deepcopy(first)
     before = held(model)
     with pytest.raises(OSError, match=f"broken at {hook}"):

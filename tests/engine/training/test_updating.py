@@ -32,7 +32,7 @@ def residuals_of(model: Sgfr, datamodule: Folder) -> list[torch.Tensor]:
     datamodule.setup()
     with torch.no_grad():
         images = [model.pre_processor.transform(item.image[None]) for item in datamodule.train_data]
-        return model.model.residual_maps(model.model.embed(torch.cat(images)))
+        return model.model.score_maps(torch.cat(images)).residuals
 
 
 def test_the_certificate_is_in_the_log_the_loggers_and_the_checkpoint(
@@ -51,7 +51,7 @@ def test_the_certificate_is_in_the_log_the_loggers_and_the_checkpoint(
     for residual, scale in zip(residuals, found.scales, strict=True):
         assert 0 <= float(residual.max()) <= scale.largest
         assert float(residual.mean()) <= scale.mean
-    heard = model.model.combine(residuals, (64, 64))
+    heard = model.model.anomaly_map_generator(residuals, (64, 64), torch.empty(0))
     assert 0 < float(heard.anomaly_map.max()) <= found.largest
     assert 0 < float(heard.score_map.max()) <= found.largest_score
     assert 0 < float(heard.anomaly_map.mean()) <= found.mean
@@ -161,9 +161,7 @@ def test_a_tolerance_keeps_the_bank_small(parts: Path, tmp_path: Path) -> None:
 
 
 def test_a_resumed_sampler_goes_on_from_the_threshold(datamodule: Folder, tmp_path: Path) -> None:
-    """What an update takes as an atom lies farther than the earlier bank's threshold from all of
-    its atoms.
-    """
+    """A new atom lies farther than the earlier bank's threshold from all of its atoms."""
     model = small(pre_processor=SMALL_IMAGES, bank_size=60)
     fit(model, datamodule, tmp_path / "first")
     thresholds = [bank.state.threshold for bank in model.model.banks]

@@ -13,7 +13,12 @@ from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.memory_bank import MemoryBankState
 from anomalib_sgfr.torch_model import FittedState
-from anomalib_sgfr.training.distributed import drop_padding, leave_out_empty, unite
+from anomalib_sgfr.training.distributed import (
+    DataParallelAnchor,
+    drop_padding,
+    support_idle_processes,
+    unite,
+)
 from anomalib_sgfr.training.fit import build_banks
 from tests.threaded import in_threads
 
@@ -111,7 +116,7 @@ def test_metrics_are_computed_by_processes_that_never_updated_them(dtype: torch.
                 AUPRO(pixel),
             ]
         )
-        leave_out_empty(evaluator)
+        support_idle_processes(evaluator)
         its = batch if rank == 1 else ImageBatch(image=torch.empty(0, 3, 8, 8))
         evaluator.on_test_batch_end(None, None, its, its, 0)  # type: ignore[arg-type]
         evaluator.on_test_epoch_end(None, None)
@@ -138,3 +143,14 @@ def test_padding_is_dropped_of_each_of_several_loaders(kind: Any) -> None:
         batch = ImageBatch(image=torch.rand(len(loaders[number].sampler), 3, 8, 8))  # type: ignore[arg-type]
         drop_padding(batch, several, 0, number)
         assert len(batch.image) == kept
+
+
+def test_the_anchor_takes_a_gradient_and_is_in_no_state() -> None:
+    module = torch.nn.Module()
+    module.anchor = DataParallelAnchor(torch.device("cpu"))
+    loss = module.anchor()
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert [float(part.grad) for part in module.parameters() if part.grad is not None] == [0.0]
+    assert module.state_dict() == {}
+    module.load_state_dict({})
