@@ -78,7 +78,7 @@ def existing(text: str) -> Path:
 
 
 def new_file(text: str) -> Path:
-    """Type of an argument that names a file to write, refused before anything is computed for it."""
+    """Type of an argument that names a file to write, checked before anything is computed."""
     path = Path(text)
     if path.is_dir():
         msg = f"{path} is a folder: name a file, for instance {path / 'NAME'}"
