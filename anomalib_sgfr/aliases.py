@@ -120,6 +120,7 @@ NAMES = {
     "give_back_latest": "restore_latest",
     "in_words": "explain_error",
     "looked_at": "run_check",
+    "once": "log_once",
     "newest_whole_run": "newest_complete_run",
     "point_latest": "set_latest",
     "run_of": "run_of_checkpoint",
