@@ -96,7 +96,7 @@ class Tasks:
             "patches": model.certificate().patches,
             "atoms": [len(bank.atoms) for bank in model.model.banks],
             "largest": float(model.certificate().largest),
-            "nominal": [float(bank.nominal) for bank in model.model.banks],
+            "nominal": [float(bank.residual_scale) for bank in model.model.banks],
             "threshold": float(model.post_processor.image_threshold),
             "scored": sorted(model.post_processor.calibration_scores.scores),
         }
