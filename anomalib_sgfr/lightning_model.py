@@ -25,6 +25,7 @@ from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.core.processes import failing_together, gathered
+from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.bit_depth import to_batch
@@ -203,7 +204,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             bank_per,
         )
         fewest = min(fit.bank_sizes(self.model.embedder.scales, bank_size))
-        if solver != "ridge" and num_atoms > fewest:
+        if not SOLVERS[solver].uses_all_atoms and num_atoms > fewest:
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({fewest})."
             raise ValueError(msg)
         self._inputs = InputSettings(

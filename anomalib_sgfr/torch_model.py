@@ -158,8 +158,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         # a shallow copy shares the registries of modules and buffers: give it its own
         other._modules, other._buffers = dict(self._modules), dict(self._buffers)  # noqa: SLF001
         other.banks = nn.ModuleList(  # type: ignore[assignment]  # see above
-            MemoryBank(bank.solver, bank.num_atoms, bank.regularisation).to(bank.stored.device)
-            for bank in self.banks
+            bank.empty_like().to(bank.stored.device) for bank in self.banks
         )
         other.load_fitted_state(fitted_state)
         return other

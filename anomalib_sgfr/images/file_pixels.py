@@ -6,11 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch.utils.data import Subset
 
-from anomalib_sgfr.images.bit_depth import (
-    READS_HIGH_BIT_DEPTH,
-    dataset_transform,
-    running_dataset,
-)
+from anomalib_sgfr.images.bit_depth import READS_HIGH_BIT_DEPTH, dataset_transform, running_dataset
 from anomalib_sgfr.images.frame_geometry import FrameTransform, Step, frame_transform
 from anomalib_sgfr.images.headers import read_header
 from anomalib_sgfr.images.pre_processor import geometric_steps

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core import self_expression
 from anomalib_sgfr.core.certificate import ScaleCertificate
 from anomalib_sgfr.core.patch_grid import PatchIndex, to_patches
-from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Contribution", "Explanation", "Reconstruction", "Region", "explain"]
 
 # patches between the centres of two regions, at least: what is drawn around them does not overlap
 _APART = 6
-_SHOWN = 5  # contributions of a solver that uses all atoms
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,7 @@ def _reconstructions(
     patches = to_patches(embedding)
     own = [PatchIndex(*place, finest).on((rows, columns)) for place in places]
     chosen = patches[[place.row * columns + place.column for place in own]]
-    support, code = _code(model.banks[scale], chosen)
+    support, code = model.banks[scale].solver.code(chosen, model.banks[scale].atoms)
     found = []
     for (row, column, grid), patch, its_support, its_code in zip(
         own, chosen, support, code, strict=True
@@ -224,23 +221,6 @@ def _worst(scores: Tensor, number: int) -> list[tuple[int, int]]:
             max(0, row - _APART + 1) : row + _APART, max(0, column - _APART + 1) : column + _APART
         ] = -torch.inf
     return places
-
-
-def _code(bank: MemoryBank, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Atoms and their coefficients, each ``(N, k)``, for patches ``(N, d)``."""
-    if bank.solver == "ridge":
-        code = self_expression.ridge_code(patches, bank.atoms, bank.regularisation)
-        support = (
-            (code.abs() * bank.atoms.norm(dim=1)).topk(min(_SHOWN, len(bank.atoms)), dim=1).indices
-        )
-        return support, code.gather(1, support)
-    if bank.solver == "omp":
-        expression = self_expression.omp(patches, bank.atoms, bank.num_atoms)
-    else:
-        expression = self_expression.affine(
-            patches, bank.atoms, bank.num_atoms, bank.regularisation
-        )
-    return expression.support, expression.code
 
 
 def _contributions(

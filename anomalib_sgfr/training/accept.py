@@ -178,7 +178,7 @@ def find_new_atoms(
             ]
             there = torch.stack(loud).any(0)
             where = origins(torch.zeros(1, dtype=torch.int64, device=image.device), grid)[there]
-            resolved = min(limits[ear] / heard_by[ear] for ear in ears) * float(bank.nominal)
+            resolved = min(limits[ear] / heard_by[ear] for ear in ears) * float(bank.residual_scale)
             near = max(float(bank.threshold), _NEAR * resolved)
             taken = _taken(bank, to_patches(embedding)[there], distance * near)
             atoms.append(to_patches(embedding)[there][taken])

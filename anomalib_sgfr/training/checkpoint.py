@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from anomalib_sgfr.core.linear_algebra import float64_device
+from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
 from anomalib_sgfr.post_processing.threshold_state import remove_threshold, upgrade_checkpoint
@@ -51,11 +52,6 @@ _ARGUMENTS = "sgfr_arguments"
 _COMPONENTS = "anomalib_components_enabled"
 _POST_PROCESSOR = "anomalib_post_processor_config"
 
-_MATTERS = {
-    "affine": ("num_atoms", "regularisation"),
-    "omp": ("num_atoms",),
-    "ridge": ("regularisation",),
-}
 _EARLIER_STRIDES = (8, 16)  # of version 0.1
 
 
@@ -91,7 +87,7 @@ def score_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "backbone",
         "pooling",
         "solver",
-        *_MATTERS[arguments.get("solver", "affine")],
+        *SOLVERS[arguments.get("solver", "affine")].arguments,
         "blur",
         "bank_per",
     )

@@ -105,7 +105,7 @@ def _parts(specs: Sequence[Spec], found: features.Features) -> dict[str, _Part]:
                 residuals = torch.cat([residual_maps([bank], [part])[0] for part in tested])
                 values = clusters.atoms.numel() * bank.stored.element_size()
                 parts[json.dumps(key)] = _Part(
-                    residuals, float(bank.nominal), len(clusters.atoms), values
+                    residuals, float(bank.residual_scale), len(clusters.atoms), values
                 )
     return parts
 

@@ -116,14 +116,14 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
                 <= part.nominal_largest
                 <= certificate.scales[part.scale].largest * (1 + 1e-6)
             )
-            if bank.solver == "ridge":
+            if bank.solver_name == "ridge":
                 continue  # shows the largest only
             mixture = sum(
                 share.coefficient * bank.atoms[share.atom] for share in part.contributions
             )
             left = float(
                 (embeddings[part.scale][0, :, part.row, part.column] - mixture).norm()
-                / bank.nominal
+                / bank.residual_scale
             )
             assert part.residual == pytest.approx(left, rel=1e-3)
     places = [(region.row, region.column) for region in found.regions]

@@ -19,9 +19,10 @@ from anomalib_sgfr.core import chunks as loops
 from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.patch_grid import tile_spans, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
+from anomalib_sgfr.core.solvers import AffineSolver
 from anomalib_sgfr.features import tiling
 from anomalib_sgfr.features.layers import build_scales
-from anomalib_sgfr.memory_bank import MemoryBank, residual_maps
+from anomalib_sgfr.memory_bank import residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -319,7 +320,7 @@ def test_the_map_is_the_sum_of_the_scales_residuals(solver: str) -> None:
             "omp": omp(patches, bank.atoms, 4).residual,
             "ridge": ridge(patches, ridge_operator(bank.atoms, 0.01)),
         }[solver]
-        coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
+        coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:]) / bank.residual_scale
         expected += functional.interpolate(
             coarse, size=(64, 96), mode="bilinear", align_corners=False
         )
@@ -337,7 +338,8 @@ def test_map_and_score_hear_each_their_own() -> None:
     alone = {}
     for bank, scale, embedding in zip(whole.banks, whole.embedder.scales, embeddings, strict=True):
         coarse = (
-            bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
+            bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:])
+            / bank.residual_scale
         )
         spread = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
         alone[whole.embedder.layers[scale.layer_indices[0]]] = GaussianBlur2d(sigma=4.0)(spread)
@@ -520,11 +522,11 @@ def test_a_large_batch_needs_no_more_memory_than_its_chunks(
     model = fitted()
     monkeypatch.setattr(loops, "_CHUNK_VALUES", 50_000)
     rows: list[tuple[int, int]] = []
-    find = MemoryBank._products
+    find = AffineSolver._products
     monkeypatch.setattr(
-        MemoryBank,
+        AffineSolver,
         "_products",
-        lambda self, patches: (rows.append(patches.shape), find(self, patches))[1],
+        lambda self, patches, atoms: (rows.append(patches.shape), find(self, patches, atoms))[1],
     )
     model(torch.randn(4, 3, 128, 128))
     for bank, number in zip(model.banks, (4 * 16 * 16, 4 * 8 * 8), strict=True):
@@ -545,7 +547,7 @@ def test_atoms_of_one_image_are_left_out_of_every_scale_to_score_with(solver: st
     for bank, fewer in zip(model.banks, expected.banks, strict=True):
         bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 5)
         fewer.set(
-            bank.atoms[bank.origin[:, 0] != 2], nominal=float(bank.nominal)
+            bank.atoms[bank.origin[:, 0] != 2], residual_scale=float(bank.residual_scale)
         )  # measured as all are
     left = model.score_embeddings(model.embed(images), (64, 64), model.banks_without([2]))
     torch.testing.assert_close(left.anomaly_map, expected(images).anomaly_map)

@@ -79,7 +79,7 @@ def test_good_images_of_the_new_domain_score_lower_and_defects_do_not(
             bank.atoms.abs().max()
         )
         assert len(bank.atoms) == len(its.atoms)
-        assert float(bank.nominal) == float(its.nominal)
+        assert float(bank.residual_scale) == float(its.residual_scale)
     assert (
         after.certificate().largest <= before.certificate().largest * 1.01
     )  # distances only shrink

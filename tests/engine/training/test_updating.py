@@ -68,7 +68,7 @@ def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_pat
     first = small(pre_processor=SMALL_IMAGES, bank_size=400)
     engine = fit(first, folder_datamodule(parts), tmp_path / "first")
     old_bank = atoms(first)
-    measures = [float(bank.nominal) for bank in first.model.banks]
+    measures = [float(bank.residual_scale) for bank in first.model.banks]
     new = folder_datamodule(others(tmp_path / "others"), mask_dir=None)
     if route == "checkpoint":
         model = small(pre_processor=SMALL_IMAGES, bank_size=400, update=True)
@@ -84,7 +84,7 @@ def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_pat
     assert {Path(path).parents[1].name for path in model.model.images} == {parts.name, "others"}
     assert not torch.equal(atoms(model), old_bank)
     assert [
-        float(bank.nominal) for bank in model.model.banks
+        float(bank.residual_scale) for bank in model.model.banks
     ] == measures  # scores of before keep their meaning
     for data in (
         folder_datamodule(parts),
@@ -103,7 +103,9 @@ def test_an_update_takes_no_atom_for_what_is_rebuilt_already(
     assert len(before[0]) < 700
     bounds = zip(model.certificate().scales, model.model.banks, strict=True)
     # and what regularisation may add
-    assert sum(scale.largest * float(bank.nominal) for scale, bank in bounds) <= 12.0 * (1 + 0.05)
+    assert sum(scale.largest * float(bank.residual_scale) for scale, bank in bounds) <= 12.0 * (
+        1 + 0.05
+    )
     model.update = True
     fit(model, datamodule, tmp_path / "second")
     for bank, its_before in zip(model.model.banks, before, strict=True):
