@@ -42,7 +42,7 @@ _TILE = 8192  # values in registers at once
 _STEP = 16  # values of a product's two sides in shared memory at once
 _FEW, _MANY = {"num_warps": 8, "num_stages": 2}, {"num_warps": 4, "num_stages": 1}
 _BUSY = (
-    1024  # programs that keep a card busy: from there on, more of them at once are faster than each
+    1024  # programs that keep a GPU busy: from there on, more of them at once are faster than each
 )
 _ROWS, _ATOMS = 32, 128  # of the sampler's search
 _CHOSEN_AMONG = 512  # points, at most, of which a greedy choice is made
@@ -94,7 +94,7 @@ def affine_lengths(
     by their distances as they are.
 
     Args:
-        embedding (Tensor): Shape ``(B, d, h, w)``, on a card.
+        embedding (Tensor): Shape ``(B, d, h, w)``, on a GPU.
         index (Index): Of the bank, ``float32``.
         columns (Tensor): The same by :func:`columns_of`.
         bank_size (int): Atoms ``M`` of the bank; see :func:`fits`.
@@ -169,7 +169,7 @@ def binomial(feature: Tensor) -> Tensor:
     """Binomial average as :func:`~anomalib_sgfr.features.embedding.pool`, in one launch.
 
     Args:
-        feature (Tensor): Shape ``(B, C, h, w)``, on a card.
+        feature (Tensor): Shape ``(B, C, h, w)``, on a GPU.
 
     Returns:
         Tensor: Of the same shape and dtype, contiguous.
@@ -235,7 +235,7 @@ def staged_nearest(
     """Nearest atoms by stages: among some atoms, then among as many more, and so on.
 
     Args:
-        points (Tensor): Shape ``(n, d)``, on a card.
+        points (Tensor): Shape ``(n, d)``, on a GPU.
         atoms (Tensor): Shape ``(M, d)``, ``float32`` as they are.
         first (int): Atoms to look at first; afterwards as many as before, together. ``M`` for all
             at once.

@@ -9,7 +9,7 @@ OpenVINO, and calls no dense linear-algebra routine at inference.
 Degenerate input has its mathematical limit: duplicate or linearly dependent atoms add nothing to
 the span (their coefficient is zero), an all-zero atom is never a direction, and a support larger
 than the bank is the whole bank. What is left of a target that is not finite is not finite either;
-nobody has to look before (a graphics card would have to wait for that). A bank is looked at once,
+nobody has to look before (a GPU would have to wait for that). A bank is looked at once,
 where it is made ready for the search.
 """
 
