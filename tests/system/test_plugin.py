@@ -199,6 +199,7 @@ def test_installing_imports_nothing_heavy() -> None:
     result = python(INSTALL + "import os, sys; print(*sorted(sys.modules))")
     assert set(result.stdout.split()) - set(before) <= {
         "anomalib_sgfr",
+        "anomalib_sgfr.aliases",
         "anomalib_sgfr.plugin",
     }, result.stderr
 
