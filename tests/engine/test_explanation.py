@@ -207,7 +207,7 @@ def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def wide(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Sgfr:
-    """Fitted to pictures that are wider than high: rows and columns cannot be taken for each other."""
+    """Fitted to images wider than high, so that rows and columns cannot be confused."""
     model = small(bank_size=5000, pre_processor=Sgfr.configure_pre_processor((64, 96)))
     fit(model, folder_datamodule(parts), tmp_path_factory.mktemp("wide"))
     return model

@@ -28,7 +28,7 @@ from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 @pytest.fixture(scope="module")
 def run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with ``model.ckpt``, of a fit, and ``report.html`` and ``test_scores.csv``, of a test."""
+    """Folder with ``model.ckpt`` of a fit, ``report.html`` and ``test_scores.csv`` of a test."""
     folder = tmp_path_factory.mktemp("run")
     model = small()
     engine = fit(model, folder_datamodule(parts, val_split_mode="from_test"), folder)

@@ -152,7 +152,7 @@ def test_the_bound_is_attained_across_what_the_atoms_span(solver: str, k: int) -
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_pursuit_far_from_the_origin_is_certified_too(offset: float, k: int, seed: int) -> None:
-    """Products of nearly parallel vectors do not tell the nearest from its neighbours in 32 bits."""
+    """In 32 bits, products of nearly parallel vectors do not tell the nearest apart."""
     points = (0.1 * torch.randn(5, 12) + offset).repeat_interleave(200, 0)
     points += 1e-3 * torch.randn(points.shape, generator=torch.Generator().manual_seed(seed))
     clusters = reassign(Clusters.of(points[::200]), Clusters.of(points))
