@@ -259,11 +259,11 @@ class Report(AfterPostProcessor):
     def _see(self, module: Any, outputs: Any, pixels: Sequence[tuple[int, int] | None]) -> None:  # noqa: ANN401
         rows = scored_in(outputs, module.post_processor, pixels)
         size = outputs.anomaly_map.shape[-2:] if outputs.anomaly_map is not None else None
-        places = None if module.places is None or size is None else module.places.tolist()
+        peaks = None if module.peak is None or size is None else module.peak.tolist()
         for index, row in enumerate(rows):
             place = None
-            if places is not None and size is not None:
-                place = ((places[index][1] + 0.5) / size[1], (places[index][0] + 0.5) / size[0])
+            if peaks is not None and size is not None:
+                place = ((peaks[index][1] + 0.5) / size[1], (peaks[index][0] + 0.5) / size[0])
             picture = self._picture(module, outputs, index, row.image) if self.pictures else None
             self._held += picture is not None
             self.units.append(Unit(row, "", place, picture))

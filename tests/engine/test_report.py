@@ -17,7 +17,7 @@ from anomalib.data import PredictDataset
 from sklearn.metrics import roc_auc_score
 
 from anomalib_sgfr import Inspector, Report, Sgfr
-from anomalib_sgfr.cli.arguments import Truth, readable
+from anomalib_sgfr.cli.prediction import Truth, readable
 from anomalib_sgfr.cli.report import main, truths_in
 from anomalib_sgfr.cli.threshold import main as threshold_main
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
@@ -28,7 +28,7 @@ from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 @pytest.fixture(scope="module")
 def run(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with ``model.ckpt``, of a fit, and ``report.html`` and ``test_scores.csv``, of a test."""
+    """Folder with ``model.ckpt`` of a fit, ``report.html`` and ``test_scores.csv`` of a test."""
     folder = tmp_path_factory.mktemp("run")
     model = small()
     engine = fit(model, folder_datamodule(parts, val_split_mode="from_test"), folder)
