@@ -1,4 +1,4 @@
-"""The README as a package index shows it: without the files beside it, so its links lead to the repository."""
+"""README for the package index: its links lead to the repository, as files beside it are missing."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""``python -m anomalib_sgfr ...``: the same as ``anomalib-sgfr ...``, where scripts are not
-installed.
-"""
+"""``python -m anomalib_sgfr``: the same as ``anomalib-sgfr``, where scripts are not installed."""
 
 import sys
 

@@ -5,10 +5,13 @@ The finder stands last in ``sys.meta_path``: it is asked only for what nothing e
 """
 
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+# imported at every start of the interpreter: nothing else is imported before it is needed
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 __all__ = ["MODULES", "NAMES", "install"]
 
@@ -30,7 +33,7 @@ MODULES = {
     "commands.main": "cli.main",
     "commands.mistakes": "cli.errors",
     "commands.report": "cli.report",
-    "commands.self_test": "cli.doctor",
+    "commands.self_test": "cli.self_test",
     "commands.threshold": "cli.threshold",
     "commands.versions": "cli.environment",
     "core.casts": "core.linear_algebra",
@@ -123,10 +126,16 @@ NAMES = {
     "Finding": "CheckResult",
     "Mistake": "UsageError",
     "QuietRun": "LogFilters",
+    "compared": "compare_answers",
+    "devices": "openvino_devices",
+    "findings": "results",
+    "judged": "check_scores",
+    "write_pictures": "write_images",
     "claim_folder": "make_results_folder",
     "give_back_latest": "restore_latest",
     "in_words": "explain_error",
     "looked_at": "run_check",
+    "once": "log_once",
     "newest_whole_run": "newest_complete_run",
     "point_latest": "set_latest",
     "run_of": "run_of_checkpoint",
@@ -134,6 +143,7 @@ NAMES = {
     "whole_checkpoint": "complete_checkpoint",
     "KeepsDtype": "KeepsDtype",
     "BankState": "MemoryBankState",
+    "Blur": "GaussianBlur",
     "Cover": "Clusters",
     "Ears": "ScoreMaps",
     "Afterwards": "AfterPostProcessor",
@@ -148,6 +158,7 @@ NAMES = {
     "Looks": "ConstantImageCheck",
     "Made": "FitResult",
     "Place": "PatchIndex",
+    "Smoothing": "AnomalyMapGenerator",
     "Placement": "FrameTransform",
     "ReportingScale": "ScoreNormaliser",
     "alarm_threshold": "conformal_threshold",
@@ -166,13 +177,15 @@ class _Finder:
 
     @staticmethod
     def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+        name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         """Spec of an earlier module or package; ``None`` for any other name."""
         del path, target
         package, _, inner = name.partition(".")
         if package != _PACKAGE or not (inner in MODULES or inner in _PACKAGES):
             return None
+        from importlib.machinery import ModuleSpec
+
         # it has what importlib asks for
         return ModuleSpec(name, _Loader(), is_package=inner in _PACKAGES)  # type: ignore[arg-type]
 
@@ -181,15 +194,17 @@ class _Loader:
     """Makes a module whose attributes are those of the present one."""
 
     @staticmethod
-    def create_module(spec: ModuleSpec) -> None:
+    def create_module(spec: "ModuleSpec") -> None:
         """Let Python make the module."""
 
     @staticmethod
-    def exec_module(module: ModuleType) -> None:
+    def exec_module(module: "ModuleType") -> None:
         """Look attributes up in the present module, under their present names."""
         inner = module.__name__.partition(".")[2]
         if inner in _PACKAGES:
             return
+        from importlib import import_module
+
         present = import_module(f"{_PACKAGE}.{MODULES[inner]}")
 
         def attribute(name: str) -> object:

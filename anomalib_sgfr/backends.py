@@ -94,10 +94,10 @@ class TorchBackend(Backend):
 
         with torch.inference_mode():
             maps = self._model.model.score_maps(torch.from_numpy(images).to(self._model.device))
-            predicted: Any = maps.predicted
+            predicted: Any = maps.prediction
             if self._model.post_processor is not None:
                 predicted = self._model.post_processor(predicted)
-            values = {**predicted._asdict(), "peak": maps.places}.items()
+            values = {**predicted._asdict(), "peak": maps.peak}.items()
             return {name: value.numpy(force=True) for name, value in values if value is not None}
 
 

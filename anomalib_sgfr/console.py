@@ -17,7 +17,7 @@ __all__ = [
     "bar_is_on",
     "bars",
     "configure_logging",
-    "once",
+    "log_once",
     "progress",
     "quiet_loggers",
     "quiet_warnings",
@@ -31,12 +31,12 @@ _ALLOWED = ContextVar("_ALLOWED", default=True)
 def progress(
     iterable: Iterable[_Item], total: int | None, what: str, *, shown: bool = True
 ) -> Iterable[_Item]:
-    """Go through items with a bar on standard error, which leaves no line behind.
+    """Iterate over items with a progress bar on standard error, which is removed at the end.
 
     Args:
         iterable (Iterable): The items.
         total (int | None): How many there are, if that is known.
-        what (str): What is done, in two or three words.
+        what (str): Description, of two or three words.
         shown (bool): Whether to show a bar where standard error is a terminal. Elsewhere there is
             none.
 
@@ -50,7 +50,7 @@ def progress(
 
 @contextmanager
 def bars(*, shown: bool) -> Iterator[None]:
-    """Decide for all that runs in the context whether :func:`progress` may show a bar.
+    """Allow or forbid the bars of :func:`progress` within the context.
 
     Args:
         shown (bool): Whether it may.
@@ -75,8 +75,7 @@ def bar_is_on(trainer: Any) -> bool:  # noqa: ANN401
     )
 
 
-# of anomalib's, Lightning's and PyTorch's own doing; regular expressions, from the beginning of the
-# message
+# warnings about anomalib's, Lightning's and PyTorch's own code: regular expressions
 _IDLE_WARNINGS = (
     r"`LightningModule\.configure_optimizers` returned `None`",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -101,10 +100,10 @@ _IDLE_LINES = re.compile(
 
 @contextmanager
 def quiet_loggers(*names: str) -> Iterator[None]:
-    """Have loggers tell nothing below a warning while the context lasts.
+    """Hide what loggers log below a warning within the context.
 
     Args:
-        *names (str): Of the loggers; those below them follow, unless they have levels of their own.
+        *names (str): Names of loggers; their children follow, unless they have their own levels.
     """
     loggers = [logging.getLogger(name) for name in names]
     levels = [item.level for item in loggers]
@@ -119,9 +118,7 @@ def quiet_loggers(*names: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_warnings() -> Iterator[None]:
-    """Leave out warnings that anomalib's, Lightning's and PyTorch's own doing causes, while the
-    context lasts.
-    """
+    """Hide warnings about anomalib's, Lightning's and PyTorch's own code within the context."""
     with warnings.catch_warnings():
         for message in _IDLE_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -129,10 +126,8 @@ def quiet_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def once() -> Iterator[None]:
-    """Have each line told once while the context lasts: anomalib's command line has two handlers
-    tell it.
-    """
+def log_once() -> Iterator[None]:
+    """Log each line once within the context, where anomalib's command line has two handlers."""
     handlers = logging.getLogger().handlers
     plain = any(type(handler) is logging.StreamHandler for handler in handlers)
     doubles = [handler for handler in handlers if plain and type(handler).__name__ == "RichHandler"]
@@ -155,7 +150,7 @@ def _of_use(record: logging.LogRecord) -> bool:
 
 
 def configure_logging() -> None:
-    """Have a process tell on its standard error what runs log, each line once: for a command line."""
+    """Log to standard error, each line once: for the command line."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
@@ -165,9 +160,7 @@ def configure_logging() -> None:
 
 
 class LogFilters(Callback):
-    """Leaves out what no user can do anything about, from the beginning of a run to its end, and
-    then no more.
-    """
+    """Hides warnings and repeated log lines that users cannot act on, while a run lasts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +171,7 @@ class LogFilters(Callback):
         del args, kwargs
         self._left.close()
         self._left.enter_context(quiet_warnings())
-        self._left.enter_context(once())
+        self._left.enter_context(log_once())
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """End."""

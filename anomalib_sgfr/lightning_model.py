@@ -25,6 +25,7 @@ from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.core.processes import failing_together, gathered
+from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.bit_depth import to_batch
@@ -121,7 +122,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         fit_record (FitRecord | None): How the fit went; ``None`` in a checkpoint of an earlier
             version.
         restored_from (Path | None): Checkpoint file that the model was loaded from.
-        places (Tensor | None): Row and column of the peak of each score map of the latest batch.
+        peak (Tensor | None): Row and column of the peak of each score map of the latest batch.
 
     Raises:
         ValueError: If an argument is out of range, or the backbone or a layer is unknown.
@@ -139,7 +140,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     accepted: AcceptanceHistory | None = None
     fit_record: FitRecord | None = None
     restored_from: Path | None = None
-    places: Tensor | None = None
+    peak: Tensor | None = None
 
     def __init__(
         self,
@@ -203,7 +204,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             bank_per,
         )
         fewest = min(fit.bank_sizes(self.model.embedder.scales, bank_size))
-        if solver != "ridge" and num_atoms > fewest:
+        if not SOLVERS[solver].uses_all_atoms and num_atoms > fewest:
             msg = f"num_atoms ({num_atoms}) must not exceed bank_size ({fewest})."
             raise ValueError(msg)
         self._inputs = InputSettings(
@@ -349,7 +350,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         """
         del args, kwargs
         images: Any = batch.image
-        embeddings = self.model.embed_copies(images, self.copies, plain=not self.update)
+        embeddings = self.model.embed(images, self.copies, with_nuisance=not self.update)
         inside = self.model.patches_inside([part.shape[-2:] for part in embeddings])
         loss = (
             torch.zeros((), device=self.device, requires_grad=True)
@@ -431,11 +432,11 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         distributed.drop_padding(batch, getattr(self._trainer, loaders, None), number, loader)
         images: Any = batch.image
         if not len(images):  # all of them are other processes'
-            self.places = None
+            self.peak = None
             return batch.update(anomaly_map=images[:, :1], pred_score=images.new_zeros(0))
         found = self.model.score_maps(images)
-        self.places = found.places
-        return batch.update(**found.predicted._asdict())
+        self.peak = found.peak
+        return batch.update(**found.prediction._asdict())
 
     def forward(self, batch: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Score images as the Engine does, in any mode of the model and from any number of threads.
@@ -462,7 +463,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         # would also switch it for other threads
         predicted = self.model.score_maps(
             images if self.pre_processor is None else self.pre_processor(images)
-        ).predicted
+        ).prediction
         return predicted if self.post_processor is None else self.post_processor(predicted)
 
     def on_test_start(self) -> None:

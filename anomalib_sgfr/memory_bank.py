@@ -1,34 +1,28 @@
-"""The bank of one scale: its atoms, what they stand for, and what of a patch they cannot rebuild.
-
-What the banks of all scales cannot rebuild, together.
-"""
+"""Memory bank of one scale, and the residual maps of all scales."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
-from anomalib_sgfr.core import gpu, self_expression
-from anomalib_sgfr.core.arguments import Solver
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
-from anomalib_sgfr.core.chunks import by_rows, in_chunks, mapped
+from anomalib_sgfr.core.chunks import by_rows, in_chunks
 from anomalib_sgfr.core.clusters import Clusters, moved
 from anomalib_sgfr.core.linear_algebra import KeepsDtype, float64_device
-from anomalib_sgfr.core.neighbours import Index, search_index
 from anomalib_sgfr.core.self_expression import nominal_residual
+from anomalib_sgfr.core.solvers import find_solver
 
 __all__ = ["MemoryBank", "MemoryBankState", "residual_maps"]
 
 
 _EXPONENT = 14  # of the largest value in 16 bits, which go up to 2^16
-_LEAST = 2.0**-100  # a bank smaller than that is one of zeros; its unit is still a normal number
+_LEAST = 2.0**-100  # smaller banks count as zero; the unit is still a normal number
 
 
 class MemoryBankState(NamedTuple):
-    """All that is kept of one scale; what a fit makes, an update adds to, a trim leaves and a
-    checkpoint stores.
+    """State of the memory bank of one scale, as a fit makes it and a checkpoint stores it.
 
     Attributes:
         clusters (Clusters): Atoms, what they stand for and where they were seen.
@@ -36,8 +30,8 @@ class MemoryBankState(NamedTuple):
             later fit that adds to these atoms goes on.
         thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``,
             ``uint8``.
-        nominal (float | None): What residuals are measured by, see
-            :func:`~anomalib_sgfr.core.self_expression.nominal_residual`; ``None`` to find it anew.
+        residual_scale (float | None): What residuals are divided by, see
+            :func:`~anomalib_sgfr.core.self_expression.nominal_residual`; ``None`` to compute it.
         nuisance (Tensor | None): Directions that atoms and patches are compared without,
             orthonormal rows ``(n, d)``; see :mod:`~anomalib_sgfr.core.linear_algebra`.
     """
@@ -45,7 +39,7 @@ class MemoryBankState(NamedTuple):
     clusters: Clusters
     threshold: float = 0.0
     thumbnails: Tensor | None = None
-    nominal: float | None = None
+    residual_scale: float | None = None
     nuisance: Tensor | None = None
 
     def rows(self, index: Tensor) -> "MemoryBankState":
@@ -55,15 +49,14 @@ class MemoryBankState(NamedTuple):
 
 
 class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
-    """Atoms of one scale, and the solver that rebuilds patches from them.
+    """Memory bank of one scale: atoms, their statistics, and the solver that rebuilds patches.
 
     Args:
-        solver (str): ``"affine"``, ``"omp"`` or ``"ridge"``. Defaults to ``"affine"``.
-        num_atoms (int): Size ``k`` of the support; ``"ridge"`` uses the whole bank. Defaults to
-            ``5``.
-        regularisation (float): Strength of the ridge penalty relative to the data's own scale;
-            ``"omp"`` has none. See :mod:`~anomalib_sgfr.core.self_expression`, ``affine`` and
-            ``ridge_operator``.
+        solver (str): Name of a solver in :data:`~anomalib_sgfr.core.solvers.SOLVERS`. Defaults to
+            ``"affine"``.
+        num_atoms (int): Size ``k`` of the support. Defaults to ``5``.
+        regularisation (float): Strength of the ridge penalty relative to the data's own scale.
+            Defaults to ``0.001``.
 
     Attributes:
         stored (Tensor): The atoms over ``unit``, shape ``(M, d)``, ``float16``; empty until the
@@ -73,12 +66,11 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             in :class:`~anomalib_sgfr.core.clusters.Clusters`.
         threshold, thumbnails (Tensor): As in :class:`MemoryBankState`; no thumbnails are an empty
             tensor.
-        nominal (Tensor): What residuals are measured by, ``float32``.
+        nominal (Tensor): Buffer of ``residual_scale``, under the name that checkpoints have.
         nuisance (Tensor): As in :class:`MemoryBankState`, ``float32``; left out when patches are
             embedded.
-        index_atoms, index_centre, operator (Tensor): What follows from the atoms and the arguments:
-            the search index of ``"affine"``, and the residual operator of ``"ridge"``, shape ``(d,
-            d)``. Never stored.
+        solver (Solver): Rebuilds patches, and holds what follows from the atoms, which is never
+            stored.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -94,24 +86,15 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
     thumbnails: Tensor
     nominal: Tensor
     nuisance: Tensor
-    operator: Tensor
-    index_atoms: Tensor
-    index_centre: Tensor
 
     _DOUBLES = ("squares", "threshold")
-    _DERIVED = ("operator", "index_atoms", "index_centre")
 
     def __init__(
         self, solver: str = "affine", num_atoms: int = 5, regularisation: float = 1e-3
     ) -> None:
         super().__init__()
-        if solver not in get_args(Solver):
-            msg = f"solver must be one of {', '.join(get_args(Solver))}, got '{solver}'."
-            raise ValueError(msg)
-        self_expression.check_arguments(num_atoms, regularisation)
-        self.solver = solver
-        self.num_atoms = num_atoms
-        self.regularisation = regularisation
+        self.solver_name = solver
+        self.solver = find_solver(solver)(num_atoms, regularisation)
         for name, dtype in (
             ("stored", torch.float16),
             ("radius", torch.float32),
@@ -125,9 +108,6 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         for name in ("unit", "nominal"):
             self.register_buffer(name, torch.ones((), dtype=torch.float32))
         self.register_buffer("threshold", torch.zeros((), dtype=torch.float64))
-        for name in self._DERIVED:
-            self.register_buffer(name, torch.empty(0, dtype=torch.float32), persistent=False)
-        self._kept: tuple[Tensor, Tensor] | None = None  # atoms, and what a kernel reads of them
         self.register_load_state_dict_pre_hook(MemoryBank._adopt_earlier)
         self.register_load_state_dict_post_hook(MemoryBank._derive)
 
@@ -137,13 +117,23 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         return self.stored.numel() > 0
 
     @property
+    def size(self) -> int:
+        """Number of atoms."""
+        return len(self.stored)
+
+    @property
+    def residual_scale(self) -> Tensor:
+        """Length that residuals are divided by, a scalar, ``float32``."""
+        return self.nominal
+
+    @property
     def atoms(self) -> Tensor:
         """The atoms, shape ``(M, d)``, ``float32``."""
         return self.stored.float() * self.unit
 
     @property
     def clusters(self) -> Clusters:
-        """The atoms with what they stand for, in memory of its own; their offsets are not stored."""
+        """Copy of the atoms and their statistics; offsets are not stored."""
         place = float64_device(self.stored.device)
         atoms = self.atoms.to(place)
         unknown = torch.full_like(atoms, torch.nan, dtype=torch.float64)
@@ -158,7 +148,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         thumbnails = self.thumbnails.clone() if self.thumbnails.numel() else None
         nuisance = self.nuisance.clone() if self.nuisance.numel() else None
         return MemoryBankState(
-            self.clusters, float(self.threshold), thumbnails, float(self.nominal), nuisance
+            self.clusters, float(self.threshold), thumbnails, float(self.residual_scale), nuisance
         )
 
     def set(
@@ -166,17 +156,16 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         bank: Tensor | Clusters,
         threshold: float = 0.0,
         thumbnails: Tensor | None = None,
-        nominal: float | None = None,
+        residual_scale: float | None = None,
         nuisance: Tensor | None = None,
     ) -> None:
-        """Take atoms into use, replacing any earlier ones, in 16 bits each value; the bounds
-        account for the rounding.
+        """Replace the atoms; they are rounded to 16 bits, which the statistics account for.
 
         Args:
             bank (Tensor | Clusters): Atoms, shape ``(M, d)``, or atoms with what they stand for.
             threshold (float): As in :class:`MemoryBankState`.
             thumbnails (Tensor | None): As in :class:`MemoryBankState`.
-            nominal (float | None): As in :class:`MemoryBankState`.
+            residual_scale (float | None): As in :class:`MemoryBankState`.
             nuisance (Tensor | None): As in :class:`MemoryBankState`.
         """
         clusters = (
@@ -200,11 +189,17 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         self.threshold = torch.tensor(threshold, dtype=torch.float64, device=place)
         none = torch.empty(0, dtype=torch.uint8, device=device)
         self.thumbnails = none if thumbnails is None else thumbnails.clone().to(device)
-        if nominal is None:
-            nominal = nominal_residual(clusters.atoms, self.num_atoms, self.regularisation)
-        self.nominal = torch.tensor(nominal, dtype=torch.float32, device=device)
+        if residual_scale is None:
+            residual_scale = nominal_residual(
+                clusters.atoms, self.solver.num_atoms, self.solver.regularisation
+            )
+        self.nominal = torch.tensor(residual_scale, dtype=torch.float32, device=device)
         self.nuisance = none.float() if nuisance is None else nuisance.float().clone().to(device)
         self._derive()
+
+    def empty_like(self) -> "MemoryBank":
+        """A bank with the same solver and without atoms."""
+        return MemoryBank(self.solver_name, self.solver.num_atoms, self.solver.regularisation)
 
     def subset(self, atoms: Tensor) -> "MemoryBank":
         """A bank of some of the atoms, to score with; of all, if none or all are chosen.
@@ -214,27 +209,18 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         """
         if bool(atoms.all()) or not bool(atoms.any()):
             return self
-        fewer = MemoryBank(self.solver, self.num_atoms, self.regularisation)
+        fewer = self.empty_like()
         fewer.stored, fewer.unit = self.stored[atoms.to(self.stored.device)], self.unit.clone()
         fewer.nominal = self.nominal.clone()
-        fewer._derive()  # of this class
+        fewer._derive()  # noqa: SLF001  # of this class
         return fewer
 
     def _derive(self, *_: object) -> None:
-        """Make what follows from the atoms and the arguments: whenever the atoms have changed, and
-        only here.
-        """
-        for name in self._DERIVED:
-            setattr(self, name, torch.empty(0, dtype=torch.float32, device=self.stored.device))
-        if self.is_fitted and self.solver == "affine":
-            self.index_atoms, self.index_centre = search_index(self.atoms)
-        elif self.is_fitted and self.solver == "ridge":
-            self.operator = self_expression.ridge_operator(self.atoms, self.regularisation)
+        """Let the solver compute what follows from the atoms, whenever these have changed."""
+        self.solver.prepare(self.atoms)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
-        """Read what earlier versions stored: one grid for all origins, in 64 bits; the operator; no
-        nuisance.
-        """
+        """Read a state dict of version 0.1: one grid for all origins, and no nuisance."""
         state.pop(f"{prefix}operator", None)
         if f"{prefix}stored" in state:
             state.setdefault(f"{prefix}nuisance", torch.empty(0, dtype=torch.float32))
@@ -248,18 +234,22 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             self.origin = torch.empty_like(state[f"{prefix}origin"], device=self.origin.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without what follows from the atoms, and as a device without 64 bits of floating
-        point can read it.
-        """
-        state = self.__dict__.copy()
+        """Pickle so that a device without 64 bits of floating point can read it."""
         bits = {name: getattr(self, name).view(torch.int64) for name in self._DOUBLES}
-        derived = {name: torch.empty(0, dtype=torch.float32) for name in self._DERIVED}
-        state |= {"_buffers": {**self._buffers, **bits, **derived}, "_kept": None}
-        return state
+        return {**self.__dict__, "_buffers": {**self._buffers, **bits}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make again what was left out."""
-        super().__setstate__({"_kept": None, **state})
+        """Compute again what was left out, also for a pickle of version 0.2."""
+        solver = None
+        if isinstance(state.get("solver"), str):  # its buffers were the bank's own
+            arguments = (state.pop(name) for name in ("num_atoms", "regularisation"))
+            state["solver_name"] = state.pop("solver")
+            solver = find_solver(state["solver_name"])(*arguments)
+            for name in ("operator", "index_atoms", "index_centre"):
+                state["_buffers"].pop(name, None)
+        super().__setstate__(state)
+        if solver is not None:
+            self.solver = solver
         for name in self._DOUBLES:
             kept = getattr(self, name)
             if kept.dtype == torch.int64:
@@ -267,14 +257,12 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         self._derive()
 
     def certificate(self) -> ScaleCertificate:
-        """Bound the residual of every nominal patch the bank was learnt from, in units of
-        ``nominal``.
-        """
-        found = certify(self.clusters, self.solver, self.num_atoms, self.regularisation)
-        return found.over(float(self.nominal))
+        """Bounds on the residuals of all nominal patches, over ``residual_scale``."""
+        clusters = self.clusters
+        return certify(clusters, self.solver.bound(clusters)).over(float(self.residual_scale))
 
     def residuals(self, patches: Tensor) -> Tensor:
-        """Length of what cannot be rebuilt of each patch, in chunks of bounded memory.
+        """Length of the residual of each patch, in chunks of bounded memory.
 
         Args:
             patches (Tensor): Embeddings, shape ``(N, d)``, ``float32``.
@@ -282,152 +270,47 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         Returns:
             Tensor: Shape ``(N,)``; not finite where a patch is not.
         """
-        with torch.autocast(
-            patches.device.type, enabled=False
-        ):  # half precision would blur small residuals
-            return in_chunks(self._length, patches, self._values_per_patch)
+        # half precision would blur small residuals
+        with torch.autocast(patches.device.type, enabled=False):
+            return in_chunks(
+                lambda part: self.solver.residual_norm(part, self.atoms),
+                patches,
+                self._values_per_patch,
+            )
 
-    @property
-    def by_products(self) -> bool:
-        """Whether lengths come from :meth:`products`, which those of other such banks may be put
-        beside.
-        """
-        return self.solver == "affine" and self_expression.by_products(
-            self.num_atoms, self.regularisation
-        )
-
-    def products(self, embedding: Tensor) -> Tensor:
-        """What :func:`~anomalib_sgfr.core.self_expression.length_of_products` needs of embedding
-        maps.
+    def map_patches(self, step: Callable[[Tensor], Tensor], embedding: Tensor) -> Tensor:
+        """Apply a function of patches to embedding maps, in bounded memory.
 
         Args:
+            step (Callable[[Tensor], Tensor]): From patches ``(N, d)`` to results ``(N, ...)``.
             embedding (Tensor): Shape ``(B, d, h, w)``.
 
         Returns:
-            Tensor: Shape ``(B, h * w, k', k')``.
+            Tensor: Shape ``(B, h * w, ...)``.
         """
-        return self._of_patches(self._products, embedding)
-
-    def has_kernel(self, embedding: Tensor) -> bool:
-        """Whether :meth:`by_kernel` does what :meth:`lengths` does, for such embedding maps."""
-        if torch.compiler.is_exporting() or not self.by_products:
-            return False
-        return gpu.fits(self.num_atoms, len(self.stored)) and gpu.serve(embedding)
-
-    def by_kernel(self, embedding: Tensor) -> Tensor:
-        """What :meth:`lengths` does, over ``nominal`` and as maps ``(B, 1, h, w)``: one launch on a
-        graphics card.
-        """
-        size, index = len(self.stored), self._index
-        return gpu.affine_lengths(
-            embedding,
-            index,
-            self._columns(index),
-            size,
-            self.num_atoms,
-            self.regularisation,
-            self.nominal,
-        )
-
-    def _columns(self, index: Index) -> Tensor:
-        """Made for the atoms in use, where they are; kept until they are others, or elsewhere."""
-        if torch.compiler.is_compiling():
-            return gpu.columns_of(index)
-        kept = self._kept  # another thread may replace it
-        if kept is None or kept[0] is not index.atoms:
-            self._kept = kept = index.atoms, gpu.columns_of(index)
-        return kept[1]
-
-    def lengths(self, embedding: Tensor) -> Tensor:
-        """What cannot be rebuilt of embedding maps.
-
-        Args:
-            embedding (Tensor): Shape ``(B, d, h, w)``.
-
-        Returns:
-            Tensor: Shape ``(B, h * w)``.
-        """
-        return self._of_patches(self._length, embedding)
-
-    def _of_patches(self, step: Callable[[Tensor], Tensor], embedding: Tensor) -> Tensor:
-        """What a step finds of each patch of embedding maps, shape ``(B, h * w, ...)``."""
         patches = embedding.flatten(2).transpose(1, 2).float()  # (B, h * w, d)
         if torch.compiler.is_exporting():
             return by_rows(step, patches, embedding.shape[-1])
-        return in_chunks(step, patches.flatten(0, 1), self._values_per_patch).unflatten(
-            0, patches.shape[:2]
-        )
+        found = in_chunks(step, patches.flatten(0, 1), self._values_per_patch)
+        return found.unflatten(0, patches.shape[:2])
 
     @property
     def _values_per_patch(self) -> int:
-        """In temporary tensors, while it is rebuilt."""
-        return self.stored.shape[0] + 4 * self.num_atoms * self.stored.shape[1]
-
-    def _products(self, patches: Tensor) -> Tensor:
-        return self_expression.affine_products(patches, self.atoms, self.num_atoms, self._index)
-
-    def _length(self, patches: Tensor) -> Tensor:
-        if self.solver == "ridge":
-            return self_expression.ridge(patches, self.operator).norm(dim=1)
-        if self.solver == "omp":
-            return self_expression.omp(patches, self.atoms, self.num_atoms).residual.norm(dim=1)
-        return self_expression.affine_distance(
-            patches, self.atoms, self.num_atoms, self.regularisation, self._index
-        )
-
-    @property
-    def _index(self) -> Index:
-        return Index(self.index_atoms, self.index_centre)
+        """Values in temporary tensors while a patch is rebuilt."""
+        return self.size + 4 * self.solver.num_atoms * self.stored.shape[1]
 
 
 def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> list[Tensor]:
-    """What each bank cannot rebuild of its embedding maps, in units of its ``nominal``.
-
-    Codes are solved for all scales at once where they can: the steps are many, and each is short
-        for one scale.
+    """Residual maps of all scales, each over its bank's ``residual_scale``.
 
     Args:
-        banks (Sequence[MemoryBank]): One a scale.
+        banks (Sequence[MemoryBank]): One of each scale, with solvers of one class.
         embeddings (Sequence[Tensor]): Of each scale, shape ``(B, d, h, w)``.
 
     Returns:
         list[Tensor]: Of each scale, shape ``(B, 1, h, w)``, ``float32``; not finite where an
-            embedding is not.
+        embedding is not.
     """
-    with torch.autocast(
-        embeddings[0].device.type, enabled=False
-    ):  # half precision would blur small residuals
-        if all(bank.has_kernel(part) for bank, part in zip(banks, embeddings, strict=True)):
-            return [bank.by_kernel(part) for bank, part in zip(banks, embeddings, strict=True)]
-        if _alike(banks):
-            products = [bank.products(part) for bank, part in zip(banks, embeddings, strict=True)]
-            found = _solved(products, banks[0].num_atoms, banks[0].regularisation)
-        else:
-            found = [bank.lengths(part) for bank, part in zip(banks, embeddings, strict=True)]
-    shapes = [(part.shape[0], 1, *part.shape[2:]) for part in embeddings]
-    return [
-        part.reshape(shape) / bank.nominal
-        for part, shape, bank in zip(found, shapes, banks, strict=True)
-    ]
-
-
-def _alike(banks: Sequence[MemoryBank]) -> bool:
-    """Whether the codes of all banks solve the same equations."""
-    same = len({(bank.num_atoms, bank.regularisation) for bank in banks}) == 1
-    return same and all(bank.by_products and len(bank.stored) > bank.num_atoms for bank in banks)
-
-
-def _solved(products: Sequence[Tensor], num_atoms: int, regularisation: float) -> list[Tensor]:
-    """Lengths of each scale, shape ``(B, h * w)``, from :meth:`MemoryBank.products`."""
-
-    def solve(part: Tensor) -> Tensor:
-        return self_expression.length_of_products(part, num_atoms, regularisation)
-
-    together = torch.cat(list(products), 1)  # (B, n, k', k')
-    if torch.compiler.is_exporting():
-        lengths = mapped(solve, together)
-    else:
-        lengths = in_chunks(solve, together.flatten(0, 1), 4 * (num_atoms + 1) ** 2).unflatten(
-            0, together.shape[:2]
-        )
-    return list(lengths.split([part.shape[1] for part in products], 1))
+    # half precision would blur small residuals
+    with torch.autocast(embeddings[0].device.type, enabled=False):
+        return banks[0].solver.residual_maps(banks, embeddings)

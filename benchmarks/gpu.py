@@ -275,7 +275,7 @@ def _stages(inner: SgfrModel, batches: Sequence[Tensor], options: _Options) -> d
     found = {}
     for images in batches:
         embeddings = inner.embed(images)
-        residuals = inner.residual_maps(embeddings)
+        residuals = residual_maps(list(inner.banks), embeddings)
         steps: dict[str, Callable[[], Any]] = {
             "backbone": partial(inner.embedder.extractor, images),
             "backbone and pooling": partial(inner.embed, images),
@@ -285,7 +285,9 @@ def _stages(inner: SgfrModel, batches: Sequence[Tensor], options: _Options) -> d
                 )
                 for bank, part in zip(inner.banks, embeddings, strict=True)
             },
-            "maps": partial(inner.combine, residuals, images.shape[-2:]),
+            "maps": partial(
+                inner.anomaly_map_generator, residuals, images.shape[-2:], inner.region
+            ),
         }
         found[str(len(images))] = dict(
             zip(steps, _milliseconds(list(steps.values()), options.device), strict=True)

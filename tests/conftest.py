@@ -136,10 +136,7 @@ def nominal_threshold(scores: Sequence[float], rate: float) -> float:
 def stored_bytes(model: Sgfr) -> int:
     """Of what an exported file must hold: the backbone, and of each bank what its solver needs."""
     tensors = list(model.model.embedder.extractor.parameters())
-    tensors += [
-        bank.operator if model.hparams.solver == "ridge" else bank.atoms
-        for bank in model.model.banks
-    ]
+    tensors += [getattr(bank.solver, "operator", bank.atoms) for bank in model.model.banks]
     return sum(4 * tensor.numel() for tensor in tensors)
 
 

@@ -1,6 +1,6 @@
 """How much of the method its tests hold: change it here and there, list changes that none notices.
 
-The method is ``anomalib_sgfr.core`` and ``post_processing/thresholds.py``.
+The method is ``anomalib_sgfr.core`` and the thresholds of ``anomalib_sgfr.post_processing``.
 
 ``python -m tests.mutate`` runs the tests once, noting how long each takes and which functions it
 calls. Then each mutant is grafted onto the code in a fork, where the tests that call its function
@@ -41,7 +41,11 @@ ELSEWHERE = {"gpu", "triton_kernels"}  # tested in a process of their own, or on
 TESTS = ["tests/unit/core", "tests/unit/post_processing"]
 SOURCES = {
     path.stem: path
-    for path in (*(PACKAGE / "core").glob("*.py"), PACKAGE / "post_processing" / "thresholds.py")
+    for path in (
+        *(PACKAGE / "core").glob("*.py"),
+        PACKAGE / "post_processing" / "streaming_f1.py",
+        PACKAGE / "post_processing" / "thresholds.py",
+    )
     if path.stem not in ELSEWHERE
 }
 

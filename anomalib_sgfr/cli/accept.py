@@ -1,6 +1,4 @@
-"""``anomalib-sgfr accept``: learn that images are good which were called anomalous, or take that
-back.
-"""
+"""``anomalib-sgfr accept``: learn from false alarms that images are good, or take that back."""
 
 import sys
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from anomalib_sgfr.cli.arguments import (
     Parser,
     existing,
+    image_files,
     images_in,
     load,
     new_file,
@@ -21,8 +20,9 @@ from anomalib_sgfr.cli.arguments import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from anomalib_sgfr.lightning_model import Sgfr
-    from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.torch_model import SgfrModel
     from anomalib_sgfr.training.accept import AcceptanceHistory, NewAtoms
 
@@ -32,23 +32,20 @@ _SUFFIX = "_accepted"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Accept, take back, or show; returns the exit code, 1 if an image was refused."""
+    """Accept images, take them back, or show the history; returns 1 if an image was refused."""
     parser = Parser(prog="anomalib-sgfr accept", description=__doc__.partition(": ")[2])
-    parser.add_argument("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
-    parser.add_argument(
+    add = parser.add_argument
+    add("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
+    add(
         "images",
         nargs="*",
         type=existing,
-        help="good images, or folders of such; none: show the record",
+        help="good images, or folders of images; none: show what was accepted",
     )
-    parser.add_argument(
-        "--bad", type=existing, help="folder of defective images, none of which may turn good"
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="accept images that the checkpoint speaks against"
-    )
-    parser.add_argument("--undo", action="store_true", help="take back what was accepted last")
-    parser.add_argument(
+    add("--bad", type=existing, help="folder of defective images, none of which may become good")
+    add("--force", action="store_true", help="accept images that the checkpoint objects to")
+    add("--undo", action="store_true", help="take back what was accepted last")
+    add(
         "--out",
         type=new_file,
         help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})",
@@ -65,28 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.undo:
         print(_undo(model))
     elif options.images:
-        files = list(
-            dict.fromkeys(str(file) for path in options.images for file in images_in(path))
-        )
+        files = image_files(options.images)
         bad = [str(path) for path in images_in(options.bad)] if options.bad else []
-        added, refused = _accept(model, files, bad, force=options.force)
+        number, refused = _accept(model, files, bad, force=options.force)
         code = int(refused > 0)
-        if not added:
+        if not number:
             print("Nothing was added.")
             return code
     else:
-        print(_told(model.accepted))
+        print(_history(model.accepted))
         return 0
     rewrite(options.ckpt_path, out, model)
     print(f"Checkpoint: {out}")
     return code
 
 
-def _told(record: "AcceptanceHistory | None") -> str:
-    if record is None:
+def _history(history: "AcceptanceHistory | None") -> str:
+    """Images that were accepted, as text."""
+    if history is None:
         return "No image was accepted."
     lines = []
-    for number, step in enumerate(record.steps, 1):
+    for number, step in enumerate(history.steps, 1):
         atoms = sum(part.number for part in step.additions)
         lines.append(f"{number}. {step.time}: {len(step.additions)} images, {atoms} atoms")
         lines += [
@@ -98,13 +94,13 @@ def _told(record: "AcceptanceHistory | None") -> str:
 
 
 def _undo(model: "Sgfr") -> str:
-    record = model.accepted
-    if record is None:
+    """Take the last step back; returns a sentence about it."""
+    history = model.accepted
+    if history is None:
         msg = "no image was accepted: there is nothing to take back."
         raise ValueError(msg)
-    step, left = record.steps[-1], record._replace(steps=record.steps[:-1])
-    before = left.applied(model.model)
-    model.model.load_state_dict(before.state_dict())
+    step, left = history.steps[-1], history._replace(steps=history.steps[:-1])
+    model.model.load_state_dict(left.applied(model.model).state_dict())
     processor = post_processor_of(model)
     processor.load_checkpoint_config(step.config)
     processor.load_state_dict(step.state)
@@ -116,45 +112,49 @@ def _undo(model: "Sgfr") -> str:
     )
 
 
-class _Known(NamedTuple):
-    """Defective images: files, embeddings, sizes and raw scores."""
+class _Scored(NamedTuple):
+    """Image file with its embeddings, size and raw score."""
 
-    paths: list[str]
-    embeddings: list[Any]
-    sizes: list[Any]
-    scores: list[float]
+    path: str
+    embeddings: Any
+    size: Any
+    score: float
 
-    def turned(self, banks: Any, model: "SgfrModel", before: float, threshold: float) -> list[str]:  # noqa: ANN401
-        """Those above the threshold before that are not now."""
-        return [
-            path
-            for path, embedding, size, score in zip(*self, strict=True)
-            if score > before and _score(model, embedding, size, banks) <= threshold
-        ]
+    @classmethod
+    def of(cls, model: "SgfrModel", image: "Tensor", path: str) -> "_Scored":
+        """Embed and score a pre-processed image of shape ``(3, H, W)``."""
+        embeddings, size = model.embed(image[None]), image.shape[-2:]
+        return cls(
+            path, embeddings, size, float(model.score_embeddings(embeddings, size).pred_score)
+        )
+
+    def score_by(self, model: "SgfrModel") -> float:
+        """Raw score by the memory banks of another model with the same backbone."""
+        return float(model.score_embeddings(self.embeddings, self.size).pred_score)
 
 
-def _score(model: "SgfrModel", embedding: Any, size: Any, banks: Any = None) -> float:  # noqa: ANN401
-    return float(model.score(embedding, size, banks).pred_score)  # type: ignore[arg-type]
-
-
-def _known(model: "Sgfr", paths: list[str]) -> _Known:
+def _read(model: "Sgfr", path: str) -> "Tensor":
     from anomalib_sgfr.images.pre_processor import read_prepared
 
-    images = [
-        read_prepared(path, model.pre_processor, model.model.bit_depth)[None] for path in paths
+    return read_prepared(path, model.pre_processor, model.model.bit_depth)
+
+
+def _become_good(
+    defects: Sequence[_Scored], model: "SgfrModel", before: float, threshold: float
+) -> list[str]:
+    """Defective images that exceeded the threshold before, and do not exceed the new one."""
+    return [
+        defect.path
+        for defect in defects
+        if defect.score > before and defect.score_by(model) <= threshold
     ]
-    embeddings = [model.model.embed(image) for image in images]
-    sizes = [image.shape[-2:] for image in images]
-    scores = [_score(model.model, part, size) for part, size in zip(embeddings, sizes, strict=True)]
-    return _Known(paths, embeddings, sizes, scores)
 
 
 def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> tuple[int, int]:
-    """Accept what can be, and tell of each; returns how many images were added, and refused."""
+    """Accept images, and print what becomes of each; returns how many were added, and refused."""
     import torch
 
     from anomalib_sgfr.console import progress
-    from anomalib_sgfr.images.pre_processor import read_prepared
     from anomalib_sgfr.training.accept import add_atoms, find_new_atoms
 
     processor = post_processor_of(model)
@@ -167,16 +167,17 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
     threshold, peak = processor.label_threshold, processor.peak_threshold
     model.eval()
     against = objections(model, files)
-    bad = list(dict.fromkeys([*bad, *_known_defective(processor, files)]))
+    known = processor.calibration_scores.defective.exclude(files).paths
+    bad = list(dict.fromkeys([*bad, *(path for path in known if Path(path).is_file())]))
     additions: list[NewAtoms] = []
     before: dict[str, float] = {}
     refused = 0
     with torch.no_grad():
-        known = _known(model, bad)
+        defects = [_Scored.of(model.model, _read(model, path), path) for path in bad]
         current = model.model
         for path in progress(files, len(files), "Accepting"):
-            image = read_prepared(path, model.pre_processor, model.model.bit_depth)
-            score = _score(current, current.embed(image[None]), image.shape[-2:])
+            image = _read(model, path)
+            score = _Scored.of(current, image, path).score
             addition = find_new_atoms(current, image, path, threshold, peak)
             if addition is None:
                 print(
@@ -184,23 +185,19 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
                     " nothing to add"
                 )
                 continue
-            if path in against and not force:
-                print(
-                    f"error: {path} is refused: {against[path]}. --force accepts it.",
-                    file=sys.stderr,
+            why = "" if force or path not in against else f": {against[path]}. --force accepts it."
+            if not why:
+                tried = model.model.with_banks(
+                    add_atoms(model.model.fitted_state, [*additions, addition])
                 )
-                refused += 1
-                continue
-            tried = model.model.with_banks(
-                add_atoms(model.model.fitted_state, [*additions, addition])
-            )
-            turned = known.turned(tried.banks, tried, threshold, threshold)
-            if turned:
-                named = (
-                    f"{len(turned)} of {len(bad)} known defects would be called good:"
-                    f" {', '.join(turned[:3])}"
-                )
-                print(f"error: {path} is refused: with it {named}", file=sys.stderr)
+                good = _become_good(defects, tried, threshold, threshold)
+                if good:
+                    why = (
+                        f": with it {len(good)} of {len(bad)} known defects would be called good:"
+                        f" {', '.join(good[:3])}"
+                    )
+            if why:
+                print(f"error: {path} is refused{why}", file=sys.stderr)
                 refused += 1
                 continue
             additions.append(addition)
@@ -208,32 +205,21 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
             current = tried
         if not additions:
             return 0, refused
-        _take(model, additions, [path for path in before if path in against])
-        told = _recalibrate(model, known, threshold)
-        _tell(model, additions, before)
+        _add_atoms(model, additions, [path for path in before if path in against])
+        calibration = _recalibrate(model, defects, threshold)
+        _print_scores(model, additions, before)
     size = " + ".join(str(len(bank.atoms)) for bank in model.model.banks)
     print(f"Added {sum(part.number for part in additions)} atoms: {size} now.")
-    print(told)
+    print(calibration)
     return len(additions), refused
 
 
-def _known_defective(processor: "SgfrPostProcessor", files: Sequence[str]) -> list[str]:
-    """Images that the checkpoint knows as defective and that are still there, but for those that
-    are to be good.
-    """
-    return [
-        path
-        for path in processor.state.scores.defective.exclude(files).paths
-        if Path(path).is_file()
-    ]
-
-
-def _take(model: "Sgfr", additions: Sequence["NewAtoms"], forced: list[str]) -> None:
-    """Add atoms, with a record that takes them back."""
+def _add_atoms(model: "Sgfr", additions: Sequence["NewAtoms"], forced: list[str]) -> None:
+    """Add atoms, and a step to the history that takes them back."""
     from anomalib_sgfr.training.accept import Acceptance, AcceptanceHistory
 
     processor = post_processor_of(model)
-    record = model.accepted or AcceptanceHistory.begun(model.model)
+    history = model.accepted or AcceptanceHistory.begun(model.model)
     step = Acceptance(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         additions=[_with_thumbnails(model, addition) for addition in additions],
@@ -241,62 +227,57 @@ def _take(model: "Sgfr", additions: Sequence["NewAtoms"], forced: list[str]) -> 
         config=processor.checkpoint_config(),
         forced=forced,
     )
-    record = record._replace(steps=(*record.steps, step))
-    model.model.load_state_dict(record.applied(model.model).state_dict())
-    model.accepted = record
-
-
-def _tell(model: "Sgfr", additions: Sequence["NewAtoms"], before: dict[str, float]) -> None:
-    """Print what became of each image, by the banks and the threshold that are written."""
-    from anomalib_sgfr.images.pre_processor import read_prepared
-
-    threshold = post_processor_of(model).label_threshold
-    for addition in additions:
-        image = read_prepared(addition.image, model.pre_processor, model.model.bit_depth)
-        now = _score(model.model, model.model.embed(image[None]), image.shape[-2:])
-        still = "" if now <= threshold else f", still an alarm at the threshold of {threshold:.4g}"
-        was = before[addition.image]
-        print(
-            f"{addition.image}: {addition.number} new atoms, raw score {was:.4g} before, {now:.4g}"
-            f" now{still}"
-        )
+    history = history._replace(steps=(*history.steps, step))
+    model.model.load_state_dict(history.applied(model.model).state_dict())
+    model.accepted = history
 
 
 def _with_thumbnails(model: "Sgfr", addition: "NewAtoms") -> "NewAtoms":
-    """With pictures of the new atoms, where the banks keep such."""
+    """New atoms with their thumbnails, where the memory banks keep some."""
     from anomalib_sgfr.report.crops import thumbnails
     from anomalib_sgfr.training.accept import add_atoms
 
     if not any(bank.thumbnails.numel() for bank in model.model.banks):
         return addition
     earlier = model.model.fitted_state
-    pictures = thumbnails(
+    images = thumbnails(
         model.model.with_banks(add_atoms(earlier, [addition])), model.pre_processor, earlier
     )
     new = [
         part[len(state.clusters.atoms) :]
-        for part, state in zip(pictures, earlier.states, strict=True)
+        for part, state in zip(images, earlier.states, strict=True)
     ]
     return addition._replace(thumbnails=new)
 
 
-def _recalibrate(model: "Sgfr", known: _Known, before: float) -> str:
-    """Choose the threshold anew from its calibration scores, made again by the banks as they are
-    now; tells of it.
-    """
+def _print_scores(model: "Sgfr", additions: Sequence["NewAtoms"], before: dict[str, float]) -> None:
+    """Print each image's score before and after, by what is written to the checkpoint."""
+    threshold = post_processor_of(model).label_threshold
+    for addition in additions:
+        image = _read(model, addition.image)
+        now = _Scored.of(model.model, image, addition.image).score
+        still = "" if now <= threshold else f", still an alarm at the threshold of {threshold:.4g}"
+        print(
+            f"{addition.image}: {addition.number} new atoms, raw score"
+            f" {before[addition.image]:.4g} before, {now:.4g} now{still}"
+        )
+
+
+def _recalibrate(model: "Sgfr", defects: Sequence[_Scored], before: float) -> str:
+    """Calibrate the threshold with the present memory banks; returns a sentence about it."""
     from anomalib_sgfr.post_processing.calibration import rescore
 
     processor = post_processor_of(model)
     earlier = processor.state
-    told = f"Threshold {earlier.image:.6g}"
+    phrase = f"Threshold {earlier.image:.6g}"
     if earlier.by in {"hand", "unknown"}:
-        return f"{told}, as it was: it is {earlier.basis}."
+        return f"{phrase}, as it was: it is {earlier.basis}."
     scores = rescore(earlier.scores, model.model, model.pre_processor, earlier.group)
     processor.use(earlier._replace(scores=scores).calibrated())
-    turned = known.turned(None, model.model, before, processor.label_threshold)
-    if turned:
+    good = _become_good(defects, model.model, before, processor.label_threshold)
+    if good:
         processor.use(earlier)
         return (
-            f"{told}, as it was: with a new one {len(turned)} known defects would be called good."
+            f"{phrase}, as it was: with a new one {len(good)} known defects would be called good."
         )
-    return f"{told} before, {processor.state.image:.6g} now, calibrated on {processor.basis}."
+    return f"{phrase} before, {processor.state.image:.6g} now, calibrated on {processor.basis}."

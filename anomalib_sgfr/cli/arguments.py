@@ -1,14 +1,12 @@
-"""What Sgfr's own commands are given: arguments, images and checkpoints, refused in one line that
-says why.
-"""
+"""Arguments, images and checkpoints of Sgfr's own commands, refused in one line that says why."""
 
 import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from anomalib_sgfr.run_paths import atomic_write, complete_checkpoint
 
@@ -18,9 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Parser",
-    "Truth",
     "at_least",
     "existing",
+    "image_files",
     "images_in",
     "load",
     "new_file",
@@ -28,7 +26,6 @@ __all__ = [
     "objections",
     "post_processor_of",
     "quiet",
-    "readable",
     "refuse",
     "require_named_group",
     "rewrite",
@@ -37,7 +34,7 @@ __all__ = [
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, without the usage."""
+    """Parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
@@ -67,9 +64,8 @@ def existing(text: str) -> Path:
     path = Path(text)
     other = complete_checkpoint(path)
     if other is not None:
-        print(
-            f"note: {path} is missing, as that run has not ended: {other} is used.", file=sys.stderr
-        )
+        note = f"note: {path} is missing, as that run has not ended: {other} is used."
+        print(note, file=sys.stderr)
         return other
     if not path.exists():
         msg = f"{path}: no such file or folder"
@@ -78,7 +74,7 @@ def existing(text: str) -> Path:
 
 
 def new_file(text: str) -> Path:
-    """Type of an argument that names a file to write, refused before anything is computed for it."""
+    """Type of an argument that names a file to write, checked before anything is computed."""
     path = Path(text)
     if path.is_dir():
         msg = f"{path} is a folder: name a file, for instance {path / 'NAME'}"
@@ -88,9 +84,7 @@ def new_file(text: str) -> Path:
 
 
 def new_folder(text: str) -> Path:
-    """Type of an argument that names a folder to write to, refused before anything is computed for
-    it.
-    """
+    """Type of an argument that names a folder to write to, checked before anything is computed."""
     path = Path(text)
     _require_writable(path, path.absolute())
     return path
@@ -132,13 +126,12 @@ def take_checkpoint(
 
 
 def require_named_group(option: str, expression: str | None, paths: Sequence[str] = ()) -> None:
-    """As :func:`~anomalib_sgfr.post_processing.calibration.require_group`; the message names
-    the option.
+    """Require that a regular expression is valid and matches an image; messages name the option.
 
     Args:
         option (str): ``--group``, ``--by`` ...
-        expression (str | None): Given with it.
-        paths (Sequence[str]): Images, of which it must match one at least.
+        expression (str | None): Value of the option.
+        paths (Sequence[str]): Images, of which it must match at least one.
 
     Raises:
         ValueError: If it is no regular expression, or matches none.
@@ -152,9 +145,7 @@ def require_named_group(option: str, expression: str | None, paths: Sequence[str
 
 
 def quiet() -> None:
-    """Leave out what anomalib and Lightning tell of every run: some is false of a model that is
-    loaded already.
-    """
+    """Hide what anomalib and Lightning log of every run; some is false of a restored model."""
     for name in ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -173,6 +164,18 @@ def images_in(path: Path) -> list[Path]:
         msg = f"{path}: {'not an image' if path.is_file() else 'no image in this folder'}"
         raise ValueError(msg)
     return found
+
+
+def image_files(paths: Iterable[Path]) -> list[str]:
+    """Image files in folders and those below, each once.
+
+    Args:
+        paths (Iterable[Path]): Folders or image files.
+
+    Raises:
+        ValueError: If one of them is, or holds, no image.
+    """
+    return list(dict.fromkeys(str(file) for path in paths for file in images_in(path)))
 
 
 def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
@@ -220,10 +223,10 @@ def post_processor_of(model: "Sgfr") -> "SgfrPostProcessor":
 
 
 def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
-    """Images that a checkpoint gives reasons not to take for good ones that it has not seen.
+    """Reasons, known from a checkpoint, not to accept images as new good ones.
 
     Args:
-        model (Sgfr): That was loaded.
+        model (Sgfr): The restored model.
         files (Sequence[str]): Images that the user says are good.
 
     Returns:
@@ -277,9 +280,7 @@ def refuse(found: Mapping[str, str], option: str) -> None:
 
 
 def _is_mask(path: str) -> bool:
-    """Whether a picture has but two values, the darkest and the brightest there are; what cannot be
-    read is none.
-    """
+    """Whether an image that can be read has black and white pixels only."""
     from PIL import Image
 
     try:
@@ -291,12 +292,12 @@ def _is_mask(path: str) -> bool:
 
 
 def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
-    """Write a checkpoint anew with what a model holds, whole or not at all.
+    """Write a checkpoint with a model's new state, atomically.
 
     Args:
-        source (Path): The checkpoint that the model was loaded from.
+        source (Path): The checkpoint that the model was restored from.
         target (Path): The new one; may be the same file.
-        model (Sgfr): With another threshold, or other banks.
+        model (Sgfr): The model, with another threshold or other memory banks.
     """
     import torch
 
@@ -309,88 +310,3 @@ def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
         stored["anomalib_components_enabled"] = enabled
     with atomic_write(target) as part, part.open("wb") as file:
         torch.save(stored, file)
-
-
-class Truth(NamedTuple):
-    """What is known of an image.
-
-    Attributes:
-        defective (bool | None): ``None`` if that is not known.
-        kind (str): Of defect, or ``"good"``.
-        mask (Path | None): White where the defect is.
-    """
-
-    defective: bool | None = None
-    kind: str = ""
-    mask: Path | None = None
-
-
-def readable(
-    paths: list[Path],
-    damaged: dict[Path, str],
-    bit_depth: int = 8,
-    truths: Mapping[Path, Truth] | None = None,
-) -> Any:  # noqa: ANN401
-    """Loader of the images that can be read, one by one, for the Engine; in this process.
-
-    Args:
-        paths (list[Path]): Image files.
-        damaged (dict[Path, str]): Is told of those that cannot be read, and why.
-        bit_depth (int): Of the model.
-        truths (Mapping[Path, Truth] | None): What is known of the images.
-    """
-    from anomalib.data import ImageBatch, ImageItem
-
-    from anomalib_sgfr.images.bit_depth import READS_HIGH_BIT_DEPTH, read_tensor
-
-    class Readable:
-        """Loader and data set in one: Lightning warns of the length of an iterable data set, which
-        the bar needs.
-        """
-
-        def __init__(self) -> None:
-            self.image_filenames = [str(path) for path in paths]
-            self.dataset = self
-
-        def __len__(self) -> int:
-            return len(paths)
-
-        def __iter__(self) -> Iterator[Any]:
-            for path in paths:
-                try:
-                    image = read_tensor(str(path), bit_depth)
-                    its = _known(truths.get(path, Truth()), image.shape[-2:]) if truths else {}
-                except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
-                    damaged[path] = f"{type(error).__name__}: {error}"
-                else:
-                    yield ImageBatch.collate([ImageItem(image=image, image_path=str(path), **its)])
-
-    setattr(Readable, READS_HIGH_BIT_DEPTH, True)
-    return [Readable()]  # as the Engine takes what is no DataLoader
-
-
-def _known(truth: Truth, size: Sequence[int]) -> dict[str, Any]:
-    """Label and mask of an image of a size, as anomalib takes them.
-
-    Raises:
-        ValueError: If the mask is of another size.
-    """
-    import torch
-    from anomalib.data.utils import read_mask
-    from torchvision.tv_tensors import Mask
-
-    if truth.defective is None:
-        return {}
-    label = {"gt_label": torch.tensor(truth.defective)}
-    if truth.mask is None:
-        return (
-            label
-            if truth.defective
-            else {**label, "gt_mask": Mask(torch.zeros(tuple(size), dtype=torch.bool))}
-        )
-    mask = read_mask(truth.mask, as_tensor=True)
-    if tuple(mask.shape[-2:]) != tuple(size):
-        found, wanted = (" x ".join(map(str, shape)) for shape in (mask.shape[-2:], size))
-        msg = f"its mask {truth.mask} is of {found} pixels, the image of {wanted}"
-        raise ValueError(msg)
-    return {**label, "gt_mask": Mask(mask.squeeze() > 0)}

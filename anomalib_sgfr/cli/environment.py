@@ -1,8 +1,6 @@
-"""What a look at the machine finds: a line each, also where looking fails.
+"""Checks and their results; memory and processors of this process; installed versions.
 
-What memory and processors are left to this process: of the machine, or of the container it runs in.
-
-Which versions are installed, which are asked for, and whether they can be imported.
+Nothing heavy is imported: a check must work where PyTorch cannot be imported.
 """
 
 import io
@@ -12,6 +10,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from importlib import import_module
 from importlib.metadata import metadata, requires
 from pathlib import Path
@@ -39,19 +38,19 @@ __all__ = [
     "version_checks",
 ]
 
-
 Mark = Literal["ok", "note", "fault"]
-_LONGEST = 300  # characters of somebody else's error
+_MAX_LENGTH = 300  # characters of an error message
 
 
 class CheckResult(NamedTuple):
-    """A line of the screen.
+    """Result of a check.
 
     Attributes:
-        mark (Mark): ``"ok"``; ``"note"``, what may be as it is; ``"fault"``, what will not do.
-        what (str): What was looked at.
+        mark (Mark): ``"ok"``; ``"note"``, which can stay as it is; ``"fault"``, which must be
+            mended.
+        what (str): Name of the check.
         value (str): What was found.
-        remedy (str): What to do; empty where all is well.
+        remedy (str): What to do; empty where nothing is to be done.
     """
 
     mark: Mark
@@ -61,85 +60,81 @@ class CheckResult(NamedTuple):
 
 
 class Check(NamedTuple):
-    """Something to look at.
+    """A check that has not been run.
 
     Attributes:
         what (str): Its name.
-        look (Callable[[], CheckResult]): Looks; may raise.
-        remedy (str): What to do if it raises something unforeseen.
-        needs (tuple[str, ...]): Names of checks without which there is no use in looking.
-        known (str): What is known of it without looking.
+        run (Callable[[], CheckResult]): Runs it; may raise.
+        remedy (str): What to do if it raises an unforeseen exception.
+        needs (tuple[str, ...]): Names of checks that must have passed before.
+        known (str): What is known without running it.
     """
 
     what: str
-    look: Callable[[], CheckResult]
+    run: Callable[[], CheckResult]
     remedy: str
     needs: tuple[str, ...] = ()
     known: str = ""
 
 
 class CheckFailed(Exception):  # noqa: N818
-    """A check found what nothing that needs it can do without.
+    """A check failed, and those that need it cannot be run.
 
     Args:
-        finding (CheckResult): Its line.
+        result (CheckResult): Its result.
     """
 
-    def __init__(self, finding: CheckResult) -> None:
-        super().__init__(finding.value)
-        self.finding = finding
+    def __init__(self, result: CheckResult) -> None:
+        super().__init__(result.value)
+        self.result = result
 
 
-def run_check(check: Check, broken: MutableMapping[str, str]) -> CheckResult:
-    """Carry out a check; whatever it raises is a line too.
+def run_check(check: Check, failed: MutableMapping[str, str]) -> CheckResult:
+    """Run a check; whatever it raises becomes a result.
 
     Args:
         check (Check): The check.
-        broken (MutableMapping[str, str]): Checks that others need not try to build on, and for each
-            the one that broke first; this one is added if it is among them.
+        failed (MutableMapping[str, str]): For each check that failed or was skipped, the check that
+            failed first. This one is added if it fails or is skipped.
 
     Returns:
-        CheckResult: Its line.
+        CheckResult: Its result.
     """
-    before = f"{check.known}: " if check.known else ""
-    culprit = next((broken[name] for name in check.needs if name in broken), None)
-    if culprit is not None:
-        broken[check.what] = culprit
-        return CheckResult(
-            "note", check.what, f"{before}not tried without {culprit}", f"see to {culprit} first"
-        )
+    prefix = f"{check.known}: " if check.known else ""
+    cause = next((failed[name] for name in check.needs if name in failed), None)
+    if cause is not None:
+        failed[check.what] = cause
+        value = f"{prefix}not tried without {cause}"
+        return CheckResult("note", check.what, value, f"see to {cause} first")
     try:
         with _silence():
-            return check.look()
-    except CheckFailed as found:
-        broken[check.what] = check.what
-        return found.finding
-    except Exception as error:  # noqa: BLE001  # whatever it is, the screen goes on
-        broken[check.what] = check.what
-        return CheckResult("fault", check.what, before + error_line(error), check.remedy)
+            return check.run()
+    except CheckFailed as error:
+        failed[check.what] = check.what
+        return error.result
+    except Exception as error:  # noqa: BLE001  # whatever it is, the other checks go on
+        failed[check.what] = check.what
+        return CheckResult("fault", check.what, prefix + error_line(error), check.remedy)
 
 
 def error_line(error: BaseException) -> str:
-    """An error in one line.
+    """Type and message of an exception in one line of at most 300 characters.
 
     Args:
-        error (BaseException): Anybody's.
+        error (BaseException): Any exception.
     """
     text = in_one_line(f"{type(error).__name__}: {error}".removesuffix(": "))
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 4]} ..."
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Leave out what libraries tell when they are imported and used: the line says what matters."""
+    """Suppress what libraries log, warn of and print."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    output = io.StringIO()
     try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
+        with warnings.catch_warnings(), redirect_stdout(output), redirect_stderr(output):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -147,7 +142,7 @@ def _silence() -> Iterator[None]:
 
 
 _ROOT = Path("/")
-# limit, use, and what of the use is files that can be dropped: of control groups of version 2 and 1
+# files of control groups, version 2 and 1: limit, use, and the part of the use that can be dropped
 _MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -155,12 +150,12 @@ _MEMORY_FILES = (
 
 
 class Memory(NamedTuple):
-    """Memory, in bytes.
+    """Memory of the machine or the container, in bytes.
 
     Attributes:
-        available (int): What a process can still have, files that can be dropped included.
-        total (int): Of the machine, or the limit of the container.
-        limited (bool): Whether a container's limit is what counts.
+        available (int): Memory that a process can still have, file caches included.
+        total (int): All memory of the machine, or the limit of the container.
+        limited (bool): Whether the limit of a container applies.
     """
 
     available: int
@@ -169,28 +164,26 @@ class Memory(NamedTuple):
 
 
 def memory(root: Path = _ROOT) -> Memory | None:
-    """What is left of the machine's memory, or of its control group's, whichever is less.
+    """Available memory of the machine or of the control group, whichever is less.
 
     Args:
-        root (Path): Where ``proc`` and ``sys`` are.
+        root (Path): Folder that holds ``proc`` and ``sys``.
 
     Returns:
-        Memory | None: ``None`` where the system does not tell.
+        Memory | None: ``None`` where the system does not provide it.
     """
-    told = _table(root / "proc/meminfo")
-    if not {"MemAvailable", "MemTotal"} <= set(told):
+    table = _table(root / "proc/meminfo")
+    if not {"MemAvailable", "MemTotal"} <= set(table):
         return None
-    found = Memory(1024 * told["MemAvailable"], 1024 * told["MemTotal"], limited=False)
+    found = Memory(1024 * table["MemAvailable"], 1024 * table["MemTotal"], limited=False)
     for folder in _groups(root, "memory"):
-        for names, in_use, droppable in _MEMORY_FILES:
-            limit = _number(folder / names)
-            if (
-                limit is None or limit >= 1024 * told["MemTotal"]
-            ):  # version 1 says "none" by a number beyond all
+        for limit_name, used_name, cache_name in _MEMORY_FILES:
+            limit = _number(folder / limit_name)
+            # version 1 stores "no limit" as a very large number
+            if limit is None or limit >= 1024 * table["MemTotal"]:
                 continue
-            used = (_number(folder / in_use) or 0) - _table(folder / "memory.stat").get(
-                droppable, 0
-            )
+            used = _number(folder / used_name) or 0
+            used -= _table(folder / "memory.stat").get(cache_name, 0)
             left = max(limit - max(used, 0), 0)
             if left < found.available:
                 found = Memory(left, limit, limited=True)
@@ -198,39 +191,32 @@ def memory(root: Path = _ROOT) -> Memory | None:
 
 
 def processors(root: Path = _ROOT) -> float:
-    """How many processors this process may keep busy, by its affinity and its control group's
-    quota.
+    """Number of processors that this process may use, by its affinity and control group's quota.
 
     Args:
-        root (Path): Where ``proc`` and ``sys`` are.
+        root (Path): Folder that holds ``proc`` and ``sys``.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     found = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
     for folder in _groups(root, "cpu"):
         quota, period = [*_text(folder / "cpu.max").split(), "", ""][:2]
         if not quota:
-            quota, period = (
-                _text(folder / "cpu.cfs_quota_us").strip(),
-                _text(folder / "cpu.cfs_period_us").strip(),
-            )
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = (_text(folder / name).strip() for name in names)
         if quota.isdecimal() and period.isdecimal() and int(period):  # neither "max" nor -1
             found = min(found, int(quota) / int(period))
     return found
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the control group that this process is in, and of those above it: each may have a
-    limit.
-    """
+    """Folders of this process's control group and of its parents, each of which may set a limit."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, names, path = [*line.split(":", 2), "", ""][:3]
         if names and controller not in names.split(","):
             continue
-        home = root / "sys/fs/cgroup" / (controller if names else "")
-        inner = home / path.lstrip("/")
-        yield from (
-            folder for folder in (inner, *inner.parents) if folder == home or home in folder.parents
-        )
+        top = root / "sys/fs/cgroup" / (controller if names else "")
+        inner = top / path.lstrip("/")
+        yield from (each for each in (inner, *inner.parents) if each == top or top in each.parents)
 
 
 def _text(file: Path) -> str:
@@ -252,7 +238,7 @@ def _table(file: Path) -> dict[str, int]:
 
 
 OWN = "anomalib-sgfr"
-# and what each needs of the others, without which there is no use in importing it
+# packages that are checked, and those that each needs to be imported
 _NEEDS: dict[str, tuple[str, ...]] = {
     "torch": (),
     "torchvision": ("torch",),
@@ -267,39 +253,33 @@ _EXTRAS = ("", "openvino")
 
 
 class Demand(NamedTuple):
-    """A range of versions, such as ``>=2.9``, and the distribution that asks for it."""
+    """A range of versions, such as ``>=2.9``, and the distribution that requires it."""
 
     range: Any  # a packaging.specifiers.SpecifierSet
     by: str
 
 
 def version_checks() -> list[Check]:
-    """Checks of Python, of this package and of those that matter to it."""
+    """Checks of Python, of this package and of the packages that it needs."""
+    again = f"install Python as {OWN} asks for it"
     checks = [
-        Check(
-            "Python",
-            python,
-            f"install Python as {OWN} asks for it",
-            known=platform.python_version(),
-        ),
+        Check("Python", python, again, known=platform.python_version()),
         Check(OWN, _own, "pip install ., in its folder", known=installed(OWN) or ""),
     ]
     for name, needs in _NEEDS.items():
         again = f"pip install --force-reinstall {name}"
-        checks.append(
-            Check(name, lambda name=name: package(name), again, needs, installed(name) or "")
-        )  # type: ignore[misc]
+        checks.append(Check(name, partial(package, name), again, needs, installed(name) or ""))
     return checks
 
 
 def demands(name: str) -> Iterator[Demand]:
-    """What installed distributions ask of one another.
+    """Versions of a distribution that installed distributions require.
 
     Args:
-        name (str): The distribution that is asked for.
+        name (str): The distribution that is required.
 
     Yields:
-        Demand: Of this package, of anomalib, and of those below it.
+        Demand: A requirement of this package, of anomalib, or of a package that they need.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -307,35 +287,27 @@ def demands(name: str) -> Iterator[Demand]:
     for by in (OWN, *_NEEDS):
         for line in (requires(by) or []) if installed(by) else []:
             asked = Requirement(line)
-            applies = asked.marker is None or any(
-                asked.marker.evaluate({"extra": extra}) for extra in _EXTRAS
-            )
+            marker = asked.marker
+            applies = marker is None or any(marker.evaluate({"extra": each}) for each in _EXTRAS)
             if canonicalize_name(asked.name) == name and applies and asked.specifier:
                 yield Demand(asked.specifier, by)
 
 
 def pip_install(*names: str, again: bool = False) -> str:
-    """The command that installs distributions in the ranges that are asked for.
+    """The command that installs distributions in the required versions.
 
     Args:
-        *names (str): Of the distributions.
-        again (bool): Whether they are there, but not whole.
+        *names (str): Names of the distributions.
+        again (bool): Whether they are installed, but damaged.
     """
-    ranges = [
-        name + ",".join(dict.fromkeys(str(asked.range) for asked in demands(name)))
-        for name in names
-    ]
-    return " ".join(
-        [
-            "pip install",
-            *(["--force-reinstall"] if again else []),
-            *(f'"{each}"' for each in ranges),
-        ]
-    )
+    command = "pip install --force-reinstall" if again else "pip install"
+    for name in names:
+        command += f' "{name}{",".join(dict.fromkeys(str(each.range) for each in demands(name)))}"'
+    return command
 
 
 def python() -> CheckResult:
-    """Whether this Python is one that is asked for, and one that was tested."""
+    """Check that this version of Python is among the required and the tested ones."""
     from packaging.specifiers import SpecifierSet
 
     here = platform.python_version()
@@ -344,68 +316,48 @@ def python() -> CheckResult:
     about = metadata(OWN)
     asked = about["Requires-Python"] or ""
     if not SpecifierSet(asked).contains(here, prereleases=True):
-        return CheckResult(
-            "fault",
-            "Python",
-            f"{here}, outside {asked}",
-            f"make an environment with Python {asked}",
-        )
-    named = [
-        item.rpartition(" ")[2]
-        for item in about.get_all("Classifier") or []
-        if "Python :: 3." in item
-    ]
-    if named and here.rpartition(".")[0] not in named:
-        tested = ", ".join(named)
-        return CheckResult(
-            "note",
-            "Python",
-            f"{here}, not among those tested",
-            f"if something fails, take one of {tested}",
-        )
+        remedy = f"make an environment with Python {asked}"
+        return CheckResult("fault", "Python", f"{here}, outside {asked}", remedy)
+    classifiers = about.get_all("Classifier") or []
+    tested = [item.rpartition(" ")[2] for item in classifiers if "Python :: 3." in item]
+    if tested and here.rpartition(".")[0] not in tested:
+        remedy = f"if something fails, take one of {', '.join(tested)}"
+        return CheckResult("note", "Python", f"{here}, not among those tested", remedy)
     return CheckResult("ok", "Python", here)
 
 
 def _own() -> CheckResult:
     found = installed(OWN)
     if found is None:
-        return CheckResult(
-            "fault",
-            OWN,
-            "runs, but is not installed: versions cannot be judged",
-            "pip install ., in its folder",
-        )
+        value = "runs, but is not installed: versions cannot be judged"
+        return CheckResult("fault", OWN, value, "pip install ., in its folder")
     return CheckResult("ok", OWN, found)
 
 
 def package(name: str) -> CheckResult:
-    """Whether a package is installed, in a version that is asked for, and can be imported.
+    """Check that a package is installed, in a required version, and can be imported.
 
     Args:
-        name (str): Of the distribution, and of its module.
+        name (str): Name of the distribution and of its module.
 
     Raises:
         CheckFailed: If it is not installed, or cannot be imported.
     """
     found = installed(name)
-    if found is None and name in _OPTIONAL:
-        raise CheckFailed(CheckResult("note", name, "not installed", _OPTIONAL[name]))
     if found is None:
-        raise CheckFailed(CheckResult("fault", name, "not installed", pip_install(name)))
-    outside = [
-        asked for asked in demands(name) if not asked.range.contains(found, prereleases=True)
-    ]
-    ranges = ", ".join(f"{asked.range} that {asked.by} asks for" for asked in outside)
+        mark: Mark = "note" if name in _OPTIONAL else "fault"
+        remedy = _OPTIONAL.get(name) or pip_install(name)
+        raise CheckFailed(CheckResult(mark, name, "not installed", remedy))
+    outside = [each for each in demands(name) if not each.range.contains(found, prereleases=True)]
+    ranges = ", ".join(f"{each.range} that {each.by} asks for" for each in outside)
     value = f"{found}, outside {ranges}" if outside else found
     names = _TOGETHER if name in _TOGETHER else (name,)
     try:
         import_module(name)
     except Exception as error:
-        raise CheckFailed(
-            CheckResult(
-                "fault", name, f"{value}: {error_line(error)}", pip_install(*names, again=True)
-            )
-        ) from error
+        value = f"{value}: {error_line(error)}"
+        result = CheckResult("fault", name, value, pip_install(*names, again=True))
+        raise CheckFailed(result) from error
     if outside:
         return CheckResult("fault", name, value, pip_install(*names))
     return CheckResult("ok", name, found)

@@ -1,9 +1,7 @@
 """``anomalib-sgfr explain``: figures that explain the images of a folder."""
 
 import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 
 from anomalib_sgfr.cli.arguments import (
@@ -14,15 +12,22 @@ from anomalib_sgfr.cli.arguments import (
     load,
     new_folder,
     quiet,
-    readable,
     take_checkpoint,
 )
+from anomalib_sgfr.cli.prediction import predict_images
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw; returns the exit code, 1 if an image could not be read."""
+    """Draw the mimic view of images.
+
+    Args:
+        arguments (Sequence[str] | None): Arguments of the command; ``None`` for the process's own.
+
+    Returns:
+        int: Exit code, 1 if an image could not be read.
+    """
     parser = Parser(
         prog="anomalib-sgfr explain",
         description=__doc__.partition(": ")[2],
@@ -55,35 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.images:
         parser.error("pass images: a file or a folder")
 
-    from anomalib.engine import Engine
-    from lightning.pytorch import Callback
-
     from anomalib_sgfr.report.figure import ExplanationFigure
-    from anomalib_sgfr.run_folder import RunFolder
 
     quiet()
     images = list(dict.fromkeys(file for path in options.images for file in images_in(path)))
     model = load(checkpoint, visualizer=False)
     figures = ExplanationFigure(str(options.out), options.regions, options.only_anomalous)
     damaged: dict[Path, str] = {}
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        redirect_stdout(sys.stderr),
-    ):  # the bar is no result
-        callbacks: list[Callback] = [figures, RunFolder(options.out)]
-        bar = sys.stderr.isatty()
-        engine = Engine(
-            default_root_dir=scratch,
-            logger=False,
-            devices=1,
-            callbacks=callbacks,
-            enable_progress_bar=bar,
-        )
-        engine.predict(
-            model,
-            dataloaders=readable(images, damaged, model.model.bit_depth),
-            return_predictions=False,
-        )
+    predict_images(model, figures, images, damaged, folder=options.out)
     if len(damaged) < len(images):
         print(f"Figures: {options.out}")
     for path, reason in damaged.items():

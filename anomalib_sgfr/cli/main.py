@@ -1,5 +1,4 @@
-"""``anomalib-sgfr ...``, also ``python -m anomalib_sgfr ...``: Sgfr's own commands, and all of
-anomalib's.
+"""``anomalib-sgfr``, also ``python -m anomalib_sgfr``: Sgfr's commands and all of anomalib's.
 
 Help, the version and a mistyped command import neither PyTorch nor anomalib.
 """
@@ -24,68 +23,63 @@ __all__ = ["ANOMALIBS", "OWN", "Command", "UsageError", "main"]
 
 
 class UsageError(Exception):
-    """Of the user, in the arguments."""
+    """Arguments that cannot be used; the message says why."""
 
 
 class Command(NamedTuple):
-    """A module whose ``main`` takes arguments and returns the exit code, and a line of help."""
+    """A command of this package.
+
+    Attributes:
+        module (str): Module whose ``main`` takes arguments and returns the exit code.
+        help (str): Line of help.
+    """
 
     module: str
     help: str
 
 
 OWN = {
-    "accept": Command(
-        "anomalib_sgfr.cli.accept", "this one is good: learn from false alarms, or take that back"
-    ),
-    "adapt": Command(
-        "anomalib_sgfr.cli.adapt", "another light: go on from a few good images of it"
-    ),
-    "doctor": Command(
-        "anomalib_sgfr.cli.doctor", "whether this machine will do, and what to do where not"
-    ),
-    "explain": Command(
-        "anomalib_sgfr.cli.explain", "draw why images are anomalous: the mimic view"
-    ),
-    "report": Command(
-        "anomalib_sgfr.cli.report", "one page to look at, judge and share, of any folder of images"
-    ),
-    "threshold": Command(
-        "anomalib_sgfr.cli.threshold", "what calibrates a threshold; another one without a fit"
-    ),
+    name: Command(f"anomalib_sgfr.cli.{name}", line)
+    for name, line in {
+        "accept": "learn from false alarms: images that are good, or take that back",
+        "adapt": "go on after a domain shift (light, camera), from a few good images",
+        "doctor": "check this machine and say what to do where a check fails",
+        "explain": "draw why images are anomalous: the mimic view",
+        "report": "one page to inspect and share, of any folder of images",
+        "threshold": "show what a threshold is calibrated on, or choose another without a fit",
+    }.items()
 }
 ANOMALIBS = ("train", "fit", "validate", "test", "predict", "export", "benchmark", "install")
 _OPTIONS = ("--out=", "--ckpt_path=")
 _SWITCH = "ANOMALIB_SGFR_TRACEBACK"
-_MEANT = {"anomalib", "anomalib_sgfr", "lightning"}
-_EXPLAINED = (ValueError, TypeError, RuntimeError, LookupError, ImportError)
+# packages and types of errors whose messages are written for the user
+_PACKAGES = {"anomalib", "anomalib_sgfr", "lightning"}
+_ERRORS = (ValueError, TypeError, RuntimeError, LookupError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments (Sequence[str] | None): What follows the program's name. Defaults to those of the
-            process.
+        arguments (Sequence[str] | None): Arguments that follow the program's name; ``None`` for the
+            process's own.
 
     Returns:
-        int: The exit code: 0 if all went well, 1 if not, 2 if the arguments are at fault.
+        int: Exit code: 0 for success, 1 for an error, 2 for wrong arguments, 130 for Ctrl-C.
     """
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a name that a console cannot show is no reason to fail after the work
+    # a file name that the console cannot show must not make the command fail
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    whole = os.environ.get(_SWITCH, "0").lower() not in {"", "0", "false", "no", "off"}
+    trace = os.environ.get(_SWITCH, "0").lower() not in {"", "0", "false", "no", "off"}
     if given[:1] == ["--traceback"]:
-        whole, given = True, given[1:]
+        trace, given = True, given[1:]
     if not given:
-        print(_page(), file=sys.stderr)
+        print(_help(), file=sys.stderr)
         return 2
     if given[0] in {"-h", "--help"}:
-        print(_page())
+        print(_help())
         return 0
     if given[0] == "--version":
         from importlib.metadata import version
@@ -95,11 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given[0].startswith("-") and given[0] not in {*OWN, *ANOMALIBS}:
         near = difflib.get_close_matches(given[0], [*OWN, *ANOMALIBS], n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else "anomalib-sgfr --help lists them."
-        return _say(f"there is no command '{given[0]}': {hint}", 2)
-    return _run(given, whole=whole)
+        return _fail(f"there is no command '{given[0]}': {hint}", 2)
+    return _run(given, trace=trace)
 
 
-def _page() -> str:
+def _help() -> str:
     width = max(map(len, OWN))
     lines = [
         "usage: anomalib-sgfr [--traceback] COMMAND ...",
@@ -110,10 +104,7 @@ def _page() -> str:
         "",
         "All of anomalib's commands work too and are handed on, with Sgfr and its data sets known:",
         f"  {', '.join(ANOMALIBS)}",
-        (
-            "predict takes --out DIR besides: for scores, pictures, and maps and masks as arrays"
-            " and PNG."
-        ),
+        "predict takes --out DIR besides: scores, images, and maps and masks as arrays and PNG.",
         "",
         "COMMAND --help lists the options of one. An error that explains itself ends in one line;",
         f"--traceback before the command, or {_SWITCH}=1, shows where it came from.",
@@ -121,42 +112,38 @@ def _page() -> str:
     return "\n".join(lines)
 
 
-def _run(given: list[str], *, whole: bool) -> int:
-    """Run one of Sgfr's commands, or hand on to anomalib; what goes wrong ends in a line that says
-    what.
-    """
+def _run(given: list[str], *, trace: bool) -> int:
+    """Run a command; an error ends in one line that says what is wrong."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of other packages, to each other
             if given[0] in OWN:
                 code: int = import_module(OWN[given[0]].module).main(given[1:])
                 return code
-            _hand_on(given)
-    except UsageError as mistake:
-        return _say(str(mistake), 2)
-    except BaseException as raised:  # whatever it is, its reason comes last
-        if _interrupted(raised):  # Lightning exits then, and an import may fail in another way
-            return _say("interrupted", 130)
+            _run_anomalib(given)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except BaseException as raised:
+        if _interrupted(raised):  # after Ctrl-C Lightning exits, and an import may fail otherwise
+            return _fail("interrupted", 130)
         if not isinstance(raised, Exception):
             raise
-        error = _meant(raised)
-        if whole or not _explains_itself(error):
-            sys.excepthook(type(error), error, error.__traceback__)
-        return _say(_reason(error), 1)
+        cause = _cause(raised)
+        if trace or not _explains_itself(cause):
+            sys.excepthook(type(cause), cause, cause.__traceback__)
+        return _fail(_message(cause), 1)
     return 0
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether an error comes of Ctrl-C."""
+    """Whether an error was caused by Ctrl-C."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _translated(given: list[str]) -> list[str]:
-    """Arguments as anomalib takes them: ``predict --out DIR``, and ``--ckpt_path`` by a ``latest``
-    that did not end.
-    """
+    """Arguments with ``predict --out DIR`` and missing checkpoints of ``latest`` replaced."""
     from anomalib_sgfr.run_paths import complete_checkpoint
 
     parts = [
@@ -165,12 +152,11 @@ def _translated(given: list[str]) -> list[str]:
         for part in (item.split("=", 1) if item.startswith(_OPTIONS) else [item])
     ]
     for place, name in enumerate(parts[:-1]):
-        other = complete_checkpoint(Path(parts[place + 1])) if name == "--ckpt_path" else None
+        path = parts[place + 1]
+        other = complete_checkpoint(Path(path)) if name == "--ckpt_path" else None
         if other is not None:
-            print(
-                f"note: {parts[place + 1]} is missing, as that run has not ended: {other} is used.",
-                file=sys.stderr,
-            )
+            note = f"note: {path} is missing, as that run has not ended: {other} is used."
+            print(note, file=sys.stderr)
             parts[place + 1] = str(other)
     if given[:1] != ["predict"] or "--out" not in parts:
         return parts
@@ -185,11 +171,10 @@ def _translated(given: list[str]) -> list[str]:
     return [*parts[:place], *parts[place + 2 :], *added]
 
 
-def _hand_on(given: list[str]) -> None:
-    """Do as anomalib's own ``main`` does, with Sgfr and the data sets loaded, wherever the plugin
-    is not.
+def _run_anomalib(given: list[str]) -> None:
+    """Run anomalib's command line, with Sgfr and the data sets known even without the plugin.
 
-    But that each line is told once, where anomalib's has two handlers.
+    Each line is logged once; anomalib's own ``main`` sets up two handlers.
     """
     from anomalib.cli import AnomalibCLI
 
@@ -198,8 +183,8 @@ def _hand_on(given: list[str]) -> None:
     import_module("anomalib_sgfr.data")
     import_module("anomalib_sgfr.lightning_model")
 
-    class Telling(AnomalibCLI):
-        """Has its parsers raise what is wrong, in place of printing it with the usage."""
+    class RaisingCLI(AnomalibCLI):
+        """anomalib's, whose parsers raise errors instead of printing them with the usage."""
 
         @staticmethod
         def init_parser(**kwargs: Any) -> Any:  # noqa: ANN401
@@ -207,35 +192,30 @@ def _hand_on(given: list[str]) -> None:
 
     configure_logging()
     try:
-        Telling(_translated(given))
+        RaisingCLI(_translated(given))
     except ArgumentError as error:
         raise UsageError(in_one_line(str(error))) from None
 
 
 def _explains_itself(error: BaseException) -> bool:
-    """Whether somebody meant the message for the user: the system, this package, anomalib or
-    Lightning, by a raise.
-    """
+    """Whether the system, this package, anomalib or Lightning wrote the message for the user."""
     if isinstance(error, OSError) or _notes(error):
         return True
     package, frame, line = _raised_in(error)
     if explain_error(error, frame):
         return True
-    if not (
-        isinstance(error, _EXPLAINED) or type(error).__name__ == "MisconfigurationException"
-    ) or not str(error):
+    known = isinstance(error, _ERRORS) or type(error).__name__ == "MisconfigurationException"
+    if not known or not str(error):
         return False
     statement = linecache.getline(frame.f_code.co_filename, line).lstrip() if frame else ""
-    return package in _MEANT and statement.startswith("raise ")
+    return package in _PACKAGES and statement.startswith("raise ")
 
 
-def _meant(error: BaseException) -> BaseException:
-    """The error that explains itself among those that jsonargparse had when it refused a class's
-    arguments.
-    """
+def _cause(error: BaseException) -> BaseException:
+    """The error for the user among those for which jsonargparse refused a class's arguments."""
     package, frame, _ = _raised_in(error)
     tried = frame.f_locals.get("exceptions", ()) if frame and package == "jsonargparse" else ()
-    inner = (_meant(found) for found in tried if isinstance(found, BaseException))
+    inner = (_cause(found) for found in tried if isinstance(found, BaseException))
     return next(filter(_explains_itself, inner), error)
 
 
@@ -249,7 +229,7 @@ def _raised_in(error: BaseException) -> tuple[str, FrameType | None, int]:
 
 
 def _notes(error: BaseException) -> list[str]:
-    """What this package added to an exception of somebody else's."""
+    """Notes that this package added to an exception of another package."""
     notes = getattr(error, "__notes__", [])
     if not notes:
         return []
@@ -258,14 +238,14 @@ def _notes(error: BaseException) -> list[str]:
     return [note for note in notes if isinstance(note, Reason)]
 
 
-def _reason(error: BaseException) -> str:
-    words = explain_error(error, _raised_in(error)[1])
-    said = " ".join("; ".join(_notes(error) or [words or str(error)]).split())
-    if _explains_itself(error) and said:
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+def _message(error: BaseException) -> str:
+    explained = explain_error(error, _raised_in(error)[1])
+    text = " ".join("; ".join(_notes(error) or [explained or str(error)]).split())
+    if _explains_itself(error) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _say(message: str, code: int) -> int:
+def _fail(message: str, code: int) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code

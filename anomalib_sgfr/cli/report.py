@@ -1,29 +1,24 @@
-"""``anomalib-sgfr report``: one page to look at, judge and share, of any checkpoint and any folder
-of images.
-"""
+"""``anomalib-sgfr report``: one page to inspect and share, of folders of images."""
 
 import json
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomalib_sgfr.cli.arguments import (
     Parser,
-    Truth,
     at_least,
     existing,
     images_in,
     load,
     new_file,
     quiet,
-    readable,
     require_named_group,
     take_checkpoint,
 )
+from anomalib_sgfr.cli.prediction import Truth, predict_images
 
 if TYPE_CHECKING:
     from anomalib_sgfr.report.contents import ReportContents
@@ -37,8 +32,13 @@ _MASK_FOLDERS = {*_MASKS, "gt", "mask"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Inspect and write; returns the exit code, 1 if an image could not be read or the page not be
-    written.
+    """Predict images and write the page.
+
+    Args:
+        arguments (Sequence[str] | None): Arguments of the command; ``None`` for the process's own.
+
+    Returns:
+        int: Exit code, 1 if an image could not be read or the page could not be written.
     """
     parser = Parser(
         prog="anomalib-sgfr report",
@@ -103,11 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (options.data or options.good or options.bad):
         parser.error("pass images: --data, --good or --bad FOLDER")
 
-    from anomalib.engine import Engine
-    from lightning.pytorch import Callback
-
     from anomalib_sgfr.report.callback import Report
-    from anomalib_sgfr.run_folder import RunFolder
 
     quiet()
     truths = truths_in(options.data, options.good, options.bad, options.masks)
@@ -118,21 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.kinds = {str(path): truth.kind for path, truth in truths.items() if truth.kind}
     damaged: dict[Path, str] = {}
     report.unreadable = damaged
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        redirect_stdout(sys.stderr),
-    ):  # the bar is no result
-        callbacks: list[Callback] = [report, RunFolder(scratch)]
-        bar = sys.stderr.isatty()
-        engine = Engine(
-            default_root_dir=scratch,
-            logger=False,
-            devices=1,
-            callbacks=callbacks,
-            enable_progress_bar=bar,
-        )
-        loader = readable(list(truths), damaged, model.model.bit_depth, truths)
-        engine.predict(model, dataloaders=loader, return_predictions=False)
+    predict_images(model, report, list(truths), damaged, truths=truths)
     code = 1 if damaged else 0
     for path, reason in damaged.items():
         print(f"error: {path} cannot be read: {reason}", file=sys.stderr)
@@ -173,7 +155,7 @@ def truths_in(
     bad: Sequence[Path] = (),
     masks: Path | None = None,
 ) -> dict[Path, Truth]:
-    """Images in folders, and what the folders say of them.
+    """Images in folders, with the labels and masks that the folders give.
 
     Args:
         data (Sequence[Path]): Folders. One that holds ``good`` beside others, or ``test`` with
@@ -213,9 +195,7 @@ def truths_in(
 
 
 def _laid_out(inside: Path, masks: Path | None) -> dict[Path, Truth]:
-    """Images of a folder that holds ``good``, and of the folders beside that are kinds of defect
-    for certain.
-    """
+    """Images of a folder that holds ``good`` beside folders of defects, which have masks."""
     beside = [inside / name for name in _MASKS] + [inside.parent / name for name in _MASKS]
     places = [masks, *beside] if masks else beside
     kinds = sorted(

@@ -1,21 +1,16 @@
-"""The certificate of a bank: how badly any nominal patch that was seen can be rebuilt, without
-seeing it again.
-"""
+"""Certificate of a memory bank: bounds on the residuals of all patches that it was fitted to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from anomalib_sgfr.core.clusters import Clusters
-from anomalib_sgfr.core.linear_algebra import middle, ridge_spectrum
-from anomalib_sgfr.core.neighbours import nearest, search_index
 
 __all__ = ["Certificate", "ScaleCertificate", "certify"]
 
 _ROUNDING = 1.0 + 1e-4  # of float32 distances, sums and solutions, with room
-_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -114,70 +109,21 @@ class Certificate:
 
 
 @torch.no_grad()
-def certify(
-    clusters: Clusters, solver: str, num_atoms: int = 1, regularisation: float = 0.0
-) -> ScaleCertificate:
-    r"""Bound the residuals of all patches a cover stands for.
+def certify(clusters: Clusters, bound: Callable[[Tensor], Tensor]) -> ScaleCertificate:
+    """Bound the residuals of all patches that clusters stand for.
 
-    A patch at distance at most :math:`\beta` from an atom has a residual of at most :math:`\beta`
-    by ``"omp"``, and by ``"affine"`` without regularisation, because the atom alone would do as
-    well. With regularisation :math:`\lambda`, comparing the optimum with that code, of length one
-    where the optimal has at least :math:`1/\sqrt k`, gives
-
-    .. math:: \|r\|^2 \le \beta^2 + \lambda (1 - 1/k) \, \tfrac1k \sum_{j \le k} (\beta + D_j)^2,
-
-    with :math:`D_j` the distance of the atom from its ``j``-th nearest; for ``"ridge"``,
-    :math:`\|r\|^2 \le \beta^2 + \alpha` with the :math:`\alpha` of
-    :func:`~anomalib_sgfr.core.self_expression.ridge_operator`. On average over an atom's patches
-    none is larger than at the root of their mean squared distance (Jensen).
-
-    Rounding may make a solver take another atom than the best. So :math:`\beta^2` grows by
-
-    .. math:: 2 (d + 4) \epsilon (\|a\| + \beta)^2 \quad\text{and}\quad 3 (d + 5) \epsilon (\|a - m\| + 2 \beta)^2
-
-    for ``"omp"`` and ``"affine"``, with :math:`\epsilon` the precision of the atoms :math:`a` in
-    :math:`d` dimensions and :math:`m` the centre of the search; for ``"affine"`` only where another
-    atom is near enough to be taken. For ``"ridge"``, the residual grows by :math:`(d + 4) \epsilon
-    (\|a\| + \beta)`, and by the largest singular value of the bank that counts as zero.
+    On average over the patches of an atom, none is larger than at the root of their mean squared
+    distance (Jensen).
 
     Args:
-        clusters (Clusters): Atoms and what they stand for.
-        solver (str): ``"affine"``, ``"omp"`` or ``"ridge"``.
-        num_atoms (int): Size ``k`` of the support.
-        regularisation (float): As the solver takes it.
+        clusters (Clusters): Atoms and the patches that they stand for.
+        bound (Callable[[Tensor], Tensor]): From distances of patches from their atoms to bounds on
+            the residuals, see :meth:`~anomalib_sgfr.core.solvers.Solver.bound`.
 
     Returns:
         ScaleCertificate: The bounds.
     """
-    radius = clusters.radius.double()
-    length, width = clusters.atoms.double().norm(dim=1), clusters.atoms.shape[1]
-    precision = torch.finfo(clusters.atoms.dtype).eps
-    penalty, beyond = torch.zeros_like(radius), torch.zeros_like(radius)
-    spread, share = torch.zeros_like(radius)[:, None], 0.0
-    if solver == "omp":  # four times the error of a product of d values
-        penalty = 2.0 * (width + 4) * precision * (length + radius).square()
-    elif solver == "ridge":
-        _, singular, _, kept = ridge_spectrum(clusters.atoms, regularisation)
-        penalty = penalty + regularisation * length.square().sum() / width
-        beyond = (width + 4) * precision * (length + radius) + torch.where(
-            kept > 0, 0.0, singular
-        ).amax()
-    elif len(clusters.atoms) > 1:
-        k = min(num_atoms, len(clusters.atoms))
-        nearest_two = _neighbour_distances(clusters.atoms, max(k, 2))
-        spread, share = nearest_two[:, :k], regularisation * (1.0 - 1.0 / k)
-        about = (clusters.atoms - middle(clusters.atoms)).double().norm(dim=1)
-        error = 3.0 * (width + 5) * precision * (about + 2.0 * radius).square()
-        near = nearest_two[:, 1] <= radius + (radius.square() + error).sqrt()
-        penalty = torch.where(near, error, 0.0)
-
-    def bound(distance: Tensor) -> Tensor:
-        squared = distance.square() + penalty
-        if share:
-            squared = squared + share * ((distance[:, None] + spread).square().mean(1) + penalty)
-        return squared.sqrt() + beyond
-
-    high = bound(radius)
+    high = bound(clusters.radius.double())
     means = torch.minimum(bound((clusters.squares / clusters.count.clamp_min(1)).sqrt()), high)
     patches = int(clusters.count.sum())
     return ScaleCertificate(
@@ -188,12 +134,3 @@ def certify(
         means=(means * _ROUNDING).to(clusters.atoms.dtype),
         counts=clusters.count,
     )
-
-
-def _neighbour_distances(atoms: Tensor, k: int) -> Tensor:
-    """Distances of each atom from its ``k`` nearest, itself first, shape ``(M, k)``, ``float64``."""
-    index = search_index(atoms)
-    rows = [
-        (part[:, None] - atoms[nearest(part, index, k)]).norm(dim=2) for part in atoms.split(_ROWS)
-    ]
-    return torch.cat(rows).double().sort(1).values

@@ -53,8 +53,7 @@ def mapped(step: Callable[[Tensor], Tensor], parts: Tensor) -> Tensor:
 
 
 def by_rows(step: Callable[[Tensor], Tensor], patches: Tensor, columns: int) -> Tensor:
-    """Apply a function to patches inside an exported graph, image by image, or by some rows of a
-    large image.
+    """Apply a function to patches in an exported graph, by image or by some rows of a large one.
 
     Args:
         step (Callable[[Tensor], Tensor]): As :func:`mapped` takes it: from patches, ``(n, d)``, to

@@ -1,13 +1,9 @@
-"""What a graphics card does in one launch, where PyTorch takes dozens: kernels in Triton, which
-comes with PyTorch.
+"""GPU kernels in Triton: each does in one launch what takes PyTorch dozens.
 
-A reconstruction is many short steps: on a card their launches, and the distances written and read
-again, take most of the time. Here they stay in registers. What the kernels compute is what
-:mod:`~anomalib_sgfr.core.self_expression` and :mod:`~anomalib_sgfr.core.k_center` say, which is
-also what runs where :mod:`~anomalib_sgfr.core.gpu` finds that they do not.
-
-Whether a graphics card's kernels do the work: where they can run, and answer a small question as
-PyTorch does.
+A reconstruction is many short steps: on a GPU their launches, and the distances written and read
+again, take most of the time. Here they stay in registers. The kernels compute what
+:mod:`~anomalib_sgfr.core.self_expression` and :mod:`~anomalib_sgfr.core.k_center` describe, in
+PyTorch, which runs instead where a kernel cannot run or fails a small test.
 """
 
 import functools
@@ -46,7 +42,7 @@ _TILE = 8192  # values in registers at once
 _STEP = 16  # values of a product's two sides in shared memory at once
 _FEW, _MANY = {"num_warps": 8, "num_stages": 2}, {"num_warps": 4, "num_stages": 1}
 _BUSY = (
-    1024  # programs that keep a card busy: from there on, more of them at once are faster than each
+    1024  # programs that keep a GPU busy: from there on, more of them at once are faster than each
 )
 _ROWS, _ATOMS = 32, 128  # of the sampler's search
 _CHOSEN_AMONG = 512  # points, at most, of which a greedy choice is made
@@ -54,8 +50,7 @@ _PLACES = 256  # averaged by one program
 
 
 def fits(num_atoms: int, bank_size: int) -> bool:
-    """Whether :func:`affine_lengths` holds such a support, and the groups of such a bank, in
-    registers.
+    """Whether the support and the groups of a bank fit the registers of :func:`affine_lengths`.
 
     Args:
         num_atoms (int): Size ``k`` of the support.
@@ -73,8 +68,7 @@ def _candidates(num_atoms: int, bank_size: int) -> int:
 
 
 def columns_of(index: Index) -> Tensor:
-    """A bank's atoms as columns, as :func:`affine_lengths` reads them: neighbours in memory are
-    read together.
+    """Atoms of a bank as columns, which :func:`affine_lengths` reads together.
 
     Args:
         index (Index): Of the bank.
@@ -94,14 +88,13 @@ def affine_lengths(
     regularisation: float,
     unit: Tensor,
 ) -> Tensor:
-    """Length of what :func:`~anomalib_sgfr.core.self_expression.affine` leaves of embedding maps,
-    in one launch.
+    """Residual lengths of embedding maps by the affine solver, in one launch.
 
     The nearest atoms are looked for with products of 32-bit accuracy (three of TF32), and ordered
     by their distances as they are.
 
     Args:
-        embedding (Tensor): Shape ``(B, d, h, w)``, on a card.
+        embedding (Tensor): Shape ``(B, d, h, w)``, on a GPU.
         index (Index): Of the bank, ``float32``.
         columns (Tensor): The same by :func:`columns_of`.
         bank_size (int): Atoms ``M`` of the bank; see :func:`fits`.
@@ -173,11 +166,10 @@ def _(embedding: Tensor, atoms: Tensor, *_: Any) -> Tensor:  # noqa: ANN401
 
 
 def binomial(feature: Tensor) -> Tensor:
-    """The average of :func:`~anomalib_sgfr.features.embedding.pool` of that name, without the sums
-    on its way.
+    """Binomial average as :func:`~anomalib_sgfr.features.embedding.pool`, in one launch.
 
     Args:
-        feature (Tensor): Shape ``(B, C, h, w)``, on a card.
+        feature (Tensor): Shape ``(B, C, h, w)``, on a GPU.
 
     Returns:
         Tensor: Of the same shape and dtype, contiguous.
@@ -204,8 +196,7 @@ def binomial(feature: Tensor) -> Tensor:
 def farthest_points(
     left: Tensor, mutual: Tensor, same: Tensor, most: int, outside: float | Tensor, tolerance: float
 ) -> Tensor:
-    """The greedy choice of :func:`~anomalib_sgfr.core.k_center.k_center_greedy` among a few hundred
-    points.
+    """Greedy choice of :func:`~anomalib_sgfr.core.k_center.k_center_greedy` among few points.
 
     Args:
         left (Tensor): Squared distance of each from the nearest point taken, ``(n,)``, falling.
@@ -241,11 +232,10 @@ def farthest_points(
 def staged_nearest(
     points: Tensor, atoms: Tensor, first: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """The search of :func:`~anomalib_sgfr.core.clusters.assign`: among some atoms, then among as
-    many more, and so on.
+    """Nearest atoms by stages: among some atoms, then among as many more, and so on.
 
     Args:
-        points (Tensor): Shape ``(n, d)``, on a card.
+        points (Tensor): Shape ``(n, d)``, on a GPU.
         atoms (Tensor): Shape ``(M, d)``, ``float32`` as they are.
         first (int): Atoms to look at first; afterwards as many as before, together. ``M`` for all
             at once.
@@ -315,9 +305,7 @@ def separated_points(mutual: Tensor, distance: float) -> Tensor:
 
 
 def _among(points: Tensor) -> int:
-    """Places for so many points: one size, so that one program is compiled for any number that is
-    usual.
-    """
+    """Size of a program for so many points: the same for usual numbers, to compile once."""
     return max(_CHOSEN_AMONG, _power_of_2(len(points)))
 
 
@@ -334,9 +322,7 @@ def _launch(name: str, number: int, first: Tensor, *arguments: Any, **constants:
 
 
 def serve(tensor: Tensor) -> bool:
-    """Whether kernels do the work for such a tensor: on a card, Triton and its C compiler are
-    there, not of 64 bits.
-    """
+    """Whether kernels work on such a tensor: on a GPU with Triton, and not of 64 bits."""
     return (tensor.is_cuda or _is_interpreted()) and tensor.dtype != torch.float64 and _usable()
 
 
@@ -402,9 +388,7 @@ def _are_right(device: torch.device) -> bool:
 
 
 def _all_weighted(feature: Tensor) -> Tensor:
-    """What all that ``binomial`` finds sums to: each value as often as it is within reach, times
-    its weight.
-    """
+    """Sum of all averages of ``binomial``, times 256."""
     line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=feature.device)
 
     def weights(length: int) -> Tensor:

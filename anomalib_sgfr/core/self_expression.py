@@ -9,10 +9,8 @@ OpenVINO, and calls no dense linear-algebra routine at inference.
 Degenerate input has its mathematical limit: duplicate or linearly dependent atoms add nothing to
 the span (their coefficient is zero), an all-zero atom is never a direction, and a support larger
 than the bank is the whole bank. What is left of a target that is not finite is not finite either;
-nobody has to look before (a graphics card would have to wait for that). A bank is looked at once,
+nobody has to look before (a GPU would have to wait for that). A bank is looked at once,
 where it is made ready for the search.
-
-What residuals are measured by.
 """
 
 from typing import NamedTuple
@@ -193,8 +191,7 @@ def by_products(num_atoms: int, regularisation: float) -> bool:
 def affine_products(
     target: Tensor, bank: Tensor, num_atoms: int, index: Index | None = None
 ) -> Tensor:
-    """What :func:`affine_distance` needs to know of each target: the products of the offsets to its
-    nearest atoms.
+    """Products of the offsets from each target to its nearest atoms, for :func:`affine_distance`.
 
     Args:
         target (Tensor): As for :func:`affine`; so for ``bank`` and ``num_atoms``.
@@ -216,8 +213,7 @@ def affine_products(
 
 
 def left_out_distance(bank: Tensor, num_atoms: int, regularisation: float = 0.0) -> Tensor:
-    """Length of what the other atoms of a bank leave of each: :func:`affine_distance` without the
-    atom itself.
+    """Leave-one-out residual of each atom: :func:`affine_distance` without the atom itself.
 
     Args:
         bank (Tensor): Nominal vectors, shape ``(M, d)``, floating point.
@@ -259,8 +255,7 @@ def _products(target: Tensor, index: Index, support: Tensor) -> Tensor:
 
 
 def length_of_products(products: Tensor, k: int, regularisation: float) -> Tensor:
-    """What is left of targets, from the products of the offsets to their nearest atoms: the end of
-    affine_distance.
+    """Length of the residuals, from the products of the offsets to the nearest atoms.
 
     Targets of several banks may be put one after the other: the steps are many, and short for a
         few.
@@ -293,9 +288,7 @@ def length_of_products(products: Tensor, k: int, regularisation: float) -> Tenso
 
 
 def _weights(squared: Tensor, k: int) -> Tensor:
-    """Weight of each coefficient, ``(k, N)``, from squared distances ``(k + 1, N)``, or ``(k, N)``
-    of a whole bank.
-    """
+    """Weights ``(k, N)`` from squared distances ``(k + 1, N)``, or ``(k, N)`` of a whole bank."""
     if len(squared) == k:
         return torch.ones_like(squared)
     gap = (squared[k] - squared[:k]).clamp_min(_TIE * squared[k] + torch.finfo(squared.dtype).tiny)
@@ -420,8 +413,7 @@ def ridge(target: Tensor, operator: Tensor) -> Tensor:
 
 
 def ridge_code(target: Tensor, bank: Tensor, regularisation: float) -> Tensor:
-    """Coefficients of collaborative (ridge) reconstruction, whose residual :func:`ridge` gives
-    without them.
+    """Coefficients of collaborative (ridge) reconstruction; :func:`ridge` gives its residual.
 
     Args:
         target (Tensor): Vectors to rebuild, shape ``(N, d)``.
@@ -492,8 +484,7 @@ _LEAST_SHARE = 1e-3  # of the atoms' length
 
 
 def nominal_residual(atoms: Tensor, num_atoms: int, regularisation: float) -> float:
-    """Length that scales of different embeddings are made alike by: what atoms leave of a nominal
-    patch not among them.
+    """Mean residual of a nominal patch that is no atom, which makes scales comparable.
 
     The mean over the atoms of what the others leave of each, by the ``"affine"`` solver: known when
     the fit ends, without another pass, and as fair to one training image as to a thousand.

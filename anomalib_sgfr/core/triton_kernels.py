@@ -33,7 +33,7 @@ def affine_lengths(
     columns_ptr,
     rows_ptr,
     centre_ptr,
-    nominal_ptr,
+    residual_scale_ptr,
     found_ptr,
     number,
     of_image,
@@ -161,7 +161,7 @@ def affine_lengths(
     length = tl.sqrt(tl.maximum(length, 0.0) * scale)
     # of a point that is not finite, neither is the first offset
     length = tl.where(first < float("inf"), length, float("nan"))
-    tl.store(found_ptr + row, length / tl.load(nominal_ptr), mask=inside)
+    tl.store(found_ptr + row, length / tl.load(residual_scale_ptr), mask=inside)
 
 
 @triton.jit(do_not_specialize=["number", "most"])

@@ -1,6 +1,4 @@
-"""What the datamodules have in common: the arguments of anomalib's own, with their defaults, and
-two parts.
-"""
+"""Base of the datamodules: anomalib's arguments with their defaults, and a fixed split."""
 
 from abc import abstractmethod
 
@@ -12,8 +10,7 @@ __all__ = ["SplitDataModule"]
 
 
 class SplitDataModule(AnomalibDataModule):
-    """Datamodule of a data set that says itself which images are for training and which for
-    testing.
+    """Datamodule of a data set that is split into training and test images.
 
     Args:
         train_batch_size (int): Training batch size. Defaults to ``32``.

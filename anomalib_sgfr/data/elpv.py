@@ -127,8 +127,7 @@ def _installed_root() -> Path:
 
 
 class ELPV(SplitDataModule):
-    """Electroluminescence photographs of solar cells, from the PyPI package ``elpv-dataset`` (CC
-    BY-NC-SA 4.0).
+    """Electroluminescence photographs of solar cells (CC BY-NC-SA 4.0), from ``elpv-dataset``.
 
     Cells of defect probability 0 are normal, cells of at least ``threshold`` anomalous, those
     between are left out. A seeded part of the normal cells is held out for testing, with all

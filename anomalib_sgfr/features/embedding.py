@@ -1,6 +1,6 @@
 """Patch embeddings: backbone features, averaged locally and aligned to the grid of each scale."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr.core import gpu
-from anomalib_sgfr.core.arguments import BankPer, Pooling
+from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
 from anomalib_sgfr.features.backbone import build_extractor, require_size
 from anomalib_sgfr.features.layers import (
     Scale,
@@ -19,7 +19,14 @@ from anomalib_sgfr.features.layers import (
 )
 from anomalib_sgfr.features.weights import load_pretrained
 
-__all__ = ["PatchEmbedder", "align_features", "pool"]
+__all__ = ["PatchEmbedder", "align_features", "embed_copies", "pool"]
+
+# Quarter turns of each copy, and whether left and right are exchanged before; the first is the
+# image itself.
+_COPIES: dict[Copies, tuple[tuple[int, bool], ...]] = {
+    "mirrored": ((0, False), (0, True), (2, False), (2, True)),
+    "turned": ((0, False), (1, False), (2, False), (3, False)),
+}
 
 
 def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
@@ -76,6 +83,31 @@ def align_features(
         ]
         embeddings.append(aligned[0] if len(aligned) == 1 else torch.cat(aligned, 1))
     return embeddings
+
+
+def embed_copies(
+    embed: Callable[[Tensor], list[Tensor]], images: Tensor, copies: Copies
+) -> list[Tensor]:
+    """Embed images and flipped or rotated copies of them, each patch where it lies in the image.
+
+    Args:
+        embed (Callable[[Tensor], list[Tensor]]): From images to embeddings of each scale.
+        images (Tensor): Shape ``(B, 3, H, W)``.
+        copies (Copies): ``"mirrored"``: flipped left to right, top to bottom, and both.
+            ``"turned"``: rotated by each right angle. ``"none"``: the images alone.
+
+    Returns:
+        list[Tensor]: Embeddings of each scale, the images first and then one copy of all after the
+        other, shape ``(C B, d, h, w)``.
+    """
+    if copies == "none":
+        return embed(images)
+    found = []
+    for quarters, mirrored in _COPIES[copies]:
+        copy_of = torch.rot90(images.flip(-1) if mirrored else images, quarters, (-2, -1))
+        back = [torch.rot90(part, -quarters, (-2, -1)) for part in embed(copy_of)]
+        found.append([part.flip(-1) if mirrored else part for part in back])
+    return [torch.cat(scale) for scale in zip(*found, strict=True)]
 
 
 class PatchEmbedder(nn.Module):

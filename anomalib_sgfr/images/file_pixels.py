@@ -6,11 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch.utils.data import Subset
 
-from anomalib_sgfr.images.bit_depth import (
-    READS_HIGH_BIT_DEPTH,
-    dataset_transform,
-    running_dataset,
-)
+from anomalib_sgfr.images.bit_depth import READS_HIGH_BIT_DEPTH, dataset_transform, running_dataset
 from anomalib_sgfr.images.frame_geometry import FrameTransform, Step, frame_transform
 from anomalib_sgfr.images.headers import read_header
 from anomalib_sgfr.images.pre_processor import geometric_steps
@@ -29,7 +25,7 @@ def file_peaks(
 
     Args:
         trainer (Trainer): Of the running prediction or test.
-        module (Any): The model, with ``places`` of the latest batch.
+        module (Any): The model, with ``peak`` of the latest batch.
         outputs (Any): The batch, with predictions.
         loader (int): Number of its data loader, if there are several.
 
@@ -37,7 +33,7 @@ def file_peaks(
         tuple[list[tuple[int, int] | None], str]: Row and column from zero, ``None`` where they are
         not known; and the reason why pixels could not be followed back, or an empty string.
     """
-    scores, peaks = getattr(outputs, "pred_score", None), getattr(module, "places", None)
+    scores, peaks = getattr(outputs, "pred_score", None), getattr(module, "peak", None)
     count = 0 if scores is None else scores.numel()
     if peaks is None or len(peaks) != count or outputs.anomaly_map is None:
         return [None] * count, ""

@@ -15,7 +15,7 @@ from anomalib_sgfr.console import progress
 from anomalib_sgfr.core.processes import failing_together, gathered, share
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.thresholds import groups_needed, supported_rate
-from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.torch_model import ScoreMaps, SgfrModel
 
 __all__ = [
     "CalibrationScores",
@@ -58,8 +58,8 @@ class CalibrationScores(NamedTuple):
         paths (tuple[str, ...]): Image files; empty where a file is not known.
         peaks (tuple[float, ...]): Largest value of each raw anomaly map, to which other layers may
             contribute than to the score.
-        current (tuple[bool, ...]): Whether the present memory banks gave the score: not where an
-            update could not score an image again.
+        current (tuple[bool, ...]): Whether the score is from the present memory banks; an update
+            may be unable to score an image again.
     """
 
     scores: tuple[float, ...] = ()
@@ -180,8 +180,7 @@ def nominal_scores(
     for number, image in enumerate(model.images if leave_out else ()):
         numbers_of.setdefault(group_of(image, group), []).append(number)
     groups = [group_of(path, group) for path in paths]
-    # images that share what is left of the banks one after the other: those of no training group
-    # first, as nothing is left out for them
+    # images of one training group follow each other, as they share what is left of the banks
     order = sorted(
         range(len(paths)), key=lambda index: (groups[index] in numbers_of, groups[index], index)
     )
@@ -194,21 +193,23 @@ def nominal_scores(
             rows, indices = map(list, zip(*rows_and_indices, strict=True))
             banks = model.banks_without(left_out)
             if banks is not None:
-                result = model.score([part[rows] for part in embeddings], images.shape[-2:], banks)
+                result = model.score_embeddings(
+                    [part[rows] for part in embeddings], images.shape[-2:], banks
+                )
                 found[:, indices] = _scores_and_peaks(result)
             else:
                 found[:, indices] = _mirrored_scores(model, images[rows])
     return NominalScores(*found.tolist())
 
 
-def _scores_and_peaks(result: Any) -> Tensor:  # noqa: ANN401
+def _scores_and_peaks(result: ScoreMaps) -> Tensor:
     """Raw scores and largest map values, shape ``(2, B)``."""
     return torch.stack((result.pred_score, result.anomaly_map.amax(dim=(1, 2, 3)))).cpu()
 
 
 def _mirrored_scores(model: SgfrModel, images: Tensor) -> Tensor:
     """Largest scores and peaks of three mirror images."""
-    ways = [model.score_maps(images.flip(axes)).predicted for axes in ((-1,), (-2,), (-2, -1))]
+    ways = [model.score_maps(images.flip(axes)) for axes in ((-1,), (-2,), (-2, -1))]
     return torch.stack([_scores_and_peaks(way) for way in ways]).amax(0)
 
 

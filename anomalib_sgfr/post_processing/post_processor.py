@@ -26,7 +26,7 @@ from anomalib_sgfr.post_processing.calibration import (
 )
 from anomalib_sgfr.post_processing.normalisation import ScoreNormaliser
 from anomalib_sgfr.post_processing.streaming_f1 import StreamingF1Threshold
-from anomalib_sgfr.post_processing.threshold_state import DEFAULT_RATE, ThresholdState
+from anomalib_sgfr.post_processing.threshold_state import DEFAULT_RATE, STATE_KEY, ThresholdState
 from anomalib_sgfr.post_processing.thresholds import require_rate
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -37,10 +37,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-# key in a checkpoint, and key of the threshold in it
-_CONFIG = "anomalib_post_processor_config"
-_STATE = "threshold"
 
 
 def requested_sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
@@ -454,50 +450,18 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
 
     def checkpoint_config(self) -> dict[str, Any]:
         """Configuration to store: anomalib's, and the state of the threshold."""
-        return {**super().checkpoint_config(), _STATE: self._state.to_dict()}
-
-    @staticmethod
-    def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
-        """Add the state to a checkpoint of an earlier version or of anomalib's post-processor.
-
-        Args:
-            checkpoint (dict[str, Any]): As Lightning read it; changed in place.
-        """
-        config, tensors = checkpoint.get(_CONFIG), checkpoint.get("state_dict", {})
-        if not config or _STATE in config:
-            return
-        image, pixel = (
-            float(tensors.get(f"post_processor._{which}_threshold", math.nan))
-            for which in ("image", "pixel")
-        )
-        state = ThresholdState.from_earlier_version(config, image, pixel)
-        checkpoint[_CONFIG] = {**config, _STATE: state.to_dict()}
-
-    @staticmethod
-    def remove_threshold(checkpoint: dict[str, Any]) -> None:
-        """Remove the threshold and its calibration scores from a checkpoint that was read.
-
-        Args:
-            checkpoint (dict[str, Any]): As :meth:`upgrade_checkpoint` leaves it; changed in place.
-        """
-        config = checkpoint.get(_CONFIG)
-        if config:
-            stored = ThresholdState.from_dict(config[_STATE])
-            without = stored._replace(
-                scores=CalibrationScores(), value=None, read_from=(), masks=None
-            )
-            checkpoint[_CONFIG] = {**config, _STATE: without.calibrated().to_dict()}
+        return {**super().checkpoint_config(), STATE_KEY: self._state.to_dict()}
 
     def require_compatible(self, config: dict[str, Any]) -> None:
         """Refuse a checkpoint to which a request cannot apply without scoring images again.
 
         Args:
-            config (dict[str, Any]): That it stores, as :meth:`upgrade_checkpoint` leaves it.
+            config (dict[str, Any]): That it stores, upgraded to this version.
 
         Raises:
             ValueError: If there is such a request.
         """
-        state = ThresholdState.from_dict(config[_STATE])
+        state = ThresholdState.from_dict(config[STATE_KEY])
         stored = {
             "held_out": config.get("held_out"),
             "group": state.group,
@@ -529,11 +493,11 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
         super().load_checkpoint_config(config)
         for name in ("held_out", "images", "image_sensitivity", "pixel_sensitivity"):
             setattr(self, name, self._asked.get(name, getattr(self, name)))
-        if _STATE not in config:
+        if STATE_KEY not in config:
             image, pixel = float(self._image_threshold), float(self._pixel_threshold)
             self.use(ThresholdState.from_earlier_version(config, image, pixel))
             return
-        state = ThresholdState.from_dict(config[_STATE])
+        state = ThresholdState.from_dict(config[STATE_KEY])
         rate = self._rate_over(state.false_alarm_rate)
         if rate != state.false_alarm_rate and state.scores.good.scores:
             state = state._replace(false_alarm_rate=rate, value=None, read_from=()).calibrated()

@@ -8,7 +8,6 @@ import numpy as np
 
 from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split
 from anomalib_sgfr.post_processing.thresholds import (
-    Decision,
     combined_threshold,
     conformal_threshold,
     f1_threshold,
@@ -16,7 +15,18 @@ from anomalib_sgfr.post_processing.thresholds import (
     with_margin,
 )
 
-__all__ = ["DEFAULT_RATE", "ThresholdSource", "ThresholdState"]
+__all__ = [
+    "DEFAULT_RATE",
+    "STATE_KEY",
+    "ThresholdSource",
+    "ThresholdState",
+    "remove_threshold",
+    "upgrade_checkpoint",
+]
+
+# key of the post-processor's configuration in a checkpoint, and of the state in that
+_CONFIG_KEY = "anomalib_post_processor_config"
+STATE_KEY = "threshold"
 
 DEFAULT_RATE = 0.01
 # least validation images of each kind whose masks set the pixel threshold, as for a sign test
@@ -129,12 +139,8 @@ class ThresholdState(NamedTuple):
         if not good.scores:
             value = math.nan if self.value is None else self.value
             return self._with_thresholds(value, value, "none" if self.value is None else "hand")
-        image, peak = (
-            with_margin(threshold, values)
-            for threshold, values in zip(
-                self._conformal_thresholds(), (good.scores, good.peaks), strict=True
-            )
-        )
+        image, peak = self._conformal_thresholds()
+        image, peak = with_margin(image, good.scores), with_margin(peak, good.peaks)
         chosen: float
         by: ThresholdSource
         if self.value is not None:
@@ -142,7 +148,16 @@ class ThresholdState(NamedTuple):
         elif self.false_alarm_rate is not None:
             chosen, by = image, "good"
         else:
-            chosen, by = self._combined_threshold()
+            held_out, bad = self.scores.of_split(Split.HELD_OUT), self.scores.defective
+            chosen, by = combined_threshold(
+                good=held_out.scores,
+                bad=bad.scores,
+                calibration=good.scores,
+                rate=self.rate,
+                groups=good.groups(self.group),
+                good_groups=held_out.groups(self.group),
+                bad_groups=bad.groups(self.group),
+            )
             chosen = with_margin(chosen, good.scores)
         # by the same factor above the good images' peaks as above their scores
         chosen_peak = chosen * peak / image if image > 0.0 else max(chosen, peak)
@@ -154,20 +169,6 @@ class ThresholdState(NamedTuple):
         return (
             conformal_threshold(good.scores, self.rate, groups),
             conformal_threshold(good.peaks, self.rate, groups),
-        )
-
-    def _combined_threshold(self) -> Decision:
-        """Threshold of scores from good and labelled images."""
-        held_out, bad = self.scores.of_split(Split.HELD_OUT), self.scores.defective
-        good = self.scores.good
-        return combined_threshold(
-            good=held_out.scores,
-            bad=bad.scores,
-            calibration=good.scores,
-            rate=self.rate,
-            groups=good.groups(self.group),
-            good_groups=held_out.groups(self.group),
-            bad_groups=bad.groups(self.group),
         )
 
     def _with_thresholds(self, image: float, peak: float, by: ThresholdSource) -> "ThresholdState":
@@ -251,3 +252,33 @@ class ThresholdState(NamedTuple):
         """Whether version 0.2 set a threshold from labelled images."""
         good, bad = self.scores.of_split(Split.HELD_OUT).scores, self.scores.defective.scores
         return bool(good and bad) and math.isclose(image, f1_threshold(good, bad), rel_tol=1e-6)
+
+
+def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
+    """Add the state to a checkpoint of an earlier version or of anomalib's own post-processor.
+
+    Args:
+        checkpoint (dict[str, Any]): As Lightning read it; changed in place.
+    """
+    config, tensors = checkpoint.get(_CONFIG_KEY), checkpoint.get("state_dict", {})
+    if not config or STATE_KEY in config:
+        return
+    image, pixel = (
+        float(tensors.get(f"post_processor._{which}_threshold", math.nan))
+        for which in ("image", "pixel")
+    )
+    state = ThresholdState.from_earlier_version(config, image, pixel)
+    checkpoint[_CONFIG_KEY] = {**config, STATE_KEY: state.to_dict()}
+
+
+def remove_threshold(checkpoint: dict[str, Any]) -> None:
+    """Remove the threshold and its calibration scores from a checkpoint that was read.
+
+    Args:
+        checkpoint (dict[str, Any]): As :func:`upgrade_checkpoint` leaves it; changed in place.
+    """
+    config = checkpoint.get(_CONFIG_KEY)
+    if config:
+        stored = ThresholdState.from_dict(config[STATE_KEY])
+        requests = stored._replace(scores=CalibrationScores(), value=None, read_from=(), masks=None)
+        checkpoint[_CONFIG_KEY] = {**config, STATE_KEY: requests.calibrated().to_dict()}

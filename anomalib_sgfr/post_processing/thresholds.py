@@ -177,8 +177,8 @@ def combined_threshold(
        lower bound of Youden's index (Youden 1950); a larger cost avoids the many false alarms that
        some validation sets would cause.
 
-    A few labelled images have wide bounds, and change little. ``benchmarks/threshold_rules.py`` compares
-    this rule with others.
+    A few labelled images have wide bounds, and change little. ``benchmarks/threshold_rules.py``
+    compares this rule with others.
 
     Args:
         good (Sequence[float]): Scores of good validation images, not trained on; may be empty.

@@ -133,7 +133,7 @@ class Report(AfterPostProcessor):
         del batch, batch_idx
         module: Any = pl_module
         pixels, _ = file_peaks(trainer, module, outputs, dataloader_idx)
-        peaks = _relative_peaks(module.places, outputs.anomaly_map)
+        peaks = _relative_peaks(module.peak, outputs.anomaly_map)
         for index, row in enumerate(score_rows(outputs, module.post_processor, pixels)):
             media = self._media(module, outputs, index, row.image) if self.pictures else None
             self._with_media += media is not None

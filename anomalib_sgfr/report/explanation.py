@@ -8,17 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anomalib_sgfr.core import self_expression
 from anomalib_sgfr.core.certificate import ScaleCertificate
 from anomalib_sgfr.core.patch_grid import PatchIndex, to_patches
-from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Contribution", "Explanation", "Reconstruction", "Region", "explain"]
 
 # patches between the centres of two regions, at least: what is drawn around them does not overlap
 _APART = 6
-_SHOWN = 5  # contributions of a solver that uses all atoms
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Region:
     """A place of an image where it is rebuilt worst.
 
     Attributes:
-        row (int): Row of the patch of the finest scale that the score hears.
+        row (int): Row of the patch of the finest scale that the score hmaps.
         column (int): Column of that patch.
         score (float): Of the score map there.
         reconstructions (tuple[Reconstruction, ...]): Of the patch that lies there, of each scale
@@ -130,7 +127,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
         regions (int): Most regions to explain; they are at least six patches apart.
 
     Returns:
-        Explanation: The maps and the worst regions, by what the score hears.
+        Explanation: The maps and the worst regions, by what the score hmaps.
 
     Raises:
         RuntimeError: If the model is not fitted.
@@ -144,12 +141,12 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
         raise ValueError(msg)
     certificate = model.certificate()
     embeddings = model.embed(image[None])
-    residuals = model.residual_maps(embeddings)
-    ears = model.combine(residuals, image.shape[1:])
+    maps = model.score_embeddings(embeddings, image.shape[1:])
+    residuals = maps.residuals
     heard = [number for number, scale in enumerate(model.embedder.scales) if scale.in_score]
     rows, columns = residuals[heard[0]].shape[2:]
     # the map at the patches' own resolution: its largest value over each patch
-    coarse = torch.nn.functional.adaptive_max_pool2d(ears.score_map[0], (rows, columns))[0]
+    coarse = torch.nn.functional.adaptive_max_pool2d(maps.score_map[0], (rows, columns))[0]
     inside = model.patches_inside([part.shape[2:] for part in residuals])
     if inside is not None:
         coarse = coarse.masked_fill(~inside[heard[0]], -torch.inf)
@@ -172,7 +169,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     ]
     of_scales = tuple(residual[0, 0] for residual in residuals)
     return Explanation(
-        ears.anomaly_map[0, 0], ears.score_map[0, 0], of_scales, (rows, columns), tuple(found)
+        maps.anomaly_map[0, 0], maps.score_map[0, 0], of_scales, (rows, columns), tuple(found)
     )
 
 
@@ -190,7 +187,7 @@ def _reconstructions(
     patches = to_patches(embedding)
     own = [PatchIndex(*place, finest).on((rows, columns)) for place in places]
     chosen = patches[[place.row * columns + place.column for place in own]]
-    support, code = _code(model.banks[scale], chosen)
+    support, code = model.banks[scale].solver.code(chosen, model.banks[scale].atoms)
     found = []
     for (row, column, grid), patch, its_support, its_code in zip(
         own, chosen, support, code, strict=True
@@ -224,23 +221,6 @@ def _worst(scores: Tensor, number: int) -> list[tuple[int, int]]:
             max(0, row - _APART + 1) : row + _APART, max(0, column - _APART + 1) : column + _APART
         ] = -torch.inf
     return places
-
-
-def _code(bank: MemoryBank, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Atoms and their coefficients, each ``(N, k)``, for patches ``(N, d)``."""
-    if bank.solver == "ridge":
-        code = self_expression.ridge_code(patches, bank.atoms, bank.regularisation)
-        support = (
-            (code.abs() * bank.atoms.norm(dim=1)).topk(min(_SHOWN, len(bank.atoms)), dim=1).indices
-        )
-        return support, code.gather(1, support)
-    if bank.solver == "omp":
-        expression = self_expression.omp(patches, bank.atoms, bank.num_atoms)
-    else:
-        expression = self_expression.affine(
-            patches, bank.atoms, bank.num_atoms, bank.regularisation
-        )
-    return expression.support, expression.code
 
 
 def _contributions(

@@ -162,9 +162,10 @@ def find_new_atoms(
     limits = (threshold if mask_threshold is None else mask_threshold, threshold)
     heard_by = (sum(scale.in_map for scale in scales), sum(scale.in_score for scale in scales))
     embeddings = model.embed(image[None])
-    found = model.combine(model.residual_maps(embeddings), image.shape[-2:])
+    found = model.score_embeddings(embeddings, image.shape[-2:])
     if float(found.score_map.amax()) <= threshold:
         return None
+    maps = (found.anomaly_map, found.score_map)
     addition = NewAtoms(path, [], [])
     for share, distance in _EFFORTS:
         atoms, places = [], []
@@ -172,20 +173,23 @@ def find_new_atoms(
             grid = embedding.shape[-2:]
             ears = [place for place, heard in enumerate((scale.in_map, scale.in_score)) if heard]
             loud = [
-                functional.adaptive_max_pool2d(found[ear], grid).flatten() > share * limits[ear]
+                functional.adaptive_max_pool2d(maps[ear], grid).flatten() > share * limits[ear]
                 for ear in ears
             ]
             there = torch.stack(loud).any(0)
             where = origins(torch.zeros(1, dtype=torch.int64, device=image.device), grid)[there]
-            resolved = min(limits[ear] / heard_by[ear] for ear in ears) * float(bank.nominal)
+            resolved = min(limits[ear] / heard_by[ear] for ear in ears) * float(bank.residual_scale)
             near = max(float(bank.threshold), _NEAR * resolved)
             taken = _taken(bank, to_patches(embedding)[there], distance * near)
             atoms.append(to_patches(embedding)[there][taken])
             places.append(where[taken, 1:])
         addition = NewAtoms(path, atoms, places)
         banks = model.with_banks(add_atoms(model.fitted_state, [addition])).banks
-        after = model.combine(model.residual_maps(embeddings, banks), image.shape[-2:])
-        if all(float(heard.amax()) <= limit for heard, limit in zip(after, limits, strict=True)):
+        after = model.score_embeddings(embeddings, image.shape[-2:], banks)
+        if all(
+            float(part.amax()) <= limit
+            for part, limit in zip((after.anomaly_map, after.score_map), limits, strict=True)
+        ):
             break
     return addition
 

@@ -36,7 +36,7 @@ def residual_moments(model: SgfrModel, images: Iterable[Tensor]) -> list[Tensor]
             patches = to_patches(embedding)
             patches = patches if inside is None else patches[inside[scale].flatten()]
             for part in patches.split(_ROWS):
-                found = affine(part, bank.atoms, bank.num_atoms, bank.regularisation)
+                found = affine(part, bank.atoms, bank.solver.num_atoms, bank.solver.regularisation)
                 residual = found.residual.cpu().double()
                 moments[scale] += residual.T @ residual
     return moments

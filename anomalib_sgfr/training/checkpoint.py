@@ -17,8 +17,10 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from anomalib_sgfr.core.linear_algebra import float64_device
+from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
+from anomalib_sgfr.post_processing.threshold_state import remove_threshold, upgrade_checkpoint
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import AcceptanceHistory
@@ -50,11 +52,6 @@ _ARGUMENTS = "sgfr_arguments"
 _COMPONENTS = "anomalib_components_enabled"
 _POST_PROCESSOR = "anomalib_post_processor_config"
 
-_MATTERS = {
-    "affine": ("num_atoms", "regularisation"),
-    "omp": ("num_atoms",),
-    "ridge": ("regularisation",),
-}
 _EARLIER_STRIDES = (8, 16)  # of version 0.1
 
 
@@ -90,7 +87,7 @@ def score_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "backbone",
         "pooling",
         "solver",
-        *_MATTERS[arguments.get("solver", "affine")],
+        *SOLVERS[arguments.get("solver", "affine")].arguments,
         "blur",
         "bank_per",
     )
@@ -267,7 +264,7 @@ def prepare(
     Raises:
         ValueError: If the post-processor cannot have what was asked for.
     """
-    SgfrPostProcessor.upgrade_checkpoint(checkpoint)
+    upgrade_checkpoint(checkpoint)
     _drop_callback_state(checkpoint, post_processor)
     if checkpoint.get(_COMPONENTS) and trainer is not None:  # the run has its own
         checkpoint[_COMPONENTS] |= {"evaluator": True, "visualizer": True}
@@ -303,7 +300,7 @@ def drop_changed_threshold(
             "%s: the threshold was chosen from other scores; choose it again.", ", ".join(changed)
         )
         if isinstance(post_processor, SgfrPostProcessor):
-            SgfrPostProcessor.remove_threshold(checkpoint)
+            remove_threshold(checkpoint)
 
 
 def store_current_threshold(checkpoint: dict[str, Any], post_processor: nn.Module | None) -> None:

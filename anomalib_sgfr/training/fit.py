@@ -99,7 +99,7 @@ def fit(
         if left is not None:
             # an update keeps its residual scales, a first fit measures them anew
             states = [
-                state._replace(nominal=whole.nominal)
+                state._replace(residual_scale=whole.residual_scale)
                 for state, whole in zip(left.states, fitted_state.states, strict=True)
             ]
             fitted = model.with_banks(left._replace(states=states))
@@ -254,7 +254,7 @@ def build_banks(
     united = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
     if earlier is not None:
         states = [
-            state._replace(nominal=before.nominal, nuisance=before.nuisance)
+            state._replace(residual_scale=before.residual_scale, nuisance=before.nuisance)
             for state, before in zip(united.states, earlier.states, strict=True)
         ]
     else:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from anomalib_sgfr.anomaly_map import AnomalyMapGenerator
 from anomalib_sgfr.features.layers import Scale
 from anomalib_sgfr.memory_bank import MemoryBank, residual_maps
-from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.fit import bank_sizes
 from benchmarks.common import features
 from benchmarks.common.banks import scale_clusters
@@ -105,7 +105,7 @@ def _parts(specs: Sequence[Spec], found: features.Features) -> dict[str, _Part]:
                 residuals = torch.cat([residual_maps([bank], [part])[0] for part in tested])
                 values = clusters.atoms.numel() * bank.stored.element_size()
                 parts[json.dumps(key)] = _Part(
-                    residuals, float(bank.nominal), len(clusters.atoms), values
+                    residuals, float(bank.residual_scale), len(clusters.atoms), values
                 )
     return parts
 
@@ -120,14 +120,16 @@ def _evaluated(spec: Spec, found: features.Features, parts: dict[str, _Part]) ->
     alone = [spec.arguments["deep"] == "maximum" and not scale.in_map for scale in scales]
     in_map = [scale.in_map for scale in scales]
     together = [scale.in_score and not its for scale, its in zip(scales, alone, strict=True)]
-    smoothing = SgfrModel(blur=spec.arguments["blur"])
+    generator, no_region = AnomalyMapGenerator(scales, spec.arguments["blur"]), torch.empty(0)
     maps, scores = [], []
     for start in range(0, len(found.kinds), _CHUNK_IMAGES):
         chunk = slice(start, start + _CHUNK_IMAGES)
         residuals = [
             weight * part.residuals[chunk] for weight, part in zip(weights, its_parts, strict=True)
         ]
-        smoothed = [part[:, 0] for part in smoothing.smoothed(residuals, found.image_size)]
+        smoothed = [
+            part[:, 0] for part in generator.upsample(residuals, found.image_size, no_region)
+        ]
         maps.append(_sum(smoothed, in_map))
         score = _sum(smoothed, together).amax((1, 2))
         scores.append(_sum([score, *(part.amax((1, 2, 3)) for part in residuals)], [True, *alone]))

@@ -11,6 +11,7 @@ from benchmarks import compressed
 from benchmarks.edge import run
 
 
+@pytest.mark.slow
 def test_measures_a_folder_of_ones_own(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

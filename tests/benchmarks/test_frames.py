@@ -10,6 +10,7 @@ from benchmarks import frames
 from benchmarks.common import engine
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_once")
 def test_measures_both_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "_TIMED", 2)

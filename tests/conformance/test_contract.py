@@ -129,7 +129,10 @@ def test_export_agrees_with_the_model(
 def test_every_solver_exports_with_a_free_batch(solver: str, parts: Path, tmp_path: Path) -> None:
     import openvino
 
-    model = Sgfr("test_resnet", pre_trained=False, solver=solver, bank_size=50, visualizer=False)
+    layers = {"layers": ["layer1"], "score_layers": ["layer1"]}  # fewer to trace
+    model = Sgfr(
+        "test_resnet", **layers, pre_trained=False, solver=solver, bank_size=50, visualizer=False
+    )
     engine = another(tmp_path)
     engine.fit(model, datamodule=folder_datamodule(parts))
     path = engine.export(model, ExportType.OPENVINO, export_root=tmp_path)

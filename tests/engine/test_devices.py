@@ -51,7 +51,10 @@ def test_a_bank_takes_there_what_was_learnt_here(poor: str) -> None:
     bank = MemoryBank().to(poor)
     bank.set(torch.rand(7, 3))
     assert (
-        bank.stored.device.type == bank.radius.device.type == bank.index_atoms.device.type == poor
+        bank.stored.device.type
+        == bank.radius.device.type
+        == bank.solver.index_atoms.device.type
+        == poor
     )
     assert bank.squares.device.type == "cpu"
 

@@ -84,7 +84,7 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
     with torch.no_grad():
         heard = fitted.model.eval().score_maps(image[None])
     assert torch.equal(found.anomaly_map, heard.anomaly_map[0, 0])
-    row, column = heard.places[0].tolist()
+    row, column = heard.peak[0].tolist()
     assert (found.regions[0].row, found.regions[0].column) == (
         row // 8,
         column // 8,
@@ -116,14 +116,14 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
                 <= part.nominal_largest
                 <= certificate.scales[part.scale].largest * (1 + 1e-6)
             )
-            if bank.solver == "ridge":
+            if bank.solver_name == "ridge":
                 continue  # shows the largest only
             mixture = sum(
                 share.coefficient * bank.atoms[share.atom] for share in part.contributions
             )
             left = float(
                 (embeddings[part.scale][0, :, part.row, part.column] - mixture).norm()
-                / bank.nominal
+                / bank.residual_scale
             )
             assert part.residual == pytest.approx(left, rel=1e-3)
     places = [(region.row, region.column) for region in found.regions]
@@ -207,7 +207,7 @@ def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def wide(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Sgfr:
-    """Fitted to images wider than high: rows and columns cannot be taken for each other."""
+    """Fitted to images wider than high, so that rows and columns cannot be confused."""
     model = small(bank_size=5000, pre_processor=Sgfr.configure_pre_processor((64, 96)))
     fit(model, folder_datamodule(parts), tmp_path_factory.mktemp("wide"))
     return model

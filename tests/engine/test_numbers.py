@@ -110,7 +110,7 @@ def shared(one: Sgfr, other: Sgfr, within: float = 0.0) -> list[float]:
 def test_atoms_are_the_same_where_many_are_passed_over(
     data: dict[str, int], precision: str, of_many: Sgfr, many: Path, tmp_path: Path
 ) -> None:
-    """Groups of 2,048 patches, eight images, are sampled together, whichever batches they come in."""
+    """Groups of 2,048 patches, eight images, are sampled together, whatever the batches."""
     other = fitted_to_many(many, tmp_path, precision, **data)
     assert shared(of_many, other, 1e-3) == [1.0] * 4
     torch.testing.assert_close(

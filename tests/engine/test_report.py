@@ -17,7 +17,7 @@ from anomalib.data import PredictDataset
 from sklearn.metrics import roc_auc_score
 
 from anomalib_sgfr import Inspector, Report, Sgfr
-from anomalib_sgfr.cli.arguments import Truth, readable
+from anomalib_sgfr.cli.prediction import Truth, readable
 from anomalib_sgfr.cli.report import main, truths_in
 from anomalib_sgfr.cli.threshold import main as threshold_main
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState

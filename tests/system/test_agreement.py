@@ -1,6 +1,4 @@
-"""One answer: score, label, map and mask of an image are the same by every route, however the
-checkpoint was made.
-"""
+"""Score, label, map and mask of an image are the same by every route, for every checkpoint."""
 
 import math
 from pathlib import Path
@@ -10,7 +8,7 @@ import pytest
 from benchmarks.agreement import EXACT, ROUTES, Answer, Way, by_engine, compare, draw, make_ways
 from tests.conftest import engine_in
 
-# An export takes seconds, so files are asked of two ways: other banks, and another place of the
+# An export takes seconds, so files are compared for two checkpoints only: other banks, and another
 # threshold.
 EXPORTED = ("adapt", "image_sensitivity asked for")
 OF_FILES = {
@@ -55,7 +53,7 @@ def engine_says(
     }
 
 
-def test_every_way_is_asked_about_and_makes_a_difference(
+def test_every_way_is_compared_and_makes_a_difference(
     ways: dict[str, Way], engine_says: dict[str, dict[str, Answer]]
 ) -> None:
     assert list(ways) == WAYS

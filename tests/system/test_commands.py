@@ -2,15 +2,18 @@
 
 import csv
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning_utilities.core import rank_zero
 from PIL import Image
 
 from anomalib_sgfr import Inspector
@@ -60,6 +63,36 @@ def test_a_damaged_picture_does_not_keep_the_others_from_being_explained(
     assert len(errors) == 1, errors
     assert errors[0].startswith(f"error: {images / '0.png'} cannot be read: ")
     assert "will not be loaded" not in output
+
+
+Command = Callable[..., tuple[object, str, list[str]]]
+
+
+@pytest.fixture
+def in_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """As ``command``, in this process; log handlers and filters are restored."""
+    loggers = [logging.getLogger(), rank_zero.log]
+    before = [(each, each.level, list(each.handlers), list(each.filters)) for each in loggers]
+    handlers = [(each, list(each.filters)) for each in logging.getLogger().handlers]
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[object, str, list[str]]:
+        capsys.readouterr()
+        try:
+            code: object = main([*map(str, arguments)])
+        except SystemExit as stopped:
+            code = stopped.code
+        output, errors = capsys.readouterr()
+        return code, output, errors.splitlines()
+
+    yield run
+    for logger, level, its_handlers, filters in before:
+        logger.setLevel(level)
+        logger.handlers, logger.filters = its_handlers, filters
+    for handler, filters in handlers:
+        handler.filters = filters
 
 
 def one_line(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
@@ -217,11 +250,16 @@ MISTAKES = [
     ("arguments", "code", "said"), MISTAKES, ids=[" ".join(item[0])[:60] for item in MISTAKES]
 )
 def test_every_mistake_ends_in_one_line(
-    arguments: tuple[str, ...], code: int, said: str, checkpoint: Path, warm: Path, tmp_path: Path
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
+    checkpoint: Path,
+    in_process: Command,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "file").write_text("hello", encoding="utf-8")
     given = [checkpoint if part == "CKPT" else part for part in arguments]
-    found, output, errors = command(*given, warm=warm, cwd=tmp_path)
+    found, output, errors = in_process(*given)
     assert found == code, errors
     assert errors[-1].startswith("error: ")
     assert said in errors[-1], errors
@@ -363,7 +401,12 @@ SAMPLES = [
     ("arguments", "code", "said"), SAMPLES, ids=[" ".join(item[0])[-50:] for item in SAMPLES]
 )
 def test_every_mistake_in_files_ends_in_one_line(
-    arguments: tuple[str, ...], code: int, said: str, checkpoint: Path, warm: Path, tmp_path: Path
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
+    checkpoint: Path,
+    in_process: Command,
+    tmp_path: Path,
 ) -> None:
     for name, number in (("good", 5), ("two", 2), ("mac", 5), ("零件", 5)):
         for index in range(number):
@@ -375,8 +418,8 @@ def test_every_mistake_in_files_ends_in_one_line(
     whole[middle : middle + 100] = bytes(100)
     (tmp_path / "damaged.ckpt").write_bytes(whole)
     torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "empty.ckpt")
-    found, output, errors = command(
-        *(checkpoint if part == "CKPT" else part for part in arguments), warm=warm, cwd=tmp_path
+    found, output, errors = in_process(
+        *(checkpoint if part == "CKPT" else part for part in arguments)
     )
     assert found == code, errors
     assert errors[-1].startswith("error: ")

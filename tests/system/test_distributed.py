@@ -25,17 +25,13 @@ from tests.system.uniting import GRID, patches
 ROOT = Path(__file__).parents[2]
 
 
-def run(parts: Path, out: Path, devices: int) -> list[dict[str, Any]]:
+def run(parts: Path, out: Path, devices: int, warm: Path) -> list[dict[str, Any]]:
     out.mkdir()
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("two_processes.py")),
-        str(parts),
-        str(out),
-        str(devices),
-    ]
+    script = Path(__file__).with_name("two_processes.py")
+    # the second process is started as the first was: by an interpreter
+    python = warm / "script" if devices == 1 else sys.executable
     finished = subprocess.run(
-        command,
+        [python, script, parts, out, str(devices)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -63,11 +59,11 @@ def odd(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(
-    odd: Path, tmp_path_factory: pytest.TempPathFactory
+    odd: Path, warm: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("processes")
-    (one,) = run(odd, folder / "one", 1)
-    return one, run(odd, folder / "two", 2)
+    (one,) = run(odd, folder / "one", 1, warm)
+    return one, run(odd, folder / "two", 2, warm)
 
 
 def test_every_process_ends_with_the_same_bank(
@@ -108,9 +104,8 @@ def test_the_certificate_holds_and_the_bank_is_as_good(
         batches = engine.predict(model, dataset=datamodule.train_data, return_predictions=True)
         assert batches
         with torch.no_grad():
-            lengths = model.model.residual_maps(
-                model.model.embed(torch.cat([batch.image for batch in batches]))
-            )
+            images = torch.cat([batch.image for batch in batches])
+            lengths = model.model.score_maps(images).residuals
         inside = model.model.patches_inside([length.shape[2:] for length in lengths])
         assert inside is not None
         # of the scales that the map hears
@@ -137,13 +132,13 @@ def test_a_checkpoint_of_two_processes_is_an_ordinary_one(
 
 
 @pytest.fixture(scope="module")
-def united(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+def united(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """What a fit and an update leave in each of two processes."""
     out = tmp_path_factory.mktemp("uniting")
-    script = str(Path(__file__).with_name("uniting.py"))
+    script = Path(__file__).with_name("uniting.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, script, str(out), str(rank), "2"],
+            [warm / "script", script, out, str(rank), "2"],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
@@ -232,15 +227,10 @@ def test_images_that_only_fill_up_are_told_apart(images: int, batch: int) -> Non
 def few(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What three processes, and one alone, end every task with."""
     out = tmp_path_factory.mktemp("few")
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("three_processes.py")),
-        str(parts),
-        str(out),
-    ]
+    script = Path(__file__).with_name("three_processes.py")
     with (out / "log").open("w") as log:
         process = subprocess.Popen(
-            command,
+            [sys.executable, script, parts, out],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=subprocess.STDOUT,

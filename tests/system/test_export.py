@@ -212,7 +212,7 @@ def test_what_is_no_number_is_never_good(parts: Path, tmp_path: Path) -> None:
 def test_the_file_holds_backbone_and_bank_once(exported: tuple[Sgfr, Path]) -> None:
     model, path = exported
     backbone = sum(4 * tensor.numel() for tensor in model.model.embedder.extractor.parameters())
-    bank = sum(4 * bank.index_atoms.numel() for bank in model.model.banks)
+    bank = sum(4 * bank.solver.index_atoms.numel() for bank in model.model.banks)
     assert path.with_suffix(".bin").stat().st_size < 1.05 * (backbone + bank) + 200_000
 
 

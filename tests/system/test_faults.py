@@ -1,4 +1,4 @@
-"""What a plant throws at a model: damaged files, killed processes, folders that cannot be written."""
+"""Faults of a plant: damaged files, killed processes, folders that cannot be written."""
 
 import os
 import signal
@@ -227,7 +227,8 @@ def slow(obj, f, *args, **kwargs):
     import time; time.sleep(60)
 torch.save = slow
 model = Sgfr.load_from_checkpoint(sys.argv[1], map_location="cpu", visualizer=False)
-Engine(default_root_dir=sys.argv[2], logger=False).export(model, ExportType.TORCH, export_root=sys.argv[2])
+engine = Engine(default_root_dir=sys.argv[2], logger=False)
+engine.export(model, ExportType.TORCH, export_root=sys.argv[2])
 """
 
 

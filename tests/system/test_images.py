@@ -3,11 +3,9 @@
 import csv
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_sgfr import Inspector, NominalPostProcessor, ScoreTable, Sgfr
-from anomalib_sgfr.cli.arguments import readable
+from anomalib_sgfr.cli.prediction import readable
 from anomalib_sgfr.images.frame_geometry import frame_transform
 from anomalib_sgfr.images.headers import NOT_READ, SUFFIXES
 from tests.conftest import engine_in
@@ -382,6 +380,32 @@ def test_the_example_skips_bad_files_and_counts_unread_ones(
     assert len(list((root / "out").rglob("*.png"))) == 2
 
 
+# Ctrl-C when five images are scored and the main thread waits for the others, which take long
+_INTERRUPTED = """
+import importlib.util, itertools, signal, sys, threading, time
+from concurrent.futures import Future
+spec = importlib.util.spec_from_file_location("run_openvino", sys.argv[1])
+example = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(example)
+inspect, result = example.inspect, Future.exception
+numbers, waiting = itertools.count(1), threading.Event()
+def exception(self, timeout=None):
+    waiting.set()
+    return result(self, timeout)
+def slow(*args):
+    number = next(numbers)
+    if number > 5:
+        time.sleep(0.1)
+    row = inspect(*args)
+    if number == 5:
+        waiting.wait()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    return row
+Future.exception, example.inspect = exception, slow
+sys.exit(example.main(sys.argv[2:]))
+"""
+
+
 def test_the_table_of_an_interrupted_run_has_what_was_scored(
     model: Model, folder: Path, tmp_path: Path
 ) -> None:
@@ -389,16 +413,15 @@ def test_the_table_of_an_interrupted_run_has_what_was_scored(
     for number in range(400):
         (tmp_path / "in" / f"{number:03}.png").symlink_to(folder / "colour.png")
     out = tmp_path / "out"
-    paths = [EXAMPLE, model.xml, tmp_path / "in"]
-    command = [sys.executable, *map(str, paths), "--out", str(out)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
-        until = time.monotonic() + 60
-        while len(list(out.glob("*.png"))) < 5 and time.monotonic() < until:
-            time.sleep(0.01)
-        running.send_signal(signal.SIGINT)
-        said = running.communicate()[1]
+    given = [EXAMPLE, model.xml, tmp_path / "in", "--out", out]
+    running = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, *map(str, given)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    said = running.stderr
     assert running.returncode == 130
     assert len([line for line in said.splitlines() if not line.startswith("warning: ")]) == 1
     assert "images were not looked at" in said

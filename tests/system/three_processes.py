@@ -65,10 +65,13 @@ def metrics() -> list[AnomalibMetric]:
 
 
 class Tasks:
-    """What each process does; the fitted model comes from before the fork."""
+    """What each process does; the models were built before the fork and are copied."""
 
-    def __init__(self, fitted: Sgfr, parts: Path, out: Path, processes: int) -> None:
+    def __init__(
+        self, fitted: Sgfr, unfitted: Sgfr, parts: Path, out: Path, processes: int
+    ) -> None:
         self.fitted = fitted
+        self.unfitted = unfitted
         self.out = out
         self.arguments = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
         self.data = folder_datamodule(parts)
@@ -93,21 +96,21 @@ class Tasks:
             "patches": model.certificate().patches,
             "atoms": [len(bank.atoms) for bank in model.model.banks],
             "largest": float(model.certificate().largest),
-            "nominal": [float(bank.nominal) for bank in model.model.banks],
+            "nominal": [float(bank.residual_scale) for bank in model.model.banks],
             "threshold": float(model.post_processor.image_threshold),
             "scored": sorted(model.post_processor.calibration_scores.scores),
         }
 
     def fit(self, images: int) -> dict[str, Any]:
         """Fit a model, without a validation."""
-        model = small(image_size=64)
+        model = copy.deepcopy(self.unfitted)
         engine = engine_in(self.out / f"fit{images}", limit_val_batches=0, **self.arguments)
         engine.fit(model, train_dataloaders=loader(self.data.train_data, images))
         return self._learnt(model)
 
     def fit_and_validate(self, images: int) -> dict[str, Any]:
         """Fit a model and choose its threshold from as many images."""
-        model = small(image_size=64)
+        model = copy.deepcopy(self.unfitted)
         engine = engine_in(self.out / f"both{images}", **self.arguments)
         engine.fit(
             model,
@@ -223,7 +226,7 @@ def main(parts: Path, out: Path) -> int:
     """Fit, fork, and wait for all; the first that fails ends the others."""
     data = folder_datamodule(parts)
     data.setup()
-    fitted = small(image_size=64)
+    fitted, unfitted = small(image_size=64), small(image_size=64)
     engine = engine_in(out / "fitted", limit_val_batches=0)
     engine.fit(fitted, train_dataloaders=loader(data.train_data, 8))
     fitted._trainer = None
@@ -247,7 +250,8 @@ def main(parts: Path, out: Path) -> int:
                 }
             name = "alone" if alone else f"rank{rank}"
             place = out / ("alone" if alone else "group")
-            Tasks(fitted, parts, place, 1 if alone else WORLD).run(out / f"{name}.json")
+            tasks = Tasks(fitted, unfitted, parts, place, 1 if alone else WORLD)
+            tasks.run(out / f"{name}.json")
             status = 0
         except BaseException:  # noqa: BLE001  # ends the fork whatever happens
             traceback.print_exc()

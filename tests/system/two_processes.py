@@ -42,7 +42,7 @@ def main(parts: Path, out: Path, devices: int) -> None:
     torch.save(
         {
             "banks": [bank.atoms for bank in model.model.banks],
-            "nominal": [float(bank.nominal) for bank in model.model.banks],
+            "nominal": [float(bank.residual_scale) for bank in model.model.banks],
             "patches": certificate.patches,
             "largest": certificate.largest,
             "mean": certificate.mean,

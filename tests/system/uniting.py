@@ -37,7 +37,7 @@ def observe(samplers: list[SubspaceSampler], images: dict[int, int]) -> None:
 
 
 def main(out: Path, rank: int, world: int) -> None:
-    """Fit to six images, then update with two more, the earlier bank being known to every process."""
+    """Fit to six images, then update with two more; every process knows the earlier bank."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=world
     )

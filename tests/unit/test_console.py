@@ -1,12 +1,23 @@
-"""What runs leave out, and that they leave out nothing else, nor for longer."""
+"""Log filters, which hide nothing else and end with the run; progress bars."""
 
+import io
 import logging
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from rich.logging import RichHandler
 
-from anomalib_sgfr.console import LogFilters, _of_use, quiet_loggers, quiet_warnings
+from anomalib_sgfr.console import (
+    LogFilters,
+    _of_use,
+    bar_is_on,
+    bars,
+    progress,
+    quiet_loggers,
+    quiet_warnings,
+)
 
 IDLE = "`LightningModule.configure_optimizers` returned `None`, this fit will run with no optimizer"
 
@@ -75,3 +86,36 @@ def test_loggers_return_to_their_levels() -> None:
 )
 def test_lines_of_no_use(line: str, level: int, stays: bool) -> None:
     assert _of_use(logging.makeLogRecord({"msg": line, "levelno": level})) == stays
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "shown", "says"),
+    [(Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)],
+)
+def test_a_bar_on_a_terminal_alone(
+    stream: io.StringIO, shown: bool, says: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(progress(range(3), 3, "Calibrating", shown=shown)) == [0, 1, 2]
+    assert ("Calibrating" in stream.getvalue()) is says
+
+
+def test_a_context_decides_for_all_that_runs_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with bars(shown=False):
+        assert list(progress(range(3), 3, "Calibrating")) == [0, 1, 2]
+    assert sys.stderr.getvalue() == ""
+    assert list(progress(range(3), 3, "Calibrating")) == [0, 1, 2]
+    assert "Calibrating" in sys.stderr.getvalue()
+
+
+def test_it_follows_the_trainers_bar() -> None:
+    assert bar_is_on(None)
+    assert bar_is_on(SimpleNamespace(is_global_zero=True, progress_bar_callback=object()))
+    assert not bar_is_on(SimpleNamespace(is_global_zero=True, progress_bar_callback=None))
+    assert not bar_is_on(SimpleNamespace(is_global_zero=False, progress_bar_callback=object()))

@@ -44,7 +44,7 @@ def test_the_certificate_holds_for_the_rounded_atoms(shift: float, solver: str) 
     bank = MemoryBank(solver, num_atoms=1, regularisation=0.0)
     bank.set(recentred(sampler.clusters()))
     nearest = torch.cdist(points.double(), bank.atoms.double()).amin(1)
-    certificate, unit = bank.certificate(), float(bank.nominal)
+    certificate, unit = bank.certificate(), float(bank.residual_scale)
     assert float(nearest.max()) <= certificate.largest * unit
     assert float(nearest.mean()) <= certificate.mean * unit
     if shift:  # what is stored is not what was learnt, and the bounds know
@@ -63,16 +63,18 @@ def test_residuals_are_measured_by_what_atoms_leave_of_each_other(solver: str) -
         left_out.append(
             float(affine(bank.atoms[row : row + 1], bank.atoms[others], 3, 0.01).residual.norm())
         )
-    assert float(bank.nominal) == pytest.approx(sum(left_out) / 60, rel=1e-3)
+    assert float(bank.residual_scale) == pytest.approx(sum(left_out) / 60, rel=1e-3)
     patches = torch.randn(2, 4, 3, 5)
     found = residual_maps([bank], [patches])[0]
-    torch.testing.assert_close(found.flatten() * bank.nominal, bank.residuals(to_patches(patches)))
+    torch.testing.assert_close(
+        found.flatten() * bank.residual_scale, bank.residuals(to_patches(patches))
+    )
     # kept: by a state dict, a state, and when atoms are left out
     restored, again = (MemoryBank(solver, num_atoms=3, regularisation=0.01) for _ in range(2))
     restored.load_state_dict(bank.state_dict())
     again.set(*bank.state._replace(clusters=bank.clusters.rows(slice(0, 30))))
     for other in (restored, again, bank.subset(torch.arange(60) < 9), copy.deepcopy(bank)):
-        assert torch.equal(other.nominal, bank.nominal)
+        assert torch.equal(other.residual_scale, bank.residual_scale)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_what_follows_from_the_atoms_is_never_stored_and_always_of_the_arguments
     assert other.state.threshold == 0.3
     if solver != "omp":  # which has no penalty
         assert other.certificate().largest > stored.certificate().largest
-        assert torch.equal(other.nominal, stored.nominal)
+        assert torch.equal(other.residual_scale, stored.residual_scale)
     for copied in (copy.deepcopy(other), other.subset(torch.ones(40, dtype=torch.bool))):
         assert torch.equal(copied.residuals(patches), expected.residuals(patches))
 
@@ -220,14 +222,14 @@ def test_what_is_read_of_a_bank_stays_as_it_was() -> None:
         )
     )
     state, fewer, patches = bank.state, bank.subset(torch.arange(40) < 20), torch.randn(9, 6)
-    expected, nominal = fewer.residuals(patches), fewer.nominal.clone()
+    expected, nominal = fewer.residuals(patches), fewer.residual_scale.clone()
     again = MemoryBank(num_atoms=3)
     again.set(*state)
     kept = {name: tensor.clone() for name, tensor in bank.named_buffers()}
     other = fitted_state()
     other.set(
         *other.state._replace(
-            clusters=other.clusters._replace(atoms=9 * other.clusters.atoms), nominal=7.0
+            clusters=other.clusters._replace(atoms=9 * other.clusters.atoms), residual_scale=7.0
         )
     )
     other.thumbnails = torch.zeros(40, 24, 24, 3, dtype=torch.uint8)
@@ -237,7 +239,7 @@ def test_what_is_read_of_a_bank_stays_as_it_was() -> None:
     for name, tensor in again.named_buffers():
         torch.testing.assert_close(tensor, kept[name], rtol=0, atol=0)
     assert torch.equal(fewer.residuals(patches), expected)
-    assert torch.equal(fewer.nominal, nominal)
+    assert torch.equal(fewer.residual_scale, nominal)
 
 
 def test_rows_of_a_state_carry_all_of_it() -> None:

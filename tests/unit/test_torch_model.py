@@ -1,8 +1,6 @@
 """The torch model: from images to map and score."""
 
 import copy
-import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anomalib_sgfr.anomaly_map import Blur, Smoothing
 from anomalib_sgfr.core import chunks as loops
 from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.patch_grid import tile_spans, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
+from anomalib_sgfr.core.solvers import AffineSolver
 from anomalib_sgfr.features import tiling
 from anomalib_sgfr.features.layers import build_scales
-from anomalib_sgfr.memory_bank import MemoryBank, residual_maps
+from anomalib_sgfr.memory_bank import residual_maps
 from anomalib_sgfr.torch_model import SgfrModel
 
 LAYERS = ["layer2", "layer3"]
@@ -206,13 +204,13 @@ def test_small_images_are_scored(size: tuple[int, int]) -> None:
     found = model(images).anomaly_map
     assert found.shape == (2, 1, *size)
     rough = torch.zeros_like(found)
-    for part in model.residual_maps(model.embed(images)):
+    for part in model.score_maps(images).residuals:
         rough += functional.interpolate(part, size=size, mode="bilinear", align_corners=False)
     expected = scipy.ndimage.gaussian_filter(
         rough.numpy(), 4.0, mode="mirror", radius=16, axes=(2, 3)
     )
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(model.blur(rough), found)
+    torch.testing.assert_close(model.anomaly_map_generator.blur(rough), found)
 
 
 def inside_of(size: tuple[int, int]) -> Tensor:
@@ -246,13 +244,13 @@ def test_a_regions_map_is_the_mean_over_the_patches_inside() -> None:
         mask = functional.max_pool2d(model.region[None, None].float(), stride, ceil_mode=True)
         residual = residual_maps([bank], [part])[0]
         spread = [
-            model.blur(
+            model.anomaly_map_generator.blur(
                 functional.interpolate(each, size=(96, 80), mode="bilinear", align_corners=False)
             )
             for each in (residual * mask, mask)
         ]
         expected += spread[0] / spread[1].clamp_min(1e-12)
-    found = model.score(embeddings, (96, 80)).anomaly_map
+    found = model.score_embeddings(embeddings, (96, 80)).anomaly_map
     torch.testing.assert_close(found, expected * model.region)
 
 
@@ -261,7 +259,7 @@ def test_images_of_another_shape_than_the_regions_are_refused() -> None:
     model.region = inside_of((128, 100))
     with pytest.raises(
         ValueError,
-        match="region of interest is 128 x 100 pixels, the image 64 x 64: pictures must be",
+        match="region of interest is 128 x 100 pixels, the image 64 x 64: images must be",
     ):
         model(torch.randn(1, 3, 64, 64))
 
@@ -309,62 +307,6 @@ def test_a_model_in_half_precision_scores_with_the_same_banks(dtype: torch.dtype
     assert float((found - expected).abs().mean() / expected.mean()) < 0.05
 
 
-def test_few_matrices_are_kept_however_many_sizes_come() -> None:
-    model = SgfrModel("resnet18")
-    for size in range(30, 90):
-        model.smoothed([torch.rand(1, 1, 4, 5)], (size, size + 1))
-    assert len(model._smoothing) <= 32
-    assert len(copy.deepcopy(model)._smoothing) == 0  # made again where they are wanted
-    scores = torch.rand(1, 1, 4, 5)
-    expected = functional.interpolate(scores, size=(30, 31), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(
-        model.smoothed([scores], (30, 31))[0], GaussianBlur2d(sigma=4.0)(expected)
-    )
-
-
-def test_matrices_that_another_thread_may_be_reading_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomalib_sgfr.anomaly_map._KEPT", 2)
-    smoothing = Smoothing(Blur(1.0))
-    for size in (8, 9, 8, 10, 11):
-        reading = smoothing._matrices
-        before = dict(reading)
-        smoothing(torch.ones(1, 1, 3, 4), (size, size))
-        assert reading.keys() == before.keys()
-
-
-def test_threads_of_ever_new_sizes_share_the_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever one thread evicts while another one computes."""
-    smoothing = Smoothing(Blur(1.0))
-    monkeypatch.setattr("anomalib_sgfr.anomaly_map._KEPT", 2)
-    expected = {
-        size: Smoothing(Blur(1.0))(torch.ones(1, 1, 3, 4), (size, size)) for size in range(8, 20)
-    }
-    errors: list[str] = []
-
-    def work(seed: int) -> None:
-        order = np.random.default_rng(seed)
-        for size in order.integers(8, 20, 100).tolist():
-            try:
-                found = smoothing(torch.ones(1, 1, 3, 4), (size, size))
-            except Exception as error:  # noqa: BLE001  # whatever a race brings
-                errors.append(repr(error))
-            else:
-                errors.extend(() if torch.equal(found, expected[size]) else [f"wrong at {size}"])
-
-    interval = sys.getswitchinterval()
-    try:
-        sys.setswitchinterval(1e-6)
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert errors == []
-    assert len(smoothing) <= 2
-
-
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
 def test_the_map_is_the_sum_of_the_scales_residuals(solver: str) -> None:
     model = fitted(solver, num_atoms=4, regularisation=0.01)
@@ -378,7 +320,7 @@ def test_the_map_is_the_sum_of_the_scales_residuals(solver: str) -> None:
             "omp": omp(patches, bank.atoms, 4).residual,
             "ridge": ridge(patches, ridge_operator(bank.atoms, 0.01)),
         }[solver]
-        coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
+        coarse = residual.norm(dim=1).reshape(3, 1, *embedding.shape[2:]) / bank.residual_scale
         expected += functional.interpolate(
             coarse, size=(64, 96), mode="bilinear", align_corners=False
         )
@@ -396,7 +338,8 @@ def test_map_and_score_hear_each_their_own() -> None:
     alone = {}
     for bank, scale, embedding in zip(whole.banks, whole.embedder.scales, embeddings, strict=True):
         coarse = (
-            bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:]) / bank.nominal
+            bank.residuals(to_patches(embedding)).reshape(3, 1, *embedding.shape[2:])
+            / bank.residual_scale
         )
         spread = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
         alone[whole.embedder.layers[scale.layer_indices[0]]] = GaussianBlur2d(sigma=4.0)(spread)
@@ -407,7 +350,7 @@ def test_map_and_score_hear_each_their_own() -> None:
     torch.testing.assert_close(heard.score_map, alone["layer2"] + alone["layer3"] + alone["layer4"])
     found = whole(images)
     torch.testing.assert_close(found.pred_score, heard.score_map.amax((1, 2, 3)))
-    for number, (row, column) in enumerate(heard.places.tolist()):
+    for number, (row, column) in enumerate(heard.peak.tolist()):
         assert heard.score_map[number, 0, row, column] == found.pred_score[number]
     certificate = whole.certificate()
     of_bank = [bank.certificate() for bank in whole.banks]
@@ -422,13 +365,13 @@ def test_scales_of_any_length_weigh_alike() -> None:
     model = fitted(layers=None, blur=4.0)
     images = torch.randn(2, 3, 64, 64)
     embeddings = model.embed(images)
-    expected = model.score(embeddings, (64, 64))
+    expected = model.score_embeddings(embeddings, (64, 64))
     longer = model.with_banks(model.fitted_state)
     factors = (8.0, 0.25, 2.0, 64.0)
     for bank, factor in zip(longer.banks, factors, strict=True):
         bank.set(factor * bank.atoms)
     scaled = [factor * part for factor, part in zip(factors, embeddings, strict=True)]
-    found = longer.score(scaled, (64, 64))
+    found = longer.score_embeddings(scaled, (64, 64))
     torch.testing.assert_close(found.anomaly_map, expected.anomaly_map)
     torch.testing.assert_close(found.pred_score, expected.pred_score)
 
@@ -454,26 +397,6 @@ def test_blur_smooths_the_map() -> None:
     assert smooth(images).anomaly_map.shape == (1, 1, 64, 64)
 
 
-@pytest.mark.parametrize("blur", [0.0, 2.5])
-@pytest.mark.parametrize(
-    ("before", "after"), [((8, 12), (64, 96)), ((5, 5), (33, 40)), ((16, 16), (16, 16))]
-)
-def test_smoothing_is_interpolation_and_anomalibs_blur(
-    before: tuple[int, int], after: tuple[int, int], blur: float
-) -> None:
-    scores = torch.rand(3, 1, *before)
-    expected = functional.interpolate(scores, size=after, mode="bilinear", align_corners=False)
-    if blur:
-        expected = GaussianBlur2d(sigma=blur)(expected)
-    model = SgfrModel("resnet18", blur=blur)
-    for _ in range(2):
-        torch.testing.assert_close(model.smoothed([scores], after)[0], expected)
-        ears = model.combine([scores] * 4, after)
-        torch.testing.assert_close(ears.anomaly_map, 3 * expected)
-        torch.testing.assert_close(ears.score_map, 3 * expected)
-    assert not any("smoothing" in name for name in model.state_dict())
-
-
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
 def test_chunks_do_not_change_the_result(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = fitted(solver)
@@ -489,10 +412,8 @@ def test_mixed_precision_does_not_blur_the_residual() -> None:
     model = fitted()
     embeddings = model.embed(torch.randn(2, 3, 64, 64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        in_autocast = model.combine(model.residual_maps(embeddings), (64, 64)).anomaly_map
-    assert torch.equal(
-        in_autocast, model.combine(model.residual_maps(embeddings), (64, 64)).anomaly_map
-    )
+        in_autocast = model.score_embeddings(embeddings, (64, 64)).anomaly_map
+    assert torch.equal(in_autocast, model.score_embeddings(embeddings, (64, 64)).anomaly_map)
 
 
 @pytest.mark.parametrize("solver", ["affine", "omp", "ridge"])
@@ -601,11 +522,11 @@ def test_a_large_batch_needs_no_more_memory_than_its_chunks(
     model = fitted()
     monkeypatch.setattr(loops, "_CHUNK_VALUES", 50_000)
     rows: list[tuple[int, int]] = []
-    find = MemoryBank._products
+    find = AffineSolver._products
     monkeypatch.setattr(
-        MemoryBank,
+        AffineSolver,
         "_products",
-        lambda self, patches: (rows.append(patches.shape), find(self, patches))[1],
+        lambda self, patches, atoms: (rows.append(patches.shape), find(self, patches, atoms))[1],
     )
     model(torch.randn(4, 3, 128, 128))
     for bank, number in zip(model.banks, (4 * 16 * 16, 4 * 8 * 8), strict=True):
@@ -626,9 +547,9 @@ def test_atoms_of_one_image_are_left_out_of_every_scale_to_score_with(solver: st
     for bank, fewer in zip(model.banks, expected.banks, strict=True):
         bank.origin = (torch.arange(len(bank.atoms)) % 4)[:, None].expand(-1, 5)
         fewer.set(
-            bank.atoms[bank.origin[:, 0] != 2], nominal=float(bank.nominal)
+            bank.atoms[bank.origin[:, 0] != 2], residual_scale=float(bank.residual_scale)
         )  # measured as all are
-    left = model.score(model.embed(images), (64, 64), model.banks_without([2]))
+    left = model.score_embeddings(model.embed(images), (64, 64), model.banks_without([2]))
     torch.testing.assert_close(left.anomaly_map, expected(images).anomaly_map)
     assert torch.equal(model(images).anomaly_map, whole)
 
@@ -647,7 +568,7 @@ def test_copies_lie_where_the_image_does(copies: Copies) -> None:
     model = SgfrModel("resnet18").train()
     model.embedder = Coordinates()
     images = coordinate_images(2, 64, 96)
-    found = model.embed_copies(images, copies)
+    found = model.embed(images, copies)
     number = 1 if copies == "none" else 4
     for part, whole in zip(found, model.embed(images), strict=True):
         assert part.shape == (number * 2, *whole.shape[1:])
@@ -663,8 +584,8 @@ def test_copies_lie_where_the_image_does(copies: Copies) -> None:
 def test_copies_are_of_the_images_by_every_way_round() -> None:
     model = SgfrModel("resnet18").train()
     images = torch.randn(1, 3, 64, 64)
-    turned = [part.unflatten(0, (4, 1)) for part in model.embed_copies(images, "turned")]
-    mirrored = [part.unflatten(0, (4, 1)) for part in model.embed_copies(images, "mirrored")]
+    turned = [part.unflatten(0, (4, 1)) for part in model.embed(images, "turned")]
+    mirrored = [part.unflatten(0, (4, 1)) for part in model.embed(images, "mirrored")]
     for scale, (ways, sides) in enumerate(zip(turned, mirrored, strict=True)):
         for quarters in range(4):
             expected = model.embed(torch.rot90(images, quarters, (2, 3)))[scale]

@@ -270,6 +270,7 @@ def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
     assert "image_AUROC: 90.0 of Sgfr (pooling box) against 95.0 of Patchcore." in text
 
 
+@pytest.mark.slow
 def test_a_real_run_of_two_models_one_of_which_fails(parts: Path, tmp_path: Path) -> None:
     arguments = command(
         parts, tmp_path, "--models", "sgfr,padim", "--image-size", "64", "--limit-train", "6"

@@ -1,9 +1,6 @@
-"""The threshold that is always there: with defects at hand or without, and what it says it rests
-on.
-"""
+"""The post-processor in fits, predictions, updates and exported files."""
 
 import logging
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,31 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anomalib.data import Folder, ImageBatch, InferenceBatch, PredictDataset
+from anomalib.data import Folder, PredictDataset
 from anomalib.deploy import ExportType, TorchInferencer
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Resize
 
-from anomalib_sgfr import NominalPostProcessor, Sgfr, SgfrPostProcessor
+from anomalib_sgfr import Sgfr, SgfrPostProcessor
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, read_prepared
 from anomalib_sgfr.post_processing.calibration import (
-    CalibrationScores,
     Split,
-    group_of,
     nominal_scores,
-    require_group,
 )
-from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from tests.conftest import engine_in, fit, folder_datamodule, nominal_threshold, small, write_image
 
 
-def calibrated(scores: CalibrationScores, **asked: Any) -> ThresholdState:
-    return ThresholdState(scores, **asked).calibrated()
-
-
 def tiny(**arguments: Any) -> Sgfr:
-    """Of small pictures."""
+    """Model of small images."""
     return small(pre_processor=SgfrPreProcessor(Resize((64, 64), antialias=True)), **arguments)
 
 
@@ -52,6 +41,18 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(4):
         write_image(root / "bad" / f"{index}.png", 100 + index, (64, 64), defect=True)
     return root
+
+
+def unsplit(root: Path, folder: str) -> Folder:
+    """Good images of one folder, all to train on."""
+    return Folder(
+        folder,
+        root=root,
+        normal_dir=folder,
+        num_workers=0,
+        test_split_mode="none",
+        val_split_mode="none",
+    )
 
 
 def predicted(
@@ -149,8 +150,8 @@ def test_validation_without_labels_leaves_a_threshold(many: Path, tmp_path: Path
     assert predicted(model, many / "bad", tmp_path)[1].all()
 
 
-def test_a_second_fit_suspects_anew(many: Path, tmp_path: Path) -> None:
-    """And its threshold rests on all that it does not suspect, however many an earlier fit did."""
+def test_a_second_fit_finds_suspects_anew(many: Path, tmp_path: Path) -> None:
+    """Its threshold is calibrated on all that it does not suspect."""
     module = Folder(
         "good", root=many, normal_dir="good", normal_test_dir=many / "more", num_workers=0
     )
@@ -185,33 +186,6 @@ def test_few_defective_images_do_not_choose_the_threshold(
     assert state.by == "good"
     assert state.image == nominal_threshold(state.scores.good.scores, 0.01)
     assert state.image < 0.75 * min(state.scores.defective.scores)
-
-
-def test_labels_choose_the_threshold_where_they_show_that_a_lower_one_is_better() -> None:
-    """Thirty defects lie below the two odd images that good ones alone would heed; one proves
-    nothing.
-    """
-    scores = [*np.linspace(1.0, 3.0, 58), 9.0, 9.5]
-    training = CalibrationScores.of(
-        scores, Split.TRAINING, [f"t{index}" for index in range(60)], [2 * each for each in scores]
-    )
-    good = CalibrationScores.of(
-        np.linspace(1.0, 3.0, 20), Split.HELD_OUT, [f"g{index}" for index in range(20)], [4.0] * 20
-    )
-    bad = CalibrationScores.of(
-        np.linspace(5.0, 7.0, 30), Split.DEFECTIVE, [f"b{index}" for index in range(30)], [9.0] * 30
-    )
-    state = calibrated(training.joined(good).joined(bad), masks=3.25)
-    assert (state.by, state.image, state.pixel) == ("labels", 4.0, 3.25)
-    assert state.peak == pytest.approx(8.0)  # the same share of what good images give
-    assert state.basis == "80 good and 30 defective images"
-    assert state.warning is None
-    fewer = calibrated(state.scores.exclude(f"b{index}" for index in range(29)), masks=3.25)
-    assert fewer.by == "good"
-    assert fewer.image == nominal_threshold(fewer.scores.good.scores, 0.01) > 9.0
-    assert fewer.pixel == fewer.peak
-    asked = calibrated(state.scores, false_alarm_rate=0.01)
-    assert (asked.by, asked.image) == ("good", fewer.image)
 
 
 def test_another_rate_takes_effect_on_a_checkpoint(
@@ -280,10 +254,10 @@ def test_what_needs_new_scores_is_refused(
         predicted(model, many / "more", tmp_path, ckpt_path=tmp_path / "old.ckpt")
 
 
-def test_the_pictures_of_a_part_do_not_vouch_for_each_other(
+def test_the_images_of_a_part_are_scored_without_each_other(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copies of one picture: each knows all of its siblings, and the part is unknown without them."""
+    """Of copies of one image, each scores low with the others' atoms and high without."""
     # batch by batch: of copies sampled together, each would give some of the atoms, and lack them
     monkeypatch.setattr("anomalib_sgfr.core.sampler._TOGETHER", 1)
     for part in range(4):
@@ -312,7 +286,7 @@ def test_the_pictures_of_a_part_do_not_vouch_for_each_other(
         ]
         prepared = read_prepared(path, model.pre_processor)[None]
         model.eval()
-        found = model.model.score(
+        found = model.model.score_embeddings(
             model.model.embed(prepared), (64, 64), model.model.banks_without(numbers)
         )
         assert float(found.pred_score) == pytest.approx(score, rel=1e-4)
@@ -321,14 +295,7 @@ def test_the_pictures_of_a_part_do_not_vouch_for_each_other(
 def test_a_single_image_makes_a_threshold_too(many: Path, tmp_path: Path) -> None:
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "one.png").write_bytes((many / "good" / "part00_0.png").read_bytes())
-    module = Folder(
-        "one",
-        root=tmp_path,
-        normal_dir="good",
-        num_workers=0,
-        test_split_mode="none",
-        val_split_mode="none",
-    )
+    module = unsplit(tmp_path, "good")
     model = tiny()
     fit(model, module, tmp_path, limit_val_batches=0)
     assert 0.0 < predicted(model, tmp_path / "good", tmp_path)[0][0] < 0.5
@@ -343,14 +310,7 @@ def test_an_update_keeps_what_was_known(
     (tmp_path / "new").mkdir()
     one = min((many / "more").iterdir())
     (tmp_path / "new" / one.name).write_bytes(one.read_bytes())
-    module = Folder(
-        "new",
-        root=tmp_path,
-        normal_dir="new",
-        num_workers=0,
-        test_split_mode="none",
-        val_split_mode="none",
-    )
+    module = unsplit(tmp_path, "new")
     engine_in(tmp_path, limit_val_batches=0).fit(updated, datamodule=module, ckpt_path=path)
     calibration_scores = updated.post_processor.calibration_scores
     assert calibration_scores.paths == (
@@ -367,14 +327,7 @@ def test_an_update_keeps_what_was_known(
 
 def test_an_update_marks_the_scores_of_images_that_are_gone(many: Path, tmp_path: Path) -> None:
     shutil.copytree(many / "good", tmp_path / "old")
-    module = Folder(
-        "old",
-        root=tmp_path,
-        normal_dir="old",
-        num_workers=0,
-        test_split_mode="none",
-        val_split_mode="none",
-    )
+    module = unsplit(tmp_path, "old")
     model = tiny()
     fit(model, module, tmp_path, limit_val_batches=0)
     before = model.post_processor.calibration_scores
@@ -382,14 +335,7 @@ def test_an_update_marks_the_scores_of_images_that_are_gone(many: Path, tmp_path
     for path in gone:
         path.unlink()
     model.update = True
-    new = Folder(
-        "new",
-        root=many,
-        normal_dir="more",
-        num_workers=0,
-        test_split_mode="none",
-        val_split_mode="none",
-    )
+    new = unsplit(many, "more")
     fit(model, new, tmp_path, limit_val_batches=0)
     calibration_scores = model.post_processor.calibration_scores
     assert [
@@ -431,151 +377,3 @@ def test_a_fresh_fit_knows_nothing_of_the_images_of_an_earlier_one(
     assert sorted(calibration_scores.paths) == sorted(expected.paths)
     assert {Path(path).parent.name for path in calibration_scores.paths} <= {"others", "more"}
     assert model.post_processor.image_threshold == once.post_processor.image_threshold
-
-
-def test_without_a_threshold_there_are_no_labels(caplog: pytest.LogCaptureFixture) -> None:
-    processor = SgfrPostProcessor()
-    raw = InferenceBatch(pred_score=torch.tensor([3.0]), anomaly_map=torch.full((1, 1, 2, 2), 3.0))
-    for _ in range(2):
-        found = processor(raw)
-        assert found.pred_label is None
-        assert found.pred_mask is None
-        assert float(found.pred_score) == 3.0
-    assert [record.message[:22] for record in caplog.records] == ["There is no threshold,"]
-    assert processor.basis == "nothing: there is none"
-
-
-def test_anomalibs_own_scale_is_kept_where_a_checkpoint_has_it() -> None:
-    theirs = PostProcessor()
-    values = {"_image_threshold": 4.0, "_pixel_threshold": 3.0, "image_min": 1.0, "image_max": 9.0}
-    for name, value in {**values, "pixel_min": 0.0, "pixel_max": 9.0}.items():
-        getattr(theirs, name).fill_(value)
-    ours = SgfrPostProcessor()
-    ours.load_checkpoint_config(theirs.checkpoint_config())
-    ours.load_state_dict(theirs.state_dict())
-    raw = InferenceBatch(
-        pred_score=torch.tensor([1.0, 4.5, 9.5]), anomaly_map=torch.rand(3, 1, 4, 4) * 9
-    )
-    for mine, its in zip(ours(raw), theirs(raw), strict=True):
-        torch.testing.assert_close(mine, its)
-    assert ours.basis == "scores that are not kept"
-
-
-@pytest.mark.parametrize("sensitivity", [0.0, 0.2, 0.5, 1.0])
-def test_labels_are_the_same_whether_scores_are_scaled_or_not(sensitivity: float) -> None:
-    raw = InferenceBatch(
-        pred_score=torch.linspace(0.1, 9.0, 50), anomaly_map=torch.rand(50, 1, 4, 4) * 9
-    )
-    found = []
-    for scaled in (True, False):
-        processor = SgfrPostProcessor(
-            enable_normalization=scaled,
-            image_sensitivity=sensitivity,
-            pixel_sensitivity=sensitivity,
-        )
-        processor.use(calibrated(CalibrationScores.of([2.0, 3.0], Split.HELD_OUT, ["a", "b"])))
-        found.append(processor(raw))
-    assert found[0].pred_label.tolist() == found[1].pred_label.tolist()
-    assert found[0].pred_mask.tolist() == found[1].pred_mask.tolist()
-    assert torch.equal(found[1].pred_score, raw.pred_score)
-
-
-def test_units_are_named_by_a_regular_expression() -> None:
-    assert group_of("a/part1_2.png", None) == "a/part1_2.png"
-    assert group_of("a\\part1_2.png", "a/part") == "a/part"
-    assert group_of("line3/part1_2.png", r"(line\d)/part(\d)") == group_of(
-        "line3/part1_9.png", r"(line\d)/part(\d)"
-    )
-    assert group_of("other.png", r"part(\d)") == "other.png"
-    with pytest.raises(ValueError, match=r"group '\(' is not a regular expression"):
-        SgfrPostProcessor(group="(")
-    with pytest.raises(
-        ValueError, match=r"group 'unit' matches no image's path: one is 'a/part1.png'"
-    ):
-        require_group("unit", ["a/part1.png"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"false_alarm_rate": 0.0},
-            "false_alarm_rate must lie between 0 and 1, and not below 1e-06, got 0",
-        ),
-        ({"images": 0}, "images must be at least 1"),
-        ({"image_sensitivity": 1.5}, "image_sensitivity must lie between 0 and 1, got 1.5"),
-    ],
-)
-@pytest.mark.parametrize("kind", [SgfrPostProcessor, NominalPostProcessor])
-def test_arguments_out_of_range_are_refused(
-    kind: type, arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**arguments)
-
-
-def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
-    """The map may hear other scales than the score: neither threshold is of use to the other."""
-    good = CalibrationScores.of(
-        [1.0, 2.0, 3.0], Split.HELD_OUT, ["a", "b", "c"], [10.0, 30.0, 20.0]
-    )
-    by_rate = SgfrPostProcessor(0.3)
-    by_rate.use(calibrated(good, false_alarm_rate=0.3))
-    assert float(by_rate.image_threshold) == nominal_threshold(good.scores, 0.3)
-    assert float(by_rate.pixel_threshold) == nominal_threshold(good.peaks, 0.3)
-    assert by_rate.mask_threshold == by_rate.peak_threshold == float(by_rate.pixel_threshold)
-    by_rate.use(
-        by_rate.state._replace(value=2 * by_rate.state.image).calibrated()
-    )  # by hand: both alike
-    assert float(by_rate.pixel_threshold) == pytest.approx(2 * nominal_threshold(good.peaks, 0.3))
-    # with masks of enough labelled images the pixels' threshold is theirs; peaks are still those of
-    # before
-    many_good = CalibrationScores.of(
-        np.linspace(1.0, 3.0, 6), Split.HELD_OUT, [f"g{index}" for index in range(6)], [10.0] * 6
-    )
-    bad = CalibrationScores.of(
-        np.linspace(6.0, 7.0, 6), Split.DEFECTIVE, [f"b{index}" for index in range(6)], [90.0] * 6
-    )
-    masked = SgfrPostProcessor(pixel_sensitivity=0.8)
-    masked.use(calibrated(many_good.joined(bad), masks=5.0))
-    assert masked.state.by == "good"
-    assert float(masked.pixel_threshold) == 5.0
-    assert masked.mask_threshold == pytest.approx(2.5)  # half: 0.2 is reported there
-    assert masked.peak_threshold == pytest.approx(5.005)
-    asked = SgfrPostProcessor(0.3)
-    asked.use(calibrated(many_good.joined(bad), masks=5.0, false_alarm_rate=0.3))
-    assert (
-        float(asked.pixel_threshold)
-        == nominal_threshold(many_good.peaks, 0.3)
-        == pytest.approx(10.01)
-    )
-
-
-def test_evidence_of_before_has_the_scores_for_peaks() -> None:
-    stored = CalibrationScores.of([1.0, 2.0], Split.HELD_OUT, ["a", "b"], [3.0, 4.0]).to_dict()
-    assert CalibrationScores.from_dict(stored).peaks == (3.0, 4.0)
-    del stored["peaks"]
-    assert CalibrationScores.from_dict(stored).peaks == (1.0, 2.0)
-    both = CalibrationScores.from_dict(stored).joined(
-        CalibrationScores.of([5.0], Split.HELD_OUT, ["b"], [6.0])
-    )
-    assert (both.scores, both.peaks) == ((1.0, 5.0), (1.0, 6.0))
-
-
-def test_memory_of_a_validation_with_masks_does_not_grow_with_its_images() -> None:
-    processor = SgfrPostProcessor()
-    maps = torch.rand(4, 1, 64, 64)
-    labels = torch.tensor([False, False, True, True])
-    batch = ImageBatch(
-        image=torch.zeros(4, 3, 64, 64),
-        anomaly_map=maps,
-        gt_mask=(maps.squeeze(1) > 0.9) & labels[:, None, None],
-        pred_score=maps.amax((1, 2, 3)),
-        gt_label=labels,
-    )
-    sizes = []
-    for _ in range(10):
-        processor.on_validation_batch_end(None, None, batch)  # type: ignore[arg-type]
-        sizes.append(len(pickle.dumps(processor)))
-    assert sizes[-1] - sizes[0] < maps.numel()  # nine batches of maps have 36 times as many bytes
-    assert 0.9 * (1 - 1e-4) <= float(processor._pixels.compute() or 0.0) <= 0.9 * (1 + 1e-3)

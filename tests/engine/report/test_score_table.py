@@ -36,7 +36,7 @@ def told(
     threshold: float | None,
     table: ScoreTable,
     *,
-    places: torch.Tensor | None = None,
+    peak: torch.Tensor | None = None,
     warning: str | None = None,
 ) -> list[list[str]]:
     loader = SimpleNamespace(dataset=PredictDataset.__new__(PredictDataset))
@@ -55,7 +55,7 @@ def told(
     if value is not None:
         processor.normalized_image_threshold = value
     resize = SimpleNamespace(transform=Resize((4, 4)))
-    module: Any = SimpleNamespace(post_processor=processor, places=places, pre_processor=resize)
+    module: Any = SimpleNamespace(post_processor=processor, peak=peak, pre_processor=resize)
     table.on_predict_start(trainer, module)
     table.on_predict_batch_end(trainer, module, batch, batch, 0)
     table.on_predict_end(trainer, module)
@@ -72,11 +72,11 @@ def test_a_line_for_each_image(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         ["1.png", "0.75", "0.5", "1", "", "", ""],
     ]
     assert not caplog.text
-    places = torch.tensor([[3, 1], [3, 1]])
+    peak = torch.tensor([[3, 1], [3, 1]])
     batch = outputs([0.25, 0.75])
     batch.image_path = [str(tmp_path / "0.png"), str(tmp_path / "gone.png")]
     write_image(tmp_path / "0.png", 0, (40, 80))
-    _, *rows = told(tmp_path, batch, None, ScoreTable(), places=places)
+    _, *rows = told(tmp_path, batch, None, ScoreTable(), peak=peak)
     assert [row[5:] for row in rows] == [["35", "30"], ["", ""]]
     assert "row and column are empty for some images: image files are not known" in caplog.text
 
@@ -164,9 +164,9 @@ def test_the_table_of_a_run_says_how_and_where_each_score_was_raised(
                     read_prepared(line["image"], model.pre_processor)[None]
                 )
             assert (int(line["row"]), int(line["column"])) == inspector(line["image"]).place
-            assert int(line["label"]) == int(float(heard.predicted.pred_score) > threshold)
+            assert int(line["label"]) == int(float(heard.prediction.pred_score) > threshold)
             assert float(line["score"]) == pytest.approx(
-                float(model.post_processor(heard.predicted).pred_score), abs=1e-4
+                float(model.post_processor(heard.prediction).pred_score), abs=1e-4
             )
 
 

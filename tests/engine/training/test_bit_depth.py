@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_sgfr import Inspector, Sgfr, SgfrModel, explain
-from anomalib_sgfr.cli.arguments import readable
+from anomalib_sgfr.cli.prediction import readable
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import nominal_scores
 from anomalib_sgfr.report.crops import TrainingCrops

@@ -110,7 +110,7 @@ def of_one_ear(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
     model = small(layers=["blocks.2", "blocks.4"], bank_per="stride", seed=0)
     path = Path(fit(model, folder_datamodule(parts), tmp_path / "fit").best_model_path)
     for bank in model.model.banks:
-        bank.nominal.fill_(1.0)
+        bank.residual_scale.fill_(1.0)
     state = torch.load(path, weights_only=True)
     state["state_dict"] = {
         key: value for key, value in state["state_dict"].items() if not key.endswith(".nominal")

@@ -193,12 +193,12 @@ def test_residuals_are_measured_by_the_atoms_that_trimming_leaves(
     fit(model, folder_datamodule(parts), tmp_path)
     assert len(model.suspects) == 4
     assert len(model.model.images) == 8
-    before = [float(bank.nominal) for bank in model.model.banks]
+    before = [float(bank.residual_scale) for bank in model.model.banks]
     for bank, nominal in zip(model.model.banks, before, strict=True):
         assert nominal == pytest.approx(nominal_residual(bank.atoms, 5, 1e-3), rel=1e-6)
     model.update = True
     fit(model, others, tmp_path)
-    assert [float(bank.nominal) for bank in model.model.banks] == before
+    assert [float(bank.residual_scale) for bank in model.model.banks] == before
 
 
 def test_all_of_a_scale_is_the_suspects_and_so_it_stays(tmp_path: Path) -> None:

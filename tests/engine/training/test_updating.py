@@ -32,7 +32,7 @@ def residuals_of(model: Sgfr, datamodule: Folder) -> list[torch.Tensor]:
     datamodule.setup()
     with torch.no_grad():
         images = [model.pre_processor.transform(item.image[None]) for item in datamodule.train_data]
-        return model.model.residual_maps(model.model.embed(torch.cat(images)))
+        return model.model.score_maps(torch.cat(images)).residuals
 
 
 def test_the_certificate_is_in_the_log_the_loggers_and_the_checkpoint(
@@ -51,7 +51,7 @@ def test_the_certificate_is_in_the_log_the_loggers_and_the_checkpoint(
     for residual, scale in zip(residuals, found.scales, strict=True):
         assert 0 <= float(residual.max()) <= scale.largest
         assert float(residual.mean()) <= scale.mean
-    heard = model.model.combine(residuals, (64, 64))
+    heard = model.model.anomaly_map_generator(residuals, (64, 64), torch.empty(0))
     assert 0 < float(heard.anomaly_map.max()) <= found.largest
     assert 0 < float(heard.score_map.max()) <= found.largest_score
     assert 0 < float(heard.anomaly_map.mean()) <= found.mean
@@ -68,7 +68,7 @@ def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_pat
     first = small(pre_processor=SMALL_IMAGES, bank_size=400)
     engine = fit(first, folder_datamodule(parts), tmp_path / "first")
     old_bank = atoms(first)
-    measures = [float(bank.nominal) for bank in first.model.banks]
+    measures = [float(bank.residual_scale) for bank in first.model.banks]
     new = folder_datamodule(others(tmp_path / "others"), mask_dir=None)
     if route == "checkpoint":
         model = small(pre_processor=SMALL_IMAGES, bank_size=400, update=True)
@@ -84,7 +84,7 @@ def test_new_images_are_added_to_a_fitted_model(route: str, parts: Path, tmp_pat
     assert {Path(path).parents[1].name for path in model.model.images} == {parts.name, "others"}
     assert not torch.equal(atoms(model), old_bank)
     assert [
-        float(bank.nominal) for bank in model.model.banks
+        float(bank.residual_scale) for bank in model.model.banks
     ] == measures  # scores of before keep their meaning
     for data in (
         folder_datamodule(parts),
@@ -103,7 +103,9 @@ def test_an_update_takes_no_atom_for_what_is_rebuilt_already(
     assert len(before[0]) < 700
     bounds = zip(model.certificate().scales, model.model.banks, strict=True)
     # and what regularisation may add
-    assert sum(scale.largest * float(bank.nominal) for scale, bank in bounds) <= 12.0 * (1 + 0.05)
+    assert sum(scale.largest * float(bank.residual_scale) for scale, bank in bounds) <= 12.0 * (
+        1 + 0.05
+    )
     model.update = True
     fit(model, datamodule, tmp_path / "second")
     for bank, its_before in zip(model.model.banks, before, strict=True):

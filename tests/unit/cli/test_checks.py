@@ -14,10 +14,10 @@ import torch
 from anomalib_sgfr.cli import doctor as checks
 from anomalib_sgfr.cli.doctor import (
     GIB,
-    devices,
     free_disk,
     free_memory,
     graphics_card,
+    openvino_devices,
     plugin,
     threads,
     weights,
@@ -95,7 +95,7 @@ def test_a_plugin_that_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> Non
 def broken(look: object) -> CheckResult:
     with pytest.raises(CheckFailed) as caught:
         look()  # type: ignore[operator]
-    return caught.value.finding
+    return caught.value.result
 
 
 def test_weights_that_are_there() -> None:
@@ -180,7 +180,7 @@ def test_a_card_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) ->
 def test_devices_of_openvino(names: list[str], mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     core = SimpleNamespace(available_devices=names, get_property=lambda name, _: f"Made {name} ")
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core))
-    found = devices() if names else broken(devices)
+    found = openvino_devices() if names else broken(openvino_devices)
     assert found.mark == mark
     assert found.value == ("CPU (Made CPU), GPU (Made GPU)" if names else "none")
 

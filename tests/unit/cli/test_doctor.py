@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from anomalib_sgfr.cli import doctor
-from anomalib_sgfr.cli.doctor import Answer, SelfTest, compared, judged, line, main
+from anomalib_sgfr.cli.doctor import line, main
 from anomalib_sgfr.cli.environment import Check, CheckFailed, CheckResult, error_line, run_check
+from anomalib_sgfr.cli.self_test import Answer, SelfTest, check_scores, compare_answers
 
 ROOT = Path(__file__).parents[3]
 OK = CheckResult("ok", "this", "1.0")
@@ -85,10 +86,10 @@ def test_a_long_error_is_cut() -> None:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def have(*found: CheckResult) -> None:
-        def findings(**_: object) -> Iterator[CheckResult]:
+        def results(**_: object) -> Iterator[CheckResult]:
             yield from found
 
-        monkeypatch.setattr(doctor, "findings", findings)
+        monkeypatch.setattr(doctor, "results", results)
 
     return have
 
@@ -157,8 +158,8 @@ def test_quick_leaves_the_self_test_out(monkeypatch: pytest.MonkeyPatch) -> None
     tested = Check("tested", lambda: NOTE, "")
     monkeypatch.setattr(SelfTest, "checks", lambda _: [tested])
     begun: list[str] = []
-    assert list(doctor.findings(quick=True)) == [OK] * 3
-    assert list(doctor.findings(quick=False, begin=begun.append)) == [OK, OK, OK, NOTE]
+    assert list(doctor.results(quick=True)) == [OK] * 3
+    assert list(doctor.results(quick=False, begin=begun.append)) == [OK, OK, OK, NOTE]
     assert begun[-1] == "tested"
 
 
@@ -194,7 +195,7 @@ LOST = Answer(0.7, np.full((4, 4), np.nan, np.float32))
 
 
 def test_a_fit_that_tells_a_blob_from_none() -> None:
-    assert judged(GOOD, BAD, 1.0) == CheckResult(
+    assert check_scores(GOOD, BAD, 1.0) == CheckResult(
         "ok", "fit and predict", "a blob scores 0.700, none 0.100, in 1.0 s"
     )
 
@@ -204,9 +205,9 @@ def test_a_fit_that_tells_a_blob_from_none() -> None:
 )
 def test_a_fit_that_does_not(answers: tuple[Answer, Answer]) -> None:
     with pytest.raises(CheckFailed) as caught:
-        judged(*answers, 1.0)
-    assert caught.value.finding.mark == "fault"
-    assert "report it" in caught.value.finding.remedy
+        check_scores(*answers, 1.0)
+    assert caught.value.result.mark == "fault"
+    assert "report it" in caught.value.result.remedy
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_a_fit_that_does_not(answers: tuple[Answer, Answer]) -> None:
 def test_parity(there: Answer, mark: str) -> None:
     for order in ([GOOD, there], [there, GOOD]):
         here = [GOOD, BAD] if order[0] is GOOD else [BAD, GOOD]
-        found = compared(here, order, 1.0)
+        found = compare_answers(here, order, 1.0)
         assert found.mark == mark
         assert ("force-reinstall" in found.remedy) == (mark == "fault")
 

@@ -168,7 +168,7 @@ def test_the_reason_is_the_last_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(commands, "_hand_on", lambda _: fault())  # type: ignore[operator]
+    monkeypatch.setattr(commands, "_run_anomalib", lambda _: fault())  # type: ignore[operator]
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setenv("ANOMALIB_SGFR_TRACEBACK", "1" if asked == "variable" else "0")
     assert main([*(["--traceback"] if asked == "option" else []), "train"]) == 1
@@ -180,7 +180,7 @@ def test_the_reason_is_the_last_line(
 
 def test_options_and_commands_are_handed_on_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr(commands, "_hand_on", seen.append)
+    monkeypatch.setattr(commands, "_run_anomalib", seen.append)
     assert main(["--config", "file.yaml", "train"]) == 0
     assert main(["--traceback", "fit", "--help"]) == 0
     assert seen == [["--config", "file.yaml", "train"], ["fit", "--help"]]

@@ -119,7 +119,7 @@ def test_what_is_before_a_release_is_not_outside_for_that(made: dict[str, str]) 
 def broken(name: str) -> CheckResult:
     with pytest.raises(CheckFailed) as caught:
         package(name)
-    return caught.value.finding
+    return caught.value.result
 
 
 def test_what_is_not_installed(made: dict[str, str]) -> None:
@@ -173,7 +173,7 @@ def test_python(here: str, mark: str, value: str, monkeypatch: pytest.MonkeyPatc
 def test_a_copy_that_is_not_installed_says_so(made: dict[str, str]) -> None:
     del made[OWN]
     own = next(check for check in version_checks() if check.what == OWN)
-    assert own.look().mark == "fault"
+    assert own.run().mark == "fault"
     made["torch"] = "1.0"
     assert (
         "that torchvision asks for" in package("torch").value

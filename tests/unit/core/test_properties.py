@@ -15,6 +15,7 @@ from anomalib_sgfr.core.certificate import certify
 from anomalib_sgfr.core.clusters import Clusters, merge
 from anomalib_sgfr.core.sampler import SubspaceSampler
 from anomalib_sgfr.core.self_expression import affine, affine_distance, omp
+from anomalib_sgfr.core.solvers import SOLVERS
 
 hypothesis.settings.register_profile("here", max_examples=60, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
@@ -87,7 +88,7 @@ def test_the_certificate_holds_whatever_the_order_of_merging(
     everything = torch.cat((one, two))
     for order in (scale_clusters, scale_clusters[::-1]):
         clusters, _ = merge(order, size)
-        certificate = certify(clusters, solver, 3, 1e-3)
+        certificate = certify(clusters, SOLVERS[solver](3, 1e-3).bound(clusters))
         assert certificate.patches == len(everything)
         nearest = torch.cdist(
             everything, clusters.atoms, compute_mode="donot_use_mm_for_euclid_dist"

@@ -10,6 +10,7 @@ from anomalib_sgfr.core.certificate import ScaleCertificate, certify
 from anomalib_sgfr.core.clusters import Clusters, recentred
 from anomalib_sgfr.core.k_center import k_center_greedy
 from anomalib_sgfr.core.sampler import WORKING_SIZE, SubspaceSampler
+from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.memory_bank import MemoryBank
 from tests.conftest import coverage, distances
 
@@ -231,7 +232,8 @@ def test_bad_arguments_are_named() -> None:
 
 def nearest_certificate(sampler: SubspaceSampler) -> ScaleCertificate:
     """Certificate for the distance from the nearest atom."""
-    return certify(sampler.clusters(), "affine", num_atoms=1)
+    clusters = sampler.clusters()
+    return certify(clusters, SOLVERS["affine"](1, 0.0).bound(clusters))
 
 
 @pytest.mark.parametrize("size", [1, 7, 60, 400, 1100])

@@ -9,11 +9,7 @@ from torch.nn import functional
 
 from anomalib_sgfr.core.arguments import Pooling
 from anomalib_sgfr.features.embedding import PatchEmbedder, align_features, pool
-from anomalib_sgfr.features.layers import (
-    Scale,
-    backbone_layers,
-    build_scales,
-)
+from anomalib_sgfr.features.layers import Scale, backbone_layers, build_scales
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,22 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Normalize, Resize
+from torchvision.transforms.v2 import (
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    RandomRotation,
+    Resize,
+)
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.images.pre_processor import ExactResize, SgfrPreProcessor, resize_matrix
+from anomalib_sgfr.images.pre_processor import (
+    ExactResize,
+    SgfrPreProcessor,
+    geometric_steps,
+    resize_matrix,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +37,7 @@ def test_resizing_is_antialiased_interpolation(before: int, after: int) -> None:
     torch.testing.assert_close(resize_matrix(before, after) @ line, expected, atol=2e-6, rtol=0)
 
 
-# the image, the weights and both products, to 8 bits each; half a pixel beside is over 0.03
+# image, weights and both products have 8 bits each; an error of half a pixel is above 0.03
 ROUNDING = 0.02
 
 SIZES = [(256, 256), (300, 300), (411, 389), (97, 800), (1500, 2000), (3, 5)]
@@ -114,3 +126,8 @@ def test_other_transforms_are_left_to_anomalib(transform: object) -> None:
     )
     assert isinstance(processor.export_transform, ExactResize) == exact
     assert processor(torch.rand(1, 3, 80, 80)).shape[0] == 1
+
+
+def test_a_transform_that_cannot_be_followed_is_refused() -> None:
+    with pytest.raises(ValueError, match="RandomRotation moves pixels in a way that cannot be"):
+        geometric_steps(Compose([Resize((64, 64)), RandomRotation(10)]))

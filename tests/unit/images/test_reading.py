@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from anomalib_sgfr.images.bit_depth import evenly_spaced, infer_bit_depth
-from anomalib_sgfr.images.headers import SUFFIXES, FileHeader, count_unread, read_header
+from anomalib_sgfr.images.headers import FileHeader, read_header
 from anomalib_sgfr.images.reading import read_image, read_raw, upright_size
 
 SIZE = (5, 7)
@@ -354,54 +354,9 @@ def test_images_of_16_bits_are_upright(orientation: int, channels: int, tmp_path
         np.testing.assert_allclose(read_image(path, 16), wanted, atol=1e-6)
 
 
-def test_a_damaged_orientation_is_ignored(tmp_path: Path) -> None:
-    values = drawn(8, 3)
-    Image.fromarray(values).save(tmp_path / "p.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    Image.fromarray(values).save(tmp_path / "q.png", exif=b"Exif\0\0nothing of the kind")
-    for name in ("p.png", "q.png"):
-        assert not read_header(tmp_path / name).oriented
-        np.testing.assert_allclose(read_image(tmp_path / name), values / 255, atol=1e-6)
-
-
-def test_the_first_of_several_pages_is_read_and_the_file_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, second = (Image.fromarray(drawn(8, 3)[:, ::step]) for step in (1, -1))
-    for name, options in (("p.tif", {}), ("p.png", {}), ("p.webp", {"lossless": True})):
-        first.save(tmp_path / name, save_all=True, append_images=[second], **options)
-        caplog.clear()
-        for _ in range(2):
-            np.testing.assert_allclose(
-                read_image(tmp_path / name), np.asarray(first) / 255, atol=1e-6
-            )
-        (record,) = caplog.records
-        assert f"{tmp_path / name} holds several pages" in record.getMessage()
-    # a thumbnail is not a page
-    caplog.clear()
-    with tifffile.TiffWriter(tmp_path / "thumbnail.tif") as file:
-        file.write(drawn(16, 1), photometric="minisblack")
-        file.write(drawn(16, 1)[::2, ::2], photometric="minisblack", subfiletype=1)
-    read_image(tmp_path / "thumbnail.tif", 16)
-    assert not caplog.records
-
-
 def test_other_formats_of_high_bit_depth_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(drawn(16, 1)).save(tmp_path / "p.jp2")
     with pytest.raises(
         ValueError, match=r"p.jp2: JPEG2000 images are read if they have 8 bits: save it as PNG"
     ):
         read_image(tmp_path / "p.jp2", 16)
-
-
-def test_unread_files_are_counted(tmp_path: Path) -> None:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    assert set(IMG_EXTENSIONS) == SUFFIXES
-    names = ("a/0.png", "a/1.gif", "b/0.png", "b/c/2.GIF", "b/3.jp2", "b/notes.txt", "other.gif")
-    for name in names:
-        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "root" / name).touch()
-    root = tmp_path / "root"
-    assert count_unread([root / "a" / "0.png", root / "b" / "0.png"]) == {".gif": 3, ".jp2": 1}
-    assert count_unread([root / "b" / "0.png"]) == {".jp2": 1}
-    assert not count_unread([])

@@ -1,4 +1,4 @@
-"""Regions of interest: read, refused by name, and seen as the pictures are."""
+"""Regions of interest: read, refused by name, and transformed as images are."""
 
 from pathlib import Path
 
@@ -20,13 +20,13 @@ def mask(size: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "I;16", "LA"])
-def test_a_mask_is_read_whatever_it_is_stored_as(mode: str, tmp_path: Path) -> None:
+def test_a_mask_of_any_mode_is_read(mode: str, tmp_path: Path) -> None:
     inside = mask((40, 30))
     if mode == "I;16":
-        picture = Image.fromarray(inside.astype(np.uint16) * 60000)
+        image = Image.fromarray(inside.astype(np.uint16) * 60000)
     else:
-        picture = Image.fromarray(inside.astype(np.uint8) * 255).convert(mode)
-    picture.save(tmp_path / "mask.png")
+        image = Image.fromarray(inside.astype(np.uint8) * 255).convert(mode)
+    image.save(tmp_path / "mask.png")
     np.testing.assert_array_equal(read_roi(tmp_path / "mask.png").numpy(), inside)
 
 
@@ -38,7 +38,7 @@ def test_a_mask_is_read_whatever_it_is_stored_as(mode: str, tmp_path: Path) -> N
             "mask.png' cannot be read: there is no such file.*white where to inspect",
         ),
         (
-            lambda path: path.write_bytes(b"no picture"),
+            lambda path: path.write_bytes(b"not an image"),
             "mask.png' cannot be read: UnidentifiedImageError",
         ),
         (
@@ -47,7 +47,7 @@ def test_a_mask_is_read_whatever_it_is_stored_as(mode: str, tmp_path: Path) -> N
         ),
     ],
 )
-def test_a_mask_that_is_none_is_refused_by_name(make: object, message: str, tmp_path: Path) -> None:
+def test_a_wrong_mask_is_refused_by_name(make: object, message: str, tmp_path: Path) -> None:
     make(tmp_path / "mask.png")  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         read_roi(tmp_path / "mask.png")
@@ -63,7 +63,7 @@ def test_a_mask_that_is_none_is_refused_by_name(make: object, message: str, tmp_
         Compose([Pad(9), Resize((64, 64))]),
     ],
 )
-def test_a_pixel_is_inside_if_nothing_outside_reaches_it(transform: Transform) -> None:
+def test_a_pixel_is_inside_if_resizing_mixes_nothing_outside_into_it(transform: Transform) -> None:
     inside = torch.from_numpy(mask((120, 90)))
     region = roi_at_input(inside, PreProcessor(transform))
     images = torch.rand(2, 3, 120, 90)
@@ -78,7 +78,7 @@ def test_a_pixel_is_inside_if_nothing_outside_reaches_it(transform: Transform) -
     assert int(region.sum()) >= 0.95 * int((share[0] > full - 1e-4).sum())
 
 
-def test_what_is_cropped_away_is_refused() -> None:
+def test_a_region_that_is_cropped_away_is_refused() -> None:
     inside = torch.zeros(90, 90, dtype=torch.bool)
     inside[:8, :8] = True
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_what_is_cropped_away_is_refused() -> None:
         roi_at_input(inside, PreProcessor(CenterCrop(32)), "here")
 
 
-def test_without_a_transform_it_is_as_it_is() -> None:
+def test_without_a_transform_the_region_is_kept() -> None:
     inside = torch.from_numpy(mask((20, 30)))
     assert torch.equal(roi_at_input(inside, None), inside.to(torch.uint8))
     assert roi_at_input(inside, Sgfr.configure_pre_processor((64, 64))).shape == (64, 64)

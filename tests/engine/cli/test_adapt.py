@@ -1,6 +1,4 @@
-"""Another light: a fitted model goes on from a few good images of it, and everything that follows
-knows.
-"""
+"""``anomalib-sgfr adapt``: a domain shift, and what an adapted model keeps."""
 
 import shutil
 from pathlib import Path
@@ -20,9 +18,7 @@ from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parts as they were, a checkpoint of a fit to them, and under ``now`` other parts under a
-    weak, slanting light.
-    """
+    """Images, a checkpoint of a fit to them, and under ``now`` images in a weak, slanting light."""
     folder = tmp_path_factory.mktemp("adapt")
     for index in range(12):
         write_image(folder / "good" / f"{index:02}.png", index)
@@ -64,7 +60,7 @@ def scores(model: Sgfr, folder: Path) -> list[float]:
         return model.model(torch.stack(images)).pred_score.tolist()
 
 
-def test_good_parts_under_the_new_light_come_down_and_defects_do_not(
+def test_good_images_of_the_new_domain_score_lower_and_defects_do_not(
     root: Path, adapted: Path
 ) -> None:
     before, after = loaded(root / "model.ckpt"), loaded(adapted)
@@ -76,67 +72,49 @@ def test_good_parts_under_the_new_light_come_down_and_defects_do_not(
     assert min(scores(after, root / "now/bad")) > max(now)
     assert min(scores(after, root / "bad")) > max(
         scores(after, root / "good_test")
-    )  # under the old light too
+    )  # in the old domain too
     for bank, its in zip(after.model.banks, before.model.banks, strict=True):
         assert bank.nuisance.shape == (4, bank.atoms.shape[1])
         assert float((bank.atoms @ bank.nuisance.T).abs().max()) < 2e-3 * float(
             bank.atoms.abs().max()
         )
         assert len(bank.atoms) == len(its.atoms)
-        assert float(bank.nominal) == float(its.nominal)
+        assert float(bank.residual_scale) == float(its.residual_scale)
     assert (
         after.certificate().largest <= before.certificate().largest * 1.01
     )  # distances only shrink
 
 
-def test_it_says_what_it_did_and_what_the_threshold_rests_on(
+def test_it_prints_changes_and_keeps_the_threshold(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.ckpt"
     capsys.readouterr()
-    assert (
-        main(
-            [
-                str(root / "model.ckpt"),
-                str(root / "now/good"),
-                "--bad",
-                str(root / "now/bad"),
-                "--out",
-                str(out),
-            ]
-        )
-        == 0
-    )
-    good, bad, *others = capsys.readouterr().out.splitlines()
-    assert good.startswith("Good: 12 images, median raw score ")
-    assert good.split("; ")[1].startswith("above the threshold of ")
-    assert good.endswith(": 12 before, 0 now.")
-    assert bad.endswith(": 4 before, 4 now.")
+    given = [str(root / "now/good"), "--bad", str(root / "now/bad"), "--out", str(out)]
+    assert main([str(root / "model.ckpt"), *given]) == 0
+    of_good, of_bad, *others = capsys.readouterr().out.splitlines()
+    assert of_good.startswith("Good: 12 images, median raw score ")
+    assert of_good.split("; ")[1].startswith("above the threshold of ")
+    assert of_good.endswith(": 12 before, 0 now.")
+    assert of_bad.endswith(": 4 before, 4 now.")
     assert others[-1] == f"Checkpoint: {out}"
     before, after = loaded(root / "model.ckpt").post_processor, loaded(out).post_processor
     assert after.basis == "a value set by hand, read from 12 images"  # those that chose it before
     assert after.state.read_from == before.state.threshold_images
     assert float(after.image_threshold) == float(before.image_threshold)
     assert float(after.pixel_threshold) == float(before.pixel_threshold)
-    calibration_scores = after.calibration_scores.good
-    assert [Path(path).name for path in calibration_scores.paths] == [
-        f"{index:02}.png" for index in range(12)
-    ]
-    # each by what the others tell: not what the model that knows all of them gives
-    assert calibration_scores.scores != pytest.approx(
-        scores(loaded(out), root / "now/good"), rel=1e-6
-    )
-    assert calibration_scores.scores == pytest.approx(
-        scores(loaded(out), root / "now/good"), rel=0.5
-    )
-    assert (
-        threshold([str(out), "--false_alarm_rate", "0.1", "--out", str(tmp_path / "again.ckpt")])
-        == 0
-    )
+    good = after.calibration_scores.good
+    assert [Path(path).name for path in good.paths] == [f"{index:02}.png" for index in range(12)]
+    # each by the model that the others adapt, not by the one that all of them adapt
+    by_all = scores(loaded(out), root / "now/good")
+    assert good.scores != pytest.approx(by_all, rel=1e-6)
+    assert good.scores == pytest.approx(by_all, rel=0.5)
+    again = str(tmp_path / "again.ckpt")
+    assert threshold([str(out), "--false_alarm_rate", "0.1", "--out", again]) == 0
     assert "calibrated on 12 good images" in capsys.readouterr().out
 
 
-def test_an_image_is_scored_as_the_others_alone_would_have_it(root: Path, tmp_path: Path) -> None:
+def test_an_image_is_scored_by_the_model_that_the_others_adapt(root: Path, tmp_path: Path) -> None:
     files = [str(root / "now/good" / f"{index:02}.png") for index in range(3)]
     together, others = tmp_path / "three.ckpt", tmp_path / "two.ckpt"
     assert main([str(root / "model.ckpt"), *files, "--out", str(together)]) == 0
@@ -147,7 +125,9 @@ def test_an_image_is_scored_as_the_others_alone_would_have_it(root: Path, tmp_pa
     )
 
 
-def test_adapting_again_leaves_more_out(root: Path, adapted: Path, tmp_path: Path) -> None:
+def test_adapting_again_projects_more_directions_out(
+    root: Path, adapted: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "again.ckpt"
     assert main([str(adapted), str(root / "now/good"), "--directions", "2", "--out", str(out)]) == 0
     for bank, its in zip(loaded(out).model.banks, loaded(adapted).model.banks, strict=True):
@@ -157,7 +137,7 @@ def test_adapting_again_leaves_more_out(root: Path, adapted: Path, tmp_path: Pat
         )
 
 
-def test_an_update_goes_on_with_it_and_a_new_fit_starts_without(
+def test_an_update_keeps_the_directions_and_a_new_fit_has_none(
     root: Path, adapted: Path, tmp_path: Path
 ) -> None:
     module = folder_datamodule(
@@ -180,7 +160,7 @@ def test_an_update_goes_on_with_it_and_a_new_fit_starts_without(
         assert torch.equal(bank.atoms, its.atoms)
 
 
-def test_an_exported_file_and_the_engine_leave_out_the_same(
+def test_an_exported_file_and_the_engine_project_out_the_same(
     root: Path, adapted: Path, tmp_path: Path
 ) -> None:
     model = loaded(adapted)
@@ -202,7 +182,7 @@ def test_an_exported_file_and_the_engine_leave_out_the_same(
         np.testing.assert_allclose(found["anomaly_map"], expected.anomaly_map.numpy(), atol=2e-3)
 
 
-def test_what_is_wrong_is_said_in_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_named_in_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = str(root / "now/good/00.png")
     with pytest.raises(SystemExit):
         main([str(root / "model.ckpt"), one, one])

@@ -145,10 +145,10 @@ def test_a_bank_forgets_what_was_made_of_other_atoms() -> None:
         its_bank.set(atoms)
         found.append(residual_maps([its_bank], [embedding])[0])
         torch.testing.assert_close(
-            found[-1], lengths(embedding, its_bank.atoms, unit=float(its_bank.nominal))
+            found[-1], lengths(embedding, its_bank.atoms, unit=float(its_bank.residual_scale))
         )
     assert not torch.equal(*found)
-    assert pickle.loads(pickle.dumps(its_bank))._kept is None
+    assert pickle.loads(pickle.dumps(its_bank)).solver._columns is None
 
 
 @runs
@@ -158,7 +158,10 @@ def test_banks_use_them_compiled_too(backend: str | None, monkeypatch: pytest.Mo
     embeddings = [torch.randn(2, 24, 4, 4, device=DEVICE), torch.randn(2, 8, 2, 2, device=DEVICE)]
     for its_bank, part in zip(banks, embeddings, strict=True):
         its_bank.set(torch.randn(300, part.shape[1], device=DEVICE))
-    assert all(its_bank.has_kernel(part) for its_bank, part in zip(banks, embeddings, strict=True))
+    assert all(
+        its_bank.solver._runs_on_gpu(its_bank, part)
+        for its_bank, part in zip(banks, embeddings, strict=True)
+    )
 
     def run(*parts: Tensor) -> list[Tensor]:
         return residual_maps(banks, parts)
@@ -174,12 +177,12 @@ def test_banks_go_without_where_there_is_none() -> None:
     plain, wide = MemoryBank(), MemoryBank(num_atoms=8)
     for its_bank in (plain, wide):
         its_bank.set(torch.randn(30, 8))
-        assert not its_bank.has_kernel(embedding)
-    assert not wide.has_kernel(embedding.float())
+        assert not its_bank.solver._runs_on_gpu(its_bank, embedding)
+    assert not wide.solver._runs_on_gpu(wide, embedding.float())
     assert not kernels.fits(5, 5)  # no next atom
     assert kernels.fits(5, 20_000)
     assert not kernels.fits(5, 30_000)
-    assert plain.has_kernel(embedding.float()) == (INTERPRETED or embedding.is_cuda)
+    assert plain.solver._runs_on_gpu(plain, embedding.float()) == (INTERPRETED or embedding.is_cuda)
 
 
 @runs

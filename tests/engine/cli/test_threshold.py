@@ -1,6 +1,4 @@
-"""``anomalib-sgfr threshold``: what a threshold is calibrated on, and another checkpoint when asked
-to change it.
-"""
+"""``anomalib-sgfr threshold``: what a threshold is calibrated on, and changes of it."""
 
 import json
 from pathlib import Path
@@ -21,9 +19,7 @@ from tests.conftest import fit, nominal_threshold, small, write_image
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``good`` (12, pictures of six parts in two lines), ``more`` (6) and a checkpoint of a fit to
-    the former.
-    """
+    """``good`` (12 images of six parts in two lines), ``more`` (6) and a checkpoint of a fit."""
     folder = tmp_path_factory.mktemp("threshold")
     for index in range(12):
         write_image(
@@ -66,16 +62,11 @@ def test_another_rate(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.ckpt"
     assert main([str(root / "model.ckpt"), "--false_alarm_rate", "0.3", "--out", str(out)]) == 0
     before, after = loaded(root / "model.ckpt"), loaded(out)
-    expected = nominal_threshold(before.post_processor.calibration_scores.scores, 0.3)
-    assert float(after.post_processor.image_threshold) == pytest.approx(expected)
-    peaks = before.post_processor.calibration_scores.peaks
-    assert (
-        peaks != before.post_processor.calibration_scores.scores
-    )  # the map hears other scales than the score
-    assert float(after.post_processor.pixel_threshold) == pytest.approx(
-        nominal_threshold(peaks, 0.3)
-    )
-    assert after.post_processor.false_alarm_rate == 0.3
+    scores, changed = before.post_processor.calibration_scores, after.post_processor
+    assert scores.peaks != scores.scores  # other layers contribute to the map
+    assert float(changed.image_threshold) == pytest.approx(nominal_threshold(scores.scores, 0.3))
+    assert float(changed.pixel_threshold) == pytest.approx(nominal_threshold(scores.peaks, 0.3))
+    assert changed.false_alarm_rate == 0.3
     for name, value in before.model.state_dict().items():
         assert torch.equal(value, after.model.state_dict()[name])
 
@@ -99,24 +90,21 @@ def test_a_value_and_a_score(
     )
 
 
-def test_other_images_and_other_units(root: Path, tmp_path: Path) -> None:
+def test_other_images_and_other_groups(root: Path, tmp_path: Path) -> None:
     model = loaded(root / "model.ckpt")
     out = tmp_path / "new.ckpt"
-    assert (
-        main([str(root / "model.ckpt"), "--held_out", str(root / "more"), "--out", str(out)]) == 0
-    )
+    held_out = ["--held_out", str(root / "more"), "--out", str(out)]
+    assert main([str(root / "model.ckpt"), *held_out]) == 0
     paths = sorted(str(path) for path in (root / "more").iterdir())
     scores = nominal_scores(model.model, model.pre_processor, paths).scores
     assert float(loaded(out).post_processor.image_threshold) == pytest.approx(
         nominal_threshold(scores, 0.01)
     )
     assert main([str(root / "model.ckpt"), "--group", r"part(\d+)", "--out", str(out)]) == 0
-    calibration_scores = loaded(out).post_processor.calibration_scores
-    grouped = nominal_scores(
-        model.model, model.pre_processor, list(calibration_scores.paths), group=r"part(\d+)"
-    ).scores
-    assert calibration_scores.scores == pytest.approx(grouped)
-    assert len(set(calibration_scores.groups(r"part(\d+)"))) == 6
+    scored, group = loaded(out).post_processor.calibration_scores, r"part(\d+)"
+    grouped = nominal_scores(model.model, model.pre_processor, scored.paths, group=group).scores
+    assert scored.scores == pytest.approx(grouped)
+    assert len(set(scored.groups(group))) == 6
 
 
 @pytest.mark.parametrize(
@@ -154,10 +142,8 @@ def test_mistakes_are_named_and_nothing_is_written(
 
 def test_training_images_that_are_gone_are_named(root: Path, tmp_path: Path) -> None:
     stored = torch.load(root / "model.ckpt", weights_only=False)
-    calibration_scores = stored["anomalib_post_processor_config"]["threshold"]["scores"]
-    calibration_scores["paths"] = [
-        path.replace("/good/", "/gone/") for path in calibration_scores["paths"]
-    ]
+    scores = stored["anomalib_post_processor_config"]["threshold"]["scores"]
+    scores["paths"] = [path.replace("/good/", "/gone/") for path in scores["paths"]]
     torch.save(stored, tmp_path / "gone.ckpt")
     assert main([str(tmp_path / "gone.ckpt"), "--false_alarm_rate", "0.2"]) == 0
     with pytest.raises(
@@ -190,9 +176,7 @@ def validated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_not_known_to_be_good_does_not_calibrate(
     command: str, validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Known defects, masks and training images are no good images of their own; ``--force`` is kept
-    in the file.
-    """
+    """Known defects, masks and training images are refused; the file keeps ``--force``."""
     run = {"threshold": main, "adapt": adapt}[command]
     out, checkpoint = tmp_path / "new.ckpt", str(validated / "model.ckpt")
     for folder, reason in (
@@ -221,16 +205,12 @@ def test_a_value_by_hand_remembers_the_images_that_it_was_read_from(
     validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new.ckpt"
-    arguments = [
-        "--score",
-        "0.4",
-        "--read_from",
-        str(root / "more"),
-        str(validated / "bad" / "0.png"),
-    ]
+    defect = str(validated / "bad" / "0.png")
+    arguments = ["--score", "0.4", "--read_from", str(root / "more"), defect]
     assert main([str(validated / "model.ckpt"), *arguments, "--out", str(out), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     processor = loaded(out).post_processor
+    defective = processor.calibration_scores.defective.scores
     assert facts["basis"] == "a value set by hand, read from 7 images"
     assert facts["threshold"] == processor.state.image
     assert facts["checkpoint"] == str(out)
@@ -238,13 +218,13 @@ def test_a_value_by_hand_remembers_the_images_that_it_was_read_from(
     assert facts["defective"] == {
         "images": 2,
         "above": 2,
-        "least": min(processor.calibration_scores.defective.scores),
-        "median": np.median(processor.calibration_scores.defective.scores),
-        "most": max(processor.calibration_scores.defective.scores),
+        "least": min(defective),
+        "median": np.median(defective),
+        "most": max(defective),
     }
     assert processor.state.threshold_images == (
         *(str(path) for path in sorted((root / "more").iterdir())),
-        str(validated / "bad" / "0.png"),
+        defect,
     )
 
 

@@ -1,6 +1,4 @@
-"""Accepting false alarms: only what is new is learnt, nothing else changes, and it can be taken
-back exactly.
-"""
+"""``anomalib-sgfr accept``: new atoms of false alarms, which can be taken back exactly."""
 
 import shutil
 from pathlib import Path
@@ -53,6 +51,10 @@ def loaded(path: Path) -> Sgfr:
     ).eval()
 
 
+def run(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in arguments])
+
+
 def score(model: Sgfr, path: Path) -> float:
     image = read_prepared(str(path), model.pre_processor)[None]
     with torch.no_grad():
@@ -65,7 +67,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_what_is_new_is_learnt_and_taken_back(
+def test_new_atoms_are_added_and_taken_back(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = loaded(root / "model.ckpt")
@@ -73,12 +75,7 @@ def test_what_is_new_is_learnt_and_taken_back(
     odd = sorted((root / "odd").iterdir())
     assert all(score(before, path) > threshold for path in odd)
     first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
-    assert (
-        main(
-            [str(root / "model.ckpt"), str(odd[0]), "--bad", str(root / "bad"), "--out", str(first)]
-        )
-        == 0
-    )
+    assert run(root / "model.ckpt", odd[0], "--bad", root / "bad", "--out", first) == 0
     told = capsys.readouterr().out
     assert f"{odd[0]}: " in told
     assert "new atoms, raw score" in told
@@ -100,19 +97,19 @@ def test_what_is_new_is_learnt_and_taken_back(
         assert len(bank.thumbnails) in {0, len(bank.atoms)}
         if len(bank.thumbnails):
             assert bank.thumbnails[number:].float().std() > 0
-    # once more it is no news
-    assert main([str(first), str(odd[0]), "--out", str(tmp_path / "none.ckpt")]) == 0
+    # accepted once, it is no alarm
+    assert run(first, odd[0], "--out", tmp_path / "none.ckpt") == 0
     assert "is no alarm" in capsys.readouterr().out
     assert not (tmp_path / "none.ckpt").exists()
 
-    assert main([str(first), *map(str, odd[1:]), "--out", str(second)]) == 0
+    assert run(first, *odd[1:], "--out", second) == 0
     capsys.readouterr()
-    assert main([str(second)]) == 0
+    assert run(second) == 0
     record = capsys.readouterr().out
     assert record.startswith("1. ")
     assert str(odd[0]) in record
     for path, expected in ((second, loaded(first)), (second, before)):
-        assert main([str(path), "--undo", "--out", str(path)]) == 0
+        assert run(path, "--undo", "--out", path) == 0
         back = loaded(path)
         for name, value in expected.state_dict().items():
             assert same(back.state_dict()[name], value), name
@@ -120,7 +117,7 @@ def test_what_is_new_is_learnt_and_taken_back(
             back.post_processor.checkpoint_config() == expected.post_processor.checkpoint_config()
         )
     with pytest.raises(ValueError, match="there is nothing to take back"):
-        main([str(second), "--undo"])
+        run(second, "--undo")
 
 
 def test_a_known_defect_is_refused(
@@ -128,10 +125,8 @@ def test_a_known_defect_is_refused(
 ) -> None:
     shutil.copy(root / "bad" / "1.png", tmp_path / "looks_good.png")
     out = tmp_path / "new.ckpt"
-    given = [str(tmp_path / "looks_good.png"), str(root / "odd" / "0.png")]
-    assert (
-        main([str(root / "model.ckpt"), *given, "--bad", str(root / "bad"), "--out", str(out)]) == 1
-    )
+    given = [tmp_path / "looks_good.png", root / "odd" / "0.png"]
+    assert run(root / "model.ckpt", *given, "--bad", root / "bad", "--out", out) == 1
     said = capsys.readouterr()
     assert (
         "looks_good.png is refused: with it 1 of 3 known defects would be called good:" in said.err
@@ -142,29 +137,18 @@ def test_a_known_defect_is_refused(
         score(model, path) > model.post_processor.label_threshold
         for path in (root / "bad").iterdir()
     )
-    assert (
-        main(
-            [
-                str(root / "model.ckpt"),
-                given[0],
-                "--bad",
-                str(root / "bad"),
-                "--out",
-                str(tmp_path / "no.ckpt"),
-            ]
-        )
-        == 1
-    )
-    assert not (tmp_path / "no.ckpt").exists()
+    none = tmp_path / "no.ckpt"
+    assert run(root / "model.ckpt", given[0], "--bad", root / "bad", "--out", none) == 1
+    assert not none.exists()
 
 
-def test_the_threshold_rests_on_what_was_known(root: Path, tmp_path: Path) -> None:
+def test_the_threshold_is_calibrated_on_the_same_images(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.ckpt"
-    main([str(root / "model.ckpt"), str(root / "odd"), "--out", str(out)])
+    run(root / "model.ckpt", root / "odd", "--out", out)
     before, after = loaded(root / "model.ckpt").post_processor, loaded(out).post_processor
     assert set(after.calibration_scores.paths) == set(before.calibration_scores.paths)
     assert float(after.image_threshold) == pytest.approx(float(before.image_threshold), rel=0.2)
-    # another fit forgets the record
+    # another fit forgets the history
     model = small(bank_size=400, pre_processor=SMALL_IMAGES)
     module = Folder("p", root=root, normal_dir="good", normal_test_dir="good", num_workers=0)
     model.accepted = loaded(out).accepted
@@ -180,7 +164,7 @@ def test_mistakes_are_named(
     arguments: list[str], message: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises((ValueError, SystemExit)) as raised:
-        main([str(root / "model.ckpt"), *arguments])
+        run(root / "model.ckpt", *arguments)
     assert message in str(raised.value) + capsys.readouterr().err
 
 
@@ -202,9 +186,7 @@ def validated(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_the_checkpoint_knows_as_defective_is_refused(
     validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By whatever path, as a copy, and what lies beside nothing but defects; ``--force`` leaves a
-    record.
-    """
+    """By any path, as a copy, and in a folder of defects; the history shows ``--force``."""
     out = tmp_path / "new.ckpt"
     shutil.copy(root / "bad" / "0.png", tmp_path / "renamed.png")
     (tmp_path / "link").symlink_to(root / "bad")
@@ -217,15 +199,14 @@ def test_what_the_checkpoint_knows_as_defective_is_refused(
     )
     try:
         for image, reason in zip(given, reasons, strict=True):
-            assert main([str(validated), str(image), "--out", str(out)]) == 1
+            assert run(validated, image, "--out", out) == 1
             said = capsys.readouterr()
             assert reason in said.err
             assert "Nothing was added." in said.out
         assert not out.exists()
-        forced = [str(validated), str(given[2]), "--force", "--out", str(out)]
-        assert main(forced) == 0
+        assert run(validated, given[2], "--force", "--out", out) == 0
         capsys.readouterr()
-        assert main([str(out)]) == 0
+        assert run(out) == 0
         assert "atoms, by --force" in capsys.readouterr().out
     finally:
         (root / "bad" / "later.png").unlink()
@@ -235,7 +216,7 @@ def test_its_messages_are_about_what_is_written(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new.ckpt"
-    assert main([str(root / "model.ckpt"), str(root / "odd"), "--out", str(out)]) == 0
+    assert run(root / "model.ckpt", root / "odd", "--out", out) == 0
     said = capsys.readouterr().out
     model = loaded(out)
     lines = [line for line in said.splitlines() if " new atoms, raw score " in line]
