@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import export
-from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
+from anomalib_sgfr.core.arguments import Copies, Solver
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.backbone import default_size
@@ -53,8 +53,6 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         layers (Sequence[str] | None): Layers that contribute to the anomaly map, each equally.
             ``None`` for the stages of stride 4, 8 and 16; of a plain transformer, the blocks that
             end its first half and its first three quarters.
-        pooling (Pooling): How features are averaged with their neighbours: ``"binomial"``, 5 x 5
-            with falling weights, or ``"box"``, 3 x 3 with equal weights.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights.
         bank_size (int | Sequence[int] | None): Largest number of embeddings (atoms) of each memory
             bank: one number, or one for each scale, the finest first. ``None`` for 1,000 up to
@@ -92,8 +90,6 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         score_layers (Sequence[str] | None): Layers that contribute to the image score. ``None`` for
             ``layers``, if these are given or the backbone is a plain transformer; otherwise for
             the stages of stride 8, 16 and 32 (of the last, the first block if it has several).
-        bank_per (BankPer): ``"layer"`` for a memory bank of each layer, ``"stride"`` for one of all
-            layers of a stride that contribute to the same.
         copies (Copies): Augmentation of the training images: ``"mirrored"`` by flips, ``"turned"``
             by right angles. Takes four times as long.
         pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one.
@@ -133,7 +129,6 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self,
         backbone: str = "tf_efficientnet_lite0",
         layers: Sequence[str] | None = None,
-        pooling: Pooling = "binomial",
         pre_trained: bool = True,
         bank_size: int | Sequence[int] | None = None,
         solver: Solver = "affine",
@@ -151,7 +146,6 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         roi: str | None = None,
         bit_depth: int | None = None,
         score_layers: Sequence[str] | None = None,
-        bank_per: BankPer = "layer",
         copies: Copies = "none",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -186,9 +180,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             num_atoms,
             regularisation,
             blur,
-            pooling,
             score_layers,
-            bank_per,
         )
         fewest = min(fit.bank_sizes(self.model.embedder.scales, bank_size))
         if not SOLVERS[solver].uses_all_atoms and num_atoms > fewest:

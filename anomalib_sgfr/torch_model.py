@@ -11,7 +11,7 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_sgfr.anomaly_map import AnomalyMapGenerator, ScoreMaps
-from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
+from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.linear_algebra import projected_out, require_finite
 from anomalib_sgfr.features.embedding import PatchEmbedder, embed_copies
@@ -49,13 +49,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         regularisation (float): Strength of the ridge penalty. Defaults to ``0.001``.
         blur (float): Standard deviation of the Gaussian that smooths the map, in pixels of the
             model's input; ``0`` for none. Defaults to ``4.0``.
-        pooling (Pooling): How features are averaged with their neighbours, ``"binomial"`` or
-            ``"box"``; see :func:`~anomalib_sgfr.features.embedding.pool`. Defaults to
-            ``"binomial"``.
         score_layers (Sequence[str] | None): Layers that contribute to the score; ``None`` for
             ``layers``, if these are given, or the stages of stride 8, 16 and 32.
-        bank_per (BankPer): Whether each layer has a bank, or each stride; see
-            :func:`~anomalib_sgfr.features.layers.build_scales`. Defaults to ``"layer"``.
 
     Attributes:
         banks (Sequence[MemoryBank]): Memory bank of each scale, the finest first.
@@ -83,13 +78,11 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         num_atoms: int = 5,
         regularisation: float = 1e-3,
         blur: float = 4.0,
-        pooling: Pooling = "binomial",
         score_layers: Sequence[str] | None = None,
-        bank_per: BankPer = "layer",
     ) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
-        self.embedder = PatchEmbedder(backbone, layers, pooling, score_layers, bank_per)
+        self.embedder = PatchEmbedder(backbone, layers, score_layers)
         self.anomaly_map_generator = AnomalyMapGenerator(self.embedder.scales, blur)
         # a ModuleList is a sequence of modules, but not one of a type
         self.banks = nn.ModuleList(  # type: ignore[assignment]

@@ -2,7 +2,5 @@
 
 from typing import Literal
 
-BankPer = Literal["layer", "stride"]
 Copies = Literal["none", "mirrored", "turned"]
-Pooling = Literal["binomial", "box"]
 Solver = Literal["affine", "omp", "ridge"]

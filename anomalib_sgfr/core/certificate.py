@@ -70,14 +70,14 @@ class ScaleCertificate:
 class Certificate:
     """Bounds of all scales together, in the units of the anomaly map.
 
-    The map is the sum over the scales that it hears of their residuals, each averaged with weights
-    that sum to one; the score is the maximum of such a sum over those that it hears. So ``largest``
-    and ``largest_score`` bound the maps and the scores of the training images.
+    The map is the sum of the residuals of the scales that contribute to it, each averaged with
+    weights that sum to one; the score is the maximum of such a sum of its own scales. So
+    ``largest`` and ``largest_score`` bound the maps and the scores of the training images.
 
     Attributes:
         scales (tuple[ScaleCertificate, ...]): Of each scale, the finest first.
-        in_map (tuple[bool, ...]): Which of them the map hears.
-        in_score (tuple[bool, ...]): Which of them the score hears.
+        in_map (tuple[bool, ...]): Which of them contribute to the map.
+        in_score (tuple[bool, ...]): Which of them contribute to the score.
     """
 
     scales: tuple[ScaleCertificate, ...]
@@ -105,7 +105,7 @@ class Certificate:
         return sum(scale.largest for scale in self._heard(self.in_score))
 
     def _heard(self, flags: Sequence[bool]) -> list[ScaleCertificate]:
-        return [scale for scale, heard in zip(self.scales, flags, strict=True) if heard]
+        return [scale for scale, used in zip(self.scales, flags, strict=True) if used]
 
 
 @torch.no_grad()

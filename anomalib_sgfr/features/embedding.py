@@ -1,14 +1,14 @@
 """Patch embeddings: backbone features, averaged locally and aligned to the grid of each scale."""
 
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr.core import gpu
-from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling
+from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.features.backbone import build_extractor, require_size
 from anomalib_sgfr.features.layers import (
     Scale,
@@ -29,20 +29,18 @@ _COPIES: dict[Copies, tuple[tuple[int, bool], ...]] = {
 }
 
 
-def pool(feature: Tensor, pooling: Pooling = "binomial") -> Tensor:
+def pool(feature: Tensor) -> Tensor:
     """Average each position of a feature map with its neighbours, with zeros beyond the border.
+
+    The weights are 1, 4, 6, 4, 1 (sixteenths) along each axis, close to a Gaussian of standard
+    deviation 1.
 
     Args:
         feature (Tensor): Shape ``(B, C, h, w)``.
-        pooling (Pooling): ``"box"``: 3 x 3 neighbours alike, as PatchCore does. ``"binomial"``: 5 x
-            5, with the weights 1, 4, 6, 4, 1 (sixteenths) along each axis, close to a Gaussian of
-            standard deviation 1.
 
     Returns:
         Tensor: Of the same shape.
     """
-    if pooling == "box":
-        return functional.avg_pool2d(feature, 3, stride=1, padding=1)
     if not (torch.compiler.is_compiling() or feature.requires_grad) and gpu.serve(feature):
         return gpu.binomial(feature)
     for padding in (1, 1, 0, 0):  # four averages of two by two, which are fast in every runtime
@@ -54,7 +52,6 @@ def align_features(
     features: Sequence[Tensor],
     strides: Sequence[int],
     scales: Sequence[Scale],
-    pooling: Pooling = "binomial",
 ) -> list[Tensor]:
     """Patch embeddings of each scale from feature maps of several strides.
 
@@ -66,7 +63,6 @@ def align_features(
         features (Sequence[Tensor]): Maps of shape ``(B, C_i, h_i, w_i)``.
         strides (Sequence[int]): Their strides.
         scales (Sequence[Scale]): See :func:`~anomalib_sgfr.features.layers.build_scales`.
-        pooling (Pooling): See :func:`pool`.
 
     Returns:
         list[Tensor]: Embeddings of each scale, shape ``(B, d, h, w)``.
@@ -79,7 +75,7 @@ def align_features(
             if strides[index] == scale.stride
             else functional.interpolate(feature, size=grid, mode="bilinear", align_corners=False)
             for index in scale.layer_indices
-            for feature in (pool(features[index], pooling),)
+            for feature in (pool(features[index]),)
         ]
         embeddings.append(aligned[0] if len(aligned) == 1 else torch.cat(aligned, 1))
     return embeddings
@@ -120,33 +116,24 @@ class PatchEmbedder(nn.Module):
         backbone (str): Name of a timm model, convolutional or transformer.
         layers (Sequence[str] | None): Of the anomaly map, see
             :func:`~anomalib_sgfr.features.layers.resolve_layers`.
-        pooling (Pooling): See :func:`pool`.
         score_layers (Sequence[str] | None): Of the image score, see
             :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
-        bank_per (BankPer): See :func:`~anomalib_sgfr.features.layers.build_scales`.
 
     Attributes:
         layers (list[str]): Layers of map and score, in network order.
         scales (list[Scale]): Scales of the embeddings, the finest first.
 
     Raises:
-        ValueError: If backbone, layers, pooling or ``bank_per`` are unknown.
+        ValueError: If backbone or layers are unknown.
     """
 
     def __init__(
         self,
         backbone: str,
         layers: Sequence[str] | None = None,
-        pooling: Pooling = "binomial",
         score_layers: Sequence[str] | None = None,
-        bank_per: BankPer = "layer",
     ) -> None:
         super().__init__()
-        for name, value, known in (("pooling", pooling, Pooling), ("bank_per", bank_per, BankPer)):
-            if value not in get_args(known):
-                msg = f"{name} must be one of {', '.join(get_args(known))}, got '{value}'."
-                raise ValueError(msg)
-        self.pooling: Pooling = pooling
         self.backbone = backbone
         in_map = resolve_layers(backbone, layers)
         in_score = resolve_score_layers(backbone, layers, score_layers)
@@ -155,8 +142,15 @@ class PatchEmbedder(nn.Module):
         self.channels = [layer.channels for layer in chosen]
         self.strides = [layer.stride for layer in chosen]
         roles = [(layer in in_map, layer in in_score) for layer in self.layers]
-        self.scales = build_scales(self.strides, roles, bank_per)
+        self.scales = build_scales(self.strides, roles)
         self.extractor = build_extractor(backbone, self.layers)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read a pickle of version 0.2, which had another pooling to choose."""
+        if state.pop("pooling", "binomial") != "binomial":
+            msg = "the model has pooling 'box': load it with version 0.2.0, or fit again."
+            raise ValueError(msg)
+        super().__setstate__(state)
 
     def load_pretrained(self) -> None:
         """Load pretrained weights, see :func:`~anomalib_sgfr.features.weights.load_pretrained`.
@@ -202,7 +196,7 @@ class PatchEmbedder(nn.Module):
             feature = features[layer]
             last = feature.shape[1] != channels  # some backbones have the channels last
             channels_first.append(feature.permute(0, 3, 1, 2) if last else feature)
-        return align_features(channels_first, self.strides, self.scales, self.pooling)
+        return align_features(channels_first, self.strides, self.scales)
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         if torch.compiler.is_compiling():

@@ -10,7 +10,6 @@ from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor
 
-from anomalib_sgfr.core.arguments import BankPer
 from anomalib_sgfr.features.weights import require_backbone
 
 __all__ = [
@@ -233,9 +232,8 @@ def _listed(layers: Sequence[LayerInfo]) -> str:
 def build_scales(
     strides: Sequence[int],
     roles: Sequence[tuple[bool, bool]] | None = None,
-    bank_per: BankPer = "layer",
 ) -> list[Scale]:
-    """Scales of some layers.
+    """Scales of some layers, one for each.
 
     A layer finer than stride 8 is resized to the grid of stride 8, if there is a layer of that:
     patches of 4 x 4 pixels are many, and add little.
@@ -244,8 +242,6 @@ def build_scales(
         strides (Sequence[int]): Of the layers, in network order.
         roles (Sequence[tuple[bool, bool]] | None): Of each, whether it contributes to the
             map, and to the score; ``None`` for both.
-        bank_per (BankPer): ``"layer"``: each layer is a scale. ``"stride"``: those of one grid and
-            role are one.
 
     Returns:
         list[Scale]: The finest first.
@@ -253,11 +249,4 @@ def build_scales(
     roles = [(True, True)] * len(strides) if roles is None else list(roles)
     grids = [max(stride, _FINEST_GRID) if _FINEST_GRID in strides else stride for stride in strides]
     order = sorted(range(len(strides)), key=lambda index: (grids[index], strides[index], index))
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for index in order:
-        alone = () if bank_per == "stride" else (index,)
-        groups.setdefault((grids[index], *roles[index], *alone), []).append(index)
-    return [
-        Scale(tuple(layer_indices), grid, *roles[layer_indices[0]])
-        for (grid, *_), layer_indices in groups.items()
-    ]
+    return [Scale((index,), grids[index], *roles[index]) for index in order]

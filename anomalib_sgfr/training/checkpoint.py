@@ -44,6 +44,8 @@ _COMPONENTS = "anomalib_components_enabled"
 _POST_PROCESSOR = "anomalib_post_processor_config"
 
 _EARLIER_STRIDES = (8, 16)  # of version 0.1
+_LAST_READER = "0.2.0"  # last version with the arguments that follow
+_REMOVED = {"pooling": "binomial", "bank_per": "layer"}  # what they always are now
 
 
 def damage(path: Path | str | None) -> str | None:
@@ -76,11 +78,9 @@ def score_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a model that its scores depend on, as plain data; layers by name."""
     names = (
         "backbone",
-        "pooling",
         "solver",
         *SOLVERS[arguments.get("solver", "affine")].arguments,
         "blur",
-        "bank_per",
     )
     found = {name: arguments[name] for name in names if name in arguments}
     if "score_layers" in arguments:
@@ -115,16 +115,16 @@ def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
 def build_earlier(
     model: SgfrModel, layers: list[str], arguments: MutableMapping[str, Any]
 ) -> SgfrModel:
-    """Model of version 0.1, in which map and score share layers, with a bank for each stride.
+    """Model of version 0.1, in which map and score share layers, with a bank for each of them.
 
     Args:
         model (SgfrModel): Of this version; not changed.
         layers (list[str]): From :func:`earlier_layers`.
         arguments (MutableMapping[str, Any]): Of the model; changed in place.
     """
-    arguments.update({"layers": layers, "score_layers": layers, "bank_per": "stride"})
-    names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "pooling", "layers")
-    own = {name: arguments[name] for name in (*names, "score_layers", "bank_per")}
+    arguments.update({"layers": layers, "score_layers": layers})
+    names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "layers")
+    own = {name: arguments[name] for name in (*names, "score_layers")}
     other = SgfrModel(**own)
     other.bit_depth, other.tiler = model.bit_depth, model.tiler
     return other.to(model.region.device).train(model.training)
@@ -164,6 +164,13 @@ def check(
         )
         raise ValueError(msg)
     earlier = earlier_layers(checkpoint)
+    _refuse_removed_arguments(checkpoint, name)
+    if earlier is not None and len(banks) < len(earlier):
+        msg = (
+            f"{name} has one bank for several layers of {earlier} (bank_per 'stride'): load it with"
+            f" version {_LAST_READER}, or fit again."
+        )
+        raise ValueError(msg)
     ours, theirs = (
         score_arguments(arguments),
         score_arguments(checkpoint.get("hyper_parameters", {})),
@@ -172,7 +179,7 @@ def check(
         asked = {
             key: ours[key] for key in ("layers", "score_layers") if arguments.get(key) is not None
         }
-        then = {"layers": earlier, "score_layers": earlier, "bank_per": ours.get("bank_per")}
+        then = {"layers": earlier, "score_layers": earlier}
         ours, theirs = {**ours, **then, **asked}, {**theirs, **then}
     # a bank is of no use to other embeddings, nor a threshold to other scores
     for argument, wanted in theirs.items():
@@ -195,6 +202,17 @@ def check(
         raise ValueError(msg)
 
 
+def _refuse_removed_arguments(checkpoint: Mapping[str, Any], name: str) -> None:
+    for kept in (checkpoint.get("hyper_parameters", {}), checkpoint.get(_ARGUMENTS, {})):
+        for argument, only in _REMOVED.items():
+            if kept.get(argument, only) != only:
+                msg = (
+                    f"{name} was fitted with {argument} '{kept[argument]}', which this version does"
+                    f" not have: load it with version {_LAST_READER}, or fit again."
+                )
+                raise ValueError(msg)
+
+
 def require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None:
     """Refuse memory banks of other embeddings than the model's.
 
@@ -212,8 +230,8 @@ def require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None
     if any(found) and found != list(widths):  # a fit that has not ended has no atoms yet
         msg = (
             f"the checkpoint's banks are of {' + '.join(map(str, found))} values a patch, the"
-            f" model's layers give {' + '.join(map(str, widths))}: leave layers, score_layers and"
-            " bank_per out, or fit again."
+            f" model's layers give {' + '.join(map(str, widths))}: leave layers and"
+            " score_layers out, or fit again."
         )
         raise ValueError(msg)
 

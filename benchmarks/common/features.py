@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.core.arguments import BankPer, Pooling
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from anomalib_sgfr.features.layers import Scale, build_scales, layers_of_strides
 from benchmarks.common import data
@@ -47,12 +46,10 @@ class Features:
     regions: NDArray[np.int32] | None
     image_size: tuple[int, int]
 
-    def scales(
-        self, in_map: Sequence[int], in_score: Sequence[int], bank_per: BankPer = "layer"
-    ) -> list[Scale]:
-        """What a model would be made of whose map and score hear layers of these strides."""
-        heard = [(stride in in_map, stride in in_score) for stride in self.strides]
-        found = build_scales(self.strides, heard, bank_per)
+    def scales(self, in_map: Sequence[int], in_score: Sequence[int]) -> list[Scale]:
+        """What a model would be made of with these strides in map and score."""
+        roles = [(stride in in_map, stride in in_score) for stride in self.strides]
+        found = build_scales(self.strides, roles)
         return [scale for scale in found if scale.in_map or scale.in_score]
 
     def batches(self, members: Sequence[int], seed: int) -> list[Tensor]:
@@ -87,7 +84,6 @@ def load(
     strides: tuple[int, ...],
     image_size: tuple[int, int],
     cache: Path,
-    pooling: Pooling = "binomial",
 ) -> Features:
     """Embed a split, or read its embeddings; arguments as :func:`benchmarks.common.data.build`.
 
@@ -102,7 +98,6 @@ def load(
         strides (tuple[int, ...]): Strides of the stages to take.
         image_size (tuple[int, int]): Height and width.
         cache (Path): Folder for features; they take 4 bytes a value.
-        pooling (Pooling): How features are averaged with their neighbours.
 
     Returns:
         Features: The features, layer by layer.
@@ -112,7 +107,7 @@ def load(
     full = pd.concat([everything.train_data.samples, everything.test_data.samples])
     full = full.drop_duplicates("image_path").sort_values("image_path")
     layers = layers_of_strides(backbone, strides)
-    embedder = PatchEmbedder(backbone, layers, pooling)
+    embedder = PatchEmbedder(backbone, layers)
     stored = _embed(full, everything.test_data, embedder, image_size, cache)
     row = {path: index for index, path in enumerate(full["image_path"])}
     train, test = (
@@ -139,7 +134,6 @@ def _embed(
         embedder.backbone,
         embedder.layers,
         image_size,
-        embedder.pooling,
     ]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     paths = [cache / f"{name}-{layer}.npy" for layer in embedder.layers]

@@ -46,7 +46,7 @@ def evaluate(specs: Sequence[Spec], root: Path | None, cache: Path) -> Iterator[
     """
 
     def embeddings(spec: Spec) -> str:
-        return json.dumps([spec.arguments["pooling"], spec.image_size, spec.limit_train])
+        return json.dumps([spec.image_size, spec.limit_train])
 
     for of_features in _groups(specs, embeddings):
         first = of_features[0]
@@ -61,7 +61,6 @@ def evaluate(specs: Sequence[Spec], root: Path | None, cache: Path) -> Iterator[
             tuple(sorted(heard)),
             (first.image_size[0], first.image_size[1]),
             cache,
-            first.arguments["pooling"],
         )
         parts = _parts(of_features, found)
         for spec in of_features:
@@ -75,7 +74,7 @@ def _strides(spec: Spec) -> list[int]:
 def _scales(spec: Spec, found: features.Features) -> list[tuple[Scale, str]]:
     """What a variant is made of, and the key of each part."""
     arguments = spec.arguments
-    scales = found.scales(arguments["strides"], arguments["score_strides"], arguments["bank_per"])
+    scales = found.scales(arguments["strides"], arguments["score_strides"])
     sizes = bank_sizes(scales, arguments["bank_size"])
     names = ("solver", "num_atoms", "regularisation")
     solved = [arguments[name] for name in names]

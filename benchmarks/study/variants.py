@@ -9,7 +9,7 @@ from benchmarks.common.records import Spec
 
 __all__ = ["STUDIES", "Variant", "spec_of", "specs_of"]
 
-_VARIED = {"pooling", "bank_size", "solver", "num_atoms", "regularisation", "blur", "bank_per"}
+_VARIED = {"bank_size", "solver", "num_atoms", "regularisation", "blur"}
 _DEFAULTS: dict[str, Any] = {
     **{
         name: item.default
@@ -59,7 +59,6 @@ STUDIES: dict[str, list[Variant]] = {
         _ears((4, 8, 16, 32), (8, 16, 32)),
         _ears((4, 8, 16), (8, 16, 32), weights="sum"),
         _ears((4, 8, 16), (8, 16, 32), deep="maximum"),
-        _ears((4, 8, 16), (4, 8, 16), bank_per="stride"),
     ],
     "bank": [
         Variant("1,000, 1,000, 5,000, 3,000"),
@@ -85,7 +84,6 @@ STUDIES: dict[str, list[Variant]] = {
             for strength in (1e-4, 1e-2)
         ),
     ],
-    "pooling": _over("pooling", ("box", "binomial")),
     "blur": _over("blur", (0.0, 2.0, 4.0, 6.0, 8.0)),
 }
 

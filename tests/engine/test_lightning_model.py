@@ -440,7 +440,6 @@ def test_an_unreadable_image_is_named(content: bytes, parts: Path, tmp_path: Pat
         ({"bank_size": [9, 9]}, r"one for each scale \(of strides 8, 8, 16, 32\), got \[9, 9\]"),
         ({"score_layers": []}, "score_layers must be a list of one or more different names"),
         ({"score_layers": ["stem"]}, r"score_layers \['stem'\] are not in backbone"),
-        ({"bank_per": "image"}, "bank_per must be one of layer, stride, got 'image'"),
         ({"solver": "nnls"}, "solver must be one of affine, omp, ridge"),
         ({"backbone": "resnet18", "layers": ["layer2", "blocks.3"]}, r"layer4 \(stride 32\)"),
         ({"backbone": "lite0"}, "is not a timm model"),

@@ -83,12 +83,12 @@ def test_a_bank_that_is_not_finite_is_refused(checkpoint: Path, tmp_path: Path) 
         )
 
 
-def test_another_pooling_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
+def test_another_blur_is_refused_by_name(checkpoint: Path, parts: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"fitted with pooling 'binomial', the model has 'box': pass --model\.pool"
+        ValueError, match=r"fitted with blur '4\.0', the model has '2\.0': pass --model\.blur 4\.0"
     ):
         engine_in(tmp_path).predict(
-            small(pooling="box"), dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint)
+            small(blur=2.0), dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint)
         )
 
 

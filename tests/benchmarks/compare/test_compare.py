@@ -260,14 +260,14 @@ def test_a_loss_is_counted_over_the_seeds_that_both_ran(tmp_path: Path) -> None:
 
     elsewhere = tmp_path / "no run with the defaults"
     changed = [
-        record_of("sgfr", 0, 0.9, pooling="box"),
-        record_of("sgfr", 0, 0.99, pooling="box", num_atoms=1),
+        record_of("sgfr", 0, 0.9, solver="omp"),
+        record_of("sgfr", 0, 0.99, solver="omp", num_atoms=1),
     ]
     merge(elsewhere / "results.json", [*changed, record_of("patchcore", 0, 0.95)])
     write_text(elsewhere / "commands.txt", "a command\n")
     report.write(elsewhere)
     text = (elsewhere / "README.md").read_text(encoding="utf-8")
-    assert "image_AUROC: 90.0 of Sgfr (pooling box) against 95.0 of Patchcore." in text
+    assert "image_AUROC: 90.0 of Sgfr (solver omp) against 95.0 of Patchcore." in text
 
 
 @pytest.mark.slow

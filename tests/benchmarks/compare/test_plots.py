@@ -17,10 +17,10 @@ KINDS = ["good", "crack", "crack", "crack"]
 
 
 def runs(boxed: int) -> tuple[list[Row], Record, list[Record], Record, Record]:
-    """Rows of three models over several seeds, and the runs in them: Sgfr's other pooling with the
+    """Rows of three models over several seeds, and the runs in them: Sgfr's other solver with the
     seed ``boxed``.
     """
-    other = record_of("sgfr", boxed, pooling="box")
+    other = record_of("sgfr", boxed, solver="omp")
     sgfr = [record_of("sgfr", seed) for seed in (0, 1)]
     patchcore, padim = record_of("patchcore", 1), record_of("padim", 2)
     (rows,) = rows_by_data([other, *sgfr, patchcore, padim]).values()
@@ -91,7 +91,7 @@ def test_the_curves_are_of_the_seed_that_most_models_have(
     assert shown() == ("", [])  # nothing to compare with Sgfr
     for record in (boxed, sgfr[0]):
         keep(record, "curves")
-    assert shown() == ("solar cells, seed 0", ["Sgfr", "Sgfr (pooling box)"])
+    assert shown() == ("solar cells, seed 0", ["Sgfr", "Sgfr (solver omp)"])
     for record in (sgfr[1], patchcore):
         keep(record, "work")
     assert shown() == ("solar cells, seed 1", ["Sgfr", "Patchcore"])

@@ -107,7 +107,7 @@ def of_one_ear(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
     """A checkpoint as of before map and score heard layers of their own, with what it is to score
     like.
     """
-    model = small(layers=["blocks.2", "blocks.4"], bank_per="stride", seed=0)
+    model = small(layers=["blocks.2", "blocks.4"], seed=0)
     path = Path(fit(model, folder_datamodule(parts), tmp_path / "fit").best_model_path)
     for bank in model.model.banks:
         bank.residual_scale.fill_(1.0)
@@ -116,8 +116,7 @@ def of_one_ear(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
         key: value for key, value in state["state_dict"].items() if not key.endswith(".nominal")
     }
     for arguments in (state["hyper_parameters"], state["sgfr_arguments"]):
-        for name in ("score_layers", "bank_per"):
-            arguments.pop(name)
+        arguments.pop("score_layers")
     del state["sgfr_arguments"]["layers"]
     state["hyper_parameters"]["layers"] = None
     of_version_0_2(state["anomalib_post_processor_config"])
@@ -153,7 +152,11 @@ def test_what_one_of_a_single_ear_cannot_be_is_refused(
     for arguments, message in (
         (
             {"layers": ["blocks.1", "blocks.2"]},
-            r"banks are of 40 \+ 112 values a patch, the model's layers give 64: ",
+            r"banks are of 40 \+ 112 values a patch, the model's layers give 24 \+ 40: ",
+        ),
+        (
+            {"layers": ["blocks.1", "blocks.2", "blocks.4"]},
+            r"one bank for several layers of .* \(bank_per 'stride'\): load it with version 0.2.0",
         ),
         (
             {"score_layers": ["blocks.6"]},
@@ -170,6 +173,21 @@ def test_what_one_of_a_single_ear_cannot_be_is_refused(
             dataset=PredictDataset(parts / "bad"),
             ckpt_path=of_one_ear[0],
         )
+
+
+@pytest.mark.parametrize("kept", ["hyper_parameters", "sgfr_arguments"])
+def test_removed_arguments_are_read_at_their_only_value_and_refused_at_another(
+    of_one_ear: tuple[Path, Sgfr], tmp_path: Path, kept: str
+) -> None:
+    state = torch.load(of_one_ear[0], weights_only=True)
+    path = tmp_path / "removed.ckpt"
+    state[kept] |= {"pooling": "binomial", "bank_per": "layer"}
+    torch.save(state, path)
+    assert not {"pooling", "bank_per"} & set(Sgfr.load_from_checkpoint(path).hparams)
+    for argument, value in (("pooling", "box"), ("bank_per", "stride")):
+        torch.save({**state, kept: {**state[kept], argument: value}}, path)
+        with pytest.raises(ValueError, match=f"{argument} '{value}', .* with version 0.2.0"):
+            Sgfr.load_from_checkpoint(path)
 
 
 @pytest.fixture

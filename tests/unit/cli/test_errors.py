@@ -44,10 +44,10 @@ UNION = """Parser key "image_size":
         ),
         (
             NESTED.format(
-                "Parser key \"pooling\":\n  Expected a typing.Literal['binomial', 'box']. Got"
+                "Parser key \"copies\":\n  Expected a typing.Literal['none', 'turned']. Got"
                 " value: max"
             ),
-            "--model.pooling must be one of binomial, box, got 'max'",
+            "--model.copies must be one of none, turned, got 'max'",
         ),
         (
             NESTED.format(UNION),

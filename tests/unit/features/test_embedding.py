@@ -1,5 +1,7 @@
 """Patch embeddings: their shapes, grids and scales, and the local average."""
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -7,7 +9,6 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from anomalib_sgfr.core.arguments import Pooling
 from anomalib_sgfr.features.embedding import PatchEmbedder, align_features, pool
 from anomalib_sgfr.features.layers import Scale, backbone_layers, build_scales
 
@@ -56,46 +57,27 @@ def test_finer_layers_go_to_the_grid_of_stride_8_at_any_size(backbone: str, size
     images = torch.randn(1, 3, size, size)
     fine, middle, coarse = PatchEmbedder(backbone, layers)(images)
     assert fine.shape[2:] == middle.shape[2:]
-    joined, same = PatchEmbedder(backbone, layers, bank_per="stride")(images)
-    assert joined.shape[1] == fine.shape[1] + middle.shape[1]
-    assert joined.shape[2:] == middle.shape[2:]
-    assert same.shape == coarse.shape
+    assert coarse.shape[2] < middle.shape[2]
 
 
 @pytest.mark.parametrize(
-    ("strides", "by_layer", "by_stride"),
+    ("strides", "grids"),
     [
-        ([4, 8, 16], [((0,), 8), ((1,), 8), ((2,), 16)], [((0, 1), 8), ((2,), 16)]),
-        (
-            [2, 4, 8, 16],
-            [((0,), 8), ((1,), 8), ((2,), 8), ((3,), 16)],
-            [((0, 1, 2), 8), ((3,), 16)],
-        ),
-        (
-            [4, 16],
-            [((0,), 4), ((1,), 16)],
-            [((0,), 4), ((1,), 16)],
-        ),  # with no layer of stride 8, each on its own
-        ([16, 16], [((0,), 16), ((1,), 16)], [((0, 1), 16)]),
-        ([4], [((0,), 4)], [((0,), 4)]),
+        ([4, 8, 16], [8, 8, 16]),
+        ([2, 4, 8, 16], [8, 8, 8, 16]),
+        ([4, 16], [4, 16]),  # no layer of stride 8
+        ([16, 16], [16, 16]),
+        ([4], [4]),
     ],
 )
-def test_which_layers_make_a_scale(
-    strides: list[int],
-    by_layer: list[tuple[tuple[int, ...], int]],
-    by_stride: list[tuple[tuple[int, ...], int]],
-) -> None:
-    assert [(scale.layer_indices, scale.stride) for scale in build_scales(strides)] == by_layer
-    assert [
-        (scale.layer_indices, scale.stride) for scale in build_scales(strides, bank_per="stride")
-    ] == by_stride
+def test_each_layer_is_a_scale(strides: list[int], grids: list[int]) -> None:
+    assert build_scales(strides) == [Scale((index,), grid) for index, grid in enumerate(grids)]
 
 
-def test_layers_of_other_roles_are_not_joined() -> None:
-    roles = [(True, True), (True, False), (False, True), (True, False)]
-    assert build_scales([16] * 4, roles, "stride") == [
+def test_a_scale_contributes_to_what_its_layer_does() -> None:
+    assert build_scales([16] * 3, [(True, True), (True, False), (False, True)]) == [
         Scale((0,), 16),
-        Scale((1, 3), 16, in_score=False),
+        Scale((1,), 16, in_score=False),
         Scale((2,), 16, in_map=False),
     ]
 
@@ -114,59 +96,37 @@ def test_embedding_is_of_the_layers_named_in_any_order() -> None:
         torch.testing.assert_close(found, wanted)
 
 
-def test_assemble_averages_joins_and_keeps_scales_apart() -> None:
+def test_finer_maps_are_pooled_then_resized_to_the_grid_of_their_scale() -> None:
     finest, fine, coarse = (
         torch.randn(2, 3, 16, 16),
         torch.randn(2, 4, 8, 8),
         torch.randn(2, 5, 4, 4),
     )
-    maps, strides = [finest, fine, coarse], [4, 8, 16]
-    joined, apart = align_features(maps, strides, build_scales(strides, bank_per="stride"), "box")
-    assert (joined.shape, apart.shape) == ((2, 7, 8, 8), (2, 5, 4, 4))
-    expected = fine[:, :, 2:5, 3:6].mean((2, 3))  # the 3 x 3 neighbourhood of row 3, column 4
-    torch.testing.assert_close(joined[:, 3:, 3, 4], expected)
-    torch.testing.assert_close(apart, functional.avg_pool2d(coarse, 3, 1, 1))
-    averaged = functional.avg_pool2d(
-        functional.avg_pool2d(finest, 3, 1, 1), 2
-    )  # resizing by two is averaging
-    torch.testing.assert_close(joined[:, :3], averaged)
-    alone, beside, last = align_features(maps, strides, build_scales(strides), "box")
-    torch.testing.assert_close(torch.cat((alone, beside), 1), joined)
-    assert torch.equal(last, apart)
+    strides = [4, 8, 16]
+    resized, *others = align_features([finest, fine, coarse], strides, build_scales(strides))
+    # resizing by two is averaging
+    torch.testing.assert_close(resized, functional.avg_pool2d(pool(finest), 2))
+    for found, feature in zip(others, (fine, coarse), strict=True):
+        assert torch.equal(found, pool(feature))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 9), (2, 2), (1, 7), (1, 1)])
-@pytest.mark.parametrize(
-    ("pooling", "weights"), [("box", [1, 1, 1]), ("binomial", [1, 4, 6, 4, 1])]
-)
-def test_pooling_is_a_correlation_with_zeros_beyond_the_border(
-    shape: tuple[int, int], pooling: Pooling, weights: list[int]
-) -> None:
+def test_pooling_is_a_correlation_with_zeros_beyond_the_border(shape: tuple[int, int]) -> None:
+    weights = [1, 4, 6, 4, 1]
     feature = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
     kernel = np.outer(weights, weights) / np.sum(weights) ** 2
     expected = ndimage.correlate(feature.double().numpy(), kernel[None, None], mode="constant")
-    assert pool(feature, pooling).shape == feature.shape
-    np.testing.assert_allclose(pool(feature, pooling).numpy(), expected, atol=1e-6)
+    assert pool(feature).shape == feature.shape
+    np.testing.assert_allclose(pool(feature).numpy(), expected, atol=1e-6)
 
 
-def test_an_embedder_pools_as_it_is_told() -> None:
-    torch.manual_seed(0)
-    images = torch.randn(1, 3, 64, 64)
-    layers = ["layer2", "layer3"]
-    box, binomial = PatchEmbedder("resnet18", layers, "box"), PatchEmbedder("resnet18", layers)
-    binomial.load_state_dict(box.state_dict())
-    features = list(box.extractor(images).values())
-    for embedder in (box, binomial):
-        for found, wanted in zip(
-            embedder(images),
-            align_features(features, [8, 16], embedder.scales, embedder.pooling),
-            strict=True,
-        ):
-            torch.testing.assert_close(found, wanted)
-    with pytest.raises(ValueError, match="pooling must be one of binomial, box, got 'mean'"):
-        PatchEmbedder("resnet18", pooling="mean")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="bank_per must be one of layer, stride, got 'image'"):
-        PatchEmbedder("resnet18", bank_per="image")  # type: ignore[arg-type]
+def test_an_earlier_pickle_of_another_pooling_is_refused() -> None:
+    embedder = PatchEmbedder("resnet18")
+    embedder.pooling = "binomial"  # type: ignore[assignment]
+    assert not hasattr(copy.deepcopy(embedder), "pooling")
+    embedder.pooling = "box"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"pooling 'box': load it with version 0\.2\.0"):
+        copy.deepcopy(embedder)
 
 
 def test_backbone_stays_in_evaluation_mode_and_frozen() -> None:
