@@ -1,5 +1,6 @@
 """Figure of the pipeline: ``python docs/pipeline.py`` writes ``docs/pipeline.svg``."""
 
+from itertools import pairwise
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -39,7 +40,7 @@ def main() -> None:
     parts = [box(left, TOP, width, lines, trained=made) for left, width, lines, made in BOXES]
     parts += [
         arrow((left + width, centre), (following, centre))
-        for (left, width, *_), (following, *_) in zip(BOXES, BOXES[1:], strict=False)
+        for (left, width, *_), (following, *_) in pairwise(BOXES)
     ]
     parts += [
         box(288, 10, 122, ["subspace sampling", "k-center, one pass"], trained=True),

@@ -1,4 +1,4 @@
-"""Commands of the how-to pages, one page after the other, by the ``anomalib`` of ``tests/warm.py``."""
+"""Commands of the how-to pages, one page after the other, by ``tests/warm.py``."""
 
 import os
 import re
