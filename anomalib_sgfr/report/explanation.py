@@ -132,6 +132,14 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     Raises:
         RuntimeError: If the model is not fitted.
         ValueError: If ``regions`` is below one or the image is not one.
+
+    Example:
+        >>> from anomalib_sgfr import explain
+        >>> from anomalib.data.utils import read_image
+        >>> pixels = model.pre_processor.transform(read_image(image, as_tensor=True))
+        >>> explanation = explain(model.model, pixels, regions=1)
+        >>> len(explanation.regions)
+        1
     """
     if image.ndim != 3:  # noqa: PLR2004
         msg = f"image must have shape (3, H, W), got {tuple(image.shape)}."
