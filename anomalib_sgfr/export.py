@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
 
 import torch
@@ -78,17 +78,16 @@ def resolve_root(export_root: Path | str, checkpoint: Path | None) -> Path:
     return root
 
 
-class ExportFolder:
+class ExportFolder(NamedTuple):
     """Temporary folder beside the final one that an export is made in.
 
-    Args:
+    Attributes:
         folder (Path): The temporary folder.
         root (Path): The final one.
     """
 
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.folder = folder
-        self._root = root
+    folder: Path
+    root: Path
 
     def publish(self, file: Path) -> Path:
         """Move an exported file, and those beside it, to the final folder.
@@ -99,7 +98,7 @@ class ExportFolder:
         Returns:
             Path: Where it is now.
         """
-        target = self._root / file.relative_to(self.folder)
+        target = self.root / file.relative_to(self.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         for part in sorted(file.parent.iterdir(), key=lambda part: part == file):
             part.replace(target.parent / part.name)

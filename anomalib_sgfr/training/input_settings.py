@@ -378,11 +378,7 @@ class HighBitDepth(Callback):
             _warn_of_unread(trainer, getattr(dataset, "image_filenames", None))
 
     def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Read images again; check them."""
         self.on_validation_batch_start(trainer, pl_module, batch, batch_idx)
@@ -394,7 +390,7 @@ class HighBitDepth(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
