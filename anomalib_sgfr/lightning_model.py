@@ -33,7 +33,7 @@ from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.score_table import ScoreTable
-from anomalib_sgfr.report.visualizer import DeepVisualizer
+from anomalib_sgfr.report.visualizer import ResultVisualizer
 from anomalib_sgfr.run_folder import RunFolder
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training import checkpoint as checkpoints
@@ -252,9 +252,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         return SgfrPostProcessor()
 
     @classmethod
-    def configure_visualizer(cls) -> DeepVisualizer:
+    def configure_visualizer(cls) -> ResultVisualizer:
         """Default visualizer, which shows images of any bit depth."""
-        return DeepVisualizer()
+        return ResultVisualizer()
 
     @staticmethod
     def configure_optimizers() -> None:

@@ -234,15 +234,15 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     """
     from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, real_path
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-    from anomalib_sgfr.report.statistics import known_among
+    from anomalib_sgfr.report.known_images import known_images
 
     processor = model.post_processor
     scores = (
         processor.state.scores if isinstance(processor, SgfrPostProcessor) else CalibrationScores()
     )
     training = [*model.model.images, *scores.of_split(Split.TRAINING).paths]
-    defective, _ = known_among(files, scores.defective.paths)
-    trained, _ = known_among(files, training)
+    defective, _ = known_images(files, scores.defective.paths)
+    trained, _ = known_images(files, training)
     bad, good = (
         {Path(real_path(path)).parent for path in paths if path}
         for paths in (scores.defective.paths, [*scores.good.paths, *training])

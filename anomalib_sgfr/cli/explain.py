@@ -1,4 +1,4 @@
-"""``anomalib-sgfr explain``: the mimic view of a folder of images."""
+"""``anomalib-sgfr explain``: figures that explain the images of a folder."""
 
 import sys
 from collections.abc import Sequence
@@ -60,14 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.images:
         parser.error("pass images: a file or a folder")
 
-    from anomalib_sgfr.report.figure import MimicView
+    from anomalib_sgfr.report.figure import ExplanationFigure
 
     quiet()
     images = list(dict.fromkeys(file for path in options.images for file in images_in(path)))
     model = load(checkpoint, visualizer=False)
-    view = MimicView(str(options.out), options.regions, options.only_anomalous)
+    figures = ExplanationFigure(str(options.out), options.regions, options.only_anomalous)
     damaged: dict[Path, str] = {}
-    predict_images(model, view, images, damaged, folder=options.out)
+    predict_images(model, figures, images, damaged, folder=options.out)
     if len(damaged) < len(images):
         print(f"Figures: {options.out}")
     for path, reason in damaged.items():

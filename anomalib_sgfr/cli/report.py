@@ -21,7 +21,7 @@ from anomalib_sgfr.cli.arguments import (
 from anomalib_sgfr.cli.prediction import Truth, predict_images
 
 if TYPE_CHECKING:
-    from anomalib_sgfr.report.contents import Digest
+    from anomalib_sgfr.report.contents import ReportContents
 
 __all__ = ["main", "truths_in"]
 
@@ -120,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {path} cannot be read: {reason}", file=sys.stderr)
     if len(damaged) == len(truths):
         print(f"error: none of {len(truths)} images could be read", file=sys.stderr)
-    if figures_file and report.digest:
-        code |= _write_figures(report.digest, figures_file)
+    if figures_file and report.contents:
+        code |= _write_figures(report.contents, figures_file)
     if report.written is None:
         print(
             f"error: {report.failed or 'no image was inspected: there is no report'}",
@@ -132,12 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _write_figures(digest: "Digest", file: Path) -> int:
+def _write_figures(contents: "ReportContents", file: Path) -> int:
     """Write the figures of a page; returns the exit code."""
-    from anomalib_sgfr.report.contents import figures
+    from anomalib_sgfr.report.contents import as_json
     from anomalib_sgfr.report.page import write_page
 
-    text = json.dumps(figures(digest), indent=2)
+    text = json.dumps(as_json(contents), indent=2)
     if file == _STDOUT:
         print(text)
         return 0

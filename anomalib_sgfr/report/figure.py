@@ -1,8 +1,5 @@
-"""The mimic view: a figure of why an image is anomalous, in crops of the nominal images that
-rebuilt it.
-"""
+"""Figure that explains an image by the nominal patches that reconstruct its worst regions."""
 
-import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +12,17 @@ from torch import Tensor
 
 from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.images.file_pixels import file_peaks
-from anomalib_sgfr.report.crops import CONTEXT, Gallery, crop, displayed
-from anomalib_sgfr.report.explanation import Explanation, explain
+from anomalib_sgfr.report.crops import CONTEXT, TrainingCrops, crop_around, displayable
+from anomalib_sgfr.report.explanation import Explanation, Reconstruction, explain
 from anomalib_sgfr.run_folder import image_paths
 from anomalib_sgfr.run_paths import atomic_write, names_of
 from anomalib_sgfr.torch_model import SgfrModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["MimicView", "draw"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["ExplanationFigure", "MimicView", "draw", "save"]
 
 
 def draw(
@@ -37,104 +32,129 @@ def draw(
     explanation: Explanation | None = None,
     truth: NDArray[Any] | None = None,
     title: str = "",
-    gallery: Gallery | None = None,
+    training_crops: TrainingCrops | None = None,
 ) -> "Figure":
-    """Draw an image, its map, its truth if known, and for its worst regions the nominal patches
-    that rebuilt them.
+    """Draw an image, its anomaly map, and the nominal patches that reconstruct its worst regions.
 
     Args:
         model (SgfrModel): A fitted model.
-        pre_processor (Any): Its pre-processor.
-        image (Tensor): Pre-processed, shape ``(3, H, W)``.
-        explanation (Explanation | None): Of that image; made if not given.
+        pre_processor (Any): The model's pre-processor.
+        image (Tensor): Pre-processed image, shape ``(3, H, W)``.
+        explanation (Explanation | None): Explanation of that image; computed if ``None``.
         truth (NDArray | None): Mask of the defect, shape ``(H, W)``.
         title (str): Heading.
-        gallery (Gallery | None): Keeps training images that were read, from one figure to the next.
+        training_crops (TrainingCrops | None): Crops to share between figures, which caches
+            training images.
 
     Returns:
-        Figure: Matplotlib's, not yet shown or saved. Crops whose training images are gone say so.
+        Figure: A matplotlib figure, not saved. A crop whose training image is gone says so.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     found = explain(model, image) if explanation is None else explanation
-    gallery = gallery or Gallery(model, pre_processor)
-    shown = displayed(pre_processor, image)
-    rebuilt = [
+    crops = training_crops or TrainingCrops(model, pre_processor)
+    shown = displayable(pre_processor, image)
+    numbered = [
         (number, part)
         for number, region in enumerate(found.regions, 1)
         for part in region.reconstructions
     ]
-    across = max(3, 1 + max(len(part.contributions) for _, part in rebuilt))
-    figure = Figure(figsize=(1.5 * across, 3.2 + 1.9 * len(rebuilt)), layout="constrained", dpi=110)
-    heights = [3.0] + [1.8] * len(rebuilt)
-    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
-    overview, *rows = parts
+    columns = max(3, 1 + max(len(part.contributions) for _, part in numbered))
+    heights = [3.0] + [1.8] * len(numbered)
+    size = (1.5 * columns, 3.2 + 1.9 * len(numbered))
+    figure = Figure(figsize=size, layout="constrained", dpi=110)
+    subfigures: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
     figure.suptitle(title, fontsize="small")
+    _draw_overview(subfigures[0], found, shown, truth)
+    for (number, part), row in zip(numbered, subfigures[1:], strict=True):
+        _draw_reconstruction(row, columns, number, part, shown, crops)
+    return figure
 
-    views: list[Axes] = list(overview.subplots(1, 2 if truth is None else 3))
-    views[0].imshow(shown)
-    views[1].imshow(shown)
-    picture = views[1].imshow(found.anomaly_map.cpu(), cmap="inferno", alpha=0.75, vmin=0.0)
-    overview.colorbar(picture, ax=views[1], shrink=0.8, label="residual")
+
+def _draw_overview(
+    subfigure: "SubFigure",
+    explanation: Explanation,
+    shown: NDArray[np.float32],
+    truth: NDArray[Any] | None,
+) -> None:
+    """Draw the image and its anomaly map with the regions, and the mask of the defect."""
+    from matplotlib.patches import Rectangle
+
+    axes: list[Axes] = list(subfigure.subplots(1, 2 if truth is None else 3))
+    axes[0].imshow(shown)
+    axes[1].imshow(shown)
+    overlay = axes[1].imshow(explanation.anomaly_map.cpu(), cmap="inferno", alpha=0.75, vmin=0.0)
+    subfigure.colorbar(overlay, ax=axes[1], shrink=0.8, label="residual")
     if truth is not None:
-        views[2].imshow(truth, cmap="gray", vmin=0, vmax=1)
-        views[2].set_title("truth", fontsize="small")
-    for number, region in enumerate(found.regions, 1):
-        window = PatchIndex(region.row, region.column, found.grid).window(shown.shape[:2], CONTEXT)
+        axes[2].imshow(truth, cmap="gray", vmin=0, vmax=1)
+        axes[2].set_title("truth", fontsize="small")
+    for number, region in enumerate(explanation.regions, 1):
+        patch = PatchIndex(region.row, region.column, explanation.grid)
+        window = patch.window(shown.shape[:2], CONTEXT)
         corner = (window.left, window.top)
-        for axis in views[:2]:
+        for axis in axes[:2]:
             axis.add_patch(
                 Rectangle(corner, window.width, window.height, fill=False, color="cyan", lw=1.2)
             )
             axis.text(*corner, str(number), color="cyan", fontsize="small", va="bottom")
-    for axis in views:
+    for axis in axes:
         axis.set_axis_off()
 
-    for (number, part), row in zip(rebuilt, rows, strict=True):
-        axes: list[Axes] = list(np.atleast_1d(row.subplots(1, across)))
-        row.suptitle(
-            f"{number}, patches of {shown.shape[0] / part.grid[0]:.0f} pixels: residual"
-            f" {part.residual:.3g}; nominal ones of its kind leave at most {part.nominal:.3g} on"
-            f" average, {part.nominal_largest:.3g} singly",
-            fontsize="small",
-        )
-        axes[0].imshow(crop(shown, PatchIndex(part.row, part.column, part.grid)))
-        axes[0].set_title("here", fontsize="x-small")
-        for axis, contribution in zip(axes[1:], part.contributions, strict=False):
-            seen = gallery.crop(part.scale, contribution.atom)
-            if seen is None:
-                axis.text(
-                    0.5,
-                    0.5,
-                    "image\nis gone",
-                    ha="center",
-                    va="center",
-                    transform=axis.transAxes,
-                    fontsize="x-small",
-                )
-            else:
-                axis.imshow(seen, vmin=0, vmax=1)
-            name = "" if contribution.image is None else Path(contribution.image).name
-            axis.set_title(f"{contribution.coefficient:+.2f}\n{name[-18:]}", fontsize="x-small")
-        for axis in axes:
-            axis.set_axis_off()
-    return figure
+
+def _draw_reconstruction(
+    subfigure: "SubFigure",
+    columns: int,
+    number: int,
+    part: Reconstruction,
+    shown: NDArray[np.float32],
+    crops: TrainingCrops,
+) -> None:
+    """Draw a patch of a region beside the nominal patches that reconstruct it."""
+    axes: list[Axes] = list(np.atleast_1d(subfigure.subplots(1, columns)))
+    subfigure.suptitle(
+        f"region {number}, patches of {shown.shape[0] / part.grid[0]:.0f} pixels: residual"
+        f" {part.residual:.3g}; similar nominal patches: at most {part.nominal:.3g} on average,"
+        f" {part.nominal_largest:.3g} each",
+        fontsize="small",
+    )
+    axes[0].imshow(crop_around(shown, PatchIndex(part.row, part.column, part.grid)))
+    axes[0].set_title("inspected", fontsize="x-small")
+    for axis, contribution in zip(axes[1:], part.contributions, strict=False):
+        crop = crops.crop(part.scale, contribution.atom)
+        if crop is None:
+            axis.set(xlim=(0, 1), ylim=(0, 1))
+            axis.text(0.5, 0.5, "image\nis gone", fontsize="x-small", ha="center", va="center")
+        else:
+            axis.imshow(crop, vmin=0, vmax=1)
+        name = "" if contribution.image is None else Path(contribution.image).name
+        axis.set_title(f"{contribution.coefficient:+.2f}\n{name[-18:]}", fontsize="x-small")
+    for axis in axes:
+        axis.set_axis_off()
 
 
-class MimicView(Callback):
-    """Draw the mimic view of every image that is predicted or tested; for ``trainer.callbacks``.
+class ExplanationFigure(Callback):
+    """Draw an explanation of every image that is predicted or tested; for ``trainer.callbacks``.
 
-    A figure has the image's path below the folder that holds all images of the run; where all are
-    in one folder, that folder's name and the image's.
+    The folder repeats the folders of the images below the one that holds them all; if they are in
+    one folder, the figures are in a folder of its name. :data:`anomalib_sgfr.MimicView` is an
+    earlier name of this class.
 
     Args:
-        folder (str | None): Where to; ``mimic`` in the run's folder by default.
+        folder (str | None): Folder of the figures; ``mimic`` in the run's folder by default.
         regions (int): Most regions of an image to explain.
         only_anomalous (bool): Whether to leave out images that are labelled normal.
 
     Raises:
         ValueError: If ``regions`` is below one.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_sgfr import MimicView
+        >>> figures = MimicView(str(folder / "figures"), regions=1, only_anomalous=True)
+        >>> engine = Engine(default_root_dir=folder, logger=False, callbacks=[figures])
+        >>> _ = engine.predict(model, datamodule=datamodule, return_predictions=False)
+        >>> any((folder / "figures").rglob("*.png"))
+        True
     """
 
     def __init__(
@@ -147,24 +167,28 @@ class MimicView(Callback):
         self.folder = folder
         self.regions = regions
         self.only_anomalous = only_anomalous
-        self._gallery: Gallery | None = None
+        self._crops: TrainingCrops | None = None
         self._names: dict[str, Path] = {}
         self._drawn: dict[Path, str] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a model that cannot be explained, and name the figures of a prediction."""
+        """Name the figures of a prediction.
+
+        Raises:
+            TypeError: If the model is not Sgfr.
+        """
         self._start(trainer, pl_module, "predictions")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As for prediction."""
+        """Name the figures of a test; raises as for a prediction."""
         self._start(trainer, pl_module, "tests")
 
     def _start(self, trainer: Trainer, pl_module: Any, kind: str) -> None:  # noqa: ANN401
         if not isinstance(pl_module.model, SgfrModel):
-            msg = f"MimicView explains Sgfr, not {type(pl_module).__name__}."
+            msg = f"ExplanationFigure explains Sgfr, not {type(pl_module).__name__}."
             raise TypeError(msg)
-        self._gallery = Gallery(pl_module.model, pl_module.pre_processor)
-        self._names, self._drawn = _names(image_paths(trainer, kind)), {}
+        self._crops = TrainingCrops(pl_module.model, pl_module.pre_processor)
+        self._names, self._drawn = _figure_names(image_paths(trainer, kind)), {}
 
     def on_predict_batch_end(
         self,
@@ -177,56 +201,51 @@ class MimicView(Callback):
     ) -> None:
         """Draw the images of a batch."""
         del batch, batch_idx
-        self._draw(
-            trainer, pl_module, outputs, file_peaks(trainer, pl_module, outputs, dataloader_idx)[0]
-        )
+        peaks, _ = file_peaks(trainer, pl_module, outputs, dataloader_idx)
+        folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "mimic"
+        paths: Sequence[Any] = outputs.image_path or [
+            f"image{len(self._drawn) + index}" for index in range(len(outputs.image))
+        ]
+        labels = outputs.pred_label
+        for index, path in enumerate(paths):
+            if self.only_anomalous and labels is not None and not bool(labels[index]):
+                continue
+            figure = self._figure(pl_module, outputs, index, path, peaks[index] if peaks else None)
+            save(figure, self._file(folder, str(path)))
 
     on_test_batch_end = on_predict_batch_end
 
-    def _draw(
+    def _figure(
         self,
-        trainer: Trainer,
-        model: Any,
-        batch: Any,
-        pixels: Sequence[tuple[int, int] | None],
-    ) -> None:
-        folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "mimic"
-        paths: Sequence[Any] = batch.image_path or [
-            f"image{len(self._drawn) + index}" for index in range(len(batch.image))
-        ]
-        for index, path in enumerate(paths):
-            if (
-                self.only_anomalous
-                and batch.pred_label is not None
-                and not bool(batch.pred_label[index])
-            ):
-                continue
-            image = batch.image[index]
-            truth = None if batch.gt_mask is None else batch.gt_mask[index].squeeze().cpu().numpy()
-            title = (
-                str(path)
-                if batch.pred_score is None
-                else f"{path}, score {float(batch.pred_score[index]):.3g}"
-            )
-            pixel = pixels[index] if pixels else None
-            title += f", raised at row {pixel[0]}, column {pixel[1]} of the file" if pixel else ""
-            found = explain(model.model, image, self.regions)
-            figure = draw(
-                model.model, model.pre_processor, image, found, truth, title, self._gallery
-            )
-            save(figure, self._target(folder, str(path)))
+        module: Any,  # noqa: ANN401
+        outputs: Any,  # noqa: ANN401
+        index: int,
+        path: object,
+        peak: tuple[int, int] | None,
+    ) -> "Figure":
+        """Figure of an image of a batch."""
+        mask, score = outputs.gt_mask, outputs.pred_score
+        truth = None if mask is None else mask[index].squeeze().cpu().numpy()
+        title = str(path) if score is None else f"{path}, score {float(score[index]):.3g}"
+        title += f", peak at row {peak[0]}, column {peak[1]} of the file" if peak else ""
+        image = outputs.image[index]
+        found = explain(module.model, image, self.regions)
+        return draw(module.model, module.pre_processor, image, found, truth, title, self._crops)
 
-    def _target(self, folder: Path, path: str) -> Path:
-        """A name that no other image of this run has."""
+    def _file(self, folder: Path, path: str) -> Path:
+        """File that no other image of this run has."""
         name = self._names.get(path, Path(Path(path).parent.name, Path(path).stem))
-        if self._drawn.get(name, path) != path:  # of a data set that does not tell its files
+        if self._drawn.get(name, path) != path:  # the data set did not list its files
             name = Path(*Path(path).absolute().parts[1:])
         self._drawn[name] = path
         return folder / name.with_name(f"{name.name}.png")
 
 
-def _names(paths: Sequence[str]) -> dict[str, Path]:
-    """Names of figures: as those of other results, but that images of one folder keep its name."""
+MimicView = ExplanationFigure  # public name
+
+
+def _figure_names(paths: Sequence[str]) -> dict[str, Path]:
+    """Names of figures, below the name of their folder if all images are in one folder."""
     names = names_of(paths)
     if all(len(name.parts) == 1 for name in names.values()):
         names = {
@@ -236,8 +255,8 @@ def _names(paths: Sequence[str]) -> dict[str, Path]:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure whole or not at all."""
+    """Write a figure as PNG, whole or not at all."""
     with atomic_write(path) as part, warnings.catch_warnings():
-        # boxes stand for signs that the font does not have
+        # the font shows boxes for characters that it lacks
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(part, format="png")

@@ -1,4 +1,4 @@
-"""The page itself: a digest, drawn by templates, in one file that needs nothing else."""
+"""HTML page of a report, in one file that needs no network."""
 
 import base64
 import hashlib
@@ -13,44 +13,44 @@ from markupsafe import Markup
 
 from anomalib_sgfr.post_processing.calibration import group_label
 from anomalib_sgfr.post_processing.thresholds import supported_rate
-from anomalib_sgfr.report.contents import Digest, ModelFacts, counts_of, tables_of
+from anomalib_sgfr.report.contents import ReportContents, counts_of, tables_of
 from anomalib_sgfr.report.media import (
-    BEYOND,
-    Axis,
-    bars,
+    ScoreAxis,
+    bar_path,
+    curve_path,
     data_uri,
-    heat_range,
     histogram,
-    path_of,
-    script_data,
     ticks,
 )
-from anomalib_sgfr.report.statistics import Counts, Curve, Line, roc
+from anomalib_sgfr.report.model_facts import ModelFacts
+from anomalib_sgfr.report.script_data import LARGEST_SHOWN, map_range, script_data
+from anomalib_sgfr.report.statistics import Counts, Curve, GroupRow, roc
 from anomalib_sgfr.report.wording import (
     Share,
     caveats,
-    memory_of,
-    names_of,
-    of_all,
-    pictured_of,
-    product_of,
-    seconds_of,
-    shown,
-    verdict,
+    duration_text,
+    images_shown,
+    memory_text,
+    printable,
+    product_name,
+    relative_names,
+    summary,
+    summary_of_all,
 )
 from anomalib_sgfr.run_paths import atomic_write
 
-__all__ = ["rendered", "write_page"]
+__all__ = ["render", "write_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_FOLDERS = 8  # named in a command, at most
+_FOLDERS = 8  # in a command, at most
+_SECTIONS = ("Summary", "Threshold", "Images", "Model", "Tables", "Curves")
 
 
-def rendered(digest: Digest) -> str:
-    """The page of a digest.
+def render(contents: ReportContents) -> str:
+    """Render the page of a report.
 
     Args:
-        digest (Digest): What it shows.
+        contents (ReportContents): The report.
 
     Returns:
         str: HTML.
@@ -66,14 +66,13 @@ def rendered(digest: Digest) -> str:
     )
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     page = environment.get_template("page.html.j2").render(
-        **_context(digest),
+        **_context(contents),
         style=Markup(style),  # noqa: S704  # this package's own
         script=Markup(script),  # noqa: S704
         script_hash=f"sha256-{script_hash}",
     )
-    return page.encode("utf-8", "backslashreplace").decode(
-        "utf-8"
-    )  # whatever came without going through `shown`
+    # escape what did not go through `printable`
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_page(page: str, file: Path) -> None:
@@ -82,233 +81,213 @@ def write_page(page: str, file: Path) -> None:
         part.write_text(page, encoding="utf-8")
 
 
-def _context(digest: Digest) -> dict[str, Any]:
-    scored = [unit.scored for unit in digest.units]
-    scores, truths = [row.score for row in scored], [row.truth for row in scored]
-    kinds, groups = [shown(unit.kind) for unit in digest.units], [""] * len(scored)
-    if digest.group is not None:
-        groups = [shown(group_label(row.image, digest.group)) for row in scored]
-    axis = _axis(scores, digest)
-    start = axis.high if digest.threshold is None else digest.threshold
-    new = [unit for unit in digest.units if unit.is_new]
-    counts, every, left_out = (
-        counts_of(new, start),
-        counts_of(digest.units, start),
-        len(scored) - len(new),
-    )
+def _context(contents: ReportContents) -> dict[str, Any]:
+    """Values of the template's variables."""
+    images = contents.images
+    results = [image.result for image in images]
+    kinds, groups = [printable(image.kind) for image in images], [""] * len(images)
+    if contents.group is not None:
+        groups = [printable(group_label(row.image, contents.group)) for row in results]
+    axis = _axis([row.score for row in results], contents)
+    start = axis.high if contents.threshold is None else contents.threshold
+    new = [image for image in images if image.is_new]
+    counts, all_counts = counts_of(new, start), counts_of(images, start)
+    left_out = len(images) - len(new)
     good, bad, unknown = (
-        [s for s, t in zip(scores, truths, strict=True) if t == its] for its in (0, 1, None)
+        [row.score for row in results if row.truth == truth] for truth in (0, 1, None)
     )
-    named_rows = (("Good", good, ""), ("Defective", bad, "bad"), ("Truth not known", unknown, ""))
-    rows = [(name, its, tone) for name, its, tone in named_rows if its]
-    drawn = histogram([(name, its) for name, its, _ in rows], axis)
-    folder, names = names_of([row.image for row in scored])
-    low, high = heat_range(digest)
-    command = _command(digest)
-    found = roc(good, bad)
-    pictured = sum(unit.picture is not None for unit in digest.units)
-    sections = ["Verdict", "Threshold", "Pictures", "Model", "Tables", "Curves"]
+    labels = (("Good", good, ""), ("Defective", bad, "bad"), ("Unlabelled", unknown, ""))
+    histograms = [
+        {"bars": histogram([(name, scores)], axis)[0], "tone": tone}
+        for name, scores, tone in labels
+        if scores
+    ]
+    folder, names = relative_names([row.image for row in results])
+    low, high = map_range(contents)
+    command = _command(contents)
+    roc_curve = roc(good, bad)
+    with_media = sum(image.media is not None for image in images)
+    title = f"{len(images)} images inspected" if len(images) != 1 else "1 image inspected"
     return {
-        "title": (
-            f"{product_of(folder)}{len(scored)} images inspected"
-            if len(scored) != 1
-            else "1 image inspected"
-        ),
-        "made": digest.made,
-        "versions": digest.model.versions,
+        "title": f"{product_name(folder) if len(images) != 1 else ''}{title}",
+        "made": contents.made,
+        "versions": contents.model.versions,
         "folder": folder,
-        "sections": [(name, name.lower()) for name in sections],
-        "verdict": verdict(counts, digest.threshold, left_out, len(digest.unreadable)),
-        "of_all": "" if digest.threshold is None else of_all(every, left_out),
+        "sections": [(name, name.lower()) for name in _SECTIONS],
+        "summary": summary(counts, contents.threshold, left_out, len(contents.unreadable)),
+        "summary_of_all": (
+            "" if contents.threshold is None else summary_of_all(all_counts, left_out)
+        ),
         "left_out": left_out,
-        "warning": shown(digest.warning or ""),
-        "unreadable": [(shown(path), shown(reason)) for path, reason in digest.unreadable],
-        "cards": _cards(digest, counts),
-        "caveats": [shown(line) for line in caveats(digest, counts, pictured)],
-        "number": len(scored),
-        "scaled": digest.scaled,
-        "rows": [
-            {"bars": part, "tone": tone} for part, (_, _, tone) in zip(drawn, rows, strict=True)
-        ],
-        "axis_of": axis,
-        "at": f"{100 * min(max((start - axis.low) / (axis.high - axis.low), 0.0), 1.0):.3f}",
-        "in_force": digest.threshold,
+        "warning": printable(contents.warning or ""),
+        "unreadable": [(printable(path), printable(why)) for path, why in contents.unreadable],
+        "cards": _cards(contents, counts),
+        "caveats": [printable(line) for line in caveats(contents, counts, with_media)],
+        "number": len(images),
+        "normalised": contents.normalised,
+        "histograms": histograms,
+        "axis": axis,
+        "position": f"{100 * min(max((start - axis.low) / (axis.high - axis.low), 0.0), 1.0):.3f}",
+        "current": contents.threshold,
         "start": start,
         "start_text": f"{start:.9g}",
         "counts": _count_lines("count", counts),
-        "all_counts": _count_lines("all", every) if left_out else [],
+        "all_counts": _count_lines("all", all_counts) if left_out else [],
         "command": f"{command[0]}{start:.9g}{command[1]}",
-        "pictured": pictured_of(pictured, len(scored)),
-        "any_truth": any(unit.picture and unit.picture.truth for unit in digest.units),
-        "any_unknown": bool(unknown),
-        "heat_low": f"{low:.3g}",
-        "heat_high": f"{high:.3g}",
+        "images_shown": images_shown(with_media, len(images)),
+        "any_mask": any(image.media and image.media.mask_outline for image in images),
+        "any_unlabelled": bool(unknown),
+        "map_low": f"{low:.3g}",
+        "map_high": f"{high:.3g}",
         "several_kinds": len(set(kinds)) > 1,
-        "group": digest.group,
-        "tables": _tables(digest, start),
-        "roc": None if found is None else _curve(found, 1.0),
-        "regions": None if digest.regions is None else _curve(digest.regions, 0.3),
-        "regions_note": digest.regions_note,
-        "data": script_data(digest, axis, start, (kinds, groups), names, command),
-        **_of_model(digest.model, digest.scaled),
+        "group": contents.group,
+        "tables": _tables(contents, start),
+        "roc": None if roc_curve is None else _curve(roc_curve, 1.0),
+        "overlap": None
+        if contents.region_overlap is None
+        else _curve(contents.region_overlap, 0.3),
+        "region_note": contents.region_note,
+        "data": script_data(contents, axis, start, (kinds, groups), names, command),
+        **_model(contents.model, normalised=contents.normalised),
     }
 
 
-def _axis(scores: Sequence[float], digest: Digest) -> Axis:
-    """From the lowest score to the highest, with room, and the threshold on it."""
-    values = [score for score in scores if score < BEYOND]
-    values += [] if digest.threshold is None else [digest.threshold]
+def _axis(scores: Sequence[float], contents: ReportContents) -> ScoreAxis:
+    """Axis from the lowest to the highest score with a margin, which includes the threshold."""
+    values = [score for score in scores if score < LARGEST_SHOWN]
+    values += [] if contents.threshold is None else [contents.threshold]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    room = 0.03 * (high - low) or 0.05 * abs(high) or 0.5
-    low, high = low - room, high + room
-    if digest.scaled:
+    margin = 0.03 * (high - low) or 0.05 * abs(high) or 0.5
+    low, high = low - margin, high + margin
+    if contents.normalised:
         low, high = max(low, 0.0), min(high, 1.0)
-    return Axis.over(float(f"{low:.4g}"), float(f"{high:.4g}"))
+    return ScoreAxis.over(float(f"{low:.4g}"), float(f"{high:.4g}"))
 
 
-def _command(digest: Digest) -> tuple[str, str]:
-    """Before and after the threshold; says which images it was read from, so that the next report
-    can tell.
+def _command(contents: ReportContents) -> tuple[str, str]:
+    """Command that sets a threshold, before and after its value.
+
+    It names the folders of the images, so that the next report knows what chose the threshold.
     """
-    checkpoint = shown(shlex.quote(digest.model.checkpoint)) if digest.model.checkpoint else "CKPT"
-    folders = sorted(
-        {
-            str(Path(unit.scored.image).absolute().parent)
-            for unit in digest.units
-            if unit.scored.image
-        }
-    )
-    folders = [folder for folder in folders if shown(folder) == folder]
+    path = contents.model.checkpoint
+    checkpoint = printable(shlex.quote(path)) if path else "CKPT"
+    files = [image.result.image for image in contents.images if image.result.image]
+    folders = sorted({str(Path(file).absolute().parent) for file in files})
+    folders = [folder for folder in folders if printable(folder) == folder]
     if len(folders) > _FOLDERS:
         folders = [os.path.commonpath(folders)]
     read_from = f" --read_from {shlex.join(folders)}" if folders else ""
     return f"anomalib-sgfr threshold {checkpoint} --score ", read_from
 
 
-def _cards(digest: Digest, counts: Counts) -> list[dict[str, Any]]:
-    cards = []
-    if digest.threshold is not None:
-        if counts.good:
-            part = Share.of(counts.alarms, counts.good)
-            cards.append(
-                {"name": "False alarms", "value": part.rate, "said": part.said, "accent": True}
-            )
-        if counts.bad:
-            part = Share.of(counts.missed, counts.bad)
-            cards.append(
-                {"name": "Missed defects", "value": part.rate, "said": part.said, "accent": True}
-            )
-        if counts.unknown:
-            part = Share.of(counts.called, counts.unknown)
-            cards.append(
-                {"name": "Called anomalous, truth not known", "value": part.rate, "said": part.said}
-            )
-    if digest.unreadable:
-        said = "images that could not be read, in none of the counts"
-        cards.append({"name": "Not inspected", "value": str(len(digest.unreadable)), "said": said})
-    value = "none" if digest.threshold is None else f"{digest.threshold:.4g}"
-    cards.append(
-        {"name": "Threshold in force", "value": value, "said": f"from {shown(digest.basis)}"}
-    )
-    if digest.nominal_units:
-        rate = 100 * supported_rate(digest.nominal_units)
-        said = (
-            f"so many, none of them an alarm, would support a false-alarm rate of {rate:.2g}% at"
-            " 95% confidence"
+def _cards(contents: ReportContents, counts: Counts) -> list[dict[str, Any]]:
+    """Numbers at the top of the page, each with a name and an explanation."""
+    names = ("False alarms", "Missed defects", "Unlabelled images called anomalous")
+    cards: list[tuple[str, str, str]] = []
+    if contents.threshold is not None:
+        for name, (hits, number) in zip(names, counts.rates, strict=True):
+            if number:
+                share = Share.of(hits, number)
+                cards.append((name, share.rate, share.text))
+    if contents.unreadable:
+        text = "images that could not be read, in none of the counts"
+        cards.append(("Not inspected", str(len(contents.unreadable)), text))
+    value = "none" if contents.threshold is None else f"{contents.threshold:.4g}"
+    cards.append(("Current threshold", value, f"from {printable(contents.basis)}"))
+    if contents.independent_images:
+        rate = 100 * supported_rate(contents.independent_images)
+        text = (
+            f"if none of them is an alarm, they support a false-alarm rate of {rate:.2g}% at 95%"
+            " confidence"
         )
-        cards.append(
-            {
-                "name": "Independent good images it is calibrated on",
-                "value": str(digest.nominal_units),
-                "said": said,
-            }
-        )
-    return [{"accent": False, **card} for card in cards]
+        name = "Independent good images for calibration"
+        cards.append((name, str(contents.independent_images), text))
+    return [
+        {"name": name, "value": value, "text": text, "accent": name in names[:2]}
+        for name, value, text in cards
+    ]
 
 
 def _count_lines(which: str, counts: Counts) -> list[dict[str, Any]]:
-    parts = (
-        ("alarms", "false alarms", counts.alarms, counts.good),
-        ("missed", "missed", counts.missed, counts.bad),
-        ("called", "called anomalous, truth not known", counts.called, counts.unknown),
-    )
-    found = []
-    for key, name, hits, number in parts:
-        if number:
-            share = Share.of(hits, number)
-            found.append(
-                {"id": f"{which}-{key}", "name": name, "percent": share.rate, "said": share.said}
-            )
-    return found
+    names = {
+        "alarms": "false alarms",
+        "missed": "missed",
+        "called": "unlabelled, called anomalous",
+    }
+    return [
+        {"id": f"{which}-{key}", "name": name, "share": Share.of(hits, number)}
+        for (key, name), (hits, number) in zip(names.items(), counts.rates, strict=True)
+        if number
+    ]
 
 
-def _tables(digest: Digest, threshold: float) -> list[dict[str, Any]]:
-    titles = {"kind": "Kinds of defect", "group": f"Groups, by {shown(digest.group or '')}"}
+def _tables(contents: ReportContents, threshold: float) -> list[dict[str, Any]]:
+    titles = {"kind": "Kinds of defect", "group": f"Groups, by {printable(contents.group or '')}"}
     return [
         {
             "title": titles[key],
             "head": key.capitalize(),
             "key": key,
-            "lines": [_line(line) for line in table],
+            "rows": [_table_row(row) for row in table],
         }
-        for key, table in tables_of(digest, threshold).items()
+        for key, table in tables_of(contents, threshold).items()
     ]
 
 
-def _line(line: Line) -> dict[str, Any]:
-    counts = line.counts
+def _table_row(row: GroupRow) -> dict[str, Any]:
+    alarms, missed, called = (Share.of(hits, number) for hits, number in row.counts.rates)
     return {
-        "name": shown(line.name) or "not known",
-        "counts": counts,
-        "left_out": line.left_out,
-        "alarms": Share.of(counts.alarms, counts.good),
-        "missed": Share.of(counts.missed, counts.bad),
-        "called": Share.of(counts.called, counts.unknown),
-        "auroc": line.auroc,
+        "name": printable(row.name) or "unlabelled",
+        "counts": row.counts,
+        "left_out": row.left_out,
+        "alarms": alarms,
+        "missed": missed,
+        "called": called,
+        "auroc": row.auroc,
     }
 
 
 def _curve(curve: Curve, right: float) -> dict[str, Any]:
     return {
-        "path": path_of(curve.x, curve.y, right),
+        "path": curve_path(curve.x, curve.y, right),
         "area": curve.area,
         "ticks": ticks(0.0, right, 4),
     }
 
 
-def _of_model(model: ModelFacts, scaled: bool) -> dict[str, Any]:
+def _model(model: ModelFacts, *, normalised: bool) -> dict[str, Any]:
     fit = model.fit
     facts = [
-        ("Backbone", shown(model.backbone)),
+        ("Backbone", printable(model.backbone)),
         ("Training images", str(fit.images) if fit else "not recorded"),
-        ("Time of the fit", seconds_of(fit.seconds) if fit else "not recorded"),
-        ("Most memory held", memory_of(fit) if fit else "not recorded"),
-        ("Fitted with", _listed(fit.versions) if fit else "not recorded"),
-        ("Report made with", _listed(model.versions)),
-        ("Checkpoint", shown(model.checkpoint) or "not known"),
+        ("Duration of the fit", duration_text(fit.seconds) if fit else "not recorded"),
+        ("Peak memory of the fit", memory_text(fit) if fit else "not recorded"),
+        ("Fitted with", _joined(fit.versions) if fit else "not recorded"),
+        ("Report made with", _joined(model.versions)),
+        ("Checkpoint", printable(model.checkpoint) or "not known"),
         ("SHA-256", model.sha256 or "not known"),
     ]
     return {
         "facts": facts,
-        "checkpoint": shown(model.checkpoint),
+        "checkpoint": printable(model.checkpoint),
         "sha256": model.sha256,
-        "scales": [(scale, bars(scale.histogram)) for scale in model.scales],
+        "scales": [(scale, bar_path(scale.histogram)) for scale in model.scales],
         "certified": model.certified,
-        "suspects": [
+        "suspected": [
             {
-                "path": shown(suspect.path),
-                "name": shown(PurePath(suspect.path).name),
-                "score": f"{suspect.score:.3f}" if scaled else f"{suspect.score:.4g}",
-                "uri": data_uri(suspect.picture) if suspect.picture else "",
+                "path": printable(image.path),
+                "name": printable(PurePath(image.path).name),
+                "score": f"{image.score:.3f}" if normalised else f"{image.score:.4g}",
+                "uri": data_uri(image.image) if image.image else "",
             }
-            for suspect in model.suspects
+            for image in model.suspected
         ],
-        "looked_at": model.looked_at,
-        "folders": [(shown(name), count) for name, count in fit.folders.items()] if fit else [],
+        "inspected": model.inspected,
+        "folders": [(printable(name), count) for name, count in fit.folders.items()] if fit else [],
         "images": model.images,
-        "arguments": [(name, shown(value)) for name, value in model.arguments],
+        "arguments": [(name, printable(value)) for name, value in model.arguments],
     }
 
 
-def _listed(versions: dict[str, str]) -> str:
+def _joined(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -1,4 +1,4 @@
-"""Callback that writes what a prediction found, map by map, in pixels of the image files."""
+"""Callback that writes anomaly maps and masks in pixels of the image files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from PIL import Image
 from anomalib_sgfr.images.frame_geometry import frame_transform
 from anomalib_sgfr.images.pre_processor import geometric_steps
 from anomalib_sgfr.images.reading import read_image
-from anomalib_sgfr.report.score_table import Scored, scored_in
+from anomalib_sgfr.report.score_table import ScoreRow, score_rows
 from anomalib_sgfr.run_folder import RunFolder, image_paths, results_folder
 from anomalib_sgfr.run_paths import atomic_write, names_of
 
@@ -19,18 +19,27 @@ __all__ = ["Predictions"]
 
 
 class Predictions(RunFolder):
-    """Write the anomaly map and mask of every image that is predicted or tested; for
-    ``trainer.callbacks``.
+    """Write the anomaly map and mask of every image that is predicted or tested.
 
-    Under the folder, with the images' own folders below: ``arrays/NAME.npz`` with ``anomaly_map``
-    (float32, ``(H, W)``, 0.5 at the threshold), ``pred_mask`` (bool, ``(H, W)``), ``score``,
-    ``threshold``, ``label`` and ``image``; ``maps/NAME.png``, grey, 255 for 1; ``masks/NAME.png``,
-    255 where anomalous. ``H`` and ``W`` are the image file's size; the model's input size where the
-    file is not known. The table of scores and the pictures go there too.
+    A callback for ``trainer.callbacks``. The folder repeats the folders of the images in
+    ``arrays/NAME.npz`` with ``anomaly_map`` (float32, ``(H, W)``, 0.5 at the threshold),
+    ``pred_mask`` (bool, ``(H, W)``), ``score``, ``threshold``, ``label`` and ``image``; in
+    ``maps/NAME.png``, grey, 255 for 1; and in ``masks/NAME.png``, 255 where anomalous. ``H`` and
+    ``W`` are the image file's size, or the model's input size if the file is not known. The table
+    of scores and the result images go there too.
 
     Args:
-        folder (str | Path | None): Where to; ``None`` for ``predictions/<images>`` in the run's
+        folder (str | Path | None): The folder; ``None`` for ``predictions/<images>`` in the run's
             folder of the checkpoint. Defaults to ``None``.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_sgfr import Predictions
+        >>> writer = Predictions(folder / "predictions")
+        >>> engine = Engine(default_root_dir=folder, logger=False, callbacks=[writer])
+        >>> _ = engine.predict(model, datamodule=datamodule, return_predictions=False)
+        >>> sorted(path.name for path in (folder / "predictions").iterdir() if path.is_dir())
+        ['arrays', 'images', 'maps', 'masks']
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -46,34 +55,23 @@ class Predictions(RunFolder):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        *args: Any,  # noqa: ANN401
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write the images of a batch."""
-        del args
-        self._write(results_folder(trainer), pl_module, outputs)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        *args: Any,  # noqa: ANN401
-    ) -> None:
-        """Write the images of a batch."""
-        self.on_predict_batch_end(trainer, pl_module, outputs, *args)
-
-    def _write(self, folder: Path, module: Any, outputs: Any) -> None:  # noqa: ANN401
-        rows = scored_in(outputs, module.post_processor, None)
-        for index, row in enumerate(rows):
-            found = {"anomaly_map": outputs.anomaly_map, "pred_mask": outputs.pred_mask}
+        del batch, batch_idx, dataloader_idx
+        folder = results_folder(trainer)
+        for index, row in enumerate(score_rows(outputs, pl_module.post_processor, None)):
             maps = {
-                name: part[index].float().cpu().squeeze().numpy()
-                for name, part in found.items()
-                if part is not None
+                name: values[index].float().cpu().squeeze().numpy()
+                for name in ("anomaly_map", "pred_mask")
+                if (values := getattr(outputs, name)) is not None
             }
-            maps = _in_pixels_of_the_file(maps, row.image, module)
-            self._write_one(folder, self._name(row.image), row, maps)
+            _write(folder, self._name(row.image), row, _in_file_pixels(maps, row.image, pl_module))
+
+    on_test_batch_end = on_predict_batch_end
 
     def _name(self, image: str) -> Path:
         self._written += 1
@@ -81,53 +79,37 @@ class Predictions(RunFolder):
             return Path(f"image-{self._written - 1:05}")
         return self._names.get(image) or Path(*Path(image).absolute().parts[1:])
 
-    @staticmethod
-    def _write_one(
-        folder: Path, name: Path, row: Scored, maps: dict[str, NDArray[np.float32]]
-    ) -> None:
-        about = {
-            "score": row.score,
-            "threshold": row.threshold,
-            "label": row.label,
-            "image": row.image,
-        }
-        arrays: dict[str, Any] = {key: value for key, value in about.items() if value is not None}
-        if "pred_mask" in maps:
-            arrays["pred_mask"] = maps["pred_mask"] > 0.5  # noqa: PLR2004
-            _save(
-                folder / "masks" / f"{name}.png",
-                lambda file: _png(arrays["pred_mask"] * np.uint8(255), file),
-            )
-        if "anomaly_map" in maps:
-            arrays["anomaly_map"] = maps["anomaly_map"]
-            shown = np.round(255.0 * maps["anomaly_map"].clip(0.0, 1.0)).astype(np.uint8)
-            _save(folder / "maps" / f"{name}.png", lambda file: _png(shown, file))
-        _save(folder / "arrays" / f"{name}.npz", lambda file: np.savez_compressed(file, **arrays))
 
-
-def _in_pixels_of_the_file(
-    maps: dict[str, Any],
+def _in_file_pixels(
+    maps: dict[str, NDArray[np.float32]],
     image: str,
     module: Any,  # noqa: ANN401
 ) -> dict[str, NDArray[np.float32]]:
-    """Maps over the whole image file, zero where the model does not look."""
+    """Maps over the whole image file, zero outside the inspected area."""
     if not image or not Path(image).is_file():
         return maps
     size = read_image(image, module.model.bit_depth).shape[:2]
     try:
-        over = frame_transform(
-            geometric_steps(getattr(module.pre_processor, "transform", None)), size
-        )
-    except ValueError:  # the transform cannot be followed: in the model's own pixels
+        steps = geometric_steps(getattr(module.pre_processor, "transform", None))
+        transform = frame_transform(steps, size)
+    except ValueError:  # the transforms cannot be followed: keep the model's pixels
         return maps
-    return {name: over.resample(values) for name, values in maps.items()}
+    return {name: transform.resample(values) for name, values in maps.items()}
 
 
-def _png(values: NDArray[np.uint8], file: Any) -> None:  # noqa: ANN401
-    Image.fromarray(values).save(file, format="PNG")
-
-
-def _save(path: Path, write: Any) -> None:  # noqa: ANN401
-    """Write a file whole or not at all."""
-    with atomic_write(path) as part, part.open("wb") as file:
-        write(file)
+def _write(folder: Path, name: Path, row: ScoreRow, maps: dict[str, NDArray[np.float32]]) -> None:
+    """Write the files of an image, each whole or not at all."""
+    fields = {key: getattr(row, key) for key in ("score", "threshold", "label", "image")}
+    arrays: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
+    images = {}
+    if "pred_mask" in maps:
+        arrays["pred_mask"] = maps["pred_mask"] > 0.5  # noqa: PLR2004
+        images["masks"] = arrays["pred_mask"] * np.uint8(255)
+    if "anomaly_map" in maps:
+        arrays["anomaly_map"] = maps["anomaly_map"]
+        images["maps"] = np.round(255.0 * maps["anomaly_map"].clip(0.0, 1.0)).astype(np.uint8)
+    for kind, pixels in images.items():
+        with atomic_write(folder / kind / f"{name}.png") as part:
+            Image.fromarray(pixels).save(part, format="PNG")
+    with atomic_write(folder / "arrays" / f"{name}.npz") as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)

@@ -1,4 +1,4 @@
-"""A table of what each image of a run scored, and a word on where it is and where the pictures are."""
+"""Table of scores: a row for each image of a prediction or a test."""
 
 import csv
 import logging
@@ -16,24 +16,24 @@ from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.run_folder import AfterPostProcessor, results_folder
 from anomalib_sgfr.run_paths import atomic_write
 
-__all__ = ["ScoreTable", "Scored", "scored_in", "threshold_of", "write_scores"]
+__all__ = ["ScoreRow", "ScoreTable", "normalised_threshold", "score_rows", "write_scores"]
 
 logger = logging.getLogger(__name__)
 
 
-class Scored(NamedTuple):
-    """An image and what came of it; a line of the table.
+class ScoreRow(NamedTuple):
+    """Row of the table: an image and its results.
 
     Attributes:
-        image (str): Its file; empty if that is not known.
-        score (float): As it is reported.
-        threshold (float | None): Of reported scores: larger ones are anomalous. ``None`` if there
-            is none.
-        label (int | None): 1 for anomalous, 0 for good.
-        truth (int | None): What the data set says of it.
-        row (int | None): Of the pixel that raised the score, in the image file's own pixels,
-            upright, counted from zero; ``None`` where that is not known.
-        column (int | None): Of that pixel.
+        image (str): Path of the file; empty if unknown.
+        score (float): Image score, as the post-processor normalises it.
+        threshold (float | None): Threshold of such scores: larger ones are anomalous. ``None``
+            without a threshold.
+        label (int | None): Predicted label: 1 for anomalous, 0 for good.
+        truth (int | None): Label in the data set.
+        row (int | None): Row of the peak, the pixel with the largest score, in the upright image
+            file, from zero; ``None`` if unknown.
+        column (int | None): Column of the peak.
     """
 
     image: str
@@ -46,34 +46,43 @@ class Scored(NamedTuple):
 
 
 class ScoreTable(AfterPostProcessor):
-    """Write a table of scores when a prediction or a test has ended, and say where it is.
+    """Callback that writes a table of scores after a prediction or a test, and logs its path.
 
     ``row`` and ``column`` are pixels of the image file itself, whatever the pre-processor resizes
-    or crops; they are empty where pixels cannot be followed back to the file. A column ``warning``
-    is there where the threshold is calibrated on too few images.
+    or crops; they are empty where the transforms cannot be followed back to the file. The column
+    ``warning`` exists if the threshold is calibrated on too few images.
 
-    Sgfr attaches one by itself: ``scores.csv`` of a prediction, ``test_scores.csv`` of a test, in
-    the folder of the run's results (:class:`~anomalib_sgfr.run_folder.RunFolder`). To have it
-    elsewhere, add your own under ``trainer.callbacks``. Several processes write one table.
+    Sgfr attaches a table by itself: ``scores.csv`` of a prediction, ``test_scores.csv`` of a test,
+    in the folder of the run's results (:class:`~anomalib_sgfr.run_folder.RunFolder`). Pass your own
+    under ``trainer.callbacks`` to write it elsewhere. Several processes write one table.
 
     Args:
         file (str | Path | None): The table; ``None`` for the one in the folder of the run's
             results.
 
     Attributes:
-        rows (list[Scored]): Images that this process has seen in the run.
+        rows (list[ScoreRow]): Images that this process has seen in the run.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_sgfr import ScoreTable
+        >>> table = ScoreTable(folder / "table.csv")
+        >>> engine = Engine(default_root_dir=folder, logger=False, callbacks=[table])
+        >>> _ = engine.predict(model, datamodule=datamodule, return_predictions=False)
+        >>> (folder / "table.csv").read_text().splitlines()[0]
+        'image,score,threshold,label,truth,row,column'
     """
 
     def __init__(self, file: str | Path | None = None) -> None:
         super().__init__()
         self.file = file
-        self.rows: list[Scored] = []
-        self._why_not = ""
+        self.rows: list[ScoreRow] = []
+        self._why_no_pixels = ""
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a table."""
         del trainer, pl_module
-        self.rows, self._why_not = [], ""
+        self.rows, self._why_no_pixels = [], ""
 
     on_test_start = on_predict_start
 
@@ -86,123 +95,114 @@ class ScoreTable(AfterPostProcessor):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Note the scores of a batch."""
+        """Add the rows of a batch."""
         del batch, batch_idx
-        pixels, why_not = file_peaks(trainer, pl_module, outputs, dataloader_idx)
-        self._why_not = self._why_not or why_not
-        self.rows += scored_in(outputs, getattr(pl_module, "post_processor", None), pixels)
+        peaks, why_not = file_peaks(trainer, pl_module, outputs, dataloader_idx)
+        self._why_no_pixels = self._why_no_pixels or why_not
+        self.rows += score_rows(outputs, getattr(pl_module, "post_processor", None), peaks)
 
     on_test_batch_end = on_predict_batch_end
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
-        self._end(trainer, "scores.csv", pl_module)
+        self._write(trainer, "scores.csv", pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
-        self._end(trainer, "test_scores.csv", pl_module)
+        self._write(trainer, "test_scores.csv", pl_module)
 
-    def _end(self, trainer: Trainer, name: str, module: Any) -> None:  # noqa: ANN401
-        rows = _of_all_processes(self.rows)
-        self.rows = []
+    def _write(self, trainer: Trainer, name: str, module: LightningModule) -> None:
+        rows, self.rows = _of_all_processes(self.rows), []
         if not rows or not trainer.is_global_zero:
             return
         file = results_folder(trainer) / name if self.file is None else Path(self.file)
-        labelled = [row.label for row in rows if row.label is not None]
-        said = (
-            f"{sum(labelled)} of {len(rows)} labelled anomalous"
-            if labelled
+        labels = [row.label for row in rows if row.label is not None]
+        summary = (
+            f"{sum(labels)} of {len(rows)} labelled anomalous"
+            if labels
             else f"{len(rows)} images, no labels"
         )
+        warning = getattr(getattr(module, "post_processor", None), "warning", None)
         try:
-            write_scores(
-                rows, file, getattr(getattr(module, "post_processor", None), "warning", None)
-            )
-        except OSError as error:  # what was predicted is not lost for it
+            write_scores(rows, file, warning)
+        except OSError as error:  # the predictions are not lost
             logger.warning("The table of scores could not be written: %s", error)
         else:
-            logger.info("Scores: %s (%s)", file, said)
-            if self._why_not:
+            logger.info("Scores: %s (%s)", file, summary)
+            if self._why_no_pixels:
                 logger.warning(
-                    "%s: row and column are empty for some images: %s.", file, self._why_not
+                    "%s: row and column are empty for some images: %s.", file, self._why_no_pixels
                 )
-        # Lightning sets it when it runs
-        for visualizer in trainer.callbacks:  # type: ignore[attr-defined]
-            folder = (
-                getattr(visualizer, "output_dir", None)
-                if isinstance(visualizer, Visualizer)
-                else None
-            )
-            if folder is not None and Path(folder).is_dir():
-                logger.info("Pictures: %s", folder)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning
+            folder = getattr(callback, "output_dir", None)
+            if isinstance(callback, Visualizer) and folder and Path(folder).is_dir():
+                logger.info("Images: %s", folder)
 
 
-def scored_in(
+def score_rows(
     outputs: Any,  # noqa: ANN401
     post_processor: Any,  # noqa: ANN401
-    pixels: Sequence[tuple[int, int] | None] | None,
-) -> list[Scored]:
-    """Lines of a batch.
+    peaks: Sequence[tuple[int, int] | None] | None,
+) -> list[ScoreRow]:
+    """Rows of a batch.
 
     Args:
         outputs (Any): The batch, after the post-processor.
-        post_processor (Any): That gave labels.
-        pixels (Sequence[tuple[int, int] | None] | None): Row and column of what raised each score,
-            in pixels of the image file, as :func:`~anomalib_sgfr.images.file_pixels.file_peaks` gives
-            them.
+        post_processor (Any): The post-processor.
+        peaks (Sequence[tuple[int, int] | None] | None): Row and column of each peak in pixels of
+            the image file, as :func:`~anomalib_sgfr.images.file_pixels.file_peaks` gives them.
+
+    Returns:
+        list[ScoreRow]: A row for each image; none without scores.
     """
     if getattr(outputs, "pred_score", None) is None:
         return []
     scores = outputs.pred_score.flatten().tolist()
     paths = [str(path) for path in outputs.image_path or [""] * len(scores)]
     labels, truths = (
-        _whole(values, len(scores)) for values in (outputs.pred_label, outputs.gt_label)
+        _integers(values, len(scores)) for values in (outputs.pred_label, outputs.gt_label)
     )
-    places = [place or (None, None) for place in pixels or [None] * len(scores)]
-    threshold = threshold_of(post_processor)
+    pixels = [peak or (None, None) for peak in peaks or [None] * len(scores)]
+    threshold = normalised_threshold(post_processor)
     return [
-        Scored(path, score, threshold, label, truth, *place)
-        for path, score, label, truth, place in zip(
-            paths, scores, labels, truths, places, strict=True
+        ScoreRow(path, score, threshold, label, truth, *pixel)
+        for path, score, label, truth, pixel in zip(
+            paths, scores, labels, truths, pixels, strict=True
         )
     ]
 
 
-def threshold_of(post_processor: Any) -> float | None:  # noqa: ANN401
-    """Threshold of scores as they are reported; ``None`` if there is none."""
+def normalised_threshold(post_processor: Any) -> float | None:  # noqa: ANN401
+    """Threshold of normalised image scores; ``None`` without one."""
     value = float(getattr(post_processor, "normalized_image_threshold", math.nan))
     return None if math.isnan(value) or not getattr(post_processor, "is_set", True) else value
 
 
-def _whole(values: torch.Tensor | None, number: int) -> list[int | None]:
-    return (
-        [None] * number if values is None else [int(value) for value in values.flatten().tolist()]
-    )
+def _integers(values: torch.Tensor | None, number: int) -> list[int | None]:
+    return [None] * number if values is None else [int(v) for v in values.flatten().tolist()]
 
 
-def _of_all_processes(rows: Sequence[Scored]) -> list[Scored]:
-    """What all processes of a run have seen, by file; what several were given, to have equally
-    many, counts once.
-    """
-    parts = gathered(list(rows))
+def _of_all_processes(rows: list[ScoreRow]) -> list[ScoreRow]:
+    """Rows of all processes, by file; a file that several processes were given counts once."""
+    parts = gathered(rows)
     if len(parts) == 1:
-        return list(rows)
+        return rows
     every = [row for part in parts for row in part]
-    once = {row.image: row for row in every if row.image}
-    return sorted(once.values()) + [row for row in every if not row.image]
+    by_file = {row.image: row for row in every if row.image}
+    return sorted(by_file.values()) + [row for row in every if not row.image]
 
 
-def write_scores(rows: Sequence[Scored], file: Path, warning: str | None = None) -> None:
+def write_scores(rows: Sequence[ScoreRow], file: Path, warning: str | None = None) -> None:
     """Write a table as CSV, whole or not at all.
 
     Args:
-        rows (Sequence[Scored]): Its lines.
+        rows (Sequence[ScoreRow]): The rows.
         file (Path): The table; its folder is made.
-        warning (str | None): About the threshold; the last column of every line, if there is one.
+        warning (str | None): Warning about the threshold, for a last column.
     """
     head, last = (("warning",), (warning,)) if warning else ((), ())
     with (
         atomic_write(file) as part,
         part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
     ):
-        csv.writer(table).writerows([(*Scored._fields, *head), *((*row, *last) for row in rows)])
+        csv.writer(table).writerows([(*ScoreRow._fields, *head), *((*row, *last) for row in rows)])

@@ -1,16 +1,6 @@
-"""Numbers of a report: counts at a threshold and how sure they are, curves and the areas under
-them.
+"""Statistics of a report: counts at a threshold, confidence intervals, and curves."""
 
-Whether image files are ones that a checkpoint knows: by whatever path, as copies, or in a folder
-that was moved.
-
-The per-region overlap of a run, by anomalib's own metric, while memory suffices.
-"""
-
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,56 +10,56 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from anomalib_sgfr.post_processing.calibration import real_path
-
 __all__ = [
     "Counts",
     "Curve",
-    "Line",
+    "GroupRow",
     "RegionOverlap",
-    "area_under",
+    "auroc",
+    "group_rows",
     "interval",
-    "known_among",
-    "lines",
     "roc",
-    "thinned",
+    "subsampled",
 ]
 
-
-_Z = 1.959963984540054  # of 95%, both sides
-_POINTS = 400  # of a curve, to draw
+_Z = 1.959963984540054  # quantile of the normal distribution for a two-sided interval of 95%
+_POINTS = 400  # drawn points of a curve
+_PIXELS = 2**26  # kept for the region overlap: 256 MiB of maps, a thousand of 256 x 256
 
 
 class Counts(NamedTuple):
-    """What a threshold makes of images.
+    """Images on both sides of a threshold.
 
     Attributes:
-        good (int): Images known to be good.
-        alarms (int): Of those, above the threshold.
-        bad (int): Images known to be defective.
-        missed (int): Of those, not above it.
-        unknown (int): Images of which the truth is not known.
-        called (int): Of those, above it.
+        good (int): Images labelled good.
+        false_alarms (int): Good images above the threshold.
+        defective (int): Images labelled defective.
+        missed (int): Defective images not above the threshold.
+        unlabelled (int): Images without a label.
+        called (int): Unlabelled images above the threshold.
     """
 
     good: int
-    alarms: int
-    bad: int
+    false_alarms: int
+    defective: int
     missed: int
-    unknown: int
+    unlabelled: int
     called: int
 
     @classmethod
     def at(
         cls, threshold: float, scores: Sequence[float], truths: Sequence[int | None]
     ) -> "Counts":
-        """Count.
+        """Count images at a threshold.
 
         Args:
             threshold (float): Larger scores are anomalous.
-            scores (Sequence[float]): Of images.
-            truths (Sequence[int | None]): 1 for a defect, 0 for a good image, ``None`` for one that
-                is not known.
+            scores (Sequence[float]): Score of each image.
+            truths (Sequence[int | None]): 1 for a defective image, 0 for a good one, ``None``
+                without a label.
+
+        Returns:
+            Counts: The counts.
         """
         above = np.asarray(scores, float) > threshold
         truth = np.array([-1 if value is None else value for value in truths], int)
@@ -77,14 +67,23 @@ class Counts(NamedTuple):
         found = (good, good & above, bad, bad & ~above, unknown, unknown & above)
         return cls(*(int(chosen.sum()) for chosen in found))
 
+    @property
+    def rates(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """False alarms, misses and unlabelled alarms, each with the number of images."""
+        return (
+            (self.false_alarms, self.good),
+            (self.missed, self.defective),
+            (self.called, self.unlabelled),
+        )
+
 
 class Curve(NamedTuple):
     """A curve to draw.
 
     Attributes:
-        x (list[float]): From the left.
-        y (list[float]): Of each.
-        area (float): Under it, of all that there could be.
+        x (list[float]): Abscissas, ascending.
+        y (list[float]): Ordinates.
+        area (float): Area under the whole curve, as a share of the largest possible.
     """
 
     x: list[float]
@@ -92,14 +91,15 @@ class Curve(NamedTuple):
     area: float
 
 
-class Line(NamedTuple):
-    """A line of a table by kind or by group.
+class GroupRow(NamedTuple):
+    """Row of a table by kind of defect or by group.
 
     Attributes:
-        name (str): Of the kind or group.
-        counts (Counts): Of its new images, at the threshold in force.
-        auroc (float | None): Of all its images; ``None`` without good and defective ones.
-        left_out (int): Its images that are not new.
+        name (str): Kind or group.
+        counts (Counts): Counts of its new images.
+        auroc (float | None): Image AUROC of all its images; ``None`` without good and defective
+            ones.
+        left_out (int): Images that are not new.
     """
 
     name: str
@@ -109,14 +109,14 @@ class Line(NamedTuple):
 
 
 def interval(hits: int, number: int) -> tuple[float, float]:
-    """Interval of 95% for a share (Wilson 1927).
+    """Confidence interval of 95% for a share (Wilson 1927).
 
     Args:
-        hits (int): How many.
-        number (int): Of how many.
+        hits (int): Number of hits.
+        number (int): Number of trials.
 
     Returns:
-        tuple[float, float]: From and to; all from 0 to 1 of none.
+        tuple[float, float]: Lower and upper bound; 0 and 1 without trials.
     """
     if not number:
         return 0.0, 1.0
@@ -128,35 +128,44 @@ def interval(hits: int, number: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else middle - half), (1.0 if hits == number else middle + half)
 
 
-def area_under(good: Sequence[float], bad: Sequence[float]) -> float | None:
-    """Area under the ROC curve; ``None`` without images of both."""
-    if not (len(good) and len(bad)):
+def auroc(good: Sequence[float], defective: Sequence[float]) -> float | None:
+    """Area under the ROC curve of scores; ``None`` without scores of both kinds."""
+    if not (len(good) and len(defective)):
         return None
-    return float(roc_auc_score([0] * len(good) + [1] * len(bad), [*good, *bad]))
+    return float(roc_auc_score([0] * len(good) + [1] * len(defective), [*good, *defective]))
 
 
-def roc(good: Sequence[float], bad: Sequence[float]) -> Curve | None:
-    """False alarms against defects found; ``None`` without images of both."""
-    area = area_under(good, bad)
+def roc(good: Sequence[float], defective: Sequence[float]) -> Curve | None:
+    """ROC curve of scores; ``None`` without scores of both kinds."""
+    area = auroc(good, defective)
     if area is None:
         return None
-    alarms, found, _ = roc_curve([0] * len(good) + [1] * len(bad), [*good, *bad])
-    return thinned(alarms, found, area)
+    labels = [0] * len(good) + [1] * len(defective)
+    false_rate, true_rate, _ = roc_curve(labels, [*good, *defective])
+    return subsampled(false_rate, true_rate, area)
 
 
-def thinned(x: NDArray[np.floating], y: NDArray[np.floating], area: float) -> Curve:
-    """A curve of so many points as can be seen: its ends, and those evenly spread along it."""
-    walked = np.concatenate(
-        ([0.0], np.cumsum(np.abs(np.diff(x)) / (np.ptp(x) or 1.0) + np.abs(np.diff(y))))
-    )
+def subsampled(x: NDArray[np.floating], y: NDArray[np.floating], area: float) -> Curve:
+    """Curve of at most 402 points: its ends, and points evenly spaced along it.
+
+    Args:
+        x (NDArray[np.floating]): Abscissas, shape ``(N,)``, ascending.
+        y (NDArray[np.floating]): Ordinates, shape ``(N,)``.
+        area (float): Area under the whole curve.
+
+    Returns:
+        Curve: The points, rounded to five decimals.
+    """
     if len(x) > _POINTS:
-        places = np.searchsorted(walked, np.linspace(0.0, walked[-1], _POINTS)).clip(0, len(x) - 1)
-        chosen = np.unique(np.concatenate(([0], places, [len(x) - 1])))
+        steps = np.abs(np.diff(x)) / (np.ptp(x) or 1.0) + np.abs(np.diff(y))
+        length = np.concatenate(([0.0], np.cumsum(steps)))
+        nearest = np.searchsorted(length, np.linspace(0.0, length[-1], _POINTS))
+        chosen = np.unique(np.concatenate(([0], nearest.clip(0, len(x) - 1), [len(x) - 1])))
         x, y = x[chosen], y[chosen]
     return Curve(np.round(x, 5).tolist(), np.round(y, 5).tolist(), area)
 
 
-def lines(
+def group_rows(
     names: Sequence[str],
     scores: Sequence[float],
     truths: Sequence[int | None],
@@ -164,130 +173,39 @@ def lines(
     *,
     against_all_good: bool,
     new: Sequence[bool],
-) -> list[Line]:
-    """A table by kind or by group.
+) -> list[GroupRow]:
+    """Table by kind of defect or by group.
 
     Args:
-        names (Sequence[str]): Of the kind or group of each image.
-        scores (Sequence[float]): Of each.
-        truths (Sequence[int | None]): Of each.
+        names (Sequence[str]): Kind or group of each image.
+        scores (Sequence[float]): Score of each image.
+        truths (Sequence[int | None]): Label of each image, as in :meth:`Counts.at`.
         threshold (float): Larger scores are anomalous.
-        against_all_good (bool): Whether defects are told from the good images of all names, as
-            those of a kind are, and not from those of their own.
-        new (Sequence[bool]): Whether each image is counted: not one that chose the threshold or was
-            trained on.
+        against_all_good (bool): Whether the AUROC compares defects with all good images, and not
+            with those of their own group.
+        new (Sequence[bool]): Whether the counts take the image in: it neither chose the threshold
+            nor was trained on.
 
     Returns:
-        list[Line]: By name.
+        list[GroupRow]: Rows, sorted by name.
     """
-    every_good = [score for score, truth in zip(scores, truths, strict=True) if truth == 0]
-    found = []
+    all_good = [score for score, truth in zip(scores, truths, strict=True) if truth == 0]
+    rows = []
     for name in sorted(set(names)):
         own = [row[1:] for row in zip(names, scores, truths, new, strict=True) if row[0] == name]
         counted = [(score, truth) for score, truth, is_new in own if is_new]
-        good = every_good if against_all_good else [score for score, truth, _ in own if truth == 0]
-        counts = Counts.at(
-            threshold, [score for score, _ in counted], [truth for _, truth in counted]
-        )
-        area = area_under(good, [score for score, truth, _ in own if truth == 1])
-        found.append(Line(name, counts, area, len(own) - len(counted)))
-    return found
-
-
-_NAMES = 2  # of folders that have to agree where a folder was moved
-
-
-def known_among(files: Sequence[str], known: Iterable[str]) -> tuple[list[bool], int]:
-    """Tell which images are known ones.
-
-    An image is known if its path leads to a known file, through links too; if it has the content of
-    one; or if the known file is gone, its folder is found again where the image lies, and the name
-    is the same. A gone folder is found again in a folder of the same name, and of the same name of
-    the folder above, that holds all images known of it: so ``bottle/test/good`` is not taken for a
-    ``bottle/train/good`` that was moved.
-
-    Args:
-        files (Sequence[str]): Images; empty where the file is not known.
-        known (Iterable[str]): Images that a checkpoint names.
-
-    Returns:
-        tuple[list[bool], int]: One for each of ``files``; and how many of them are known by their
-            names alone.
-    """
-    real = [real_path(path) for path in files]
-    paths = {real_path(path) for path in known if path}
-    there = {path for path in paths if Path(path).is_file()}
-    moved = _moved(paths - there, {str(Path(path).parent) for path in real if path})
-    copies = _copies([path for path in real if path and path not in there], there)
-    found = [path in there or path in copies for path in real]
-    by_name = [path in moved and not its for path, its in zip(real, found, strict=True)]
-    return [one or other for one, other in zip(found, by_name, strict=True)], sum(by_name)
-
-
-def _copies(files: Iterable[str], known: Iterable[str]) -> set[str]:
-    """Files with the content of a known one; only files of equal size are read."""
-    by_size = defaultdict(list)
-    for path in known:
-        by_size[_size(path)].append(path)
-    digests: dict[int, set[bytes]] = {}
-    found = set()
-    for path in files:
-        size = _size(path)
-        if size not in by_size or size < 0:
-            continue
-        if size not in digests:
-            digests[size] = {_digest(other) for other in by_size[size]}
-        if _digest(path) in digests[size]:
-            found.add(path)
-    return found
-
-
-def _size(path: str) -> int:
-    """In bytes; -1 of what is no file."""
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return -1
-
-
-def _digest(path: str) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError:  # like no other
-        return path.encode(errors="surrogateescape")
-
-
-def _moved(gone: Iterable[str], folders: Iterable[str]) -> set[str]:
-    """Where files that are gone lie now, if their folder lies in or beside one of the folders
-    given.
-    """
-    names: dict[Path, set[str]] = defaultdict(set)
-    for path in map(Path, gone):
-        names[path.parent].add(path.name)
-    around = sorted(
-        {part for folder in folders for part in (Path(folder), *Path(folder).parents)}, reverse=True
-    )
-    found = set()
-    for folder, its in names.items():
-        parts = folder.parts[1:]
-        longest_first = (
-            base.joinpath(*parts[start:])
-            for start in range(len(parts) - _NAMES + 1)
-            for base in around
-        )
-        place = next((place for place in longest_first if place.is_dir()), None)
-        if place is not None and all((place / name).is_file() for name in its):
-            found |= {str(place / name) for name in its}
-    return found
-
-
-_PIXELS = 2**26  # kept: 256 MiB of maps, a thousand of 256 x 256
+        good, bad = ([score for score, truth, _ in own if truth == label] for label in (0, 1))
+        counts = Counts.at(threshold, [score for score, _ in counted], [t for _, t in counted])
+        area = auroc(all_good if against_all_good else good, bad)
+        rows.append(GroupRow(name, counts, area, len(own) - len(counted)))
+    return rows
 
 
 class RegionOverlap:
-    """Gathers maps and masks, and gives the curve of how much of each defect is found at how many
-    false pixels.
+    """Per-region overlap of a run, by anomalib's AUPRO metric, as far as memory suffices.
+
+    Attributes:
+        left_out (int): Images with a mask that are not kept.
     """
 
     def __init__(self) -> None:
@@ -297,16 +215,20 @@ class RegionOverlap:
         self.left_out = 0
 
     def add(self, maps: Tensor | None, masks: Tensor | None) -> None:
-        """Keep those of a batch, shape ``(B, 1, H, W)`` or ``(B, H, W)``, where there are masks."""
+        """Keep the maps and masks of a batch, if there are masks.
+
+        Args:
+            maps (Tensor | None): Anomaly maps, shape ``(B, 1, H, W)`` or ``(B, H, W)``.
+            masks (Tensor | None): Masks of defects, of the same shape but for the channel.
+        """
         if maps is None or masks is None:
             return
         scores, truth = (
             part.detach().reshape(len(part), *part.shape[-2:]).cpu() for part in (maps, masks)
         )
-        if scores.shape != truth.shape or self._pixels + scores.numel() > _PIXELS:
-            self.left_out += len(scores)
-            return
-        if self._maps and self._maps[0].shape[1:] != scores.shape[1:]:
+        full = self._pixels + scores.numel() > _PIXELS
+        other_size = bool(self._maps) and self._maps[0].shape[1:] != scores.shape[1:]
+        if scores.shape != truth.shape or full or other_size:
             self.left_out += len(scores)
             return
         self._pixels += scores.numel()
@@ -314,22 +236,22 @@ class RegionOverlap:
         self._masks.append(truth > 0)
 
     def curve(self) -> tuple[Curve | None, str]:
-        """The curve up to 30% false pixels and the area under it as a share; and what it leaves
-        out, or why not.
+        """Curve of overlap against false pixels, up to 30% of them.
 
         Returns:
-            tuple[Curve | None, str]: ``None`` where no defect is marked.
+            tuple[Curve | None, str]: The curve, ``None`` without a marked defect; and a note on
+            what it leaves out or why it is missing.
         """
         if not any(bool(mask.any()) for mask in self._masks):
             return None, "No mask marks a defect, so there is no per-region overlap."
         metric = _AUPRO()
         metric.update(torch.cat(self._maps), torch.cat(self._masks).int())
-        # what its own figure is drawn from
-        false_pixels, overlap = metric._compute()  # noqa: SLF001
-        area = float(metric.compute())
+        false_pixels, overlap = metric._compute()  # noqa: SLF001  # what its own figure draws
         note = (
-            f"{self.left_out} images are left out of it: it takes those that fit in memory."
+            f"The curve leaves out {self.left_out} images: memory does not suffice for them, or"
+            " their maps have another size."
             if self.left_out
             else ""
         )
-        return thinned(false_pixels.cpu().numpy(), overlap.cpu().numpy(), area), note
+        area = float(metric.compute())
+        return subsampled(false_pixels.cpu().numpy(), overlap.cpu().numpy(), area), note

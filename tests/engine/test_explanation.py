@@ -15,7 +15,7 @@ from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.cli.explain import main
 from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
-from anomalib_sgfr.report.crops import Gallery, displayed
+from anomalib_sgfr.report.crops import TrainingCrops, displayable
 from anomalib_sgfr.report.explanation import explain
 from anomalib_sgfr.report.figure import MimicView, draw, save
 from tests.conftest import fit, folder_datamodule, small, write_image
@@ -250,11 +250,13 @@ def test_rows_are_rows_and_columns_are_columns(wide: Sgfr, parts: Path) -> None:
 
 
 def test_a_crop_is_of_the_place_it_says(wide: Sgfr) -> None:
-    gallery = Gallery(wide.model, wide.pre_processor)
+    gallery = TrainingCrops(wide.model, wide.pre_processor)
     for scale, (bank, side) in enumerate(zip(wide.model.banks, STRIDES, strict=True)):
         for atom in range(0, len(bank.atoms), 211):
             number, row, column, *_ = bank.origin[atom].tolist()
-            picture = displayed(wide.pre_processor, image_of(wide, Path(wide.model.images[number])))
+            picture = displayable(
+                wide.pre_processor, image_of(wide, Path(wide.model.images[number]))
+            )
             middle = picture[row * side : (row + 1) * side, column * side : (column + 1) * side]
             found = gallery.original(scale, atom)
             assert found is not None
@@ -279,12 +281,12 @@ def test_thumbnails_stand_in_for_training_images_that_are_gone(parts: Path, tmp_
     engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu", devices=1)
     engine.fit(model, datamodule=folder_datamodule(images))
     model = Sgfr.load_from_checkpoint(engine.best_model_path, map_location="cpu")
-    originals = Gallery(model.model, model.pre_processor)
+    originals = TrainingCrops(model.model, model.pre_processor)
     before = [[originals.crop(scale, atom) for atom in range(60)] for scale in range(4)]
     shapes = [crops[0].shape for crops in before if crops[0] is not None]
     assert shapes == [(5 * stride, 5 * stride, 3) for stride in STRIDES]
     shutil.rmtree(images)
-    left = Gallery(model.model, model.pre_processor)
+    left = TrainingCrops(model.model, model.pre_processor)
     for scale, bank in enumerate(model.model.banks):
         assert bank.thumbnails.shape == (60, 24, 24, 3)
         for atom in range(60):

@@ -21,8 +21,8 @@ from anomalib_sgfr.cli.prediction import Truth, readable
 from anomalib_sgfr.cli.report import main, truths_in
 from anomalib_sgfr.cli.threshold import main as threshold_main
 from anomalib_sgfr.post_processing.threshold_state import ThresholdState
-from anomalib_sgfr.report.callback import sha256_of
 from anomalib_sgfr.report.fit_record import FitRecord
+from anomalib_sgfr.report.model_facts import sha256_of
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 
@@ -71,12 +71,12 @@ def test_a_test_writes_what_the_table_of_scores_says(run: Path) -> None:
     inspector = Inspector.load(run / "model.ckpt")
     assert data["pixel"] == [[int(row["row"]), int(row["column"])] for row in rows]
     assert data["pixel"] == [list(inspector(row["image"]).place or ()) for row in rows]
-    places = np.array(data["place"]) * 96  # the share of the file, which the model sees whole
-    assert np.floor(places[:, ::-1]).astype(int).tolist() == data["pixel"]
-    assert len(data["pictures"]) == len(rows)
+    peaks = np.array(data["peak"]) * 96  # the share of the file, which the model sees whole
+    assert np.floor(peaks[:, ::-1]).astype(int).tolist() == data["pixel"]
+    assert len(data["media"]) == len(rows)
     assert all(
-        picture["truth"]
-        for picture, row in zip(data["pictures"], rows, strict=True)
+        image["maskOutline"]
+        for image, row in zip(data["media"], rows, strict=True)
         if row["truth"] == "1"
     )
     area = roc_auc_score([int(row["truth"]) for row in rows], [float(row["score"]) for row in rows])
@@ -85,9 +85,9 @@ def test_a_test_writes_what_the_table_of_scores_says(run: Path) -> None:
     assert "Groups, by (good|bad)" in page
     assert sha256_of(str(run / "model.ckpt")) in page
     assert f"threshold {run / 'model.ckpt'} --score " in page
-    mimic = data["mimics"][max(data["mimics"])]
-    assert mimic["rows"][0]["crops"][0][0].startswith("data:image/webp;base64,")
-    assert mimic["rows"][0]["crops"][0][2].endswith(".png")
+    explanation = data["explanations"][max(data["explanations"])]
+    assert explanation["rows"][0]["atoms"][0][0].startswith("data:image/webp;base64,")
+    assert explanation["rows"][0]["atoms"][0][2].endswith(".png")
 
 
 def test_the_checkpoint_keeps_how_the_fit_went(run: Path, parts: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_command_reads_mvtecs_layout(
     data = data_of(page)
     assert data["kinds"] == ["a <b>dent", "good"]
     assert len(data["score"]) == 12
-    assert len(data["pictures"]) == 5
+    assert len(data["media"]) == 5
     assert "<b>dent" not in page.read_text(encoding="utf-8")
     assert "Per-region overlap, AUPRO <b>" in page.read_text(encoding="utf-8")
 
@@ -298,7 +298,7 @@ def test_images_that_the_checkpoint_knows_are_told_whatever_they_are_called(
         "12 of the 24 images tested were trained on, and are left out of the rates above" in words
     )
     assert f"{len(chose)} of the 24 images tested also chose the threshold" in words
-    assert ("are told by their names" in words) == (way == "moved")
+    assert ("are known only by their name and folder" in words) == (way == "moved")
 
 
 def renamed(checkpoint: Path, old: Path, new: Path, target: Path) -> Path:
@@ -328,7 +328,7 @@ def test_a_threshold_that_was_read_from_a_report_is_told_in_the_next(
     words = words_of(Path("second.html"))
     assert "12 of the 12 images tested also chose the threshold" in words
     assert "All images tested chose the threshold or were trained on" in words
-    assert "Of all images, 12 that chose the threshold or were trained on included" in words
+    assert "All images, including 12 that chose the threshold or were trained on" in words
     other = ["--good", str(parts / "good"), "--out", "third.html", "--pictures", "0"]
     assert main(["new.ckpt", *other]) == 0
     assert "also chose the threshold" not in words_of(Path("third.html"))
@@ -447,7 +447,9 @@ def test_training_images_that_are_gone_are_told(run: Path, parts: Path, tmp_path
     data = data_of(page)
     assert data["kinds"] == ["bad"]
     assert all(
-        crop[0] == "" and crop[2] for row in data["mimics"]["0"]["rows"] for crop in row["crops"]
+        crop[0] == "" and crop[2]
+        for row in data["explanations"]["0"]["rows"]
+        for crop in row["atoms"]
     )
     text = page.read_text(encoding="utf-8")
     assert text.count("not recorded") >= 3

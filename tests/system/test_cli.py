@@ -115,7 +115,7 @@ def test_predict_a_folder_by_the_dotted_name(trained: Path, parts: Path, tmp_pat
     assert sorted(scores["image"]) == sorted(map(str, (parts / "bad").iterdir()))
     assert (scores["label"] == (scores["score"] > scores["threshold"])).all()
     assert output.count(f"Scores: {table}") == 1  # once, though anomalib has two handlers tell it
-    assert output.count(f"Pictures: {table.parent / 'images'}") == 1
+    assert output.count(f"Images: {table.parent / 'images'}") == 1
     assert "pin_memory" not in output
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anomalib_sgfr.report.page import rendered, write_page
-from tests.made_report import HOSTILE, digest, drawn_scores, mimic
+from anomalib_sgfr.report.page import render, write_page
+from tests.example_report import HOSTILE, contents, drawn_scores, explanation
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -64,7 +64,7 @@ def text(browser: Any, selector: str) -> str:
 
 def cards(browser: Any) -> list[int]:
     found: list[str] = browser.execute_script(
-        "return [...document.querySelectorAll('.card')].map(c => c.dataset.unit)"
+        "return [...document.querySelectorAll('.card')].map(c => c.dataset.image)"
     )
     return [int(number) for number in found]
 
@@ -99,11 +99,11 @@ def agree(browser: Any, scores: np.ndarray, truths: np.ndarray, every: Any = Non
     }
     marks = browser.execute_script(
         "return [...document.querySelectorAll('.card')]"
-        ".map(card => [card.dataset.unit, card.querySelector('.mark').textContent])"
+        ".map(card => [card.dataset.image, card.querySelector('.mark').textContent])"
     )
     scores, truths = every or (scores, truths)
-    for unit, mark in marks:
-        assert mark == words[int(truths[int(unit)]), bool(scores[int(unit)] > threshold)]
+    for image, mark in marks:
+        assert mark == words[int(truths[int(image)]), bool(scores[int(image)] > threshold)]
     return threshold
 
 
@@ -112,7 +112,7 @@ def test_dragging_the_threshold_changes_counts_to_what_numpy_says(
 ) -> None:
     drawn = drawn_scores(120)
     scores, truths = np.array(drawn[0], np.float32).astype(float), np.array(drawn[1])
-    opened(browser, rendered(digest(*drawn)), tmp_path)
+    opened(browser, render(contents(*drawn)), tmp_path)
     assert agree(browser, scores, truths) == 0.5
     handle = browser.find_element("id", "handle")
     moved = []
@@ -136,7 +136,7 @@ def test_dragging_the_threshold_changes_counts_to_what_numpy_says(
 def test_images_that_are_not_new_count_in_a_line_of_their_own(browser: Any, tmp_path: Path) -> None:
     drawn = drawn_scores(90)
     scores, truths = np.array(drawn[0], np.float32).astype(float), np.array(drawn[1])
-    opened(browser, rendered(digest(*drawn, trained_on=10, chose=30)), tmp_path)
+    opened(browser, render(contents(*drawn, trained_on=10, chose=30)), tmp_path)
     handle = browser.find_element("id", "handle")
     handle.send_keys(selenium.Keys.PAGE_DOWN)
     assert agree(browser, scores[30:], truths[30:], every=(scores, truths)) != 0.5
@@ -149,7 +149,7 @@ def test_images_that_are_not_new_count_in_a_line_of_their_own(browser: Any, tmp_
     choose(browser, "mark", "")  # arranges the cards anew, and not later
     marked = browser.execute_script(
         "return [...document.querySelectorAll('.card')].filter(c => c.textContent.includes('chose"
-        " the threshold')).map(card => Number(card.dataset.unit))"
+        " the threshold')).map(card => Number(card.dataset.image))"
     )
     assert set(marked) == set(range(30)) & set(cards(browser))
     assert marked
@@ -157,13 +157,13 @@ def test_images_that_are_not_new_count_in_a_line_of_their_own(browser: Any, tmp_
     assert set(cards(browser)) <= set(range(30, 90))
     assert text(browser, "#shown") == "60 of 90 images"
     browser.find_element("class name", "card").click()
-    unit = cards(browser)[0]
-    assert f"raised at row {30 + unit}, column 40 of the file" in text(browser, "#large")
+    image = cards(browser)[0]
+    assert f"peak at row {30 + image}, column 40 of the file" in text(browser, "#large")
 
 
 def test_a_touch_drags_it_too(browser: Any, tmp_path: Path) -> None:
     drawn = drawn_scores(60)
-    opened(browser, rendered(digest(*drawn)), tmp_path, 390, 844)
+    opened(browser, render(contents(*drawn)), tmp_path, 390, 844)
     box = browser.execute_script(
         "const p = document.getElementById('plot'); p.scrollIntoView({block: 'center', behavior:"
         " 'instant'});const b = p.getBoundingClientRect(); return [b.left, b.top, b.width,"
@@ -196,7 +196,7 @@ def choose(browser: Any, name: str, value: str) -> None:
 def test_the_gallery_sorts_and_filters(browser: Any, tmp_path: Path) -> None:
     drawn = drawn_scores(40)
     scores, truths = np.array(drawn[0]), np.array(drawn[1])
-    opened(browser, rendered(digest(*drawn)), tmp_path)
+    opened(browser, render(contents(*drawn)), tmp_path)
     wrong = (scores > 0.5) != (truths == 1)
     first = cards(browser)
     assert set(first[: wrong.sum()]) == set(np.flatnonzero(wrong))
@@ -213,12 +213,12 @@ def test_the_gallery_sorts_and_filters(browser: Any, tmp_path: Path) -> None:
 def test_the_large_view_opens_by_a_key_and_arrows_go_on(browser: Any, tmp_path: Path) -> None:
     drawn = drawn_scores(12)
     order = np.argsort([-score for score in drawn[0]], kind="stable").tolist()
-    opened(browser, rendered(digest(*drawn, mimics={order[0]: mimic()})), tmp_path)
+    opened(browser, render(contents(*drawn, explanations={order[0]: explanation()})), tmp_path)
     choose(browser, "sort", "high")
     browser.find_element("class name", "card").send_keys(selenium.Keys.ENTER)
     large = browser.find_element("id", "large")
     assert large.get_attribute("open") == "true"
-    assert "Place 1, patches of 8 pixels: 3 is left" in large.text
+    assert "Region 1, patches of 8 pixels: residual 3" in large.text
     assert "image is gone" in large.text
     assert len(large.find_elements("css selector", ".patches img")) == 2
     seen = [text(browser, "#large-h")]
@@ -231,15 +231,15 @@ def test_the_large_view_opens_by_a_key_and_arrows_go_on(browser: Any, tmp_path: 
         order[2],
         order[1],
     ]
-    assert "this is none of them" in large.text
+    assert "this is not one of them" in large.text
     browser.save_screenshot(str(tmp_path / "large.png"))
     browser.switch_to.active_element.send_keys(selenium.Keys.ESCAPE)
     assert large.get_attribute("open") is None
-    assert browser.switch_to.active_element.get_attribute("data-unit") == str(order[1])
+    assert browser.switch_to.active_element.get_attribute("data-image") == str(order[1])
 
 
 def test_maps_are_coloured_on_one_scale(browser: Any, tmp_path: Path) -> None:
-    opened(browser, rendered(digest([0.9, 0.2], [1, 0])), tmp_path)
+    opened(browser, render(contents([0.9, 0.2], [1, 0])), tmp_path)
     colours = (
         "const c = arguments[0]; return [...c.getContext('2d').getImageData(40, 20, 1, 1).data]"
     )
@@ -262,10 +262,10 @@ def test_maps_are_coloured_on_one_scale(browser: Any, tmp_path: Path) -> None:
 
 def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
     number = len(HOSTILE)
-    given = digest(
+    given = contents(
         [0.6] * number, [1] * number, names=HOSTILE, kinds=HOSTILE, group="(.*)", notes=HOSTILE
     )
-    opened(browser, rendered(given), tmp_path)
+    opened(browser, render(given), tmp_path)
     assert len(cards(browser)) == number
     browser.find_element("class name", "card").click()
     assert (
@@ -280,15 +280,15 @@ def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        digest([0.6], [None]),
-        digest([0.4, 0.2], [0, 0]),
-        digest([3.0, 700.0], [0, 1], threshold=None, scaled=False),
-        digest([], []),
+        contents([0.6], [None]),
+        contents([0.4, 0.2], [0, 0]),
+        contents([3.0, 700.0], [0, 1], threshold=None, normalised=False),
+        contents([], []),
     ],
     ids=["one, not labelled", "good alone", "no threshold", "none"],
 )
 def test_little_data_makes_no_error(given: Any, browser: Any, tmp_path: Path) -> None:
-    opened(browser, rendered(given), tmp_path)
+    opened(browser, render(given), tmp_path)
     browser.find_element("id", "handle").send_keys(selenium.Keys.ARROW_LEFT)
     assert browser.get_log("browser") == []
     assert "NaN" not in text(browser, "body")
@@ -296,9 +296,9 @@ def test_little_data_makes_no_error(given: Any, browser: Any, tmp_path: Path) ->
 
 def test_five_thousand_images_open_within_three_seconds(browser: Any, tmp_path: Path) -> None:
     drawn = drawn_scores(5000)
-    assert opened(browser, rendered(digest(*drawn, pictured=500)), tmp_path) < 3.0
+    assert opened(browser, render(contents(*drawn, with_media=500)), tmp_path) < 3.0
     assert len(cards(browser)) < 300
-    assert "the pictures of 4500 are left out" in text(browser, "#pictures")
+    assert "The page shows 500 of 5000 images" in text(browser, "#images")
     handle = browser.find_element("id", "handle")
     handle.send_keys(selenium.Keys.ARROW_RIGHT)
     agree(browser, np.array(drawn[0], np.float32).astype(float), np.array(drawn[1]))
@@ -316,7 +316,7 @@ def test_a_phone_need_not_scroll_sideways_and_headings_are_in_order(
 ) -> None:
     drawn = drawn_scores(30)
     names = ["a-name-without-any-place-to-break-it-" * 4 + f"{number}.png" for number in range(30)]
-    opened(browser, rendered(digest(*drawn, names=names)), tmp_path, 390, 844)
+    opened(browser, render(contents(*drawn, names=names)), tmp_path, 390, 844)
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     browser.find_element("class name", "card").click()
     assert (
@@ -340,7 +340,7 @@ def test_words_stand_out_from_the_paper(scheme: str, browser: Any, tmp_path: Pat
         "Emulation.setEmulatedMedia",
         {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
     )
-    opened(browser, rendered(digest([0.4, 0.6], [0, 1])), tmp_path)
+    opened(browser, render(contents([0.4, 0.6], [0, 1])), tmp_path)
     colours = {
         name: browser.execute_script(
             "const e = document.createElement('i'); e.style.color = `var(--${arguments[0]})`;"
@@ -362,7 +362,7 @@ def test_words_stand_out_from_the_paper(scheme: str, browser: Any, tmp_path: Pat
 
 
 def test_it_prints(browser: Any, tmp_path: Path) -> None:
-    opened(browser, rendered(digest(*drawn_scores(120))), tmp_path)
+    opened(browser, render(contents(*drawn_scores(120))), tmp_path)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         assert "Released for" in text(browser, "body")
@@ -371,7 +371,7 @@ def test_it_prints(browser: Any, tmp_path: Path) -> None:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
     assert len(printed) > 50_000
-    assert "96 of 120 pictures are printed" in browser.find_element("id", "printed").get_attribute(
+    assert "96 of 120 images are printed" in browser.find_element("id", "printed").get_attribute(
         "textContent"
     )
 
@@ -379,7 +379,7 @@ def test_it_prints(browser: Any, tmp_path: Path) -> None:
 def test_the_first_screen_needs_no_script(browser: Any, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     drawn = drawn_scores(50)
-    write_page(rendered(digest(*drawn)), file)
+    write_page(render(contents(*drawn)), file)
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.get(file.as_uri())
@@ -388,4 +388,4 @@ def test_the_first_screen_needs_no_script(browser: Any, tmp_path: Path) -> None:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     alarms, _ = expected(np.array(drawn[0]), np.array(drawn[1]), 0.5)
     assert alarms.strip(", ") in words
-    assert "The pictures need scripts" in words
+    assert "The images need scripts" in words

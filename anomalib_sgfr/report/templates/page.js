@@ -2,24 +2,24 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const by = (id) => document.getElementById(id);
-  const units = data.score.map((score, i) => ({
+  const images = data.score.map((score, i) => ({
     i, score, truth: data.truth[i], kind: data.kind[i], group: data.group[i], name: data.path[i],
-    place: data.place[i], pixel: data.pixel[i], known: data.known[i], picture: data.picture[i] < 0 ? null : data.pictures[data.picture[i]],
+    peak: data.peak[i], pixel: data.pixel[i], known: data.known[i], media: data.mediaIndex[i] < 0 ? null : data.media[data.mediaIndex[i]],
   }));
   let threshold = data.start;
 
-  const make = (tag, name, text) => {
+  const element = (tag, name, text) => {
     const made = document.createElement(tag);
     if (name) made.className = name;
     if (text !== undefined) made.textContent = text;
     return made;
   };
-  const vector = (tag, attributes) => {
+  const svgElement = (tag, attributes) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
     return made;
   };
-  const short = (number) => (data.scaled ? number.toFixed(3) : Number(number.toPrecision(4)).toString());
+  const short = (number) => (data.normalised ? number.toFixed(3) : Number(number.toPrecision(4)).toString());
   const exact = (number) => String(Number(number.toPrecision(9)));
   const percent = (share) => (100 * share).toFixed(1) + "%";
 
@@ -31,48 +31,48 @@
     const half = (z / (1 + spread)) * Math.sqrt((share * (1 - share)) / number + spread / (4 * number));
     return [hits ? middle - half : 0, hits === number ? 1 : middle + half];
   };
-  const told = (hits, number) => {
+  const shareText = (hits, number) => {
     const [low, high] = interval(hits, number);
     return `${hits} of ${number}, 95% interval ${percent(low)} to ${percent(high)}`;
   };
-  const above = (unit) => unit.score > threshold;
-  const isWrong = (unit) => unit.truth !== null && (unit.truth === 1) !== above(unit);
-  const markOf = (unit) => {
-    if (unit.truth === null) return above(unit) ? "anomalous" : "good";
-    if (unit.truth === 1) return above(unit) ? "found" : "missed";
-    return above(unit) ? "false alarm" : "passed";
+  const above = (image) => image.score > threshold;
+  const isWrong = (image) => image.truth !== null && (image.truth === 1) !== above(image);
+  const resultOf = (image) => {
+    if (image.truth === null) return above(image) ? "anomalous" : "good";
+    if (image.truth === 1) return above(image) ? "found" : "missed";
+    return above(image) ? "false alarm" : "passed";
   };
 
   // Counts
   const count = (some) => {
     const found = { good: 0, alarms: 0, bad: 0, missed: 0, unknown: 0, called: 0 };
-    for (const unit of some) {
-      const over = above(unit);
-      if (unit.truth === 0) { found.good++; if (over) found.alarms++; }
-      else if (unit.truth === 1) { found.bad++; if (!over) found.missed++; }
+    for (const image of some) {
+      const over = above(image);
+      if (image.truth === 0) { found.good++; if (over) found.alarms++; }
+      else if (image.truth === 1) { found.bad++; if (!over) found.missed++; }
       else { found.unknown++; if (over) found.called++; }
     }
     return found;
   };
-  const isNew = (unit) => unit.known === 0;
+  const isNew = (image) => image.known === 0;
   const knownAs = ["", "trained on", "chose the threshold", "trained on, chose the threshold"];
   const partsOf = (found) => [["alarms", found.alarms, found.good], ["missed", found.missed, found.bad], ["called", found.called, found.unknown]];
   const tables = [...document.querySelectorAll("table[data-table]")].map((table) => {
     const key = table.dataset.table;
     const members = data[key + "s"].map(() => []);
-    for (const unit of units) members[unit[key]].push(unit);
+    for (const image of images) members[image[key]].push(image);
     return { rows: [...table.querySelectorAll("tr[data-row]")], members };
   });
   const square = by("roc");
-  const dot = square && square.appendChild(make("span", "dot"));
-  const countAgain = () => {
-    const all = count(units);
-    for (const [which, found] of [["count", count(units.filter(isNew))], ["all", all]]) {
+  const dot = square && square.appendChild(element("span", "dot"));
+  const updateCounts = () => {
+    const all = count(images);
+    for (const [which, found] of [["count", count(images.filter(isNew))], ["all", all]]) {
       for (const [name, hits, number] of partsOf(found)) {
-        const place = by(`${which}-${name}`);
-        if (!place) continue;
-        place.querySelector("b").textContent = percent(hits / number);
-        place.querySelector("i").textContent = told(hits, number);
+        const line = by(`${which}-${name}`);
+        if (!line) continue;
+        line.querySelector("b").textContent = percent(hits / number);
+        line.querySelector("i").textContent = shareText(hits, number);
       }
     }
     for (const { rows, members } of tables) {
@@ -106,8 +106,8 @@
     if (!typed) field.value = exact(threshold);
     by("reset").disabled = threshold === data.start;
     by("command").textContent = data.command[0] + exact(threshold) + data.command[1];
-    countAgain();
-    for (const [unit, mark] of marks) showMark(unit, mark);
+    updateCounts();
+    for (const [image, mark] of marks) showMark(image, mark);
   };
   const fromPointer = (event) => {
     const box = plot.getBoundingClientRect();
@@ -154,7 +154,7 @@
     setTimeout(() => { by("copy").textContent = "Copy"; }, 1500);
   });
 
-  // Maps, coloured here: one scale for all
+  // Maps, coloured on one scale
   const palette = data.palette.match(/.{6}/g).map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   const paint = (canvas, source) => {
     const image = new Image();
@@ -174,69 +174,69 @@
     palette.forEach((colour, at) => { context.fillStyle = `rgb(${colour.join()})`; context.fillRect(at, 0, 1, 1); });
   }
 
-  // A picture and its map
-  const described = (unit) => `${unit.name}, score ${short(unit.score)}, ${markOf(unit)}` + (unit.kind >= 0 && data.kinds[unit.kind] ? `, ${data.kinds[unit.kind]}` : "");
-  const spot = (place) => {
-    const drawn = vector("svg", { class: "spot", viewBox: "0 0 12 12", "aria-hidden": "true" });
-    drawn.style.setProperty("--x", `${100 * place[0]}%`);
-    drawn.style.setProperty("--y", `${100 * place[1]}%`);
-    drawn.append(vector("circle", { class: "halo", cx: 6, cy: 6, r: 5 }), vector("circle", { cx: 6, cy: 6, r: 5 }));
+  // An image and its map
+  const described = (image) => `${image.name}, score ${short(image.score)}, ${resultOf(image)}` + (image.kind >= 0 && data.kinds[image.kind] ? `, ${data.kinds[image.kind]}` : "");
+  const spot = (peak) => {
+    const drawn = svgElement("svg", { class: "spot", viewBox: "0 0 12 12", "aria-hidden": "true" });
+    drawn.style.setProperty("--x", `${100 * peak[0]}%`);
+    drawn.style.setProperty("--y", `${100 * peak[1]}%`);
+    drawn.append(svgElement("circle", { class: "halo", cx: 6, cy: 6, r: 5 }), svgElement("circle", { cx: 6, cy: 6, r: 5 }));
     return drawn;
   };
-  const pair = (unit) => {
-    const both = make("span", "pair"), picture = unit.picture;
-    const left = make("span", "pic"), right = make("span", "pic");
-    for (const side of [left, right]) side.style.aspectRatio = String(picture.aspect);
-    const image = make("img");
-    image.alt = described(unit);
-    image.decoding = "async";
-    image.src = picture.image;
-    left.append(image);
+  const pair = (image) => {
+    const both = element("span", "pair"), media = image.media;
+    const left = element("span", "pic"), right = element("span", "pic");
+    for (const side of [left, right]) side.style.aspectRatio = String(media.aspect);
+    const shown = element("img");
+    shown.alt = described(image);
+    shown.decoding = "async";
+    shown.src = media.image;
+    left.append(shown);
     const lines = [];
-    if (picture.outline) lines.push(["halo", picture.outline], ["flagged-line", picture.outline]);
-    if (picture.truth) lines.push(["halo", picture.truth], ["truth-line", picture.truth]);
+    if (media.outline) lines.push(["halo", media.outline], ["flagged-line", media.outline]);
+    if (media.maskOutline) lines.push(["halo", media.maskOutline], ["truth-line", media.maskOutline]);
     if (lines.length) {
-      const drawn = vector("svg", { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", "aria-hidden": "true" });
-      for (const [name, path] of lines) drawn.append(vector("path", { class: name, d: path }));
+      const drawn = svgElement("svg", { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", "aria-hidden": "true" });
+      for (const [name, path] of lines) drawn.append(svgElement("path", { class: name, d: path }));
       left.append(drawn);
     }
-    const map = make("canvas");
+    const map = element("canvas");
     map.setAttribute("role", "img");
     map.setAttribute("aria-label", "Anomaly map");
-    paint(map, picture.heat);
+    paint(map, media.map);
     right.append(map);
-    if (unit.place) right.append(spot(unit.place));
+    if (image.peak) right.append(spot(image.peak));
     both.append(left, right);
     return both;
   };
 
   // The gallery
   const gallery = by("gallery"), marks = new Map();
-  const showMark = (unit, mark) => {
-    mark.textContent = markOf(unit);
-    mark.classList.toggle("wrong", isWrong(unit));
+  const showMark = (image, mark) => {
+    mark.textContent = resultOf(image);
+    mark.classList.toggle("wrong", isWrong(image));
   };
-  const card = (unit, at) => {
-    const made = make("button", "card");
+  const card = (image, at) => {
+    const made = element("button", "card");
     made.type = "button";
-    made.dataset.unit = unit.i;
-    made.append(unit.picture ? pair(unit) : make("span", "none", "picture left out"));
-    const line = make("span", "line"), mark = make("span", "mark");
-    line.append(make("b", "", short(unit.score)), mark);
-    if (data.kinds[unit.kind]) line.append(make("span", "kind", data.kinds[unit.kind]));
-    const name = make("span", "name");
-    name.append(make("bdi", "", unit.name));
-    name.title = unit.name;
-    showMark(unit, mark);
-    marks.set(unit, mark);
+    made.dataset.image = image.i;
+    made.append(image.media ? pair(image) : element("span", "none", "image left out"));
+    const line = element("span", "line"), mark = element("span", "mark");
+    line.append(element("b", "", short(image.score)), mark);
+    if (data.kinds[image.kind]) line.append(element("span", "kind", data.kinds[image.kind]));
+    const name = element("span", "name");
+    name.append(element("bdi", "", image.name));
+    name.title = image.name;
+    showMark(image, mark);
+    marks.set(image, mark);
     made.append(line, name);
-    if (unit.known) made.append(make("span", "name", knownAs[unit.known]));
+    if (image.known) made.append(element("span", "name", knownAs[image.known]));
     made.addEventListener("click", () => open(at));
     return made;
   };
   const CHUNK = 48, PRINTED = 96;
   let order = [], drawn = 0;
-  const distance = (unit) => Math.abs(unit.score - threshold);
+  const distance = (image) => Math.abs(image.score - threshold);
   const sorts = {
     mistakes: (a, b) => isWrong(b) - isWrong(a) || (isWrong(a) ? distance(b) - distance(a) : distance(a) - distance(b)),
     near: (a, b) => distance(a) - distance(b),
@@ -245,7 +245,7 @@
     kind: (a, b) => data.kinds[a.kind].localeCompare(data.kinds[b.kind]) || b.score - a.score,
     name: (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }),
   };
-  const filters = { "": () => true, fresh: isNew, wrong: isWrong, above, below: (unit) => !above(unit) };
+  const filters = { "": () => true, fresh: isNew, wrong: isWrong, above, below: (image) => !above(image) };
   const draw = (number) => {
     const part = document.createDocumentFragment();
     for (const end = Math.min(order.length, drawn + number); drawn < end; drawn++) part.append(card(order[drawn], drawn));
@@ -254,16 +254,16 @@
   const arrange = () => {
     clearTimeout(waiting);
     const kind = by("kind").value, group = by("group").value, keep = filters[by("mark").value];
-    order = units.filter((unit) => keep(unit) && (kind === "" || unit.kind === Number(kind)) && (group === "" || unit.group === Number(group)));
+    order = images.filter((image) => keep(image) && (kind === "" || image.kind === Number(kind)) && (group === "" || image.group === Number(group)));
     order.sort((a, b) => sorts[by("sort").value](a, b) || a.i - b.i);
     marks.clear();
     gallery.replaceChildren();
     drawn = 0;
     draw(CHUNK);
-    by("shown").textContent = `${order.length} of ${units.length} images`;
+    by("shown").textContent = `${order.length} of ${images.length} images`;
   };
   const fill = (select, names) => names.forEach((name, at) => {
-    const option = make("option", "", name || "not known");
+    const option = element("option", "", name || "unlabelled");
     option.value = at;
     select.append(option);
   });
@@ -276,63 +276,63 @@
   }, { rootMargin: "800px" }).observe(by("more"));
   addEventListener("beforeprint", () => {
     if (drawn < PRINTED) draw(PRINTED - drawn);
-    by("printed").textContent = `${drawn} of ${order.length} pictures are printed; the file shows all.`;
+    by("printed").textContent = `${drawn} of ${order.length} images are printed; the file shows all.`;
   });
 
   // The large view
   const large = by("large");
   let current = 0;
-  const patch = (uri, text, title, here) => {
-    const figure = make("figure", here ? "here" : "");
+  const patch = (uri, text, title, own) => {
+    const figure = element("figure", own ? "own" : "");
     if (uri) {
-      const image = make("img");
+      const image = element("img");
       image.src = uri;
-      image.alt = here ? "The patch itself" : `Nominal patch of ${title || "an unknown image"}`;
+      image.alt = own ? "The inspected patch" : `Nominal patch of ${title || "an unknown image"}`;
       figure.append(image);
-    } else figure.append(make("span", "gone", "image is gone"));
-    for (const line of text) figure.append(make("figcaption", "", line));
+    } else figure.append(element("span", "gone", "image is gone"));
+    for (const line of text) figure.append(element("figcaption", "", line));
     figure.title = title;
     return figure;
   };
-  const mimic = (unit, left) => {
-    const found = data.mimics[unit.i];
-    if (!found) return [make("p", "quiet", "The mimic view is made of the images that matter most; this is none of them.")];
-    if (found.why_not) return [make("p", "quiet", found.why_not)];
-    const all = make("div", "mimic"), boxes = new Set();
+  const explanation = (image, left) => {
+    const found = data.explanations[image.i];
+    if (!found) return [element("p", "quiet", "Only the most important images are explained; this is not one of them.")];
+    if (found.whyNot) return [element("p", "quiet", found.whyNot)];
+    const all = element("div", "explanation"), boxes = new Set();
     for (const row of found.rows) {
       if (!boxes.has(row.number)) {
         boxes.add(row.number);
-        const box = make("span", "box");
+        const box = element("span", "box");
         ["left", "top", "width", "height"].forEach((side, at) => { box.style[side] = `${100 * row.box[at]}%`; });
-        box.append(make("b", "", row.number));
+        box.append(element("b", "", row.number));
         left.append(box);
       }
-      const line = make("div", "patches");
-      line.append(patch(row.here, [`place ${row.number}`, `${row.pixels} pixels`], "", true));
-      for (const [uri, share, name] of row.crops) line.append(patch(uri, [share, name], name, false));
-      all.append(make("p", "quiet", `Place ${row.number}, patches of ${row.pixels} pixels: ${row.residual} is left; nominal patches of its kind leave at most ${row.nominal} on average. Rebuilt from:`), line);
+      const line = element("div", "patches");
+      line.append(patch(row.crop, [`region ${row.number}`, `${row.pixels} pixels`], "", true));
+      for (const [uri, coefficient, name] of row.atoms) line.append(patch(uri, [coefficient, name], name, false));
+      all.append(element("p", "quiet", `Region ${row.number}, patches of ${row.pixels} pixels: residual ${row.residual}; similar nominal patches have at most ${row.nominal} on average. Reconstructed from:`), line);
     }
-    return [make("h3", "", "The mimic view: nominal patches that rebuilt the worst places"), all];
+    return [element("h3", "", "Explanation: nominal patches that reconstruct the worst regions"), all];
   };
   const show = () => {
-    const unit = order[current], body = by("large-body");
-    by("large-h").textContent = unit.name;
-    by("large-place").textContent = `${current + 1} of ${order.length}`;
-    const said = make("p", "line"), mark = make("span", "mark");
-    showMark(unit, mark);
-    said.append(make("b", "", `score ${Number(unit.score.toPrecision(5))}`), mark);
-    const truth = unit.truth === null ? "truth not known" : unit.truth ? `defective: ${data.kinds[unit.kind]}` : "good";
+    const image = order[current], body = by("large-body");
+    by("large-h").textContent = image.name;
+    by("large-index").textContent = `${current + 1} of ${order.length}`;
+    const said = element("p", "line"), mark = element("span", "mark");
+    showMark(image, mark);
+    said.append(element("b", "", `score ${Number(image.score.toPrecision(5))}`), mark);
+    const truth = image.truth === null ? "unlabelled" : image.truth ? `defective: ${data.kinds[image.kind]}` : "good";
     const more = [truth];
-    if (unit.known) more.push(knownAs[unit.known]);
-    if (data.groups.length) more.push(data.groups[unit.group]);
-    if (unit.pixel) more.push(`raised at row ${unit.pixel[0]}, column ${unit.pixel[1]} of the file`);
-    said.append(make("span", "quiet", more.join(" · ")));
+    if (image.known) more.push(knownAs[image.known]);
+    if (data.groups.length) more.push(data.groups[image.group]);
+    if (image.pixel) more.push(`peak at row ${image.pixel[0]}, column ${image.pixel[1]} of the file`);
+    said.append(element("span", "quiet", more.join(" · ")));
     const parts = [said];
-    if (unit.picture) {
-      const both = pair(unit);
+    if (image.media) {
+      const both = pair(image);
       parts.unshift(both);
-      parts.push(...mimic(unit, both.firstChild));
-    } else parts.unshift(make("p", "none", "The picture is left out: there is no room for all."));
+      parts.push(...explanation(image, both.firstChild));
+    } else parts.unshift(element("p", "none", "The page leaves this image out: it has no room for all."));
     body.replaceChildren(...parts);
     large.scrollTop = 0;
   };
@@ -358,7 +358,7 @@
   });
 
   by("reset").disabled = true;
-  countAgain();
+  updateCounts();
   arrange();
   document.documentElement.dataset.ready = "yes";
 })();

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 from anomalib_sgfr import Inspector, Sgfr
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, read_prepared
 from anomalib_sgfr.report import score_table
-from anomalib_sgfr.report.score_table import Scored, ScoreTable, write_scores
+from anomalib_sgfr.report.score_table import ScoreRow, ScoreTable, write_scores
 from tests.conftest import engine_in, fit, small, write_image
 from tests.threaded import in_threads
 
@@ -101,7 +101,7 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
 
 def test_a_table_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "scores.csv"
-    write_scores([Scored("a.png", 0.5)], file)
+    write_scores([ScoreRow("a.png", 0.5)], file)
     before = file.read_text(encoding="utf-8")
 
     class Full:
@@ -111,7 +111,7 @@ def test_a_table_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("anomalib_sgfr.report.score_table.csv.writer", lambda _: Full())
     with pytest.raises(OSError, match="No space left"):
-        write_scores([Scored("b.png", 0.5)], file)
+        write_scores([ScoreRow("b.png", 0.5)], file)
     assert file.read_text(encoding="utf-8") == before
     assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
 
@@ -121,18 +121,18 @@ def test_what_was_predicted_is_not_lost_for_a_table_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     table = ScoreTable(tmp_path / "file" / "scores.csv")
-    table.rows = [Scored("a.png", 0.5)]
+    table.rows = [ScoreRow("a.png", 0.5)]
     table.on_predict_end(SimpleNamespace(is_global_zero=True, callbacks=[]), None)  # type: ignore[arg-type]
     assert "The table of scores could not be written" in caplog.text
 
 
 def test_several_processes_tell_of_each_image_once() -> None:
     own = [
-        [Scored("c.png", 0.75), Scored("b.png", 0.5)],
+        [ScoreRow("c.png", 0.75), ScoreRow("b.png", 0.5)],
         [],
-        [Scored("b.png", 0.5), Scored("a.png", 0.25)],
+        [ScoreRow("b.png", 0.5), ScoreRow("a.png", 0.25)],
     ]
-    rows = [Scored("a.png", 0.25), Scored("b.png", 0.5), Scored("c.png", 0.75)]
+    rows = [ScoreRow("a.png", 0.25), ScoreRow("b.png", 0.5), ScoreRow("c.png", 0.75)]
     assert in_threads(lambda rank: score_table._of_all_processes(own[rank])) == [rows] * 3
 
 

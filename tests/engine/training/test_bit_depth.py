@@ -19,7 +19,7 @@ from anomalib_sgfr import Inspector, Sgfr, SgfrModel, explain
 from anomalib_sgfr.cli.prediction import readable
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import nominal_scores
-from anomalib_sgfr.report.crops import Gallery
+from anomalib_sgfr.report.crops import TrainingCrops
 from tests.conftest import engine_in, fit, folder_datamodule, small
 
 INPUT = (64, 64)
@@ -136,7 +136,7 @@ def test_every_tool_reads_the_same(
     assert Inspector.load(fitted[1])(np.array(Image.open(path))).score == pytest.approx(
         score, abs=1e-5
     )
-    shown = Gallery(model.model, model.pre_processor)._load(str(camera / "good" / "0.png"))
+    shown = TrainingCrops(model.model, model.pre_processor)._load(str(camera / "good" / "0.png"))
     assert shown is not None
     np.testing.assert_allclose(shown[..., 0], frame(0) / 4095, atol=1e-5)
 

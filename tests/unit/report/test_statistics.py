@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from anomalib_sgfr.report.statistics import Counts, area_under, interval, lines, roc, thinned
-from tests.made_report import drawn_scores
+from anomalib_sgfr.report.statistics import Counts, auroc, group_rows, interval, roc, subsampled
+from tests.example_report import drawn_scores
 
 
 @pytest.mark.parametrize("number", [1, 6, 118, 5000])
@@ -17,7 +17,7 @@ def test_intervals_are_wilsons(number: int) -> None:
 
 def test_counts_take_what_exceeds_the_threshold() -> None:
     found = Counts.at(0.5, [0.5, 0.6, 0.5, 0.6, 0.4, 0.7, 0.9], [0, 0, 1, 1, None, None, None])
-    assert found == Counts(good=2, alarms=1, bad=2, missed=1, unknown=3, called=2)
+    assert found == Counts(good=2, false_alarms=1, defective=2, missed=1, unlabelled=3, called=2)
     assert Counts.at(0.5, [], []) == Counts(0, 0, 0, 0, 0, 0)
 
 
@@ -31,17 +31,17 @@ def test_a_thinned_roc_has_the_area_of_the_whole() -> None:
     assert np.trapezoid(found.y, found.x) == pytest.approx(found.area, abs=2e-3)
     assert (found.x[0], found.y[0], found.x[-1], found.y[-1]) == (0, 0, 1, 1)
     assert roc(good, []) is None
-    assert area_under([], bad) is None
+    assert auroc([], bad) is None
 
 
 def test_a_short_curve_stays_as_it_is() -> None:
-    curve = thinned(np.array([0.0, 0.2, 1.0]), np.array([0.0, 0.9, 1.0]), 0.85)
+    curve = subsampled(np.array([0.0, 0.2, 1.0]), np.array([0.0, 0.9, 1.0]), 0.85)
     assert (curve.x, curve.y) == ([0.0, 0.2, 1.0], [0.0, 0.9, 1.0])
 
 
 def test_a_kind_is_told_from_all_good_ones_and_a_group_from_its_own() -> None:
     scores, truths = [0.1, 0.6, 0.4, 0.9], [0, 0, 1, 1]
-    kinds = lines(
+    kinds = group_rows(
         ["good", "good", "dent", "hole"], scores, truths, 0.5, against_all_good=True, new=[True] * 4
     )
     assert [(line.name, line.auroc, line.counts.missed) for line in kinds] == [
@@ -49,7 +49,7 @@ def test_a_kind_is_told_from_all_good_ones_and_a_group_from_its_own() -> None:
         ("good", None, 0),
         ("hole", 1.0, 0),
     ]
-    groups = lines(
+    groups = group_rows(
         ["a", "b", "a", "b"], scores, truths, 0.5, against_all_good=False, new=[True, False] * 2
     )
     assert [(line.name, line.auroc, line.counts.good, line.left_out) for line in groups] == [
