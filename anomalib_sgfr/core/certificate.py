@@ -76,8 +76,8 @@ class Certificate:
 
     Attributes:
         scales (tuple[ScaleCertificate, ...]): Of each scale, the finest first.
-        in_map (tuple[bool, ...]): Which of them the map hears.
-        in_score (tuple[bool, ...]): Which of them the score hears.
+        in_map (tuple[bool, ...]): Which of them contribute to the map.
+        in_score (tuple[bool, ...]): Which of them contribute to the score.
     """
 
     scales: tuple[ScaleCertificate, ...]

@@ -83,7 +83,7 @@ class Region:
         column (int): Column of that patch.
         score (float): Of the score map there.
         reconstructions (tuple[Reconstruction, ...]): Of the patch that lies there, of each scale
-            that the score hears, the finest first.
+            of the score, the finest first.
     """
 
     row: int
@@ -151,13 +151,13 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     embeddings = model.embed(image[None])
     maps = model.score_embeddings(embeddings, image.shape[1:])
     residuals = maps.residuals
-    heard = [number for number, scale in enumerate(model.embedder.scales) if scale.in_score]
-    rows, columns = residuals[heard[0]].shape[2:]
+    score_scales = [number for number, scale in enumerate(model.embedder.scales) if scale.in_score]
+    rows, columns = residuals[score_scales[0]].shape[2:]
     # the map at the patches' own resolution: its largest value over each patch
     coarse = torch.nn.functional.adaptive_max_pool2d(maps.score_map[0], (rows, columns))[0]
     inside = model.patches_inside([part.shape[2:] for part in residuals])
     if inside is not None:
-        coarse = coarse.masked_fill(~inside[heard[0]], -torch.inf)
+        coarse = coarse.masked_fill(~inside[score_scales[0]], -torch.inf)
     places = _worst(coarse, regions)
     by_scale = [
         _reconstructions(
@@ -169,7 +169,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
             places,
             (rows, columns),
         )
-        for scale in heard
+        for scale in score_scales
     ]
     found = [
         Region(*place, float(coarse[place]), parts)

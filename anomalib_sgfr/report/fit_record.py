@@ -67,7 +67,7 @@ class FitRecord(NamedTuple):
 
     @classmethod
     def restored(cls, stored: Any) -> "FitRecord | None":  # noqa: ANN401
-        """From what :meth:`plain` gave; ``None`` from aught else, as of an earlier version."""
+        """Record from what :meth:`plain` gave; ``None`` if that is of an earlier version."""
         if not isinstance(stored, Mapping) or not set(cls._fields) <= set(stored):
             return None
         return cls(**{name: stored[name] for name in cls._fields})
