@@ -1,50 +1,39 @@
-"""Export to PyTorch, ONNX and OpenVINO, whole or not at all, with 8 bits where these do no harm."""
+"""Export to PyTorch, ONNX and OpenVINO, whole or not at all."""
 
 import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import torch
-from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.models.components import AnomalibModule
 from torch import Tensor, nn
-from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_sgfr.console import quiet_loggers
-from anomalib_sgfr.images.bit_depth import reread_images
 from anomalib_sgfr.images.pre_processor import geometric_steps
+from anomalib_sgfr.quantisation import images_for
 from anomalib_sgfr.run_paths import run_of_checkpoint
 
 __all__ = [
-    "ONNX_OPTIONS",
-    "ExportFolder",
     "compare_labels",
-    "compare_with_file",
-    "compressing",
-    "export_folder",
-    "float_operations",
-    "keep_precision",
-    "keeping_in_float",
-    "require_images",
-    "require_packages",
+    "export_onnx",
+    "export_openvino",
+    "publish",
     "resolve_root",
-    "tracing",
-    "write_metadata",
 ]
 
 logger = logging.getLogger(__name__)
 
 # operator set that the dynamo exporter implements: anomalib asks for 14, which it can only reach by
 # a conversion that fails
-ONNX_OPTIONS: dict[str, Any] = {"opset_version": 18, "verbose": False}
+_ONNX_OPTIONS: dict[str, Any] = {"opset_version": 18, "verbose": False}
 _EXPORTERS = ("onnx_ir", "onnxscript", "torch.onnx")  # each logs every node
 _DEFAULT_ROOT = Path("results")  # of anomalib's Engine
 
@@ -54,11 +43,6 @@ _PRECISE = (
     {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16,bf16"},
     {"name": "precise", "version": "0"},
 )
-_CONVOLUTIONS = {"Convolution", "GroupConvolution"}
-_LOOPS = {"TensorIterator", "Loop"}
-_NOT_QUANTISED = {"Constant", "Parameter", "Result", *_LOOPS}
-_LAST = {"Add", "Clamp", "Relu", "Swish"}  # operations that end a backbone's layer
-_FIRST = 3  # convolutions at full resolution: 8 bits there alter every feature after them
 _NEED_IMAGES = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
 _COMPARED = 300  # validation images at most, whose labels are compared with the model's
 _TOLERATED = 0.01  # difference in the rate of false alarms or of misses
@@ -78,51 +62,106 @@ def resolve_root(export_root: Path | str, checkpoint: Path | None) -> Path:
     return root
 
 
-class ExportFolder(NamedTuple):
-    """Temporary folder beside the final one that an export is made in.
+def publish(root: Path, export: Callable[[Path], Path]) -> Path:
+    """Export into a temporary folder, then move the files: a failure leaves earlier ones.
 
-    Attributes:
-        folder (Path): The temporary folder.
-        root (Path): The final one.
+    Args:
+        root (Path): Folder that the export belongs in; it is made.
+        export (Callable[[Path], Path]): Exports into a folder, and returns the file that names
+            the others beside it; it is moved last.
+
+    Returns:
+        Path: Where that file is now.
     """
-
-    folder: Path
-    root: Path
-
-    def publish(self, file: Path) -> Path:
-        """Move an exported file, and those beside it, to the final folder.
-
-        Args:
-            file (Path): The file that names the others; it is moved last.
-
-        Returns:
-            Path: Where it is now.
-        """
-        target = self.root / file.relative_to(self.folder)
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root, prefix=".export-") as folder:
+        file = export(Path(folder))
+        target = root / file.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         for part in sorted(file.parent.iterdir(), key=lambda part: part == file):
             part.replace(target.parent / part.name)
         return target
 
 
-@contextmanager
-def export_folder(root: Path) -> Iterator[ExportFolder]:
-    """Temporary folder for an export: one that fails leaves an earlier one as it was.
+def export_onnx(
+    module: AnomalibModule,
+    export: Callable[..., Path],
+    root: Path,
+    name: str,
+    input_size: tuple[int, int] | None,
+    **options: Any,  # noqa: ANN401
+) -> Path:
+    """Export a model to ONNX, with metadata for an Inspector.
 
     Args:
-        root (Path): Folder that the export belongs in; it is made.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=root, prefix=".export-") as folder:
-        yield ExportFolder(Path(folder), root)
+        module (AnomalibModule): A fitted Sgfr.
+        export (Callable): anomalib's ``to_onnx``.
+        root (Path): Folder to export to.
+        name (str): Of the file.
+        input_size (tuple[int, int] | None): Height and width of the input, if it is to be fixed.
+        **options: For ``torch.onnx.export``.
 
-
-def require_packages(*packages: str) -> None:
-    """Refuse an export whose packages are missing, before anything is computed for it.
+    Returns:
+        Path: The file.
 
     Raises:
-        ModuleNotFoundError: The message says what to install.
+        ModuleNotFoundError: If a package is missing.
+        ValueError: If the size is no size.
     """
+    _require_packages("onnx", "onnxscript")
+
+    def write(folder: Path) -> Path:
+        file = export(folder, name, input_size, **{**_ONNX_OPTIONS, **options})
+        _write_metadata(file, module)
+        return file
+
+    with _tracing(module.model, input_size):
+        return publish(root, write)
+
+
+def export_openvino(
+    module: AnomalibModule,
+    export: Callable[..., Path],
+    root: Path,
+    compression: CompressionType | None,
+    datamodule: AnomalibDataModule | None,
+) -> Path:
+    """Export a model to OpenVINO, and log the errors of its labels on validation images.
+
+    Args:
+        module (AnomalibModule): A fitted Sgfr.
+        export (Callable): anomalib's ``to_openvino``, given all but the folder.
+        root (Path): Folder to export to.
+        compression (CompressionType | None): Of the file.
+        datamodule (AnomalibDataModule | None): Gives images to compress with and to compare.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        ModuleNotFoundError: If a package is missing.
+        ValueError: If a compression that needs images has none.
+    """
+    _require_packages("openvino", "onnx", "onnxscript")
+    if compression in _NEED_IMAGES and datamodule is None:
+        msg = (
+            f"compression {CompressionType(compression).name} is measured on images and there are"
+            " none: pass --data (datamodule=...)."
+        )
+        raise ValueError(msg)
+
+    def write(folder: Path) -> Path:
+        file = export(folder)
+        _keep_precision(file)
+        return file
+
+    path = publish(root, write)
+    _compare_with_file(module, path, datamodule, compression)
+    return path
+
+
+def _require_packages(*packages: str) -> None:
+    """Refuse an export whose packages are missing, before anything is computed for it."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         msg = (
@@ -132,40 +171,16 @@ def require_packages(*packages: str) -> None:
         raise ModuleNotFoundError(msg)
 
 
-def require_images(compression: CompressionType | None, datamodule: object | None) -> None:
-    """Refuse a compression that needs images and has none, before the conversion.
-
-    Raises:
-        ValueError: If images are missing.
-    """
-    if compression in _NEED_IMAGES and datamodule is None:
-        msg = (
-            f"compression {CompressionType(compression).name} is measured on images and there are"
-            " none: pass --data (datamodule=...)."
-        )
-        raise ValueError(msg)
-
-
 @contextmanager
-def tracing(model: nn.Module, input_size: tuple[int, int] | None) -> Iterator[None]:
-    """Conditions under which a model is traced for ONNX.
-
-    The exporter's loggers are quiet, and activations make new tensors: if they write over their
-    input, tracing takes half as long again.
-
-    Args:
-        model (nn.Module): The model.
-        input_size (tuple[int, int] | None): Height and width of the input, if it is to be fixed.
-
-    Raises:
-        ValueError: If the size is no size.
-    """
+def _tracing(model: nn.Module, input_size: tuple[int, int] | None) -> Iterator[None]:
+    """Conditions under which a model is traced for ONNX."""
     if input_size is not None and min(input_size) < 1:
         msg = (
             f"input_size must be a height and a width of at least 1 pixel, got {tuple(input_size)}."
         )
         raise ValueError(msg)
     logger.info("Tracing the model for the export: half a minute or so.")
+    # activations that write over their input make tracing half as long again
     inplace = [part for part in model.modules() if getattr(part, "inplace", False) is True]
     for part in inplace:
         part.inplace = False  # type: ignore[assignment]  # of activations, a plain attribute
@@ -177,16 +192,8 @@ def tracing(model: nn.Module, input_size: tuple[int, int] | None) -> Iterator[No
             part.inplace = True  # type: ignore[assignment]
 
 
-def write_metadata(file: Path, module: AnomalibModule) -> None:
-    """Write into an ONNX file what an Inspector needs; what is converted from the file keeps it.
-
-    That is the bit depth, the steps of the pre-processing, and the warning of a threshold that too
-    few images support.
-
-    Args:
-        file (Path): The file; rewritten.
-        module (AnomalibModule): Exported to it.
-    """
+def _write_metadata(file: Path, module: AnomalibModule) -> None:
+    """Write what an Inspector needs into an ONNX file; what is converted from it keeps it."""
     import onnx  # installed for exports only
 
     about: dict[str, Any] = {
@@ -200,15 +207,12 @@ def write_metadata(file: Path, module: AnomalibModule) -> None:
     onnx.save(model, file)
 
 
-def keep_precision(file: Path) -> None:
+def _keep_precision(file: Path) -> None:
     """Have OpenVINO compute a model in 32 bits, except for what is quantised.
 
     By itself it computes in bfloat16 where the processor can. The errors of a backbone's layers add
     up to several percent of its features, so that good parts score higher than those that the
     threshold was chosen from.
-
-    Args:
-        file (Path): OpenVINO's XML file; rewritten.
     """
     tree = ET.parse(file)  # noqa: S314  # made just now
     names = {attribute["name"] for attribute in _PRECISE}
@@ -222,159 +226,6 @@ def keep_precision(file: Path) -> None:
         for attribute in _PRECISE:
             ET.SubElement(info, "attribute", attribute)
     tree.write(file, encoding="utf-8", xml_declaration=True)
-
-
-def float_operations(model: Any) -> list[str]:  # noqa: ANN401
-    """Names of the operations of an exported Sgfr that 8 bits would harm.
-
-    These are the resizing and whatever else precedes the backbone, the first convolutions, and all
-    that follows the backbone: the pooling of features, and the map. (Patches are rebuilt in the
-    body of a loop, which NNCF does not quantise.)
-
-    Args:
-        model (openvino.Model): The exported model.
-
-    Returns:
-        list[str]: Friendly names.
-    """
-    operations = model.get_ordered_ops()
-    loops = [item for item in operations if item.get_type_name() in _LOOPS]
-    first = [item for item in operations if item.get_type_name() in _CONVOLUTIONS][:_FIRST]
-    found = {item.get_friendly_name(): item for item in first}
-    before: dict[str, Any] = {}
-    _walk(_parents(first[0]) if first else [], _parents, before)
-    around: dict[str, Any] = {}
-    _walk(
-        [part for loop in loops for part in _parents_after_backbone(loop)],
-        _parents_after_backbone,
-        around,
-    )
-    _walk([part for loop in loops for part in _children(loop)], _children, around)
-    found |= before | around
-    return sorted(
-        name for name, item in found.items() if item.get_type_name() not in _NOT_QUANTISED
-    )
-
-
-def _walk(start: list[Any], neighbours: Callable[[Any], list[Any]], seen: dict[str, Any]) -> None:
-    """Add to ``seen``, by name, all operations that can be reached and are not in it."""
-    left = list(start)
-    while left:
-        operation = left.pop()
-        if operation.get_friendly_name() not in seen:
-            seen[operation.get_friendly_name()] = operation
-            left += neighbours(operation)
-
-
-def _parents(operation: Any) -> list[Any]:  # noqa: ANN401
-    return [port.get_source_output().get_node() for port in operation.inputs()]
-
-
-def _parents_after_backbone(operation: Any) -> list[Any]:  # noqa: ANN401
-    if operation.get_type_name() in _LAST:
-        return []
-    parents = _parents(operation)
-    return [item for item in parents if item.get_type_name() not in {*_CONVOLUTIONS, "MatMul"}]
-
-
-def _children(operation: Any) -> list[Any]:  # noqa: ANN401
-    return [
-        target.get_node() for port in operation.outputs() for target in port.get_target_inputs()
-    ]
-
-
-@contextmanager
-def _replaced(owner: Any, **values: Any) -> Iterator[None]:  # noqa: ANN401
-    """Attributes of an object replaced while the context lasts."""
-    originals = {name: getattr(owner, name, None) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(owner, name, original)
-
-
-@contextmanager
-def keeping_in_float(model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Have anomalib's compression leave out :func:`float_operations`, and depthwise weights.
-
-    anomalib calls NNCF without a scope and takes none, so the calls are given one while the context
-    lasts.
-
-    Args:
-        model (openvino.Model): The model to compress.
-    """
-    import nncf
-
-    names = float_operations(model)
-    scopes = {
-        "quantize": nncf.IgnoredScope(names=names),
-        "quantize_with_accuracy_control": nncf.IgnoredScope(names=names),
-        "compress_weights": nncf.IgnoredScope(
-            names=names, types=["GroupConvolution"], validate=False
-        ),
-    }
-    calls = {
-        name: partial(getattr(nncf, name), ignored_scope=scope) for name, scope in scopes.items()
-    }
-    with _replaced(nncf, **calls):
-        yield
-
-
-@contextmanager
-def _resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Have a data module give images of the size that a model takes, if it takes only one."""
-    height, width = (model.input(0).partial_shape[axis] for axis in (2, 3))
-    if datamodule is None or not (height.is_static and width.is_static):
-        yield
-        return
-    resize = Resize((height.get_length(), width.get_length()), antialias=True)
-    augmentations: dict[str, Any] = {}
-    for name in ("val_augmentations", "test_augmentations"):
-        original = getattr(datamodule, name, None)
-        augmentations[name] = resize if original is None else Compose([original, resize])
-    with _replaced(datamodule, **augmentations):
-        yield
-
-
-@contextmanager
-def _full_bit_depth(datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
-    """Have a data module give images of more than 8 bits at their own bit depth."""
-    if datamodule is None:
-        yield
-        return
-    collate = datamodule.external_collate_fn or ImageBatch.collate
-    collated = partial(_collated, datamodule, collate, bit_depth)
-    with _replaced(datamodule, external_collate_fn=collated):
-        yield
-
-
-def _collated(datamodule: Any, collate: Any, bit_depth: int, items: Any) -> Any:  # noqa: ANN401
-    batch = collate(items)
-    reread_images(batch, datamodule.val_data, bit_depth)
-    return batch
-
-
-@contextmanager
-def compressing(model: Any, datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
-    """Conditions under which anomalib compresses an exported Sgfr.
-
-    What 8 bits would harm stays in floating point. Calibration images, which anomalib takes as they
-    are on disk, have the size and the bit depth of the model.
-
-    Args:
-        model (openvino.Model): The model to compress.
-        datamodule (AnomalibDataModule | None): Gives calibration images.
-        bit_depth (int): Of the model.
-    """
-    with (
-        keeping_in_float(model),
-        _resized_to_fit(datamodule, model),
-        _full_bit_depth(datamodule, bit_depth),
-    ):
-        yield
 
 
 def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str, float]:
@@ -398,20 +249,13 @@ def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str
     return "; ".join(words), largest
 
 
-def compare_with_file(
+def _compare_with_file(
     module: AnomalibModule,
     file: Path,
     datamodule: AnomalibDataModule | None,
     compression: CompressionType | None,
 ) -> None:
-    """Log the errors of an OpenVINO file's labels and of the model's, on validation images.
-
-    Args:
-        module (AnomalibModule): The model.
-        file (Path): Exported from it.
-        datamodule (AnomalibDataModule | None): Gives the images; without it nothing is compared.
-        compression (CompressionType | None): Of the file.
-    """
+    """Log the errors of an OpenVINO file's labels and of the model's, on validation images."""
     if datamodule is not None:
         try:
             _compare(module, file, datamodule)
@@ -434,7 +278,7 @@ def _compare(module: AnomalibModule, file: Path, datamodule: AnomalibDataModule)
     network = openvino.Core().read_model(file)
     compiled = openvino.Core().compile_model(network, "CPU")  # as anomalib's inferencer does
     found = []
-    with _resized_to_fit(datamodule, network), _full_bit_depth(datamodule, model.model.bit_depth):
+    with images_for(network, datamodule, model.model.bit_depth):
         datamodule.setup("fit")
         images: Any = getattr(datamodule, "val_data", None)
         if images is None or not len(images):

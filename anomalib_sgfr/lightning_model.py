@@ -1,11 +1,8 @@
 """Sgfr as an anomalib model: its hooks, and the parts that do their work."""
 
-import copy
-import itertools
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from anomalib import LearningType
@@ -20,37 +17,27 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import export
-from anomalib_sgfr.console import LogFilters
 from anomalib_sgfr.core.arguments import BankPer, Copies, Pooling, Solver
 from anomalib_sgfr.core.certificate import Certificate
-from anomalib_sgfr.core.linear_algebra import float64_device
-from anomalib_sgfr.core.processes import failing_together, gathered
 from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.bit_depth import to_batch
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+from anomalib_sgfr.quantisation import compressing
 from anomalib_sgfr.report.fit_record import FitRecord
-from anomalib_sgfr.report.score_table import ScoreTable
 from anomalib_sgfr.report.visualizer import ResultVisualizer
-from anomalib_sgfr.run_folder import RunFolder
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training import checkpoint as checkpoints
 from anomalib_sgfr.training import distributed, fit
 from anomalib_sgfr.training.accept import AcceptanceHistory
-from anomalib_sgfr.training.callback import SubspaceSampling
-from anomalib_sgfr.training.input_settings import (
-    HighBitDepth,
-    InputSettings,
-    as_size,
-    tiler_callbacks,
-)
+from anomalib_sgfr.training.callback import ModelCallbacks, require_precision
+from anomalib_sgfr.training.fit_run import FitRun
+from anomalib_sgfr.training.input_settings import InputSettings, as_size
+from anomalib_sgfr.training.restore import Snapshot, load_file, restore
 
 __all__ = ["Sgfr"]
-
-_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
-_CallbackT = TypeVar("_CallbackT", bound=Callback)
 
 
 class Sgfr(MemoryBankMixin, AnomalibModule):
@@ -217,15 +204,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             bit_depth=bit_depth,
             own_pre_processor=own_pre_processor,
         )
-        self._high_bit_depth = HighBitDepth()
-        self._sampling = SubspaceSampling()
-        self._table = ScoreTable()
-        self._folder = RunFolder()
+        self._callbacks = ModelCallbacks()
+        self._run = FitRun(self._inputs, self._callbacks)
         self._anchor: distributed.DataParallelAnchor | None = None
-        self._fit_started = 0.0
-        # backbone weights and bit depth of an earlier fit, kept until this one has ended
-        self._earlier: tuple[dict[str, Any], int] | None = None
-        self._before_load: checkpoints.Snapshot | None = None
+        self._before_load: Snapshot | None = None
 
     @staticmethod
     def configure_pre_processor(
@@ -263,23 +245,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Callbacks that Sgfr attaches, unless the trainer has its own of the same kind."""
-        for tiler in tiler_callbacks(self._trainer):
-            if tiler.stride is None:  # as its documentation says; its code fails
-                tiler.stride = tiler.tile_size
-        # Lightning would replace the user's callback by the model's of the same type
-        attached = list(getattr(self._trainer, "callbacks", []))
-        self._sampling = _attached(attached, self._sampling)
-        self._high_bit_depth = _attached(attached, self._high_bit_depth)
-        others = super().configure_callbacks()
-        callbacks = [
-            _attached(attached, LogFilters()),
-            self._high_bit_depth,
-            *(others if isinstance(others, Sequence) else [others]),
-            self._sampling,
-            _attached(attached, self._table),
-            _attached(attached, self._folder),
-        ]
-        return [item for item in callbacks if not any(item is other for other in attached)]
+        return self._callbacks.attach(self._trainer, super().configure_callbacks())
 
     def setup(self, stage: str) -> None:
         """Prepare a run: precision, data-parallel anchor, input settings, idle processes.
@@ -288,24 +254,14 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If the precision is not one of 16, 32 or 64 bits, or input settings
                 disagree.
         """
-        if str(self.trainer.precision) not in _PRECISIONS:
-            msg = (
-                f"precision must be one of {', '.join(_PRECISIONS)}, got"
-                f" '{self.trainer.precision}'."
-            )
-            raise ValueError(msg)
+        require_precision(self.trainer)
         super().setup(stage)
         if stage == "fit" and distributed.DataParallelAnchor.needed(self.trainer):
             self._anchor = distributed.DataParallelAnchor(self.device)
         self._inputs.configure(
             self.model, self.pre_processor, self.trainer, fit=stage == "fit", update=self.update
         )
-        if self.trainer.world_size > 1:
-            for owner in (self.evaluator, self.post_processor):
-                if owner is not None:
-                    distributed.support_idle_processes(owner)
-            if stage == "predict":
-                distributed.pad_predict_loaders(self.trainer)
+        distributed.prepare(self.trainer, stage, self.evaluator, self.post_processor)
 
     def teardown(self, stage: str) -> None:
         """Drop the data-parallel anchor."""
@@ -313,30 +269,12 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._anchor = None
 
     def on_fit_start(self) -> None:
-        """Start afresh from pretrained weights, or go on from a fit that has ended.
-
-        Raises:
-            RuntimeError: If there is no fit to resume from or to add to, or weights are missing.
-        """
-        if self.update:
-            self.require_fitted("add to")
-        elif self.trainer.ckpt_path is not None:
-            self.require_fitted("resume from")
-            return
-        self._fit_started = time.perf_counter()
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
-        extractor = self.model.embedder.extractor
-        weights = copy.deepcopy(extractor.state_dict()) if self._is_fitted else None
-        if self.pre_trained and not self.update:
-            self.model.embedder.load_pretrained()
-        # an earlier fit is lost only when this one has made all of its own
-        self._earlier = None if weights is None else (weights, self.model.bit_depth)
-        self._set_fitted(fitted=False)
+        """Start afresh, or refuse if there is no fit to resume from or to add to."""
+        self._run.start(self)
 
     def on_train_start(self) -> None:
         """Choose the bit depth of the training images."""
-        self._high_bit_depth.start_fit(
+        self._callbacks.high_bit_depth.start_fit(
             self.trainer, self.model, self._inputs.bit_depth, update=self.update
         )
 
@@ -361,54 +299,16 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Make memory banks and threshold, then use them; anomalib calls this at the end of a pass.
+        """Make memory banks and threshold, then use them; anomalib calls it at the end of a pass.
 
         Raises:
             ValueError: If no training image was seen, or most are nearly constant.
         """
-        with failing_together():
-            seen = self._sampling.patches_seen
-        if not sum(gathered(seen)):
-            msg = (
-                "Sgfr is not fitted and no training image was seen: the training set is empty, or"
-                " fit was not called."
-            )
-            raise ValueError(msg)
-        with failing_together():
-            self._high_bit_depth.require_no_constant_images()
-        earlier = self.model.fitted_state if self.update else None
-        images = sorted(set(itertools.chain.from_iterable(gathered(self._sampling.seen))))
-        found = fit.fit(
-            self.model,
-            fit.build_banks(self._sampling.samplers, self._sampling.images, earlier, self.device),
-            self.pre_processor,
-            images,
-            trim=self.trim,
-            thumbnails=self.thumbnails,
-            earlier=earlier,
-            post_processor=self._own_post_processor,
-            trainer=self.trainer,
-        )
-        if found.suspects and self.trainer.is_global_zero:
-            fit.write_suspects(found.suspects, Path(self.trainer.default_root_dir) / "suspects.csv")
-        record = FitRecord.of(time.perf_counter() - self._fit_started, self.device, images)
-        self.model.load_fitted_state(found.fitted_state)
-        if self._own_post_processor and found.threshold:
-            self._own_post_processor.use(found.threshold)
-        self.accepted, self.suspects, self.fit_record = None, found.suspects, record
-        self._earlier = None
-        self._inputs.keep(self.model)
-        self._set_fitted(fitted=True)
-        fit.report_certificate(self.model, self.trainer)
+        self._run.finish(self)
 
     def abandon_fit(self) -> None:
         """Return to an earlier fit, if there is one and this fit has not ended."""
-        if self._earlier is not None:
-            weights, self.model.bit_depth = self._earlier
-            self.model.embedder.extractor.load_state_dict(weights)
-            self._earlier = None
-            self._set_fitted(fitted=True)
-        self._inputs.apply_fitted(self.model)
+        self._run.abandon(self)
 
     def on_fit_end(self) -> None:
         """Keep an earlier fit, if this one had no images."""
@@ -509,32 +409,11 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If it is damaged, another model's, of a version that cannot be read, or of
                 other arguments that scores depend on.
         """
-        self._before_load = checkpoints.Snapshot(self, self._inputs)
-        try:
-            self._restore(checkpoint)
-        except BaseException:
-            self._before_load.put_back()
-            raise
-
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        checkpoints.check(checkpoint, self.hparams, getattr(self._trainer, "ckpt_path", None))
-        earlier = checkpoints.earlier_layers(checkpoint)
-        if earlier is not None:
-            self.model = checkpoints.build_earlier(self.model, earlier, self.hparams)
-        checkpoints.require_widths(checkpoint, self.model.embedder.widths)
-        checkpoints.prepare(checkpoint, self.post_processor, self._trainer)
-        self._inputs.check(checkpoint, self.pre_processor)
-        checkpoints.drop_changed_threshold(checkpoint, self.hparams, self.post_processor)
-        super().on_load_checkpoint(checkpoint)
-        self._inputs.restore(checkpoint, self.model, self.pre_processor, self._trainer)
-        checkpoints.store_current_threshold(checkpoint, self.post_processor)
-        self.accepted, self.fit_record = checkpoints.restore_records(checkpoint)
-        if self.update:  # the pass over the images starts from the beginning
-            checkpoint.pop("loops", None)
+        self._before_load = restore(self, checkpoint, self._inputs, super().on_load_checkpoint)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Load a state, and keep what :meth:`on_load_checkpoint` restored, or change nothing."""
-        before, self._before_load = self._before_load or checkpoints.Snapshot(self), None
+        before, self._before_load = self._before_load or Snapshot(self), None
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except BaseException:
@@ -548,31 +427,16 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         Raises:
             ValueError: If the file is not whole, or not one that Sgfr can use.
         """
-        is_file = isinstance(checkpoint_path, str | Path)
-        wrong = checkpoints.damage(checkpoint_path) if is_file else None
-        if wrong:
-            raise ValueError(wrong)
-        given = checkpoints.given_to_export()
-        restored: Any
-        if isinstance(given, cls) and not args and not kwargs:
-            device: torch.device | None = given.device
-            restored = checkpoints.restored_copy(given, checkpoint_path)
-        else:
-            asked = kwargs.get("map_location")
-            device = torch.device(asked) if isinstance(asked, str | torch.device) else None
-            if device is not None:
-                kwargs["map_location"] = float64_device(device)
-            restored = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-        if is_file:
-            restored.restored_from = Path(checkpoint_path).resolve()
-        found: Self = restored if device is None else restored.to(device)
-        return found
+        load = super().load_from_checkpoint
+        model: Self = load_file(cls, load, checkpoint_path, *args, **kwargs)
+        return model
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as anomalib does; an earlier file stays until the new one is whole."""
         self.require_fitted("export")
-        with export.export_folder(export.resolve_root(export_root, self.restored_from)) as made:
-            return made.publish(super().to_torch(made.folder, model_file_name))
+        root = export.resolve_root(export_root, self.restored_from)
+        to_torch = super().to_torch
+        return export.publish(root, lambda folder: to_torch(folder, model_file_name))
 
     def to_onnx(  # type: ignore[override]  # anomalib's, not Lightning's
         self,
@@ -583,13 +447,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     ) -> Path:
         """Export as anomalib does, with metadata for an Inspector."""
         self.require_fitted("export")
-        export.require_packages("onnx", "onnxscript")
         root = export.resolve_root(export_root, self.restored_from)
-        with export.tracing(self.model, input_size), export.export_folder(root) as made:
-            options = {**export.ONNX_OPTIONS, **kwargs}
-            file = super().to_onnx(made.folder, model_file_name, input_size, **options)
-            export.write_metadata(file, self)
-            return made.publish(file)
+        return export.export_onnx(
+            self, super().to_onnx, root, model_file_name, input_size, **kwargs
+        )
 
     def to_openvino(
         self,
@@ -610,15 +471,16 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If a compression that needs images has none.
         """
         self.require_fitted("export")
-        export.require_packages("openvino", "onnx", "onnxscript")
-        export.require_images(compression_type, datamodule)
-        with export.export_folder(export.resolve_root(export_root, self.restored_from)) as made:
-            options = (input_size, compression_type, datamodule, *args)
-            file = super().to_openvino(made.folder, model_file_name, *options, **kwargs)
-            export.keep_precision(file)
-            path = made.publish(file)
-        export.compare_with_file(self, path, datamodule, compression_type)
-        return path
+        root = export.resolve_root(export_root, self.restored_from)
+        to_openvino = super().to_openvino
+        options = (model_file_name, input_size, compression_type, datamodule, *args)
+        return export.export_openvino(
+            self,
+            lambda folder: to_openvino(folder, *options, **kwargs),
+            root,
+            compression_type,
+            datamodule,
+        )
 
     def _compress_ov_model(
         self,
@@ -630,7 +492,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     ) -> Any:  # noqa: ANN401
         """Compress as anomalib does, except for what 8 bits would harm."""
         model = model.clone()  # without what no output needs: NNCF fails on such operations
-        with export.compressing(model, datamodule, self.model.bit_depth):
+        with compressing(model, datamodule, self.model.bit_depth):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
 
     @property
@@ -653,15 +515,3 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     def learning_type(self) -> LearningType:
         """One-class: fitted to nominal images alone."""
         return LearningType.ONE_CLASS
-
-    @property
-    def _own_post_processor(self) -> SgfrPostProcessor | None:
-        return self.post_processor if isinstance(self.post_processor, SgfrPostProcessor) else None
-
-    def _set_fitted(self, *, fitted: bool) -> None:
-        self._is_fitted = torch.tensor([fitted], device=self.device)
-
-
-def _attached(callbacks: Sequence[Callback], own: _CallbackT) -> _CallbackT:
-    """Callback of a trainer that is of the same kind as the model's own, or that one."""
-    return next((item for item in callbacks if isinstance(item, type(own))), own)

@@ -4,10 +4,10 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,13 +15,18 @@ from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from anomalib_sgfr.console import LogFilters
 from anomalib_sgfr.core.patch_grid import origins, to_patches
 from anomalib_sgfr.core.sampler import LARGEST, SubspaceSampler
+from anomalib_sgfr.report.score_table import ScoreTable
+from anomalib_sgfr.run_folder import RunFolder
 from anomalib_sgfr.training.distributed import is_padding
 from anomalib_sgfr.training.errors import add_reasons
 from anomalib_sgfr.training.fit import bank_sizes, build_samplers
+from anomalib_sgfr.training.high_bit_depth import HighBitDepth
+from anomalib_sgfr.training.input_settings import tiler_callbacks
 
-__all__ = ["SubspaceSampling", "require_whole_pass"]
+__all__ = ["ModelCallbacks", "SubspaceSampling", "require_precision", "require_whole_pass"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +35,23 @@ _WAITING = 2  # batches that wait to be sampled, at most
 _PATHS = 10_000  # paths kept of images that no atom comes from
 
 
+_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
+_CallbackT = TypeVar("_CallbackT", bound=Callback)
+
+
 def _on_gpu(embedding: Tensor) -> bool:
     return embedding.is_cuda
+
+
+def require_precision(trainer: Trainer) -> None:
+    """Refuse a trainer whose precision is not one of 16, 32 or 64 bits.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    if str(trainer.precision) not in _PRECISIONS:
+        msg = f"precision must be one of {', '.join(_PRECISIONS)}, got '{trainer.precision}'."
+        raise ValueError(msg)
 
 
 def require_whole_pass(trainer: Trainer) -> None:
@@ -338,3 +358,51 @@ class SubspaceSampling(Callback):
         self._free()
         module: Any = pl_module
         module.abandon_fit()
+
+
+class ModelCallbacks:
+    """Callbacks that Sgfr attaches, or the trainer's own of the same kinds.
+
+    Attributes:
+        sampling (SubspaceSampling): Collects the memory banks.
+        high_bit_depth (HighBitDepth): Reads images of more than 8 bits.
+    """
+
+    def __init__(self) -> None:
+        self.sampling = SubspaceSampling()
+        self.high_bit_depth = HighBitDepth()
+        self._table = ScoreTable()
+        self._folder = RunFolder()
+
+    def attach(
+        self, trainer: Trainer | None, components: Sequence[Callback] | Callback
+    ) -> list[Callback]:
+        """Callbacks to add to a trainer's, in the order that they need.
+
+        Args:
+            trainer (Trainer | None): Of the run.
+            components (Sequence[Callback] | Callback): anomalib's, such as the pre-processor.
+
+        Returns:
+            list[Callback]: Without those that the trainer has already.
+        """
+        for tiler in tiler_callbacks(trainer):
+            if tiler.stride is None:  # as its documentation says; its code fails
+                tiler.stride = tiler.tile_size
+        attached = list(getattr(trainer, "callbacks", []))
+
+        # Lightning would replace the user's callback by the model's of the same type
+        def chosen(own: _CallbackT) -> _CallbackT:
+            return next((item for item in attached if isinstance(item, type(own))), own)
+
+        self.sampling = chosen(self.sampling)
+        self.high_bit_depth = chosen(self.high_bit_depth)
+        callbacks = [
+            chosen(LogFilters()),
+            self.high_bit_depth,
+            *(components if isinstance(components, Sequence) else [components]),
+            self.sampling,
+            chosen(self._table),
+            chosen(self._folder),
+        ]
+        return [item for item in callbacks if not any(item is other for other in attached)]

@@ -1,22 +1,16 @@
 """Checkpoint of a fitted model: checked before it is used, read from earlier formats, restored."""
 
-import copy
-import inspect
 import logging
 import re
-import sys
 import zipfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib.models.components import AnomalibModule
-from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import Trainer
 from torch import nn
 
-from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
@@ -26,17 +20,14 @@ from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import AcceptanceHistory
 
 __all__ = [
-    "Snapshot",
     "build_earlier",
     "check",
     "damage",
     "drop_changed_threshold",
     "earlier_layers",
-    "given_to_export",
     "prepare",
     "require_widths",
     "restore_records",
-    "restored_copy",
     "save",
     "score_arguments",
     "store_current_threshold",
@@ -332,62 +323,3 @@ def _drop_callback_state(checkpoint: dict[str, Any], post_processor: nn.Module |
     """
     for kind in type(post_processor).__mro__:
         checkpoint.get("callbacks", {}).pop(kind.__qualname__, None)
-
-
-def restored_copy(module: AnomalibModule, path: Path | str) -> AnomalibModule:
-    """Copy of a model with a checkpoint restored, as a trainer would restore it."""
-    other = copy.deepcopy(module)
-    with anomalib_safe_globals(extra=type(module).checkpoint_safe_globals()):
-        device = float64_device(module.device)
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-    other.on_load_checkpoint(checkpoint)
-    other.load_state_dict(checkpoint["state_dict"])
-    return other
-
-
-class Snapshot:
-    """All that a tree of modules holds, to put back exactly after a change that failed.
-
-    Args:
-        root (nn.Module): The tree.
-        *parts (object): Other objects that the change may give new attributes.
-    """
-
-    def __init__(self, root: nn.Module, *parts: object) -> None:
-        self._attributes = [(item, dict(vars(item))) for item in (*root.modules(), *parts)]
-        self._parameters = [(item, item.detach().clone()) for item in root.parameters()]
-        # others may hold the containers too: their contents are put back
-        self._containers: list[tuple[Any, Any]] = []
-        for _, attributes in self._attributes:
-            for name, value in attributes.items():
-                if name == "_buffers":
-                    clones = {
-                        key: None if buffer is None else buffer.clone()
-                        for key, buffer in value.items()
-                    }
-                    self._containers.append((value, clones))
-                elif isinstance(value, dict | list | set):
-                    self._containers.append((value, copy.copy(value)))
-
-    def put_back(self) -> None:
-        """Put everything back."""
-        for item, attributes in self._attributes:
-            vars(item).clear()
-            vars(item).update(attributes)
-        for container, contents in self._containers:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(contents)
-        for parameter, value in self._parameters:
-            parameter.data = value
-
-
-def given_to_export() -> Any:  # noqa: ANN401
-    """Model that ``Engine.export`` was given, where it asks for a checkpoint to be loaded.
-
-    It would load one without the arguments of that model, and offers no other way.
-    """
-    frame, engine = sys._getframe(2), sys.modules.get("anomalib.engine")  # noqa: SLF001
-    export = getattr(getattr(engine, "Engine", None), "export", None)
-    if export and frame.f_code is inspect.unwrap(export).__code__:
-        return frame.f_locals.get("model")
-    return None

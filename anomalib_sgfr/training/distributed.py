@@ -23,6 +23,7 @@ __all__ = [
     "drop_padding",
     "is_padding",
     "pad_predict_loaders",
+    "prepare",
     "support_idle_processes",
     "unite",
 ]
@@ -83,6 +84,26 @@ def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
         return torch.zeros(images, dtype=torch.bool)
     place = batch * (loader.batch_size or 1) + torch.arange(images)  # in this process
     return place * sampler.num_replicas + sampler.rank >= len(cast("Sized", sampler.dataset))
+
+
+def prepare(
+    trainer: Trainer, stage: str, evaluator: nn.Module | None, post_processor: nn.Module | None
+) -> None:
+    """Prepare a run of several processes, of which some may have no images.
+
+    Args:
+        trainer (Trainer): Of the run.
+        stage (str): Such as ``"predict"``.
+        evaluator (nn.Module | None): Of the model.
+        post_processor (nn.Module | None): Of the model.
+    """
+    if trainer.world_size == 1:
+        return
+    for owner in (evaluator, post_processor):
+        if owner is not None:
+            support_idle_processes(owner)
+    if stage == "predict":
+        pad_predict_loaders(trainer)
 
 
 def pad_predict_loaders(trainer: Trainer) -> None:

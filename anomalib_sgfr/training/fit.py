@@ -315,11 +315,14 @@ def exclude_suspects(
     return FittedState(states, kept), suspects
 
 
-def write_suspects(suspects: Sequence[tuple[str, float]], table: Path) -> None:
-    """Log suspected images and write them as CSV."""
+def write_suspects(suspects: Sequence[tuple[str, float]], trainer: Trainer) -> None:
+    """Log suspected images and write them as CSV into a run's folder, if there are any."""
+    if not suspects or not trainer.is_global_zero:
+        return
     logger.info("Suspected of being defective, the largest score first:")
     for path, score in suspects:
         logger.info("  %.4g  %s", score, path)
+    table = Path(trainer.default_root_dir) / "suspects.csv"
     with atomic_write(table) as part, part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "score"), *suspects])
 

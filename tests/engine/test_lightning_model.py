@@ -44,7 +44,7 @@ def test_fit_learns_a_bank_of_at_most_bank_size(datamodule: Folder, tmp_path: Pa
         (192, 192),
     ]  # of 12 images there are but 192 of the last
     assert bool(model._is_fitted)
-    assert model._sampling.samplers == []  # their stores are freed
+    assert model._callbacks.sampling.samplers == []  # their stores are freed
     assert Path(engine.best_model_path).is_file()
 
 
@@ -311,7 +311,7 @@ def test_the_users_sampling_callback_is_the_one_used(datamodule: Folder, tmp_pat
     mine.on_train_end = lambda *_: seen.append(mine.patches_seen)  # type: ignore[method-assign]
     model = small()
     engine = fit(model, datamodule, tmp_path, callbacks=[mine])
-    assert model._sampling is mine
+    assert model._callbacks.sampling is mine
     assert seen == [12 * (2 * 16 * 16 + 8 * 8 + 4 * 4)]
     assert sum(isinstance(callback, SubspaceSampling) for callback in engine.trainer.callbacks) == 1
 

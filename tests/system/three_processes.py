@@ -73,6 +73,8 @@ class Tasks:
         self.fitted = fitted
         self.unfitted = unfitted
         self.out = out
+        # anomalib's Engine makes the folder of a fit in every process, and they may meet there
+        self.own = out / os.environ.get("LOCAL_RANK", "0")
         self.arguments = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
         self.data = folder_datamodule(parts)
         self.data.setup()
@@ -104,14 +106,14 @@ class Tasks:
     def fit(self, images: int) -> dict[str, Any]:
         """Fit a model, without a validation."""
         model = copy.deepcopy(self.unfitted)
-        engine = engine_in(self.out / f"fit{images}", limit_val_batches=0, **self.arguments)
+        engine = engine_in(self.own / f"fit{images}", limit_val_batches=0, **self.arguments)
         engine.fit(model, train_dataloaders=loader(self.data.train_data, images))
         return self._learnt(model)
 
     def fit_and_validate(self, images: int) -> dict[str, Any]:
         """Fit a model and choose its threshold from as many images."""
         model = copy.deepcopy(self.unfitted)
-        engine = engine_in(self.out / f"both{images}", **self.arguments)
+        engine = engine_in(self.own / f"both{images}", **self.arguments)
         engine.fit(
             model,
             train_dataloaders=loader(self.data.train_data, images, shuffle=images > 0),
@@ -123,7 +125,7 @@ class Tasks:
         """Add to a model."""
         model = self._model(update=True)
         more = self.data.train_data.subsample(range(8, 12))
-        engine = engine_in(self.out / f"update{images}", limit_val_batches=0, **self.arguments)
+        engine = engine_in(self.own / f"update{images}", limit_val_batches=0, **self.arguments)
         engine.fit(model, train_dataloaders=loader(more, images))
         return self._learnt(model)
 
@@ -190,7 +192,7 @@ class Tasks:
         damaged = sorted(held_out.iterdir())[1]  # of the second of three processes
         damaged.write_bytes(damaged.read_bytes()[:200])
         model = small(image_size=64, post_processor=SgfrPostProcessor(held_out=str(held_out)))
-        engine = engine_in(self.out / "damaged", limit_val_batches=0, **self.arguments)
+        engine = engine_in(self.own / "damaged", limit_val_batches=0, **self.arguments)
         engine.fit(model, train_dataloaders=loader(self.data.train_data, images))
         return self._learnt(model)
 

@@ -232,7 +232,7 @@ def test_a_region_that_cannot_be_used_is_refused_before_the_fit(
     model = framed(roi=str(tmp_path / "mask.png"))
     with pytest.raises(ValueError, match=r"mask.png' (cannot be read|leaves nothing to inspect)"):
         fit(model, datamodule, tmp_path)
-    assert not model._sampling.samplers
+    assert not model._callbacks.sampling.samplers
 
 
 def test_what_lies_outside_the_region_is_neither_learnt_nor_scored(
