@@ -70,9 +70,9 @@ class ScaleCertificate:
 class Certificate:
     """Bounds of all scales together, in the units of the anomaly map.
 
-    The map is the sum of the residuals of the scales that contribute to it, each averaged with
-    weights that sum to one; the score is the maximum of such a sum of its own scales. So
-    ``largest`` and ``largest_score`` bound the maps and the scores of the training images.
+    The map is the sum of the residuals of its scales, each averaged with weights that sum to one;
+    the score is the maximum of such a sum over the scales of the score map. So ``largest`` and
+    ``largest_score`` bound the maps and the scores of the training images.
 
     Attributes:
         scales (tuple[ScaleCertificate, ...]): Of each scale, the finest first.
@@ -92,20 +92,20 @@ class Certificate:
     @property
     def largest(self) -> float:
         """No sum of residuals over the map's scales is larger."""
-        return sum(scale.largest for scale in self._heard(self.in_map))
+        return sum(scale.largest for scale in self._contributing(self.in_map))
 
     @property
     def mean(self) -> float:
         """Sum over the map's scales of what the residuals average to at most."""
-        return sum(scale.mean for scale in self._heard(self.in_map))
+        return sum(scale.mean for scale in self._contributing(self.in_map))
 
     @property
     def largest_score(self) -> float:
         """No training image has a larger score."""
-        return sum(scale.largest for scale in self._heard(self.in_score))
+        return sum(scale.largest for scale in self._contributing(self.in_score))
 
-    def _heard(self, flags: Sequence[bool]) -> list[ScaleCertificate]:
-        return [scale for scale, used in zip(self.scales, flags, strict=True) if used]
+    def _contributing(self, flags: Sequence[bool]) -> list[ScaleCertificate]:
+        return [scale for scale, flag in zip(self.scales, flags, strict=True) if flag]
 
 
 @torch.no_grad()

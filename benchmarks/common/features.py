@@ -47,9 +47,9 @@ class Features:
     image_size: tuple[int, int]
 
     def scales(self, in_map: Sequence[int], in_score: Sequence[int]) -> list[Scale]:
-        """What a model would be made of with these strides in map and score."""
-        roles = [(stride in in_map, stride in in_score) for stride in self.strides]
-        found = build_scales(self.strides, roles)
+        """Scales of a model with layers of these strides for its map and for its score."""
+        flags = [(stride in in_map, stride in in_score) for stride in self.strides]
+        found = build_scales(self.strides, flags)
         return [scale for scale in found if scale.in_map or scale.in_score]
 
     def batches(self, members: Sequence[int], seed: int) -> list[Tensor]:
