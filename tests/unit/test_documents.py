@@ -27,6 +27,9 @@ WORDS = {
     r"house|rooms|wings?": "package, modules",
     r"witness|aught": "plain English",
     r"another light": "domain shift",
+    r"in force": "current threshold",
+    r"true range": "high bit depth",
+    r"gallery": "training crops",
 }
 
 
