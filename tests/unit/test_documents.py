@@ -10,6 +10,7 @@ from tests.documents import BLOCK, CONTRIBUTING, ROOT, tree
 
 TEXTS = [
     *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
     *(ROOT / "benchmarks").glob("*.md"),
     *(ROOT / "anomalib_sgfr").rglob("*.py"),
     *(ROOT / "benchmarks").rglob("*.py"),
