@@ -31,6 +31,7 @@ WORDS = {
     r"in force": "current threshold",
     r"true range": "high bit depth",
     r"gallery": "training crops",
+    r"(?:an?|the|of|in|these|result|test|large|small|grey) pictures?": "image",
 }
 
 
