@@ -72,11 +72,11 @@ class Report(AfterPostProcessor):
     Raises:
         ValueError: If ``pictures`` is negative, or ``group`` is not a regular expression.
 
-    Example:
+    Examples:
         >>> from anomalib.engine import Engine
         >>> from anomalib_sgfr import Report
         >>> report = Report(folder / "report.html", pictures=20)
-        >>> engine = Engine(default_root_dir=folder, logger=False, callbacks=[report])
+        >>> engine = Engine(callbacks=[report], logger=False, enable_progress_bar=False)
         >>> _ = engine.test(model, datamodule=datamodule, verbose=False)
         >>> report.written.name
         'report.html'
