@@ -160,7 +160,7 @@ def find_new_atoms(
     scales = model.embedder.scales
     # of the map, and of the score
     limits = (threshold if mask_threshold is None else mask_threshold, threshold)
-    heard_by = (sum(scale.in_map for scale in scales), sum(scale.in_score for scale in scales))
+    contributors = (sum(scale.in_map for scale in scales), sum(scale.in_score for scale in scales))
     embeddings = model.embed(image[None])
     found = model.score_embeddings(embeddings, image.shape[-2:])
     if float(found.score_map.amax()) <= threshold:
@@ -171,14 +171,17 @@ def find_new_atoms(
         atoms, places = [], []
         for bank, scale, embedding in zip(model.banks, scales, embeddings, strict=True):
             grid = embedding.shape[-2:]
-            ears = [place for place, heard in enumerate((scale.in_map, scale.in_score)) if heard]
-            loud = [
-                functional.adaptive_max_pool2d(maps[ear], grid).flatten() > share * limits[ear]
-                for ear in ears
+            # the maps that the scale contributes to: 0 the anomaly map, 1 the score map
+            own = [number for number, its in enumerate((scale.in_map, scale.in_score)) if its]
+            near_limit = [
+                functional.adaptive_max_pool2d(maps[number], grid).flatten()
+                > share * limits[number]
+                for number in own
             ]
-            there = torch.stack(loud).any(0)
+            there = torch.stack(near_limit).any(0)
             where = origins(torch.zeros(1, dtype=torch.int64, device=image.device), grid)[there]
-            resolved = min(limits[ear] / heard_by[ear] for ear in ears) * float(bank.residual_scale)
+            resolved = min(limits[number] / contributors[number] for number in own)
+            resolved *= float(bank.residual_scale)
             near = max(float(bank.threshold), _NEAR * resolved)
             taken = _taken(bank, to_patches(embedding)[there], distance * near)
             atoms.append(to_patches(embedding)[there][taken])
