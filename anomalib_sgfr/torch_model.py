@@ -68,6 +68,13 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     Raises:
         ValueError: If an argument is out of range or the backbone or a layer is unknown.
+
+    Example:
+        >>> from anomalib_sgfr import SgfrModel
+        >>> torch_model = SgfrModel(layers=["blocks.1", "blocks.2"])
+        >>> embeddings = torch_model.train()(torch.zeros(2, 3, 64, 64))
+        >>> [grid.shape for grid in embeddings]
+        [torch.Size([2, 24, 8, 8]), torch.Size([2, 40, 8, 8])]
     """
 
     banks: Sequence[MemoryBank]

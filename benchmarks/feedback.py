@@ -60,8 +60,8 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
 
     before = scores(model.model)
     threshold = float(np.quantile(before[good], 1.0 - _ALARMS))
-    vouched = nominal(model.model)
-    rate = min(0.9, max(0.5, sum(score > threshold for score in vouched)) / len(vouched))
+    known = nominal(model.model)
+    rate = min(0.9, max(0.5, sum(score > threshold for score in known)) / len(known))
     alarms = np.flatnonzero(good & (before > threshold))
     chosen = np.random.default_rng(case.seed).permutation(alarms)[
         : min(_ACCEPTED, len(alarms) // 2)

@@ -1,25 +1,26 @@
-"""The README's tables: committed results at a glance, the same images and seeds for every model.
+"""Tables of the documents: committed results, the same images and seeds for every model.
 
     python -m benchmarks.headline
 
-Rewrites what stands between markers in ``README.md`` from ``benchmarks/results``.
+Rewrites what stands between markers in ``README.md`` and ``benchmarks/README.md`` from
+``benchmarks/results``.
 """
 
 import argparse
-import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.common.records import Record, read, write_text
 from benchmarks.common.zoo import resolve_arguments
 from benchmarks.compare import rows
 
-__all__ = ["few_table", "main", "table"]
+__all__ = ["few_table", "main", "summary", "table"]
 
 _RESULTS = Path(__file__).parent / "results"
 _README = Path(__file__).parent.parent / "README.md"
+_DETAILS = Path(__file__).parent / "README.md"
 _PLACES = (
     ("mtd", "canonical", "magnetic tiles, published split"),
     ("mtd", "tile", "magnetic tiles, new tiles"),
@@ -35,6 +36,8 @@ _METRICS = {
     "pixel_AP": "pixel AP",
     "AUPRO": "AUPRO",
 }
+_SUMMARY_MODELS = ("sgfr", "patchcore", "padim")
+_SUMMARY_METRICS = ("image_AUROC", "pixel_AP", "AUPRO")
 # what Patchcore stores by default would take hours to choose; its default is also compared, on
 # fewer images
 _CHANGED: Mapping[str, Mapping[str, object]] = {"patchcore": {"coreset_sampling_ratio": 0.01}}
@@ -54,6 +57,35 @@ _FEW_CHANGED: Mapping[str, Mapping[str, object]] = {
 }
 
 
+def summary(results: Path) -> str:
+    """Markdown: a row for each data set, Sgfr beside Patchcore and Padim, the best in bold.
+
+    Args:
+        results (Path): Folder that holds a folder for each data set.
+
+    Returns:
+        str: The table, of medians over the seeds that Sgfr and Patchcore ran with. A value whose
+        range over the seeds overlaps with that of the best is a tie, and in bold too.
+    """
+    wanted = _wanted(_CHANGED, _SUMMARY_MODELS)
+    heads = [*(f"{_METRICS[metric]}, %" for metric in _SUMMARY_METRICS), "stored, MiB"]
+    lines = [
+        f"| {' / '.join(_NAMES[model] for model in wanted)} | " + " | ".join(heads) + " |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    for dataset, split, label in _PLACES:
+        found = _of_defaults(results / dataset / "results.json", (dataset, split), wanted)
+        runs, seeds = _runs(found, wanted)
+        cells = []
+        for metric in _SUMMARY_METRICS:
+            values = [_values(of, seeds, metric) for of in runs.values()]
+            best = max(filter(None, values), key=statistics.median, default=[])
+            cells.append(" / ".join(_median(its, best) for its in values) if best else "-")
+        cells.append(" / ".join(_stored(of.values()) for of in runs.values()))
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def table(results: Path) -> str:
     """Markdown: a line a data set and metric, a column a model, the best of a line in bold.
 
@@ -66,7 +98,7 @@ def table(results: Path) -> str:
         of them says how many, and one that ran with none has no result. What overlaps with the best
         between the seeds is a tie, and in bold too.
     """
-    wanted = {model: resolve_arguments(model, dict(_CHANGED.get(model, {}))) for model in _NAMES}
+    wanted = _wanted(_CHANGED, _NAMES)
     lines = [
         "| %, medians and ranges over seeds | " + " | ".join(_NAMES.values()) + " | seeds |",
         "|---" * (len(_NAMES) + 2) + "|",
@@ -74,17 +106,12 @@ def table(results: Path) -> str:
     medians: dict[str, list[float]] = {model: [] for model in _NAMES}
     for dataset, split, label in _PLACES:
         found = _of_defaults(results / dataset / "results.json", (dataset, split), wanted)
-        runs = {
-            model: {record.seed: record for record in found if record.model == model}
-            for model in _NAMES
-        }
-        compared = [set(runs[model]) for model in ("sgfr", "patchcore") if runs[model]]
-        seeds = sorted(set.intersection(*compared)) if compared else []
+        runs, seeds = _runs(found, wanted)
         for metric, name in _METRICS.items():
             values = {model: _values(of, seeds, metric) for model, of in runs.items()}
             if not any(values.values()):
                 continue
-            best = max((its for its in values.values() if its), key=statistics.median)
+            best = max(filter(None, values.values()), key=statistics.median)
             cells = [_cell(its, best, len(seeds)) for its in values.values()]
             lines.append(
                 f"| {label}: {name} | " + " | ".join(cells) + f" | {', '.join(map(str, seeds))} |"
@@ -93,13 +120,7 @@ def table(results: Path) -> str:
                 for model, its in values.items():
                     medians[model] += [statistics.median(its)] if its else []
         if dataset == "mtd" and found:
-            stored = [
-                [record.bank_bytes for record in of.values() if record.bank_bytes]
-                for of in runs.values()
-            ]
-            cells = [
-                f"{statistics.median(sizes) / 2**20:.1f}" if sizes else "-" for sizes in stored
-            ]
+            cells = [_stored(of.values()) for of in runs.values()]
             lines.append(f"| {label}: stored, MiB | " + " | ".join(cells) + " | |")
     means = [
         f"{statistics.mean(its):.1f}" if len(its) == len(_PLACES) else "-"
@@ -119,9 +140,7 @@ def few_table(results: Path) -> str:
     Returns:
         str: The table, of medians over the seeds that both ran with; the larger in bold.
     """
-    wanted = {
-        model: resolve_arguments(model, dict(changed)) for model, changed in _FEW_CHANGED.items()
-    }
+    wanted = _wanted(_FEW_CHANGED, _FEW_CHANGED)
     columns = [(metric, images) for metric in _FEW_METRICS for images in _FEW]
     heads = [f"{_METRICS[metric]}, {images} images" for metric, images in columns]
     lines = ["| %, Sgfr / Patchcore | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
@@ -146,6 +165,25 @@ def few_table(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _wanted(
+    changed: Mapping[str, Mapping[str, object]], models: Iterable[str]
+) -> dict[str, Mapping[str, object]]:
+    """Arguments of the models whose results are shown."""
+    return {model: resolve_arguments(model, dict(changed.get(model, {}))) for model in models}
+
+
+def _runs(
+    found: Sequence[Record], models: Iterable[str]
+) -> tuple[dict[str, dict[int, Record]], list[int]]:
+    """Runs of each model by seed, and the seeds that Sgfr and Patchcore share."""
+    runs = {
+        model: {record.seed: record for record in found if record.model == model}
+        for model in models
+    }
+    compared = [set(runs[model]) for model in ("sgfr", "patchcore") if runs[model]]
+    return runs, sorted(set.intersection(*compared)) if compared else []
+
+
 def _of_defaults(
     file: Path,
     place: tuple[str, str | None],
@@ -167,37 +205,49 @@ def _of_defaults(
 
 
 def _values(runs: Mapping[int, Record], seeds: Sequence[int], metric: str) -> list[float]:
-    """Of a model, rounded as they are shown."""
+    """Values of a metric in percent, rounded as they are shown."""
     values = [runs[seed].metrics[metric] for seed in seeds if seed in runs]
     return [round(100 * value, 1) for value in values if value is not None]
 
 
-def _cell(values: Sequence[float], best: Sequence[float], seeds: int) -> str:
-    """Median and range, in bold if it is the best or overlaps with it."""
+def _stored(runs: Iterable[Record]) -> str:
+    """Median size of what a model stores, in MiB."""
+    sizes = [record.bank_bytes for record in runs if record.bank_bytes]
+    return f"{statistics.median(sizes) / 2**20:.1f}" if sizes else "-"
+
+
+def _median(values: Sequence[float], best: Sequence[float]) -> str:
+    """Median, in bold if it is the best or its range overlaps with the best's."""
     if not values:
         return "-"
     text = f"{statistics.median(values):.1f}"
-    if max(values) >= min(best):
-        text = f"**{text}**"
+    return f"**{text}**" if max(values) >= min(best) else text
+
+
+def _cell(values: Sequence[float], best: Sequence[float], seeds: int) -> str:
+    """Median and range over the seeds."""
+    text = _median(values, best)
     if len(values) > 1:
         text += f" ({min(values):.1f} to {max(values):.1f})"
-    return text if len(values) == seeds else f"{text} ({len(values)} of {seeds})"
+    return text if len(values) in {0, seeds} else f"{text} ({len(values)} of {seeds})"
 
 
 def main() -> int:
-    """Rewrite the tables in the README; returns the exit code."""
+    """Rewrite the tables in the documents; returns the exit code."""
     argparse.ArgumentParser(
         prog="python -m benchmarks.headline", description=__doc__.splitlines()[0]
     ).parse_args()
-    text = _README.read_text(encoding="utf-8")
-    for name, made in (("results", table(_RESULTS)), ("few results", few_table(_RESULTS))):
-        block = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
-        if not block.search(text):
-            sys.exit(
-                f"'{_README.name}' lacks the lines <!-- {name} --> and <!-- end of {name} -->."
-            )
-        text = block.sub(lambda _, made=made: made, text)  # type: ignore[misc]  # of this turn
-    write_text(_README, text)
+    for file, name, made in (
+        (_README, "results", summary(_RESULTS)),
+        (_DETAILS, "full results", table(_RESULTS)),
+        (_DETAILS, "few results", few_table(_RESULTS)),
+    ):
+        text = file.read_text(encoding="utf-8")
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        if not end:
+            sys.exit(f"'{file}' lacks the lines <!-- {name} --> and <!-- end of {name} -->.")
+        write_text(file, before + start + made + end + after)
     return 0
 
 

@@ -504,7 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"{sum(row.label for row in rows)} are anomalous. Scores: {table}")
     if stopped:
-        say(f"interrupted: {len(paths) - len(done)} of {len(paths)} images were not looked at")
+        say(f"interrupted: {len(paths) - len(done)} of {len(paths)} images were not read")
         return 130
     return int(len(rows) < len(done))
 

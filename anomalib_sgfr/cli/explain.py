@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the mimic view of images.
+    """Draw figures that explain images.
 
     Args:
         arguments (Sequence[str] | None): Arguments of the command; ``None`` for the process's own.

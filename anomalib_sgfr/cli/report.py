@@ -75,10 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--masks", type=existing, help="folder of masks, named as the images or NAME_mask"
     )
     parser.add_argument(
-        "--group", help="regular expression on the path: a line for each product, camera ..."
+        "--group", help="regular expression on the path: a row for each product, camera ..."
     )
     parser.add_argument(
-        "--pictures", type=at_least(0), default=500, help="most images to show with pictures"
+        "--pictures",
+        type=at_least(0),
+        default=500,
+        help="most images to show; the page lists the scores of all",
     )
     parser.add_argument("--out", type=new_file, required=True, help="the page, an HTML file")
     parser.add_argument(

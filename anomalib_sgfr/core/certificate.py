@@ -70,14 +70,14 @@ class ScaleCertificate:
 class Certificate:
     """Bounds of all scales together, in the units of the anomaly map.
 
-    The map is the sum over the scales that it hears of their residuals, each averaged with weights
-    that sum to one; the score is the maximum of such a sum over those that it hears. So ``largest``
-    and ``largest_score`` bound the maps and the scores of the training images.
+    The map is the sum of the residuals of its scales, each averaged with weights that sum to one;
+    the score is the maximum of such a sum over the scales of the score map. So ``largest`` and
+    ``largest_score`` bound the maps and the scores of the training images.
 
     Attributes:
         scales (tuple[ScaleCertificate, ...]): Of each scale, the finest first.
-        in_map (tuple[bool, ...]): Which of them the map hears.
-        in_score (tuple[bool, ...]): Which of them the score hears.
+        in_map (tuple[bool, ...]): Which of them contribute to the map.
+        in_score (tuple[bool, ...]): Which of them contribute to the score.
     """
 
     scales: tuple[ScaleCertificate, ...]
@@ -92,20 +92,20 @@ class Certificate:
     @property
     def largest(self) -> float:
         """No sum of residuals over the map's scales is larger."""
-        return sum(scale.largest for scale in self._heard(self.in_map))
+        return sum(scale.largest for scale in self._contributing(self.in_map))
 
     @property
     def mean(self) -> float:
         """Sum over the map's scales of what the residuals average to at most."""
-        return sum(scale.mean for scale in self._heard(self.in_map))
+        return sum(scale.mean for scale in self._contributing(self.in_map))
 
     @property
     def largest_score(self) -> float:
         """No training image has a larger score."""
-        return sum(scale.largest for scale in self._heard(self.in_score))
+        return sum(scale.largest for scale in self._contributing(self.in_score))
 
-    def _heard(self, flags: Sequence[bool]) -> list[ScaleCertificate]:
-        return [scale for scale, heard in zip(self.scales, flags, strict=True) if heard]
+    def _contributing(self, flags: Sequence[bool]) -> list[ScaleCertificate]:
+        return [scale for scale, flag in zip(self.scales, flags, strict=True) if flag]
 
 
 @torch.no_grad()

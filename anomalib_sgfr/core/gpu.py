@@ -237,14 +237,14 @@ def staged_nearest(
     Args:
         points (Tensor): Shape ``(n, d)``, on a GPU.
         atoms (Tensor): Shape ``(M, d)``, ``float32`` as they are.
-        first (int): Atoms to look at first; afterwards as many as before, together. ``M`` for all
-            at once.
-        threshold (float): Euclidean distance within which a point needs to look no further.
+        first (int): Atoms to compare with first; afterwards as many as before, together. ``M``
+            for all at once.
+        threshold (float): Euclidean distance within which a point is compared with no more atoms.
 
     Returns:
-        tuple[Tensor, Tensor]: Row of the atom of each point, the nearest of those that it looked at
+        tuple[Tensor, Tensor]: Row of the atom of each point, the nearest of those compared
         last up to the rounding of products, ``int64``; and the squared distance, without that, of
-        the nearest of all that it looked at. Both of shape ``(n,)``.
+        the nearest of all that were compared. Both of shape ``(n,)``.
     """
     index = torch.empty(len(points), dtype=torch.int64, device=points.device)
     least = torch.empty(len(points), dtype=points.dtype, device=points.device)

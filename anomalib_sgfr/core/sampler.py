@@ -51,6 +51,7 @@ class SubspaceSampler:
         threshold_ (float): Distance above which an embedding becomes an atom.
 
     Example:
+        >>> from anomalib_sgfr import SubspaceSampler
         >>> sampler = SubspaceSampler(bank_size=2)
         >>> sampler.observe(torch.tensor([[0.0], [1.0], [9.0], [10.0], [0.5]]))
         >>> sampler.bank().flatten().tolist()

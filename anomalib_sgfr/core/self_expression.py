@@ -9,8 +9,8 @@ OpenVINO, and calls no dense linear-algebra routine at inference.
 Degenerate input has its mathematical limit: duplicate or linearly dependent atoms add nothing to
 the span (their coefficient is zero), an all-zero atom is never a direction, and a support larger
 than the bank is the whole bank. What is left of a target that is not finite is not finite either;
-nobody has to look before (a GPU would have to wait for that). A bank is looked at once,
-where it is made ready for the search.
+nothing is checked before (a GPU would have to wait for that). A bank is checked once, when
+it is prepared for the search.
 """
 
 from typing import NamedTuple

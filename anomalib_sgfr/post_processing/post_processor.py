@@ -537,6 +537,11 @@ class NominalPostProcessor(SgfrPostProcessor):
         group (str | None): Regular expression that names the part.
         images (int | None): Largest number of images to score.
         **kwargs (Any): As in :class:`SgfrPostProcessor`.
+
+    Example:
+        >>> from anomalib_sgfr import NominalPostProcessor
+        >>> NominalPostProcessor().false_alarm_rate
+        0.01
     """
 
     _default_rate = DEFAULT_RATE

@@ -1,1 +1,1 @@
-"""Report: what a run leaves for people (tables, explanations, page, images)."""
+"""Report of a run: score table, explanations, predictions, result images and the page."""

@@ -76,7 +76,7 @@ class Report(AfterPostProcessor):
         >>> from anomalib.engine import Engine
         >>> from anomalib_sgfr import Report
         >>> report = Report(folder / "report.html", pictures=20)
-        >>> engine = Engine(default_root_dir=folder, logger=False, callbacks=[report])
+        >>> engine = Engine(callbacks=[report], logger=False, enable_progress_bar=False)
         >>> _ = engine.test(model, datamodule=datamodule, verbose=False)
         >>> report.written.name
         'report.html'

@@ -1,6 +1,4 @@
-"""Why a part of an image is anomalous: which nominal patches rebuilt it, from where, and what was
-left.
-"""
+"""Explanation of an image's worst regions: atoms, coefficients and residuals of their patches."""
 
 import math
 from dataclasses import dataclass
@@ -14,26 +12,23 @@ from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Contribution", "Explanation", "Reconstruction", "Region", "explain"]
 
-# patches between the centres of two regions, at least: what is drawn around them does not overlap
-_APART = 6
+_APART = 6  # least patches between the centres of two regions, so that their crops do not overlap
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """An atom's part in a rebuilt patch.
+    """Atom that a patch is reconstructed from.
 
     Attributes:
-        atom (int): Row of its scale's bank.
-        coefficient (float): Its coefficient.
-        distance (float): From the patch to the atom.
-        image (str | None): Path of the training image that the atom began as a patch of, if known.
-        row (int): Row of that patch in the image.
-        column (int): Column of that patch in the image.
-        grid (tuple[int, int]): Rows and columns of that image's patches; -1 like the others where
-            it is not known.
-        patches (int): Nominal patches the atom stands for; it is their mean, unless an update added
-            it.
-        spread (float): Root mean square of their distances from it, at most.
+        atom (int): Row of the scale's memory bank.
+        coefficient (float): Coefficient of the atom.
+        distance (float): Distance from the patch to the atom.
+        image (str | None): Path of the training image that the atom's first patch comes from.
+        row (int): Row of that patch in the image; -1 if unknown.
+        column (int): Column of that patch in the image; -1 if unknown.
+        grid (tuple[int, int]): Rows and columns of the image's patches; -1 if unknown.
+        patches (int): Number of nominal patches that the atom stands for.
+        spread (float): Upper bound of the root mean square of their distances from the atom.
     """
 
     atom: int
@@ -49,19 +44,19 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How a patch of one scale was rebuilt.
+    """Reconstruction of a patch of one scale.
 
     Attributes:
         scale (int): Number of the scale, from the finest, 0.
         grid (tuple[int, int]): Rows and columns of the image's patches at this scale.
         row (int): Row of the patch.
         column (int): Column of the patch.
-        residual (float): What the contributions leave of the patch, in the unit of the anomaly map.
-        nominal (float): Residuals of the nominal patches that the contributing atoms stand for
-            average to no more, by the certificate of the bank.
-        nominal_largest (float): None of those patches has a larger residual.
-        contributions (tuple[Contribution, ...]): What it was rebuilt from, the largest coefficient
-            first.
+        residual (float): Residual of the patch, in the unit of the raw anomaly map.
+        nominal (float): Certified upper bound of the mean residual of the nominal patches that the
+            contributing atoms stand for.
+        nominal_largest (float): Certified upper bound of the largest residual of those patches.
+        contributions (tuple[Contribution, ...]): Atoms of the reconstruction, the largest
+            coefficient first.
     """
 
     scale: int
@@ -76,14 +71,14 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Region:
-    """A place of an image where it is rebuilt worst.
+    """Region of an image with a large residual.
 
     Attributes:
-        row (int): Row of the patch of the finest scale that the score hmaps.
+        row (int): Row of its patch of the finest scale that contributes to the image score.
         column (int): Column of that patch.
-        score (float): Of the score map there.
-        reconstructions (tuple[Reconstruction, ...]): Of the patch that lies there, of each scale
-            that the score hears, the finest first.
+        score (float): Largest value of the score map over that patch.
+        reconstructions (tuple[Reconstruction, ...]): Reconstruction of the patch at each scale that
+            contributes to the image score, the finest first.
     """
 
     row: int
@@ -93,21 +88,21 @@ class Region:
 
     @property
     def residual(self) -> float:
-        """Sum over scales, as the score map sums them."""
+        """Sum of the residuals over scales, as in the score map."""
         return sum(part.residual for part in self.reconstructions)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """An image's maps and its worst regions.
+    """Maps of an image and its worst regions.
 
     Attributes:
-        anomaly_map (Tensor): Raw map, shape ``(H, W)``.
-        score_map (Tensor): What the score is the maximum of, shape ``(H, W)``.
-        residuals (tuple[Tensor, ...]): Residual of each patch over the bank's ``nominal``, for each
-            scale of shape ``(h, w)``, the finest first.
-        grid (tuple[int, int]): Rows and columns that the regions' places count in.
-        regions (tuple[Region, ...]): The worst first: the place that raised the score.
+        anomaly_map (Tensor): Raw anomaly map, shape ``(H, W)``.
+        score_map (Tensor): Raw score map, whose maximum is the image score, shape ``(H, W)``.
+        residuals (tuple[Tensor, ...]): Residual of each patch over the bank's ``residual_scale``,
+            of shape ``(h, w)`` for each scale, the finest first.
+        grid (tuple[int, int]): Rows and columns of the patches that regions are counted in.
+        regions (tuple[Region, ...]): The regions; the first contains the peak of the score map.
     """
 
     anomaly_map: Tensor
@@ -123,15 +118,22 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
 
     Args:
         model (SgfrModel): A fitted model.
-        image (Tensor): Pre-processed, shape ``(3, H, W)``.
+        image (Tensor): Pre-processed image, shape ``(3, H, W)``.
         regions (int): Most regions to explain; they are at least six patches apart.
 
     Returns:
-        Explanation: The maps and the worst regions, by what the score hmaps.
+        Explanation: Maps of the image, and the regions with the largest scores.
 
     Raises:
         RuntimeError: If the model is not fitted.
-        ValueError: If ``regions`` is below one or the image is not one.
+        ValueError: If ``regions`` is below one, or ``image`` has another shape.
+
+    Example:
+        >>> import torch
+        >>> from anomalib_sgfr import explain
+        >>> found = explain(model.model, torch.rand(3, 64, 64), regions=1)
+        >>> found.anomaly_map.shape, len(found.regions)
+        (torch.Size([64, 64]), 1)
     """
     if image.ndim != 3:  # noqa: PLR2004
         msg = f"image must have shape (3, H, W), got {tuple(image.shape)}."
@@ -143,14 +145,14 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     embeddings = model.embed(image[None])
     maps = model.score_embeddings(embeddings, image.shape[1:])
     residuals = maps.residuals
-    heard = [number for number, scale in enumerate(model.embedder.scales) if scale.in_score]
-    rows, columns = residuals[heard[0]].shape[2:]
-    # the map at the patches' own resolution: its largest value over each patch
+    scored = [number for number, scale in enumerate(model.embedder.scales) if scale.in_score]
+    rows, columns = residuals[scored[0]].shape[2:]
+    # score map at the resolution of patches: its largest value over each
     coarse = torch.nn.functional.adaptive_max_pool2d(maps.score_map[0], (rows, columns))[0]
     inside = model.patches_inside([part.shape[2:] for part in residuals])
     if inside is not None:
-        coarse = coarse.masked_fill(~inside[heard[0]], -torch.inf)
-    places = _worst(coarse, regions)
+        coarse = coarse.masked_fill(~inside[scored[0]], -torch.inf)
+    peaks = _worst(coarse, regions)
     by_scale = [
         _reconstructions(
             model,
@@ -158,14 +160,14 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
             certificate.scales[scale],
             embeddings[scale],
             residuals[scale],
-            places,
+            peaks,
             (rows, columns),
         )
-        for scale in heard
+        for scale in scored
     ]
     found = [
-        Region(*place, float(coarse[place]), parts)
-        for place, parts in zip(places, zip(*by_scale, strict=True), strict=True)
+        Region(*peak, float(coarse[peak]), parts)
+        for peak, parts in zip(peaks, zip(*by_scale, strict=True), strict=True)
     ]
     of_scales = tuple(residual[0, 0] for residual in residuals)
     return Explanation(
@@ -179,14 +181,14 @@ def _reconstructions(
     certificate: ScaleCertificate,
     embedding: Tensor,
     residual: Tensor,
-    places: list[tuple[int, int]],
+    peaks: list[tuple[int, int]],
     finest: tuple[int, int],
 ) -> list[Reconstruction]:
-    """How the patches of one scale were rebuilt at places of the finest grid."""
+    """Reconstructions of the patches of one scale at positions of the finest grid."""
     rows, columns = residual.shape[2:]
     patches = to_patches(embedding)
-    own = [PatchIndex(*place, finest).on((rows, columns)) for place in places]
-    chosen = patches[[place.row * columns + place.column for place in own]]
+    own = [PatchIndex(*peak, finest).on((rows, columns)) for peak in peaks]
+    chosen = patches[[peak.row * columns + peak.column for peak in own]]
     support, code = model.banks[scale].solver.code(chosen, model.banks[scale].atoms)
     found = []
     for (row, column, grid), patch, its_support, its_code in zip(
@@ -211,16 +213,16 @@ def _reconstructions(
 
 
 def _worst(scores: Tensor, number: int) -> list[tuple[int, int]]:
-    """The largest of scores ``(h, w)``, one at a time, leaving out what is close to those taken."""
+    """Rows and columns of the largest scores ``(h, w)``, at least :data:`_APART` apart."""
     left = scores.clone()
-    places: list[tuple[int, int]] = []
-    while len(places) < number and bool((left > -torch.inf).any()):
+    peaks: list[tuple[int, int]] = []
+    while len(peaks) < number and bool((left > -torch.inf).any()):
         row, column = divmod(int(left.argmax()), scores.shape[1])
-        places.append((row, column))
+        peaks.append((row, column))
         left[
             max(0, row - _APART + 1) : row + _APART, max(0, column - _APART + 1) : column + _APART
         ] = -torch.inf
-    return places
+    return peaks
 
 
 def _contributions(

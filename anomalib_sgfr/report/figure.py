@@ -151,7 +151,7 @@ class ExplanationFigure(Callback):
         >>> from anomalib.engine import Engine
         >>> from anomalib_sgfr import MimicView
         >>> figures = MimicView(str(folder / "figures"), regions=1, only_anomalous=True)
-        >>> engine = Engine(default_root_dir=folder, logger=False, callbacks=[figures])
+        >>> engine = Engine(callbacks=[figures], logger=False, enable_progress_bar=False)
         >>> _ = engine.predict(model, datamodule=datamodule, return_predictions=False)
         >>> any((folder / "figures").rglob("*.png"))
         True

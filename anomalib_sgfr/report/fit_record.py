@@ -1,4 +1,4 @@
-"""What a fit took and learnt from, small enough to keep in its checkpoint."""
+"""Record of a fit for its checkpoint: time, memory, device, training folders, versions."""
 
 import platform
 import resource
@@ -15,21 +15,20 @@ if TYPE_CHECKING:  # the checks of an installation need no PyTorch
 __all__ = ["FitRecord", "installed", "versions"]
 
 _PACKAGES = ("anomalib-sgfr", "anomalib", "torch", "timm")
-_FOLDERS = 50  # the fullest, kept by name
+_FOLDERS = 50  # most folders to keep, those with the most images
 
 
 class FitRecord(NamedTuple):
-    """How a fit went.
+    """Record of a fit.
 
     Attributes:
-        seconds (float): From its start to the bank in use, calibration by training images included.
-        memory (int): Most that the process had held of the machine's memory, in bytes; ``0`` if
-            that is not known.
-        card_memory (int): Most that it had held of a card's, in bytes; ``0`` without one.
-        device (str): What it ran on.
-        images (int): Training images.
-        folders (dict[str, int]): Folders of the training images, and how many there were of each.
-        versions (dict[str, str]): Of Python and of the packages that scores depend on.
+        seconds (float): Duration, including calibration by training images.
+        memory (int): Peak main memory of the process, in bytes; ``0`` if unknown.
+        card_memory (int): Peak memory on the GPU, in bytes; ``0`` without one.
+        device (str): Name of the GPU or architecture of the processor.
+        images (int): Number of training images.
+        folders (dict[str, int]): Number of training images by folder.
+        versions (dict[str, str]): Versions of Python and of the packages that scores depend on.
     """
 
     seconds: float
@@ -42,23 +41,26 @@ class FitRecord(NamedTuple):
 
     @classmethod
     def of(cls, seconds: float, device: "torch.device", images: Sequence[str]) -> "FitRecord":
-        """Note what a fit that ends now took.
+        """Record of a fit that ends now.
 
         Args:
-            seconds (float): Since its start.
-            device (torch.device): What it ran on.
+            seconds (float): Duration of the fit.
+            device (torch.device): Device of the fit.
             images (Sequence[str]): Paths of the training images.
+
+        Returns:
+            FitRecord: The record.
         """
         import torch
 
-        on_card = device.type == "cuda"
+        on_gpu = device.type == "cuda"
         folders = Counter(str(PurePath(path).parent) for path in images)
         return cls(
             seconds=seconds,
             memory=_peak_memory(),
-            card_memory=torch.cuda.max_memory_allocated(device) if on_card else 0,
+            card_memory=torch.cuda.max_memory_allocated(device) if on_gpu else 0,
             device=torch.cuda.get_device_name(device)
-            if on_card
+            if on_gpu
             else platform.machine() or device.type,
             images=len(images),
             folders=dict(folders.most_common(_FOLDERS)),
@@ -67,24 +69,24 @@ class FitRecord(NamedTuple):
 
     @classmethod
     def restored(cls, stored: Any) -> "FitRecord | None":  # noqa: ANN401
-        """From what :meth:`plain` gave; ``None`` from aught else, as of an earlier version."""
+        """Record from the data of :meth:`plain`; ``None`` if fields are missing."""
         if not isinstance(stored, Mapping) or not set(cls._fields) <= set(stored):
             return None
         return cls(**{name: stored[name] for name in cls._fields})
 
     def plain(self) -> dict[str, Any]:
-        """Plain data, to store."""
+        """The record as a dictionary, to store."""
         return self._asdict()
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that scores depend on."""
+    """Versions of Python and of the packages that scores depend on."""
     packages = {name: installed(name) or "not installed" for name in _PACKAGES}
     return {"python": platform.python_version(), **packages}
 
 
 def installed(name: str) -> str | None:
-    """Version of an installed distribution, or ``None`` if there is none."""
+    """Version of an installed distribution; ``None`` if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -44,15 +44,15 @@ def _copies(files: Iterable[str], known: Iterable[str]) -> set[str]:
     by_size = defaultdict(list)
     for path in known:
         by_size[_size(path)].append(path)
-    digests: dict[int, set[bytes]] = {}
+    hashes: dict[int, set[bytes]] = {}
     found = set()
     for path in files:
         size = _size(path)
         if size < 0 or size not in by_size:
             continue
-        if size not in digests:
-            digests[size] = {_digest(other) for other in by_size[size]}
-        if _digest(path) in digests[size]:
+        if size not in hashes:
+            hashes[size] = {_sha256(other) for other in by_size[size]}
+        if _sha256(path) in hashes[size]:
             found.add(path)
     return found
 
@@ -65,7 +65,7 @@ def _size(path: str) -> int:
         return -1
 
 
-def _digest(path: str) -> bytes:
+def _sha256(path: str) -> bytes:
     """Hash of a file's content; of its path if it cannot be read, so that it equals no other."""
     try:
         with Path(path).open("rb") as file:

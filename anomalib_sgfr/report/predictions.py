@@ -36,10 +36,10 @@ class Predictions(RunFolder):
         >>> from anomalib.engine import Engine
         >>> from anomalib_sgfr import Predictions
         >>> writer = Predictions(folder / "predictions")
-        >>> engine = Engine(default_root_dir=folder, logger=False, callbacks=[writer])
+        >>> engine = Engine(callbacks=[writer], logger=False, enable_progress_bar=False)
         >>> _ = engine.predict(model, datamodule=datamodule, return_predictions=False)
         >>> sorted(path.name for path in (folder / "predictions").iterdir() if path.is_dir())
-        ['arrays', 'images', 'maps', 'masks']
+        ['arrays', 'maps', 'masks']
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:

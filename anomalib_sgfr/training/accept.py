@@ -160,7 +160,7 @@ def find_new_atoms(
     scales = model.embedder.scales
     # of the map, and of the score
     limits = (threshold if mask_threshold is None else mask_threshold, threshold)
-    contributors = (sum(scale.in_map for scale in scales), sum(scale.in_score for scale in scales))
+    scales_of = (sum(scale.in_map for scale in scales), sum(scale.in_score for scale in scales))
     embeddings = model.embed(image[None])
     found = model.score_embeddings(embeddings, image.shape[-2:])
     if float(found.score_map.amax()) <= threshold:
@@ -171,17 +171,16 @@ def find_new_atoms(
         atoms, places = [], []
         for bank, scale, embedding in zip(model.banks, scales, embeddings, strict=True):
             grid = embedding.shape[-2:]
-            # the maps that the scale contributes to: 0 the anomaly map, 1 the score map
-            own = [number for number, its in enumerate((scale.in_map, scale.in_score)) if its]
+            used = [index for index, flag in enumerate((scale.in_map, scale.in_score)) if flag]
             near_limit = [
-                functional.adaptive_max_pool2d(maps[number], grid).flatten()
-                > share * limits[number]
-                for number in own
+                functional.adaptive_max_pool2d(maps[index], grid).flatten() > share * limits[index]
+                for index in used
             ]
             there = torch.stack(near_limit).any(0)
             where = origins(torch.zeros(1, dtype=torch.int64, device=image.device), grid)[there]
-            resolved = min(limits[number] / contributors[number] for number in own)
-            resolved *= float(bank.residual_scale)
+            resolved = min(limits[index] / scales_of[index] for index in used) * float(
+                bank.residual_scale
+            )
             near = max(float(bank.threshold), _NEAR * resolved)
             taken = _taken(bank, to_patches(embedding)[there], distance * near)
             atoms.append(to_patches(embedding)[there][taken])

@@ -50,9 +50,9 @@ class Features:
     def scales(
         self, in_map: Sequence[int], in_score: Sequence[int], bank_per: BankPer = "layer"
     ) -> list[Scale]:
-        """What a model would be made of whose map and score hear layers of these strides."""
-        heard = [(stride in in_map, stride in in_score) for stride in self.strides]
-        found = build_scales(self.strides, heard, bank_per)
+        """Scales of a model with layers of these strides for its map and for its score."""
+        flags = [(stride in in_map, stride in in_score) for stride in self.strides]
+        found = build_scales(self.strides, flags, bank_per)
         return [scale for scale in found if scale.in_map or scale.in_score]
 
     def batches(self, members: Sequence[int], seed: int) -> list[Tensor]:

@@ -101,8 +101,7 @@ MODELS: dict[str, Entry] = {
 }
 
 
-# How pictures are looked at: recorded only where it is asked for, as records were before there was
-# a choice.
+# Input settings: recorded only where they are given, as earlier records have none.
 _UNRECORDED = {"image_size", "tile_size", "tile_stride", "roi", "bit_depth", "copies"}
 
 

@@ -50,7 +50,7 @@ def evaluate(specs: Sequence[Spec], root: Path | None, cache: Path) -> Iterator[
 
     for of_features in _groups(specs, embeddings):
         first = of_features[0]
-        heard = {stride for spec in of_features for stride in _strides(spec)}
+        strides = {stride for spec in of_features for stride in _strides(spec)}
         found = features.load(
             first.dataset,
             root,
@@ -58,7 +58,7 @@ def evaluate(specs: Sequence[Spec], root: Path | None, cache: Path) -> Iterator[
             first.seed,
             first.limit_train,
             first.backbone,
-            tuple(sorted(heard)),
+            tuple(sorted(strides)),
             (first.image_size[0], first.image_size[1]),
             cache,
             first.arguments["pooling"],

@@ -19,8 +19,8 @@ _DEFAULTS: dict[str, Any] = {
     # Sgfr's ``layers`` and ``score_layers``, whatever the backbone calls them
     "strides": [4, 8, 16],
     "score_strides": [8, 16, 32],
-    # what Sgfr does not leave to choose: each scale over its ``nominal``, or as it is; stages that
-    # the score alone hears summed into its map, or each by its own maximum
+    # what Sgfr does not leave to choose: each scale over its ``residual_scale``, or as it is;
+    # stages of the score alone summed into its map, or each by its own maximum
     "weights": "equal",
     "deep": "summed",
 }
@@ -39,7 +39,7 @@ def _over(name: str, values: Sequence[Any]) -> list[Variant]:
     return [Variant(str(value), {name: value}) for value in values]
 
 
-def _ears(in_map: Sequence[int], in_score: Sequence[int], **changes: Any) -> Variant:  # noqa: ANN401
+def _layers(in_map: Sequence[int], in_score: Sequence[int], **changes: Any) -> Variant:  # noqa: ANN401
     named = [", ".join(map(str, strides)) for strides in (in_map, in_score)]
     words = "".join(f"; {name} {value}" for name, value in changes.items())
     return Variant(
@@ -50,16 +50,16 @@ def _ears(in_map: Sequence[int], in_score: Sequence[int], **changes: Any) -> Var
 
 STUDIES: dict[str, list[Variant]] = {
     "layers": [
-        _ears((4, 8, 16), (8, 16, 32)),
-        _ears((8, 16), (8, 16)),
-        _ears((8, 16), (8, 16, 32)),
-        _ears((4, 8, 16), (4, 8, 16)),
-        _ears((4, 8, 16), (4, 8, 16, 32)),
-        _ears((4, 8, 16), (16, 32)),
-        _ears((4, 8, 16, 32), (8, 16, 32)),
-        _ears((4, 8, 16), (8, 16, 32), weights="sum"),
-        _ears((4, 8, 16), (8, 16, 32), deep="maximum"),
-        _ears((4, 8, 16), (4, 8, 16), bank_per="stride"),
+        _layers((4, 8, 16), (8, 16, 32)),
+        _layers((8, 16), (8, 16)),
+        _layers((8, 16), (8, 16, 32)),
+        _layers((4, 8, 16), (4, 8, 16)),
+        _layers((4, 8, 16), (4, 8, 16, 32)),
+        _layers((4, 8, 16), (16, 32)),
+        _layers((4, 8, 16, 32), (8, 16, 32)),
+        _layers((4, 8, 16), (8, 16, 32), weights="sum"),
+        _layers((4, 8, 16), (8, 16, 32), deep="maximum"),
+        _layers((4, 8, 16), (4, 8, 16), bank_per="stride"),
     ],
     "bank": [
         Variant("1,000, 1,000, 5,000, 3,000"),

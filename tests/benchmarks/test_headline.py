@@ -5,8 +5,8 @@ from benchmarks import headline
 from benchmarks.common.records import METRICS, Record, merge
 from benchmarks.common.zoo import resolve_arguments
 
-README = Path(__file__).parents[2] / "README.md"
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def run(model: str, seed: int, auroc: float, **changes: object) -> Record:
@@ -102,12 +102,27 @@ def test_of_few_images_seeds_that_both_ran_with_count_and_the_larger_median_is_b
     assert all(other.endswith(" | - | - | - | - |") for other in others)
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    text = README.read_text(encoding="utf-8")
-    for name, table in (
-        ("results", headline.table(RESULTS)),
-        ("few results", headline.few_table(RESULTS)),
+def test_the_summary_has_a_row_for_each_data_set_and_marks_ties(tmp_path: Path) -> None:
+    merge(
+        tmp_path / "elpv-mono" / "results.json",
+        [
+            *(run("sgfr", seed, auroc) for seed, auroc in enumerate((0.9, 0.8))),
+            *(run("patchcore", seed, 0.84, bank_bytes=2**20) for seed in (0, 1, 2)),
+            *(run("padim", seed, 0.7) for seed in (0, 1)),
+        ],
+    )
+    rows = headline.summary(tmp_path).splitlines()[2:]
+    assert len(rows) == 7
+    assert rows[2] == "| solar cells, mono | **85.0** / **84.0** / 70.0 | - | - | - / 1.0 / - |"
+
+
+def test_the_documents_show_the_committed_results() -> None:
+    for file, name, table in (
+        ("README.md", "results", headline.summary(RESULTS)),
+        ("benchmarks/README.md", "full results", headline.table(RESULTS)),
+        ("benchmarks/README.md", "few results", headline.few_table(RESULTS)),
     ):
+        text = (ROOT / file).read_text(encoding="utf-8")
         assert f"<!-- {name} -->\n{table}<!-- end of {name} -->" in text, (
             "run python -m benchmarks.headline"
         )

@@ -424,7 +424,7 @@ def test_the_table_of_an_interrupted_run_has_what_was_scored(
     said = running.stderr
     assert running.returncode == 130
     assert len([line for line in said.splitlines() if not line.startswith("warning: ")]) == 1
-    assert "images were not looked at" in said
+    assert "images were not read" in said
     with (out / "scores.csv").open(newline="", encoding="utf-8") as file:
         assert 5 <= len(list(csv.DictReader(file))) < 400
 

@@ -1,0 +1,72 @@
+"""What is written for people: the source tree in CONTRIBUTING.md, names of files, words."""
+
+import itertools
+import re
+import tomllib
+
+import pytest
+
+from tests.documents import BLOCK, CONTRIBUTING, ROOT, tree
+
+TEXTS = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "benchmarks").glob("*.md"),
+    *(ROOT / "anomalib_sgfr").rglob("*.py"),
+    *(ROOT / "benchmarks").rglob("*.py"),
+    *(ROOT / "examples").glob("*.py"),
+    *(ROOT / "configs").glob("*.yaml"),
+]
+# earlier names, which have to be written there
+EXEMPT = {ROOT / "CHANGELOG.md", ROOT / "anomalib_sgfr" / "aliases.py"}
+# metaphors and private words of earlier versions, and what to write in place of them
+WORDS = {
+    r"ears|hears?|heard": "layers that contribute to the anomaly map or the image score",
+    r"verdicts?": "image-level prediction, image score",
+    r"rests? on|vouch(es|ed)?": "calibrated on, supports",
+    r"looks at|looked at": "reads, checks",
+    r"house|rooms|wings?": "package, modules",
+    r"witness|aught": "plain English",
+    r"another light": "domain shift",
+}
+
+
+def names(lines: str) -> list[str]:
+    """First word of each line, with its indent."""
+    return [found[0] for line in lines.splitlines() if (found := re.match(r" *\S+", line))]
+
+
+def test_contributing_lists_every_module() -> None:
+    (written,) = BLOCK.findall(CONTRIBUTING.read_text(encoding="utf-8"))
+    assert names(written) == names(tree(ROOT / "anomalib_sgfr")), "run python -m tests.documents"
+
+
+def test_every_module_says_what_it_is() -> None:
+    for line in tree(ROOT / "anomalib_sgfr").splitlines()[1:]:
+        assert len(line.split()) > 2, line
+
+
+def test_pyproject_names_files_that_exist() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    build = tool["hatch"]["build"]["targets"]
+    patterns = [
+        *tool["ruff"]["lint"]["per-file-ignores"],
+        *(path.lstrip("/") for path in build["sdist"]["include"]),
+    ]
+    overrides = itertools.chain(*(entry["module"] for entry in tool["mypy"]["overrides"]))
+    patterns += [
+        name.replace(".", "/") + "*" for name in overrides if name.startswith("anomalib_sgfr")
+    ]
+    gone = [pattern for pattern in patterns if not any(ROOT.glob(pattern))]
+    assert not gone
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_word_of_earlier_versions_does_not_come_back(words: str) -> None:
+    pattern = re.compile(rf"(?<![\w/`.-])(?:{words})(?![\w/`.-])", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sorted({*TEXTS} - EXEMPT)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not found, f"write '{WORDS[words]}':\n" + "\n".join(found)
