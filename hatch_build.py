@@ -1,4 +1,4 @@
-"""README for the package index: its links lead to the repository, as files beside it are missing."""
+"""README for the package index: its links lead to the repository as files beside it are missing."""
 
 import re
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""Earlier names of modules and classes: imports, class paths and pickles of earlier versions keep
-working.
+"""Earlier names of modules and classes, for imports, class paths and pickles.
 
 The finder stands last in ``sys.meta_path``: it is asked only for what nothing else finds.
 """

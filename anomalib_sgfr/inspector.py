@@ -38,7 +38,7 @@ class Inspection(NamedTuple):
         place (tuple[int, int] | None): Row and column of the score map's peak, which need not be
             the anomaly map's; ``None`` if an exported file does not tell.
 
-    Example:
+    Examples:
         >>> from anomalib_sgfr import Inspection, Inspector
         >>> found = Inspector.load(checkpoint)(image)
         >>> isinstance(found, Inspection)
@@ -61,7 +61,7 @@ class Inspector:
     Args:
         backend (Backend): What :meth:`load` makes from a file.
 
-    Example:
+    Examples:
         >>> from anomalib_sgfr import Inspector
         >>> inspector = Inspector.load(checkpoint)
         >>> found = inspector(image)

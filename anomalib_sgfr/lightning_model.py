@@ -109,7 +109,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     Raises:
         ValueError: If an argument is out of range, or the backbone or a layer is unknown.
 
-    Example:
+    Examples:
         >>> from anomalib_sgfr import Sgfr
         >>> model = Sgfr.load_from_checkpoint(checkpoint)
         >>> batch = engine.predict(model, datamodule=datamodule)[0]

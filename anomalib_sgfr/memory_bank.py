@@ -52,7 +52,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
     """Memory bank of one scale: atoms, their statistics, and the solver that rebuilds patches.
 
     Args:
-        solver (str): Name of a solver in :data:`~anomalib_sgfr.core.solvers.SOLVERS`. Defaults to
+        solver (str): Name of a solver in ``SOLVERS``. Defaults to
             ``"affine"``.
         num_atoms (int): Size ``k`` of the support. Defaults to ``5``.
         regularisation (float): Strength of the ridge penalty relative to the data's own scale.

@@ -69,7 +69,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     Raises:
         ValueError: If an argument is out of range or the backbone or a layer is unknown.
 
-    Example:
+    Examples:
         >>> from anomalib_sgfr import SgfrModel
         >>> torch_model = SgfrModel(layers=["blocks.1", "blocks.2"])
         >>> embeddings = torch_model.train()(torch.zeros(2, 3, 64, 64))

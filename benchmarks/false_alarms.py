@@ -39,9 +39,7 @@ _SOURCES = {
 
 
 def _evaluate(case: Case) -> list[dict[str, Any]]:
-    """Realised rates of false alarms and of detection, for each source of the threshold and each
-    chosen rate.
-    """
+    """Realised rates of false alarms and detection, for each source and each chosen rate."""
     part_of = data.part_of(case.dataset)
     rows: list[dict[str, Any]] = []
     for apart in (False, True):

@@ -256,9 +256,7 @@ def _scores(
     batches: Sequence[Tensor],
     options: _Options,
 ) -> dict[str, Any]:
-    """Milliseconds of each number of images, of the bare backbone in turn with it, and the peak on
-    the GPU in MiB.
-    """
+    """Milliseconds by number of images, beside the bare backbone, and peak GPU memory in MiB."""
     found = {}
     for batch in batches:
         _reset_peak(options.device)

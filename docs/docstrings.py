@@ -1,6 +1,4 @@
-"""The docstrings for mkdocstrings: Sphinx markup of formulas and references to code becomes
-Markdown.
-"""
+"""Docstrings for mkdocstrings: Sphinx markup of formulas and references becomes Markdown."""
 
 import re
 from typing import Any

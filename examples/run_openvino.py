@@ -1,16 +1,15 @@
-"""Run an exported model over a folder of images, or one: needs openvino, numpy and Pillow, no
-PyTorch.
+"""Run an exported model over images: needs openvino, numpy and Pillow, no PyTorch.
 
     python run_openvino.py model.xml IMAGES --out DIR
 
-Writes a heatmap beside each image's name under DIR, and ``scores.csv``: image, score, label (1 for
-anomalous), and row and column of the image's pixel that raised the score, where the model tells.
-Scores and maps are as the model gives them, with its threshold at 0.5. A file that cannot be read
-is named, the table has all others, and the exit code is 1. Pictures of other kinds than are read
-are counted. What lies under DIR is no image of yours.
+Writes a heatmap of each image under DIR, and ``scores.csv``: image, score, label (1 for anomalous),
+and row and column of the peak in the image's pixels, if the model gives it. Scores and maps are
+normalised: the threshold is 0.5. A file that cannot be read is named, and the exit code is 1.
+Files of other formats are counted. Images under DIR are not read.
 
-Pictures are read as everywhere in Sgfr: turned as their EXIF orientation says, of several pages the
-first, grey ones of 16 bits at the depth that the model was fitted with, floats between 0 and 1.
+As everywhere in Sgfr, images are rotated as their EXIF orientation says, and the first of several
+pages is read. Grey images of 16 bits are read at the bit depth that the model was fitted with, and
+floats lie between 0 and 1.
 """
 
 import argparse
@@ -170,9 +169,7 @@ def resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
 
 
 class Axis(NamedTuple):
-    """Pixel ``i`` of the map is centred at ``offset + (i + 0.5) * step`` pixels of the image, along
-    one axis.
-    """
+    """Axis of the map: pixel ``i`` is centred at ``offset + (i + 0.5) * step`` of the image."""
 
     offset: float
     step: float
@@ -197,9 +194,7 @@ class Axis(NamedTuple):
 
 
 def frame_transform(steps: Sequence[Sequence[Any]], size: Sequence[int]) -> tuple[Axis, Axis]:
-    """How the map lies over an image of a size, by what the model does to it first: along both
-    axes.
-    """
+    """Both axes of the map over an image of a size, by the model's transforms."""
     down, right = (Axis(0.0, 1.0, length) for length in size)
     for name, *numbers in steps:
         if name == "resize":
@@ -236,9 +231,7 @@ def colours(values: np.ndarray) -> np.ndarray:
 def heatmap(
     image: np.ndarray, axes: Sequence[Axis], anomaly_map: np.ndarray, mask: np.ndarray | None
 ) -> Image.Image:
-    """The part of the image that is seen, the map over it, and the outline of what exceeds the
-    threshold.
-    """
+    """Inspected part of the image, the map over it, and the outline above the threshold."""
     height, width = anomaly_map.shape
     (top, bottom), (left, right) = (
         (round(axis.offset), round(axis.offset + axis.step * axis.length)) for axis in axes
@@ -260,9 +253,7 @@ def heatmap(
 
 
 def images_in(place: Path, out: Path) -> tuple[list[Path], Counter[str]]:
-    """Images in a folder and those below, but for what lies under ``out``, or the one file; and
-    what is not read.
-    """
+    """Images of a folder and those below it, without ``out``, or one file; and the others."""
     if place.is_file():
         return [place], Counter()
     own = out.resolve()

@@ -50,7 +50,7 @@ class SubspaceSampler:
         patches_seen_ (int): Number of embeddings observed.
         threshold_ (float): Distance above which an embedding becomes an atom.
 
-    Example:
+    Examples:
         >>> from anomalib_sgfr import SubspaceSampler
         >>> sampler = SubspaceSampler(bank_size=2)
         >>> sampler.observe(torch.tensor([[0.0], [1.0], [9.0], [10.0], [0.5]]))

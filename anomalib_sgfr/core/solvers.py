@@ -1,6 +1,6 @@
 """Solvers: how patches are rebuilt from a memory bank, by name.
 
-A new solver is a subclass of :class:`Solver` in :data:`SOLVERS`; nothing else depends on which
+A new solver is a subclass of :class:`Solver` in ``SOLVERS``; nothing else depends on which
 there are.
 """
 
@@ -149,7 +149,7 @@ class Solver(KeepsDtype):
 
 
 class AffineSolver(Solver):
-    r"""Affine combination of the nearest atoms, see :func:`~.self_expression.affine`.
+    r"""Affine combination of the nearest atoms: ``core.self_expression.affine``.
 
     The bound: the nearest atom alone is a code, of length one where the optimal has at least
     :math:`1/\sqrt k`. With regularisation :math:`\lambda`,
@@ -315,7 +315,7 @@ class OmpSolver(Solver):
 
 
 class RidgeSolver(Solver):
-    r"""Ridge regression on all atoms, see :func:`~.self_expression.ridge_operator`.
+    r"""Ridge regression on all atoms: ``core.self_expression.ridge_operator``.
 
     The bound: :math:`\|r\|^2 \le \beta^2 + \alpha`, with the :math:`\alpha` of the operator. By
     rounding, the residual grows by :math:`(d + 4) \epsilon (\|a\| + \beta)`, and by the largest
@@ -367,7 +367,7 @@ def find_solver(name: str) -> type[Solver]:
     """Class of a solver.
 
     Args:
-        name (str): Key of :data:`SOLVERS`.
+        name (str): Key of ``SOLVERS``.
 
     Raises:
         ValueError: If there is none of this name.

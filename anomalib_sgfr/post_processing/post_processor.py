@@ -87,7 +87,7 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
     Raises:
         ValueError: If an argument is out of range.
 
-    Example:
+    Examples:
         >>> from anomalib_sgfr import Sgfr, SgfrPostProcessor
         >>> post_processor = SgfrPostProcessor(false_alarm_rate=0.05)
         >>> model = Sgfr.load_from_checkpoint(checkpoint, post_processor=post_processor)
@@ -538,7 +538,7 @@ class NominalPostProcessor(SgfrPostProcessor):
         images (int | None): Largest number of images to score.
         **kwargs (Any): As in :class:`SgfrPostProcessor`.
 
-    Example:
+    Examples:
         >>> from anomalib_sgfr import NominalPostProcessor
         >>> NominalPostProcessor().false_alarm_rate
         0.01

@@ -72,7 +72,7 @@ class Report(AfterPostProcessor):
     Raises:
         ValueError: If ``pictures`` is negative, or ``group`` is not a regular expression.
 
-    Example:
+    Examples:
         >>> from anomalib.engine import Engine
         >>> from anomalib_sgfr import Report
         >>> report = Report(folder / "report.html", pictures=20)

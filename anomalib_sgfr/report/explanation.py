@@ -128,7 +128,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
         RuntimeError: If the model is not fitted.
         ValueError: If ``regions`` is below one, or ``image`` has another shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from anomalib_sgfr import explain
         >>> found = explain(model.model, torch.rand(3, 64, 64), regions=1)

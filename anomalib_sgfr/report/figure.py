@@ -147,7 +147,7 @@ class ExplanationFigure(Callback):
     Raises:
         ValueError: If ``regions`` is below one.
 
-    Example:
+    Examples:
         >>> from anomalib.engine import Engine
         >>> from anomalib_sgfr import MimicView
         >>> figures = MimicView(str(folder / "figures"), regions=1, only_anomalous=True)

@@ -32,7 +32,7 @@ class Predictions(RunFolder):
         folder (str | Path | None): The folder; ``None`` for ``predictions/<images>`` in the run's
             folder of the checkpoint. Defaults to ``None``.
 
-    Example:
+    Examples:
         >>> from anomalib.engine import Engine
         >>> from anomalib_sgfr import Predictions
         >>> writer = Predictions(folder / "predictions")

@@ -63,7 +63,7 @@ class ScoreTable(AfterPostProcessor):
     Attributes:
         rows (list[ScoreRow]): Images that this process has seen in the run.
 
-    Example:
+    Examples:
         >>> from anomalib.engine import Engine
         >>> from anomalib_sgfr import ScoreTable
         >>> table = ScoreTable(folder / "table.csv")

@@ -179,7 +179,7 @@ def group_rows(
     Args:
         names (Sequence[str]): Kind or group of each image.
         scores (Sequence[float]): Score of each image.
-        truths (Sequence[int | None]): Label of each image, as in :meth:`Counts.at`.
+        truths (Sequence[int | None]): Label of each image, as in ``Counts.at``.
         threshold (float): Larger scores are anomalous.
         against_all_good (bool): Whether the AUROC compares defects with all good images, and not
             with those of their own group.

@@ -29,7 +29,7 @@ class ResultVisualizer(ImageVisualizer):
     ``images`` in the folder of the run's results.
 
     Args:
-        *args (Any): Passed to :class:`anomalib.visualization.ImageVisualizer`.
+        *args (Any): Passed to anomalib's visualizer.
         **kwargs (Any): Passed on too.
     """
 

@@ -96,7 +96,7 @@ class SubspaceSampling(Callback):
     Raises:
         ValueError: If ``log_every_n_steps`` is negative.
 
-    Example:
+    Examples:
         >>> from anomalib_sgfr import SubspaceSampling
         >>> sampling = SubspaceSampling(log_every_n_steps=0)
         >>> sampling.patches_seen  # before Engine(callbacks=[sampling]).fit(model, datamodule)

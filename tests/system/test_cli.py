@@ -176,7 +176,7 @@ def test_help_documents_every_argument(warm: Path, tmp_path: Path) -> None:
         "blur",
     ):
         assert f"--model.init_args.{argument}" in flat or f"--model.{argument}" in flat, output
-    assert "Most nominal embeddings" in flat
+    assert "Largest number of embeddings" in flat
     assert "affine,omp,ridge" in flat
 
 

@@ -1,6 +1,4 @@
-"""The commands of docs/howto.md, run one after the other as by a reader, with the ``anomalib`` of
-``tests/warm.py``.
-"""
+"""Commands of the how-to pages, one page after the other, by ``tests/warm.py``."""
 
 import os
 import re
@@ -15,33 +13,35 @@ import pytest
 from tests.conftest import write_image
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
+PAGES = ("train", "thresholds", "deploy")
 SECTIONS = {
     part.splitlines()[0]: re.findall(r"^```(sh|python)\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
-    for part in TEXT.split("\n## ")[1:]
+    for page in PAGES
+    for part in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").split("\n## ")[1:]
+    if "\n```" in part
 }
 LEAVES = {
-    "Will this machine do?": "machine.json",
-    "Train on my own folder": "results/Sgfr/parts/latest/images/**/*.png",
+    "Check the machine": "machine.json",
+    "Own folder": "results/Sgfr/parts/latest/images/**/*.png",
     "Predict": "found/arrays/**/*.npz",
-    "Choose a threshold without a defect": "results/Sgfr/calibrated/latest/**/model.ckpt",
-    "Change the threshold later": "where_results_show_0.6.ckpt",
-    "This one is good": "*.ckpt",
-    "See why": "figures/**/*.png",
-    "Share a report": "report.html",
-    "Run at the edge": "heatmaps/**/*.png",
-    "Inspect the frames of a camera": "last_defect.png",
-    "A camera of 10, 12 or 16 bits": "results/Sgfr/deep/latest/**/model.ckpt",
     "Few images": "results/Sgfr/few/latest/**/model.ckpt",
-    "Large images, by tiling": "results/Sgfr/tiled/latest/**/*.png",
-    "Leave a part of the picture out": "results/Sgfr/masked/latest/**/model.ckpt",
-    "Two processes": "results/Sgfr/two/latest/**/model.ckpt",
+    "Noisy labels": "results/Sgfr/trimmed/latest/suspects.csv",
+    "Large images by tiles": "results/Sgfr/tiled/latest/**/*.png",
+    "High bit depth": "results/Sgfr/deep/latest/**/model.ckpt",
+    "Region of interest": "results/Sgfr/masked/latest/**/model.ckpt",
+    "Several GPUs or processes": "results/Sgfr/two/latest/**/model.ckpt",
     "Several machines": "results/Sgfr/nodes/*/**/model.ckpt",
     "New good parts later": "results/Sgfr/updated/latest/**/model.ckpt",
-    "Another light, another camera": "adapted_threshold.ckpt",
-    "Training images I do not trust": "results/Sgfr/trimmed/latest/suspects.csv",
     "Compare with Patchcore": "runs/parts/README.md",
-    "The offline weights in another model": "results/Patchcore/weights/latest/**/model.ckpt",
+    "Offline weights in another model": "results/Patchcore/weights/latest/**/model.ckpt",
+    "Threshold without defects": "results/Sgfr/calibrated/latest/**/model.ckpt",
+    "Change the threshold later": "where_results_show_0.6.ckpt",
+    "Learn from false alarms": "*.ckpt",
+    "Domain shift": "adapted_threshold.ckpt",
+    "Explain": "figures/**/*.png",
+    "Report": "report.html",
+    "OpenVINO and ONNX Runtime": "heatmaps/**/*.png",
+    "Inspector and camera loop": "last_defect.png",
 }
 
 
@@ -72,7 +72,7 @@ def workplace(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in sorted((folder / "parts").glob("[gb]*d/*.png")):
         film.write(cv2.imread(str(path)))
     film.release()
-    first = "Train on my own folder"
+    first = "Own folder"
     for kind, code in SECTIONS[first]:
         run(kind, code, folder, warm)
     return folder
@@ -80,7 +80,7 @@ def workplace(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_commands_of(section: str, workplace: Path, warm: Path) -> None:
-    if section != "Train on my own folder":
+    if section != "Own folder":
         for kind, code in SECTIONS[section]:
             run(kind, code, workplace, warm)
     assert list(workplace.glob(LEAVES[section]))
