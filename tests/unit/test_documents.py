@@ -10,6 +10,7 @@ from tests.documents import BLOCK, CONTRIBUTING, ROOT, tree
 
 TEXTS = [
     *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
     *(ROOT / "benchmarks").glob("*.md"),
     *(ROOT / "anomalib_sgfr").rglob("*.py"),
     *(ROOT / "benchmarks").rglob("*.py"),
@@ -27,6 +28,9 @@ WORDS = {
     r"house|rooms|wings?": "package, modules",
     r"witness|aught": "plain English",
     r"another light": "domain shift",
+    r"in force": "current threshold",
+    r"true range": "high bit depth",
+    r"gallery": "training crops",
 }
 
 
