@@ -65,6 +65,12 @@ def test_pyproject_names_files_that_exist() -> None:
     assert not gone
 
 
+def test_the_citation_has_the_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {project['version']}\n" in citation
+
+
 @pytest.mark.parametrize("words", WORDS)
 def test_a_word_of_earlier_versions_does_not_come_back(words: str) -> None:
     pattern = re.compile(rf"(?<![\w/`.-])(?:{words})(?![\w/`.-])", re.IGNORECASE)
