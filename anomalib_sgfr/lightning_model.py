@@ -54,9 +54,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ``None`` for the stages of stride 4, 8 and 16; of a plain transformer, the blocks that
             end its first half and its first three quarters.
         pre_trained (bool): Whether a fit starts from the backbone's pretrained weights.
-        bank_size (int | Sequence[int] | None): Largest number of embeddings (atoms) of each memory
-            bank: one number, or one for each scale, the finest first. ``None`` for 1,000 up to
-            stride 8, 5,000 beyond, and 3,000 from stride 32.
+        bank_size (int | Sequence[int] | None): Most embeddings (atoms) of a memory bank: one
+            number, or one for each scale, the finest first. ``None`` for 1,000 up to stride 8,
+            5,000 beyond, and 3,000 from stride 32.
         solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from
             atoms picked greedily, ``"ridge"`` from all atoms.
         num_atoms (int): Number of atoms that rebuild a patch; not used by ``"ridge"``.
@@ -64,29 +64,24 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             data; not used by ``"omp"``.
         tolerance (float): Euclidean distance, shared equally among the scales, within which nominal
             patches need no atom of their own.
-        update (bool): Whether a fit adds to the memory banks of an earlier one, from a checkpoint
-            or of this object, instead of starting afresh.
-        blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels of
-            the model's input; ``0`` for none.
-        seed (int | None): Seed of PyTorch's generator at the start of a fit, and so of the order of
-            the training images, on which the memory banks depend.
+        update (bool): Whether a fit adds to the memory banks of an earlier one.
+        blur (float): Standard deviation of the Gaussian that smooths the anomaly map, in pixels.
+        seed (int | None): Seed of a fit, and so of the order of the training images.
         trim (float): Share of the training images, at most one half, to suspect of being
-            mislabelled: those that the atoms of the others rebuild worst. Their atoms are dropped;
-            ``suspects``, the log and ``suspects.csv`` name them. Scores every training image again.
-        thumbnails (bool): Whether to keep a thumbnail of where each atom was seen, 1,728 bytes an
-            atom, for explanations without the training images.
+            mislabelled. Their atoms are dropped; ``suspects`` and ``suspects.csv`` name them.
+        thumbnails (bool): Whether to keep a thumbnail of each atom, for explanations without the
+            training images: 1,728 bytes an atom.
         image_size (int | tuple[int, int] | None): Height and width that the default pre-processor
             resizes images to. ``None`` for 256 x 256, or a size near it that the backbone takes.
         tile_size (int | tuple[int, int] | None): Height and width of tiles that images are embedded
-            in, so that memory does not grow with the image; multiples of the coarsest stride.
-            ``None`` for whole images, or for the tiles of a ``TilerConfigurationCallback``.
+            in, multiples of the coarsest stride. ``None`` for whole images, or for the tiles of a
+            ``TilerConfigurationCallback``.
         tile_stride (int | tuple[int, int] | None): Pixels from one tile to the next; ``None`` for
             ``tile_size``.
         roi (str | None): Mask image, white where to inspect. The rest of an image is neither fitted
             nor scored.
-        bit_depth (int | None): Bits that the camera gives, 8 to 16, where files of 16 bits do not
-            say. ``None`` infers it from the training images. Given, it also confirms training
-            images that look constant.
+        bit_depth (int | None): Bits of the camera, 8 to 16; ``None`` infers it from the training
+            images. Given, it also confirms training images that are nearly constant.
         score_layers (Sequence[str] | None): Layers that contribute to the image score. ``None`` for
             ``layers``, if these are given or the backbone is a plain transformer; otherwise for
             the stages of stride 8, 16 and 32 (of the last, the first block if it has several).
@@ -420,8 +415,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If the file is not whole, or not one that Sgfr can use.
         """
         load = super().load_from_checkpoint
-        model: Self = load_file(cls, load, checkpoint_path, *args, **kwargs)
-        return model
+        return load_file(cls, load, checkpoint_path, *args, **kwargs)
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as anomalib does; an earlier file stays until the new one is whole."""
@@ -440,9 +434,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         """Export as anomalib does, with metadata for an Inspector."""
         self.require_fitted("export")
         root = export.resolve_root(export_root, self.restored_from)
-        return export.export_onnx(
-            self, super().to_onnx, root, model_file_name, input_size, **kwargs
-        )
+        name, size = model_file_name, input_size
+        return export.export_onnx(self, super().to_onnx, root, name, size, **kwargs)
 
     def to_openvino(
         self,

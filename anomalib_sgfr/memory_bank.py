@@ -28,7 +28,7 @@ class MemoryBankState(NamedTuple):
         clusters (Clusters): Atoms, what they stand for and where they were seen.
         threshold (float): Distance above which the sampler would have taken another atom; where a
             later fit that adds to these atoms goes on.
-        thumbnails (Tensor | None): Small pictures of where atoms were seen, ``(M, 24, 24, 3)``,
+        thumbnails (Tensor | None): Small images of where atoms were seen, ``(M, 24, 24, 3)``,
             ``uint8``.
         residual_scale (float | None): What residuals are divided by, see
             :func:`~anomalib_sgfr.core.self_expression.nominal_residual`; ``None`` to compute it.
@@ -44,8 +44,8 @@ class MemoryBankState(NamedTuple):
 
     def rows(self, index: Tensor) -> "MemoryBankState":
         """Some of the atoms, by index or mask."""
-        pictures = None if self.thumbnails is None else self.thumbnails[index]
-        return self._replace(clusters=self.clusters.rows(index), thumbnails=pictures)
+        thumbnails = None if self.thumbnails is None else self.thumbnails[index]
+        return self._replace(clusters=self.clusters.rows(index), thumbnails=thumbnails)
 
 
 class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):

@@ -4,7 +4,7 @@
 
 The threshold comes from the training images, each scored without its own atoms or without those of
 its part (of MTD all photographs of a tile; of ELPV nothing but the cell is known), or from a fifth
-of the parts, held out of the fit. How many good test images exceed it, which nobody had seen, is
+of the parts, held out of the fit. How many good test images exceed it (none seen in the fit) is
 the realised rate. Writes ``false-alarms.json``, ``README.md`` and a plot; an interrupted command,
 given again, goes on where it stopped.
 """

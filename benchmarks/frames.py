@@ -4,7 +4,7 @@
 
 A model of made images is used through :class:`~anomalib_sgfr.Inspector`, as a checkpoint and as
 an OpenVINO file, each in a process of its own: at the default size for the time of a frame, at 64 x
-64 pixels for ten thousand frames whose sizes nobody has seen before. Writes ``frames.json`` and
+64 pixels for ten thousand frames of ever new sizes. Writes ``frames.json`` and
 ``README.md``.
 """
 

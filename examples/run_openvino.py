@@ -62,7 +62,7 @@ def read(path: Path, bit_depth: int) -> np.ndarray:
     """Image as ``(3, H, W)``, ``float32`` between 0 and 1.
 
     Raises:
-        ValueError: If it is a kind of picture that is not read right.
+        ValueError: If it is a kind of image that is not read right.
     """
     try:
         # from an open file, since Pillow misreads some turned TIFF files that it maps into memory
@@ -71,7 +71,7 @@ def read(path: Path, bit_depth: int) -> np.ndarray:
             values = values_of(opened, path, bit_depth)
     except UnidentifiedImageError:
         msg = (
-            "it is no picture that Pillow reads (nor floats in colour or of 64 bits): save it as"
+            "it is no image that Pillow reads (nor floats in colour or of 64 bits): save it as"
             " another"
         )
         raise ValueError(msg) from None
@@ -79,7 +79,7 @@ def read(path: Path, bit_depth: int) -> np.ndarray:
 
 
 def values_of(opened: Image.Image, path: Path, bit_depth: int) -> np.ndarray:
-    """Of a picture that was opened, ``(H, W, 3)``, between 0 and 1."""
+    """Opened image as RGB, ``(H, W, 3)``, between 0 and 1."""
     if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
         say(
             f"{path}: holds several pages or frames: the first is read, the others are not"
@@ -111,15 +111,15 @@ def upright(opened: Image.Image) -> Image.Image:
 
 
 def plain(opened: Image.Image) -> np.ndarray:
-    """A picture of 8 bits, ``(H, W, 3)``, between 0 and 1."""
+    """An image of 8 bits, ``(H, W, 3)``, between 0 and 1."""
     return np.asarray(upright(opened).convert("RGB"), np.float32) * np.float32(1.0 / 255.0)
 
 
 def grey(opened: Image.Image, bit_depth: int) -> np.ndarray:
-    """A grey picture of more than 8 bits, ``(H, W, 3)``, between 0 and 1.
+    """A grey image of more than 8 bits, ``(H, W, 3)``, between 0 and 1.
 
     Raises:
-        ValueError: If it is another kind of picture, or holds larger values than the camera gives.
+        ValueError: If it is another kind of image, or holds larger values than the camera gives.
     """
     tags = getattr(opened, "tag_v2", {})
     said = max(tags.get(BITS_PER_SAMPLE, (16,)))
@@ -138,7 +138,7 @@ def grey(opened: Image.Image, bit_depth: int) -> np.ndarray:
         white = white if said >= 16 else float((1 << said) - 1)  # noqa: PLR2004
     else:
         msg = (
-            "of pictures with more than 8 bits, grey PNG, TIFF and PGM of up to 16 are read here:"
+            "of images with more than 8 bits, grey PNG, TIFF and PGM of up to 16 are read here:"
             " save it as such"
         )
         raise ValueError(msg)
@@ -449,7 +449,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.images.parent if options.images.is_file() else options.images
     paths, others = images_in(options.images, options.out)
     left_out = (
-        f"{others.total()} pictures are not read:"
+        f"{others.total()} images are not read:"
         f" {', '.join(f'{n} {kind}' for kind, n in sorted(others.items()))}"
     )
     if not paths:

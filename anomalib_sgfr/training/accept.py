@@ -172,11 +172,11 @@ def find_new_atoms(
         for bank, scale, embedding in zip(model.banks, scales, embeddings, strict=True):
             grid = embedding.shape[-2:]
             used = [index for index, flag in enumerate((scale.in_map, scale.in_score)) if flag]
-            loud = [
+            near_limit = [
                 functional.adaptive_max_pool2d(maps[index], grid).flatten() > share * limits[index]
                 for index in used
             ]
-            there = torch.stack(loud).any(0)
+            there = torch.stack(near_limit).any(0)
             where = origins(torch.zeros(1, dtype=torch.int64, device=image.device), grid)[there]
             resolved = min(limits[index] / scales_of[index] for index in used) * float(
                 bank.residual_scale

@@ -1,1 +1,1 @@
-"""Sgfr against anomalib's memory-bank models: runs, tables and pictures."""
+"""Sgfr against anomalib's memory-bank models: runs, tables and figures."""

@@ -1,4 +1,4 @@
-"""Pictures of benchmark records."""
+"""Figures of benchmark records."""
 
 import itertools
 import json

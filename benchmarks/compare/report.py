@@ -11,7 +11,7 @@ from benchmarks.compare.rows import NAMES, Row, changes, data_title, model_title
 
 __all__ = ["averages", "table", "write"]
 
-_MOST_DRAWN = 4  # data sets; of more, only tables: pictures would bury them
+_MOST_DRAWN = 4  # data sets; of more, only tables: figures would bury them
 _NOTES = (
     "Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the"
     " images."
@@ -225,11 +225,11 @@ def _file_name(heading: str) -> str:
 def write(folder: Path) -> None:
     """Write ``README.md`` and the plots of the records in ``folder``.
 
-    Curves and example pictures are drawn from the runs' own files when they are there, and left as
+    Curves and example images are drawn from the runs' own files when they are there, and left as
     they are otherwise.
     """
     records = read(folder / "results.json")
-    pictures = []
+    figures = []
     groups = rows_by_data(records)
     told_apart = Counter(data_title(rows[0].spec) for rows in groups.values())
     for data, rows in groups.items() if len(groups) <= _MOST_DRAWN else ():
@@ -243,7 +243,7 @@ def write(folder: Path) -> None:
         plot_trade(folder / f"{name}-trade.png", finished, heading)
         plot_curves(folder, f"{name}-curves.png", finished, heading)
         plot_examples(folder, f"{name}-examples.png", finished, heading)
-        pictures += [
+        figures += [
             file
             for kind in ("trade", "curves", "examples")
             if (folder / (file := f"{name}-{kind}.png")).exists()
@@ -259,6 +259,6 @@ def write(folder: Path) -> None:
         *([means] if means else []),
         f"## Where Sgfr loses\n\n{_losses(records)}",
         *([f"## Image AUROC by kind of defect\n\n{defects}"] if defects else []),
-        *(f"![{picture.removesuffix('.png')}]({picture})" for picture in pictures),
+        *(f"![{figure.removesuffix('.png')}]({figure})" for figure in figures),
     ]
     write_text(folder / "README.md", "\n\n".join(parts) + "\n")

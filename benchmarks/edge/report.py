@@ -133,10 +133,10 @@ def _throughput_table(found: dict[str, Any]) -> str:
 
 def _large_table(found: dict[str, Any]) -> str:
     lines = [
-        "## Large pictures in one call",
+        "## Large images in one call",
         "",
         (
-            "Models of other input sizes, one picture, f32; memory as above. In PyTorch, and by"
+            "Models of other input sizes, one image, f32; memory as above. In PyTorch, and by"
             " tiles: `large-images`."
         ),
         "",

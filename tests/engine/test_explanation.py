@@ -82,9 +82,9 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
     assert len(found.regions) == 4
     assert found.regions[0].score == pytest.approx(float(found.score_map.max()), rel=1e-6)
     with torch.no_grad():
-        heard = fitted.model.eval().score_maps(image[None])
-    assert torch.equal(found.anomaly_map, heard.anomaly_map[0, 0])
-    row, column = heard.peak[0].tolist()
+        maps = fitted.model.eval().score_maps(image[None])
+    assert torch.equal(found.anomaly_map, maps.anomaly_map[0, 0])
+    row, column = maps.peak[0].tolist()
     assert (found.regions[0].row, found.regions[0].column) == (
         row // 8,
         column // 8,
@@ -250,15 +250,13 @@ def test_rows_are_rows_and_columns_are_columns(wide: Sgfr, parts: Path) -> None:
 
 
 def test_a_crop_is_of_the_place_it_says(wide: Sgfr) -> None:
-    gallery = TrainingCrops(wide.model, wide.pre_processor)
+    crops = TrainingCrops(wide.model, wide.pre_processor)
     for scale, (bank, side) in enumerate(zip(wide.model.banks, STRIDES, strict=True)):
         for atom in range(0, len(bank.atoms), 211):
             number, row, column, *_ = bank.origin[atom].tolist()
-            picture = displayable(
-                wide.pre_processor, image_of(wide, Path(wide.model.images[number]))
-            )
-            middle = picture[row * side : (row + 1) * side, column * side : (column + 1) * side]
-            found = gallery.original(scale, atom)
+            shown = displayable(wide.pre_processor, image_of(wide, Path(wide.model.images[number])))
+            middle = shown[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            found = crops.original(scale, atom)
             assert found is not None
             assert found.shape == (5 * side, 5 * side, 3)
             np.testing.assert_array_equal(found[2 * side : 3 * side, 2 * side : 3 * side], middle)

@@ -160,7 +160,7 @@ def test_the_command_reads_mvtecs_layout(
     masks.mkdir(parents=True)
     for path in (parts / "masks").iterdir():
         shutil.copy(path, masks / f"{path.stem}_mask.png")
-    (root / "test" / "good" / "broken.png").write_bytes(b"no picture")
+    (root / "test" / "good" / "broken.png").write_bytes(b"no image")
     page = tmp_path / "new" / "report.html"
     assert (
         main([str(run / "model.ckpt"), "--data", str(root), "--out", str(page), "--pictures", "5"])
@@ -339,7 +339,7 @@ def test_unreadable_images_are_a_line_of_the_page(
 ) -> None:
     images = tmp_path / "bad"
     shutil.copytree(parts / "bad", images)
-    (images / "broken.png").write_bytes(b"no picture")
+    (images / "broken.png").write_bytes(b"no image")
     page = tmp_path / "report.html"
     assert (
         main([str(run / "model.ckpt"), "--bad", str(images), "--out", str(page), "--pictures", "0"])

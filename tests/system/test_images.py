@@ -370,7 +370,7 @@ def test_the_example_skips_bad_files_and_counts_unread_ones(
     assert done.returncode == 1
     assert "2 images in" in done.stdout
     assert "Traceback" not in done.stderr
-    assert "3 pictures are not read: 1 .gif, 1 .jp2, 1 .pnm" in done.stderr
+    assert "3 images are not read: 1 .gif, 1 .jp2, 1 .pnm" in done.stderr
     for name in REFUSED:
         assert (f"{name}: cannot be read" in done.stderr) == (Path(name).suffix in SUFFIXES)
     with (root / "out" / "scores.csv").open(newline="", encoding="utf-8") as file:

@@ -10,6 +10,7 @@ from tests.documents import BLOCK, CONTRIBUTING, ROOT, tree
 
 TEXTS = [
     *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
     *(ROOT / "benchmarks").glob("*.md"),
     *(ROOT / "anomalib_sgfr").rglob("*.py"),
     *(ROOT / "benchmarks").rglob("*.py"),
@@ -27,6 +28,10 @@ WORDS = {
     r"house|rooms|wings?": "package, modules",
     r"witness|aught": "plain English",
     r"another light": "domain shift",
+    r"in force": "current threshold",
+    r"true range": "high bit depth",
+    r"gallery": "training crops",
+    r"(?:an?|the|of|in|these|result|test|large|small|grey) pictures?": "image",
 }
 
 
@@ -58,6 +63,12 @@ def test_pyproject_names_files_that_exist() -> None:
     ]
     gone = [pattern for pattern in patterns if not any(ROOT.glob(pattern))]
     assert not gone
+
+
+def test_the_citation_has_the_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {project['version']}\n" in citation
 
 
 @pytest.mark.parametrize("words", WORDS)

@@ -160,13 +160,13 @@ def test_the_table_of_a_run_says_how_and_where_each_score_was_raised(
         assert len(lines) == number
         for line in lines:
             with torch.no_grad():
-                heard = model.model.score_maps(
+                maps = model.model.score_maps(
                     read_prepared(line["image"], model.pre_processor)[None]
                 )
             assert (int(line["row"]), int(line["column"])) == inspector(line["image"]).place
-            assert int(line["label"]) == int(float(heard.prediction.pred_score) > threshold)
+            assert int(line["label"]) == int(float(maps.prediction.pred_score) > threshold)
             assert float(line["score"]) == pytest.approx(
-                float(model.post_processor(heard.prediction).pred_score), abs=1e-4
+                float(model.post_processor(maps.prediction).pred_score), abs=1e-4
             )
 
 

@@ -90,7 +90,7 @@ def engine_score(model: Sgfr, path: Path, folder: Path) -> float:
     return float(batch.pred_score)
 
 
-def test_defects_in_pictures_of_12_bits_are_found(
+def test_defects_in_images_of_12_bits_are_found(
     fitted: tuple[Sgfr, Path, dict[str, float]],
 ) -> None:
     model, _, figures = fitted
@@ -99,7 +99,7 @@ def test_defects_in_pictures_of_12_bits_are_found(
     assert figures["image_F1Score"] == pytest.approx(1.0)
 
 
-def test_it_learns_what_it_would_from_the_same_pictures_in_other_containers(
+def test_it_learns_what_it_would_from_the_same_images_in_other_containers(
     fitted: tuple[Sgfr, Path, dict[str, float]], camera: Path, tmp_path: Path
 ) -> None:
     model = fitted[0]
@@ -173,7 +173,7 @@ def test_the_depth_is_in_the_checkpoint(
     )
 
 
-def test_a_picture_of_more_bits_is_refused_by_name(
+def test_an_image_of_more_bits_is_refused_by_name(
     fitted: tuple[Sgfr, Path, dict[str, float]], tmp_path: Path
 ) -> None:
     write(tmp_path / "brighter.png", frame(0) * 8)
@@ -227,7 +227,7 @@ def test_a_frame_that_cannot_be_right_is_refused(
         model_for()(torch.rand(1, 3, 64, 64))
 
 
-def test_pictures_of_other_depths_in_one_set_are_each_read_right(tmp_path: Path) -> None:
+def test_images_of_other_depths_in_one_set_are_each_read_right(tmp_path: Path) -> None:
     for index in range(5):
         write(tmp_path / "good" / f"{index}.png", frame(index))
         write(
@@ -262,7 +262,9 @@ def test_a_failed_fit_leaves_the_depth_and_a_misread_set_is_refused_before_it_is
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_what_anomalib_would_do_to_deep_pictures_is_refused(camera: Path, tmp_path: Path) -> None:
+def test_what_anomalib_would_do_to_images_of_high_bit_depth_is_refused(
+    camera: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="leave out the augmentations"):
         fit(model_for(), data(camera, train_augmentations=RandomHorizontalFlip()), tmp_path)
     with pytest.raises(ValueError, match="synthetic anomalies with 8 bits"):
@@ -290,7 +292,7 @@ def test_a_loader_of_somebody_elses_is_read_too(
     )
 
 
-def test_result_pictures_show_what_the_camera_saw(camera: Path, tmp_path: Path) -> None:
+def test_result_images_show_what_the_camera_saw(camera: Path, tmp_path: Path) -> None:
     for index in range(2):
         write(
             tmp_path / "parts" / "more" / f"{index}.png", (frame(300 + index) >> 4).astype(np.uint8)
@@ -362,7 +364,7 @@ def test_the_mode_is_nothing_that_a_score_follows_from(
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
-def test_turned_pictures_are_learnt_scored_and_shown_upright(suffix: str, tmp_path: Path) -> None:
+def test_turned_images_are_learnt_scored_and_shown_upright(suffix: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned to the right
     options = (
@@ -375,13 +377,13 @@ def test_turned_pictures_are_learnt_scored_and_shown_upright(suffix: str, tmp_pa
     for kind, number, defect in (("good", 6, False), ("good_test", 1, False), ("bad", 1, True)):
         for index in range(number):
             values = (frame(100 * len(kind) + index, defect=defect)[:, :48] >> 4).astype(np.uint8)
-            for folder, picture, tag in (
+            for folder, pixels, tag in (
                 ("upright", values, None),
                 ("turned", np.rot90(values), exif),
             ):
                 path = tmp_path / folder / kind / f"{index}{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).convert("RGB").save(
+                Image.fromarray(pixels).convert("RGB").save(
                     path, **({} if tag is None else {"exif": tag}), **options
                 )
     models = {}
@@ -411,7 +413,7 @@ def test_turned_pictures_are_learnt_scored_and_shown_upright(suffix: str, tmp_pa
     assert np.abs(shown[0] - shown[1]).mean() < 2
 
 
-def test_a_mask_of_a_picture_before_it_is_turned_is_refused(tmp_path: Path) -> None:
+def test_a_mask_of_an_image_before_it_is_turned_is_refused(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image, mask = np.zeros((32, 48, 3), np.uint8), np.zeros((32, 48), np.uint8)

@@ -76,15 +76,15 @@ def test_new_images_are_added_to_it(
     model.update = True
     fit(model, folder_datamodule(parts), tmp_path / "update")
     assert model.certificate().patches == (4 + 12) * (8 * 8 + 4 * 4)
-    pictures = [
+    thumbnails = [
         {
-            tuple(atom): picture
-            for atom, picture in zip(state.clusters.atoms.tolist(), state.thumbnails, strict=True)
+            tuple(atom): thumbnail
+            for atom, thumbnail in zip(state.clusters.atoms.tolist(), state.thumbnails, strict=True)
         }
         for state in before.states
         if state.thumbnails is not None
     ]
-    for bank, known in zip(model.model.banks, pictures, strict=False):  # none of ridge's
+    for bank, known in zip(model.model.banks, thumbnails, strict=False):  # none of ridge's
         stayed = [
             atom for atom in range(len(bank.atoms)) if tuple(bank.atoms[atom].tolist()) in known
         ]
@@ -103,10 +103,8 @@ def of_version_0_2(config: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def of_one_ear(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
-    """A checkpoint as of before map and score heard layers of their own, with what it is to score
-    like.
-    """
+def of_shared_layers(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
+    """Checkpoint of before map and score had layers of their own; a model of the same scores."""
     model = small(layers=["blocks.2", "blocks.4"], seed=0)
     path = Path(fit(model, folder_datamodule(parts), tmp_path / "fit").best_model_path)
     for bank in model.model.banks:
@@ -124,10 +122,10 @@ def of_one_ear(parts: Path, tmp_path: Path) -> tuple[Path, Sgfr]:
     return tmp_path / "earlier.ckpt", model.eval()
 
 
-def test_one_of_a_single_ear_scores_as_it_did_and_is_kept_so(
-    of_one_ear: tuple[Path, Sgfr], parts: Path, tmp_path: Path
+def test_one_of_shared_layers_scores_as_it_did_and_is_kept_so(
+    of_shared_layers: tuple[Path, Sgfr], parts: Path, tmp_path: Path
 ) -> None:
-    path, expected = of_one_ear
+    path, expected = of_shared_layers
     images = torch.rand(2, 3, 128, 128)
     restored = Sgfr.load_from_checkpoint(path)
     calibration_scores = restored.post_processor.calibration_scores
@@ -146,8 +144,8 @@ def test_one_of_a_single_ear_scores_as_it_did_and_is_kept_so(
         assert model.certificate().largest == expected.certificate().largest
 
 
-def test_what_one_of_a_single_ear_cannot_be_is_refused(
-    of_one_ear: tuple[Path, Sgfr], parts: Path, tmp_path: Path
+def test_what_one_of_shared_layers_cannot_be_is_refused(
+    of_shared_layers: tuple[Path, Sgfr], parts: Path, tmp_path: Path
 ) -> None:
     for arguments, message in (
         (
@@ -164,22 +162,22 @@ def test_what_one_of_a_single_ear_cannot_be_is_refused(
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            Sgfr.load_from_checkpoint(of_one_ear[0], **arguments)
+            Sgfr.load_from_checkpoint(of_shared_layers[0], **arguments)
     with pytest.raises(
         ValueError, match=r"with layers .*pass --model.layers \"\[blocks.2, blocks.4\]\""
     ):
         engine_in(tmp_path).predict(
             small(layers=["blocks.1"], image_size=None),
             dataset=PredictDataset(parts / "bad"),
-            ckpt_path=of_one_ear[0],
+            ckpt_path=of_shared_layers[0],
         )
 
 
 @pytest.mark.parametrize("kept", ["hyper_parameters", "sgfr_arguments"])
 def test_removed_arguments_are_read_at_their_only_value_and_refused_at_another(
-    of_one_ear: tuple[Path, Sgfr], tmp_path: Path, kept: str
+    of_shared_layers: tuple[Path, Sgfr], tmp_path: Path, kept: str
 ) -> None:
-    state = torch.load(of_one_ear[0], weights_only=True)
+    state = torch.load(of_shared_layers[0], weights_only=True)
     path = tmp_path / "removed.ckpt"
     state[kept] |= {"pooling": "binomial", "bank_per": "layer"}
     torch.save(state, path)
@@ -192,10 +190,10 @@ def test_removed_arguments_are_read_at_their_only_value_and_refused_at_another(
 
 @pytest.fixture
 def changed_by_0_2(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    """What ``anomalib-sgfr threshold --false_alarm_rate 0.2`` of version 0.2.0 (commit 9232add)
-    wrote.
+    """Checkpoint that version 0.2.0 changed by ``anomalib-sgfr threshold --false_alarm_rate 0.2``.
 
-    Its callbacks still have the threshold of before, and its flags no metrics. Its images are gone.
+    It is of commit 9232add. Its callbacks still have the threshold of before, and its flags no
+    metrics. Its images are gone.
     """
     state = torch.load(DATA / "version_0.2.0_threshold.ckpt", weights_only=True)
     embedder = PatchEmbedder(

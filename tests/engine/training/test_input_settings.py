@@ -85,8 +85,8 @@ def test_tiles_are_kept_in_the_checkpoint(
     by_callback: tuple[Sgfr, Path], parts: Path, tmp_path: Path
 ) -> None:
     model, path = by_callback
-    picture = parts / "bad" / "00.png"
-    expected = answers(model, picture, tmp_path)
+    image = parts / "bad" / "00.png"
+    expected = answers(model, image, tmp_path)
     assert torch.load(path, weights_only=True)["sgfr_tiling"] == {
         "tile": [48, 48],
         "step": [48, 48],
@@ -101,10 +101,8 @@ def test_tiles_are_kept_in_the_checkpoint(
             [tiler()],
             [TilerConfigurationCallback(tile_size=64)],
         ):  # the last is not enabled
-            assert torch.equal(
-                answers(other, picture, tmp_path, path, callbacks=callbacks), expected
-            )
-    assert torch.equal(answers(Sgfr.load_from_checkpoint(path), picture, tmp_path), expected)
+            assert torch.equal(answers(other, image, tmp_path, path, callbacks=callbacks), expected)
+    assert torch.equal(answers(Sgfr.load_from_checkpoint(path), image, tmp_path), expected)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +135,9 @@ def test_other_tiles_than_those_learnt_with_are_refused(
     parts: Path,
     tmp_path: Path,
 ) -> None:
-    picture, callbacks = parts / "bad" / "00.png", [] if callback is None else [tiler(**callback)]
+    image, callbacks = parts / "bad" / "00.png", [] if callback is None else [tiler(**callback)]
     with pytest.raises(ValueError, match=message):
-        answers(framed(**arguments), picture, tmp_path, by_callback[1], callbacks=callbacks)
+        answers(framed(**arguments), image, tmp_path, by_callback[1], callbacks=callbacks)
     if callback is None:
         with pytest.raises(ValueError, match=message):
             Sgfr.load_from_checkpoint(by_callback[1], **arguments)
@@ -147,7 +145,7 @@ def test_other_tiles_than_those_learnt_with_are_refused(
         model = Sgfr.load_from_checkpoint(by_callback[1])
         model._inputs.tiling = None if not arguments else Tiling((32, 32), (32, 32))
         with pytest.raises(ValueError, match=message):
-            answers(model, picture, tmp_path, callbacks=callbacks)
+            answers(model, image, tmp_path, callbacks=callbacks)
         assert Tiling.from_tiler(model.model.tiler) == _TILES
 
 
@@ -244,23 +242,23 @@ def test_what_lies_outside_the_region_is_neither_learnt_nor_scored(
         assert int(bank.count.sum()) == 12 * columns * (
             96 * columns // 64
         )  # of 12 images, two thirds of the rows
-    picture = read_image(parts / "good_test" / "00.png").astype(np.float32)
+    image = read_image(parts / "good_test" / "00.png").astype(np.float32)
     rng = np.random.default_rng(0)
     found = []
     for name in ("a", "b"):
-        printed = picture.copy()
+        printed = image.copy()
         printed[4:30, 64:94] = rng.random((26, 30, 1)) > 0.5  # a number that differs on each part
         Image.fromarray((printed * 255).round().astype(np.uint8)).save(tmp_path / f"{name}.png")
         found.append(answers(Sgfr.load_from_checkpoint(path), tmp_path / f"{name}.png", tmp_path))
     assert torch.equal(found[0], found[1])
     restored = Sgfr.load_from_checkpoint(path).eval()
     raw = restored.model(
-        restored.pre_processor.transform(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        restored.pre_processor.transform(torch.from_numpy(image).permute(2, 0, 1)[None])
     ).anomaly_map
     assert bool((raw[..., 64:] == 0).all())
     assert bool((raw[..., :64] > 0).all())
     explained = explain(
-        restored.model, restored.pre_processor.transform(torch.from_numpy(picture).permute(2, 0, 1))
+        restored.model, restored.pre_processor.transform(torch.from_numpy(image).permute(2, 0, 1))
     )
     assert all(region.column < 8 for region in explained.regions)
 
@@ -269,11 +267,11 @@ def test_a_region_is_kept_whole_and_another_refused(
     masked: tuple[Sgfr, Path, Path], parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, path, mask = masked
-    picture = parts / "bad" / "00.png"
-    expected = answers(model, picture, tmp_path)
+    image = parts / "bad" / "00.png"
+    expected = answers(model, image, tmp_path)
     with caplog.at_level(logging.WARNING):
         for other in (Sgfr.load_from_checkpoint(path), framed(roi=str(mask)), framed()):
-            assert torch.equal(answers(other, picture, tmp_path, path), expected)
+            assert torch.equal(answers(other, image, tmp_path, path), expected)
     assert "roi" not in caplog.text
     for other in ("nowhere.png", str(parts / "masks" / "00.png")):
         with pytest.raises(
@@ -284,9 +282,7 @@ def test_a_region_is_kept_whole_and_another_refused(
     Image.new("L", (96, 96), 255).save(original)
     try:
         with caplog.at_level(logging.WARNING):
-            assert torch.equal(
-                answers(Sgfr.load_from_checkpoint(path), picture, tmp_path), expected
-            )
+            assert torch.equal(answers(Sgfr.load_from_checkpoint(path), image, tmp_path), expected)
     finally:
         original.unlink()
     assert "has changed since the fit: the region of the fit stays in use" in caplog.text
@@ -296,14 +292,14 @@ def test_a_defect_outside_the_region_is_no_alarm(
     masked: tuple[Sgfr, Path, Path], tmp_path: Path
 ) -> None:
     write_image(tmp_path / "plain.png", 300)
-    picture = np.asarray(Image.open(tmp_path / "plain.png")).copy()
+    plain = np.asarray(Image.open(tmp_path / "plain.png")).copy()
     scores = {}
     for name, columns in (
         ("outside", slice(64, 96)),
         ("inside", slice(20, 52)),
         ("none", slice(0, 0)),
     ):
-        marked = picture.copy()
+        marked = plain.copy()
         marked[30:60, columns] = 250
         Image.fromarray(marked).save(tmp_path / f"{name}.png")
         model = masked[0].eval()

@@ -51,10 +51,10 @@ def test_the_certificate_is_in_the_log_the_loggers_and_the_checkpoint(
     for residual, scale in zip(residuals, found.scales, strict=True):
         assert 0 <= float(residual.max()) <= scale.largest
         assert float(residual.mean()) <= scale.mean
-    heard = model.model.anomaly_map_generator(residuals, (64, 64), torch.empty(0))
-    assert 0 < float(heard.anomaly_map.max()) <= found.largest
-    assert 0 < float(heard.score_map.max()) <= found.largest_score
-    assert 0 < float(heard.anomaly_map.mean()) <= found.mean
+    found_maps = model.model.anomaly_map_generator(residuals, (64, 64), torch.empty(0))
+    assert 0 < float(found_maps.anomaly_map.max()) <= found.largest
+    assert 0 < float(found_maps.score_map.max()) <= found.largest_score
+    assert 0 < float(found_maps.anomaly_map.mean()) <= found.mean
     restored = Sgfr.load_from_checkpoint(engine.best_model_path).certificate()
     assert (restored.largest, restored.mean, restored.patches) == (
         found.largest,
@@ -250,14 +250,14 @@ def test_an_update_keeps_the_thumbnails_of_atoms_that_stay(parts: Path, tmp_path
         dict(zip(map(tuple, bank.atoms.tolist()), bank.thumbnails.clone(), strict=True))
         for bank in model.model.banks
     ]
-    shutil.rmtree(images)  # their pictures can only come from the bank now
+    shutil.rmtree(images)  # their thumbnails can only come from the bank now
     model.update = True
     fit(model, folder_datamodule(others(tmp_path / "others"), mask_dir=None), tmp_path / "second")
     for bank, known in zip(model.model.banks, before, strict=True):
         stayed = 0
-        for atom, picture in zip(bank.atoms.tolist(), bank.thumbnails, strict=True):
-            assert not bool((picture == 128).all()), "grey: lost"
+        for atom, thumbnail in zip(bank.atoms.tolist(), bank.thumbnails, strict=True):
+            assert not bool((thumbnail == 128).all()), "grey: lost"
             if tuple(atom) in known:
                 stayed += 1
-                assert torch.equal(picture, known[tuple(atom)])
+                assert torch.equal(thumbnail, known[tuple(atom)])
         assert 10 < stayed < len(bank.atoms)
