@@ -172,7 +172,7 @@ class Report(AfterPostProcessor):
         try:
             image = displayable(module.pre_processor, outputs.image[index])
             values = outputs.anomaly_map[index].squeeze().float().cpu().numpy()
-            level = _pixel_threshold(module.post_processor)
+            level = _normalised_pixel_threshold(module.post_processor)
             truth = None if mask is None else mask[index].squeeze().float().cpu().numpy()
             return ImageMedia(
                 image=webp(image, side, BUDGET // max(self.pictures, 1)),
@@ -214,7 +214,7 @@ class Report(AfterPostProcessor):
         return ReportContents(
             images=images,
             threshold=threshold,
-            pixel_threshold=_pixel_threshold(processor),
+            pixel_threshold=_normalised_pixel_threshold(processor),
             normalised=bool(
                 getattr(processor, "is_set", True)
                 and getattr(processor, "enable_normalization", True)
@@ -316,7 +316,7 @@ def _with_known(
     return found, max(by_name, also_by_name)
 
 
-def _pixel_threshold(processor: Any) -> float | None:  # noqa: ANN401
+def _normalised_pixel_threshold(processor: Any) -> float | None:  # noqa: ANN401
     """Current threshold of the normalised anomaly map; ``None`` without one."""
     if not getattr(processor, "is_set", True):
         return None

@@ -176,7 +176,7 @@ def test_help_documents_every_argument(warm: Path, tmp_path: Path) -> None:
         "blur",
     ):
         assert f"--model.init_args.{argument}" in flat or f"--model.{argument}" in flat, output
-    assert "Largest number of embeddings" in flat
+    assert "Most embeddings (atoms)" in flat
     assert "affine,omp,ridge" in flat
 
 

@@ -402,6 +402,7 @@ def slow(*args):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
     return row
 Future.exception, example.inspect = exception, slow
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 sys.exit(example.main(sys.argv[2:]))
 """
 
