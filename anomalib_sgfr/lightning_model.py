@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_sgfr import export
-from anomalib_sgfr.core.arguments import Copies, Solver
 from anomalib_sgfr.core.certificate import Certificate
-from anomalib_sgfr.core.solvers import SOLVERS
+from anomalib_sgfr.core.solvers import SOLVERS, SolverName
 from anomalib_sgfr.features.backbone import default_size
+from anomalib_sgfr.features.embedding import Copies
 from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.bit_depth import to_batch
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
@@ -57,8 +57,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         bank_size (int | Sequence[int] | None): Most embeddings (atoms) of a memory bank: one
             number, or one for each scale, the finest first. ``None`` for 1,000 up to stride 8,
             5,000 beyond, and 3,000 from stride 32.
-        solver (Solver): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"`` from
-            atoms picked greedily, ``"ridge"`` from all atoms.
+        solver (SolverName): How a patch is rebuilt: ``"affine"`` from its nearest atoms, ``"omp"``
+            from atoms picked greedily, ``"ridge"`` from all atoms.
         num_atoms (int): Number of atoms that rebuild a patch; not used by ``"ridge"``.
         regularisation (float): Ridge penalty on the coefficients, relative to the scale of the
             data; not used by ``"omp"``.
@@ -126,7 +126,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         layers: Sequence[str] | None = None,
         pre_trained: bool = True,
         bank_size: int | Sequence[int] | None = None,
-        solver: Solver = "affine",
+        solver: SolverName = "affine",
         num_atoms: int = 5,
         regularisation: float = 1e-3,
         tolerance: float = 0.0,

@@ -11,10 +11,9 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_sgfr.anomaly_map import AnomalyMapGenerator, ScoreMaps
-from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.linear_algebra import projected_out, require_finite
-from anomalib_sgfr.features.embedding import PatchEmbedder, embed_copies
+from anomalib_sgfr.features.embedding import Copies, PatchEmbedder, embed_copies
 from anomalib_sgfr.features.tiling import embed_tiles
 from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState, residual_maps
 

@@ -35,7 +35,7 @@ _mathml = LatexToMathML(annotation=True, fancy_error=False)
 
 
 def on_pre_build(**_: Any) -> None:  # noqa: ANN401
-    """Miss no module of a wing that has a page."""
+    """Warn of modules that the page of their package lacks."""
     for page in (ROOT / "docs" / "api").glob("*.md"):
         written = page.read_text(encoding="utf-8").splitlines()
         for module in (ROOT / "anomalib_sgfr" / page.stem).glob("[!_]*.py"):
@@ -115,7 +115,7 @@ def on_page_content(content: str, *, page: Page, **_: Any) -> str:  # noqa: ANN4
 
 
 def on_post_build(*, config: MkDocsConfig) -> None:
-    """Follow every link within what was built; what leads nowhere is a warning."""
+    """Check every link of the built site; warn of those without a target."""
     site = Path(config.site_dir)
     built = {path: _Links.of(path) for path in site.rglob("*.html") if path.name != "404.html"}
     for path, links in built.items():
@@ -128,9 +128,9 @@ def on_post_build(*, config: MkDocsConfig) -> None:
             )
             place = unquote(parts.fragment)
             if not target.is_file():
-                log.warning("%s: %s leads nowhere", path.relative_to(site), link)
+                log.warning("%s: %s has no target", path.relative_to(site), link)
             elif place and target in built and place not in built[target].anchors:
-                log.warning("%s: %s leads to no place in that page", path.relative_to(site), link)
+                log.warning("%s: %s names no heading of that page", path.relative_to(site), link)
 
 
 class _Links(HTMLParser):
@@ -160,5 +160,5 @@ def _file(path: str, config: MkDocsConfig, dest_uri: str | None = None) -> File:
 
 
 def _name(path: str) -> str:
-    """What results are called wherever they are spoken of: their folder."""
+    """Title of results in the navigation: the name of their folder."""
     return posixpath.basename(posixpath.dirname(path))

@@ -60,11 +60,11 @@ def main() -> None:
         "<defs><marker id='head' markerWidth='8' markerHeight='8' refX='7' refY='3' orient='auto'>"
         "<path d='M0,0 L7,3 L0,6 z' fill='#456'/></marker></defs>"
     )
-    picture = (
+    figure = (
         "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 1052 160' width='1052' height='160'>"
         f"<rect width='1052' height='160' fill='white'/>{head}{''.join(parts)}</svg>\n"
     )
-    Path(__file__).with_name("pipeline.svg").write_text(picture, encoding="utf-8")
+    Path(__file__).with_name("pipeline.svg").write_text(figure, encoding="utf-8")
 
 
 if __name__ == "__main__":

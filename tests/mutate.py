@@ -60,9 +60,9 @@ EQUIVALENT = [
     ),
     ("linear_algebra", r"_PRODUCT_VALUES\) // max", "1 -> [02]", "sizes of blocks"),
     ("clusters", r"2 \* done", "2 -> 3", "sizes of blocks"),
-    ("clusters", r"rounding = 2\.0", r"2\.0 -> .*", "room for rounding"),
-    ("k_center", r"same = 8\.0", r"8\.0 -> .*", "room for rounding"),
-    ("linear_algebra", r"return 32\.0", r"32\.0 -> .*", "room for rounding"),
+    ("clusters", r"rounding = 2\.0", r"2\.0 -> .*", "margin for rounding"),
+    ("k_center", r"same = 8\.0", r"8\.0 -> .*", "margin for rounding"),
+    ("linear_algebra", r"return 32\.0", r"32\.0 -> .*", "margin for rounding"),
     ("neighbours", "far = ", "4.0 -> .*", "as far"),
     ("linear_algebra", "k = matrix.shape", "USub.*|1 -> 2", "the matrix is square"),
     (
@@ -88,7 +88,7 @@ EQUIVALENT = [
     ("clusters", "least = torch.full_like", "0 -> 1", "a column for its length"),
     ("thresholds", "f1 = 2", r"2 -> [13]", "a factor of all"),
     ("thresholds", "np.unique", "swapped", "sorted afterwards"),
-    ("thresholds", r"^_ROUNDING = ", "1e-09 -> 1.*", "room for rounding"),
+    ("thresholds", r"^_ROUNDING = ", "1e-09 -> 1.*", "margin for rounding"),
     (
         "self_expression",
         "_WELL_CONDITIONED",

@@ -16,17 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 from anomalib_sgfr.cli.arguments import Parser
-from anomalib_sgfr.cli.environment import (
-    Check,
-    CheckFailed,
-    CheckResult,
-    error_line,
-    memory,
-    pip_install,
-    processors,
-    run_check,
-    version_checks,
-)
+from anomalib_sgfr.cli.checks import Check, CheckFailed, CheckResult, error_line, run_check
+from anomalib_sgfr.cli.environment import memory, pip_install, processors, version_checks
 from anomalib_sgfr.cli.self_test import SelfTest
 from anomalib_sgfr.report.fit_record import installed
 
@@ -111,7 +102,7 @@ def free_disk(folder: Path | None = None) -> CheckResult:
     free = shutil.disk_usage(place).free
     value = f"{free / GIB:.1f} GiB in {place}"
     if free < _DISK["fault"]:
-        return CheckResult("fault", name, value, "delete something, or run where there is room")
+        return CheckResult("fault", name, value, "delete files, or use a larger disk")
     if not os.access(place, os.W_OK):
         value += ", which cannot be written"
         return CheckResult("note", name, value, "run elsewhere: results go to results/")

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from anomalib_sgfr.cli.environment import Check, CheckFailed, CheckResult
+from anomalib_sgfr.cli.checks import Check, CheckFailed, CheckResult
 
 if TYPE_CHECKING:
     import numpy as np

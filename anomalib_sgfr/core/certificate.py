@@ -10,7 +10,7 @@ from anomalib_sgfr.core.clusters import Clusters
 
 __all__ = ["Certificate", "ScaleCertificate", "certify"]
 
-_ROUNDING = 1.0 + 1e-4  # of float32 distances, sums and solutions, with room
+_ROUNDING = 1.0 + 1e-4  # of float32 distances, sums and solutions, with a margin
 
 
 @dataclass(frozen=True)

@@ -240,11 +240,12 @@ def merge(
 ) -> tuple[Clusters, float]:
     """Merge the clusters of parts of the data into at most ``size``; arguments as :func:`prune`.
 
-    While there is room, the tolerance holds for all members, not for the dropped atoms alone.
+    With fewer than ``size`` atoms kept, the tolerance holds for all members, not for the dropped
+    atoms alone.
 
     Returns:
         tuple[Clusters, float]: The clusters, and the largest distance of a dropped atom from those
-        kept; of a member of one, if that exceeds the tolerance for want of room.
+        kept; of a member of one, if that exceeds the tolerance with ``size`` atoms kept.
     """
     joined = scale_clusters[0]
     for other in scale_clusters[1:]:
@@ -253,8 +254,8 @@ def merge(
     if tolerance > 0.0 and radius <= tolerance and len(dropped.atoms):
         reach = _reach(dropped, kept)
         order = reach.argsort(descending=True, stable=True)
-        room = min(int((reach > tolerance).sum()), size - len(kept.atoms))
-        kept, dropped = kept.joined(dropped.rows(order[:room])), dropped.rows(order[room:])
+        more = min(int((reach > tolerance).sum()), size - len(kept.atoms))
+        kept, dropped = kept.joined(dropped.rows(order[:more])), dropped.rows(order[more:])
         farthest = float(_reach(dropped, kept).max()) if len(dropped.atoms) else 0.0
         radius = farthest if farthest > tolerance else radius
     return reassign(kept, dropped), radius
@@ -322,12 +323,12 @@ def _nearest_atom(points: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor, Tensor
     about_centre = atoms - centre
     length = about_centre.square().sum(1)
     parts = in_blocks(points, len(atoms))
-    room = atoms.new_empty(len(parts[0]), len(atoms))  # one for all products
+    buffer = atoms.new_empty(len(parts[0]), len(atoms))  # one for all products
     index = torch.cat(
         [
             row_argmin(
                 torch.addmm(
-                    length, part - centre, about_centre.T, alpha=-2.0, out=room[: len(part)]
+                    length, part - centre, about_centre.T, alpha=-2.0, out=buffer[: len(part)]
                 )
             )
             for part in parts

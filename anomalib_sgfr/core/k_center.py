@@ -83,9 +83,9 @@ def _update_distances(distance: Tensor, points: Tensor, length: Tensor, taken: T
     """Update squared distances, in place, for newly taken points."""
     near = points[taken].T
     parts = [in_blocks(each, len(taken)) for each in (distance, points, length)]
-    room = points.new_empty(len(parts[0][0]), len(taken))  # one for all products
+    buffer = points.new_empty(len(parts[0][0]), len(taken))  # one for all products
     for its_distance, part, its_length in zip(*parts, strict=True):
-        product = torch.addmm(length[taken], part, near, alpha=-2.0, out=room[: len(part)])
+        product = torch.addmm(length[taken], part, near, alpha=-2.0, out=buffer[: len(part)])
         torch.minimum(its_distance, product.amin(1) + its_length, out=its_distance)
 
 

@@ -4,8 +4,9 @@ A new solver is a subclass of :class:`Solver` in ``SOLVERS``; nothing else depen
 there are.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,16 @@ from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.linear_algebra import KeepsDtype, middle, ridge_spectrum
 from anomalib_sgfr.core.neighbours import Index, nearest, search_index
 
-__all__ = ["SOLVERS", "AffineSolver", "Bank", "OmpSolver", "RidgeSolver", "Solver", "find_solver"]
+__all__ = [
+    "SOLVERS",
+    "AffineSolver",
+    "Bank",
+    "OmpSolver",
+    "RidgeSolver",
+    "Solver",
+    "SolverName",
+    "find_solver",
+]
 
 _EXPLAINING_ATOMS = 5  # of a code over the whole bank
 _ROWS = 1024
@@ -53,7 +63,7 @@ class Bank(Protocol):
         """Apply a function of patches ``(N, d)`` to embedding maps, in bounded memory."""
 
 
-class Solver(KeepsDtype):
+class Solver(KeepsDtype, ABC):
     """Base class of solvers.
 
     Args:
@@ -95,6 +105,7 @@ class Solver(KeepsDtype):
         for name in self.derived:
             setattr(self, name, torch.empty(0, dtype=torch.float32, device=atoms.device))
 
+    @abstractmethod
     def residual_norm(self, patches: Tensor, atoms: Tensor) -> Tensor:
         """Length of what the atoms leave of each patch, in plain PyTorch that exports.
 
@@ -105,8 +116,8 @@ class Solver(KeepsDtype):
         Returns:
             Tensor: Shape ``(N,)``; not finite where a patch is not.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def code(self, patches: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
         """Atoms that patches are rebuilt from, and their coefficients, for explanations.
 
@@ -117,8 +128,8 @@ class Solver(KeepsDtype):
         Returns:
             tuple[Tensor, Tensor]: Rows of atoms ``(N, k)``, ``int64``, and coefficients ``(N, k)``.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def bound(self, clusters: Clusters) -> Bound:
         r"""Bound on the residual of patches at given distances from their atoms.
 
@@ -128,7 +139,6 @@ class Solver(KeepsDtype):
         Returns:
             Bound: From distances :math:`\beta` of each atom, ``(M,)``, to bounds, ``(M,)``.
         """
-        raise NotImplementedError
 
     @classmethod
     def residual_maps(cls, banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[Tensor]:
@@ -356,6 +366,7 @@ class RidgeSolver(Solver):
         return lambda distance: (distance.square() + penalty).sqrt() + beyond
 
 
+SolverName = Literal["affine", "omp", "ridge"]  # what the command line offers
 SOLVERS: dict[str, type[Solver]] = {
     "affine": AffineSolver,
     "omp": OmpSolver,

@@ -1,14 +1,13 @@
 """Patch embeddings: backbone features, averaged locally and aligned to the grid of each scale."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr.core import gpu
-from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.features.backbone import build_extractor, require_size
 from anomalib_sgfr.features.layers import (
     Scale,
@@ -19,8 +18,9 @@ from anomalib_sgfr.features.layers import (
 )
 from anomalib_sgfr.features.weights import load_pretrained
 
-__all__ = ["PatchEmbedder", "align_features", "embed_copies", "pool"]
+__all__ = ["Copies", "PatchEmbedder", "align_features", "embed_copies", "pool"]
 
+Copies = Literal["none", "mirrored", "turned"]  # augmentation: none, flips, right angles
 # Quarter turns of each copy, and whether left and right are exchanged before; the first is the
 # image itself.
 _COPIES: dict[Copies, tuple[tuple[int, bool], ...]] = {

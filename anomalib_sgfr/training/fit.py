@@ -13,10 +13,10 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from anomalib_sgfr.console import bar_is_on, bars
-from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.clusters import Clusters, reassign, recentred, renumber_images
 from anomalib_sgfr.core.processes import several
 from anomalib_sgfr.core.sampler import SubspaceSampler
+from anomalib_sgfr.features.embedding import Copies
 from anomalib_sgfr.features.layers import Scale
 from anomalib_sgfr.images.bit_depth import require_bit_depth
 from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState

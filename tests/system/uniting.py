@@ -57,8 +57,7 @@ def main(out: Path, rank: int, world: int) -> None:
         number: f"image {image}" for number, image in new.items()
     }
     second = build_banks(samplers, known, FittedState([bank.state for bank in banks], first.images))
-    # two atoms of each process, half a unit from the other's, in a bank that has room for all of
-    # them
+    # two atoms of each process, half a unit from the other's, in a bank large enough for all
     close = Clusters.of(torch.tensor([[0.0, 0.5 * rank], [9.0, 0.5 * rank]]))
     apart = unite(FittedState([MemoryBankState(close, threshold=3.0 - rank)], []), [60])
     samplers = build_samplers(banks[:1], [60], 1.0, update=False, global_rank=rank)

@@ -16,11 +16,11 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomalib_sgfr.core import chunks as loops
-from anomalib_sgfr.core.arguments import Copies
 from anomalib_sgfr.core.patch_grid import tile_spans, to_patches
 from anomalib_sgfr.core.self_expression import affine, omp, ridge, ridge_operator
 from anomalib_sgfr.core.solvers import AffineSolver
 from anomalib_sgfr.features import tiling
+from anomalib_sgfr.features.embedding import Copies
 from anomalib_sgfr.features.layers import build_scales
 from anomalib_sgfr.memory_bank import residual_maps
 from anomalib_sgfr.torch_model import SgfrModel

@@ -332,7 +332,7 @@
       const both = pair(image);
       parts.unshift(both);
       parts.push(...explanation(image, both.firstChild));
-    } else parts.unshift(element("p", "none", "The page leaves this image out: it has no room for all."));
+    } else parts.unshift(element("p", "none", "The page leaves this image out: it shows the most important ones."));
     body.replaceChildren(...parts);
     large.scrollTop = 0;
   };

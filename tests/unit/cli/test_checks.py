@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from anomalib_sgfr.cli import doctor as checks
+from anomalib_sgfr.cli.checks import CheckFailed, CheckResult
 from anomalib_sgfr.cli.doctor import (
     GIB,
     free_disk,
@@ -22,7 +23,7 @@ from anomalib_sgfr.cli.doctor import (
     threads,
     weights,
 )
-from anomalib_sgfr.cli.environment import CheckFailed, CheckResult, Memory
+from anomalib_sgfr.cli.environment import Memory
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from anomalib_sgfr.cli import doctor
+from anomalib_sgfr.cli.checks import Check, CheckFailed, CheckResult, error_line, run_check
 from anomalib_sgfr.cli.doctor import line, main
-from anomalib_sgfr.cli.environment import Check, CheckFailed, CheckResult, error_line, run_check
 from anomalib_sgfr.cli.self_test import Answer, SelfTest, check_scores, compare_answers
 
 ROOT = Path(__file__).parents[3]

@@ -115,7 +115,7 @@ def test_the_bounds_are_those_of_the_formula(
     clusters = reassign(Clusters.of(points[:40]), Clusters.of(points[40:]))
     bounds, means = formula(clusters, solver, k, regularisation)
     certificate = certified(clusters, solver, k, regularisation)
-    rounding = 1 + 3e-4  # with room for it the other way, too
+    rounding = 1 + 3e-4  # with a margin for it the other way, too
     for found, wanted in ((certificate.bounds.numpy(), bounds), (certificate.means.numpy(), means)):
         assert bool((wanted <= found).all())
         assert bool((found <= wanted * rounding).all())
@@ -202,8 +202,8 @@ def test_what_rounding_leaves_of_the_atoms_themselves_is_certified_too(
         rounding = (
             2 * width * precision + 1e-5 if solver == "ridge" else 40 * (width * precision) ** 0.5
         )
-        room = (80 * regularisation) ** 0.5 + rounding  # and not much above it
-        assert certificate.largest <= room * float(bank.norm(dim=1).max())
+        most = (80 * regularisation) ** 0.5 + rounding  # and not much above it
+        assert certificate.largest <= most * float(bank.norm(dim=1).max())
 
 
 def test_scales_add_up() -> None:

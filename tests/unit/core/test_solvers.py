@@ -1,6 +1,7 @@
 """A solver that a user adds in one module fits, scores, certifies and explains."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ from torch import Tensor
 
 from anomalib_sgfr import Sgfr, explain
 from anomalib_sgfr.core.clusters import Clusters
-from anomalib_sgfr.core.solvers import SOLVERS, Bound, Solver, find_solver
+from anomalib_sgfr.core.solvers import (
+    SOLVERS,
+    AffineSolver,
+    Bound,
+    Solver,
+    SolverName,
+    find_solver,
+)
 from tests.conftest import fit, folder_datamodule, small
 
 
@@ -51,3 +59,15 @@ def test_a_registered_solver_fits_scores_certifies_and_explains(
 def test_an_unknown_solver_is_named() -> None:
     with pytest.raises(ValueError, match="solver must be one of affine, omp, ridge, got 'lasso'"):
         find_solver("lasso")
+
+
+def test_the_command_line_offers_every_solver() -> None:
+    assert get_args(SolverName) == tuple(SOLVERS)
+
+
+def test_a_solver_without_a_bound_is_no_solver() -> None:
+    class Incomplete(AffineSolver):
+        bound = Solver.bound  # abstract
+
+    with pytest.raises(TypeError, match="abstract method"):
+        Incomplete()
