@@ -7,6 +7,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -67,6 +68,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEW_SUBFILE_TYPE = 254  # tag of TIFF
 _THUMBNAIL_OR_MASK = 0b101  # bits of its value: the page belongs to another one
 _MAX_PAGES = 1000
+_LEVELS = 2  # from a folder of images up to the folder of its data set
 
 
 class FileHeader(NamedTuple):
@@ -251,6 +253,9 @@ def warn_of_pages(name: str) -> None:
 def count_unread(paths: Sequence[Path | str]) -> Counter[str]:
     """Count image files of kinds that are not read, in the folders of those that are and below.
 
+    The folder that all have in common is counted too, unless it is more than two levels up: data
+    sets that lie far apart have no more in common than a disk. What cannot be listed is skipped.
+
     Args:
         paths (Sequence[Path | str]): Files that are read.
 
@@ -259,9 +264,14 @@ def count_unread(paths: Sequence[Path | str]) -> Counter[str]:
     """
     if not paths:
         return Counter()
-    folder = Path(os.path.commonpath([Path(path).absolute().parent for path in paths]))
+    folders = {Path(path).absolute().parent for path in paths}
+    common = Path(os.path.commonpath(folders))
+    if all(len(folder.relative_to(common).parts) <= _LEVELS for folder in folders):
+        folders = {common}
+    walks = (os.walk(folder) for folder in folders)
     # a single file may be all that was asked for from a folder of many kinds
-    found = folder.iterdir() if len(paths) == 1 else folder.rglob("*")
+    listed = [next(walk, ("", [], [])) for walk in walks] if len(paths) == 1 else chain(*walks)
+    found = {Path(folder, name) for folder, _, names in listed for name in names}
     return Counter(
         path.suffix.lower() for path in found if path.suffix.lower() in NOT_READ and path.is_file()
     )

@@ -1,5 +1,6 @@
 """Headers of image files: pages, damaged orientations, and kinds that are not read."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,32 @@ def test_unread_files_are_counted(tmp_path: Path) -> None:
     assert count_unread([root / "a" / "0.png", root / "b" / "0.png"]) == {".gif": 3, ".jp2": 1}
     assert count_unread([root / "b" / "0.png"]) == {".jp2": 1}
     assert not count_unread([])
+
+
+def test_folders_that_lie_far_apart_are_counted_alone(tmp_path: Path) -> None:
+    for name in ("a/b/c/0.png", "a/b/c/1.gif", "d/0.png", "d/e/2.gif", "far/other.gif", "f.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    far = [tmp_path / "a" / "b" / "c" / "0.png", tmp_path / "d" / "0.png"]
+    assert count_unread(far) == {".gif": 2}
+    assert count_unread([tmp_path / "a" / "0.png", *far[1:]]) == {".gif": 4}  # one data set
+
+
+def test_a_folder_that_vanishes_ends_no_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1.gif", "b/2.gif"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def vanishing(folder: Any) -> Any:
+        if Path(folder).name == "a":
+            raise FileNotFoundError(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert count_unread([tmp_path / "0.png", tmp_path / "b" / "1.png"]) == {".gif": 1}
 
 
 @pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xff", b"nothing of the kind"])
