@@ -60,10 +60,8 @@ class KeepsDtype(nn.Module):
 
 _FAR = 1e4  # times the squared spread of most points: an outlier
 _SAMPLED = 64  # points that estimate the spread
-_PRODUCT_VALUES, _ON_GPU = (
-    2**19,
-    2**23,
-)  # values of a product at once: a CPU's cache, a GPU's memory
+# values of a product at once: a CPU's cache, a GPU's memory
+_PRODUCT_VALUES, _ON_GPU = 2**19, 2**23
 _FEW = 16  # values: faster to fetch from a GPU than to test there
 
 

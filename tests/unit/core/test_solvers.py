@@ -71,3 +71,16 @@ def test_a_solver_without_a_bound_is_no_solver() -> None:
 
     with pytest.raises(TypeError, match="abstract method"):
         Incomplete()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_code_leaves_the_residual(name: str) -> None:
+    """The atoms that explain a patch, by their coefficients, leave what is scored."""
+    patches, atoms = torch.randn(40, 6), torch.randn(5, 6)  # ridge names five atoms: here all
+    solver = find_solver(name)(num_atoms=3)
+    solver.prepare(atoms)
+    support, code = solver.code(patches, atoms)
+    assert support.dtype == torch.int64
+    rebuilt = (code[..., None] * atoms[support]).sum(1)
+    expected = solver.residual_norm(patches, atoms)
+    torch.testing.assert_close((patches - rebuilt).norm(dim=1), expected, rtol=1e-4, atol=1e-5)
