@@ -34,7 +34,8 @@ from anomalib_sgfr.training import distributed, fit
 from anomalib_sgfr.training.accept import AcceptanceHistory
 from anomalib_sgfr.training.callback import ModelCallbacks, require_precision
 from anomalib_sgfr.training.fit_run import FitRun
-from anomalib_sgfr.training.input_settings import InputSettings, as_size
+from anomalib_sgfr.training.image_size import ImageSize, as_size
+from anomalib_sgfr.training.input_settings import InputSettings
 from anomalib_sgfr.training.restore import Snapshot, load_file, restore
 
 __all__ = ["Sgfr"]
@@ -71,8 +72,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             mislabelled. Their atoms are dropped; ``suspects`` and ``suspects.csv`` name them.
         thumbnails (bool): Whether to keep a thumbnail of each atom, for explanations without the
             training images: 1,728 bytes an atom.
-        image_size (int | tuple[int, int] | None): Height and width that the default pre-processor
-            resizes images to. ``None`` for 256 x 256, or a size near it that the backbone takes.
+        image_size (ImageSize): Height and width that the default pre-processor resizes images to.
+            One number ``n`` for about ``n`` x ``n`` pixels in the aspect ratio of the training
+            images, of each image if theirs differ; ``None`` for 256, or a number near it that the
+            backbone takes; ``"square"`` for that many pixels along both sides.
         tile_size (int | tuple[int, int] | None): Height and width of tiles that images are embedded
             in, multiples of the coarsest stride. ``None`` for whole images, or for the tiles of a
             ``TilerConfigurationCallback``.
@@ -135,7 +138,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         seed: int | None = None,
         trim: float = 0.0,
         thumbnails: bool = False,
-        image_size: int | tuple[int, int] | None = None,
+        image_size: ImageSize = None,
         tile_size: int | tuple[int, int] | None = None,
         tile_stride: int | tuple[int, int] | None = None,
         roi: str | None = None,
@@ -251,9 +254,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         distributed.prepare(self.trainer, stage, self.evaluator, self.post_processor)
 
     def teardown(self, stage: str) -> None:
-        """Drop the data-parallel anchor."""
+        """Drop the data-parallel anchor, and give the data module its batch sizes back."""
         super().teardown(stage)
         self._anchor = None
+        self._inputs.release()
 
     def on_fit_start(self) -> None:
         """Start afresh, or refuse if there is no fit to resume from or to add to."""

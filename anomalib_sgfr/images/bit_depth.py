@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import resize
 
 from anomalib_sgfr.images.headers import FileHeader, read_header, warn_of_pages
 from anomalib_sgfr.images.reading import ROUNDING, read_image, read_raw
+from anomalib_sgfr.images.resizing import plain
 
 __all__ = [
     "READS_HIGH_BIT_DEPTH",
@@ -243,7 +244,7 @@ def _transformed(image: Tensor, dataset: Any, path: Any) -> Tensor:  # noqa: ANN
     if transform is None:
         return image
     try:
-        transform_to_spec(transform)  # anomalib's list of transforms that are not random
+        transform_to_spec(plain(transform))  # anomalib's list of transforms that are not random
     except ValueError as error:
         msg = (
             f"{unreadable}, and the data set alters it by {type(transform).__name__}, which"

@@ -6,14 +6,18 @@ whole sequence.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AxisTransform", "FrameTransform", "frame_transform"]
+__all__ = ["AxisTransform", "FrameTransform", "aspect_sizes", "frame_transform", "size_of_aspect"]
 
 Step = Sequence[Any]  # name and numbers: plain data, which an exported file can keep
+
+_AREA_TOLERANCE = 0.1  # of the number of pixels of a size that keeps an aspect ratio
+_MIN_PATCHES = 2  # of the coarsest scale along a side
 
 
 class AxisTransform(NamedTuple):
@@ -129,13 +133,57 @@ def _interpolate(
     return found
 
 
+@lru_cache(maxsize=32)
+def aspect_sizes(side: int, step: int) -> tuple[tuple[int, int], ...]:
+    """Sizes of about ``side * side`` pixels, of different aspect ratios.
+
+    Args:
+        side (int): Sides in pixels of the square one.
+        step (int): Sides of all others are multiples of it.
+
+    Returns:
+        tuple[tuple[int, int], ...]: Heights and widths, the widest first. Numbers of pixels differ
+        from the square's by at most 10%.
+    """
+    area = side * side
+    by_ratio = {1.0: (side, side)}
+    for height in range(_MIN_PATCHES * step, area // (_MIN_PATCHES * step) + 1, step):
+        for width in range(_MIN_PATCHES * step, area // height + side + 1, step):
+            error = abs(height * width / area - 1.0)
+            known = by_ratio.get(height / width)
+            if error <= _AREA_TOLERANCE and height != width:
+                better = known is None or error < abs(known[0] * known[1] / area - 1.0)
+                by_ratio |= {height / width: (height, width)} if better else {}
+    return tuple(size for _, size in sorted(by_ratio.items()))
+
+
+@lru_cache(maxsize=4096)
+def size_of_aspect(height: int, width: int, side: int, step: int) -> tuple[int, int]:
+    """Size of about ``side * side`` pixels that is nearest to an image's aspect ratio.
+
+    A size that it returns is its own: resizing twice is the same as once.
+
+    Args:
+        height (int): Of the image.
+        width (int): Of the image.
+        side (int): See :func:`aspect_sizes`, so for ``step``.
+        step (int): Divides the sides.
+
+    Returns:
+        tuple[int, int]: Height and width.
+    """
+    ratio = math.log(height / width)
+    return min(aspect_sizes(side, step), key=lambda size: abs(math.log(size[0] / size[1]) - ratio))
+
+
 def frame_transform(steps: Sequence[Step], frame_size: Sequence[int]) -> FrameTransform:
     """Follow the transforms of a pre-processor.
 
     Args:
-        steps (Sequence[Step]): In their order: ``("resize", height, width)``; ``("shorter", length,
-            longest)``, which keeps the aspect, ``longest`` may be ``None``; ``("crop", height,
-            width)``, of the centre; ``("pad", left, top, right, bottom)``.
+        steps (Sequence[Step]): In their order: ``("resize", height, width)``; ``("aspect", side,
+            step)``, see :func:`size_of_aspect`; ``("shorter", length, longest)``, which keeps the
+            aspect ratio, ``longest`` may be ``None``; ``("crop", height, width)``, of the centre;
+            ``("pad", left, top, right, bottom)``.
         frame_size (Sequence[int]): Height and width of the frame.
 
     Returns:
@@ -149,6 +197,9 @@ def frame_transform(steps: Sequence[Step], frame_size: Sequence[int]) -> FrameTr
     for name, *numbers in steps:
         if name == "resize":
             vertical, horizontal = vertical.resized(numbers[0]), horizontal.resized(numbers[1])
+        elif name == "aspect":
+            height, width = size_of_aspect(vertical.length, horizontal.length, *numbers)
+            vertical, horizontal = vertical.resized(height), horizontal.resized(width)
         elif name == "shorter":
             height, width = _aspect_kept(vertical.length, horizontal.length, *numbers)
             vertical, horizontal = vertical.resized(height), horizontal.resized(width)
@@ -158,7 +209,8 @@ def frame_transform(steps: Sequence[Step], frame_size: Sequence[int]) -> FrameTr
             left, top, right, bottom = numbers
             vertical, horizontal = vertical.padded(top, bottom), horizontal.padded(left, right)
         else:
-            msg = f"a pre-processor's step must be resize, shorter, crop or pad, got '{name}'."
+            known = "resize, aspect, shorter, crop or pad"
+            msg = f"a pre-processor's step must be {known}, got '{name}'."
             raise ValueError(msg)
     return FrameTransform(vertical, horizontal, (rows, columns))
 

@@ -1,10 +1,12 @@
 """Pre-processing that an exported model does exactly as the Engine does."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from anomalib.pre_processing import PreProcessor
-from torch import Tensor, nn
+from anomalib.pre_processing.utils.transform import get_exportable_transform
+from torch import Tensor
 from torchvision.transforms.v2 import (
     CenterCrop,
     Compose,
@@ -18,17 +20,23 @@ from torchvision.transforms.v2 import (
 )
 
 from anomalib_sgfr.images.bit_depth import read_tensor
+from anomalib_sgfr.images.resizing import (
+    AspectResize,
+    ExactAspectResize,
+    ExactResize,
+    adaptable,
+    exportable,
+    plain,
+)
 
 __all__ = [
-    "ExactResize",
     "SgfrPreProcessor",
     "geometric_steps",
     "output_size",
     "read_prepared",
-    "resize_matrix",
 ]
 
-_MOVE_NO_PIXEL = (Normalize, ToDtype, Identity, Grayscale)
+_RULE = "aspect_rule"  # key of a checkpoint
 _TRIED_SIZES = ((31, 47), (64, 50))
 
 
@@ -37,90 +45,66 @@ class SgfrPreProcessor(PreProcessor):
 
     anomalib turns antialiasing off in what it exports, so that images larger than the model's input
     score differently after an export. Bilinear resizing to a given height and width is exported as
-    :class:`ExactResize`; all else is as in anomalib.
+    :class:`~anomalib_sgfr.images.resizing.ExactResize`; all else is as in anomalib.
 
     Args:
         transform (Transform | None): As anomalib's pre-processor takes it.
     """
 
     def __init__(self, transform: Transform | None = None) -> None:
-        super().__init__(transform)
-        self._make_exact()
-
-    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """Restore as anomalib does."""
-        super().load_checkpoint_config(config)
+        super().__init__(adaptable(transform))
         self._make_exact()
 
     def _make_exact(self) -> None:
-        if isinstance(self.transform, Compose) and isinstance(self.export_transform, Compose):
-            pairs = zip(self.transform.transforms, self.export_transform.transforms, strict=True)
-            self.export_transform = Compose([_exact(*pair) for pair in pairs])
-        else:
-            self.export_transform = _exact(self.transform, self.export_transform)
+        self.export_transform = exportable(self.transform, self.export_transform)
+
+    @property
+    def resize(self) -> AspectResize | None:
+        """The resizing that a fit can choose; ``None`` if the transform has none."""
+        steps = getattr(self.transform, "transforms", [self.transform])
+        return next((step for step in steps if isinstance(step, AspectResize)), None)
+
+    def choose_size(self, size: Sequence[int], rule: tuple[int, int] | None = None) -> None:
+        """Resize otherwise from now on, also what anomalib's data modules were given.
+
+        Args:
+            size (Sequence[int]): Height and width.
+            rule (tuple[int, int] | None): See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
+        """
+        if self.resize is not None:
+            self.resize.choose(size, rule)
+            self.export_transform = get_exportable_transform(self.transform)
+            self._make_exact()
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Configuration to store: anomalib's, and the rule if images keep their aspect ratios."""
+        config = PreProcessor(plain(self.transform)).checkpoint_config()
+        rule = None if self.resize is None else self.resize.rule
+        return config if rule is None else {**config, _RULE: list(rule)}
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore a configuration of :meth:`checkpoint_config`, or of anomalib's."""
+        before = self.resize
+        super().load_checkpoint_config(config)
+        self.transform = adaptable(self.transform)
+        restored = self.resize
+        if restored is not None:
+            rule = config.get(_RULE)
+            restored.choose(restored.size, None if rule is None else (int(rule[0]), int(rule[1])))
+            if before is not None:  # data modules hold it
+                before.choose(restored.size, restored.rule)
+                self.transform = _with_resize(self.transform, before)
+        self.export_transform = get_exportable_transform(self.transform)
+        self._make_exact()
 
 
-def _exact(original: Any, exported: Any) -> Any:  # noqa: ANN401
-    """Transform to export: exact resizing where it gives the same as the original."""
-    if not isinstance(original, Resize) or not original.antialias:
-        return exported
-    size = original.size
-    # an enumeration, its value or PIL's number, by torchvision's version and the caller
-    bilinear = getattr(original.interpolation, "value", original.interpolation) in {"bilinear", 2}
-    if not bilinear or size is None or len(size) != 2:  # noqa: PLR2004
-        return exported
-    return ExactResize((size[0], size[1]))
-
-
-class ExactResize(nn.Module):
-    """Antialiased bilinear resizing by two matrix products, the same in every runtime.
-
-    Args:
-        size (tuple[int, int]): Height and width of the result.
-    """
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Resize images of shape ``(..., H, W)``."""
-        for axis, after in zip((-2, -1), self.size, strict=True):
-            before = images.shape[axis]
-            if isinstance(before, int) and before == after:
-                continue
-            matrix = resize_matrix(before, after, images.device).to(images.dtype)
-            matrix = matrix if images.ndim == 4 else matrix[0, 0]  # noqa: PLR2004
-            images = matrix @ images if axis == -2 else images @ matrix.mT  # noqa: PLR2004
-        return images
-
-
-def resize_matrix(before: int, after: int, device: torch.device | None = None) -> Tensor:
-    """Bilinear interpolation with antialiasing along one axis, as a matrix.
-
-    Triangle weights, as wide as a pixel of the coarser of the two grids, each row normalised to a
-    sum of one: ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)``. Positions and
-    their differences are integers: a runtime that computes in bfloat16 would round a position such
-    as 255.5, and sample beside the pixel.
-
-    Args:
-        before (int): Pixels of the image; may be unknown while exporting.
-        after (int): Pixels of the result.
-        device (torch.device | None): Device of the matrix.
-
-    Returns:
-        Tensor: Shape ``(1, 1, after, before)``, ``float32``.
-    """
-    # in units of 1 / (2 * after) of a pixel the centres of both grids' pixels are integers
-    numbers = torch.arange(before, device=device)[None, None, None]
-    count = numbers[..., -1:] + 1  # a tensor, so that an export does not fix it
-    centres = (2 * torch.arange(after, device=device)[:, None] + 1) * count
-    width = 2 * count.clamp_min(after)
-    weights = (width - ((2 * numbers + 1) * after - centres).abs()).clamp_min(0).float()
-    weights = weights * 2.0**-8  # exact, and the sums fit half precision
-    # OpenVINO decomposes a division, and loses its precision setting; not so that of a power
-    root = weights.sum(-1, keepdim=True).pow(-0.5)
-    return weights * root * root
+def _with_resize(transform: Any, resize: AspectResize) -> Any:  # noqa: ANN401
+    """Transform with another object for its first :class:`AspectResize`."""
+    if not isinstance(transform, Compose):
+        return resize
+    steps = list(transform.transforms)
+    first = next(index for index, step in enumerate(steps) if isinstance(step, AspectResize))
+    return Compose([*steps[:first], resize, *steps[first + 1 :]])
 
 
 def read_prepared(path: str, pre_processor: Any, bit_depth: int = 8) -> Tensor:  # noqa: ANN401
@@ -171,20 +155,25 @@ def geometric_steps(transform: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
     Raises:
         ValueError: If the transform moves pixels in any other way.
     """
-    if transform is None or isinstance(transform, _MOVE_NO_PIXEL):
-        return []
-    if isinstance(transform, Compose):
-        return [step for part in transform.transforms for step in geometric_steps(part)]
+    steps: list[tuple[Any, ...]] | None = None
     match transform:
+        case None | Normalize() | ToDtype() | Identity() | Grayscale():
+            steps = []
+        case Compose():
+            steps = [step for part in transform.transforms for step in geometric_steps(part)]
+        case AspectResize(rule=(side, step)) | ExactAspectResize(rule=(side, step)):
+            steps = [("aspect", side, step)]
         case Resize(size=[height, width]) | ExactResize(size=(height, width)):
-            return [("resize", int(height), int(width))]
+            steps = [("resize", int(height), int(width))]
         case Resize(size=[shorter]):
-            return [("shorter", int(shorter), transform.max_size)]
+            steps = [("shorter", int(shorter), transform.max_size)]
         case CenterCrop(size=(height, width)):
-            return [("crop", int(height), int(width))]
+            steps = [("crop", int(height), int(width))]
         case Pad(padding_mode="constant", padding=padding):
             sides = padding if isinstance(padding, list | tuple) else [padding]
-            return [("pad", *(list(map(int, sides)) * 4)[:4])]
+            steps = [("pad", *(list(map(int, sides)) * 4)[:4])]
+    if steps is not None:
+        return steps
     name = type(transform).__name__
     msg = (
         f"the pre-processor's {name} moves pixels in a way that cannot be followed back: use"

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from anomalib_sgfr.features.backbone import require_size
 from anomalib_sgfr.features.tiling import Tiling
-from anomalib_sgfr.images.pre_processor import output_size
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, output_size
 from anomalib_sgfr.images.roi import read_roi, roi_at_input
 from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.training.image_size import SizeChoice
 
-__all__ = ["FittedInput", "InputSettings", "as_size", "tiler_callbacks"]
+__all__ = ["FittedInput", "InputSettings", "tiler_callbacks"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,26 +39,16 @@ class FittedInput(NamedTuple):
         tiling (Tiling | None): Tiles, if any.
         region (Tensor): As in :class:`~anomalib_sgfr.torch_model.SgfrModel`.
         roi (str | None): File that the region was read from.
+        size (Sequence[int]): Height and width that images are resized to; empty if the
+            pre-processor's is not to choose.
+        rule (tuple[int, int] | None): See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
     """
 
     tiling: Tiling | None
     region: Tensor
     roi: str | None
-
-
-def as_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Height and width from one number of pixels or two.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if size is None:
-        return None
-    both = (size, size) if isinstance(size, int) else tuple(size)
-    if len(both) != 2 or not all(isinstance(length, int) and length > 0 for length in both):  # noqa: PLR2004
-        msg = f"image_size must be one or two whole numbers of pixels, at least 1, got {size!r}."
-        raise ValueError(msg)
-    return both[0], both[1]
+    size: Sequence[int] = ()
+    rule: tuple[int, int] | None = None
 
 
 class InputSettings:
@@ -66,7 +57,7 @@ class InputSettings:
     Args:
         model (SgfrModel): The model, which is given tiles and bit depth.
         pre_processor (nn.Module | None): Its pre-processor.
-        image_size (int | Sequence[int] | None): Height and width of the model's input.
+        image_size (int | Sequence[int] | str | None): As :class:`SizeChoice` takes it.
         tile_size (int | Sequence[int] | None): Height and width of a tile.
         tile_stride (int | Sequence[int] | None): Pixels from one tile to the next.
         roi (str | Path | None): Mask image of the region of interest.
@@ -87,26 +78,19 @@ class InputSettings:
         model: SgfrModel,
         pre_processor: nn.Module | None,
         *,
-        image_size: int | Sequence[int] | None = None,
+        image_size: int | Sequence[int] | str | None = None,
         tile_size: int | Sequence[int] | None = None,
         tile_stride: int | Sequence[int] | None = None,
         roi: str | Path | None = None,
         bit_depth: int | None = None,
         own_pre_processor: bool = False,
     ) -> None:
-        self._size = as_size(image_size)
+        self._sizes = SizeChoice(image_size, pre_processor, own_pre_processor=own_pre_processor)
         self._roi = None if roi is None else str(roi)
         self._own_pre_processor = own_pre_processor
         self.bit_depth = bit_depth
         self.fitted: FittedInput | None = None
         size = output_size(pre_processor)
-        if self._size is not None and size != self._size:
-            its = "no one size" if size is None else _by(size)
-            msg = (
-                f"image_size is {_by(self._size)}, but the pre_processor makes {its}: pass one of"
-                " the two."
-            )
-            raise ValueError(msg)
         if size is not None:
             require_size(model.embedder.backbone, model.embedder.layers, size)
         if tile_size is None and tile_stride is not None:
@@ -142,23 +126,34 @@ class InputSettings:
                 return
             if self.fitted is not None and (update or not fit):
                 _require_same_tiling(asked, self.fitted.tiling, "the model")
-                self.apply_fitted(model)
-            elif fit and self._roi is not None:
-                model.region = self._read_region(model, pre_processor)
+                self.apply_fitted(model, pre_processor)
+            elif fit:
+                drawn = None if self._roi is None else tuple(read_roi(self._roi).shape)
+                self._sizes.choose(model, pre_processor, trainer, drawn)
+                if self._roi is not None:
+                    model.region = self._read_region(model, pre_processor)
+            self._sizes.limit_batches(pre_processor, trainer)
         except ValueError:
-            self.apply_fitted(model)
+            self.apply_fitted(model, pre_processor)
             raise
 
-    def keep(self, model: SgfrModel) -> None:
-        """Note that a model was fitted with the tiles and the region that it has now."""
-        roi = self.fitted.roi if self._roi is None and self.fitted is not None else self._roi
-        self.fitted = FittedInput(Tiling.from_tiler(model.tiler), model.region, roi)
+    def release(self) -> None:
+        """End a run: a data module gets back the batch sizes that it had before."""
+        self._sizes.release()
 
-    def apply_fitted(self, model: SgfrModel) -> None:
-        """Give a model the tiles and the region of its fit, if it had one."""
-        if self.fitted is not None:
-            model.tiler = None if self.fitted.tiling is None else self.fitted.tiling.tiler()
-            model.region = self.fitted.region.to(model.region.device)
+    def keep(self, model: SgfrModel, pre_processor: nn.Module | None) -> None:
+        """Note that a model was fitted with the input that it has now."""
+        roi = self.fitted.roi if self._roi is None and self.fitted is not None else self._roi
+        self.fitted = _input_of(model, pre_processor, Tiling.from_tiler(model.tiler), roi)
+
+    def apply_fitted(self, model: SgfrModel, pre_processor: nn.Module | None) -> None:
+        """Give a model and its pre-processor the input of the fit, if there was one."""
+        if self.fitted is None:
+            return
+        model.tiler = None if self.fitted.tiling is None else self.fitted.tiling.tiler()
+        model.region = self.fitted.region.to(model.region.device)
+        if self.fitted.size and isinstance(pre_processor, SgfrPreProcessor):
+            pre_processor.choose_size(self.fitted.size, self.fitted.rule)
 
     def save(
         self, checkpoint: dict[str, Any], model: SgfrModel, pre_processor: nn.Module | None
@@ -222,13 +217,7 @@ class InputSettings:
         Raises:
             ValueError: If image size, tiles or region differ.
         """
-        size = output_size(pre_processor)
-        if self._size is not None and size is not None and size != self._size:
-            msg = (
-                f"{_CHECKPOINT} was fitted at an image_size of {_by(size)}, {_by(self._size)} is"
-                " asked for: leave image_size out, or fit again."
-            )
-            raise ValueError(msg)
+        self._sizes.require_same(model, pre_processor)
         region = checkpoint["state_dict"].get("model.region", torch.empty(0, dtype=torch.uint8))
         roi = checkpoint.get(_ROI)
         self._require_same_region(region, roi, model, pre_processor)
@@ -237,8 +226,9 @@ class InputSettings:
             tiling = Tiling.from_state(checkpoint[_TILING])
             _require_same_tiling(self._asked_tiling(model, trainer), tiling, _CHECKPOINT)
         model.bit_depth = self.bit_depth or checkpoint.get(_BIT_DEPTH, 8)
-        self.fitted = FittedInput(tiling, region.clone(), roi)
-        self.apply_fitted(model)
+        self.fitted = _input_of(model, pre_processor, tiling, roi)._replace(region=region.clone())
+        self.apply_fitted(model, pre_processor)
+        self._sizes.limit_batches(pre_processor, trainer)
 
     def _asked_tiling(self, model: SgfrModel, trainer: Trainer | None) -> Tiling | None:
         """Tiles that the arguments or a callback ask for."""
@@ -292,6 +282,14 @@ class InputSettings:
         )
 
 
+def _input_of(
+    model: SgfrModel, pre_processor: nn.Module | None, tiling: Tiling | None, roi: str | None
+) -> FittedInput:
+    resize = getattr(pre_processor, "resize", None)
+    size, rule = ((), None) if resize is None else (tuple(resize.size), resize.rule)
+    return FittedInput(tiling, model.region, roi, size, rule)
+
+
 def tiler_callbacks(trainer: Trainer | None) -> list[TilerConfigurationCallback]:
     """A trainer's callbacks that ask for tiles."""
     return [
@@ -312,7 +310,3 @@ def _require_same_tiling(asked: Tiling | None, fitted: Tiling | None, name: str)
     was = "without tiles" if fitted is None else f"with {fitted}"
     msg = f"{name} was fitted {was}, {asked} are asked for: leave them out, or fit again."
     raise ValueError(msg)
-
-
-def _by(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))

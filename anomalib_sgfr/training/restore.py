@@ -39,7 +39,9 @@ def restore(
     Raises:
         ValueError: If the checkpoint cannot be used.
     """
-    before, trainer = Snapshot(module, inputs), module._trainer  # noqa: SLF001  # may be none
+    resize = getattr(module.pre_processor, "resize", None)  # in a list, not among the modules
+    before = Snapshot(module, inputs, *([] if resize is None else [resize]))
+    trainer = module._trainer  # noqa: SLF001  # may be none
     try:
         checkpoints.check(checkpoint, module.hparams, getattr(trainer, "ckpt_path", None))
         earlier = checkpoints.earlier_layers(checkpoint)

@@ -48,6 +48,9 @@ DATASETS = (
     "btech",
     "visa",
     "kolektor",
+    "mvtec_3d",
+    "mvtec_loco",
+    "small",
     "folder",
 )
 # Of the data sets that have parts, each measured by itself: splits of one, categories of the
@@ -57,6 +60,9 @@ PARTS: dict[str, tuple[str, ...]] = {
     "mvtec": mvtecad.CATEGORIES,
     "btech": btech.CATEGORIES,
     "visa": visa.CATEGORIES,
+    "mvtec_3d": ("tire",),
+    "mvtec_loco": ("juice_bottle",),
+    "small": ("cookies", "hazelnut"),
 }
 _SOURCES = {
     "mtd": "the folder of `git clone https://github.com/abin24/Magnetic-tile-defect-datasets.`",
@@ -64,6 +70,10 @@ _SOURCES = {
     "btech": "BTech in its own layout, the folders 01, 02 and 03",
     "visa": "VisA in its own layout, a folder for each category and split_csv",
     "kolektor": "KolektorSDD in its own layout, a folder for each commutator",
+    **dict.fromkeys(
+        ("mvtec_3d", "mvtec_loco", "small"),
+        "a folder for each category, in the layout of MVTec AD: train/good, test, ground_truth",
+    ),
     "folder": "it holds the folders good and bad",
 }
 
@@ -148,7 +158,7 @@ def build(
     return module
 
 
-def _module(
+def _module(  # noqa: PLR0911  # one for each kind
     dataset: str, root: Path | None, split: str | None, seed: int, num_workers: int
 ) -> AlteredData:
     if dataset not in DATASETS:
@@ -191,8 +201,27 @@ def _module(
         of_visa = _Visa(root=root, category=split, num_workers=num_workers)
         of_visa.prepare_data()  # what is there, laid out by its split
         return of_visa
-    kind = {"mvtec": _MVTecAD, "btech": _BTech}[dataset]
+    kind = {"mvtec": _MVTecAD, "btech": _BTech}.get(dataset)
+    if kind is None:
+        return _in_folders(root / split, num_workers, seed)
     return kind(root=root, category=split, num_workers=num_workers)
+
+
+def _in_folders(root: Path, num_workers: int, seed: int) -> AlteredData:
+    """Data in the layout of MVTec AD whose files anomalib's own class does not read."""
+    kinds = sorted(path.name for path in (root / "test").iterdir() if path.name != "good")
+    masks = [f"ground_truth/{kind}" for kind in kinds if (root / "ground_truth" / kind).is_dir()]
+    return _Folder(
+        name=root.name,
+        root=root,
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir=[f"test/{kind}" for kind in kinds],
+        mask_dir=masks or None,
+        val_split_mode=ValSplitMode.SAME_AS_TEST,
+        num_workers=num_workers,
+        seed=seed,
+    )
 
 
 def _there(folder: Path, dataset: str) -> Path:

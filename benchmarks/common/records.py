@@ -51,6 +51,8 @@ class Spec:
         limit_train (int | None): Number of training images, chosen at random; ``None`` for all.
         contamination (float | None): Share of the training images that are defective, taken from
             the test images.
+        own_aspect (bool): Whether each image keeps its own aspect ratio, at as many pixels as
+            ``image_size`` has.
     """
 
     dataset: str
@@ -62,6 +64,7 @@ class Spec:
     seed: int
     limit_train: int | None
     contamination: float | None = None
+    own_aspect: bool = False
 
     @property
     def key(self) -> str:

@@ -5,6 +5,7 @@ scores: torchmetrics, beneath them, puts every batch with a score outside [0, 1]
 which ties high scores and mixes batches.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "label_regions",
     "per_defect",
     "pixel_scores",
+    "scores_of_sizes",
 ]
 
 _FPR_LIMIT = 0.3
@@ -56,12 +58,28 @@ def label_regions(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
     return regions
 
 
+def scores_of_sizes(
+    maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
+) -> PixelScores:
+    """As :func:`pixel_scores`, of maps and masks ``(H, W)`` of several sizes."""
+    regions: list[NDArray[np.int32]] = []
+    found = 0
+    for mask in masks:
+        labelled = label_regions(mask[None]).reshape(-1)
+        regions.append(np.where(labelled > 0, labelled + found, 0).astype(np.int32))
+        found += int(labelled.max())
+    return pixel_scores(
+        np.concatenate([part.reshape(-1) for part in maps]), np.concatenate(regions)
+    )
+
+
 def pixel_scores(maps: NDArray[np.float32], regions: NDArray[np.int32]) -> PixelScores:
     """Score anomaly maps against ground truth.
 
     Args:
-        maps (NDArray[np.float32]): Anomaly maps ``(N, H, W)``, not negative.
-        regions (NDArray[np.int32]): Defective regions as :func:`label_regions` numbers them.
+        maps (NDArray[np.float32]): Values of anomaly maps, not negative, of any shape.
+        regions (NDArray[np.int32]): Defective regions as :func:`label_regions` numbers them, of the
+            same shape.
 
     Returns:
         PixelScores: AUROC, average precision, AUPRO (Bergmann et al., IJCV 2021) and its curve.

@@ -56,15 +56,26 @@ class Entry:
         )  # of a vision transformer
 
     def build(
-        self, backbone: str, image_size: tuple[int, int], seed: int, arguments: dict[str, Any]
+        self,
+        backbone: str,
+        image_size: tuple[int, int],
+        seed: int,
+        arguments: dict[str, Any],
+        *,
+        own_aspect: bool = False,
     ) -> AnomalibModule:
-        """Build the model, to give raw scores."""
+        """Build the model, to give raw scores.
+
+        With ``own_aspect``, which Sgfr alone can, each image keeps its own aspect ratio.
+        """
         common: dict[str, Any] = {
             "pre_processor": Sgfr.configure_pre_processor(image_size, backbone),
             "post_processor": PostProcessor(enable_normalization=False, enable_thresholding=False),
             "evaluator": False,
             "visualizer": False,
         }
+        if self.model is Sgfr and own_aspect:
+            common |= {"pre_processor": True, "image_size": image_size[0]}
         if self.model is Sgfr:
             return Sgfr(backbone=backbone, seed=seed, **common, **arguments)
         offline = backbone + OFFLINE_SUFFIX

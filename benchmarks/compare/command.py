@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_sgfr.features.backbone import default_size
+from anomalib_sgfr.features.layers import backbone_layers
+from anomalib_sgfr.training.image_size import choose_size, training_sizes
 from benchmarks.common import data
 from benchmarks.common.records import Record, Spec, merge, read, write_text
 from benchmarks.common.zoo import MODELS, resolve_arguments
@@ -88,7 +90,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=_names, default=_MODELS, help="of: " + ", ".join(MODELS))
     parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="a timm name")
     parser.add_argument(
-        "--image-size", type=int, help="height and width in pixels; default what suits the backbone"
+        "--image-size",
+        type=int,
+        help="side in pixels of the square; default what suits the backbone",
+    )
+    parser.add_argument(
+        "--aspect",
+        type=_names,
+        default=["own"],
+        help="square, own or both: images are squeezed to the square, as anomalib's models do by"
+        " default, or have as many pixels in the aspect ratio of the training images",
     )
     parser.add_argument(
         "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0]
@@ -114,6 +125,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [model for model in options.models if model not in MODELS]
     if unknown:
         parser.error(f"--models: unknown {', '.join(unknown)}; choose from {', '.join(MODELS)}")
+    if not set(options.aspect) <= {"square", "own"}:
+        parser.error(f"--aspect: square, own or both, got {', '.join(options.aspect)}")
     options.image_size = options.image_size or default_size(options.backbone)[0]
     parts = data.PARTS.get(options.dataset, ())
     if options.split and not parts:
@@ -124,15 +137,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.split = [part for part in parts if (options.root / part).is_dir()] or None
     options.out = options.out or Path("runs/compare") / options.dataset
     try:
-        for split in options.split or [
-            None
-        ]:  # say what is wrong with the data before the first long run
-            data.build(
-                options.dataset, options.root, split, 0, options.limit_train, options.contamination
-            )
+        options.sizes = {  # also says what is wrong with the data before the first long run
+            split: _sizes(options, split) for split in options.split or [None]
+        }
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     return options
+
+
+def _sizes(options: argparse.Namespace, split: str | None) -> list[tuple[tuple[int, int], bool]]:
+    """Sizes to run a data set at, and whether each image has its own aspect ratio instead."""
+    module = data.build(
+        options.dataset, options.root, split, 0, options.limit_train, options.contamination
+    )
+    square = (options.image_size, options.image_size)
+    step = max(layer.stride for layer in backbone_layers(options.backbone))
+    size, rule = choose_size(training_sizes(module), options.image_size, step)
+    wanted = {"square": (square, False), "own": (size, rule is not None)}
+    return list(dict.fromkeys(wanted[aspect] for aspect in options.aspect))
 
 
 def _again(record: Record, options: argparse.Namespace) -> bool:
@@ -173,12 +195,15 @@ def _plan(options: argparse.Namespace) -> list[Spec]:
             model=model,
             arguments=resolved[model],
             backbone=options.backbone,
-            image_size=[options.image_size] * 2,
+            image_size=list(size),
             seed=seed,
             limit_train=options.limit_train,
             contamination=options.contamination,
+            own_aspect=each,
         )
         for split, seed, model in product(options.split or [None], options.seeds, options.models)
+        for size, each in options.sizes[split]
+        if model == "sgfr" or not each  # other models take one size
     ]
 
 

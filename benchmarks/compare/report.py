@@ -7,7 +7,14 @@ from pathlib import Path
 
 from benchmarks.common.records import METRICS, Record, read, write_text
 from benchmarks.compare.plots import plot_curves, plot_examples, plot_trade
-from benchmarks.compare.rows import NAMES, Row, changes, data_title, model_title, rows_by_data
+from benchmarks.compare.rows import (
+    Row,
+    changes,
+    data_title,
+    keeps_aspect,
+    model_title,
+    rows_by_data,
+)
 
 __all__ = ["averages", "table", "write"]
 
@@ -167,10 +174,8 @@ def _losses(records: Iterable[Record]) -> str:
         ours = [row for row in rows if row.spec.model == "sgfr" and row.finished]
         if not ours:
             continue
-        ours.sort(key=lambda row: len(changes(row.spec)))
-        other = (
-            "" if model_title(ours[0].spec) == NAMES["sgfr"] else f" of {model_title(ours[0].spec)}"
-        )
+        ours.sort(key=lambda row: (len(changes(row.spec)), not keeps_aspect(row.spec)))
+        other = f" of {model_title(ours[0].spec)}" if changes(ours[0].spec) else ""
         for name in METRICS:
             for row in rows:
                 shared = ours[0].seeds & row.seeds

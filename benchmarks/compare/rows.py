@@ -1,6 +1,7 @@
 """Rows of a table from benchmark records: one for the runs of a model on a data set."""
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
@@ -8,7 +9,16 @@ from typing import Any
 from benchmarks.common.records import Record, Spec
 from benchmarks.common.zoo import resolve_arguments
 
-__all__ = ["NAMES", "Row", "changes", "data_title", "model_title", "rows_by_data", "title"]
+__all__ = [
+    "NAMES",
+    "Row",
+    "changes",
+    "data_title",
+    "keeps_aspect",
+    "model_title",
+    "rows_by_data",
+    "title",
+]
 
 NAMES = {
     "sgfr": "Sgfr",
@@ -44,9 +54,18 @@ def changes(spec: Spec) -> list[str]:
     ]
 
 
+def keeps_aspect(spec: Spec) -> bool:
+    """Whether images are not squeezed to a square."""
+    return spec.own_aspect or spec.image_size[0] != spec.image_size[1]
+
+
 def model_title(spec: Spec) -> str:
-    """The model of a run, for people, with :func:`changes`."""
+    """The model of a run, for people, with :func:`changes` and the shape of the images."""
     changed = changes(spec)
+    if spec.own_aspect:
+        changed.append("each image's own aspect ratio")
+    elif keeps_aspect(spec):
+        changed.append("{} x {} px".format(*spec.image_size))
     return NAMES[spec.model] + (f" ({', '.join(changed)})" if changed else "")
 
 
@@ -80,11 +99,20 @@ def rows_by_data(records: Iterable[Record]) -> dict[str, list[Row]]:
     """Rows by data set, backbone and image size; each data set's in the order of its models."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        same = (data_title(record), record.backbone, tuple(record.image_size))
+        same = (data_title(record), record.backbone, _side(record))
         groups.setdefault((*same, list(NAMES).index(record.model), model_title(record)), []).append(
             record
         )
     rows: dict[str, list[Row]] = {}
     for (data, backbone, size, *_), group in sorted(groups.items(), key=lambda item: str(item[0])):
-        rows.setdefault(f"{data} ({backbone}, {size[0]} px)", []).append(Row(group))
+        rows.setdefault(f"{data} ({backbone}, {size} px)", []).append(Row(group))
     return rows
+
+
+def _side(spec: Spec) -> int:
+    """Side in pixels of a square of about as many pixels as the images have."""
+    if not keeps_aspect(spec) or spec.own_aspect:
+        return spec.image_size[0]
+    height, width = spec.image_size
+    step = math.gcd(height, width)
+    return round(math.sqrt(height * width) / step) * step

@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -19,13 +20,14 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from benchmarks.common import data
 from benchmarks.common.engine import quiet_engine, quiet_fit, silence
 from benchmarks.common.memory import peak_mb, reset_peak
 from benchmarks.common.records import Record, Spec, write_text
-from benchmarks.common.scores import accuracy, label_regions, pixel_scores
+from benchmarks.common.scores import accuracy, scores_of_sizes
 from benchmarks.common.zoo import MODELS, BareExtraction, stored, timed
 
 _TIMED_PASSES = 30
@@ -67,9 +69,9 @@ class _Collector(Callback):
         self.paths.extend(outputs.image_path)
         self.scores.append(outputs.pred_score.float().numpy().reshape(-1))
         height, width = outputs.anomaly_map.shape[-2:]
-        self.maps.append(outputs.anomaly_map.float().numpy().reshape(-1, height, width))
+        self.maps += list(outputs.anomaly_map.float().numpy().reshape(-1, height, width))
         if outputs.gt_mask is not None:
-            self.masks.append(outputs.gt_mask.numpy().reshape(-1, height, width).astype(bool))
+            self.masks += list(outputs.gt_mask.numpy().reshape(-1, height, width).astype(bool))
 
 
 def main(spec_json: str, folder: str) -> None:
@@ -96,10 +98,11 @@ def _run(spec: Spec, root: Path | None, folder: Path) -> dict[str, Any]:
     }
 
     print("loading and embedding alone", flush=True)
+    fixed = BareExtraction.configure_pre_processor((height, width), spec.backbone)
     bare = BareExtraction(
         backbone=spec.backbone,
         layers=entry.layers(spec.backbone),
-        pre_processor=BareExtraction.configure_pre_processor((height, width), spec.backbone),
+        pre_processor=spec.own_aspect or fixed,
         evaluator=False,
         visualizer=False,
     )
@@ -113,7 +116,9 @@ def _run(spec: Spec, root: Path | None, folder: Path) -> dict[str, Any]:
 
     print("fitting", flush=True)
     seed_everything(spec.seed, verbose=False)
-    model = entry.build(spec.backbone, (height, width), spec.seed, spec.arguments)
+    model = entry.build(
+        spec.backbone, (height, width), spec.seed, spec.arguments, own_aspect=spec.own_aspect
+    )
     clock = _FitClock()
     with timed(entry.sampling(model)) as spent:
         quiet_fit(model, datamodule, clock)
@@ -128,7 +133,7 @@ def _run(spec: Spec, root: Path | None, folder: Path) -> dict[str, Any]:
 
     print("testing", flush=True)
     measured |= _test(model, datamodule, folder)
-    measured["predict_ms"] = round(_predict_ms(model, datamodule, height, width), 3)
+    measured["predict_ms"] = round(_predict_ms(model, datamodule), 3)
     return measured
 
 
@@ -139,34 +144,41 @@ def _test(model: AnomalibModule, datamodule: AnomalibDataModule, folder: Path) -
         engine = quiet_engine(scratch, callbacks=[collector])
         engine.test(model=model, datamodule=datamodule, verbose=False)
 
-    scores, maps = np.concatenate(collector.scores), np.concatenate(collector.maps)
+    scores, maps = np.concatenate(collector.scores), collector.maps
     kinds = data.kinds(samples, collector.paths)
     fpr, tpr, _ = roc_curve(kinds != "good", scores)
     curves: dict[str, Any] = {"roc": [fpr.round(5).tolist(), tpr.round(5).tolist()], "pro": None}
     pixels = None
     if samples.attrs.get("task") == "segmentation":
-        pixels = pixel_scores(maps, label_regions(np.concatenate(collector.masks)))
+        pixels = scores_of_sizes(maps, collector.masks)
         curves["pro"] = list(pixels.pro)
     arrays: dict[str, Any] = {
         "paths": collector.paths,
         "scores": scores,
         "kinds": kinds,
-        "maps": maps.astype(np.float16),
+        "maps": _of_one_size(maps).astype(np.float16),
     }
     if collector.masks:
-        arrays["masks"] = np.concatenate(collector.masks)
+        arrays["masks"] = _of_one_size(collector.masks)
     np.savez(folder / "maps.npz", **arrays)
     write_text(folder / "curves.json", json.dumps(curves))
     return accuracy(scores, kinds, pixels)
 
 
-def _predict_ms(
-    model: AnomalibModule, datamodule: AnomalibDataModule, height: int, width: int
-) -> float:
+def _of_one_size(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Images in one array, for figures: of several sizes, each at the first one's."""
+    height, width = images[0].shape
+    rows, columns = (np.arange(length)[:, None] for length in (height, width))
+    return np.stack(
+        [
+            image[rows * image.shape[0] // height, columns.T * image.shape[1] // width]
+            for image in images
+        ]
+    )
+
+
+def _predict_ms(model: AnomalibModule, datamodule: AnomalibDataModule) -> float:
     image = data.images(datamodule.test_data, [0], cast("Any", model.pre_processor).transform)
-    if image.shape[-2:] != (height, width):
-        msg = f"expected an image of {height} x {width}, got {tuple(image.shape)}."
-        raise ValueError(msg)
     inner = model.model.eval()
     seconds = []
     with torch.no_grad():

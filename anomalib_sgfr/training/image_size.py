@@ -1,0 +1,228 @@
+"""Size that images are resized to: as asked for, or the aspect ratio of the training images."""
+
+import logging
+import statistics
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+from torch import nn
+
+from anomalib_sgfr.features.backbone import accepts_size
+from anomalib_sgfr.images.bit_depth import evenly_spaced
+from anomalib_sgfr.images.frame_geometry import frame_transform, size_of_aspect
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, geometric_steps, output_size
+from anomalib_sgfr.images.reading import upright_size
+from anomalib_sgfr.torch_model import SgfrModel
+
+__all__ = ["ImageSize", "SizeChoice", "as_size", "choose_size", "training_sizes"]
+
+logger = logging.getLogger(__name__)
+
+ImageSize = int | tuple[int, int] | Literal["square"] | None
+
+_MAX_HEADERS = 1000  # training images whose sizes are read
+_ONE_SHAPE = 1.1  # largest ratio of two aspect ratios that count as one
+_MOST = 0.95  # share of the training images that must have it
+_TRIED = (200, 100)  # an aspect ratio that a backbone must accept if each image has its own
+
+
+def as_size(size: int | Sequence[int] | str | None) -> tuple[int, int] | None:
+    """Height and width from one number of pixels or two; ``None`` for a default size.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    if size is None or size == "square":
+        return None
+    both: tuple[Any, ...] = (size, size) if isinstance(size, int) else tuple(size)
+    if len(both) != 2 or not all(isinstance(length, int) and length > 0 for length in both):  # noqa: PLR2004
+        msg = (
+            "image_size must be one or two whole numbers of pixels, at least 1, or 'square', got"
+            f" {size!r}."
+        )
+        raise ValueError(msg)
+    return both[0], both[1]
+
+
+class SizeChoice:
+    """Choice of the size that a model's default pre-processor resizes images to.
+
+    Args:
+        image_size (int | Sequence[int] | str | None): Height and width. One number, or ``None``:
+            the side of a square of as many pixels, in the aspect ratio of the training images.
+            ``"square"``: the default size, whatever the images are.
+        pre_processor (nn.Module | None): Of the model.
+        own_pre_processor (bool): Whether it is the user's, which stays as it is.
+
+    Raises:
+        ValueError: If size and pre-processor contradict each other.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int] | str | None,
+        pre_processor: nn.Module | None,
+        *,
+        own_pre_processor: bool,
+    ) -> None:
+        self._asked = as_size(image_size)
+        size = output_size(pre_processor)
+        if self._asked is not None and size != self._asked:
+            its = "no one size" if size is None else _by(size)
+            msg = (
+                f"image_size is {_by(self._asked)}, but the pre_processor makes {its}: pass one of"
+                " the two."
+            )
+            raise ValueError(msg)
+        follows = not own_pre_processor and (image_size is None or isinstance(image_size, int))
+        self._square = image_size == "square"
+        self._side = size[0] if follows and size is not None and size[0] == size[1] else None
+        self._batch_sizes: tuple[Any, int, int] | None = None
+
+    def choose(
+        self,
+        model: SgfrModel,
+        pre_processor: nn.Module | None,
+        trainer: Trainer,
+        region: Sequence[int] | None,
+    ) -> None:
+        """Choose the size for a fit, by the aspect ratios of its images.
+
+        Args:
+            model (SgfrModel): The model.
+            pre_processor (nn.Module | None): Its pre-processor, which is changed.
+            trainer (Trainer): Of the fit, with its data module.
+            region (Sequence[int] | None): Height and width of the image that the region of interest
+                is drawn on, if there is one: one size for all images.
+        """
+        if self._side is None or not isinstance(pre_processor, SgfrPreProcessor):
+            return
+        square = (self._side, self._side)
+        step = model.embedder.scale_strides[-1]
+        sizes = [region] if region else training_sizes(getattr(trainer, "datamodule", None))
+        size, rule = choose_size(sizes, self._side, step)
+        tried = size if rule is None else size_of_aspect(*_TRIED, *rule)
+        if not accepts_size(model.embedder.backbone, tuple(model.embedder.layers), tried):
+            size, rule = square, None
+        pre_processor.choose_size(size, rule)
+        if rule is None:
+            logger.info("Images are resized to %s pixels (height x width).", _by(size))
+        else:
+            logger.info(
+                "The training images have several aspect ratios: each image keeps its own, at about"
+                " as many pixels as %s. A batch has one image.",
+                _by(square),
+            )
+
+    def require_same(self, model: SgfrModel, pre_processor: nn.Module | None) -> None:
+        """Refuse another size than the restored one.
+
+        Args:
+            model (SgfrModel): The model.
+            pre_processor (nn.Module | None): Its pre-processor, as a checkpoint has it.
+
+        Raises:
+            ValueError: If another one was asked for.
+        """
+        rule = _rule_of(pre_processor)
+        size = output_size(pre_processor) if rule is None else (rule[0], rule[0])
+        if size is None or not (self._asked or self._square):
+            return
+        asked = "square" if self._asked is None else _by(self._asked)
+        if self._square:
+            same = rule is None and size[0] == size[1]
+        elif self._side is None:
+            same = rule is None and size == self._asked
+        else:
+            step = model.embedder.scale_strides[-1]
+            same = size == (self._asked if rule else size_of_aspect(*size, self._side, step))
+        if not same:
+            its = _by(size) if rule is None else f"{rule[0]}, each image in its own aspect ratio"
+            msg = (
+                f"the checkpoint was fitted at an image_size of {its}, {asked} is asked for: leave"
+                " image_size out, or fit again."
+            )
+            raise ValueError(msg)
+
+    def limit_batches(self, pre_processor: nn.Module | None, trainer: Trainer | None) -> None:
+        """Have a data module give one image a batch if images are of several sizes.
+
+        anomalib stretches the images of a batch to one size.
+
+        Args:
+            pre_processor (nn.Module | None): Of the model.
+            trainer (Trainer | None): Of the run.
+        """
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if _rule_of(pre_processor) is None or not hasattr(datamodule, "eval_batch_size"):
+            return
+        self.release()
+        self._batch_sizes = datamodule, datamodule.train_batch_size, datamodule.eval_batch_size
+        datamodule.train_batch_size = datamodule.eval_batch_size = 1
+
+    def release(self) -> None:
+        """Give a data module back the batch sizes that it had before the run."""
+        if self._batch_sizes is not None:
+            datamodule, training, evaluation = self._batch_sizes
+            datamodule.train_batch_size, datamodule.eval_batch_size = training, evaluation
+            self._batch_sizes = None
+
+
+def _rule_of(pre_processor: nn.Module | None) -> tuple[int, int] | None:
+    resize = getattr(pre_processor, "resize", None)
+    return None if resize is None else resize.rule
+
+
+def choose_size(
+    sizes: Sequence[Sequence[int]], side: int, step: int
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Size for all images, and the rule by which each has its own if they differ.
+
+    Args:
+        sizes (Sequence[Sequence[int]]): Heights and widths of training images.
+        side (int): See :func:`~anomalib_sgfr.images.frame_geometry.size_of_aspect`.
+        step (int): As there.
+
+    Returns:
+        tuple[tuple[int, int], tuple[int, int] | None]: Height and width, of the aspect ratio that
+        at least 95% of the images have within 10%, and ``None``; otherwise the square, and the
+        rule, ``side`` and ``step``. The square and ``None`` without sizes.
+    """
+    if not sizes:
+        return (side, side), None
+    ratios = [height / width for height, width in sizes]
+    middle = statistics.median(ratios)
+    alike = [1.0 / _ONE_SHAPE <= ratio / middle <= _ONE_SHAPE for ratio in ratios]
+    found = {size_of_aspect(height, width, side, step) for height, width in sizes}
+    if len(found) == 1:
+        return found.pop(), None
+    if sum(alike) < _MOST * len(sizes):
+        return (side, side), (side, step)
+    height, width = sizes[ratios.index(min(ratios, key=lambda ratio: abs(ratio - middle)))]
+    return size_of_aspect(height, width, side, step), None
+
+
+def training_sizes(datamodule: Any) -> list[tuple[int, int]]:  # noqa: ANN401
+    """Sizes of training images, of at most 1,000, read from their headers.
+
+    Args:
+        datamodule (Any): anomalib's, after its setup, or ``None``.
+
+    Returns:
+        list[tuple[int, int]]: Heights and widths as the data module's augmentations give them;
+        empty if they are not known.
+    """
+    samples = getattr(getattr(datamodule, "train_data", None), "samples", None)
+    if samples is None:
+        return []
+    try:
+        steps = geometric_steps(getattr(datamodule, "train_augmentations", None))
+        paths = evenly_spaced(samples["image_path"].tolist(), _MAX_HEADERS)
+        return [frame_transform(steps, upright_size(path)).input_size for path in paths]
+    except (OSError, SyntaxError, ValueError):  # unknown augmentations, or files of another kind
+        return []
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
