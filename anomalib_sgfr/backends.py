@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalib_sgfr.images.frame_geometry import frame_transform
+
 __all__ = ["Backend", "OpenVinoBackend", "TorchBackend"]
 
 _MAX_FRAMES = 16
@@ -153,21 +155,24 @@ class OpenVinoBackend(Backend):
         self.bit_depth, self.warning = settings.get("bit_depth", 8), settings.get("warning")
         batch, _, height, width = self._compiled.input(0).partial_shape
         self.max_batch = batch.get_length() if batch.is_static else _MAX_FRAMES
-        # images are resized here rather than in the graph, which then compiles for one size only
-        self._resize_to: tuple[int, int] | None = None
+        # images are resized here rather than in the graph, which then compiles for few sizes
+        self._first_step: Sequence[Any] | None = None
         if height.is_static and width.is_static:
-            self._resize_to = height.get_length(), width.get_length()
-        elif self.steps and self.steps[0][0] == "resize":
-            self._resize_to = int(self.steps[0][1]), int(self.steps[0][2])
-        if self._resize_to is not None:
-            self.steps = [("resize", *self._resize_to), *self.steps]
+            self._first_step = ("resize", height.get_length(), width.get_length())
+        elif self.steps and self.steps[0][0] in {"resize", "aspect"}:
+            self._first_step = self.steps[0]
+        if self._first_step is not None:
+            self.steps = [self._first_step, *self.steps]
 
     def pre_process(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Resize as the model's pre-processor does; the graph does what follows."""
         channels = image.transpose(2, 0, 1)
-        if self._resize_to is None or channels.shape[1:] == self._resize_to:
+        if self._first_step is None:
             return channels
-        size = self._resize_to[::-1]  # Pillow takes the width first
+        height, width = frame_transform([self._first_step], image.shape[:2]).input_size
+        if channels.shape[1:] == (height, width):
+            return channels
+        size = (width, height)  # as Pillow takes it
         # bilinear with antialiasing, as the model's own pre-processor
         return np.stack(
             [

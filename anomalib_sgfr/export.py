@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,10 +15,13 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType
 from anomalib.models.components import AnomalibModule
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
+from torch.nn import functional
 
 from anomalib_sgfr.console import quiet_loggers
 from anomalib_sgfr.images.pre_processor import geometric_steps
+from anomalib_sgfr.images.resizing import GridResize
 from anomalib_sgfr.quantisation import images_for
 from anomalib_sgfr.run_paths import run_of_checkpoint
 
@@ -110,12 +114,17 @@ def export_onnx(
     """
     _require_packages("onnx", "onnxscript")
 
+    resize = getattr(module.pre_processor, "resize", None)
+    rule = None if resize is None or input_size is not None else resize.rule
+
     def write(folder: Path) -> Path:
         file = export(folder, name, input_size, **{**_ONNX_OPTIONS, **options})
+        if rule is not None:
+            _resize_first(file, GridResize(*rule))
         _write_metadata(file, module)
         return file
 
-    with _tracing(module.model, input_size):
+    with _tracing(module.model, input_size), _whole_steps(module.model, rule):
         return publish(root, write)
 
 
@@ -190,6 +199,89 @@ def _tracing(model: nn.Module, input_size: tuple[int, int] | None) -> Iterator[N
     finally:
         for part in inplace:
             part.inplace = True  # type: ignore[assignment]
+
+
+@contextmanager
+def _whole_steps(model: nn.Module, rule: tuple[int, int] | None) -> Iterator[None]:
+    """Have convolutions that pad by the size of the image pad as for a multiple of the step.
+
+    The paddings are the same, but a trace need not work them out for sizes that it does not know.
+    """
+    padded = [] if rule is None else [m for m in model.modules() if isinstance(m, Conv2dSame)]
+    for part in padded:
+        part.forward = partial(_padded_convolution, part)
+    try:
+        yield
+    finally:
+        for part in padded:
+            del part.forward
+
+
+def _padded_convolution(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    padding: list[int] = []  # left, right, top, bottom
+    for axis in (1, 0):
+        span = (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1
+        total = max(span - layer.stride[axis], 0)
+        padding += [total // 2, total - total // 2]
+    images = functional.pad(images, padding)
+    return functional.conv2d(
+        images, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups
+    )
+
+
+def _resize_first(file: Path, resize: GridResize) -> None:
+    """Put a resizing before a model that was traced for grids of unknown size."""
+    import onnx
+
+    axes = {0: "batch", 2: "height", 3: "width"}
+    first = file.with_name("resize.onnx")
+    with quiet_loggers(*_EXPORTERS):
+        torch.onnx.export(
+            resize,
+            (torch.zeros(2, 3, 64, 96),),
+            first,
+            input_names=["input"],
+            output_names=["resized", "grid"],
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in axes.items()},),
+            dynamo=True,
+            **_ONNX_OPTIONS,
+        )
+    before = onnx.compose.add_prefix(onnx.load(first), "resize/")
+    first.unlink()
+    model = onnx.load(file, load_external_data=False)
+    name = model.graph.input[0].name
+    enlarged = next(
+        node for node in model.graph.node if node.op_type == "Resize" and node.input[0] == name
+    )
+    others = [node for node in model.graph.node if node is not enlarged]
+    _rename(others, {name: "resize/grid", enlarged.output[0]: "resize/resized"})
+    start = before.graph.input[0]
+    _rename(before.graph.node, {start.name: name})
+    start.name = name
+    graph = onnx.helper.make_graph(
+        [*before.graph.node, *others],
+        model.graph.name,
+        [start],
+        list(model.graph.output),
+        [*before.graph.initializer, *model.graph.initializer],
+    )
+    for output in graph.output:
+        for axis, side in zip(
+            output.type.tensor_type.shape.dim[2:], ("rows", "columns"), strict=False
+        ):
+            axis.dim_param = side
+    model.graph.CopyFrom(graph)
+    onnx.save(model, file)
+
+
+def _rename(nodes: Any, names: Mapping[str, str]) -> None:  # noqa: ANN401
+    """Rename values that nodes of a graph take, also in the bodies of loops."""
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _rename(body.node, names)
 
 
 def _write_metadata(file: Path, module: AnomalibModule) -> None:

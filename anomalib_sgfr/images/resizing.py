@@ -1,20 +1,24 @@
 """Resizing of images: to a fixed size or to the image's aspect ratio, and the same in exports."""
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.transforms.v2 import Compose, Resize
 from torchvision.transforms.v2.functional import get_size
 
-from anomalib_sgfr.images.frame_geometry import size_of_aspect
+from anomalib_sgfr.images.frame_geometry import aspect_sizes, size_of_aspect
 
 __all__ = [
     "AspectResize",
     "ExactAspectResize",
     "ExactResize",
+    "GridResize",
     "adaptable",
     "exportable",
     "plain",
@@ -125,8 +129,9 @@ class ExactResize(nn.Module):
 class ExactAspectResize(nn.Module):
     """As :class:`ExactResize`, to the size nearest to the images' aspect ratio.
 
-    In an export to ONNX, whose graph cannot choose a size of its input's, images stay as they are:
-    :func:`~anomalib_sgfr.export.export_onnx` puts the resizing before the graph.
+    A traced graph cannot choose a size by that of its input and infer the sizes of what follows. So
+    for sizes that are unknown it takes a grid, each cell of which becomes ``step`` x ``step``
+    pixels, and the export puts a :class:`GridResize` before it, whose images replace these.
 
     Args:
         side (int): As in :func:`~anomalib_sgfr.images.frame_geometry.size_of_aspect`.
@@ -138,11 +143,45 @@ class ExactAspectResize(nn.Module):
         self.rule = (side, step)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Resize images of shape ``(..., H, W)``."""
+        """Resize images of shape ``(..., H, W)``, or enlarge a grid of unknown size."""
         height, width = images.shape[-2:]
-        if not (isinstance(height, int) and isinstance(width, int)):
-            return images
-        return _resized(images, size_of_aspect(height, width, *self.rule))
+        if isinstance(height, int) and isinstance(width, int):
+            return _resized(images, size_of_aspect(height, width, *self.rule))
+        size = tuple(length * self.rule[1] for length in (height, width))
+        return functional.interpolate(images, size=size, mode="nearest")
+
+
+class GridResize(nn.Module):
+    """What an exported file does to an image first, see :class:`ExactAspectResize`.
+
+    Args:
+        side (int): As there.
+        step (int): As there.
+    """
+
+    bounds: Tensor
+    sizes: Tensor
+
+    def __init__(self, side: int, step: int) -> None:
+        super().__init__()
+        self.step = step
+        sizes = aspect_sizes(side, step)
+        ratios = [height / width for height, width in sizes]
+        bounds = [math.sqrt(lower * upper) for lower, upper in pairwise(ratios)]
+        self.register_buffer("bounds", torch.tensor(bounds, dtype=torch.float32))
+        self.register_buffer("sizes", torch.tensor(sizes))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Resize images ``(B, 3, H, W)``; also returns a grid of one pixel for each step."""
+        height, width = (
+            torch.scalar_tensor(length, dtype=torch.float32) for length in images.shape[-2:]
+        )
+        rows, columns = self.sizes[(height > self.bounds * width).sum()]
+        size = rows.item(), columns.item()
+        for length in size:
+            torch._check(length >= self.step)  # noqa: SLF001  # PyTorch's way to tell a trace
+        resized = _resized(images, size)
+        return resized, resized[..., :: self.step, :: self.step]
 
 
 def _resized(images: Tensor, size: Sequence[int]) -> Tensor:

@@ -330,7 +330,7 @@ def _aspect_ratio(pre_processor: Any, path: str, height: int, width: int) -> flo
         steps = geometric_steps(getattr(pre_processor, "transform", None))
     except ValueError:
         return width / height
-    whole = all(step[0] == "resize" for step in steps)
+    whole = all(step[0] in {"resize", "aspect"} for step in steps)
     return aspect_ratio(path, height, width) if whole and path else width / height
 
 
