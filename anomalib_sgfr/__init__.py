@@ -60,9 +60,9 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version
+        from anomalib_sgfr.report.fit_record import installed
 
-        return version("anomalib-sgfr")
+        return installed("anomalib-sgfr")
     if name in _HOME:
         from importlib import import_module
 
