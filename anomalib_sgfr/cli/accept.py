@@ -10,12 +10,9 @@ from anomalib_sgfr.cli.arguments import (
     Parser,
     existing,
     image_files,
-    images_in,
     load,
-    new_file,
     objections,
     post_processor_of,
-    quiet,
     rewrite,
 )
 
@@ -35,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Accept images, take them back, or show the history; returns 1 if an image was refused."""
     parser = Parser(prog="anomalib-sgfr accept", description=__doc__.partition(": ")[2])
     add = parser.add_argument
-    add("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
+    parser.add_checkpoint()
     add(
         "images",
         nargs="*",
@@ -45,16 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--bad", type=existing, help="folder of defective images, none of which may become good")
     add("--force", action="store_true", help="accept images that the checkpoint objects to")
     add("--undo", action="store_true", help="take back what was accepted last")
-    add(
-        "--out",
-        type=new_file,
-        help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})",
-    )
+    parser.add_out(_SUFFIX)
     options = parser.parse_args(arguments)
     if options.undo and options.images:
         parser.error("--undo takes back what was accepted last: pass no images with it")
 
-    quiet()
     code = 0
     model = load(options.ckpt_path, visualizer=False, evaluator=False)
     own = options.ckpt_path if options.ckpt_path.stem.endswith(_SUFFIX) else None
@@ -63,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_undo(model))
     elif options.images:
         files = image_files(options.images)
-        bad = [str(path) for path in images_in(options.bad)] if options.bad else []
+        bad = image_files([options.bad]) if options.bad else []
         number, refused = _accept(model, files, bad, force=options.force)
         code = int(refused > 0)
         if not number:

@@ -9,11 +9,8 @@ from anomalib_sgfr.cli.arguments import (
     at_least,
     existing,
     image_files,
-    images_in,
     load,
-    new_file,
     objections,
-    quiet,
     refuse,
     rewrite,
 )
@@ -34,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Adapt a checkpoint, and print what changed; returns the exit code."""
     parser = Parser(prog="anomalib-sgfr adapt", description=__doc__.partition(": ")[2])
     add = parser.add_argument
-    add("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
+    parser.add_checkpoint()
     add("images", nargs="+", type=existing, help="good images as they look now, or folders of such")
     add(
         "--bad",
@@ -48,19 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="number to project out of the patches of each scale (default: 4)",
     )
     add("--force", action="store_true", help="take the images for good despite the checkpoint")
-    add(
-        "--out",
-        type=new_file,
-        help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})",
-    )
+    parser.add_out(_SUFFIX)
     options = parser.parse_args(arguments)
 
-    quiet()
     model = load(options.ckpt_path, visualizer=False, evaluator=False)
     files = image_files(options.images)
     if len(files) < _FEWEST:
         parser.error(f"at least {_FEWEST} good images are needed, better 4 to 16; there is one")
-    bad = [str(path) for path in images_in(options.bad)] if options.bad else []
+    bad = image_files([options.bad]) if options.bad else []
     against = objections(model, files)
     if not options.force:
         refuse(against, "images")

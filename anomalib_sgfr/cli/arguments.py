@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 
+_LOGGERS = ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
+
 __all__ = [
     "Parser",
     "at_least",
@@ -25,7 +27,6 @@ __all__ = [
     "new_folder",
     "objections",
     "post_processor_of",
-    "quiet",
     "refuse",
     "require_named_group",
     "rewrite",
@@ -35,6 +36,15 @@ __all__ = [
 
 class Parser(argparse.ArgumentParser):
     """Parser whose errors are one line, without the usage."""
+
+    def add_checkpoint(self) -> None:
+        """Add the checkpoint as first argument."""
+        self.add_argument("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
+
+    def add_out(self, suffix: str) -> None:
+        """Add ``--out``, a new checkpoint."""
+        about = f"new checkpoint (default: beside the old, named CKPT{suffix})"
+        self.add_argument("--out", type=new_file, help=about)
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
@@ -144,12 +154,6 @@ def require_named_group(option: str, expression: str | None, paths: Sequence[str
         raise ValueError(str(error).replace("group", option, 1)) from None
 
 
-def quiet() -> None:
-    """Hide what anomalib and Lightning log of every run; some is false of a restored model."""
-    for name in ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def images_in(path: Path) -> list[Path]:
     """Image files in a folder and those below, or the one file.
 
@@ -179,7 +183,7 @@ def image_files(paths: Iterable[Path]) -> list[str]:
 
 
 def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
-    """Restore a fitted model on the CPU.
+    """Restore a fitted model on the CPU, and hide what anomalib and Lightning log of every run.
 
     Args:
         checkpoint (Path): That a fit saved.
@@ -191,6 +195,8 @@ def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
     """
     from anomalib_sgfr.lightning_model import Sgfr
 
+    for name in _LOGGERS:  # some of it is false of a restored model
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", **overrides)
     except ValueError as error:
