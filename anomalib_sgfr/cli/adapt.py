@@ -33,17 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     parser.add_checkpoint()
     add("images", nargs="+", type=existing, help="good images as they look now, or folders of such")
-    add(
-        "--bad",
-        type=existing,
-        help="folder of defective images as they look now, to see what is found",
-    )
-    add(
-        "--directions",
-        type=at_least(1),
-        default=4,
-        help="number to project out of the patches of each scale (default: 4)",
-    )
+    about = "folder of defective images as they look now, to see what is found"
+    add("--bad", type=existing, help=about)
+    about = "number to project out of the patches of each scale (default: 4)"
+    add("--directions", type=at_least(1), default=4, help=about)
     add("--force", action="store_true", help="take the images for good despite the checkpoint")
     parser.add_out(_SUFFIX)
     options = parser.parse_args(arguments)
@@ -70,11 +63,7 @@ def _adapt(
     import torch
 
     from anomalib_sgfr.images.pre_processor import read_prepared
-    from anomalib_sgfr.post_processing.calibration import (
-        CalibrationScores,
-        Split,
-        nominal_scores,
-    )
+    from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
 
@@ -104,9 +93,8 @@ def _adapt(
     _print_change("Defective", bad_before, scored(own, bad).scores, threshold)
     print("Each good image was scored by the model that the others adapt.")
     if processor and processor.is_set:
-        _keep_threshold(
-            processor, CalibrationScores.of(good_now, Split.HELD_OUT, files, peaks), forced
-        )
+        scores = CalibrationScores.of(good_now, Split.HELD_OUT, files, peaks)
+        _keep_threshold(processor, scores, forced)
 
 
 def _print_change(
@@ -115,10 +103,8 @@ def _print_change(
     """Print median scores, and alarms, before and after."""
     if not before:
         return
-    line = (
-        f"{name}: {len(before)} images, median raw score {median(before):.4g} before,"
-        f" {median(now):.4g} now"
-    )
+    medians = f"{median(before):.4g} before, {median(now):.4g} now"
+    line = f"{name}: {len(before)} images, median raw score {medians}"
     if threshold is not None:
         alarms = [sum(score > threshold for score in scores) for scores in (before, now)]
         line += f"; above the threshold of {threshold:.4g}: {alarms[0]} before, {alarms[1]} now"

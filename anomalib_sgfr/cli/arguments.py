@@ -122,12 +122,8 @@ def take_checkpoint(
     """
     if given is not None:
         return given
-    found = [
-        (values, path)
-        for values in lists
-        for path in values
-        if path.suffix == ".ckpt" and path.is_file()
-    ]
+    every = ((values, path) for values in lists for path in values)
+    found = [pair for pair in every if pair[1].suffix == ".ckpt" and pair[1].is_file()]
     if len(found) != 1:
         parser.error("the checkpoint is missing: put it first, or pass --ckpt_path CKPT")
     ((values, path),) = found
@@ -205,10 +201,8 @@ def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
     except OSError:  # which name the file
         raise
     except Exception as error:
-        msg = (
-            f"'{checkpoint}' is not a checkpoint that `anomalib fit --model Sgfr` saved"
-            f" ({type(error).__name__})."
-        )
+        what = "is not a checkpoint that `anomalib fit --model Sgfr` saved"
+        msg = f"'{checkpoint}' {what} ({type(error).__name__})."
         raise ValueError(msg) from error
     model.require_fitted("use")
     return model
@@ -242,10 +236,9 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.report.known_images import known_images
 
-    processor = model.post_processor
-    scores = (
-        processor.state.scores if isinstance(processor, SgfrPostProcessor) else CalibrationScores()
-    )
+    processor, scores = model.post_processor, CalibrationScores()
+    if isinstance(processor, SgfrPostProcessor):
+        scores = processor.state.scores
     training = [*model.model.images, *scores.of_split(Split.TRAINING).paths]
     defective, _ = known_images(files, scores.defective.paths)
     trained, _ = known_images(files, training)
@@ -277,11 +270,9 @@ def refuse(found: Mapping[str, str], option: str) -> None:
         ValueError: If there is one.
     """
     if found:
-        (path, reason), number = next(iter(found.items())), len(found)
-        msg = (
-            f"{option}: {number} of the images cannot be taken for good ones; {path}: {reason}."
-            " --force takes them."
-        )
+        path, reason = next(iter(found.items()))
+        refused = f"{len(found)} of the images cannot be taken for good ones"
+        msg = f"{option}: {refused}; {path}: {reason}. --force takes them."
         raise ValueError(msg)
 
 

@@ -99,10 +99,8 @@ def _require_valid(processor: "SgfrPostProcessor", options: Any) -> None:  # noq
     elif options.read_from and options.value is None and options.score is None:
         msg = "--read_from goes with --value or --score."
     elif options.value is not None and not 0.0 < options.value < infinity:
-        msg = (
-            f"--value must be a finite number above 0, got {options.value}: at 0 every image is an"
-            " alarm."
-        )
+        msg = f"--value must be a finite number above 0, got {options.value}"
+        msg += ": at 0 every image is an alarm."
     elif options.score is not None:
         normalised = processor.is_set and processor.normalises
         if not 0.0 < options.score < (1.0 if normalised else infinity):
@@ -218,13 +216,12 @@ def _summary(state: "ThresholdState", by: str | None) -> str:
     if state.pixel != state.image:
         lines.append(f"Masks are of what exceeds {state.pixel:.6g}.")
     for name, kind in (("Good", state.scores.good), ("Defective", state.scores.defective)):
-        if kind.scores:
-            above = sum(score > state.image for score in kind.scores)
-            lines.append(
-                f"{name}: {len(kind.scores)} images, raw scores {min(kind.scores):.4g} to"
-                f" {max(kind.scores):.4g}, median {median(kind.scores):.4g}; {above} above the"
-                " threshold."
-            )
+        scores = kind.scores
+        if scores:
+            above = sum(score > state.image for score in scores)
+            spread = f"{min(scores):.4g} to {max(scores):.4g}, median {median(scores):.4g}"
+            about = f"{len(scores)} images, raw scores {spread}"
+            lines.append(f"{name}: {about}; {above} above the threshold.")
     return "\n".join(lines if by is None else lines + _alarms_by_label(state, by))
 
 
