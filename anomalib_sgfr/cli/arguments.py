@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 
-_LOGGERS = ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
-
 __all__ = [
     "Parser",
     "at_least",
@@ -32,6 +30,8 @@ __all__ = [
     "rewrite",
     "take_checkpoint",
 ]
+
+_LOGGERS = ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
 
 
 class Parser(argparse.ArgumentParser):
