@@ -29,9 +29,8 @@ from anomalib_sgfr.report.contents import (
 )
 from anomalib_sgfr.report.crops import CONTEXT, TrainingCrops, crop_around, displayable
 from anomalib_sgfr.report.explanation import Reconstruction, explain
-from anomalib_sgfr.report.known_images import known_images
 from anomalib_sgfr.report.media import BUDGET, aspect_ratio, outline, small_map, webp
-from anomalib_sgfr.report.model_facts import facts_of
+from anomalib_sgfr.report.model_facts import facts_of, known_images
 from anomalib_sgfr.report.page import render, write_page
 from anomalib_sgfr.report.score_table import ScoreRow, normalised_threshold, score_rows
 from anomalib_sgfr.report.statistics import RegionOverlap
