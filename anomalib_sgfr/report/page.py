@@ -20,6 +20,7 @@ from anomalib_sgfr.report.contents import (
     ImageExplanation,
     ReportContents,
     counts_of,
+    scores_of,
     tables_of,
 )
 from anomalib_sgfr.report.media import (
@@ -104,9 +105,7 @@ def _context(contents: ReportContents) -> dict[str, Any]:
     new = [image for image in images if image.is_new]
     counts, all_counts = counts_of(new, start), counts_of(images, start)
     left_out = len(images) - len(new)
-    good, bad, unknown = (
-        [row.score for row in results if row.truth == truth] for truth in (0, 1, None)
-    )
+    good, bad, unknown = (scores_of(images, truth) for truth in (0, 1, None))
     labels = (("Good", good, ""), ("Defective", bad, "bad"), ("Unlabelled", unknown, ""))
     folder, names = relative_names([row.image for row in results])
     map_range = _map_range(contents)
