@@ -234,7 +234,7 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     """
     from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, real_path
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-    from anomalib_sgfr.report.known_images import known_images
+    from anomalib_sgfr.report.model_facts import known_images
 
     processor, scores = model.post_processor, CalibrationScores()
     if isinstance(processor, SgfrPostProcessor):

@@ -259,7 +259,7 @@ def save(
     if accepted is not None:
         checkpoint[_ACCEPTED] = accepted.plain()
     if fit_record is not None:
-        checkpoint[_FIT] = fit_record.plain()
+        checkpoint[_FIT] = fit_record._asdict()
 
 
 def prepare(
