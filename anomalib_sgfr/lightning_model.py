@@ -490,6 +490,11 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         return self._inputs.bit_depth
 
     @property
+    def trained_aspect(self) -> float | None:
+        """Height over width of the training images; ``None`` if the image size ignores it."""
+        return None if self._inputs.fitted is None else self._inputs.fitted.aspect
+
+    @property
     def trainer_arguments(self) -> dict[str, Any]:
         """Trainer arguments of anomalib's Engine: one whole pass before the first validation."""
         return {

@@ -147,8 +147,9 @@ def aspect_sizes(side: int, step: int) -> tuple[tuple[int, int], ...]:
     """
     area = side * side
     by_ratio = {1.0: (side, side)}
-    for height in range(_MIN_PATCHES * step, area // (_MIN_PATCHES * step) + 1, step):
-        for width in range(_MIN_PATCHES * step, area // height + side + 1, step):
+    least, most = _MIN_PATCHES * step, int((1.0 + _AREA_TOLERANCE) * area)
+    for height in range(least, most // least + 1, step):
+        for width in range(least, most // height + 1, step):
             error = abs(height * width / area - 1.0)
             known = by_ratio.get(height / width)
             if error <= _AREA_TOLERANCE and height != width:

@@ -16,6 +16,7 @@ from anomalib_sgfr.images.bit_depth import (
 )
 from anomalib_sgfr.images.headers import SUFFIXES, count_unread
 from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.training.image_size import require_one_size, squeezed
 
 __all__ = ["HighBitDepth"]
 
@@ -31,6 +32,7 @@ class HighBitDepth(Callback):
 
     def __init__(self) -> None:
         self._check: ConstantImageCheck | None = None
+        self._has_warned = False
 
     def start_fit(
         self, trainer: Trainer, model: SgfrModel, bit_depth: int | None, *, update: bool
@@ -93,7 +95,26 @@ class HighBitDepth(Callback):
         del batch_idx
         if isinstance(batch, ImageBatch):
             model: Any = pl_module.model
+            self._check_shapes(trainer, pl_module, batch.image_path or ())
             reread_images(batch, running_dataset(trainer, dataloader_idx), model.bit_depth)
+
+    def _check_shapes(self, trainer: Trainer, module: Any, paths: Sequence[Any]) -> None:  # noqa: ANN401
+        """Refuse a batch of images of several sizes; warn once of images that are squeezed."""
+        rule = getattr(getattr(module.pre_processor, "resize", None), "rule", None)
+        if rule is not None and len(paths) > 1:
+            require_one_size(paths, rule)
+        aspect = getattr(module, "trained_aspect", None)
+        if aspect is None or trainer.training or self._has_warned:
+            return
+        names = squeezed(paths, aspect)
+        if names:
+            self._has_warned = True
+            logger.warning(
+                "'%s' has another aspect ratio than the training images, height over width %.2f: it"
+                " is squeezed, and its score may be high for that alone.",
+                names[0],
+                aspect,
+            )
 
     on_test_batch_start = on_validation_batch_start
     on_predict_batch_start = on_validation_batch_start

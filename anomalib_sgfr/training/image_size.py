@@ -3,6 +3,7 @@
 import logging
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -15,7 +16,15 @@ from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, geometric_steps
 from anomalib_sgfr.images.reading import upright_size
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["ImageSize", "SizeChoice", "as_size", "choose_size", "training_sizes"]
+__all__ = [
+    "ImageSize",
+    "SizeChoice",
+    "as_size",
+    "choose_size",
+    "require_one_size",
+    "squeezed",
+    "training_sizes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +33,7 @@ ImageSize = int | tuple[int, int] | Literal["square"] | None
 _MAX_HEADERS = 1000  # training images whose sizes are read
 _ONE_SHAPE = 1.1  # largest ratio of two aspect ratios that count as one
 _MOST = 0.95  # share of the training images that must have it
+_SQUEEZED = 1.5  # ratio of an image's aspect ratio to that of the training images, to be told
 _TRIED = (200, 100)  # an aspect ratio that a backbone must accept if each image has its own
 
 
@@ -55,9 +65,15 @@ class SizeChoice:
         pre_processor (nn.Module | None): Of the model.
         own_pre_processor (bool): Whether it is the user's, which stays as it is.
 
+    Attributes:
+        aspect (float | None): Height over width of the training images, if they have one aspect
+            ratio and the size was chosen by it.
+
     Raises:
         ValueError: If size and pre-processor contradict each other.
     """
+
+    aspect: float | None = None
 
     def __init__(
         self,
@@ -106,6 +122,8 @@ class SizeChoice:
         if not accepts_size(model.embedder.backbone, tuple(model.embedder.layers), tried):
             size, rule = square, None
         pre_processor.choose_size(size, rule)
+        ratios = [height / width for height, width in sizes]
+        self.aspect = statistics.median(ratios) if ratios and rule is None else None
         if rule is None:
             logger.info("Images are resized to %s pixels (height x width).", _by(size))
         else:
@@ -201,6 +219,49 @@ def choose_size(
         return (side, side), (side, step)
     height, width = sizes[ratios.index(min(ratios, key=lambda ratio: abs(ratio - middle)))]
     return size_of_aspect(height, width, side, step), None
+
+
+def require_one_size(paths: Sequence[Any], rule: tuple[int, int]) -> None:
+    """Refuse a batch of images of several sizes, which anomalib has stretched to one.
+
+    Args:
+        paths (Sequence[Any]): Image files of the batch; those that cannot be read are passed over.
+        rule (tuple[int, int]): See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
+
+    Raises:
+        ValueError: If they are to be resized to different sizes.
+    """
+    found: dict[tuple[int, int], Any] = {}
+    for path in paths:
+        with suppress(OSError, SyntaxError, ValueError):
+            found.setdefault(size_of_aspect(*upright_size(path), *rule), path)
+    if len(found) > 1:
+        first, second = list(found.values())[:2]
+        msg = (
+            f"a batch holds images of different aspect ratios, '{first}' and '{second}': each keeps"
+            " its own, so use a batch size of 1, or fit with image_size 'square'."
+        )
+        raise ValueError(msg)
+
+
+def squeezed(paths: Sequence[Any], aspect: float) -> list[str]:
+    """Image files whose aspect ratio is far from that of the training images.
+
+    Args:
+        paths (Sequence[Any]): The files; those that cannot be read are passed over.
+        aspect (float): Height over width of the training images.
+
+    Returns:
+        list[str]: Those that resizing stretches by more than half along one side.
+    """
+    found = []
+    for path in paths:
+        with suppress(OSError, SyntaxError, ValueError):
+            height, width = upright_size(path)
+            ratio = height / width / aspect
+            if not 1.0 / _SQUEEZED <= ratio <= _SQUEEZED:
+                found.append(str(path))
+    return found
 
 
 def training_sizes(datamodule: Any) -> list[tuple[int, int]]:  # noqa: ANN401

@@ -29,6 +29,7 @@ _TRANSFORM_NOT_KEPT = "sgfr_transform_not_kept"
 # not read from the hyper-parameters: Lightning puts the arguments of a restored model there
 _ROI = "sgfr_roi"
 _BIT_DEPTH = "sgfr_bit_depth"
+_ASPECT = "sgfr_aspect"
 _CHECKPOINT = "the checkpoint"
 
 
@@ -42,6 +43,7 @@ class FittedInput(NamedTuple):
         size (Sequence[int]): Height and width that images are resized to; empty if the
             pre-processor's is not to choose.
         rule (tuple[int, int] | None): See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
+        aspect (float | None): See :class:`SizeChoice`.
     """
 
     tiling: Tiling | None
@@ -49,6 +51,7 @@ class FittedInput(NamedTuple):
     roi: str | None
     size: Sequence[int] = ()
     rule: tuple[int, int] | None = None
+    aspect: float | None = None
 
 
 class InputSettings:
@@ -144,7 +147,11 @@ class InputSettings:
     def keep(self, model: SgfrModel, pre_processor: nn.Module | None) -> None:
         """Note that a model was fitted with the input that it has now."""
         roi = self.fitted.roi if self._roi is None and self.fitted is not None else self._roi
-        self.fitted = _input_of(model, pre_processor, Tiling.from_tiler(model.tiler), roi)
+        tiling = Tiling.from_tiler(model.tiler)
+        aspect = self._sizes.aspect
+        if self.fitted is not None and aspect is None:  # an update
+            aspect = self.fitted.aspect
+        self.fitted = _input_of(model, pre_processor, tiling, roi, aspect)
 
     def apply_fitted(self, model: SgfrModel, pre_processor: nn.Module | None) -> None:
         """Give a model and its pre-processor the input of the fit, if there was one."""
@@ -163,6 +170,7 @@ class InputSettings:
         checkpoint[_TILING] = None if tiling is None else tiling.state()
         checkpoint[_ROI] = self._roi if self.fitted is None else self.fitted.roi
         checkpoint[_BIT_DEPTH] = model.bit_depth
+        checkpoint[_ASPECT] = None if self.fitted is None else self.fitted.aspect
         transform = getattr(pre_processor, "transform", None)
         kept = checkpoint.get(_PRE_PROCESSOR, {}).get("transform")
         checkpoint[_TRANSFORM_NOT_KEPT] = (
@@ -226,7 +234,8 @@ class InputSettings:
             tiling = Tiling.from_state(checkpoint[_TILING])
             _require_same_tiling(self._asked_tiling(model, trainer), tiling, _CHECKPOINT)
         model.bit_depth = self.bit_depth or checkpoint.get(_BIT_DEPTH, 8)
-        self.fitted = _input_of(model, pre_processor, tiling, roi)._replace(region=region.clone())
+        fitted_input = _input_of(model, pre_processor, tiling, roi, checkpoint.get(_ASPECT))
+        self.fitted = fitted_input._replace(region=region.clone())
         self.apply_fitted(model, pre_processor)
         self._sizes.limit_batches(pre_processor, trainer)
 
@@ -283,11 +292,15 @@ class InputSettings:
 
 
 def _input_of(
-    model: SgfrModel, pre_processor: nn.Module | None, tiling: Tiling | None, roi: str | None
+    model: SgfrModel,
+    pre_processor: nn.Module | None,
+    tiling: Tiling | None,
+    roi: str | None,
+    aspect: float | None,
 ) -> FittedInput:
     resize = getattr(pre_processor, "resize", None)
     size, rule = ((), None) if resize is None else (tuple(resize.size), resize.rule)
-    return FittedInput(tiling, model.region, roi, size, rule)
+    return FittedInput(tiling, model.region, roi, size, rule, aspect)
 
 
 def tiler_callbacks(trainer: Trainer | None) -> list[TilerConfigurationCallback]:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 from torchvision.transforms.v2 import CenterCrop, Compose, Pad, Resize
 
-from anomalib_sgfr.images.frame_geometry import frame_transform
+from anomalib_sgfr.images.frame_geometry import aspect_sizes, frame_transform, size_of_aspect
 
 STEPS = {
     "resize": ([("resize", 64, 96)], Resize((64, 96), antialias=True)),
@@ -65,7 +65,9 @@ def test_a_map_is_zero_outside_of_the_inspected_area() -> None:
 
 
 def test_an_unknown_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be resize, shorter, crop or pad, got 'turn'"):
+    with pytest.raises(
+        ValueError, match="must be resize, aspect, shorter, crop or pad, got 'turn'"
+    ):
         frame_transform([("turn", 90)], (10, 10))
 
 
@@ -88,3 +90,39 @@ def test_the_pixel_of_the_frame_under_a_pixel_of_the_map(
     expected: tuple[int, int],
 ) -> None:
     assert frame_transform([steps], frame_size).frame_pixel(pixel, shape) == expected
+
+
+@pytest.mark.parametrize("rule", [(256, 32), (320, 32), (392, 14), (64, 32), (250, 32)])
+def test_sizes_of_any_aspect_ratio_have_about_as_many_pixels(rule: tuple[int, int]) -> None:
+    side, step = rule
+    sizes = aspect_sizes(*rule)
+    assert (side, side) in sizes
+    assert set(sizes) == {size[::-1] for size in sizes}
+    for height, width in sizes:
+        assert abs(height * width / side**2 - 1.0) <= 0.1
+        assert height == width or (height % step == 0 and width % step == 0)
+        assert size_of_aspect(height, width, *rule) == (height, width)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ((300, 300), (256, 256)),
+        ((1255, 500), (416, 160)),
+        ((500, 1255), (160, 416)),
+        ((427, 320), (288, 224)),
+        ((512, 256), (352, 192)),
+        ((110, 100), (256, 256)),
+    ],
+)
+def test_an_image_gets_the_size_nearest_to_its_aspect_ratio(
+    image: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert size_of_aspect(*image, 256, 32) == expected
+    nearest = min(
+        aspect_sizes(256, 32), key=lambda size: abs(np.log(size[0] / size[1] * image[1] / image[0]))
+    )
+    assert expected == nearest
+    followed = frame_transform([("aspect", 256, 32)], image)
+    assert followed.input_size == expected
+    assert followed.inspected_area == (0, 0, *image)

@@ -19,12 +19,8 @@ from torchvision.transforms.v2 import (
 )
 
 from anomalib_sgfr import Sgfr
-from anomalib_sgfr.images.pre_processor import (
-    ExactResize,
-    SgfrPreProcessor,
-    geometric_steps,
-    resize_matrix,
-)
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, geometric_steps
+from anomalib_sgfr.images.resizing import ExactResize, resize_matrix
 
 
 @pytest.mark.parametrize(
