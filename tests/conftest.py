@@ -68,20 +68,23 @@ def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(engine.best_model_path)
 
 
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that all workers of a run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folder with the executables of ``tests/warm.py``."""
-    with warmed(tmp_path_factory.mktemp("warm")) as folder:
+    with warmed(run_folder(tmp_path_factory) / "warm") as folder:
         yield folder
 
 
 @pytest.fixture(scope="module")
 def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Trace a model for ONNX once in a run of the tests, which is most of an export."""
-    run = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # all workers' folder
-        run = run.parent
-    with tracing.traced_once(run / "traced"):
+    with tracing.traced_once(run_folder(tmp_path_factory) / "traced"):
         yield
 
 

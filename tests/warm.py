@@ -1,12 +1,13 @@
 """Commands in forks of one process that has imported anomalib: the command's own time, without the
 seconds of imports.
 
-``with warmed(folder)`` starts it. In the folder are then executables: ``anomalib``,
-``anomalib-sgfr``, and ``script`` that takes a script as its first argument. Each runs what it is
-named for in a process of its own, with the caller's arguments, environment, working directory and
-streams, and ends as that does.
+``with warmed(folder)`` starts it, unless another process has for the same folder; the last to leave
+ends it. In the folder are then executables: ``anomalib``, ``anomalib-sgfr``, and ``script`` that
+takes a script as its first argument. Each runs what it is named for in a process of its own, with
+the caller's arguments, environment, working directory and streams, and ends as that does.
 """
 
+import fcntl
 import gc
 import json
 import multiprocessing
@@ -43,10 +44,35 @@ sys.exit(status)
 
 @contextmanager
 def warmed(folder: Path) -> Iterator[Path]:
-    """Start the process, put the executables into the folder, and end the process and what it
-    started.
-    """
-    address = str(folder / "line")
+    """Share the process with all that use the folder."""
+    folder.mkdir(exist_ok=True)
+    started = folder / "pid"
+    with (folder / "users").open("w") as users:
+        with _locked(folder):
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if not started.exists():
+                started.write_text(str(_start(folder)), encoding="utf-8")
+        try:
+            yield folder
+        finally:
+            with _locked(folder), suppress(BlockingIOError):  # another one uses it
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.killpg(int(started.read_text(encoding="utf-8")), signal.SIGKILL)
+                started.unlink()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(folder: Path) -> int:
+    """Start the process in a group of its own and write the executables; its number."""
+    line = folder / "line"
+    line.unlink(missing_ok=True)  # of one that has ended
+    address = str(line)
     for name, script in (
         ("anomalib", [str(ANOMALIB)]),
         ("anomalib-sgfr", [str(SGFR)]),
@@ -65,11 +91,7 @@ def warmed(folder: Path) -> Iterator[Path]:
         process = subprocess.Popen(
             command, env=environment, pass_fds=[listening.fileno()], start_new_session=True
         )
-    try:
-        yield folder
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    return process.pid
 
 
 def _next_command(listening: socket.socket) -> list[str]:

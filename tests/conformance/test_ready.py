@@ -21,6 +21,12 @@ from tests.system.test_plugin import FIRST as IMPORTS
 from tests.system.test_plugin import needs_forks, python
 
 ROOT = Path(__file__).parents[2]
+SMALL = {  # without weights to load
+    "backbone": "test_resnet",
+    "layers": ["layer1"],
+    "score_layers": ["layer1"],
+    "pre_trained": False,
+}
 # anomalib.models as it is, changed once it has been executed: what the next version may do
 _CHANGING = """
 import sys
@@ -42,11 +48,13 @@ FIRST
 import anomalib.models as m
 from anomalib_sgfr import Sgfr
 assert (getattr(m, "Sgfr", None) is Sgfr) is REGISTERED
-assert not ASKED or type(m.get_model({"class_path": "anomalib_sgfr.Sgfr"})) is Sgfr
+asked = {"class_path": "anomalib_sgfr.Sgfr", "init_args": SMALL}
+assert not ASKED or type(m.get_model(asked)) is Sgfr
 assert "sgfr" in m.list_models()
 from anomalib.cli import AnomalibCLI
 sys.argv = ["anomalib"]
-AnomalibCLI(["train", "--model", "anomalib_sgfr.Sgfr", "--model.bank_size", "7"], run=False)
+small = [f"--model.{name}={value}" for name, value in SMALL.items()]
+AnomalibCLI(["train", "--model", "anomalib_sgfr.Sgfr", "--model.bank_size", "7", *small], run=False)
 """
 CHANGES = {
     "frozen": (
@@ -86,6 +94,7 @@ def statement(how: str, first: str) -> str:
         "FIRST": first,
         "REGISTERED": str(how != "locked"),
         "ASKED": str(asked),
+        "SMALL": repr(SMALL),
     }
     return re.sub("|".join(values), lambda found: values[found[0]], _CHANGING)
 

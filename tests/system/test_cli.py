@@ -98,7 +98,9 @@ def test_evaluate_from_the_checkpoint(
     assert subcommand != "test" or "image_AUROC" in output
 
 
-def test_predict_a_folder_by_the_dotted_name(trained: Path, parts: Path, tmp_path: Path) -> None:
+def test_predict_a_folder_by_the_dotted_name(
+    trained: Path, parts: Path, warm: Path, tmp_path: Path
+) -> None:
     output = anomalib(
         "predict",
         "--model",
@@ -108,6 +110,7 @@ def test_predict_a_folder_by_the_dotted_name(trained: Path, parts: Path, tmp_pat
         "--data",
         parts / "bad",
         cwd=tmp_path,
+        warm=warm,
     )
     assert len(list(tmp_path.rglob("*.png"))) == 6
     (table,) = tmp_path.rglob("scores.csv")

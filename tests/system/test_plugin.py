@@ -123,8 +123,9 @@ MODULES = [
     if path.name != "__main__.py"
 ]
 AFTER = (
-    "from anomalib.models import Sgfr, get_model; get_model('Sgfr'); from anomalib.data import MTD,"
-    " ELPV"
+    "from anomalib.models import Sgfr, get_model; from anomalib.data import MTD, ELPV;"
+    " get_model('Sgfr', backbone='test_resnet', layers=['layer1'], score_layers=['layer1'],"
+    " pre_trained=False)"
 )
 WAITING = (
     "names = [type(finder).__name__ for finder in sys.meta_path];"
