@@ -101,7 +101,7 @@ def test_the_checkpoint_keeps_how_the_fit_went(run: Path, parts: Path) -> None:
         record.versions["torch"] == torch.__version__.partition("+")[0]
         or record.versions["torch"] in torch.__version__
     )
-    assert FitRecord.restored(record.plain()) == record
+    assert FitRecord.restored(record._asdict()) == record
     assert FitRecord.restored(None) is None
     assert str(parts / "good") in (run / "report.html").read_text(encoding="utf-8")
 
