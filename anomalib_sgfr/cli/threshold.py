@@ -21,8 +21,8 @@ from anomalib_sgfr.cli.arguments import (
 
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
+    from anomalib_sgfr.post_processing.calibration import ThresholdState
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-    from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 
 __all__ = ["main"]
 

@@ -15,8 +15,7 @@ from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.images.pre_processor import geometric_steps, read_prepared
-from anomalib_sgfr.post_processing.calibration import Split, require_group
-from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.post_processing.calibration import Split, ThresholdState, require_group
 from anomalib_sgfr.report.contents import (
     AtomCrop,
     ExplanationRow,

@@ -13,8 +13,8 @@ from torch import nn
 
 from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
+from anomalib_sgfr.post_processing.calibration import remove_threshold, upgrade_checkpoint
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
-from anomalib_sgfr.post_processing.threshold_state import remove_threshold, upgrade_checkpoint
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import AcceptanceHistory

@@ -82,7 +82,9 @@ def test_a_line_for_each_image(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_a_warning_of_the_threshold_is_the_last_column(tmp_path: Path) -> None:
-    sentence = "16 images: the true rate may be up to 17%; 5% needs 59"
+    sentence = (
+        "16 good images: at 95% confidence the false-alarm rate is 17% or less; 5% needs 59 images"
+    )
     head, *rows = told(tmp_path, outputs([0.25, 0.75]), 0.5, ScoreTable(), warning=sentence)
     assert head[-2:] == ["column", "warning"]
     assert [row[-1] for row in rows] == [sentence, sentence]
