@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo check test test-all lint mutate docs dist newest bench bench-mtd bench-mvtec bench-edge clean help
 
 help:
-	@echo "make demo   train on solar cells, write a report and heatmaps (needs Python 3.11 to 3.14 and pip)"
+	@echo "make demo   train on solar cells, write a report and heatmaps (needs Python 3.11 to 3.13 and pip)"
 	@echo "make check  run the linters and the unit tests"
 	@echo "make test   run all tests but the slow ones, some seven minutes"
 	@echo "make test-all  run all tests, as continuous integration does"
@@ -25,7 +25,7 @@ help:
 
 $(BIN)/python:
 	@python='$(PYTHON)'; "$${python:-none}" -c '$(SUITS)' 2>/dev/null || { \
-	  echo "make needs Python 3.11 to 3.14 with venv and pip, and $${python:-none here} is not: make PYTHON=/path/to/python" >&2; exit 2; }
+	  echo "make needs Python 3.11 to 3.13 with venv and pip, and $${python:-none here} is not: make PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
 # One stamp per set of extras; an unchanged pyproject.toml and constraints.txt install nothing again.

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from anomalib_sgfr.report.callback import Report
     from anomalib_sgfr.report.explanation import explain
     from anomalib_sgfr.report.figure import MimicView
-    from anomalib_sgfr.report.predictions import Predictions
     from anomalib_sgfr.report.score_table import ScoreTable
+    from anomalib_sgfr.report.visualizer import Predictions
     from anomalib_sgfr.torch_model import SgfrModel
     from anomalib_sgfr.training.callback import SubspaceSampling
 
@@ -29,7 +29,7 @@ _HOME = {
     "Inspector": "inspector",
     "MimicView": "report.figure",
     "NominalPostProcessor": "post_processing.post_processor",
-    "Predictions": "report.predictions",
+    "Predictions": "report.visualizer",
     "Report": "report.callback",
     "ScoreTable": "report.score_table",
     "Sgfr": "lightning_model",
@@ -60,9 +60,9 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version
+        from anomalib_sgfr.report.fit_record import installed
 
-        return version("anomalib-sgfr")
+        return installed("anomalib-sgfr")
     if name in _HOME:
         from importlib import import_module
 

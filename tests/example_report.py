@@ -90,7 +90,6 @@ def contents(
     values = {
         "images": images,
         "threshold": THRESHOLD,
-        "pixel_threshold": 0.5,
         "normalised": True,
         "basis": "12 good images",
         "independent_images": 12,

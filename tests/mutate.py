@@ -43,7 +43,6 @@ SOURCES = {
     path.stem: path
     for path in (
         *(PACKAGE / "core").glob("*.py"),
-        PACKAGE / "post_processing" / "streaming_f1.py",
         PACKAGE / "post_processing" / "thresholds.py",
     )
     if path.stem not in ELSEWHERE

@@ -10,12 +10,9 @@ from anomalib_sgfr.cli.arguments import (
     Parser,
     existing,
     image_files,
-    images_in,
     load,
-    new_file,
     objections,
     post_processor_of,
-    quiet,
     rewrite,
 )
 
@@ -35,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Accept images, take them back, or show the history; returns 1 if an image was refused."""
     parser = Parser(prog="anomalib-sgfr accept", description=__doc__.partition(": ")[2])
     add = parser.add_argument
-    add("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
+    parser.add_checkpoint()
     add(
         "images",
         nargs="*",
@@ -45,16 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--bad", type=existing, help="folder of defective images, none of which may become good")
     add("--force", action="store_true", help="accept images that the checkpoint objects to")
     add("--undo", action="store_true", help="take back what was accepted last")
-    add(
-        "--out",
-        type=new_file,
-        help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})",
-    )
+    parser.add_out(_SUFFIX)
     options = parser.parse_args(arguments)
     if options.undo and options.images:
         parser.error("--undo takes back what was accepted last: pass no images with it")
 
-    quiet()
     code = 0
     model = load(options.ckpt_path, visualizer=False, evaluator=False)
     own = options.ckpt_path if options.ckpt_path.stem.endswith(_SUFFIX) else None
@@ -63,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_undo(model))
     elif options.images:
         files = image_files(options.images)
-        bad = [str(path) for path in images_in(options.bad)] if options.bad else []
+        bad = image_files([options.bad]) if options.bad else []
         number, refused = _accept(model, files, bad, force=options.force)
         code = int(refused > 0)
         if not number:
@@ -85,11 +77,9 @@ def _history(history: "AcceptanceHistory | None") -> str:
     for number, step in enumerate(history.steps, 1):
         atoms = sum(part.number for part in step.additions)
         lines.append(f"{number}. {step.time}: {len(step.additions)} images, {atoms} atoms")
-        lines += [
-            f"   {part.image}: {part.number}"
-            f" atoms{', by --force' if part.image in step.forced else ''}"
-            for part in step.additions
-        ]
+        for part in step.additions:
+            forced = ", by --force" if part.image in step.forced else ""
+            lines.append(f"   {part.image}: {part.number} atoms{forced}")
     return "\n".join(lines)
 
 
@@ -124,9 +114,8 @@ class _Scored(NamedTuple):
     def of(cls, model: "SgfrModel", image: "Tensor", path: str) -> "_Scored":
         """Embed and score a pre-processed image of shape ``(3, H, W)``."""
         embeddings, size = model.embed(image[None]), image.shape[-2:]
-        return cls(
-            path, embeddings, size, float(model.score_embeddings(embeddings, size).pred_score)
-        )
+        score = float(model.score_embeddings(embeddings, size).pred_score)
+        return cls(path, embeddings, size, score)
 
     def score_by(self, model: "SgfrModel") -> float:
         """Raw score by the memory banks of another model with the same backbone."""
@@ -180,22 +169,17 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
             score = _Scored.of(current, image, path).score
             addition = find_new_atoms(current, image, path, threshold, peak)
             if addition is None:
-                print(
-                    f"{path}: is no alarm (raw score {score:.4g}, threshold {threshold:.4g}):"
-                    " nothing to add"
-                )
+                about = f"raw score {score:.4g}, threshold {threshold:.4g}"
+                print(f"{path}: is no alarm ({about}): nothing to add")
                 continue
             why = "" if force or path not in against else f": {against[path]}. --force accepts it."
             if not why:
-                tried = model.model.with_banks(
-                    add_atoms(model.model.fitted_state, [*additions, addition])
-                )
+                state = add_atoms(model.model.fitted_state, [*additions, addition])
+                tried = model.model.with_banks(state)
                 good = _become_good(defects, tried, threshold, threshold)
                 if good:
-                    why = (
-                        f": with it {len(good)} of {len(bad)} known defects would be called good:"
-                        f" {', '.join(good[:3])}"
-                    )
+                    known_good = f"{len(good)} of {len(bad)} known defects would be called good"
+                    why = f": with it {known_good}: {', '.join(good[:3])}"
             if why:
                 print(f"error: {path} is refused{why}", file=sys.stderr)
                 refused += 1
@@ -240,27 +224,20 @@ def _with_thumbnails(model: "Sgfr", addition: "NewAtoms") -> "NewAtoms":
     if not any(bank.thumbnails.numel() for bank in model.model.banks):
         return addition
     earlier = model.model.fitted_state
-    images = thumbnails(
-        model.model.with_banks(add_atoms(earlier, [addition])), model.pre_processor, earlier
-    )
-    new = [
-        part[len(state.clusters.atoms) :]
-        for part, state in zip(images, earlier.states, strict=True)
-    ]
+    extended = model.model.with_banks(add_atoms(earlier, [addition]))
+    pairs = zip(thumbnails(extended, model.pre_processor, earlier), earlier.states, strict=True)
+    new = [part[len(state.clusters.atoms) :] for part, state in pairs]
     return addition._replace(thumbnails=new)
 
 
 def _print_scores(model: "Sgfr", additions: Sequence["NewAtoms"], before: dict[str, float]) -> None:
     """Print each image's score before and after, by what is written to the checkpoint."""
     threshold = post_processor_of(model).label_threshold
-    for addition in additions:
-        image = _read(model, addition.image)
-        now = _Scored.of(model.model, image, addition.image).score
+    for path, number in ((addition.image, addition.number) for addition in additions):
+        now = _Scored.of(model.model, _read(model, path), path).score
         still = "" if now <= threshold else f", still an alarm at the threshold of {threshold:.4g}"
-        print(
-            f"{addition.image}: {addition.number} new atoms, raw score"
-            f" {before[addition.image]:.4g} before, {now:.4g} now{still}"
-        )
+        scores = f"{before[path]:.4g} before, {now:.4g} now{still}"
+        print(f"{path}: {number} new atoms, raw score {scores}")
 
 
 def _recalibrate(model: "Sgfr", defects: Sequence[_Scored], before: float) -> str:
@@ -274,10 +251,8 @@ def _recalibrate(model: "Sgfr", defects: Sequence[_Scored], before: float) -> st
         return f"{phrase}, as it was: it is {earlier.basis}."
     scores = rescore(earlier.scores, model.model, model.pre_processor, earlier.group)
     processor.use(earlier._replace(scores=scores).calibrated())
-    good = _become_good(defects, model.model, before, processor.label_threshold)
+    good = len(_become_good(defects, model.model, before, processor.label_threshold))
     if good:
         processor.use(earlier)
-        return (
-            f"{phrase}, as it was: with a new one {len(good)} known defects would be called good."
-        )
+        return f"{phrase}, as it was: with a new one {good} known defects would be called good."
     return f"{phrase} before, {processor.state.image:.6g} now, calibrated on {processor.basis}."

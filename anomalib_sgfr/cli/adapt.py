@@ -9,11 +9,8 @@ from anomalib_sgfr.cli.arguments import (
     at_least,
     existing,
     image_files,
-    images_in,
     load,
-    new_file,
     objections,
-    quiet,
     refuse,
     rewrite,
 )
@@ -34,33 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Adapt a checkpoint, and print what changed; returns the exit code."""
     parser = Parser(prog="anomalib-sgfr adapt", description=__doc__.partition(": ")[2])
     add = parser.add_argument
-    add("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
+    parser.add_checkpoint()
     add("images", nargs="+", type=existing, help="good images as they look now, or folders of such")
-    add(
-        "--bad",
-        type=existing,
-        help="folder of defective images as they look now, to see what is found",
-    )
-    add(
-        "--directions",
-        type=at_least(1),
-        default=4,
-        help="number to project out of the patches of each scale (default: 4)",
-    )
+    about = "folder of defective images as they look now, to see what is found"
+    add("--bad", type=existing, help=about)
+    about = "number to project out of the patches of each scale (default: 4)"
+    add("--directions", type=at_least(1), default=4, help=about)
     add("--force", action="store_true", help="take the images for good despite the checkpoint")
-    add(
-        "--out",
-        type=new_file,
-        help=f"new checkpoint (default: beside the old, named CKPT{_SUFFIX})",
-    )
+    parser.add_out(_SUFFIX)
     options = parser.parse_args(arguments)
 
-    quiet()
     model = load(options.ckpt_path, visualizer=False, evaluator=False)
     files = image_files(options.images)
     if len(files) < _FEWEST:
         parser.error(f"at least {_FEWEST} good images are needed, better 4 to 16; there is one")
-    bad = [str(path) for path in images_in(options.bad)] if options.bad else []
+    bad = image_files([options.bad]) if options.bad else []
     against = objections(model, files)
     if not options.force:
         refuse(against, "images")
@@ -78,11 +63,7 @@ def _adapt(
     import torch
 
     from anomalib_sgfr.images.pre_processor import read_prepared
-    from anomalib_sgfr.post_processing.calibration import (
-        CalibrationScores,
-        Split,
-        nominal_scores,
-    )
+    from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
 
@@ -112,9 +93,8 @@ def _adapt(
     _print_change("Defective", bad_before, scored(own, bad).scores, threshold)
     print("Each good image was scored by the model that the others adapt.")
     if processor and processor.is_set:
-        _keep_threshold(
-            processor, CalibrationScores.of(good_now, Split.HELD_OUT, files, peaks), forced
-        )
+        scores = CalibrationScores.of(good_now, Split.HELD_OUT, files, peaks)
+        _keep_threshold(processor, scores, forced)
 
 
 def _print_change(
@@ -123,10 +103,8 @@ def _print_change(
     """Print median scores, and alarms, before and after."""
     if not before:
         return
-    line = (
-        f"{name}: {len(before)} images, median raw score {median(before):.4g} before,"
-        f" {median(now):.4g} now"
-    )
+    medians = f"{median(before):.4g} before, {median(now):.4g} now"
+    line = f"{name}: {len(before)} images, median raw score {medians}"
     if threshold is not None:
         alarms = [sum(score > threshold for score in scores) for scores in (before, now)]
         line += f"; above the threshold of {threshold:.4g}: {alarms[0]} before, {alarms[1]} now"

@@ -25,16 +25,26 @@ __all__ = [
     "new_folder",
     "objections",
     "post_processor_of",
-    "quiet",
     "refuse",
     "require_named_group",
     "rewrite",
     "take_checkpoint",
 ]
 
+_LOGGERS = ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
+
 
 class Parser(argparse.ArgumentParser):
     """Parser whose errors are one line, without the usage."""
+
+    def add_checkpoint(self) -> None:
+        """Add the checkpoint as first argument."""
+        self.add_argument("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
+
+    def add_out(self, suffix: str) -> None:
+        """Add ``--out``, a new checkpoint."""
+        about = f"new checkpoint (default: beside the old, named CKPT{suffix})"
+        self.add_argument("--out", type=new_file, help=about)
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
@@ -112,12 +122,8 @@ def take_checkpoint(
     """
     if given is not None:
         return given
-    found = [
-        (values, path)
-        for values in lists
-        for path in values
-        if path.suffix == ".ckpt" and path.is_file()
-    ]
+    every = ((values, path) for values in lists for path in values)
+    found = [pair for pair in every if pair[1].suffix == ".ckpt" and pair[1].is_file()]
     if len(found) != 1:
         parser.error("the checkpoint is missing: put it first, or pass --ckpt_path CKPT")
     ((values, path),) = found
@@ -142,12 +148,6 @@ def require_named_group(option: str, expression: str | None, paths: Sequence[str
         require_group(expression, paths)
     except ValueError as error:
         raise ValueError(str(error).replace("group", option, 1)) from None
-
-
-def quiet() -> None:
-    """Hide what anomalib and Lightning log of every run; some is false of a restored model."""
-    for name in ("anomalib.engine", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def images_in(path: Path) -> list[Path]:
@@ -179,7 +179,7 @@ def image_files(paths: Iterable[Path]) -> list[str]:
 
 
 def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
-    """Restore a fitted model on the CPU.
+    """Restore a fitted model on the CPU, and hide what anomalib and Lightning log of every run.
 
     Args:
         checkpoint (Path): That a fit saved.
@@ -191,6 +191,8 @@ def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
     """
     from anomalib_sgfr.lightning_model import Sgfr
 
+    for name in _LOGGERS:  # some of it is false of a restored model
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", **overrides)
     except ValueError as error:
@@ -199,10 +201,8 @@ def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
     except OSError:  # which name the file
         raise
     except Exception as error:
-        msg = (
-            f"'{checkpoint}' is not a checkpoint that `anomalib fit --model Sgfr` saved"
-            f" ({type(error).__name__})."
-        )
+        what = "is not a checkpoint that `anomalib fit --model Sgfr` saved"
+        msg = f"'{checkpoint}' {what} ({type(error).__name__})."
         raise ValueError(msg) from error
     model.require_fitted("use")
     return model
@@ -234,12 +234,11 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     """
     from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, real_path
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-    from anomalib_sgfr.report.known_images import known_images
+    from anomalib_sgfr.report.model_facts import known_images
 
-    processor = model.post_processor
-    scores = (
-        processor.state.scores if isinstance(processor, SgfrPostProcessor) else CalibrationScores()
-    )
+    processor, scores = model.post_processor, CalibrationScores()
+    if isinstance(processor, SgfrPostProcessor):
+        scores = processor.state.scores
     training = [*model.model.images, *scores.of_split(Split.TRAINING).paths]
     defective, _ = known_images(files, scores.defective.paths)
     trained, _ = known_images(files, training)
@@ -271,11 +270,9 @@ def refuse(found: Mapping[str, str], option: str) -> None:
         ValueError: If there is one.
     """
     if found:
-        (path, reason), number = next(iter(found.items())), len(found)
-        msg = (
-            f"{option}: {number} of the images cannot be taken for good ones; {path}: {reason}."
-            " --force takes them."
-        )
+        path, reason = next(iter(found.items()))
+        refused = f"{len(found)} of the images cannot be taken for good ones"
+        msg = f"{option}: {refused}; {path}: {reason}. --force takes them."
         raise ValueError(msg)
 
 

@@ -238,14 +238,7 @@ _WIDTH = 16  # of the longest name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the checks and print their results.
-
-    Args:
-        arguments (Sequence[str] | None): Arguments of the command; ``None`` for the process's own.
-
-    Returns:
-        int: Exit code, 1 if there is a fault.
-    """
+    """Run the checks and print their results; returns 1 if there is a fault."""
     about = "check this machine and say what to do where a check fails"
     parser = Parser(prog="anomalib-sgfr doctor", description=about)
     quick = "leave out the self-test: a fit, and an export of it"

@@ -1,6 +1,5 @@
 """``anomalib-sgfr explain``: figures that explain the images of a folder."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,23 +10,15 @@ from anomalib_sgfr.cli.arguments import (
     images_in,
     load,
     new_folder,
-    quiet,
     take_checkpoint,
 )
-from anomalib_sgfr.cli.prediction import predict_images
+from anomalib_sgfr.cli.prediction import predict_images, report_damaged
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw figures that explain images.
-
-    Args:
-        arguments (Sequence[str] | None): Arguments of the command; ``None`` for the process's own.
-
-    Returns:
-        int: Exit code, 1 if an image could not be read.
-    """
+    """Draw figures that explain images; returns 1 if an image could not be read."""
     parser = Parser(
         prog="anomalib-sgfr explain",
         description=__doc__.partition(": ")[2],
@@ -37,24 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             " scores.csv beside."
         ),
     )
-    parser.add_argument(
-        "images",
-        type=existing,
-        nargs="*",
-        help="checkpoint of a fitted Sgfr, and images or folders of images",
-    )
-    parser.add_argument(
-        "--ckpt_path", type=existing, help="the checkpoint, if not among the others"
-    )
-    parser.add_argument(
-        "--out", type=new_folder, default=Path("mimic"), help="folder of the figures"
-    )
-    parser.add_argument(
-        "--regions", type=at_least(1), default=3, help="most regions of an image to explain"
-    )
-    parser.add_argument(
-        "--only_anomalous", action="store_true", help="leave out images that are labelled normal"
-    )
+    add = parser.add_argument
+    images = "checkpoint of a fitted Sgfr, and images or folders of images"
+    add("images", type=existing, nargs="*", help=images)
+    add("--ckpt_path", type=existing, help="the checkpoint, if not among the others")
+    add("--out", type=new_folder, default=Path("mimic"), help="folder of the figures")
+    add("--regions", type=at_least(1), default=3, help="most regions of an image to explain")
+    add("--only_anomalous", action="store_true", help="leave out images that are labelled normal")
     options = parser.parse_intermixed_args(arguments)
     checkpoint = take_checkpoint(parser, options.ckpt_path, options.images)
     if not options.images:
@@ -62,14 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from anomalib_sgfr.report.figure import ExplanationFigure
 
-    quiet()
-    images = list(dict.fromkeys(file for path in options.images for file in images_in(path)))
+    files = list(dict.fromkeys(file for path in options.images for file in images_in(path)))
     model = load(checkpoint, visualizer=False)
     figures = ExplanationFigure(str(options.out), options.regions, options.only_anomalous)
     damaged: dict[Path, str] = {}
-    predict_images(model, figures, images, damaged, folder=options.out)
-    if len(damaged) < len(images):
+    predict_images(model, figures, files, damaged, folder=options.out)
+    if len(damaged) < len(files):
         print(f"Figures: {options.out}")
-    for path, reason in damaged.items():
-        print(f"error: {path} cannot be read: {reason}", file=sys.stderr)
-    return 1 if damaged else 0
+    return report_damaged(damaged)

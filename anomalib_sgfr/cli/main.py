@@ -82,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     if given[0] == "--version":
-        from importlib.metadata import version
+        from anomalib_sgfr.report.fit_record import installed
 
-        print(f"anomalib-sgfr {version('anomalib-sgfr')}")
+        print(f"anomalib-sgfr {installed('anomalib-sgfr')}")
         return 0
     if not given[0].startswith("-") and given[0] not in {*OWN, *ANOMALIBS}:
         near = difflib.get_close_matches(given[0], [*OWN, *ANOMALIBS], n=2)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from anomalib_sgfr.lightning_model import Sgfr
 
-__all__ = ["Truth", "predict_images", "readable"]
+__all__ = ["Truth", "predict_images", "readable", "report_damaged"]
 
 
 class Truth(NamedTuple):
@@ -110,6 +110,13 @@ def predict_images(
         engine.predict(model, dataloaders=loader, return_predictions=False)
 
 
+def report_damaged(damaged: Mapping[Path, str]) -> int:
+    """Print which images could not be read, and why; returns the exit code."""
+    for path, reason in damaged.items():
+        print(f"error: {path} cannot be read: {reason}", file=sys.stderr)
+    return int(bool(damaged))
+
+
 def _known(truth: Truth, size: Sequence[int]) -> dict[str, Any]:
     """Label and mask of an image of a size, as anomalib takes them.
 
@@ -123,12 +130,10 @@ def _known(truth: Truth, size: Sequence[int]) -> dict[str, Any]:
     if truth.defective is None:
         return {}
     label = {"gt_label": torch.tensor(truth.defective)}
+    if truth.mask is None and truth.defective:
+        return label
     if truth.mask is None:
-        return (
-            label
-            if truth.defective
-            else {**label, "gt_mask": Mask(torch.zeros(tuple(size), dtype=torch.bool))}
-        )
+        return {**label, "gt_mask": Mask(torch.zeros(tuple(size), dtype=torch.bool))}
     mask = read_mask(truth.mask, as_tensor=True)
     if tuple(mask.shape[-2:]) != tuple(size):
         found, wanted = (" x ".join(map(str, shape)) for shape in (mask.shape[-2:], size))

@@ -14,11 +14,10 @@ from anomalib_sgfr.cli.arguments import (
     images_in,
     load,
     new_file,
-    quiet,
     require_named_group,
     take_checkpoint,
 )
-from anomalib_sgfr.cli.prediction import Truth, predict_images
+from anomalib_sgfr.cli.prediction import Truth, predict_images, report_damaged
 
 if TYPE_CHECKING:
     from anomalib_sgfr.report.contents import ReportContents
@@ -32,24 +31,16 @@ _MASK_FOLDERS = {*_MASKS, "gt", "mask"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Predict images and write the page.
-
-    Args:
-        arguments (Sequence[str] | None): Arguments of the command; ``None`` for the process's own.
-
-    Returns:
-        int: Exit code, 1 if an image could not be read or the page could not be written.
-    """
+    """Predict images and write the page; returns 1 if an image or the page failed."""
     parser = Parser(
         prog="anomalib-sgfr report",
         description=__doc__.partition(": ")[2],
         usage="anomalib-sgfr report CKPT (--data | --good | --bad) FOLDER ... --out PAGE [options]",
     )
-    parser.add_argument("checkpoint", type=existing, nargs="?", help="checkpoint of a fitted Sgfr")
-    parser.add_argument(
-        "--ckpt_path", type=existing, help="the checkpoint, if it is not the first argument"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", type=existing, nargs="?", help="checkpoint of a fitted Sgfr")
+    add("--ckpt_path", type=existing, help="the checkpoint, if it is not the first argument")
+    add(
         "--data",
         type=existing,
         nargs="+",
@@ -61,30 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             " Of the images of any other folder the truth is not known"
         ),
     )
-    parser.add_argument(
-        "--good", type=existing, nargs="+", default=[], help="folders of good images"
-    )
-    parser.add_argument(
-        "--bad",
-        type=existing,
-        nargs="+",
-        default=[],
-        help="folders of defective images, one of a kind",
-    )
-    parser.add_argument(
-        "--masks", type=existing, help="folder of masks, named as the images or NAME_mask"
-    )
-    parser.add_argument(
-        "--group", help="regular expression on the path: a row for each product, camera ..."
-    )
-    parser.add_argument(
-        "--pictures",
-        type=at_least(0),
-        default=500,
-        help="most images to show; the page lists the scores of all",
-    )
-    parser.add_argument("--out", type=new_file, required=True, help="the page, an HTML file")
-    parser.add_argument(
+    add("--good", type=existing, nargs="+", default=[], help="folders of good images")
+    bad = "folders of defective images, one of a kind"
+    add("--bad", type=existing, nargs="+", default=[], help=bad)
+    add("--masks", type=existing, help="folder of masks, named as the images or NAME_mask")
+    add("--group", help="regular expression on the path: a row for each product, camera ...")
+    most = "most images to show; the page lists the scores of all"
+    add("--pictures", type=at_least(0), default=500, help=most)
+    add("--out", type=new_file, required=True, help="the page, an HTML file")
+    add(
         "--json",
         nargs="?",
         const=_STDOUT,
@@ -98,9 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     given, last = options.checkpoint or options.ckpt_path, [options.json] if options.json else []
     checkpoint = take_checkpoint(parser, given, options.data, options.good, options.bad, last)
-    figures_file = (
-        last[0] if last else options.json and _STDOUT
-    )  # what stood behind it was the checkpoint
+    # where nothing is left of --json FILE, the file was the checkpoint
+    figures_file = last[0] if last else options.json and _STDOUT
     if ".ckpt" in {options.out.suffix, figures_file.suffix if figures_file else ""}:
         parser.error("--out and --json name new files, not a checkpoint")
     if not (options.data or options.good or options.bad):
@@ -108,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from anomalib_sgfr.report.callback import Report
 
-    quiet()
     truths = truths_in(options.data, options.good, options.bad, options.masks)
     require_named_group("--group", options.group, [str(path) for path in truths])
     model = load(checkpoint, visualizer=False, evaluator=False)
@@ -118,18 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     damaged: dict[Path, str] = {}
     report.unreadable = damaged
     predict_images(model, report, list(truths), damaged, truths=truths)
-    code = 1 if damaged else 0
-    for path, reason in damaged.items():
-        print(f"error: {path} cannot be read: {reason}", file=sys.stderr)
+    code = report_damaged(damaged)
     if len(damaged) == len(truths):
         print(f"error: none of {len(truths)} images could be read", file=sys.stderr)
     if figures_file and report.contents:
         code |= _write_figures(report.contents, figures_file)
     if report.written is None:
-        print(
-            f"error: {report.failed or 'no image was inspected: there is no report'}",
-            file=sys.stderr,
-        )
+        reason = report.failed or "no image was inspected: there is no report"
+        print(f"error: {reason}", file=sys.stderr)
         return 1
     print(f"Report: {report.written}", file=sys.stderr if figures_file == _STDOUT else sys.stdout)
     return code
@@ -179,21 +149,17 @@ def truths_in(
     found: dict[Path, Truth] = {}
     for folder in data:
         inside = folder / "test" if (folder / "test" / _GOOD).is_dir() else folder
-        found |= (
-            _laid_out(inside, masks)
-            if (inside / _GOOD).is_dir()
-            else dict.fromkeys(images_in(folder), Truth())
-        )
+        if (inside / _GOOD).is_dir():
+            found |= _laid_out(inside, masks)
+        else:
+            found |= dict.fromkeys(images_in(folder), Truth())
     for folder in good:
         found |= dict.fromkeys(images_in(folder), Truth(defective=False, kind=_GOOD))
     for folder in bad:
-        kind = folder.name if folder.is_dir() else folder.parent.name
-        found |= {
-            path: _said(path, kind or "defect", masks, bad=True) for path in images_in(folder)
-        }
-    once = {
-        path.resolve(): (path, truth) for path, truth in found.items()
-    }  # by whatever path it was given last
+        kind = (folder.name if folder.is_dir() else folder.parent.name) or "defect"
+        found |= {path: _said(path, kind, masks, bad=True) for path in images_in(folder)}
+    # by whatever path it was given last
+    once = {path.resolve(): (path, truth) for path, truth in found.items()}
     return dict(once.values())
 
 
@@ -201,9 +167,8 @@ def _laid_out(inside: Path, masks: Path | None) -> dict[Path, Truth]:
     """Images of a folder that holds ``good`` beside folders of defects, which have masks."""
     beside = [inside / name for name in _MASKS] + [inside.parent / name for name in _MASKS]
     places = [masks, *beside] if masks else beside
-    kinds = sorted(
-        path for path in inside.iterdir() if path.is_dir() and path.name not in {_GOOD, *_MASKS}
-    )
+    other = {_GOOD, *_MASKS}
+    kinds = sorted(path for path in inside.iterdir() if path.is_dir() and path.name not in other)
     where = {
         kind.name: place
         for kind in kinds
@@ -211,23 +176,15 @@ def _laid_out(inside: Path, masks: Path | None) -> dict[Path, Truth]:
         if (place / kind.name).is_dir()
     }
     uncertain = [kind for kind in kinds if kind.name not in where]
-    nested = [
-        path
-        for kind in (inside / _GOOD, *kinds)
-        for path in kind.rglob("*")
-        if path.name in _MASK_FOLDERS
-    ]
+    every = (path for kind in (inside / _GOOD, *kinds) for path in kind.rglob("*"))
+    nested = [path for path in every if path.name in _MASK_FOLDERS]
     if uncertain or any(path.is_dir() for path in nested):
         names = ", ".join(kind.name for kind in kinds) or "no others"
-        why = (
-            f"{nested[0]} holds masks among the images"
-            if not uncertain
-            else "no masks say which are defective"
-        )
-        ways = (
-            f"--good {shlex.quote(str(inside / _GOOD))} --bad"
-            f" {shlex.quote(str(kinds[0] if kinds else inside))} ..."
-        )
+        why = "no masks say which are defective"
+        if not uncertain:
+            why = f"{nested[0]} holds masks among the images"
+        good, bad = (shlex.quote(str(path)) for path in (inside / _GOOD, [*kinds, inside][0]))
+        ways = f"--good {good} --bad {bad} ..."
         msg = f"--data {inside}: it holds good beside {names}, and {why}: name them by {ways}"
         raise ValueError(msg)
     found: dict[Path, Truth] = {}
@@ -244,14 +201,9 @@ def _said(path: Path, kind: str, masks: Path | None, *, bad: bool = False) -> Tr
     if kind == _GOOD and not bad:
         return Truth(defective=False, kind=_GOOD)
     stems = (path.stem, f"{path.stem}_mask")
-    names = [
-        f"{stem}{suffix}"
-        for stem in stems
-        for suffix in dict.fromkeys((".png", path.suffix, ".bmp", ".tif"))
-    ]
-    places = [
-        folder / name for folder in ([masks / kind, masks] if masks else []) for name in names
-    ]
-    return Truth(
-        defective=True, kind=kind, mask=next((place for place in places if place.is_file()), None)
-    )
+    suffixes = dict.fromkeys((".png", path.suffix, ".bmp", ".tif"))
+    names = [f"{stem}{suffix}" for stem in stems for suffix in suffixes]
+    folders = [masks / kind, masks] if masks else []
+    files = (folder / name for folder in folders for name in names)
+    mask = next((file for file in files if file.is_file()), None)
+    return Truth(defective=True, kind=kind, mask=mask)

@@ -12,10 +12,8 @@ from anomalib_sgfr.cli.arguments import (
     existing,
     image_files,
     load,
-    new_file,
     objections,
     post_processor_of,
-    quiet,
     refuse,
     require_named_group,
     rewrite,
@@ -23,11 +21,12 @@ from anomalib_sgfr.cli.arguments import (
 
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
+    from anomalib_sgfr.post_processing.calibration import ThresholdState
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-    from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 
 __all__ = ["main"]
 
+_SUFFIX = "_threshold"
 # what changes the threshold; of the first three, at most one
 _CHANGES = ("value", "score", "false_alarm_rate", "held_out", "group")
 
@@ -35,17 +34,11 @@ _CHANGES = ("value", "score", "false_alarm_rate", "held_out", "group")
 def _parser() -> Parser:
     parser = Parser(prog="anomalib-sgfr threshold", description=__doc__.partition(": ")[2])
     add = parser.add_argument
-    add("ckpt_path", type=existing, help="checkpoint of a fitted Sgfr")
-    add(
-        "--false_alarm_rate",
-        type=float,
-        help="set it from good images: the share of them that may be alarms",
-    )
-    add(
-        "--held_out",
-        type=existing,
-        help="folder of good images that were not trained on: score them",
-    )
+    parser.add_checkpoint()
+    rate = "set it from good images: the share of them that may be alarms"
+    add("--false_alarm_rate", type=float, help=rate)
+    held_out = "folder of good images that were not trained on: score them"
+    add("--held_out", type=existing, help=held_out)
     add("--group", help="regular expression that names the part in an image's path")
     add("--value", type=float, help="set the threshold of the raw score")
     add("--score", type=float, help="set it where results now show this score")
@@ -59,11 +52,7 @@ def _parser() -> Parser:
     add("--by", help="regular expression on the path: show alarms for each product, camera ...")
     add("--force", action="store_true", help="take --held_out for good despite the checkpoint")
     add("--json", action="store_true", help="show the threshold as JSON, for programs")
-    add(
-        "--out",
-        type=new_file,
-        help="new checkpoint (default: beside the old, named CKPT_threshold)",
-    )
+    parser.add_out(_SUFFIX)
     return parser
 
 
@@ -71,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Show or change the threshold; returns the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    quiet()
     model = load(options.ckpt_path, visualizer=False, evaluator=False)
     processor = post_processor_of(model)
     changes = any(getattr(options, name) is not None for name in _CHANGES)
@@ -81,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             " --score"
         )
     require_named_group("--by", options.by, processor.state.scores.paths)
-    out = options.out or options.ckpt_path.with_stem(f"{options.ckpt_path.stem}_threshold")
+    out = options.out or options.ckpt_path.with_stem(options.ckpt_path.stem + _SUFFIX)
     before = processor.state
     if changes:
         processor.use(_changed_state(model, processor, options))
@@ -105,19 +93,17 @@ def _require_valid(processor: "SgfrPostProcessor", options: Any) -> None:  # noq
     from anomalib_sgfr.post_processing.thresholds import require_rate
 
     given = [f"--{name}" for name in _CHANGES[:3] if getattr(options, name) is not None]
-    msg = ""
+    msg, infinity = "", float("inf")
     if len(given) > 1:
         msg = f"{' and '.join(given)} are ways to say one thing: pass one of them."
     elif options.read_from and options.value is None and options.score is None:
         msg = "--read_from goes with --value or --score."
-    elif options.value is not None and not 0.0 < options.value < float("inf"):
-        msg = (
-            f"--value must be a finite number above 0, got {options.value}: at 0 every image is an"
-            " alarm."
-        )
+    elif options.value is not None and not 0.0 < options.value < infinity:
+        msg = f"--value must be a finite number above 0, got {options.value}"
+        msg += ": at 0 every image is an alarm."
     elif options.score is not None:
         normalised = processor.is_set and processor.normalises
-        if not 0.0 < options.score < (1.0 if normalised else float("inf")):
+        if not 0.0 < options.score < (1.0 if normalised else infinity):
             limit = "between 0 and 1" if normalised else "above 0, as results show it"
             msg = f"--score must lie {limit}, got {options.score}."
     if msg:
@@ -214,8 +200,8 @@ def _facts(state: "ThresholdState") -> dict[str, Any]:
         "false_alarm_rate": state.rate,
         "independent_good_images": state.independent_images,
     }
-    for name, kind in (("good", state.scores.good), ("defective", state.scores.defective)):
-        scores = kind.scores
+    for name in ("good", "defective"):
+        scores = getattr(state.scores, name).scores
         facts[name] = {"images": len(scores), "above": sum(score > state.image for score in scores)}
         if scores:
             facts[name] |= {"least": min(scores), "median": median(scores), "most": max(scores)}
@@ -230,13 +216,12 @@ def _summary(state: "ThresholdState", by: str | None) -> str:
     if state.pixel != state.image:
         lines.append(f"Masks are of what exceeds {state.pixel:.6g}.")
     for name, kind in (("Good", state.scores.good), ("Defective", state.scores.defective)):
-        if kind.scores:
-            above = sum(score > state.image for score in kind.scores)
-            lines.append(
-                f"{name}: {len(kind.scores)} images, raw scores {min(kind.scores):.4g} to"
-                f" {max(kind.scores):.4g}, median {median(kind.scores):.4g}; {above} above the"
-                " threshold."
-            )
+        scores = kind.scores
+        if scores:
+            above = sum(score > state.image for score in scores)
+            spread = f"{min(scores):.4g} to {max(scores):.4g}, median {median(scores):.4g}"
+            about = f"{len(scores)} images, raw scores {spread}"
+            lines.append(f"{name}: {about}; {above} above the threshold.")
     return "\n".join(lines if by is None else lines + _alarms_by_label(state, by))
 
 

@@ -1,42 +1,65 @@
-"""Calibration scores: raw scores of images that are known to be good or defective."""
+"""Calibration scores of images, and the state of the threshold that they give."""
 
+import math
 import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
+from functools import reduce
 from itertools import compress, groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anomalib_sgfr.console import progress
 from anomalib_sgfr.core.processes import failing_together, gathered, share
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.post_processing.thresholds import groups_needed, supported_rate
+from anomalib_sgfr.post_processing.thresholds import (
+    combined_threshold,
+    conformal_threshold,
+    f1_threshold,
+    few_groups_warning,
+    groups_needed,
+    supported_rate,
+    with_margin,
+)
 from anomalib_sgfr.torch_model import ScoreMaps, SgfrModel
 
 __all__ = [
+    "DEFAULT_RATE",
+    "STATE_KEY",
     "CalibrationScores",
     "Group",
     "NominalScores",
     "Split",
+    "ThresholdState",
     "gather_scores",
     "group_label",
     "group_of",
     "nominal_scores",
     "real_path",
+    "remove_threshold",
     "require_group",
     "rescore",
     "score_images",
     "select_evenly",
+    "upgrade_checkpoint",
 ]
 
 # What names the group of an image: a regular expression on its path, or a function of it.
 Group: TypeAlias = str | Callable[[str], str] | None
+_Source: TypeAlias = Literal["none", "good", "labels", "hand", "unknown"]
 
+DEFAULT_RATE = 0.01
+STATE_KEY = "threshold"  # of the state in the post-processor's configuration
+_CONFIG_KEY = "anomalib_post_processor_config"  # of that in a checkpoint
 _BATCH = 16
+# least validation images of each kind whose masks set the pixel threshold, as for a sign test
+_LEAST_LABELLED = 5
 
 
 class Split(IntEnum):
@@ -56,10 +79,9 @@ class CalibrationScores(NamedTuple):
         scores (tuple[float, ...]): Raw scores.
         kinds (tuple[int, ...]): A :class:`Split` for each.
         paths (tuple[str, ...]): Image files; empty where a file is not known.
-        peaks (tuple[float, ...]): Largest value of each raw anomaly map, to which other layers may
-            contribute than to the score.
-        current (tuple[bool, ...]): Whether the score is from the present memory banks; an update
-            may be unable to score an image again.
+        peaks (tuple[float, ...]): Largest value of each raw map; other layers may contribute to it
+            than to the score.
+        current (tuple[bool, ...]): Whether the present memory banks gave the score.
     """
 
     scores: tuple[float, ...] = ()
@@ -123,30 +145,15 @@ class CalibrationScores(NamedTuple):
         return self.of_split(Split.DEFECTIVE)
 
     def groups(self, group: str | None) -> list[str]:
-        """Name of each image's group, see :func:`group_of`; one of its own without a path."""
+        """Name of each image's group; one of its own where the file is not known."""
         return [
             group_of(path, group) if path else f"\0{number}"
             for number, path in enumerate(self.paths)
         ]
 
-    def description(self, group: str | None, rate: float) -> str:
-        """Number of good images, and the false-alarm rate that they support, as a phrase."""
-        number, needed = len(set(self.good.groups(group))), groups_needed(rate)
-        phrase = (
-            f"{len(self.good.scores)} good images ({number} independent) at a false-alarm rate of"
-            f" {100 * rate:g}%; the true rate may be up to {100 * supported_rate(number):.2g}% at"
-            " 95% confidence"
-        )
-        return phrase if number >= needed else f"{phrase}, {100 * rate:g}% needs {needed}"
-
 
 class NominalScores(NamedTuple):
-    """Raw scores of images, and the largest values of their raw maps.
-
-    Attributes:
-        scores (list[float]): One for each image.
-        peaks (list[float]): One for each image; other layers may contribute than to the score.
-    """
+    """Raw scores of images, and the largest values of their raw maps."""
 
     scores: list[float]
     peaks: list[float]
@@ -161,14 +168,13 @@ def nominal_scores(
     leave_out: bool = True,
     group: Group = None,
 ) -> NominalScores:
-    """Leave-one-group-out scores of images.
+    """Leave-one-group-out scores of images: each without the atoms of its group.
 
-    Each image is scored without the atoms of its group. Where no other atoms would be left, all are
-    used and the image is mirrored: the largest score of three ways counts.
+    Where no other atoms would be left, the largest score of three mirror images is taken.
 
     Args:
         model (SgfrModel): A fitted model.
-        pre_processor (Any): Pre-processor of the model.
+        pre_processor (Any): Its pre-processor.
         paths (Sequence[str]): Image files.
         leave_out (bool): Whether to leave out the group's atoms.
         group (Group): What names an image's group, see :func:`group_of`.
@@ -193,24 +199,19 @@ def nominal_scores(
             rows, indices = map(list, zip(*rows_and_indices, strict=True))
             banks = model.banks_without(left_out)
             if banks is not None:
-                result = model.score_embeddings(
-                    [part[rows] for part in embeddings], images.shape[-2:], banks
-                )
+                part = [scale[rows] for scale in embeddings]
+                result = model.score_embeddings(part, images.shape[-2:], banks)
                 found[:, indices] = _scores_and_peaks(result)
             else:
-                found[:, indices] = _mirrored_scores(model, images[rows])
+                ways = [images[rows].flip(axes) for axes in ((-1,), (-2,), (-2, -1))]
+                mirrored = [_scores_and_peaks(model.score_maps(way)) for way in ways]
+                found[:, indices] = torch.stack(mirrored).amax(0)
     return NominalScores(*found.tolist())
 
 
 def _scores_and_peaks(result: ScoreMaps) -> Tensor:
     """Raw scores and largest map values, shape ``(2, B)``."""
     return torch.stack((result.pred_score, result.anomaly_map.amax(dim=(1, 2, 3)))).cpu()
-
-
-def _mirrored_scores(model: SgfrModel, images: Tensor) -> Tensor:
-    """Largest scores and peaks of three mirror images."""
-    ways = [model.score_maps(images.flip(axes)) for axes in ((-1,), (-2,), (-2, -1))]
-    return torch.stack([_scores_and_peaks(way) for way in ways]).amax(0)
 
 
 def _batches(
@@ -244,7 +245,7 @@ def score_images(
 
     Args:
         model (SgfrModel): A fitted model.
-        pre_processor (Any): Pre-processor of the model.
+        pre_processor (Any): Its pre-processor.
         paths (Sequence[str]): Image files.
         split (Split): What is known of them.
         group (Group): What names an image's group, see :func:`group_of`.
@@ -270,12 +271,12 @@ def rescore(
     Args:
         earlier (CalibrationScores): Scores from earlier banks.
         model (SgfrModel): A fitted model with the present banks.
-        pre_processor (Any): Pre-processor of the model.
+        pre_processor (Any): Its pre-processor.
         group (Group): What names an image's group, see :func:`group_of`.
 
     Returns:
-        CalibrationScores: In the same order. Images whose files are gone keep their earlier
-        scores, which are then not ``current``.
+        CalibrationScores: In the same order. Images whose files are gone keep earlier scores, which
+        are then not ``current``.
     """
     there = earlier.subset([bool(path) and Path(path).is_file() for path in earlier.paths])
     anew: dict[str, Sequence[float]] = {}
@@ -296,10 +297,7 @@ def rescore(
 
 def gather_scores(scores: CalibrationScores) -> CalibrationScores:
     """Scores of all processes, the same in each; an image that several scored counts once."""
-    first, *others = gathered(scores)
-    for theirs in others:
-        first = first.joined(theirs)
-    return first
+    return reduce(CalibrationScores.joined, gathered(scores))
 
 
 def select_evenly(paths: Sequence[str], most: int, group: Group = None) -> list[str]:
@@ -315,17 +313,14 @@ def select_evenly(paths: Sequence[str], most: int, group: Group = None) -> list[
     """
     if len(paths) <= most:
         return list(paths)
-    sizes: dict[str, int] = {}
-    rounds: list[list[int]] = []  # indices of the first image of each group, the second ...
+    sizes: Counter[str] = Counter()
+    rounds = defaultdict[int, list[int]](list)  # the first image of each group, the second ...
     for index, path in enumerate(paths):
         name = group_of(path, group)
-        turn = sizes.get(name, 0)
-        sizes[name] = turn + 1
-        if turn == len(rounds):
-            rounds.append([])
-        rounds[turn].append(index)
+        rounds[sizes[name]].append(index)
+        sizes[name] += 1
     chosen: list[int] = []
-    for indices in rounds:
+    for indices in rounds.values():
         left = most - len(chosen)
         if len(indices) >= left:
             chosen += [indices[step * len(indices) // left] for step in range(left)]
@@ -348,9 +343,8 @@ def group_of(path: str, group: Group) -> str:
 
     Args:
         path (str): Image file.
-        group (Group): Regular expression, searched in the path with ``/`` between folders. What its
-            groups match names the group, or all that it matches if it has none. Or a function from
-            a path to the name.
+        group (Group): Regular expression, searched in the path with ``/`` between folders: its
+            groups, or the whole match, are the name. Or a function from a path to the name.
 
     Returns:
         str: The name; the path itself without ``group``, or where it matches nothing.
@@ -364,16 +358,7 @@ def group_of(path: str, group: Group) -> str:
 
 
 def group_label(path: str, group: str) -> str:
-    """Name of the group of an image to show: its product, camera ...
-
-    Args:
-        path (str): Image file.
-        group (str): Regular expression, as in :func:`group_of`.
-
-    Returns:
-        str: What the groups of the expression match, or all that it matches; ``"(others)"`` where
-        it matches nothing.
-    """
+    """Name of the group of an image to show, as in :func:`group_of`; ``"(others)"`` without one."""
     found = _match(path, group)
     if found is None:
         return "(others)"
@@ -400,3 +385,245 @@ def require_group(group: str | None, paths: Sequence[str] = ()) -> None:
     if paths and not any(_match(path, group) for path in paths):
         msg = f"group '{group}' matches no image's path: one is '{paths[0]}'."
         raise ValueError(msg)
+
+
+class ThresholdState(NamedTuple):
+    """State of a model's threshold, which :meth:`calibrated` sets from the scores and requests.
+
+    Checkpoints store the fields under their names, and pickles in their order.
+
+    Attributes:
+        scores (CalibrationScores): Calibration scores.
+        false_alarm_rate (float | None): Requested share of good images that may be labelled
+            anomalous; then only good images set the threshold. ``None`` for no request.
+        value (float | None): Threshold of the raw score that was set by hand.
+        read_from (tuple[str, ...]): Images from whose scores that value was read.
+        forced (tuple[str, ...]): Images that ``--force`` of a command took for good.
+        group (str | None): Regular expression that names an image's group, see :func:`group_of`.
+        masks (float | None): Threshold of the raw map with the largest F1 score on the masks of
+            validation images; used where there are enough labelled images.
+        image (float): Threshold of the raw score; NaN for none.
+        pixel (float): Threshold of the raw map.
+        peak (float): Threshold of the raw map's largest value that as many good images exceed as
+            exceed ``image``.
+        by (str): What set it: ``"none"``, ``"good"`` images, ``"labels"``, the user by ``"hand"``,
+            or ``"unknown"`` scores that are not kept.
+        power (float): Exponent of :func:`~anomalib_sgfr.post_processing.thresholds.normalise`; 1
+            for a checkpoint of version 0.2.
+        linear (bool): Whether scores are normalised as anomalib does: for a checkpoint of its own
+            post-processor.
+    """
+
+    scores: CalibrationScores = CalibrationScores()
+    false_alarm_rate: float | None = None
+    value: float | None = None
+    read_from: tuple[str, ...] = ()
+    forced: tuple[str, ...] = ()
+    group: str | None = None
+    masks: float | None = None
+    image: float = math.nan
+    pixel: float = math.nan
+    peak: float = math.nan
+    by: _Source = "none"
+    power: float = 2.0
+    linear: bool = False
+
+    @property
+    def rate(self) -> float:
+        """False-alarm rate at which good images set the threshold: the requested one, or 1%."""
+        return DEFAULT_RATE if self.false_alarm_rate is None else self.false_alarm_rate
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a threshold."""
+        return not math.isnan(self.image)
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images may set it: neither a rate nor a value was requested."""
+        return self.false_alarm_rate is None and self.value is None
+
+    @property
+    def independent_images(self) -> int:
+        """Number of groups of good images."""
+        return len(set(self.scores.good.groups(self.group)))
+
+    @property
+    def basis(self) -> str:
+        """What the threshold is calibrated on, as a phrase."""
+        if self.by == "none":
+            return "nothing: there is none"
+        if self.by == "unknown":
+            return "scores that are not kept"
+        if self.by == "hand":
+            source = f", read from {len(self.read_from)} images" if self.read_from else ""
+            return f"a value set by hand{source}"
+        phrase = f"{len(self.scores.good.scores)} good"
+        if self.by == "labels":
+            phrase += f" and {len(self.scores.defective.scores)} defective images"
+        else:
+            number, needed = self.independent_images, groups_needed(self.rate)
+            phrase += (
+                f" images ({number} independent) at a false-alarm rate of {100 * self.rate:g}%;"
+                f" they support a rate of {100 * supported_rate(number):.2g}% or more at 95%"
+                " confidence"
+            )
+            if number < needed:
+                phrase += f", {100 * self.rate:g}% needs {needed}"
+        outdated = self.scores.current.count(False)
+        if outdated:
+            phrase += f"; {outdated} of them could not be scored again after the banks changed"
+        if self.forced:
+            phrase += f"; {len(self.forced)} of them were taken for good by --force"
+        return phrase
+
+    @property
+    def threshold_images(self) -> tuple[str, ...]:
+        """Files of the images that set the threshold: error rates on them are optimistic."""
+        if self.by == "hand":
+            return self.read_from
+        if self.by == "labels":
+            return tuple(filter(None, self.scores.paths))
+        return tuple(filter(None, self.scores.good.paths)) if self.by == "good" else ()
+
+    @property
+    def warning(self) -> str | None:
+        """Warning of a threshold that too few good images support; ``None`` if they suffice."""
+        return few_groups_warning(self.independent_images, self.rate) if self.by == "good" else None
+
+    def calibrated(self) -> "ThresholdState":
+        """State with the threshold that its scores and requests give; none without either."""
+        good = self.scores.good
+        if not good.scores:
+            value = math.nan if self.value is None else self.value
+            return self._with_thresholds(value, value, "none" if self.value is None else "hand")
+        image, peak = self._conformal_thresholds()
+        image, peak = with_margin(image, good.scores), with_margin(peak, good.peaks)
+        chosen = image if self.value is None else self.value
+        by: _Source = "good" if self.value is None else "hand"
+        if self.uses_validation:
+            held_out, bad = self.scores.of_split(Split.HELD_OUT), self.scores.defective
+            chosen, by = combined_threshold(
+                good=held_out.scores,
+                bad=bad.scores,
+                calibration=good.scores,
+                rate=self.rate,
+                groups=good.groups(self.group),
+                good_groups=held_out.groups(self.group),
+                bad_groups=bad.groups(self.group),
+            )
+            chosen = with_margin(chosen, good.scores)
+        # by the same factor above the good images' peaks as above their scores
+        chosen_peak = chosen * peak / image if image > 0.0 else max(chosen, peak)
+        return self._with_thresholds(chosen, chosen_peak, by)
+
+    def _conformal_thresholds(self) -> tuple[float, float]:
+        """Thresholds of the good images' scores and peaks at the rate."""
+        good, groups = self.scores.good, self.scores.good.groups(self.group)
+        return (
+            conformal_threshold(good.scores, self.rate, groups),
+            conformal_threshold(good.peaks, self.rate, groups),
+        )
+
+    def _with_thresholds(self, image: float, peak: float, by: _Source) -> "ThresholdState":
+        """State with thresholds in the precision that scores are compared in."""
+        held_out, bad = self.scores.of_split(Split.HELD_OUT), self.scores.defective
+        enough = min(len(held_out.scores), len(bad.scores)) >= _LEAST_LABELLED
+        from_masks = self.uses_validation and enough and self.masks is not None
+        pixel = self.masks if from_masks else peak
+        image, pixel, peak = (float(np.float32(each)) for each in (image, pixel, peak))
+        return self._replace(image=image, pixel=pixel, peak=peak, by=by, linear=False)
+
+    def validated(
+        self, seen: CalibrationScores, masks: float | None, trained_on: Sequence[str]
+    ) -> "ThresholdState":
+        """State calibrated with labelled validation images.
+
+        Args:
+            seen (CalibrationScores): Their scores.
+            masks (float | None): Threshold of the raw map with the largest F1 score on their masks.
+            trained_on (Sequence[str]): Training images, which are no good images of ``seen``.
+
+        Returns:
+            ThresholdState: The state.
+        """
+        fresh = seen.defective.joined(seen.good.exclude(trained_on))
+        return self._replace(scores=self.scores.joined(fresh), masks=masks).calibrated()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data by field, to store in a checkpoint."""
+        lists = {"read_from": list(self.read_from), "forced": list(self.forced)}
+        return {**self._asdict(), "scores": self.scores.to_dict(), **lists}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "ThresholdState":
+        """Inverse of :meth:`to_dict`."""
+        known = {name: value for name, value in stored.items() if name in cls._fields}
+        lists = {name: tuple(known.get(name, ())) for name in ("read_from", "forced")}
+        return cls(**{**known, "scores": CalibrationScores.from_dict(known.get("scores")), **lists})
+
+    @classmethod
+    def from_earlier_version(
+        cls, config: Mapping[str, Any], image: float, pixel: float
+    ) -> "ThresholdState":
+        """State from the configuration of an earlier version, or of anomalib's post-processor."""
+        state = cls(
+            scores=CalibrationScores.from_dict(config.get("evidence")),
+            false_alarm_rate=config.get("false_alarm_rate"),
+            value=config.get("value"),
+            group=config.get("group"),
+            power=config.get("power", 1.0),  # of version 0.2
+            linear=config.get("linear", "false_alarm_rate" not in config),
+        )
+        return state.with_stored_thresholds(image, pixel)
+
+    def with_stored_thresholds(self, image: float, pixel: float) -> "ThresholdState":
+        """State with stored thresholds, which its scores need not give; NaN for none."""
+        if math.isnan(image):
+            return self._replace(image=image, pixel=pixel, peak=pixel, by="none")
+        by: _Source = "hand" if self.value is not None else "unknown"
+        peak = pixel
+        if self.scores.good.scores:
+            own_image, own_peak = self._conformal_thresholds()  # version 0.2 had no margin
+            peak = image * own_peak / own_image if own_image > 0.0 else image
+            if self.value is None and math.isclose(image, own_image, rel_tol=1e-6):
+                by = "good"
+            elif self.value is None and self._is_f1_threshold(image):
+                by = "labels"
+        masks = None if math.isclose(pixel, peak, rel_tol=1e-6) else pixel
+        return self._replace(image=image, pixel=pixel, peak=peak, by=by, masks=masks)
+
+    def _is_f1_threshold(self, image: float) -> bool:
+        """Whether version 0.2 set a threshold from labelled images."""
+        good, bad = self.scores.of_split(Split.HELD_OUT).scores, self.scores.defective.scores
+        return bool(good and bad) and math.isclose(image, f1_threshold(good, bad), rel_tol=1e-6)
+
+
+def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
+    """Add the state to a checkpoint of an earlier version or of anomalib's own post-processor.
+
+    Args:
+        checkpoint (dict[str, Any]): As Lightning read it; changed in place.
+    """
+    config, tensors = checkpoint.get(_CONFIG_KEY), checkpoint.get("state_dict", {})
+    if not config or STATE_KEY in config:
+        return
+    image, pixel = (
+        float(tensors.get(f"post_processor._{which}_threshold", math.nan))
+        for which in ("image", "pixel")
+    )
+    state = ThresholdState.from_earlier_version(config, image, pixel)
+    checkpoint[_CONFIG_KEY] = {**config, STATE_KEY: state.to_dict()}
+
+
+def remove_threshold(checkpoint: dict[str, Any]) -> None:
+    """Remove the threshold and its calibration scores from a checkpoint that was read.
+
+    Args:
+        checkpoint (dict[str, Any]): As :func:`upgrade_checkpoint` leaves it; changed in place.
+    """
+    config = checkpoint.get(_CONFIG_KEY)
+    if config:
+        stored = ThresholdState.from_dict(config[STATE_KEY])
+        requests = stored._replace(scores=CalibrationScores(), value=None, read_from=(), masks=None)
+        checkpoint[_CONFIG_KEY] = {**config, STATE_KEY: requests.calibrated().to_dict()}

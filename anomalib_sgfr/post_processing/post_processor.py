@@ -14,8 +14,11 @@ from torch import Tensor
 
 from anomalib_sgfr.core.linear_algebra import KeepsDtype
 from anomalib_sgfr.post_processing.calibration import (
+    DEFAULT_RATE,
+    STATE_KEY,
     CalibrationScores,
     Split,
+    ThresholdState,
     gather_scores,
     group_of,
     real_path,
@@ -24,17 +27,15 @@ from anomalib_sgfr.post_processing.calibration import (
     score_images,
     select_evenly,
 )
-from anomalib_sgfr.post_processing.normalisation import ScoreNormaliser
-from anomalib_sgfr.post_processing.streaming_f1 import StreamingF1Threshold
-from anomalib_sgfr.post_processing.threshold_state import DEFAULT_RATE, STATE_KEY, ThresholdState
-from anomalib_sgfr.post_processing.thresholds import require_rate
+from anomalib_sgfr.post_processing.thresholds import (
+    StreamingF1Threshold,
+    normalise,
+    raw_ratio,
+    require_rate,
+)
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = [
-    "NominalPostProcessor",
-    "SgfrPostProcessor",
-    "requested_sensitivities",
-]
+__all__ = ["NominalPostProcessor", "SgfrPostProcessor", "requested_sensitivities"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +60,8 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
     and training images, each scored without the atoms of its own group. Labelled validation images
     set it instead where they show that it makes more errors, see
     :func:`~anomalib_sgfr.post_processing.thresholds.combined_threshold`. Masks of at least five
-    validation images of each kind set the pixel threshold, at the largest F1 score.
-
-    Scores and maps are normalised, see
-    :class:`~anomalib_sgfr.post_processing.normalisation.ScoreNormaliser`. The Engine, checkpoints
-    and exported files give the same labels.
+    validation images of each kind set the pixel threshold, at the largest F1 score. Scores and maps
+    are normalised by :func:`~anomalib_sgfr.post_processing.thresholds.normalise`.
 
     Args:
         false_alarm_rate (float | None): Share of good images that may be labelled anomalous. If
@@ -191,10 +189,6 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
     # Normalised and raw scores
 
     @property
-    def _normaliser(self) -> ScoreNormaliser:
-        return ScoreNormaliser(self._state.power, self._state.linear)
-
-    @property
     def normalises(self) -> bool:
         """Whether scores are normalised once there is a threshold."""
         return bool(self._state.linear or self.enable_normalization)
@@ -225,15 +219,13 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
         least, most, threshold = (
             getattr(self, f"{which}_{name}") for name in ("min", "max", "threshold")
         )
-        return self._normaliser.raw(normalised, float(most - least), float(threshold))
+        if self._state.linear:
+            return float(threshold) + (normalised - 0.5) * float(most - least)
+        return float(threshold) * self._ratio(normalised)
 
-    def normalised_score(self, raw: float) -> float:
-        """Normalised score of a raw one; the raw one without a threshold or normalisation."""
-        threshold = self.image_threshold
-        if not self.normalises or bool(threshold.isnan()):
-            return raw
-        value = torch.tensor(raw, dtype=torch.float32, device=threshold.device)
-        return float(self._normaliser.normalise(value, self.image_min, self.image_max, threshold))
+    def _ratio(self, normalised: float) -> float:
+        """Ratio of the raw score of a normalised one to the threshold."""
+        return raw_ratio(normalised, self._state.power)
 
     def raw_threshold_at(self, score: float) -> float:
         """Threshold that labels anomalous what now has a larger normalised score.
@@ -245,16 +237,16 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
             float: A threshold of the raw score, to set by hand.
         """
         raw = score if bool(self.image_threshold.isnan()) else self.raw_score(score)
-        ratio = self._normaliser.ratio(1.0 - self.image_sensitivity)
+        ratio = self._ratio(1.0 - self.image_sensitivity)
         # at the ends of sensitivity all images are anomalous, or none
         return raw / ratio if 0.0 < ratio < math.inf else raw
 
     def _normalize(  # type: ignore[override]  # anomalib's is static, and called on the object
         self, preds: Tensor | None, norm_min: Tensor, norm_max: Tensor, threshold: Tensor
     ) -> Tensor | None:
-        if preds is None:
-            return None
-        return self._normaliser.normalise(preds, norm_min, norm_max, threshold)
+        if preds is None or self._state.linear:
+            return super()._normalize(preds, norm_min, norm_max, threshold)
+        return normalise(preds, threshold, self._state.power)
 
     @property
     def normalized_image_threshold(self) -> Tensor:
@@ -269,7 +261,7 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
     def _prediction_threshold(self, threshold: Tensor, sensitivity: float) -> Tensor:
         if self.normalises:
             return torch.tensor(1.0 - sensitivity, dtype=torch.float32)
-        return threshold * self._normaliser.ratio(1.0 - sensitivity)
+        return threshold * self._ratio(1.0 - sensitivity)
 
     # Calibration by a fit
 
@@ -380,14 +372,12 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
         self._pixels.reset()
         if not self._state.uses_validation or not seen.scores:
             return
-        training = self._training_paths(pl_module)
+        model: Any = pl_module.model
+        training = [*model.images, *self._state.scores.of_split(Split.TRAINING).paths]
         seen = self._rescored_groups(seen, pl_module, training)
         self.use(self._state.validated(seen, masks, training))
         if trainer.state.fn != "fit":
             self._log_basis()
-
-    def _training_paths(self, pl_module: Any) -> list[str]:  # noqa: ANN401
-        return [*pl_module.model.images, *self._state.scores.of_split(Split.TRAINING).paths]
 
     def _rescored_groups(
         self,
@@ -407,13 +397,9 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
             and real_path(path) not in trained_files
             for name, kind, path in zip(seen.groups(group), seen.kinds, seen.paths, strict=True)
         ]
-        again = score_images(
-            pl_module.model,
-            pl_module.pre_processor,
-            seen.subset(of_trained_group).paths,
-            Split.TRAINING,
-            group,
-        )
+        paths = seen.subset(of_trained_group).paths
+        model, pre_processor = pl_module.model, pl_module.pre_processor
+        again = score_images(model, pre_processor, paths, Split.TRAINING, group)
         return seen.subset([not flag for flag in of_trained_group]).joined(again)
 
     # Predictions
@@ -462,11 +448,8 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
             ValueError: If there is such a request.
         """
         state = ThresholdState.from_dict(config[STATE_KEY])
-        stored = {
-            "held_out": config.get("held_out"),
-            "group": state.group,
-            "images": config.get("images"),
-        }
+        stored = {name: config.get(name) for name in ("held_out", "images")}
+        stored["group"] = state.group
         for name, value in stored.items():
             if self._asked.get(name, value) != value:
                 msg = (
@@ -487,8 +470,7 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
         """Restore a stored configuration; what was requested overrides it.
 
         Args:
-            config (dict[str, Any]): From :meth:`checkpoint_config`, or anomalib's own
-                post-processor.
+            config (dict[str, Any]): That this post-processor or anomalib's own gave.
         """
         super().load_checkpoint_config(config)
         for name in ("held_out", "images", "image_sensitivity", "pixel_sensitivity"):

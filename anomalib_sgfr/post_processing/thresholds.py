@@ -1,8 +1,8 @@
-"""Thresholds of scores: conformal from good images, of largest F1 score from both kinds.
+"""Thresholds of scores and maps, and the normalisation of scores by a threshold.
 
-Scores are 32-bit numbers wherever they are compared, and so is every threshold; a score that
-exceeds it is an alarm. Images that are not independent, such as those of one part, are one group;
-groups are what rates and confidence bounds count, and the images of a group share its weight.
+Scores are compared as 32-bit numbers, and every threshold is one; a score that exceeds it is an
+alarm. Images that are not independent, such as those of one part, are one group: rates and
+confidence bounds count groups, and the images of a group share its weight.
 """
 
 import math
@@ -11,33 +11,43 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from anomalib_sgfr.core.processes import summed
 
 __all__ = [
-    "CONFIDENCE",
-    "LEAST_GROUPS",
     "LEAST_RATE",
     "Decision",
+    "StreamingF1Threshold",
     "combined_threshold",
     "conformal_threshold",
     "f1_threshold",
     "few_groups_warning",
     "groups_needed",
+    "normalise",
+    "raw_ratio",
     "require_rate",
     "supported_rate",
     "with_margin",
 ]
 
-CONFIDENCE = 0.95
+_CONFIDENCE = 0.95
 LEAST_RATE = 1e-6  # false-alarm rate: no number of images that anybody has supports a smaller one
-LEAST_GROUPS = 30  # below it a threshold from good images alone is uncertain at any rate
+_LEAST_GROUPS = 30  # below it a threshold from good images alone is uncertain at any rate
 _TAIL = 0.25  # share of the largest scores that a tail is fitted to
-_BOUND_TAIL = (1.0 - CONFIDENCE) / 2.0  # of each of two bounds that hold together
+_BOUND_TAIL = (1.0 - _CONFIDENCE) / 2.0  # of each of two bounds that hold together
 _CONTRADICTION = 0.01  # probability below which alarms among good images contradict a rate
 _ROUNDING = 1e-9  # of sums of shares; far below the least rate
 _LARGEST = float(np.finfo(np.float32).max)
 # relative; computing in another order or precision changes a score by less
 _MARGIN = 1e-3
+# a bin of pixels' values: the 2^9 32-bit numbers of one exponent and first 14 bits of the fraction
+_DROPPED_BITS, _FRACTION_BITS = 9, 14
+_LOWEST, _OCTAVES = -32, 64
+_BINS = _OCTAVES << _FRACTION_BITS
+_FIRST = (127 + _LOWEST) << _FRACTION_BITS
 
 
 def conformal_threshold(
@@ -47,9 +57,8 @@ def conformal_threshold(
 
     With at least ``1 / rate - 1`` groups this is the order statistic of split conformal prediction
     (Vovk et al. 2005), which holds for exchangeable scores of any distribution; scores of one group
-    share its weight (Dunn, Wasserman & Ramdas 2022, pooling CDFs). With fewer groups there is no
-    such statistic: an exponential tail through the largest quarter is extrapolated, from the
-    largest score up, and rounded up.
+    share its weight (Dunn, Wasserman & Ramdas 2022, pooling CDFs). With fewer groups an exponential
+    tail through the largest quarter is extrapolated beyond the largest score, and rounded up.
 
     Args:
         scores (Sequence[float]): Scores of nominal images.
@@ -87,8 +96,8 @@ def conformal_threshold(
 def f1_threshold(good: Sequence[float], bad: Sequence[float]) -> float:
     """Threshold with the largest F1 score between nominal and defective scores.
 
-    It lies half-way between the score with the largest F1, which anomalib takes, and the next
-    lower one. Of equal F1 scores the largest threshold is taken.
+    It lies half-way between the score with the largest F1, the largest of equal ones, and the next
+    lower score. anomalib takes the score itself.
 
     Args:
         good (Sequence[float]): Scores of nominal images.
@@ -177,8 +186,7 @@ def combined_threshold(
        lower bound of Youden's index (Youden 1950); a larger cost avoids the many false alarms that
        some validation sets would cause.
 
-    A few labelled images have wide bounds, and change little. ``benchmarks/threshold_rules.py``
-    compares this rule with others.
+    ``benchmarks/threshold_rules.py`` compares this rule with others.
 
     Args:
         good (Sequence[float]): Scores of good validation images, not trained on; may be empty.
@@ -187,9 +195,9 @@ def combined_threshold(
             leave-one-group-out, and those in ``good``.
         rate (float): False-alarm rate, see :func:`conformal_threshold`.
         groups (Sequence[Hashable] | None): Group of each score in ``calibration``; ``None`` if each
-            is its own.
-        good_groups (Sequence[Hashable] | None): The same for ``good``.
-        bad_groups (Sequence[Hashable] | None): The same for ``bad``.
+            is its own, as in the next two.
+        good_groups (Sequence[Hashable] | None): Groups of ``good``.
+        bad_groups (Sequence[Hashable] | None): Groups of ``bad``.
         alarm_cost (float): Share of missed defects that a share of false alarms counts as, one at
             least.
 
@@ -286,10 +294,102 @@ def _better_threshold(
     return chosen
 
 
-def supported_rate(groups: int) -> float:
-    """False-alarm rate that nominal groups without an alarm support at 95% confidence.
+class StreamingF1Threshold:
+    """Threshold with the largest F1 score of the pixels of a validation set.
 
-    Exact and binomial: with a higher rate, the probability of no alarm is below 5%.
+    Values are counted in bins from ``2**-32`` to ``2**32``, whose edges are a factor of at most
+    ``1 + 2**-14`` (0.006%) apart. Smaller values are in the first bin, larger ones and NaN in the
+    last. The counts take 16 MiB from the first :meth:`update` to :meth:`reset`.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Tensor | None = None
+
+    def update(self, values: Tensor, positive: Tensor) -> None:
+        """Count values.
+
+        Args:
+            values (Tensor): Any shape, floating point.
+            positive (Tensor): Whether each is defective; the same number of elements.
+
+        Raises:
+            ValueError: If the numbers of elements differ.
+        """
+        if values.numel() != positive.numel():
+            msg = (
+                f"positive must have as many elements as values, {values.numel()}, got"
+                f" {positive.numel()}."
+            )
+            raise ValueError(msg)
+        bits = values.detach().flatten().float().view(torch.int32)
+        bins = ((bits >> _DROPPED_BITS) - _FIRST).clamp(0, _BINS - 1).long()
+        both = torch.bincount(bins + _BINS * positive.flatten().bool(), minlength=2 * _BINS)
+        counts = both.view(2, _BINS)
+        self._counts = (
+            counts if self._counts is None else self._counts + counts.to(self._counts.device)
+        )
+
+    def compute(self, device: torch.device | None = None) -> float | None:
+        """Threshold from the counts of all processes. A collective call.
+
+        Args:
+            device (torch.device | None): One that the process group communicates on.
+
+        Returns:
+            float | None: The lowest of the best bins' lower edges, the same in all processes;
+            ``None`` unless there are values of both classes.
+        """
+        own = torch.zeros(2, _BINS, dtype=torch.int64) if self._counts is None else self._counts
+        counts = summed(own.to(device))
+        used = counts.sum(0).nonzero().flatten()
+        # in each bin and above
+        negatives, positives = counts[:, used].flip(1).cumsum(1).flip(1).double()
+        if not used.numel() or not float(negatives[0]) or not float(positives[0]):
+            return None
+        f1 = 2.0 * positives / (positives + negatives + positives[0])
+        best = int(used[int((f1 == f1.max()).nonzero()[0])])
+        lower_edge = torch.tensor((best + _FIRST) << _DROPPED_BITS, dtype=torch.int32)
+        return 0.0 if best == 0 else float(lower_edge.view(torch.float32))
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self._counts = None
+
+
+def normalise(raw: Tensor, threshold: Tensor, power: float) -> Tensor:
+    """Scores or maps normalised to values between zero and one: ``s^p / (s^p + t^p)``.
+
+    The threshold ``t`` becomes 0.5, and the order of scores is kept. With a power of 2 and in 32
+    bits, a score that is 5% larger stays larger up to 1,000 times ``t``, one that is 1% larger up
+    to 500 times; from 6,000 times on all are 1.
+
+    Args:
+        raw (Tensor): Raw scores or maps, any shape.
+        threshold (Tensor): Raw threshold, a scalar.
+        power (float): The exponent ``p``.
+
+    Returns:
+        Tensor: Of the same shape.
+    """
+    # the threshold may be zero where all nominal scores are; shares overflow in no precision
+    bound = threshold.clamp_min(torch.finfo(threshold.dtype).tiny)
+    share, rest = raw / (raw + bound), bound / (raw + bound)
+    if power != 1.0:
+        share = share**power / (share**power + rest**power)
+    # rounding must not move a score to the other side of 0.5
+    above = share.clamp_min(0.5 + torch.finfo(share.dtype).eps)
+    return torch.where(raw > threshold, above, share.clamp_max(0.5))
+
+
+def raw_ratio(normalised: float, power: float) -> float:
+    """Ratio of a raw score to the threshold, from what :func:`normalise` makes of the score."""
+    return (normalised / (1.0 - normalised)) ** (1.0 / power) if normalised < 1 else math.inf
+
+
+def supported_rate(groups: int) -> float:
+    """False-alarm rate that so many nominal groups without an alarm support at 95% confidence.
+
+    With a higher rate, the probability of no alarm would be below 5% (exact binomial test).
 
     Args:
         groups (int): Number of independent groups.
@@ -297,7 +397,7 @@ def supported_rate(groups: int) -> float:
     Returns:
         float: The rate; 1 for no group.
     """
-    return 1.0 - (1.0 - CONFIDENCE) ** (1.0 / groups) if groups else 1.0
+    return 1.0 - (1.0 - _CONFIDENCE) ** (1.0 / groups) if groups else 1.0
 
 
 def groups_needed(rate: float) -> int:
@@ -313,15 +413,15 @@ def groups_needed(rate: float) -> int:
         ValueError: If the rate is out of range.
     """
     require_rate(rate)
-    return math.ceil(math.log(1.0 - CONFIDENCE) / math.log1p(-rate))
+    return math.ceil(math.log(1.0 - _CONFIDENCE) / math.log1p(-rate))
 
 
 def few_groups_warning(groups: int, rate: float) -> str | None:
     """Warning that good images are too few for a threshold at a false-alarm rate.
 
-    It is given below 30 groups, and where the threshold is extrapolated beyond the largest score:
-    at 1% below 99 groups. Its bound is exact: the rate of alarms beyond the r-th largest of n
-    scores has the distribution Beta(r, n + 1 - r) (Vovk 2012).
+    It is given below 30 groups, and where the threshold is extrapolated: at 1% below 99 groups. Its
+    bound is exact: the rate of scores beyond the r-th largest of n has the distribution
+    Beta(r, n + 1 - r) (Vovk 2012).
 
     Args:
         groups (int): Number of independent good groups that the threshold is calibrated on.
@@ -334,14 +434,15 @@ def few_groups_warning(groups: int, rate: float) -> str | None:
         ValueError: If the rate is out of range.
     """
     require_rate(rate)
-    if groups >= max(LEAST_GROUPS, 1.0 / rate - 1.0 - _ROUNDING):
+    if groups >= max(_LEAST_GROUPS, 1.0 / rate - 1.0 - _ROUNDING):
         return None
     # scores that calibration leaves above the threshold
     alarms = max(math.floor((groups + 1) * (rate + _ROUNDING)) - 1, 0)
-    bound, needed = _upper_bound(alarms, groups), max(LEAST_GROUPS, groups_needed(rate))
-    images = "1 image" if groups == 1 else f"{groups} images"
+    bound, needed = _upper_bound(alarms, groups), max(_LEAST_GROUPS, groups_needed(rate))
+    images = "1 good image" if groups == 1 else f"{groups} good images"
     return (
-        f"{images}: the true rate may be up to {_percent(bound)}; {_percent(rate)} needs {needed}"
+        f"{images}: at 95% confidence the false-alarm rate is {_percent(bound)} or less;"
+        f" {_percent(rate)} needs {needed} images"
     )
 
 
@@ -398,7 +499,7 @@ def _rounded_up(value: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _upper_bound(alarms: int, groups: int, tail: float = 1.0 - CONFIDENCE) -> float:
+def _upper_bound(alarms: int, groups: int, tail: float = 1.0 - _CONFIDENCE) -> float:
     """Largest rate that gives so few alarms with a probability of ``tail`` (Clopper & Pearson)."""
     if alarms >= groups:
         return 1.0

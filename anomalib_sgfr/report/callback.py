@@ -15,8 +15,7 @@ from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.images.pre_processor import geometric_steps, read_prepared
-from anomalib_sgfr.post_processing.calibration import Split, require_group
-from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.post_processing.calibration import Split, ThresholdState, require_group
 from anomalib_sgfr.report.contents import (
     AtomCrop,
     ExplanationRow,
@@ -29,11 +28,10 @@ from anomalib_sgfr.report.contents import (
 )
 from anomalib_sgfr.report.crops import CONTEXT, TrainingCrops, crop_around, displayable
 from anomalib_sgfr.report.explanation import Reconstruction, explain
-from anomalib_sgfr.report.known_images import known_images
 from anomalib_sgfr.report.media import BUDGET, aspect_ratio, outline, small_map, webp
-from anomalib_sgfr.report.model_facts import facts_of
+from anomalib_sgfr.report.model_facts import facts_of, known_images
 from anomalib_sgfr.report.page import render, write_page
-from anomalib_sgfr.report.score_table import ScoreRow, normalised_threshold, score_rows
+from anomalib_sgfr.report.score_table import ScoreRow, each_once, normalised_threshold, score_rows
 from anomalib_sgfr.report.statistics import RegionOverlap
 from anomalib_sgfr.run_folder import AfterPostProcessor
 from anomalib_sgfr.torch_model import SgfrModel
@@ -172,7 +170,7 @@ class Report(AfterPostProcessor):
         try:
             image = displayable(module.pre_processor, outputs.image[index])
             values = outputs.anomaly_map[index].squeeze().float().cpu().numpy()
-            level = _normalised_pixel_threshold(module.post_processor)
+            level = normalised_threshold(module.post_processor, "pixel")
             truth = None if mask is None else mask[index].squeeze().float().cpu().numpy()
             return ImageMedia(
                 image=webp(image, side, BUDGET // max(self.pictures, 1)),
@@ -195,7 +193,9 @@ class Report(AfterPostProcessor):
         processor = module.post_processor
         threshold = normalised_threshold(processor)
         state = getattr(processor, "state", ThresholdState())
-        images = with_most_media(_each_once(of_all), threshold, self.pictures)
+        images = with_most_media(
+            each_once(of_all, lambda image: image.result.image), threshold, self.pictures
+        )
         images = _with_kinds(images, self.kinds)
         images, known_by_name = _with_known(images, state, module.model.images)
         notes = [self._media_error] if self._media_error else []
@@ -214,7 +214,6 @@ class Report(AfterPostProcessor):
         return ReportContents(
             images=images,
             threshold=threshold,
-            pixel_threshold=_normalised_pixel_threshold(processor),
             normalised=bool(
                 getattr(processor, "is_set", True)
                 and getattr(processor, "enable_normalization", True)
@@ -316,14 +315,6 @@ def _with_known(
     return found, max(by_name, also_by_name)
 
 
-def _normalised_pixel_threshold(processor: Any) -> float | None:  # noqa: ANN401
-    """Current threshold of the normalised anomaly map; ``None`` without one."""
-    if not getattr(processor, "is_set", True):
-        return None
-    level = float(getattr(processor, "normalized_pixel_threshold", np.nan))
-    return None if np.isnan(level) else level
-
-
 def _aspect_ratio(pre_processor: Any, path: str, height: int, width: int) -> float:  # noqa: ANN401
     """Width over height of the file if the model sees all of it, else of the model's input."""
     try:
@@ -339,16 +330,6 @@ def _checkpoint(trainer: Any) -> str:  # noqa: ANN401
     callback = getattr(trainer, "checkpoint_callback", None)
     found = getattr(trainer, "ckpt_path", None) or getattr(callback, "best_model_path", "") or ""
     return str(found) if found and Path(str(found)).is_file() else ""
-
-
-def _each_once(of_all: Sequence[Sequence[ImageRow]]) -> list[ImageRow]:
-    """Images of all processes, by path; one that several processes were given counts once."""
-    if len(of_all) == 1:
-        return list(of_all[0])
-    every = [image for images in of_all for image in images]
-    by_path = {image.result.image: image for image in every if image.result.image}
-    unnamed = [image for image in every if not image.result.image]
-    return [by_path[path] for path in sorted(by_path)] + unnamed
 
 
 def _with_kinds(images: Sequence[ImageRow], kinds: Mapping[str, str]) -> list[ImageRow]:

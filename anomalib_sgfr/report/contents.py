@@ -1,5 +1,6 @@
 """Contents of a report as plain data: images, explanations, tables, and the same as JSON."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +10,12 @@ from numpy.typing import NDArray
 from anomalib_sgfr.post_processing.calibration import group_label
 from anomalib_sgfr.report.model_facts import ModelFacts
 from anomalib_sgfr.report.score_table import ScoreRow
-from anomalib_sgfr.report.statistics import Counts, Curve, GroupRow, auroc, group_rows, interval
+from anomalib_sgfr.report.statistics import Counts, Curve, auroc, interval
 
 __all__ = [
     "AtomCrop",
     "ExplanationRow",
+    "GroupRow",
     "ImageExplanation",
     "ImageMedia",
     "ImageRow",
@@ -21,6 +23,7 @@ __all__ = [
     "as_json",
     "counts_of",
     "most_important",
+    "scores_of",
     "tables_of",
     "with_most_media",
 ]
@@ -125,7 +128,6 @@ class ReportContents(NamedTuple):
     Attributes:
         images (list[ImageRow]): All images of the run.
         threshold (float | None): Current threshold of normalised scores; ``None`` without one.
-        pixel_threshold (float | None): Current threshold of the normalised anomaly map.
         normalised (bool): Whether scores and maps are normalised to between 0 and 1.
         basis (str): What the threshold is calibrated on, in words.
         independent_images (int): Number of independent good images among that.
@@ -143,7 +145,6 @@ class ReportContents(NamedTuple):
 
     images: list[ImageRow]
     threshold: float | None
-    pixel_threshold: float | None
     normalised: bool
     basis: str
     independent_images: int
@@ -157,6 +158,23 @@ class ReportContents(NamedTuple):
     known_by_name: int = 0
     unreadable: list[tuple[str, str]] = []  # noqa: RUF012  # never changed
     notes: list[str] = []  # noqa: RUF012  # never changed
+
+
+class GroupRow(NamedTuple):
+    """Row of a table by kind of defect or by group.
+
+    Attributes:
+        name (str): Kind or group.
+        counts (Counts): Counts of its new images.
+        auroc (float | None): Image AUROC of all its images; ``None`` without good and defective
+            ones.
+        left_out (int): Images that are not new.
+    """
+
+    name: str
+    counts: Counts
+    auroc: float | None
+    left_out: int
 
 
 def most_important(images: Sequence[ImageRow], threshold: float | None, most: int) -> list[int]:
@@ -214,31 +232,49 @@ def counts_of(images: Sequence[ImageRow], threshold: float) -> Counts:
     return Counts.at(threshold, [row.score for row in results], [row.truth for row in results])
 
 
+def scores_of(images: Sequence[ImageRow], truth: int | None) -> list[float]:
+    """Scores of the images that are labelled good (0), defective (1) or not at all."""
+    return [image.result.score for image in images if image.result.truth == truth]
+
+
 def tables_of(contents: ReportContents, threshold: float) -> dict[str, list[GroupRow]]:
     """Table by kind of defect, and by group if there is an expression for it.
+
+    The AUROC of a kind compares its images with all good images, that of a group only images of
+    the group.
 
     Args:
         contents (ReportContents): The report.
         threshold (float): Larger scores are anomalous.
 
     Returns:
-        dict[str, list[GroupRow]]: Rows under ``"kind"`` and ``"group"``.
+        dict[str, list[GroupRow]]: Rows, sorted by name, under ``"kind"`` and ``"group"``.
     """
-    results = [image.result for image in contents.images]
-    names = {"kind": [image.kind for image in contents.images]}
-    if contents.group is not None:
-        names["group"] = [group_label(row.image, contents.group) for row in results]
-    return {
-        by: group_rows(
-            labels,
-            [row.score for row in results],
-            [row.truth for row in results],
-            threshold,
-            against_all_good=by == "kind",
-            new=[image.is_new for image in contents.images],
-        )
-        for by, labels in names.items()
-    }
+    images, group = contents.images, contents.group
+    good = scores_of(images, 0)
+    tables = {"kind": _table(images, [image.kind for image in images], threshold, good)}
+    if group is not None:
+        names = [group_label(image.result.image, group) for image in images]
+        tables["group"] = _table(images, names, threshold)
+    return tables
+
+
+def _table(
+    images: Sequence[ImageRow],
+    names: Sequence[str],
+    threshold: float,
+    good: Sequence[float] | None = None,
+) -> list[GroupRow]:
+    """Rows by name; the AUROC compares with scores of good images, else with those of the row."""
+    by_name = defaultdict(list)
+    for name, image in zip(names, images, strict=True):
+        by_name[name].append(image)
+    rows = []
+    for name, own in sorted(by_name.items()):
+        new = [image for image in own if image.is_new]
+        area = auroc(scores_of(own, 0) if good is None else good, scores_of(own, 1))
+        rows.append(GroupRow(name, counts_of(new, threshold), area, len(own) - len(new)))
+    return rows
 
 
 def as_json(contents: ReportContents) -> dict[str, Any]:
@@ -253,9 +289,6 @@ def as_json(contents: ReportContents) -> dict[str, Any]:
         table of scores, ``kind``, ``group``, ``trained_on`` and ``chose_threshold``.
     """
     images, threshold, group = contents.images, contents.threshold, contents.group
-    good, bad = (
-        [image.result.score for image in images if image.result.truth == truth] for truth in (0, 1)
-    )
     new = [image for image in images if image.is_new]
     found: dict[str, Any] = {
         "made": contents.made,
@@ -270,7 +303,7 @@ def as_json(contents: ReportContents) -> dict[str, Any]:
         "chose_threshold": sum(image.chose_threshold for image in images),
         "new": None if threshold is None else _rates(counts_of(new, threshold)),
         "all": None if threshold is None else _rates(counts_of(images, threshold)),
-        "image_auroc": auroc(good, bad),
+        "image_auroc": auroc(scores_of(images, 0), scores_of(images, 1)),
         "aupro": None if contents.region_overlap is None else contents.region_overlap.area,
         "unreadable": [{"image": path, "reason": reason} for path, reason in contents.unreadable],
         "notes": [*contents.notes, *filter(None, [contents.region_note])],

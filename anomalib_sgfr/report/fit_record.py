@@ -69,14 +69,10 @@ class FitRecord(NamedTuple):
 
     @classmethod
     def restored(cls, stored: Any) -> "FitRecord | None":  # noqa: ANN401
-        """Record from the data of :meth:`plain`; ``None`` if fields are missing."""
+        """Record from the dictionary of its fields; ``None`` if fields are missing."""
         if not isinstance(stored, Mapping) or not set(cls._fields) <= set(stored):
             return None
         return cls(**{name: stored[name] for name in cls._fields})
-
-    def plain(self) -> dict[str, Any]:
-        """The record as a dictionary, to store."""
-        return self._asdict()
 
 
 def versions() -> dict[str, str]:

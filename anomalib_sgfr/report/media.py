@@ -15,8 +15,6 @@ from PIL import Image
 
 __all__ = [
     "BUDGET",
-    "HEIGHT",
-    "WIDTH",
     "Bars",
     "ScoreAxis",
     "aspect_ratio",
@@ -31,7 +29,7 @@ __all__ = [
     "webp",
 ]
 
-WIDTH, HEIGHT = 1000, 100  # of a chart's view box, which the page stretches
+_WIDTH, _HEIGHT = 1000, 100  # of a chart's view box, which the page stretches
 _BINS = 60
 BUDGET = 3_500_000  # bytes of all images of a page; base64 adds a third
 _LARGEST = 65504.0  # of float16
@@ -48,17 +46,15 @@ class ScoreAxis(NamedTuple):
     Attributes:
         low (float): Value at the left end.
         high (float): Value at the right end.
-        ticks (list[tuple[float, str]]): Position of each tick, from 0 to 1, and its label.
     """
 
     low: float
     high: float
-    ticks: list[tuple[float, str]]
 
-    @classmethod
-    def over(cls, low: float, high: float) -> "ScoreAxis":
-        """Axis with ticks at round numbers."""
-        return cls(low, high, ticks(low, high))
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Position of each tick, from 0 to 1, and its label."""
+        return ticks(self.low, self.high)
 
 
 class Bars(NamedTuple):
@@ -87,36 +83,29 @@ def ticks(low: float, high: float, number: int = 8) -> list[tuple[float, str]]:
 
 def bar_path(counts: Sequence[int]) -> str:
     """SVG path of bars side by side, the tallest as high as the view box."""
-    tallest, step = max(counts, default=0) or 1, WIDTH / max(len(counts), 1)
+    tallest, step = max(counts, default=0) or 1, _WIDTH / max(len(counts), 1)
     parts = []
     for index, count in enumerate(counts):
         if count:
-            top = HEIGHT - max(round(HEIGHT * count / tallest, 1), 2.0)  # small counts stay visible
-            parts.append(f"M{index * step:.1f} {HEIGHT}V{top:g}h{step * 0.9:.1f}V{HEIGHT}z")
+            top = _HEIGHT - max(
+                round(_HEIGHT * count / tallest, 1), 2.0
+            )  # small counts stay visible
+            parts.append(f"M{index * step:.1f} {_HEIGHT}V{top:g}h{step * 0.9:.1f}V{_HEIGHT}z")
     return "".join(parts)
 
 
-def histogram(kinds: Sequence[tuple[str, Sequence[float]]], axis: ScoreAxis) -> list[Bars]:
-    """Histograms of scores over one axis.
-
-    Args:
-        kinds (Sequence[tuple[str, Sequence[float]]]): Name and scores of each kind of images.
-        axis (ScoreAxis): The axis; scores beyond it count at its ends.
-
-    Returns:
-        list[Bars]: One for each kind.
-    """
-    found = []
-    for name, scores in kinds:
-        values = np.clip(np.asarray(scores, float), axis.low, axis.high)
-        counts = np.histogram(values, _BINS, (axis.low, axis.high))[0].tolist()
-        found.append(Bars(name, len(values), max(counts), bar_path(counts)))
-    return found
+def histogram(name: str, scores: Sequence[float], axis: ScoreAxis) -> Bars:
+    """Histogram of the scores of a kind of images; scores beyond the axis count at its ends."""
+    values = np.clip(np.asarray(scores, float), axis.low, axis.high)
+    counts = np.histogram(values, _BINS, (axis.low, axis.high))[0].tolist()
+    return Bars(name, len(values), max(counts), bar_path(counts))
 
 
 def curve_path(x: Sequence[float], y: Sequence[float], right: float = 1.0) -> str:
     """SVG path of a curve over abscissas from 0 to ``right`` and ordinates from 0 to 1."""
-    points = [f"{WIDTH * a / right:.1f} {HEIGHT * (1 - b):.2f}" for a, b in zip(x, y, strict=True)]
+    points = [
+        f"{_WIDTH * a / right:.1f} {_HEIGHT * (1 - b):.2f}" for a, b in zip(x, y, strict=True)
+    ]
     return "M" + "L".join(points) if points else ""
 
 

@@ -1,7 +1,8 @@
-"""Facts of a fitted model for a report: memory banks, certificate, arguments, suspected images."""
+"""Facts of a fitted model for a report, and which images of a run its checkpoint knows."""
 
 import hashlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from anomalib_sgfr.post_processing.calibration import (
     CalibrationScores,
     Split,
     nominal_scores,
+    real_path,
     select_evenly,
 )
 from anomalib_sgfr.report.crops import displayable
@@ -19,12 +21,13 @@ from anomalib_sgfr.report.fit_record import FitRecord, versions
 from anomalib_sgfr.report.media import webp
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["ModelFacts", "ScaleFacts", "SuspectedImage", "facts_of", "sha256_of"]
+__all__ = ["ModelFacts", "ScaleFacts", "SuspectedImage", "facts_of", "known_images", "sha256_of"]
 
 _SUSPECTED = 6  # images to show
 _INSPECTED = 60  # training images to score without their own atoms
 _SIDE = 160  # pixels of such an image
 _BINS = 30
+_NAMES = 2  # folder names that have to agree where a folder was moved
 _NOT_SHOWN = {"pre_processor", "post_processor", "evaluator", "visualizer"}
 
 
@@ -204,3 +207,78 @@ def _training_image(path: str, pre_processor: Any, bit_depth: int) -> bytes | No
             return webp(displayable(pre_processor, image), _SIDE)
     except (OSError, ValueError, SyntaxError):
         return None
+
+
+def known_images(files: Sequence[str], known: Iterable[str]) -> tuple[list[bool], int]:
+    """Tell which images a checkpoint knows.
+
+    An image is known in three cases: its path leads to a known file, also through links; it has
+    the content of a known file; or the known file is gone, but its folder and its name are found
+    where the image is. A moved folder is recognised by its own name and that of its parent, and
+    only if it holds all known images: ``bottle/test/good`` is not taken for a moved
+    ``bottle/train/good``.
+
+    Args:
+        files (Sequence[str]): Paths of images; empty where unknown.
+        known (Iterable[str]): Paths of images that the checkpoint names.
+
+    Returns:
+        tuple[list[bool], int]: Whether each of ``files`` is known, and how many of them are known
+        by their names alone.
+    """
+    real = [real_path(path) for path in files]
+    paths = {real_path(path) for path in known if path}
+    present = {path for path in paths if Path(path).is_file()}
+    moved = _moved(paths - present, {str(Path(path).parent) for path in real if path})
+    copies = _copies([path for path in real if path and path not in present], present)
+    found = [path in present or path in copies for path in real]
+    by_name = [path in moved and not is_known for path, is_known in zip(real, found, strict=True)]
+    return [one or other for one, other in zip(found, by_name, strict=True)], sum(by_name)
+
+
+def _copies(files: Iterable[str], known: Iterable[str]) -> set[str]:
+    """Files with the content of a known file; only files of equal size are read."""
+    by_size = defaultdict(list)
+    for path in known:
+        by_size[_size(path)].append(path)
+    hashes: dict[int, set[str]] = {}
+    found = set()
+    for path in files:
+        size = _size(path)
+        if size < 0 or size not in by_size:
+            continue
+        if size not in hashes:
+            hashes[size] = {sha256_of(other) for other in by_size[size]} - {""}
+        if sha256_of(path) in hashes[size]:
+            found.add(path)
+    return found
+
+
+def _size(path: str) -> int:
+    """Size in bytes; -1 without a file."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return -1
+
+
+def _moved(gone: Iterable[str], folders: Iterable[str]) -> set[str]:
+    """New paths of files that are gone, if their folder is in or beside one of ``folders``."""
+    names: dict[Path, set[str]] = defaultdict(set)
+    for path in map(Path, gone):
+        names[path.parent].add(path.name)
+    bases = sorted(
+        {part for folder in folders for part in (Path(folder), *Path(folder).parents)}, reverse=True
+    )
+    found = set()
+    for folder, files in names.items():
+        parts = folder.parts[1:]
+        longest_first = (
+            base.joinpath(*parts[start:])
+            for start in range(len(parts) - _NAMES + 1)
+            for base in bases
+        )
+        new = next((candidate for candidate in longest_first if candidate.is_dir()), None)
+        if new is not None and all((new / name).is_file() for name in files):
+            found |= {str(new / name) for name in files}
+    return found

@@ -2,29 +2,38 @@
 
 import base64
 import hashlib
+import json
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from anomalib_sgfr.post_processing.calibration import group_label
 from anomalib_sgfr.post_processing.thresholds import supported_rate
-from anomalib_sgfr.report.contents import ReportContents, counts_of, tables_of
+from anomalib_sgfr.report.contents import (
+    ImageExplanation,
+    ReportContents,
+    counts_of,
+    scores_of,
+    tables_of,
+)
 from anomalib_sgfr.report.media import (
     ScoreAxis,
     bar_path,
     curve_path,
     data_uri,
     histogram,
+    map_uri,
     ticks,
 )
 from anomalib_sgfr.report.model_facts import ModelFacts
-from anomalib_sgfr.report.script_data import LARGEST_SHOWN, map_range, script_data
-from anomalib_sgfr.report.statistics import Counts, Curve, GroupRow, roc
+from anomalib_sgfr.report.statistics import Counts, roc
 from anomalib_sgfr.report.wording import (
     Share,
     caveats,
@@ -43,7 +52,7 @@ __all__ = ["render", "write_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _FOLDERS = 8  # in a command, at most
-_SECTIONS = ("Summary", "Threshold", "Images", "Model", "Tables", "Curves")
+_LARGEST_SHOWN = 1e30  # score; the axis is not scaled to larger ones
 
 
 def render(contents: ReportContents) -> str:
@@ -64,8 +73,14 @@ def render(contents: ReportContents) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    environment.filters.update(
+        bar_path=bar_path, data_uri=data_uri, file_name=_file_name, printable=printable
+    )
+    environment.globals.update(curve_path=curve_path, share_of=Share.of, ticks=ticks)
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     page = environment.get_template("page.html.j2").render(
+        contents=contents,
+        model=contents.model,
         **_context(contents),
         style=Markup(style),  # noqa: S704  # this package's own
         script=Markup(script),  # noqa: S704
@@ -82,53 +97,36 @@ def write_page(page: str, file: Path) -> None:
 
 
 def _context(contents: ReportContents) -> dict[str, Any]:
-    """Values of the template's variables."""
+    """Values of the template's variables that the contents do not hold as they are."""
     images = contents.images
     results = [image.result for image in images]
-    kinds, groups = [printable(image.kind) for image in images], [""] * len(images)
-    if contents.group is not None:
-        groups = [printable(group_label(row.image, contents.group)) for row in results]
     axis = _axis([row.score for row in results], contents)
     start = axis.high if contents.threshold is None else contents.threshold
     new = [image for image in images if image.is_new]
     counts, all_counts = counts_of(new, start), counts_of(images, start)
     left_out = len(images) - len(new)
-    good, bad, unknown = (
-        [row.score for row in results if row.truth == truth] for truth in (0, 1, None)
-    )
+    good, bad, unknown = (scores_of(images, truth) for truth in (0, 1, None))
     labels = (("Good", good, ""), ("Defective", bad, "bad"), ("Unlabelled", unknown, ""))
-    histograms = [
-        {"bars": histogram([(name, scores)], axis)[0], "tone": tone}
-        for name, scores, tone in labels
-        if scores
-    ]
     folder, names = relative_names([row.image for row in results])
-    low, high = map_range(contents)
+    map_range = _map_range(contents)
     command = _command(contents)
-    roc_curve = roc(good, bad)
     with_media = sum(image.media is not None for image in images)
     title = f"{len(images)} images inspected" if len(images) != 1 else "1 image inspected"
     return {
         "title": f"{product_name(folder) if len(images) != 1 else ''}{title}",
-        "made": contents.made,
-        "versions": contents.model.versions,
         "folder": folder,
-        "sections": [(name, name.lower()) for name in _SECTIONS],
         "summary": summary(counts, contents.threshold, left_out, len(contents.unreadable)),
         "summary_of_all": (
             "" if contents.threshold is None else summary_of_all(all_counts, left_out)
         ),
         "left_out": left_out,
-        "warning": printable(contents.warning or ""),
-        "unreadable": [(printable(path), printable(why)) for path, why in contents.unreadable],
         "cards": _cards(contents, counts),
-        "caveats": [printable(line) for line in caveats(contents, counts, with_media)],
-        "number": len(images),
-        "normalised": contents.normalised,
-        "histograms": histograms,
+        "caveats": caveats(contents, counts, with_media),
+        "histograms": [
+            (tone, histogram(name, scores, axis)) for name, scores, tone in labels if scores
+        ],
         "axis": axis,
         "position": f"{100 * min(max((start - axis.low) / (axis.high - axis.low), 0.0), 1.0):.3f}",
-        "current": contents.threshold,
         "start": start,
         "start_text": f"{start:.9g}",
         "counts": _count_lines("count", counts),
@@ -137,31 +135,34 @@ def _context(contents: ReportContents) -> dict[str, Any]:
         "images_shown": images_shown(with_media, len(images)),
         "any_mask": any(image.media and image.media.mask_outline for image in images),
         "any_unlabelled": bool(unknown),
-        "map_low": f"{low:.3g}",
-        "map_high": f"{high:.3g}",
-        "several_kinds": len(set(kinds)) > 1,
-        "group": contents.group,
-        "tables": _tables(contents, start),
-        "roc": None if roc_curve is None else _curve(roc_curve, 1.0),
-        "overlap": None
-        if contents.region_overlap is None
-        else _curve(contents.region_overlap, 0.3),
-        "region_note": contents.region_note,
-        "data": script_data(contents, axis, start, (kinds, groups), names, command),
-        **_model(contents.model, normalised=contents.normalised),
+        "map_range": map_range,
+        "several_kinds": len({printable(image.kind) for image in images}) > 1,
+        "tables": tables_of(contents, start),
+        "roc": roc(good, bad),
+        "data": _script_data(contents, axis, start, map_range, names, command),
+        "facts": _facts(contents.model),
     }
 
 
 def _axis(scores: Sequence[float], contents: ReportContents) -> ScoreAxis:
     """Axis from the lowest to the highest score with a margin, which includes the threshold."""
-    values = [score for score in scores if score < LARGEST_SHOWN]
+    values = [score for score in scores if score < _LARGEST_SHOWN]
     values += [] if contents.threshold is None else [contents.threshold]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     margin = 0.03 * (high - low) or 0.05 * abs(high) or 0.5
     low, high = low - margin, high + margin
     if contents.normalised:
         low, high = max(low, 0.0), min(high, 1.0)
-    return ScoreAxis.over(float(f"{low:.4g}"), float(f"{high:.4g}"))
+    return ScoreAxis(float(f"{low:.4g}"), float(f"{high:.4g}"))
+
+
+def _map_range(contents: ReportContents) -> tuple[float, float]:
+    """Lowest and highest value of the colour scale, which all anomaly maps share."""
+    if contents.normalised:
+        return 0.0, 1.0
+    media = [image.media for image in contents.images if image.media is not None]
+    largest = [float(np.max(part.anomaly_map)) for part in media]
+    return 0.0, max([value for value in largest if np.isfinite(value)], default=1.0) or 1.0
 
 
 def _command(contents: ReportContents) -> tuple[str, str]:
@@ -180,8 +181,8 @@ def _command(contents: ReportContents) -> tuple[str, str]:
     return f"anomalib-sgfr threshold {checkpoint} --score ", read_from
 
 
-def _cards(contents: ReportContents, counts: Counts) -> list[dict[str, Any]]:
-    """Numbers at the top of the page, each with a name and an explanation."""
+def _cards(contents: ReportContents, counts: Counts) -> list[tuple[str, str, str, bool]]:
+    """Name, value and explanation of the numbers at the top, and whether they are emphasised."""
     names = ("False alarms", "Missed defects", "Unlabelled images called anomalous")
     cards: list[tuple[str, str, str]] = []
     if contents.threshold is not None:
@@ -202,92 +203,144 @@ def _cards(contents: ReportContents, counts: Counts) -> list[dict[str, Any]]:
         )
         name = "Independent good images for calibration"
         cards.append((name, str(contents.independent_images), text))
-    return [
-        {"name": name, "value": value, "text": text, "accent": name in names[:2]}
-        for name, value, text in cards
-    ]
+    return [(*card, card[0] in names[:2]) for card in cards]
 
 
-def _count_lines(which: str, counts: Counts) -> list[dict[str, Any]]:
+def _count_lines(which: str, counts: Counts) -> list[tuple[str, str, Share]]:
+    """Identifier, name and share of the counts beside the threshold."""
     names = {
         "alarms": "false alarms",
         "missed": "missed",
         "called": "unlabelled, called anomalous",
     }
     return [
-        {"id": f"{which}-{key}", "name": name, "share": Share.of(hits, number)}
+        (f"{which}-{key}", name, Share.of(hits, number))
         for (key, name), (hits, number) in zip(names.items(), counts.rates, strict=True)
         if number
     ]
 
 
-def _tables(contents: ReportContents, threshold: float) -> list[dict[str, Any]]:
-    titles = {"kind": "Kinds of defect", "group": f"Groups, by {printable(contents.group or '')}"}
+def _facts(model: ModelFacts) -> list[tuple[str, str]]:
+    """Names and values of the facts of a model."""
+    fit, missing = model.fit, "not recorded"
     return [
-        {
-            "title": titles[key],
-            "head": key.capitalize(),
-            "key": key,
-            "rows": [_table_row(row) for row in table],
-        }
-        for key, table in tables_of(contents, threshold).items()
-    ]
-
-
-def _table_row(row: GroupRow) -> dict[str, Any]:
-    alarms, missed, called = (Share.of(hits, number) for hits, number in row.counts.rates)
-    return {
-        "name": printable(row.name) or "unlabelled",
-        "counts": row.counts,
-        "left_out": row.left_out,
-        "alarms": alarms,
-        "missed": missed,
-        "called": called,
-        "auroc": row.auroc,
-    }
-
-
-def _curve(curve: Curve, right: float) -> dict[str, Any]:
-    return {
-        "path": curve_path(curve.x, curve.y, right),
-        "area": curve.area,
-        "ticks": ticks(0.0, right, 4),
-    }
-
-
-def _model(model: ModelFacts, *, normalised: bool) -> dict[str, Any]:
-    fit = model.fit
-    facts = [
         ("Backbone", printable(model.backbone)),
-        ("Training images", str(fit.images) if fit else "not recorded"),
-        ("Duration of the fit", duration_text(fit.seconds) if fit else "not recorded"),
-        ("Peak memory of the fit", memory_text(fit) if fit else "not recorded"),
-        ("Fitted with", _joined(fit.versions) if fit else "not recorded"),
+        ("Training images", str(fit.images) if fit else missing),
+        ("Duration of the fit", duration_text(fit.seconds) if fit else missing),
+        ("Peak memory of the fit", memory_text(fit) if fit else missing),
+        ("Fitted with", _joined(fit.versions) if fit else missing),
         ("Report made with", _joined(model.versions)),
         ("Checkpoint", printable(model.checkpoint) or "not known"),
         ("SHA-256", model.sha256 or "not known"),
     ]
-    return {
-        "facts": facts,
-        "checkpoint": printable(model.checkpoint),
-        "sha256": model.sha256,
-        "scales": [(scale, bar_path(scale.histogram)) for scale in model.scales],
-        "certified": model.certified,
-        "suspected": [
-            {
-                "path": printable(image.path),
-                "name": printable(PurePath(image.path).name),
-                "score": f"{image.score:.3f}" if normalised else f"{image.score:.4g}",
-                "uri": data_uri(image.image) if image.image else "",
-            }
-            for image in model.suspected
-        ],
-        "inspected": model.inspected,
-        "folders": [(printable(name), count) for name, count in fit.folders.items()] if fit else [],
-        "images": model.images,
-        "arguments": [(name, printable(value)) for name, value in model.arguments],
-    }
 
 
 def _joined(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _file_name(path: str) -> str:
+    return printable(PurePath(path).name)
+
+
+def _script_data(
+    contents: ReportContents,
+    axis: ScoreAxis,
+    start: float,
+    map_range: tuple[float, float],
+    files: Sequence[str],
+    command: tuple[str, str],
+) -> Markup:
+    """Data for the script of a page, as JSON that cannot end the script element.
+
+    Args:
+        contents (ReportContents): The report.
+        axis (ScoreAxis): Axis of scores.
+        start (float): Threshold to begin with.
+        map_range (tuple[float, float]): Lowest and highest value of the colour scale.
+        files (Sequence[str]): Printable name of each image.
+        command (tuple[str, str]): Parts of the command before and after the threshold.
+
+    Returns:
+        Markup: The data.
+    """
+    images, normalised, group = contents.images, contents.normalised, contents.group
+    results = [image.result for image in images]
+    kinds, kind_of = _numbered([image.kind for image in images])
+    groups, group_of = _numbered(
+        ["" if group is None else group_label(row.image, group) for row in results]
+    )
+    shown = [image.media for image in images if image.media is not None]
+    media_numbers = iter(range(len(shown)))
+    labelled = any(row.truth is not None for row in results)
+    palette = (255 * mpl.colormaps["inferno"](np.arange(256))[:, :3]).round().astype(np.uint8)
+    data = {
+        "start": start,
+        "low": axis.low,
+        "high": axis.high,
+        "least": 0.0001 if normalised else 0.0,  # limits of the command
+        "most": 0.9999 if normalised else _LARGEST_SHOWN,
+        "normalised": normalised,
+        "path": files,
+        # a float of 32 bits in the fewest digits that identify it
+        "score": [float(str(np.float32(row.score))) for row in results],
+        "truth": [row.truth for row in results],
+        "kind": kind_of,
+        "group": group_of,
+        "peak": [image.peak and [round(part, 4) for part in image.peak] for image in images],
+        "pixel": [None if row.row is None else [row.row, row.column] for row in results],
+        "known": [int(image.trained_on) + 2 * int(image.chose_threshold) for image in images],
+        "mediaIndex": [-1 if image.media is None else next(media_numbers) for image in images],
+        "media": [
+            {
+                "image": data_uri(media.image),
+                "map": map_uri(media.anomaly_map, *map_range),
+                "outline": media.outline,
+                "maskOutline": media.mask_outline,
+                "aspect": round(media.aspect, 4),
+            }
+            for media in shown
+        ],
+        "kinds": kinds,
+        "groups": groups if group is not None else [],
+        "explanations": {
+            index: _explanation(explanation) for index, explanation in contents.explanations.items()
+        },
+        "command": command,
+        "sort": "mistakes" if labelled and contents.threshold is not None else "high",
+        "palette": bytes(palette).hex(),
+    }
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII only
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)  # noqa: S704  # no HTML is left
+
+
+def _numbered(names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Distinct printable names in order, and the number of each name among them."""
+    texts = [printable(name) for name in names]
+    numbers = {text: number for number, text in enumerate(sorted(set(texts)))}
+    return list(numbers), [numbers[text] for text in texts]
+
+
+def _explanation(explanation: ImageExplanation) -> dict[str, Any]:
+    rows = [
+        {
+            "number": row.number,
+            "box": [round(part, 4) for part in row.box],
+            "pixels": row.pixels,
+            "residual": f"{row.residual:.3g}",
+            "nominal": f"{row.nominal:.3g}",
+            "crop": data_uri(row.crop),
+            "atoms": [
+                [
+                    data_uri(atom.image) if atom.image else "",
+                    f"{atom.coefficient:+.2f}",
+                    _file_name(atom.path),
+                ]
+                for atom in row.atoms
+            ],
+        }
+        for row in explanation.rows
+    ]
+    return {"rows": rows, "whyNot": printable(explanation.why_not)}

@@ -3,9 +3,9 @@
 import csv
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from anomalib.visualization import Visualizer
@@ -16,7 +16,16 @@ from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.run_folder import AfterPostProcessor, results_folder
 from anomalib_sgfr.run_paths import atomic_write
 
-__all__ = ["ScoreRow", "ScoreTable", "normalised_threshold", "score_rows", "write_scores"]
+__all__ = [
+    "ScoreRow",
+    "ScoreTable",
+    "each_once",
+    "normalised_threshold",
+    "score_rows",
+    "write_scores",
+]
+
+_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +121,7 @@ class ScoreTable(AfterPostProcessor):
         self._write(trainer, "test_scores.csv", pl_module)
 
     def _write(self, trainer: Trainer, name: str, module: LightningModule) -> None:
-        rows, self.rows = _of_all_processes(self.rows), []
+        rows, self.rows = each_once(gathered(self.rows), lambda row: row.image), []
         if not rows or not trainer.is_global_zero:
             return
         file = results_folder(trainer) / name if self.file is None else Path(self.file)
@@ -172,9 +181,9 @@ def score_rows(
     ]
 
 
-def normalised_threshold(post_processor: Any) -> float | None:  # noqa: ANN401
-    """Threshold of normalised image scores; ``None`` without one."""
-    value = float(getattr(post_processor, "normalized_image_threshold", math.nan))
+def normalised_threshold(post_processor: Any, level: str = "image") -> float | None:  # noqa: ANN401
+    """Current threshold of normalised scores, at the level of images or pixels; else ``None``."""
+    value = float(getattr(post_processor, f"normalized_{level}_threshold", math.nan))
     return None if math.isnan(value) or not getattr(post_processor, "is_set", True) else value
 
 
@@ -182,14 +191,22 @@ def _integers(values: torch.Tensor | None, number: int) -> list[int | None]:
     return [None] * number if values is None else [int(v) for v in values.flatten().tolist()]
 
 
-def _of_all_processes(rows: list[ScoreRow]) -> list[ScoreRow]:
-    """Rows of all processes, by file; a file that several processes were given counts once."""
-    parts = gathered(rows)
-    if len(parts) == 1:
-        return rows
-    every = [row for part in parts for row in part]
-    by_file = {row.image: row for row in every if row.image}
-    return sorted(by_file.values()) + [row for row in every if not row.image]
+def each_once(of_all: Sequence[Sequence[_T]], path_of: Callable[[_T], str]) -> list[_T]:
+    """Items of all processes, by path; an image that several processes were given counts once.
+
+    Args:
+        of_all (Sequence[Sequence[T]]): Items of each process.
+        path_of (Callable[[T], str]): Gives the path of an item's image; empty if unknown.
+
+    Returns:
+        list[T]: The items; as they are if there is one process.
+    """
+    if len(of_all) == 1:
+        return list(of_all[0])
+    every = [item for items in of_all for item in items]
+    by_path = {path_of(item): item for item in every}
+    unknown = [item for item in every if not path_of(item)]
+    return [by_path[path] for path in sorted(by_path) if path] + unknown
 
 
 def write_scores(rows: Sequence[ScoreRow], file: Path, warning: str | None = None) -> None:

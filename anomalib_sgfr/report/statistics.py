@@ -13,10 +13,8 @@ from torch import Tensor
 __all__ = [
     "Counts",
     "Curve",
-    "GroupRow",
     "RegionOverlap",
     "auroc",
-    "group_rows",
     "interval",
     "roc",
     "subsampled",
@@ -91,23 +89,6 @@ class Curve(NamedTuple):
     area: float
 
 
-class GroupRow(NamedTuple):
-    """Row of a table by kind of defect or by group.
-
-    Attributes:
-        name (str): Kind or group.
-        counts (Counts): Counts of its new images.
-        auroc (float | None): Image AUROC of all its images; ``None`` without good and defective
-            ones.
-        left_out (int): Images that are not new.
-    """
-
-    name: str
-    counts: Counts
-    auroc: float | None
-    left_out: int = 0
-
-
 def interval(hits: int, number: int) -> tuple[float, float]:
     """Confidence interval of 95% for a share (Wilson 1927).
 
@@ -163,42 +144,6 @@ def subsampled(x: NDArray[np.floating], y: NDArray[np.floating], area: float) ->
         chosen = np.unique(np.concatenate(([0], nearest.clip(0, len(x) - 1), [len(x) - 1])))
         x, y = x[chosen], y[chosen]
     return Curve(np.round(x, 5).tolist(), np.round(y, 5).tolist(), area)
-
-
-def group_rows(
-    names: Sequence[str],
-    scores: Sequence[float],
-    truths: Sequence[int | None],
-    threshold: float,
-    *,
-    against_all_good: bool,
-    new: Sequence[bool],
-) -> list[GroupRow]:
-    """Table by kind of defect or by group.
-
-    Args:
-        names (Sequence[str]): Kind or group of each image.
-        scores (Sequence[float]): Score of each image.
-        truths (Sequence[int | None]): Label of each image, as in ``Counts.at``.
-        threshold (float): Larger scores are anomalous.
-        against_all_good (bool): Whether the AUROC compares defects with all good images, and not
-            with those of their own group.
-        new (Sequence[bool]): Whether the counts take the image in: it neither chose the threshold
-            nor was trained on.
-
-    Returns:
-        list[GroupRow]: Rows, sorted by name.
-    """
-    all_good = [score for score, truth in zip(scores, truths, strict=True) if truth == 0]
-    rows = []
-    for name in sorted(set(names)):
-        own = [row[1:] for row in zip(names, scores, truths, new, strict=True) if row[0] == name]
-        counted = [(score, truth) for score, truth, is_new in own if is_new]
-        good, bad = ([score for score, truth, _ in own if truth == label] for label in (0, 1))
-        counts = Counts.at(threshold, [score for score, _ in counted], [t for _, t in counted])
-        area = auroc(all_good if against_all_good else good, bad)
-        rows.append(GroupRow(name, counts, area, len(own) - len(counted)))
-    return rows
 
 
 class RegionOverlap:

@@ -185,13 +185,11 @@ class Share(NamedTuple):
     """Share of images, as texts.
 
     Attributes:
-        number (int): Number of images.
         rate (str): Rate in percent.
         text (str): Count and interval.
         cell (str): Count, rate and interval, for a table.
     """
 
-    number: int
     rate: str
     text: str
     cell: str
@@ -202,7 +200,7 @@ class Share(NamedTuple):
         low, high = (f"{100 * part:.1f}%" for part in interval(hits, number))
         rate = f"{100 * hits / number:.1f}%" if number else "-"
         text = f"{hits} of {number}, 95% interval {low} to {high}"
-        return cls(number, rate, text, f"{hits}, {rate} ({low} to {high})")
+        return cls(rate, text, f"{hits}, {rate} ({low} to {high})")
 
 
 def product_name(folder: str) -> str:

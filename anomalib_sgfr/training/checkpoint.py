@@ -13,8 +13,8 @@ from torch import nn
 
 from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
+from anomalib_sgfr.post_processing.calibration import remove_threshold, upgrade_checkpoint
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
-from anomalib_sgfr.post_processing.threshold_state import remove_threshold, upgrade_checkpoint
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import AcceptanceHistory
@@ -44,8 +44,12 @@ _COMPONENTS = "anomalib_components_enabled"
 _POST_PROCESSOR = "anomalib_post_processor_config"
 
 _EARLIER_STRIDES = (8, 16)  # of version 0.1
-_LAST_READER = "0.2.0"  # last version with the arguments that follow
-_REMOVED = {"pooling": "binomial", "bank_per": "layer"}  # what they always are now
+# removed arguments: what they always are now, and what to do with a checkpoint of another value
+_EARLIER_READER = "load it with version 0.2.0, or fit again"
+_REMOVED = {
+    "pooling": ("binomial", _EARLIER_READER),
+    "bank_per": ("layer", "fit again, as no release reads it"),
+}
 
 
 def damage(path: Path | str | None) -> str | None:
@@ -167,10 +171,7 @@ def check(
     earlier = earlier_layers(checkpoint)
     _refuse_removed_arguments(checkpoint, name)
     if earlier is not None and len(banks) < len(earlier):
-        msg = (
-            f"{name} has one bank for several layers of {earlier} (bank_per 'stride'): load it with"
-            f" version {_LAST_READER}, or fit again."
-        )
+        msg = f"{name} has one bank for several layers of {earlier}: {_EARLIER_READER}."
         raise ValueError(msg)
     ours, theirs = (
         score_arguments(arguments),
@@ -205,11 +206,11 @@ def check(
 
 def _refuse_removed_arguments(checkpoint: Mapping[str, Any], name: str) -> None:
     for kept in (checkpoint.get("hyper_parameters", {}), checkpoint.get(_ARGUMENTS, {})):
-        for argument, only in _REMOVED.items():
+        for argument, (only, remedy) in _REMOVED.items():
             if kept.get(argument, only) != only:
                 msg = (
                     f"{name} was fitted with {argument} '{kept[argument]}', which this version does"
-                    f" not have: load it with version {_LAST_READER}, or fit again."
+                    f" not have: {remedy}."
                 )
                 raise ValueError(msg)
 
@@ -258,7 +259,7 @@ def save(
     if accepted is not None:
         checkpoint[_ACCEPTED] = accepted.plain()
     if fit_record is not None:
-        checkpoint[_FIT] = fit_record.plain()
+        checkpoint[_FIT] = fit_record._asdict()
 
 
 def prepare(

@@ -20,9 +20,8 @@ from anomalib_sgfr.features.embedding import Copies
 from anomalib_sgfr.features.layers import Scale
 from anomalib_sgfr.images.bit_depth import require_bit_depth
 from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState
-from anomalib_sgfr.post_processing.calibration import nominal_scores
+from anomalib_sgfr.post_processing.calibration import ThresholdState, nominal_scores
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-from anomalib_sgfr.post_processing.threshold_state import ThresholdState
 from anomalib_sgfr.report.crops import thumbnails as make_thumbnails
 from anomalib_sgfr.run_paths import atomic_write
 from anomalib_sgfr.torch_model import FittedState, SgfrModel

@@ -13,8 +13,12 @@ from torch.nn import functional
 
 from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.cli.explain import main
-from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
-from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.post_processing.calibration import (
+    CalibrationScores,
+    Split,
+    ThresholdState,
+    nominal_scores,
+)
 from anomalib_sgfr.report.crops import TrainingCrops, displayable
 from anomalib_sgfr.report.explanation import explain
 from anomalib_sgfr.report.figure import MimicView, draw, save

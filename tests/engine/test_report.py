@@ -20,7 +20,7 @@ from anomalib_sgfr import Inspector, Report, Sgfr
 from anomalib_sgfr.cli.prediction import Truth, readable
 from anomalib_sgfr.cli.report import main, truths_in
 from anomalib_sgfr.cli.threshold import main as threshold_main
-from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.post_processing.calibration import ThresholdState
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.model_facts import sha256_of
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
@@ -101,7 +101,7 @@ def test_the_checkpoint_keeps_how_the_fit_went(run: Path, parts: Path) -> None:
         record.versions["torch"] == torch.__version__.partition("+")[0]
         or record.versions["torch"] in torch.__version__
     )
-    assert FitRecord.restored(record.plain()) == record
+    assert FitRecord.restored(record._asdict()) == record
     assert FitRecord.restored(None) is None
     assert str(parts / "good") in (run / "report.html").read_text(encoding="utf-8")
 

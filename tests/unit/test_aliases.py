@@ -21,21 +21,18 @@ def test_every_earlier_module_gives_what_is_there_now(earlier: str) -> None:
         _ = old.nothing_of_the_kind
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "now"),
-    [
-        ("bank", "Bank", "anomalib_sgfr.memory_bank.MemoryBank"),
-        ("core.cover", "Cover", "anomalib_sgfr.core.clusters.Clusters"),
-        (
-            "inspection.evidence",
-            "Evidence",
-            "anomalib_sgfr.post_processing.calibration.CalibrationScores",
-        ),
-    ],
-)
-def test_earlier_names_are_read_from_pickles(module: str, name: str, now: str) -> None:
-    found = pickle.loads(f"canomalib_sgfr.{module}\n{name}\n.".encode())
-    assert f"{found.__module__}.{found.__qualname__}" == now
+@pytest.mark.parametrize("module", aliases.NAMES)
+def test_earlier_names_are_read_from_pickles(module: str) -> None:
+    new = import_module(f"anomalib_sgfr.{aliases.MODULES[module]}")
+    for earlier, name in aliases.NAMES[module].items():
+        found = pickle.loads(f"canomalib_sgfr.{module}\n{earlier}\n.".encode())
+        assert found is getattr(new, name)
+
+
+def test_an_earlier_name_belongs_to_its_module() -> None:
+    assert hasattr(import_module("anomalib_sgfr.pictures.placement"), "Axis")
+    for other in ("report.charts", "inspection.evidence"):
+        assert not hasattr(import_module(f"anomalib_sgfr.{other}"), "Axis")
 
 
 def test_other_names_are_unknown_as_ever() -> None:

@@ -71,6 +71,28 @@ def test_the_citation_has_the_version() -> None:
     assert f"\nversion: {project['version']}\n" in citation
 
 
+def test_every_file_names_the_versions_of_python_that_pyproject_does() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    classifiers = " ".join(pyproject["project"]["classifiers"])
+    tested = re.findall(r"Python :: (3\.\d+)", classifiers)
+    oldest, newest = tested[0], tested[-1]
+    assert pyproject["project"]["requires-python"] == f">={oldest}"
+    assert pyproject["tool"]["mypy"]["python_version"] == oldest
+    texts = {path: path.read_text(encoding="utf-8") for path in [*TEXTS, ROOT / "Makefile"]}
+    ranges = {
+        path.name: found
+        for path, text in texts.items()
+        if (found := re.findall(r"Python (3\.\d+) to (3\.\d+)", text)) and path not in EXEMPT
+    }
+    assert {"Makefile", "README.md"} <= set(ranges)
+    assert {pair for pairs in ranges.values() for pair in pairs} == {(oldest, newest)}
+    makefile = texts[ROOT / "Makefile"]
+    assert f"({oldest.replace('.', ', ')}) <= sys.version_info" in makefile
+    assert "for python in " + " ".join(f"python{each}" for each in reversed(tested)) in makefile
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert f'python: ["{oldest}", "{newest}"]' in workflow
+
+
 @pytest.mark.parametrize("words", WORDS)
 def test_a_word_of_earlier_versions_does_not_come_back(words: str) -> None:
     pattern = re.compile(rf"(?<![\w/`.-])(?:{words})(?![\w/`.-])", re.IGNORECASE)

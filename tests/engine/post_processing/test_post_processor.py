@@ -98,8 +98,8 @@ def test_good_images_alone_make_a_threshold(
     assert restored.post_processor.basis == model.post_processor.basis
     assert (
         model.post_processor.basis
-        == "16 good images (16 independent) at a false-alarm rate of 1%; the true rate may be up to"
-        " 17% at 95% confidence, 1% needs 299"
+        == "16 good images (16 independent) at a false-alarm rate of 1%; they support a rate of"
+        " 17% or more at 95% confidence, 1% needs 299"
     )
 
 
@@ -112,8 +112,8 @@ def test_it_says_what_the_threshold_is_calibrated_on(
     said = [record.message for record in caplog.records if "is calibrated on" in record.message]
     assert len(said) == 1
     assert (
-        "16 good images (8 independent) at a false-alarm rate of 30%; the true rate may be up"
-        " to 31%" in said[0]
+        "16 good images (8 independent) at a false-alarm rate of 30%; they support a rate of"
+        " 31% or more" in said[0]
     )
 
 

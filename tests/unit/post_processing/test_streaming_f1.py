@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_curve
 from torch import Tensor
 
-from anomalib_sgfr.post_processing.streaming_f1 import StreamingF1Threshold
+from anomalib_sgfr.post_processing.thresholds import StreamingF1Threshold
 from tests.threaded import in_threads
 
 WIDTH = 2.0**-14

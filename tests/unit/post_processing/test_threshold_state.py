@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from anomalib_sgfr import SgfrPostProcessor
-from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split
-from anomalib_sgfr.post_processing.threshold_state import ThresholdState
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, ThresholdState
 from tests.conftest import nominal_threshold
 
 

@@ -265,24 +265,27 @@ def test_a_rate_that_nothing_supports_is_refused_by_name(rate: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "rate", "sentence"),
+    ("groups", "rate", "bound", "needed"),
     [
-        (0, 0.01, "0 images: the true rate may be up to 100%; 1% needs 299"),
-        (1, 0.01, "1 image: the true rate may be up to 95%; 1% needs 299"),
-        (16, 0.05, "16 images: the true rate may be up to 17%; 5% needs 59"),
-        (29, 0.05, "29 images: the true rate may be up to 9.8%; 5% needs 59"),
-        (30, 0.05, None),
-        (20, 0.2, "20 images: the true rate may be up to 34%; 20% needs 30"),
-        (98, 0.01, "98 images: the true rate may be up to 3%; 1% needs 299"),
-        (99, 0.01, None),
-        (200, 0.01, None),
-        (998, 0.001, "998 images: the true rate may be up to 0.3%; 0.1% needs 2995"),
-        (999, 0.001, None),
+        (0, 0.01, "100%", "1% needs 299"),
+        (1, 0.01, "95%", "1% needs 299"),
+        (16, 0.05, "17%", "5% needs 59"),
+        (29, 0.05, "9.8%", "5% needs 59"),
+        (30, 0.05, None, None),
+        (20, 0.2, "34%", "20% needs 30"),
+        (98, 0.01, "3%", "1% needs 299"),
+        (99, 0.01, None, None),
+        (200, 0.01, None, None),
+        (998, 0.001, "0.3%", "0.1% needs 2995"),
+        (999, 0.001, None, None),
     ],
 )
 def test_too_few_groups_are_warned_of_in_one_sentence(
-    groups: int, rate: float, sentence: str | None
+    groups: int, rate: float, bound: str | None, needed: str | None
 ) -> None:
+    images = "good image" if groups == 1 else "good images"
+    known = f"at 95% confidence the false-alarm rate is {bound} or less"
+    sentence = bound and f"{groups} {images}: {known}; {needed} images"
     assert few_groups_warning(groups, rate) == sentence
 
 
@@ -292,7 +295,7 @@ def test_the_bound_that_is_named_is_kept_by_19_of_20_calibrations(rate: float) -
     for groups in (5, 16, 29):
         sentence = few_groups_warning(groups, rate)
         assert sentence is not None
-        bound = float(sentence.split("up to ")[1].split("%")[0]) / 100
+        bound = float(sentence.split("rate is ")[1].split("%")[0]) / 100
         true = [
             1.0 - conformal_threshold(scores, rate) for scores in rng.uniform(size=(2000, groups))
         ]

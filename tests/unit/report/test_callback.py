@@ -1,6 +1,6 @@
-from anomalib_sgfr.report.callback import _each_once, _with_kinds
+from anomalib_sgfr.report.callback import _with_kinds
 from anomalib_sgfr.report.contents import ImageRow
-from anomalib_sgfr.report.score_table import ScoreRow
+from anomalib_sgfr.report.score_table import ScoreRow, each_once
 
 
 def test_an_image_of_several_processes_counts_once() -> None:
@@ -11,9 +11,13 @@ def test_an_image_of_several_processes_counts_once() -> None:
             [("b.png", 0.5), ("a.png", 0.25), ("", 0.2)],
         )
     ]
-    paths = [image.result.image for image in _each_once(of_all)]
+
+    def path_of(image: ImageRow) -> str:
+        return image.result.image
+
+    paths = [path_of(image) for image in each_once(of_all, path_of)]
     assert paths == ["a.png", "b.png", "c.png", "", ""]
-    assert _each_once(of_all[:1]) == of_all[0]
+    assert each_once(of_all[:1], path_of) == of_all[0]
 
 
 def test_the_kind_of_a_defect_is_its_folder_unless_that_holds_good_images_too() -> None:

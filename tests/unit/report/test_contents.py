@@ -3,7 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from anomalib_sgfr.report.contents import ImageRow, as_json, most_important, with_most_media
+from anomalib_sgfr.report.contents import (
+    ImageRow,
+    as_json,
+    most_important,
+    tables_of,
+    with_most_media,
+)
 from anomalib_sgfr.report.score_table import ScoreRow
 from anomalib_sgfr.report.statistics import Counts, interval
 from tests.example_report import contents, drawn_scores, media
@@ -61,3 +67,25 @@ def test_the_json_has_rates_of_new_images_and_of_all() -> None:
     assert sum(image["chose_threshold"] for image in found["images"]) == 90
     assert list(found["images"][0])[:7] == list(ScoreRow._fields)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_kind_is_told_from_all_good_images_and_a_group_from_its_own() -> None:
+    images = contents(
+        [0.1, 0.6, 0.4, 0.9],
+        [0, 0, 1, 1],
+        names=["a1.png", "b1.png", "a2.png", "b2.png"],
+        kinds=["good", "good", "dent", "hole"],
+        group=r"([ab])\d\.png",
+    )
+    kinds = tables_of(images, 0.5)["kind"]
+    assert [(row.name, row.auroc, row.counts.missed) for row in kinds] == [
+        ("dent", 0.5, 1),
+        ("good", None, 0),
+        ("hole", 1.0, 0),
+    ]
+    rows = [row._replace(trained_on=number % 2 == 1) for number, row in enumerate(images.images)]
+    groups = tables_of(images._replace(images=rows), 0.5)["group"]
+    assert [(row.name, row.auroc, row.counts.good, row.left_out) for row in groups] == [
+        ("a", 1.0, 1, 0),
+        ("b", 1.0, 0, 2),
+    ]

@@ -16,7 +16,6 @@ from anomalib_sgfr.report.media import (
     map_uri,
     outline,
     small_map,
-    ticks,
     webp,
 )
 
@@ -26,11 +25,11 @@ def opened(uri: str) -> np.ndarray:
 
 
 def test_ticks_are_round_numbers_at_their_positions() -> None:
-    found = ticks(0.13, 0.97)
+    found = ScoreAxis(0.13, 0.97).ticks
     assert 4 <= len(found) <= 10
     for position, label in found:
         assert 0.13 + position * 0.84 == pytest.approx(float(label), abs=1e-9)
-    assert ticks(1.0, 1.0) == ticks(0.0, float("inf")) == []
+    assert ScoreAxis(1.0, 1.0).ticks == ScoreAxis(0.0, float("inf")).ticks == []
 
 
 def test_bars_are_as_high_as_their_counts() -> None:
@@ -41,7 +40,7 @@ def test_bars_are_as_high_as_their_counts() -> None:
 
 def test_a_histogram_counts_every_score() -> None:
     scores = np.random.default_rng(0).normal(size=500).tolist()
-    (row,) = histogram([("Good", scores)], ScoreAxis.over(-1.0, 1.0))
+    row = histogram("Good", scores, ScoreAxis(-1.0, 1.0))
     expected = np.histogram(np.clip(scores, -1, 1), 60, (-1, 1))[0]
     assert (row.number, row.tallest) == (500, expected.max())
     assert row.path.count("z") == (expected > 0).sum()

@@ -119,7 +119,7 @@ UNREADABLE = {"unreadable": [("/deep/a.png", "cut short")]}
         ([], [], {"unreadable": [("a", "cut")] * 3}, "None of 3 images could be read."),
         ([0.4], [0], UNREADABLE, "1 of 2 images could not be read"),
         ([0.4], [0], UNREADABLE, "cut short"),
-        ([0.4], [0], {"warning": "1 image: the true rate may be up to 95%"}, "1 image: the true"),
+        ([0.4], [0], {"warning": "1 good image: at 95%"}, "1 good image: at"),
         (
             [0.4],
             [0],

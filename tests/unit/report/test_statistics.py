@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from anomalib_sgfr.report.statistics import Counts, auroc, group_rows, interval, roc, subsampled
+from anomalib_sgfr.report.statistics import Counts, auroc, interval, roc, subsampled
 from tests.example_report import drawn_scores
 
 
@@ -37,22 +37,3 @@ def test_a_thinned_roc_has_the_area_of_the_whole() -> None:
 def test_a_short_curve_stays_as_it_is() -> None:
     curve = subsampled(np.array([0.0, 0.2, 1.0]), np.array([0.0, 0.9, 1.0]), 0.85)
     assert (curve.x, curve.y) == ([0.0, 0.2, 1.0], [0.0, 0.9, 1.0])
-
-
-def test_a_kind_is_told_from_all_good_ones_and_a_group_from_its_own() -> None:
-    scores, truths = [0.1, 0.6, 0.4, 0.9], [0, 0, 1, 1]
-    kinds = group_rows(
-        ["good", "good", "dent", "hole"], scores, truths, 0.5, against_all_good=True, new=[True] * 4
-    )
-    assert [(line.name, line.auroc, line.counts.missed) for line in kinds] == [
-        ("dent", 0.5, 1),
-        ("good", None, 0),
-        ("hole", 1.0, 0),
-    ]
-    groups = group_rows(
-        ["a", "b", "a", "b"], scores, truths, 0.5, against_all_good=False, new=[True, False] * 2
-    )
-    assert [(line.name, line.auroc, line.counts.good, line.left_out) for line in groups] == [
-        ("a", 1.0, 1, 0),
-        ("b", 1.0, 0, 2),
-    ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_sgfr.report.known_images import known_images
+from anomalib_sgfr.report.model_facts import known_images
 
 
 def made(folder: Path, *names: str) -> list[str]:
