@@ -9,20 +9,22 @@ import torch
 from anomalib.data import AnomalibDataModule
 
 from anomalib_sgfr import Sgfr
-from benchmarks.common.engine import fitted
+from benchmarks import domain_shift
 from benchmarks.domain_shift import CHANGES, main
 
 
+@pytest.mark.usefixtures("small_images")
 def test_measures_a_folder_of_ones_own(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.domain_shift._NEW", 4)
     monkeypatch.setattr("benchmarks.domain_shift.CHANGES", {"darker": CHANGES["darker"]})
     fits: list[list[str]] = []
+    small = domain_shift.fitted
 
     def seen(module: AnomalibDataModule, seed: int, **arguments: object) -> Sgfr:
         fits.append(sorted(Path(path).name for path in module.train_data.samples["image_path"]))
-        return fitted(module, seed, **arguments)
+        return small(module, seed, **arguments)
 
     monkeypatch.setattr("benchmarks.domain_shift.fitted", seen)
     arguments = ["--root", str(parts), "--data", "folder", "--seeds", "0", "--out", str(tmp_path)]

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.feedback import main
 
 
+@pytest.mark.usefixtures("small_images")
 def test_measures_a_folder_of_ones_own(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

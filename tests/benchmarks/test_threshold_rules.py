@@ -31,6 +31,7 @@ def drawn_scores(good_mean: float) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("small_images")
 def test_measures_a_folder_of_ones_own(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -404,7 +404,7 @@ def test_tiles_and_region_are_in_every_exported_file(parts: Path, tmp_path: Path
     Image.fromarray(inside).save(tmp_path / "roi.png")
     model = Sgfr(
         "test_resnet",
-        layers=["layer1", "layer2"],
+        layers=["layer2"],  # one to trace
         score_layers=["layer2"],
         pre_trained=False,
         bank_size=100,
