@@ -26,6 +26,7 @@ from anomalib_sgfr.quantisation import images_for
 from anomalib_sgfr.run_paths import run_of_checkpoint
 
 __all__ = [
+    "aspect_rule",
     "compare_labels",
     "export_onnx",
     "export_openvino",
@@ -64,6 +65,19 @@ def resolve_root(export_root: Path | str, checkpoint: Path | None) -> Path:
     root = run_of_checkpoint(checkpoint) or checkpoint.with_name(f"{checkpoint.stem}_export")
     logger.info("Exporting to %s, beside the checkpoint; --export_root names another folder.", root)
     return root
+
+
+def aspect_rule(module: AnomalibModule) -> tuple[int, int] | None:
+    """Rule of a model's pre-processor, if each image keeps its aspect ratio.
+
+    Args:
+        module (AnomalibModule): An Sgfr.
+
+    Returns:
+        tuple[int, int] | None: See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
+    """
+    resize = getattr(module.pre_processor, "resize", None)
+    return None if resize is None else resize.rule
 
 
 def publish(root: Path, export: Callable[[Path], Path]) -> Path:
@@ -114,13 +128,21 @@ def export_onnx(
     """
     _require_packages("onnx", "onnxscript")
 
-    resize = getattr(module.pre_processor, "resize", None)
-    rule = None if resize is None or input_size is not None else resize.rule
+    rule = None if input_size is not None else aspect_rule(module)
 
     def write(folder: Path) -> Path:
-        file = export(folder, name, input_size, **{**_ONNX_OPTIONS, **options})
-        if rule is not None:
-            _resize_first(file, GridResize(*rule))
+        try:
+            file = export(folder, name, input_size, **{**_ONNX_OPTIONS, **options})
+            if rule is not None:
+                _resize_first(file, GridResize(*rule))
+        except torch.onnx.errors.OnnxExporterError as error:
+            if rule is None:
+                raise
+            msg = (
+                "the model keeps each image's aspect ratio, and cannot be exported for images of"
+                ' any size: pass --input_size "[HEIGHT, WIDTH]" (input_size=...) of your images.'
+            )
+            raise ValueError(msg) from error
         _write_metadata(file, module)
         return file
 
@@ -237,7 +259,7 @@ def _resize_first(file: Path, resize: GridResize) -> None:
     first = file.with_name("resize.onnx")
     with quiet_loggers(*_EXPORTERS):
         torch.onnx.export(
-            resize,
+            resize.eval(),
             (torch.zeros(2, 3, 64, 96),),
             first,
             input_names=["input"],
@@ -370,7 +392,7 @@ def _compare(module: AnomalibModule, file: Path, datamodule: AnomalibDataModule)
     network = openvino.Core().read_model(file)
     compiled = openvino.Core().compile_model(network, "CPU")  # as anomalib's inferencer does
     found = []
-    with images_for(network, datamodule, model.model.bit_depth):
+    with images_for(network, datamodule, model.model.bit_depth, aspect_rule(model)):
         datamodule.setup("fit")
         images: Any = getattr(datamodule, "val_data", None)
         if images is None or not len(images):

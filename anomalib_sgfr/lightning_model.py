@@ -481,7 +481,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     ) -> Any:  # noqa: ANN401
         """Compress as anomalib does, except for what 8 bits would harm."""
         model = model.clone()  # without what no output needs: NNCF fails on such operations
-        with compressing(model, datamodule, self.model.bit_depth):
+        rule = export.aspect_rule(self)
+        with compressing(model, datamodule, self.model.bit_depth, rule):
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
 
     @property

@@ -9,6 +9,7 @@ from anomalib.data import ImageBatch
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_sgfr.images.bit_depth import reread_images
+from anomalib_sgfr.images.resizing import AspectResize
 
 __all__ = ["compressing", "float_operations", "images_for", "keeping_in_float"]
 
@@ -119,18 +120,30 @@ def keeping_in_float(model: Any) -> Iterator[None]:  # noqa: ANN401
 
 
 @contextmanager
-def _resized_to_fit(datamodule: Any, model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Have a data module give images of the size that a model takes, if it takes only one."""
+def _resized_to_fit(
+    datamodule: Any,  # noqa: ANN401
+    model: Any,  # noqa: ANN401
+    rule: tuple[int, int] | None,
+) -> Iterator[None]:
+    """Have a data module give images of the size that a model takes, if it takes only one.
+
+    If each image has its own, a batch has one: anomalib stretches the images of a batch to one.
+    """
     height, width = (model.input(0).partial_shape[axis] for axis in (2, 3))
-    if datamodule is None or not (height.is_static and width.is_static):
+    is_fixed = height.is_static and width.is_static
+    if datamodule is None or not (is_fixed or rule):
         yield
         return
-    resize = Resize((height.get_length(), width.get_length()), antialias=True)
-    augmentations: dict[str, Any] = {}
+    if is_fixed:
+        resize = Resize((height.get_length(), width.get_length()), antialias=True)
+        values: dict[str, Any] = {}
+    else:
+        resize = AspectResize((rule[0], rule[0]), rule)  # type: ignore[index]  # not None here
+        values = {"eval_batch_size": 1}
     for name in ("val_augmentations", "test_augmentations"):
         original = getattr(datamodule, name, None)
-        augmentations[name] = resize if original is None else Compose([original, resize])
-    with _replaced(datamodule, **augmentations):
+        values[name] = resize if original is None else Compose([original, resize])
+    with _replaced(datamodule, **values):
         yield
 
 
@@ -153,20 +166,31 @@ def _collated(datamodule: Any, collate: Any, bit_depth: int, items: Any) -> Any:
 
 
 @contextmanager
-def images_for(model: Any, datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
+def images_for(
+    model: Any,  # noqa: ANN401
+    datamodule: Any,  # noqa: ANN401
+    bit_depth: int,
+    rule: tuple[int, int] | None = None,
+) -> Iterator[None]:
     """Have a data module give images of a model's size and bit depth, not those of the files.
 
     Args:
         model (openvino.Model): The exported model.
         datamodule (AnomalibDataModule | None): Gives the images; changed in this context.
         bit_depth (int): Of the model.
+        rule (tuple[int, int] | None): See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
     """
-    with _resized_to_fit(datamodule, model), _full_bit_depth(datamodule, bit_depth):
+    with _resized_to_fit(datamodule, model, rule), _full_bit_depth(datamodule, bit_depth):
         yield
 
 
 @contextmanager
-def compressing(model: Any, datamodule: Any, bit_depth: int) -> Iterator[None]:  # noqa: ANN401
+def compressing(
+    model: Any,  # noqa: ANN401
+    datamodule: Any,  # noqa: ANN401
+    bit_depth: int,
+    rule: tuple[int, int] | None = None,
+) -> Iterator[None]:
     """Conditions under which anomalib compresses an exported Sgfr.
 
     What 8 bits would harm stays in floating point. Calibration images, which anomalib takes as they
@@ -176,6 +200,7 @@ def compressing(model: Any, datamodule: Any, bit_depth: int) -> Iterator[None]: 
         model (openvino.Model): The model to compress.
         datamodule (AnomalibDataModule | None): Gives calibration images.
         bit_depth (int): Of the model.
+        rule (tuple[int, int] | None): See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
     """
-    with keeping_in_float(model), images_for(model, datamodule, bit_depth):
+    with keeping_in_float(model), images_for(model, datamodule, bit_depth, rule):
         yield

@@ -12,12 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AxisTransform", "FrameTransform", "aspect_sizes", "frame_transform", "size_of_aspect"]
+__all__ = [
+    "AxisTransform",
+    "FrameTransform",
+    "aspect_sizes",
+    "frame_transform",
+    "shortest_side",
+    "size_of_aspect",
+]
 
 Step = Sequence[Any]  # name and numbers: plain data, which an exported file can keep
 
 _AREA_TOLERANCE = 0.1  # of the number of pixels of a size that keeps an aspect ratio
-_MIN_PATCHES = 2  # of the coarsest scale along a side
+_MIN_SIDE = 64  # pixels: an image must be larger than the Gaussian that smooths its map reaches
 
 
 class AxisTransform(NamedTuple):
@@ -133,6 +140,18 @@ def _interpolate(
     return found
 
 
+def shortest_side(step: int) -> int:
+    """Shortest side of :func:`aspect_sizes`, in pixels.
+
+    Args:
+        step (int): As there.
+
+    Returns:
+        int: A multiple of ``step``, of at least two.
+    """
+    return max(2, -(-_MIN_SIDE // step)) * step
+
+
 @lru_cache(maxsize=32)
 def aspect_sizes(side: int, step: int) -> tuple[tuple[int, int], ...]:
     """Sizes of about ``side * side`` pixels, of different aspect ratios.
@@ -147,7 +166,7 @@ def aspect_sizes(side: int, step: int) -> tuple[tuple[int, int], ...]:
     """
     area = side * side
     by_ratio = {1.0: (side, side)}
-    least, most = _MIN_PATCHES * step, int((1.0 + _AREA_TOLERANCE) * area)
+    least, most = shortest_side(step), int((1.0 + _AREA_TOLERANCE) * area)
     for height in range(least, most // least + 1, step):
         for width in range(least, most // height + 1, step):
             error = abs(height * width / area - 1.0)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import Compose, Resize
 from torchvision.transforms.v2.functional import get_size
 
-from anomalib_sgfr.images.frame_geometry import aspect_sizes, size_of_aspect
+from anomalib_sgfr.images.frame_geometry import aspect_sizes, shortest_side, size_of_aspect
 
 __all__ = [
     "AspectResize",
@@ -130,8 +130,9 @@ class ExactAspectResize(nn.Module):
     """As :class:`ExactResize`, to the size nearest to the images' aspect ratio.
 
     A traced graph cannot choose a size by that of its input and infer the sizes of what follows. So
-    for sizes that are unknown it takes a grid, each cell of which becomes ``step`` x ``step``
-    pixels, and the export puts a :class:`GridResize` before it, whose images replace these.
+    for sizes that are unknown it takes a grid, with a cell for each ``step`` pixels of a side but
+    for the first ``margin`` ones, enlarges that, and the export puts a :class:`GridResize` before
+    it, whose images replace the enlarged ones. A trace tries grids of two cells a side.
 
     Args:
         side (int): As in :func:`~anomalib_sgfr.images.frame_geometry.size_of_aspect`.
@@ -147,7 +148,8 @@ class ExactAspectResize(nn.Module):
         height, width = images.shape[-2:]
         if isinstance(height, int) and isinstance(width, int):
             return _resized(images, size_of_aspect(height, width, *self.rule))
-        size = tuple(length * self.rule[1] for length in (height, width))
+        margin, step = _margin(self.rule[1]), self.rule[1]
+        size = tuple(margin + length * step for length in (height, width))
         return functional.interpolate(images, size=size, mode="nearest")
 
 
@@ -172,16 +174,21 @@ class GridResize(nn.Module):
         self.register_buffer("sizes", torch.tensor(sizes))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Resize images ``(B, 3, H, W)``; also returns a grid of one pixel for each step."""
+        """Resize images ``(B, 3, H, W)``; also returns a pixel for each cell of the grid."""
         height, width = (
             torch.scalar_tensor(length, dtype=torch.float32) for length in images.shape[-2:]
         )
         rows, columns = self.sizes[(height > self.bounds * width).sum()]
         size = rows.item(), columns.item()
+        margin = _margin(self.step)
         for length in size:
-            torch._check(length >= self.step)  # noqa: SLF001  # PyTorch's way to tell a trace
+            torch._check(length >= margin + 2 * self.step)  # noqa: SLF001  # tells a trace
         resized = _resized(images, size)
-        return resized, resized[..., :: self.step, :: self.step]
+        return resized, resized[..., margin :: self.step, margin :: self.step]
+
+
+def _margin(step: int) -> int:
+    return shortest_side(step) - 2 * step
 
 
 def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
