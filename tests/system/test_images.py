@@ -76,8 +76,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
         )
     fitted = Sgfr(
         "test_resnet",
-        layers=["layer2"],
-        score_layers=["layer2"],
+        layers=["layer1", "layer2"],
+        score_layers=["layer1", "layer2"],
         pre_trained=False,
         bank_size=100,
         image_size=64,
