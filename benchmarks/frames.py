@@ -47,7 +47,7 @@ def _files(folder: Path, size: int) -> dict[str, Path]:
         pixels = rng.normal(128.0, 12.0, (96, 96, 3)).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / "good" / f"{number}.png")
     module = Folder("frames", root=folder, normal_dir="good", normal_test_dir="good", num_workers=0)
-    model = fitted(module, 0, image_size=size)
+    model = fitted(module, 0, image_size=(size, size))
     engine = Engine(default_root_dir=folder, logger=False, accelerator="cpu", devices=1)
     exported = engine.export(model, ExportType.OPENVINO, export_root=folder / str(size))
     checkpoint = folder / f"{size}.ckpt"

@@ -9,7 +9,7 @@ Rewrites what stands between markers in ``README.md`` and ``benchmarks/README.md
 import argparse
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.common.records import Record, read, write_text
@@ -29,6 +29,8 @@ _PLACES = (
     ("mvtec", "bottle", "MVTec AD bottle"),
     ("mvtec", "grid", "MVTec AD grid"),
     ("kolektor", None, "KolektorSDD"),
+    ("mvtec_3d", "tire", "MVTec 3D-AD tire, colour"),
+    ("mvtec_loco", "juice_bottle", "MVTec LOCO juice bottle, logical"),
 )
 _METRICS = {
     "image_AUROC": "image AUROC",
@@ -41,6 +43,7 @@ _SUMMARY_METRICS = ("image_AUROC", "pixel_AP", "AUPRO")
 # what Patchcore stores by default would take hours to choose; its default is also compared, on
 # fewer images
 _CHANGED: Mapping[str, Mapping[str, object]] = {"patchcore": {"coreset_sampling_ratio": 0.01}}
+_SIDE = 256
 _BACKBONE = "tf_efficientnet_lite0"
 _NAMES = {
     model: name for model, name in rows.NAMES.items() if model != "anomalydino"
@@ -73,8 +76,7 @@ def summary(results: Path) -> str:
         f"| {' / '.join(_NAMES[model] for model in wanted)} | " + " | ".join(heads) + " |",
         "|---" * (len(heads) + 1) + "|",
     ]
-    for dataset, split, label in _PLACES:
-        found = _of_defaults(results / dataset / "results.json", (dataset, split), wanted)
+    for label, found in _lines(results, wanted):
         runs, seeds = _runs(found, wanted)
         cells = []
         for metric in _SUMMARY_METRICS:
@@ -104,9 +106,9 @@ def table(results: Path) -> str:
         "|---" * (len(_NAMES) + 2) + "|",
     ]
     medians: dict[str, list[float]] = {model: [] for model in _NAMES}
-    for dataset, split, label in _PLACES:
-        found = _of_defaults(results / dataset / "results.json", (dataset, split), wanted)
+    for label, found in _lines(results, wanted):
         runs, seeds = _runs(found, wanted)
+        is_first = label in {its for *_, its in _PLACES}
         for metric, name in _METRICS.items():
             values = {model: _values(of, seeds, metric) for model, of in runs.items()}
             if not any(values.values()):
@@ -116,10 +118,10 @@ def table(results: Path) -> str:
             lines.append(
                 f"| {label}: {name} | " + " | ".join(cells) + f" | {', '.join(map(str, seeds))} |"
             )
-            if metric == "image_AUROC":
+            if metric == "image_AUROC" and is_first:
                 for model, its in values.items():
                     medians[model] += [statistics.median(its)] if its else []
-        if dataset == "mtd" and found:
+        if label.startswith("magnetic tiles") and found:
             cells = [_stored(of.values()) for of in runs.values()]
             lines.append(f"| {label}: stored, MiB | " + " | ".join(cells) + " | |")
     means = [
@@ -129,6 +131,21 @@ def table(results: Path) -> str:
     if any(mean != "-" for mean in means):
         lines.append(f"| mean of all {len(_PLACES)}: image AUROC | " + " | ".join(means) + " | |")
     return "\n".join(lines) + "\n"
+
+
+def _lines(
+    results: Path, wanted: Mapping[str, Mapping[str, object]]
+) -> Iterator[tuple[str, list[Record]]]:
+    """Runs of each line: Sgfr by default and the others on squeezed images, as anomalib has them.
+
+    Where images are not square, a second line has the others in the aspect ratio that Sgfr has.
+    """
+    for dataset, split, label in _PLACES:
+        file = results / dataset / "results.json"
+        yield label, _of_defaults(file, (dataset, split), wanted)
+        found = _of_defaults(file, (dataset, split), wanted, same_aspect=True)
+        if any(record.model != "sgfr" for record in found):
+            yield "{}, all at {} x {} px".format(label, *found[0].image_size), found
 
 
 def few_table(results: Path) -> str:
@@ -189,9 +206,15 @@ def _of_defaults(
     place: tuple[str, str | None],
     wanted: Mapping[str, Mapping[str, object]],
     images: int | None = None,
+    *,
+    same_aspect: bool = False,
 ) -> list[Record]:
-    """Runs on one data set and so many training images, of models with the arguments wanted."""
-    return [
+    """Runs on one data set and so many training images, of models with the arguments wanted.
+
+    Sgfr's are those that keep the aspect ratio, if there are any; the others' those that do not, or
+    with ``same_aspect`` those that do.
+    """
+    found = [
         record
         for record in read(file)
         if (record.dataset, record.split) == place
@@ -199,8 +222,14 @@ def _of_defaults(
         and record.limit_train == images
         and record.contamination is None
         and record.backbone == _BACKBONE
-        and record.image_size == [256, 256]
+        and rows.side(record) == _SIDE
         and record.arguments == wanted.get(record.model)
+    ]
+    kept = any(rows.keeps_aspect(record) for record in found if record.model == "sgfr")
+    return [
+        record
+        for record in found
+        if rows.keeps_aspect(record) == (kept if record.model == "sgfr" else same_aspect)
     ]
 
 

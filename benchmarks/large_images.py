@@ -38,9 +38,9 @@ _DEFECTS = (6, 10, 14, 20)
 _TRAINED, _GOOD, _EACH = 8, 16, 8  # images to fit to, without a defect, and with one of each size
 _POOLED = 4  # pixels of an image along each side of what pixel metrics count
 _WAYS: dict[str, dict[str, Any]] = {
-    "256 x 256": {"image_size": 256},
-    "512 x 512": {"image_size": 512},
-    "1024 x 1024": {"image_size": 1024},
+    "256 x 256": {"image_size": (256, 256)},
+    "512 x 512": {"image_size": (512, 512)},
+    "1024 x 1024": {"image_size": (1024, 1024)},
     "1500 x 2000, tiles of 256": {"image_size": _SIZE, "tile_size": 256},
 }
 

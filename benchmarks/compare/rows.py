@@ -17,6 +17,7 @@ __all__ = [
     "keeps_aspect",
     "model_title",
     "rows_by_data",
+    "side",
     "title",
 ]
 
@@ -99,7 +100,7 @@ def rows_by_data(records: Iterable[Record]) -> dict[str, list[Row]]:
     """Rows by data set, backbone and image size; each data set's in the order of its models."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        same = (data_title(record), record.backbone, _side(record))
+        same = (data_title(record), record.backbone, side(record))
         groups.setdefault((*same, list(NAMES).index(record.model), model_title(record)), []).append(
             record
         )
@@ -109,7 +110,7 @@ def rows_by_data(records: Iterable[Record]) -> dict[str, list[Row]]:
     return rows
 
 
-def _side(spec: Spec) -> int:
+def side(spec: Spec) -> int:
     """Side in pixels of a square of about as many pixels as the images have."""
     if not keeps_aspect(spec) or spec.own_aspect:
         return spec.image_size[0]

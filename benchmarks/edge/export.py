@@ -121,7 +121,7 @@ def _model(case: Case) -> AnomalibModule:
     return Sgfr(
         backbone=case.backbone,
         pre_trained=case.pre_trained,
-        image_size=case.side,
+        image_size="square" if case.side is None else (case.side, case.side),
         seed=0,
         post_processor=NominalPostProcessor(0.05),
         evaluator=False,

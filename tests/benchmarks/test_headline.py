@@ -71,7 +71,7 @@ def test_a_mean_is_of_models_that_have_all_data_sets(tmp_path: Path) -> None:
             merge(file, [run("padim", seed, 0.8, dataset=dataset, split=split) for seed in (0, 1)])
     assert (
         headline.table(tmp_path).splitlines()[-1]
-        == "| mean of all 7: image AUROC | 90.0 | - | - | - | |"
+        == "| mean of all 9: image AUROC | 90.0 | - | - | - | |"
     )
 
 
@@ -112,8 +112,37 @@ def test_the_summary_has_a_row_for_each_data_set_and_marks_ties(tmp_path: Path) 
         ],
     )
     rows = headline.summary(tmp_path).splitlines()[2:]
-    assert len(rows) == 7
+    assert len(rows) == 9
     assert rows[2] == "| solar cells, mono | **85.0** / **84.0** / 70.0 | - | - | - / 1.0 / - |"
+
+
+def test_images_that_are_not_square_have_a_second_line_at_one_aspect_ratio(tmp_path: Path) -> None:
+    at = {"dataset": "kolektor", "image_size": [416, 160]}
+    merge(
+        tmp_path / "kolektor" / "results.json",
+        [
+            run("sgfr", 0, 0.8, dataset="kolektor"),
+            run("sgfr", 0, 0.9, **at),
+            run("patchcore", 0, 0.7, dataset="kolektor"),
+            run("patchcore", 0, 0.85, **at),
+            run("padim", 0, 0.6, dataset="kolektor"),
+        ],
+    )
+    lines = [line for line in headline.summary(tmp_path).splitlines() if "KolektorSDD" in line]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| KolektorSDD", "**90.0** / 70.0 / 60.0"],
+        ["| KolektorSDD, all at 416 x 160 px", "**90.0** / 85.0 / -"],
+    ]
+    each = {"dataset": "mtd", "split": "tile", "own_aspect": True}
+    merge(
+        tmp_path / "mtd" / "results.json",
+        [
+            run("sgfr", 0, 0.9, **each),
+            run("patchcore", 0, 0.7, dataset="mtd", split="tile"),
+        ],
+    )
+    (line,) = [line for line in headline.summary(tmp_path).splitlines() if "new tiles" in line]
+    assert line.startswith("| magnetic tiles, new tiles | **90.0** / 70.0 / - |")
 
 
 def test_the_documents_show_the_committed_results() -> None:
