@@ -154,7 +154,11 @@ class SizeChoice:
             same = rule is None and size == self._asked
         else:
             step = model.embedder.scale_strides[-1]
-            same = size == (self._asked if rule else size_of_aspect(*size, self._side, step))
+            same = size == (
+                (_whole(self._side, rule[1]),) * 2
+                if rule
+                else size_of_aspect(*size, self._side, step)
+            )
         if not same:
             its = _by(size) if rule is None else f"{rule[0]}, each image in its own aspect ratio"
             msg = (
@@ -205,7 +209,8 @@ def choose_size(
     Returns:
         tuple[tuple[int, int], tuple[int, int] | None]: Height and width, of the aspect ratio that
         at least 95% of the images have within 10%, and ``None``; otherwise the square, and the
-        rule, ``side`` and ``step``. The square and ``None`` without sizes.
+        rule, ``side`` as a multiple of ``step``, and ``step``. The square and ``None`` without
+        sizes.
     """
     if not sizes:
         return (side, side), None
@@ -216,7 +221,8 @@ def choose_size(
     if len(found) == 1:
         return found.pop(), None
     if sum(alike) < _MOST * len(sizes):
-        return (side, side), (side, step)
+        whole = _whole(side, step)
+        return (whole, whole), (whole, step)
     height, width = sizes[ratios.index(min(ratios, key=lambda ratio: abs(ratio - middle)))]
     return size_of_aspect(height, width, side, step), None
 
@@ -262,6 +268,11 @@ def squeezed(paths: Sequence[Any], aspect: float) -> list[str]:
             if not 1.0 / _SQUEEZED <= ratio <= _SQUEEZED:
                 found.append(str(path))
     return found
+
+
+def _whole(side: int, step: int) -> int:
+    """Side of a square as a multiple of the step, so that all sizes of a rule are."""
+    return max(1, round(side / step)) * step
 
 
 def training_sizes(datamodule: Any) -> list[tuple[int, int]]:  # noqa: ANN401

@@ -148,10 +148,7 @@ class InputSettings:
         """Note that a model was fitted with the input that it has now."""
         roi = self.fitted.roi if self._roi is None and self.fitted is not None else self._roi
         tiling = Tiling.from_tiler(model.tiler)
-        aspect = self._sizes.aspect
-        if self.fitted is not None and aspect is None:  # an update
-            aspect = self.fitted.aspect
-        self.fitted = _input_of(model, pre_processor, tiling, roi, aspect)
+        self.fitted = _input_of(model, pre_processor, tiling, roi, self._sizes.aspect)
 
     def apply_fitted(self, model: SgfrModel, pre_processor: nn.Module | None) -> None:
         """Give a model and its pre-processor the input of the fit, if there was one."""
@@ -159,6 +156,7 @@ class InputSettings:
             return
         model.tiler = None if self.fitted.tiling is None else self.fitted.tiling.tiler()
         model.region = self.fitted.region.to(model.region.device)
+        self._sizes.aspect = self.fitted.aspect
         if self.fitted.size and isinstance(pre_processor, SgfrPreProcessor):
             pre_processor.choose_size(self.fitted.size, self.fitted.rule)
 

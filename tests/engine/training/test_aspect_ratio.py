@@ -146,6 +146,20 @@ def test_a_later_fit_chooses_anew_and_a_failed_one_changes_nothing(
     assert (model.pre_processor.resize.size, model.pre_processor.resize.rule) == ([96, 160], None)
 
 
+def test_an_update_keeps_the_size_and_what_the_images_were(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", SHAPES["tall"])
+    model = small(image_size=120)
+    engine = engine_in(tmp_path)
+    engine.fit(model, datamodule=folder_datamodule(root))
+    assert model.pre_processor.resize.size == [160, 96]
+    assert model.trained_aspect == pytest.approx(2.5)
+    updated = Sgfr.load_from_checkpoint(engine.best_model_path, update=True, visualizer=False)
+    other = folder_of(tmp_path / "other", SHAPES["wide"])
+    engine_in(tmp_path).fit(updated, datamodule=folder_datamodule(other))
+    assert updated.pre_processor.resize.size == [160, 96]
+    assert updated.trained_aspect == pytest.approx(2.5)
+
+
 def test_a_region_of_interest_gives_the_size(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", SHAPES["several"])
     mask = np.zeros((200, 80), np.uint8)

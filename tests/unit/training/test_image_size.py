@@ -35,6 +35,12 @@ def test_one_aspect_ratio_is_kept_and_several_each(sizes: list, expected: tuple)
     assert choose_size(sizes, 256, 32) == expected
 
 
+def test_sizes_of_a_rule_are_multiples_of_the_step() -> None:
+    size, rule = choose_size([(300, 300), (300, 900)], 250, 32)
+    assert (size, rule) == ((256, 256), (256, 32))
+    assert choose_size([(300, 300)], 250, 32) == ((250, 250), None)
+
+
 def test_images_between_two_sizes_that_are_alike_have_one() -> None:
     sizes = [(100, 112), (100, 114), (100, 116)]
     assert len({choose_size([size], 256, 32)[0] for size in sizes}) == 2
