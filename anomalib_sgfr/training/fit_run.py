@@ -99,7 +99,7 @@ class FitRun:
             own.use(found.threshold)
         module.accepted, module.suspects, module.fit_record = None, found.suspects, record
         self._earlier = None
-        self._inputs.keep(model, module.pre_processor)
+        self._inputs.keep(model)
         _set_fitted(module, fitted=True)
         fit.report_certificate(model, trainer)
 
@@ -114,7 +114,7 @@ class FitRun:
             module.model.embedder.extractor.load_state_dict(weights)
             self._earlier = None
             _set_fitted(module, fitted=True)
-        self._inputs.apply_fitted(module.model, module.pre_processor)
+        self._inputs.apply_fitted(module.model)
 
 
 def _set_fitted(module: Any, *, fitted: bool) -> None:  # noqa: ANN401

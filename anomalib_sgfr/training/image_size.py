@@ -65,15 +65,9 @@ class SizeChoice:
         pre_processor (nn.Module | None): Of the model.
         own_pre_processor (bool): Whether it is the user's, which stays as it is.
 
-    Attributes:
-        aspect (float | None): Height over width of the training images, if they have one aspect
-            ratio and the size was chosen by it.
-
     Raises:
         ValueError: If size and pre-processor contradict each other.
     """
-
-    aspect: float | None = None
 
     def __init__(
         self,
@@ -95,6 +89,8 @@ class SizeChoice:
         self._square = image_size == "square"
         self._side = size[0] if follows and size is not None and size[0] == size[1] else None
         self._batch_sizes: tuple[Any, int, int] | None = None
+        self._aspect: float | None = None  # of the running fit
+        self._before: tuple[SgfrPreProcessor, list[int], tuple[int, int] | None] | None = None
 
     def choose(
         self,
@@ -114,6 +110,9 @@ class SizeChoice:
         """
         if self._side is None or not isinstance(pre_processor, SgfrPreProcessor):
             return
+        resize = pre_processor.resize
+        if resize is None:
+            return
         square = (self._side, self._side)
         step = model.embedder.scale_strides[-1]
         sizes = [region] if region else training_sizes(getattr(trainer, "datamodule", None))
@@ -121,9 +120,11 @@ class SizeChoice:
         tried = size if rule is None else size_of_aspect(*_TRIED, *rule)
         if not accepts_size(model.embedder.backbone, tuple(model.embedder.layers), tried):
             size, rule = square, None
+        self.undo()
+        self._before = pre_processor, resize.size, resize.rule
         pre_processor.choose_size(size, rule)
         ratios = [height / width for height, width in sizes]
-        self.aspect = statistics.median(ratios) if ratios and rule is None else None
+        self._aspect = statistics.median(ratios) if ratios and rule is None else None
         if rule is None:
             logger.info("Images are resized to %s pixels (height x width).", _by(size))
         else:
@@ -132,6 +133,26 @@ class SizeChoice:
                 " as many pixels as %s. A batch has one image.",
                 _by(square),
             )
+
+    def undo(self) -> None:
+        """Return to the size before the running fit, if it chose one."""
+        if self._before is not None:
+            pre_processor, size, rule = self._before
+            pre_processor.choose_size(size, rule)
+            self._before = None
+
+    def settle(self, earlier: float | None) -> float | None:
+        """End the running fit: its size stays.
+
+        Args:
+            earlier (float | None): What an earlier fit returned.
+
+        Returns:
+            float | None: Height over width of the training images, if they have one aspect ratio
+            and the size was chosen by it; that of the earlier fit if this one chose no size.
+        """
+        was_chosen, self._before = self._before is not None, None
+        return self._aspect if was_chosen else earlier
 
     def require_same(self, model: SgfrModel, pre_processor: nn.Module | None) -> None:
         """Refuse another size than the restored one.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anomalib_sgfr.features.backbone import require_size
 from anomalib_sgfr.features.tiling import Tiling
-from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, output_size
+from anomalib_sgfr.images.pre_processor import output_size
 from anomalib_sgfr.images.roi import read_roi, roi_at_input
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.image_size import SizeChoice
@@ -40,17 +40,13 @@ class FittedInput(NamedTuple):
         tiling (Tiling | None): Tiles, if any.
         region (Tensor): As in :class:`~anomalib_sgfr.torch_model.SgfrModel`.
         roi (str | None): File that the region was read from.
-        size (Sequence[int]): Height and width that images are resized to; empty if the
-            pre-processor's is not to choose.
-        rule (tuple[int, int] | None): See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
-        aspect (float | None): See :class:`SizeChoice`.
+        aspect (float | None): Height over width of the training images, see
+            :meth:`~anomalib_sgfr.training.image_size.SizeChoice.settle`.
     """
 
     tiling: Tiling | None
     region: Tensor
     roi: str | None
-    size: Sequence[int] = ()
-    rule: tuple[int, int] | None = None
     aspect: float | None = None
 
 
@@ -129,7 +125,7 @@ class InputSettings:
                 return
             if self.fitted is not None and (update or not fit):
                 _require_same_tiling(asked, self.fitted.tiling, "the model")
-                self.apply_fitted(model, pre_processor)
+                self.apply_fitted(model)
             elif fit:
                 drawn = None if self._roi is None else tuple(read_roi(self._roi).shape)
                 self._sizes.choose(model, pre_processor, trainer, drawn)
@@ -137,28 +133,26 @@ class InputSettings:
                     model.region = self._read_region(model, pre_processor)
             self._sizes.limit_batches(pre_processor, trainer)
         except ValueError:
-            self.apply_fitted(model, pre_processor)
+            self.apply_fitted(model)
             raise
 
     def release(self) -> None:
         """End a run: a data module gets back the batch sizes that it had before."""
         self._sizes.release()
 
-    def keep(self, model: SgfrModel, pre_processor: nn.Module | None) -> None:
+    def keep(self, model: SgfrModel) -> None:
         """Note that a model was fitted with the input that it has now."""
         roi = self.fitted.roi if self._roi is None and self.fitted is not None else self._roi
-        tiling = Tiling.from_tiler(model.tiler)
-        self.fitted = _input_of(model, pre_processor, tiling, roi, self._sizes.aspect)
+        aspect = self._sizes.settle(None if self.fitted is None else self.fitted.aspect)
+        self.fitted = FittedInput(Tiling.from_tiler(model.tiler), model.region, roi, aspect)
 
-    def apply_fitted(self, model: SgfrModel, pre_processor: nn.Module | None) -> None:
-        """Give a model and its pre-processor the input of the fit, if there was one."""
+    def apply_fitted(self, model: SgfrModel) -> None:
+        """Give a model the input of its fit, if it had one, and undo one that has not ended."""
+        self._sizes.undo()
         if self.fitted is None:
             return
         model.tiler = None if self.fitted.tiling is None else self.fitted.tiling.tiler()
         model.region = self.fitted.region.to(model.region.device)
-        self._sizes.aspect = self.fitted.aspect
-        if self.fitted.size and isinstance(pre_processor, SgfrPreProcessor):
-            pre_processor.choose_size(self.fitted.size, self.fitted.rule)
 
     def save(
         self, checkpoint: dict[str, Any], model: SgfrModel, pre_processor: nn.Module | None
@@ -232,9 +226,9 @@ class InputSettings:
             tiling = Tiling.from_state(checkpoint[_TILING])
             _require_same_tiling(self._asked_tiling(model, trainer), tiling, _CHECKPOINT)
         model.bit_depth = self.bit_depth or checkpoint.get(_BIT_DEPTH, 8)
-        fitted_input = _input_of(model, pre_processor, tiling, roi, checkpoint.get(_ASPECT))
-        self.fitted = fitted_input._replace(region=region.clone())
-        self.apply_fitted(model, pre_processor)
+        self._sizes.settle(None)  # the size is the checkpoint's
+        self.fitted = FittedInput(tiling, region.clone(), roi, checkpoint.get(_ASPECT))
+        self.apply_fitted(model)
         self._sizes.limit_batches(pre_processor, trainer)
 
     def _asked_tiling(self, model: SgfrModel, trainer: Trainer | None) -> Tiling | None:
@@ -287,18 +281,6 @@ class InputSettings:
         logger.warning(
             "roi '%s' has changed since the fit: the region of the fit stays in use.", self._roi
         )
-
-
-def _input_of(
-    model: SgfrModel,
-    pre_processor: nn.Module | None,
-    tiling: Tiling | None,
-    roi: str | None,
-    aspect: float | None,
-) -> FittedInput:
-    resize = getattr(pre_processor, "resize", None)
-    size, rule = ((), None) if resize is None else (tuple(resize.size), resize.rule)
-    return FittedInput(tiling, model.region, roi, size, rule, aspect)
 
 
 def tiler_callbacks(trainer: Trainer | None) -> list[TilerConfigurationCallback]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anomalib.data import PredictDataset
+from anomalib.data import InferenceBatch, PredictDataset
 from sklearn.metrics import roc_auc_score
 
 from anomalib_sgfr import Inspector, Report, Sgfr
@@ -144,9 +144,11 @@ def _name(path: str) -> str:
 
 def test_raw_scores_set_a_first_threshold(run: Path) -> None:
     processor = loaded(run / "model.ckpt").post_processor
-    assert processor.raw_score(processor.normalised_score(3.0)) == pytest.approx(3.0, rel=1e-4)
+    (normalised,) = processor(
+        InferenceBatch(pred_score=torch.tensor([3.0]), anomaly_map=torch.zeros(1, 1, 2, 2))
+    ).pred_score
+    assert processor.raw_score(float(normalised)) == pytest.approx(3.0, rel=1e-4)
     processor.use(ThresholdState())
-    assert processor.normalised_score(3.0) == 3.0
     assert processor.raw_threshold_at(3.0) == 3.0
 
 

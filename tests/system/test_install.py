@@ -247,7 +247,7 @@ def test_make_takes_a_python_that_runs(
     )
     if taken is None:
         assert done.returncode == 2
-        assert done.stderr.startswith("make needs Python 3.11 to 3.14 with venv and pip")
+        assert done.stderr.startswith("make needs Python 3.11 to 3.13 with venv and pip")
         assert done.stderr.count("\n") == 2  # and make's own
     else:
         assert done.returncode == 0, done.stderr

@@ -148,7 +148,7 @@ def test_a_later_fit_chooses_anew_and_a_failed_one_changes_nothing(
 
 def test_an_update_keeps_the_size_and_what_the_images_were(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", SHAPES["tall"])
-    model = small(image_size=120)
+    model = small()
     engine = engine_in(tmp_path)
     engine.fit(model, datamodule=folder_datamodule(root))
     assert model.pre_processor.resize.size == [160, 96]
