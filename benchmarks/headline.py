@@ -16,7 +16,7 @@ from benchmarks.common.records import Record, read, write_text
 from benchmarks.common.zoo import resolve_arguments
 from benchmarks.compare import rows
 
-__all__ = ["few_table", "main", "summary", "table"]
+__all__ = ["aspect_table", "few_table", "main", "summary", "table"]
 
 _RESULTS = Path(__file__).parent / "results"
 _README = Path(__file__).parent.parent / "README.md"
@@ -148,6 +148,39 @@ def _lines(
             yield "{}, all at {} x {} px".format(label, *found[0].image_size), found
 
 
+def aspect_table(results: Path) -> str:
+    """Markdown: a line for each data set that is not square, Sgfr on squeezed images and not.
+
+    Args:
+        results (Path): Folder that holds a folder for each data set.
+
+    Returns:
+        str: The table, of medians and ranges over the seeds that both ran with; the larger in bold.
+    """
+    wanted = _wanted({}, ["sgfr"])
+    heads = [_METRICS[metric] for metric in _SUMMARY_METRICS]
+    lines = [
+        "| %, squeezed / own aspect ratio | size | " + " | ".join(heads) + " |",
+        "|---" * (len(heads) + 2) + "|",
+    ]
+    for dataset, split, label in _PLACES:
+        file = results / dataset / "results.json"
+        kept = _of_defaults(file, (dataset, split), wanted)
+        squeezed = _of_defaults(file, (dataset, split), wanted, squeezed=True)
+        if not kept or not squeezed or not rows.keeps_aspect(kept[0]):
+            continue
+        runs = [{record.seed: record for record in of} for of in (squeezed, kept)]
+        seeds = sorted(set.intersection(*map(set, runs)))
+        cells = []
+        for metric in _SUMMARY_METRICS:
+            values = [_values(of, seeds, metric) for of in runs]
+            best = max(filter(None, values), key=statistics.median, default=[])
+            cells.append(" / ".join(_cell(its, best, len(seeds)) for its in values))
+        size = "each its own" if kept[0].own_aspect else "{} x {}".format(*kept[0].image_size)
+        lines.append(f"| {label} | {size} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def few_table(results: Path) -> str:
     """Markdown: a line for each data set, Sgfr beside Patchcore with few training images.
 
@@ -208,11 +241,12 @@ def _of_defaults(
     images: int | None = None,
     *,
     same_aspect: bool = False,
+    squeezed: bool = False,
 ) -> list[Record]:
     """Runs on one data set and so many training images, of models with the arguments wanted.
 
-    Sgfr's are those that keep the aspect ratio, if there are any; the others' those that do not, or
-    with ``same_aspect`` those that do.
+    Sgfr's are those that keep the aspect ratio, if there are any and ``squeezed`` is not given; the
+    others' those that do not, or with ``same_aspect`` those that do.
     """
     found = [
         record
@@ -225,7 +259,9 @@ def _of_defaults(
         and rows.side(record) == _SIDE
         and record.arguments == wanted.get(record.model)
     ]
-    kept = any(rows.keeps_aspect(record) for record in found if record.model == "sgfr")
+    kept = not squeezed and any(
+        rows.keeps_aspect(record) for record in found if record.model == "sgfr"
+    )
     return [
         record
         for record in found
@@ -269,6 +305,7 @@ def main() -> int:
     for file, name, made in (
         (_README, "results", summary(_RESULTS)),
         (_DETAILS, "full results", table(_RESULTS)),
+        (_DETAILS, "aspect results", aspect_table(_RESULTS)),
         (_DETAILS, "few results", few_table(_RESULTS)),
     ):
         text = file.read_text(encoding="utf-8")

@@ -133,6 +133,8 @@ def test_images_that_are_not_square_have_a_second_line_at_one_aspect_ratio(tmp_p
         ["| KolektorSDD", "**90.0** / 70.0 / 60.0"],
         ["| KolektorSDD, all at 416 x 160 px", "**90.0** / 85.0 / -"],
     ]
+    (line,) = headline.aspect_table(tmp_path).splitlines()[2:]
+    assert line == "| KolektorSDD | 416 x 160 | 80.0 / **90.0** | - / - | - / - |"
     each = {"dataset": "mtd", "split": "tile", "own_aspect": True}
     merge(
         tmp_path / "mtd" / "results.json",
@@ -149,6 +151,7 @@ def test_the_documents_show_the_committed_results() -> None:
     for file, name, table in (
         ("README.md", "results", headline.summary(RESULTS)),
         ("benchmarks/README.md", "full results", headline.table(RESULTS)),
+        ("benchmarks/README.md", "aspect results", headline.aspect_table(RESULTS)),
         ("benchmarks/README.md", "few results", headline.few_table(RESULTS)),
     ):
         text = (ROOT / file).read_text(encoding="utf-8")
