@@ -33,8 +33,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sgfr, Path, Path
 
 
 def test_each_runtime_answers_as_the_model(
-    exported: tuple[Sgfr, Path, Path], tmp_path: Path
+    exported: tuple[Sgfr, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # anomalib's inferencer makes a cache here
     model, _, weights = exported
     onnx = onnxruntime.InferenceSession(weights / "onnx" / "model.onnx")
     names = [output.name for output in onnx.get_outputs()]
