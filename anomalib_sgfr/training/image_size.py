@@ -1,6 +1,7 @@
 """Size that images are resized to: as asked for, or the aspect ratio of the training images."""
 
 import logging
+import math
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
@@ -123,8 +124,7 @@ class SizeChoice:
         self.undo()
         self._before = pre_processor, resize.size, resize.rule
         pre_processor.choose_size(size, rule)
-        ratios = [height / width for height, width in sizes]
-        self._aspect = statistics.median(ratios) if ratios and rule is None else None
+        self._aspect = _common_aspect(sizes)
         if rule is None:
             logger.info("Images are resized to %s pixels (height x width).", _by(size))
         else:
@@ -233,19 +233,23 @@ def choose_size(
         rule, ``side`` as a multiple of ``step``, and ``step``. The square and ``None`` without
         sizes.
     """
-    if not sizes:
-        return (side, side), None
-    ratios = [height / width for height, width in sizes]
-    middle = statistics.median(ratios)
-    alike = [1.0 / _ONE_SHAPE <= ratio / middle <= _ONE_SHAPE for ratio in ratios]
     found = {size_of_aspect(height, width, side, step) for height, width in sizes}
-    if len(found) == 1:
-        return found.pop(), None
-    if sum(alike) < _MOST * len(sizes):
+    if len(found) < 2:  # noqa: PLR2004
+        return next(iter(found), (side, side)), None
+    aspect = _common_aspect(sizes)
+    if aspect is None:
         whole = _whole(side, step)
         return (whole, whole), (whole, step)
-    height, width = sizes[ratios.index(min(ratios, key=lambda ratio: abs(ratio - middle)))]
+    height, width = min(sizes, key=lambda size: abs(size[0] / size[1] - aspect))
     return size_of_aspect(height, width, side, step), None
+
+
+def _common_aspect(sizes: Sequence[Sequence[int]]) -> float | None:
+    """Median height over width, if most are near it; ``None`` if not, or without sizes."""
+    ratios = [height / width for height, width in sizes]
+    middle = statistics.median(ratios) if ratios else math.nan
+    alike = [1.0 / _ONE_SHAPE <= ratio / middle <= _ONE_SHAPE for ratio in ratios]
+    return middle if ratios and sum(alike) >= _MOST * len(ratios) else None
 
 
 def require_one_size(paths: Sequence[Any], rule: tuple[int, int]) -> None:

@@ -146,6 +146,16 @@ def test_a_later_fit_chooses_anew_and_a_failed_one_changes_nothing(
     assert (model.pre_processor.resize.size, model.pre_processor.resize.rule) == ([96, 160], None)
 
 
+def test_where_only_the_square_has_so_few_pixels_images_have_no_common_aspect(
+    tmp_path: Path,
+) -> None:
+    root = folder_of(tmp_path / "data", SHAPES["several"])
+    model = small(image_size=96)
+    engine_in(tmp_path).fit(model, datamodule=folder_datamodule(root))
+    assert (model.pre_processor.resize.size, model.pre_processor.resize.rule) == ([96, 96], None)
+    assert model.trained_aspect is None
+
+
 def test_an_update_keeps_the_size_and_what_the_images_were(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", SHAPES["tall"])
     model = small()
