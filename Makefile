@@ -89,8 +89,8 @@ bench-mvtec: $(INSTALLED)-demo
 bench-mtd: $(INSTALLED)-demo
 	@test -n "$(ROOT)" || { echo 'Say where the images are: make bench-mtd ROOT=DIR, after'; \
 	  echo '  git clone https://github.com/abin24/Magnetic-tile-defect-datasets. DIR'; exit 2; }
-	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --seeds 0,1,2 --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench-mtd
-	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --models patchcore --limit-train 200 --out runs/bench-mtd
+	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --seeds 0,1,2 --set patchcore.coreset_sampling_ratio=0.01 --out runs/bench-mtd --aspect square,own
+	$(BENCH) --dataset mtd --root "$(ROOT)" --split canonical,tile --models patchcore --limit-train 200 --out runs/bench-mtd --aspect square,own
 
 # What the constraints hold back comes first here: not part of any check.
 newest:

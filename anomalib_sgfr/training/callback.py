@@ -31,6 +31,7 @@ __all__ = ["ModelCallbacks", "SubspaceSampling", "require_precision", "require_w
 logger = logging.getLogger(__name__)
 
 _SEED = "PL_GLOBAL_SEED"  # Lightning's name for the seed of its distributed sampler
+_JOINED = 32  # batches of one image that are sampled together, as one of the usual size is
 _WAITING = 2  # batches that wait to be sampled, at most
 _PATHS = 10_000  # paths kept of images that no atom comes from
 
@@ -114,6 +115,7 @@ class SubspaceSampling(Callback):
         self._samplers: list[SubspaceSampler] = []
         self._worker: ThreadPoolExecutor | None = None
         self._waiting: deque[Future[None]] = deque()
+        self._held: list[list[tuple[Tensor, Tensor]]] = []  # of batches, for each scale
         self._next_image = 0
         self._most_paths = _PATHS
         self._seen_before = 0  # patches
@@ -254,10 +256,23 @@ class SubspaceSampling(Callback):
         if not new.all():
             rows = new.repeat(copies).nonzero().flatten().to(numbers.device)
             numbers, embeddings = numbers[rows], [part[rows] for part in embeddings]
-        for sampler, part, mask in zip(self._samplers, embeddings, inside, strict=True):
+        seen = []
+        for part, mask in zip(embeddings, inside, strict=True):
             patches, places = to_patches(part), origins(numbers, part.shape[2:])
-            seen = slice(None) if mask is None else mask.flatten().repeat(len(part))
-            sampler.observe(patches[seen], places[seen])
+            kept = slice(None) if mask is None else mask.flatten().repeat(len(part))
+            seen.append((patches[kept], places[kept]))
+        self._held.append(seen)
+        if len(paths) > 1 or len(self._held) >= _JOINED:
+            self._observe_held()
+
+    def _observe_held(self) -> None:
+        """Pass the patches of the batches that are held to the samplers, as those of one batch."""
+        held, self._held = self._held, []
+        for sampler, *batches in zip(self._samplers, *held, strict=True) if held else ():
+            patches, places = batches[0]
+            if len(batches) > 1:
+                patches, places = map(torch.cat, zip(*batches, strict=True))
+            sampler.observe(patches, places)
 
     def _submit(self, step: Callable[[], None], embedding: Tensor) -> None:
         """Sample now, or on a GPU in a thread, while the next batch is loaded and embedded."""
@@ -279,6 +294,7 @@ class SubspaceSampling(Callback):
         """Wait until all batches are sampled."""
         while self._waiting:
             self._waiting.popleft().result()
+        self._observe_held()
 
     def _free(self) -> None:
         """Drop the samplers and the thread."""
@@ -286,6 +302,7 @@ class SubspaceSampling(Callback):
             self._worker.shutdown(cancel_futures=True)
             self._worker = None
         self._waiting.clear()
+        self._held = []
         self.samplers = []
 
     def _number_images(self, paths: Any, images: int, device: torch.device) -> Tensor:  # noqa: ANN401
