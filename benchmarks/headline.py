@@ -67,8 +67,9 @@ def summary(results: Path) -> str:
         results (Path): Folder that holds a folder for each data set.
 
     Returns:
-        str: The table, of medians over the seeds that Sgfr and Patchcore ran with. A value whose
-        range over the seeds overlaps with that of the best is a tie, and in bold too.
+        str: The table, of medians over the seeds that Sgfr and Patchcore ran with, without data
+        sets that Patchcore did not run on. A value whose range over the seeds overlaps with that of
+        the best is a tie, and in bold too.
     """
     wanted = _wanted(_CHANGED, _SUMMARY_MODELS)
     heads = [*(f"{_METRICS[metric]}, %" for metric in _SUMMARY_METRICS), "stored, MiB"]
@@ -78,6 +79,8 @@ def summary(results: Path) -> str:
     ]
     for label, found in _lines(results, wanted):
         runs, seeds = _runs(found, wanted)
+        if runs["sgfr"] and not runs["patchcore"]:
+            continue  # not compared yet
         cells = []
         for metric in _SUMMARY_METRICS:
             values = [_values(of, seeds, metric) for of in runs.values()]
