@@ -24,6 +24,9 @@ from anomalib_sgfr.run_paths import atomic_write, names_of
 __all__ = ["Predictions", "ResultVisualizer"]
 
 
+_SIDE = 256  # pixels of the shorter side of a drawn image
+
+
 class Predictions(RunFolder):
     """Write the anomaly map and mask of every image that is predicted or tested.
 
@@ -128,7 +131,8 @@ class ResultVisualizer(ImageVisualizer):
     orientation. This visualizer gives it upright 8-bit copies. anomalib also names a result by the
     last folder of its image, or by the path from the data set's name on; where two images would
     share a name, this visualizer keeps the folders of all. Without an ``output_dir`` it writes to
-    ``images`` in the folder of the run's results.
+    ``images`` in the folder of the run's results. Without a ``field_size`` it draws images in the
+    aspect ratio of their anomaly maps, the shorter side of 256 pixels.
 
     Args:
         *args (Any): Passed to anomalib's visualizer.
@@ -138,6 +142,7 @@ class ResultVisualizer(ImageVisualizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
         self._given_dir = self.output_dir
+        self._keeps_aspect = self.field_size == (_SIDE, _SIDE)  # anomalib's default
         self._names: dict[str, Path] = {}
         self._drawn: dict[Path, str] = {}
 
@@ -171,6 +176,10 @@ class ResultVisualizer(ImageVisualizer):
         del outputs, batch_idx, dataloader_idx
         if self.output_dir is None:
             self.output_dir = results_folder(trainer) / "images"
+        if self._keeps_aspect and batch.anomaly_map is not None:
+            height, width = batch.anomaly_map.shape[-2:]
+            scale = _SIDE / min(height, width)
+            self.field_size = round(scale * width), round(scale * height)
         paths = list(batch.image_path or [])
         with _in_8_bits(batch, pl_module.model.bit_depth):
             for index, item in enumerate(batch):

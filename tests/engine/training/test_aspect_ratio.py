@@ -215,6 +215,19 @@ def test_an_image_of_another_shape_is_named(
     assert "another aspect ratio" not in caplog.text
 
 
+def test_images_are_drawn_in_their_aspect_ratio(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", SHAPES["tall"])
+    model = small(visualizer=True, image_size=(160, 96))
+    engine_in(tmp_path).fit(model, datamodule=folder_datamodule(root))
+    engine_in(tmp_path / "run").predict(model, data_path=root / "bad" / "00.png")
+    (drawn,) = (tmp_path / "run").rglob("00.png")
+    with Image.open(drawn) as image:
+        width, height = image.size
+    assert height == round(256 * 160 / 96)
+    assert width % 256 == 0
+    assert width > 256
+
+
 def test_a_batch_that_was_stretched_is_refused(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", SHAPES["several"])
     model = small()
