@@ -22,12 +22,11 @@ from torch.nn import functional
 from anomalib_sgfr.console import quiet_loggers
 from anomalib_sgfr.images.pre_processor import geometric_steps
 from anomalib_sgfr.images.resizing import GridResize
-from anomalib_sgfr.quantisation import images_for
+from anomalib_sgfr.quantisation import compare_with_file
 from anomalib_sgfr.run_paths import run_of_checkpoint
 
 __all__ = [
     "aspect_rule",
-    "compare_labels",
     "export_onnx",
     "export_openvino",
     "publish",
@@ -49,8 +48,6 @@ _PRECISE = (
     {"name": "precise", "version": "0"},
 )
 _NEED_IMAGES = {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
-_COMPARED = 300  # validation images at most, whose labels are compared with the model's
-_TOLERATED = 0.01  # difference in the rate of false alarms or of misses
 
 
 def resolve_root(export_root: Path | str, checkpoint: Path | None) -> Path:
@@ -187,7 +184,7 @@ def export_openvino(
         return file
 
     path = publish(root, write)
-    _compare_with_file(module, path, datamodule, compression)
+    compare_with_file(module, path, datamodule, compression, aspect_rule(module))
     return path
 
 
@@ -340,87 +337,3 @@ def _keep_precision(file: Path) -> None:
         for attribute in _PRECISE:
             ET.SubElement(info, "attribute", attribute)
     tree.write(file, encoding="utf-8", xml_declaration=True)
-
-
-def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str, float]:
-    """Errors of a model's labels beside those of its exported file on the same images.
-
-    Args:
-        truth (Tensor): ``True`` for defective images, shape ``(N,)``, ``bool``.
-        labels (Tensor): The model's, of the same shape and type.
-        exported (Tensor): The file's, of the same shape and type.
-
-    Returns:
-        tuple[str, float]: The counts in words, and the larger difference of the two rates of
-            errors, between 0 and 1.
-    """
-    words, largest = [], 0.0
-    for what, kind, images in (("false alarms", "good", ~truth), ("misses", "defective", truth)):
-        total = int(images.sum())
-        before, after = (int(((found != truth) & images).sum()) for found in (labels, exported))
-        words.append(f"{what} on {total} {kind} images: {after}, the model {before}")
-        largest = max(largest, abs(after - before) / max(total, 1))
-    return "; ".join(words), largest
-
-
-def _compare_with_file(
-    module: AnomalibModule,
-    file: Path,
-    datamodule: AnomalibDataModule | None,
-    compression: CompressionType | None,
-) -> None:
-    """Log the errors of an OpenVINO file's labels and of the model's, on validation images."""
-    if datamodule is not None:
-        try:
-            _compare(module, file, datamodule)
-        except (OSError, RuntimeError, ValueError) as error:  # the file is whole
-            logger.warning(
-                "The labels of the exported file could not be compared with the model's: %s", error
-            )
-    elif compression == CompressionType.INT8:
-        logger.info(
-            "What 8 bits do to the labels was not measured: pass --data (datamodule=...) to"
-            " compare them."
-        )
-
-
-@torch.no_grad()
-def _compare(module: AnomalibModule, file: Path, datamodule: AnomalibDataModule) -> None:
-    import openvino
-
-    model: Any = module.eval()
-    network = openvino.Core().read_model(file)
-    compiled = openvino.Core().compile_model(network, "CPU")  # as anomalib's inferencer does
-    found = []
-    with images_for(network, datamodule, model.model.bit_depth, aspect_rule(model)):
-        datamodule.setup("fit")
-        images: Any = getattr(datamodule, "val_data", None)
-        if images is None or not len(images):
-            logger.info(
-                "There are no validation images: the labels of the exported file were not measured."
-            )
-            return
-        logger.info(
-            "Comparing the file's labels with the model's, on at most %d validation images.",
-            _COMPARED,
-        )
-        collate: Any = datamodule.val_dataloader().collate_fn
-        for row in range(0, len(images), -(-len(images) // _COMPARED)):
-            batch = collate([images[row]])
-            labels = (
-                model(batch.image.to(model.device)).pred_label,
-                compiled(batch.image.numpy())["pred_label"],
-            )
-            found.append([bool(batch.gt_label), *map(bool, labels)])
-    words, difference = compare_labels(*torch.tensor(found).T)
-    apart = difference > _TOLERATED
-    logger.log(
-        logging.WARNING if apart else logging.INFO,
-        "Labels of the exported file on validation images, as OpenVINO computes it here: %s.%s",
-        words,
-        (
-            " These rates are more than 1 percentage point apart: compress the model less."
-            if apart
-            else ""
-        ),
-    )

@@ -25,7 +25,7 @@ from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.bit_depth import to_batch
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-from anomalib_sgfr.quantisation import compressing
+from anomalib_sgfr.quantisation import images_for, keeping_in_float
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.visualizer import ResultVisualizer
 from anomalib_sgfr.torch_model import SgfrModel
@@ -479,10 +479,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Compress as anomalib does, except for what 8 bits would harm."""
+        """Compress as anomalib does, on the model's own images, but for what 8 bits would harm."""
         model = model.clone()  # without what no output needs: NNCF fails on such operations
-        rule = export.aspect_rule(self)
-        with compressing(model, datamodule, self.model.bit_depth, rule):
+        images = images_for(model, datamodule, self.model.bit_depth, export.aspect_rule(self))
+        with keeping_in_float(model), images:
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
 
     @property

@@ -1,17 +1,34 @@
-"""Compression of an exported model to 8 bits, where these do no harm."""
+"""Compression of an exported model to 8 bits, and what a file does to the labels."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from anomalib.data import ImageBatch
+import torch
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.deploy import CompressionType
+from anomalib.models.components import AnomalibModule
+from torch import Tensor
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_sgfr.images.bit_depth import reread_images
 from anomalib_sgfr.images.resizing import AspectResize
 
-__all__ = ["compressing", "float_operations", "images_for", "keeping_in_float"]
+__all__ = [
+    "compare_labels",
+    "compare_with_file",
+    "float_operations",
+    "images_for",
+    "keeping_in_float",
+]
+
+logger = logging.getLogger(__name__)
+
+_COMPARED = 300  # validation images at most, whose labels are compared with the model's
+_TOLERATED = 0.01  # difference in the rate of false alarms or of misses
 
 _CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 _LOOPS = {"TensorIterator", "Loop"}
@@ -184,23 +201,99 @@ def images_for(
         yield
 
 
-@contextmanager
-def compressing(
-    model: Any,  # noqa: ANN401
-    datamodule: Any,  # noqa: ANN401
-    bit_depth: int,
-    rule: tuple[int, int] | None = None,
-) -> Iterator[None]:
-    """Conditions under which anomalib compresses an exported Sgfr.
-
-    What 8 bits would harm stays in floating point. Calibration images, which anomalib takes as they
-    are on disk, have the size and the bit depth of the model.
+def compare_labels(truth: Tensor, labels: Tensor, exported: Tensor) -> tuple[str, float]:
+    """Errors of a model's labels beside those of its exported file on the same images.
 
     Args:
-        model (openvino.Model): The model to compress.
-        datamodule (AnomalibDataModule | None): Gives calibration images.
-        bit_depth (int): Of the model.
+        truth (Tensor): ``True`` for defective images, shape ``(N,)``, ``bool``.
+        labels (Tensor): The model's, of the same shape and type.
+        exported (Tensor): The file's, of the same shape and type.
+
+    Returns:
+        tuple[str, float]: The counts in words, and the larger difference of the two rates of
+            errors, between 0 and 1.
+    """
+    words, largest = [], 0.0
+    for what, kind, images in (("false alarms", "good", ~truth), ("misses", "defective", truth)):
+        total = int(images.sum())
+        before, after = (int(((found != truth) & images).sum()) for found in (labels, exported))
+        words.append(f"{what} on {total} {kind} images: {after}, the model {before}")
+        largest = max(largest, abs(after - before) / max(total, 1))
+    return "; ".join(words), largest
+
+
+def compare_with_file(
+    module: AnomalibModule,
+    file: Path,
+    datamodule: AnomalibDataModule | None,
+    compression: CompressionType | None,
+    rule: tuple[int, int] | None = None,
+) -> None:
+    """Log the errors of an OpenVINO file's labels and of the model's, on validation images.
+
+    Args:
+        module (AnomalibModule): A fitted Sgfr.
+        file (Path): The file.
+        datamodule (AnomalibDataModule | None): Gives the images; nothing is compared without.
+        compression (CompressionType | None): Of the file.
         rule (tuple[int, int] | None): See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
     """
-    with keeping_in_float(model), images_for(model, datamodule, bit_depth, rule):
-        yield
+    if datamodule is not None:
+        try:
+            _compare(module, file, datamodule, rule)
+        except (OSError, RuntimeError, ValueError) as error:  # the file is whole
+            logger.warning(
+                "The labels of the exported file could not be compared with the model's: %s", error
+            )
+    elif compression == CompressionType.INT8:
+        logger.info(
+            "What 8 bits do to the labels was not measured: pass --data (datamodule=...) to"
+            " compare them."
+        )
+
+
+@torch.no_grad()
+def _compare(
+    module: AnomalibModule,
+    file: Path,
+    datamodule: AnomalibDataModule,
+    rule: tuple[int, int] | None,
+) -> None:
+    import openvino
+
+    model: Any = module.eval()
+    network = openvino.Core().read_model(file)
+    compiled = openvino.Core().compile_model(network, "CPU")  # as anomalib's inferencer does
+    found = []
+    with images_for(network, datamodule, model.model.bit_depth, rule):
+        datamodule.setup("fit")
+        images: Any = getattr(datamodule, "val_data", None)
+        if images is None or not len(images):
+            logger.info(
+                "There are no validation images: the labels of the exported file were not measured."
+            )
+            return
+        logger.info(
+            "Comparing the file's labels with the model's, on at most %d validation images.",
+            _COMPARED,
+        )
+        collate: Any = datamodule.val_dataloader().collate_fn
+        for row in range(0, len(images), -(-len(images) // _COMPARED)):
+            batch = collate([images[row]])
+            labels = (
+                model(batch.image.to(model.device)).pred_label,
+                compiled(batch.image.numpy())["pred_label"],
+            )
+            found.append([bool(batch.gt_label), *map(bool, labels)])
+    words, difference = compare_labels(*torch.tensor(found).T)
+    apart = difference > _TOLERATED
+    logger.log(
+        logging.WARNING if apart else logging.INFO,
+        "Labels of the exported file on validation images, as OpenVINO computes it here: %s.%s",
+        words,
+        (
+            " These rates are more than 1 percentage point apart: compress the model less."
+            if apart
+            else ""
+        ),
+    )

@@ -20,12 +20,48 @@ from anomalib_sgfr.run_paths import (
     set_latest,
 )
 
-__all__ = ["AfterPostProcessor", "RunFolder", "image_paths", "image_paths_of", "results_folder"]
+__all__ = [
+    "AfterPostProcessor",
+    "BatchCallback",
+    "RunFolder",
+    "image_paths",
+    "image_paths_of",
+    "results_folder",
+]
 
 logger = logging.getLogger(__name__)
 
 
-class AfterPostProcessor(Callback):
+class BatchCallback(Callback):
+    """Base of callbacks that take the batches of a prediction and of a test alike."""
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take the predictions of a batch."""
+        del batch, batch_idx
+        self.add_batch(trainer, pl_module, outputs, dataloader_idx)
+
+    on_test_batch_end = on_predict_batch_end
+
+    def add_batch(self, trainer: Trainer, module: Any, outputs: Any, loader: int) -> None:  # noqa: ANN401
+        """Take the predictions of a batch, of a prediction or a test.
+
+        Args:
+            trainer (Trainer): Of the run.
+            module (Any): The model.
+            outputs (Any): anomalib's batch, with predictions.
+            loader (int): Number of its data loader, if there are several.
+        """
+
+
+class AfterPostProcessor(BatchCallback):
     """Base of callbacks that run after the post-processor: before it, scores are raw."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -30,9 +30,22 @@ from anomalib_sgfr.cli.main import main as anomalib_sgfr
 from benchmarks.common.records import write_text
 from benchmarks.common.tracing import traced_once
 
-__all__ = ["ROUTES", "Answer", "Difference", "Way", "compare", "draw", "main", "make_ways"]
+__all__ = [
+    "ROUTES",
+    "SHAPES",
+    "Answer",
+    "Difference",
+    "Way",
+    "compare",
+    "draw",
+    "main",
+    "make_ways",
+    "way_of_shapes",
+]
 
 SIZE, RADIUS = 64, 8  # of images and their defects, in pixels
+# sizes to which images of several aspect ratios are resized, so that a map has the image's pixels
+SHAPES = ((128, 128), (160, 96), (96, 160))
 # shallow layers: what is asked here does not depend on how well the model does
 MODEL: dict[str, Any] = {
     "layers": ["blocks.0", "blocks.1"],
@@ -52,6 +65,7 @@ differ. A dash: the route takes no arguments beside the checkpoint.
 
 {table}
 """
+_SEVERAL = "images of several aspect ratios"
 EXACT, ROUNDED = 2e-4, 3e-2  # differences of a score that 32 bits, and bfloat16, may make
 
 
@@ -77,14 +91,22 @@ class Way(NamedTuple):
     Attributes:
         checkpoint (Path): The file.
         asked (dict[str, Any]): Arguments of the post-processor that are given with it.
+        size (int): Side of a square of as many pixels as the images have.
     """
 
     checkpoint: Path
     asked: dict[str, Any] = {}  # noqa: RUF012  # of a NamedTuple, never changed
+    size: int = SIZE
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the model but its post-processor."""
+        return {**MODEL, "image_size": self.size}
 
     def model(self) -> Sgfr:
         """A fresh model, to be given the checkpoint."""
-        return Sgfr(**MODEL, post_processor=SgfrPostProcessor(**self.asked), visualizer=False)
+        processor = SgfrPostProcessor(**self.asked)
+        return Sgfr(**self.arguments, post_processor=processor, visualizer=False)
 
     def loaded(self) -> Sgfr:
         """The model, loaded as a user does."""
@@ -117,21 +139,22 @@ class Difference(NamedTuple):
     pixels: float
 
 
-def draw(root: Path) -> Path:
+def draw(root: Path, shapes: Sequence[tuple[int, int]] = ((SIZE, SIZE),)) -> Path:
     """Draw 12 ``good``, 3 ``odd`` (a mark), 6 ``dim`` and 6 ``asked/good`` and ``asked/bad``.
 
     Args:
         root (Path): Their folder.
+        shapes (Sequence[tuple[int, int]]): Heights and widths that follow each other.
     """
     numbers = {"good": 12, "odd": 3, "dim": 6, "asked/good": 6, "asked/bad": 6}
     for kind, (name, number) in enumerate(numbers.items()):
         (root / name).mkdir(parents=True, exist_ok=True)
         for index in range(number):
             rng = np.random.default_rng(100 * kind + index)
-            rows, columns = np.mgrid[:SIZE, :SIZE]
-            image = (
-                110 + 40 * np.sin(rows / 5) * np.cos(columns / 5) + rng.normal(0, 6, (SIZE, SIZE))
-            )
+            height, width = shapes[index % len(shapes)]
+            rows, columns = np.mgrid[:height, :width]
+            waves = np.sin(rows / 5) * np.cos(columns / 5)
+            image = 110 + 40 * waves + rng.normal(0, 6, (height, width))
             row, column = rng.integers(16, 48, 2)
             if name == "asked/bad":  # from faint to plain
                 image[np.hypot(rows - row, columns - column) < RADIUS] += 20 + 20 * index
@@ -227,6 +250,20 @@ def make_ways(parts: Path, folder: Path) -> dict[str, Way]:
     }
 
 
+def way_of_shapes(parts: Path, folder: Path) -> Way:
+    """Fit a model to images of several aspect ratios, each of which keeps its own.
+
+    Args:
+        parts (Path): Images, as :func:`draw` draws them with ``SHAPES``.
+        folder (Path): Where the checkpoint goes.
+    """
+    size = SHAPES[0][0]
+    engine = _engine(folder)
+    model = Sgfr(**{**MODEL, "image_size": size}, visualizer=False)
+    engine.fit(model, datamodule=_module(parts))
+    return Way(Path(engine.best_model_path), size=size)
+
+
 # Routes: from a way, a folder of images and a scratch folder to answers by file name
 
 
@@ -261,7 +298,7 @@ def by_engine(way: Way, images: Path, scratch: Path) -> dict[str, Answer]:
 
 def _options(way: Way) -> list[str]:
     """Arguments of the command line for a fresh model."""
-    model = {**MODEL, "visualizer": "false"}
+    model = {**way.arguments, "visualizer": "false"}
     options = [
         f"--model.{name}={json.dumps(value) if isinstance(value, list) else value}"
         for name, value in model.items()
@@ -551,13 +588,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the table")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, traced_once(Path(folder) / "traces"):
-        parts = draw(Path(folder) / "parts")
+        parts, several = draw(Path(folder) / "parts"), draw(Path(folder) / "several", SHAPES)
         found = {}
-        for way, route, each in differences(
-            make_ways(parts, Path(folder) / "made"), parts / "asked", Path(folder)
+        for of, ways in (
+            (parts, make_ways(parts, Path(folder) / "made")),
+            (several, {_SEVERAL: way_of_shapes(several, Path(folder) / "fitted")}),
         ):
-            found[way, route] = each
-            print(f"{way}, {route}: {each}", file=sys.stderr)
+            scratch = Path(folder) / f"{of.name} asked"
+            for way, route, each in differences(ways, of / "asked", scratch):
+                found[way, route] = each
+                print(f"{way}, {route}: {each}", file=sys.stderr)
     write_text(options.out / "README.md", _TEXT.format(table=table(found)))
     print(options.out / "README.md")
     return 0

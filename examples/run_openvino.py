@@ -214,6 +214,9 @@ def frame_transform(steps: Sequence[Sequence[Any]], size: Sequence[int]) -> tupl
                 down.cut(-above, above + down.length + below),
                 right.cut(-before, before + right.length + after),
             )
+        elif name != "aspect":  # which resizes all of the image, to the shape of the map
+            msg = f"the model does '{name}' to an image, which this program does not know"
+            raise ValueError(msg)
     return down, right
 
 

@@ -7,6 +7,7 @@ whole sequence.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 __all__ = [
     "AxisTransform",
     "FrameTransform",
+    "aspect_bounds",
     "aspect_sizes",
     "frame_transform",
     "shortest_side",
@@ -177,6 +179,21 @@ def aspect_sizes(side: int, step: int) -> tuple[tuple[int, int], ...]:
     return tuple(size for _, size in sorted(by_ratio.items()))
 
 
+@lru_cache(maxsize=32)
+def aspect_bounds(side: int, step: int) -> NDArray[np.float32]:
+    """Aspect ratios half-way, on a scale of logarithms, between neighbours of :func:`aspect_sizes`.
+
+    Args:
+        side (int): As there.
+        step (int): As there.
+
+    Returns:
+        NDArray[np.float32]: Height over width, one less than there are sizes.
+    """
+    ratios = [height / width for height, width in aspect_sizes(side, step)]
+    return np.array([math.sqrt(wider * taller) for wider, taller in pairwise(ratios)], np.float32)
+
+
 @lru_cache(maxsize=4096)
 def size_of_aspect(height: int, width: int, side: int, step: int) -> tuple[int, int]:
     """Size of about ``side * side`` pixels that is nearest to an image's aspect ratio.
@@ -192,8 +209,9 @@ def size_of_aspect(height: int, width: int, side: int, step: int) -> tuple[int, 
     Returns:
         tuple[int, int]: Height and width.
     """
-    ratio = math.log(height / width)
-    return min(aspect_sizes(side, step), key=lambda size: abs(math.log(size[0] / size[1]) - ratio))
+    # in 32 bits, as an exported graph compares, so that both choose alike at a bound
+    passed = np.float32(height) > aspect_bounds(side, step) * np.float32(width)
+    return aspect_sizes(side, step)[int(passed.sum())]
 
 
 def frame_transform(steps: Sequence[Step], frame_size: Sequence[int]) -> FrameTransform:

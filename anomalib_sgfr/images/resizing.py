@@ -1,8 +1,6 @@
 """Resizing of images: to a fixed size or to the image's aspect ratio, and the same in exports."""
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +10,12 @@ from torch.nn import functional
 from torchvision.transforms.v2 import Compose, Resize
 from torchvision.transforms.v2.functional import get_size
 
-from anomalib_sgfr.images.frame_geometry import aspect_sizes, shortest_side, size_of_aspect
+from anomalib_sgfr.images.frame_geometry import (
+    aspect_bounds,
+    aspect_sizes,
+    shortest_side,
+    size_of_aspect,
+)
 
 __all__ = [
     "AspectResize",
@@ -167,11 +170,8 @@ class GridResize(nn.Module):
     def __init__(self, side: int, step: int) -> None:
         super().__init__()
         self.step = step
-        sizes = aspect_sizes(side, step)
-        ratios = [height / width for height, width in sizes]
-        bounds = [math.sqrt(lower * upper) for lower, upper in pairwise(ratios)]
-        self.register_buffer("bounds", torch.tensor(bounds, dtype=torch.float32))
-        self.register_buffer("sizes", torch.tensor(sizes))
+        self.register_buffer("bounds", torch.from_numpy(aspect_bounds(side, step)))
+        self.register_buffer("sizes", torch.tensor(aspect_sizes(side, step)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Resize images ``(B, 3, H, W)``; also returns a pixel for each cell of the grid."""

@@ -118,19 +118,9 @@ class Report(AfterPostProcessor):
 
     on_test_start = on_predict_start
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def add_batch(self, trainer: Trainer, module: Any, outputs: Any, loader: int) -> None:  # noqa: ANN401
         """Add the images of a batch."""
-        del batch, batch_idx
-        module: Any = pl_module
-        pixels, _ = file_peaks(trainer, module, outputs, dataloader_idx)
+        pixels, _ = file_peaks(trainer, module, outputs, loader)
         peaks = _relative_peaks(module.peak, outputs.anomaly_map)
         for index, row in enumerate(score_rows(outputs, module.post_processor, pixels)):
             media = self._media(module, outputs, index, row.image) if self.pictures else None
@@ -141,8 +131,6 @@ class Report(AfterPostProcessor):
             self.images = with_most_media(self.images, threshold, self.pictures)
             self._with_media = sum(image.media is not None for image in self.images)
         self._overlap.add(outputs.anomaly_map, outputs.gt_mask)
-
-    on_test_batch_end = on_predict_batch_end
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page."""

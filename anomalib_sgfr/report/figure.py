@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from anomalib_sgfr.core.patch_grid import PatchIndex
 from anomalib_sgfr.images.file_pixels import file_peaks
 from anomalib_sgfr.report.crops import CONTEXT, TrainingCrops, crop_around, displayable
 from anomalib_sgfr.report.explanation import Explanation, Reconstruction, explain
-from anomalib_sgfr.run_folder import image_paths
+from anomalib_sgfr.run_folder import BatchCallback, image_paths
 from anomalib_sgfr.run_paths import atomic_write, names_of
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -132,7 +132,7 @@ def _draw_reconstruction(
         axis.set_axis_off()
 
 
-class ExplanationFigure(Callback):
+class ExplanationFigure(BatchCallback):
     """Draw an explanation of every image that is predicted or tested; for ``trainer.callbacks``.
 
     The folder repeats the folders of the images below the one that holds them all; if they are in
@@ -190,18 +190,9 @@ class ExplanationFigure(Callback):
         self._crops = TrainingCrops(pl_module.model, pl_module.pre_processor)
         self._names, self._drawn = _figure_names(image_paths(trainer, kind)), {}
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def add_batch(self, trainer: Trainer, module: Any, outputs: Any, loader: int) -> None:  # noqa: ANN401
         """Draw the images of a batch."""
-        del batch, batch_idx
-        peaks, _ = file_peaks(trainer, pl_module, outputs, dataloader_idx)
+        peaks, _ = file_peaks(trainer, module, outputs, loader)
         folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "mimic"
         paths: Sequence[Any] = outputs.image_path or [
             f"image{len(self._drawn) + index}" for index in range(len(outputs.image))
@@ -210,10 +201,8 @@ class ExplanationFigure(Callback):
         for index, path in enumerate(paths):
             if self.only_anomalous and labels is not None and not bool(labels[index]):
                 continue
-            figure = self._figure(pl_module, outputs, index, path, peaks[index] if peaks else None)
+            figure = self._figure(module, outputs, index, path, peaks[index] if peaks else None)
             save(figure, self._file(folder, str(path)))
-
-    on_test_batch_end = on_predict_batch_end
 
     def _figure(
         self,

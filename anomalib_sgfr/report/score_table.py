@@ -95,22 +95,11 @@ class ScoreTable(AfterPostProcessor):
 
     on_test_start = on_predict_start
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def add_batch(self, trainer: Trainer, module: Any, outputs: Any, loader: int) -> None:  # noqa: ANN401
         """Add the rows of a batch."""
-        del batch, batch_idx
-        peaks, why_not = file_peaks(trainer, pl_module, outputs, dataloader_idx)
+        peaks, why_not = file_peaks(trainer, module, outputs, loader)
         self._why_no_pixels = self._why_no_pixels or why_not
-        self.rows += score_rows(outputs, getattr(pl_module, "post_processor", None), peaks)
-
-    on_test_batch_end = on_predict_batch_end
+        self.rows += score_rows(outputs, getattr(module, "post_processor", None), peaks)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -60,27 +60,17 @@ class Predictions(RunFolder):
         super()._choose(trainer, module, kind)
         self._names, self._written = names_of(image_paths(trainer, kind)), 0
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def add_batch(self, trainer: Trainer, module: Any, outputs: Any, loader: int) -> None:  # noqa: ANN401
         """Write the images of a batch."""
-        del batch, batch_idx, dataloader_idx
+        del loader
         folder = results_folder(trainer)
-        for index, row in enumerate(score_rows(outputs, pl_module.post_processor, None)):
+        for index, row in enumerate(score_rows(outputs, module.post_processor, None)):
             maps = {
                 name: values[index].float().cpu().squeeze().numpy()
                 for name in ("anomaly_map", "pred_mask")
                 if (values := getattr(outputs, name)) is not None
             }
-            _write(folder, self._name(row.image), row, _in_file_pixels(maps, row.image, pl_module))
-
-    on_test_batch_end = on_predict_batch_end
+            _write(folder, self._name(row.image), row, _in_file_pixels(maps, row.image, module))
 
     def _name(self, image: str) -> Path:
         self._written += 1

@@ -1,4 +1,4 @@
-"""Lightning callback for images of more than 8 bits, and checks of the training images."""
+"""Lightning callback for images of more than 8 bits, and checks of the images of a run."""
 
 import logging
 from collections.abc import Sequence
@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class HighBitDepth(Callback):
-    """Read images of more than 8 bits again, which anomalib clips, and check training images.
+    """Read images of more than 8 bits again, which anomalib clips, and check images.
+
+    Training images must not be nearly constant, and a batch must not hold images that anomalib has
+    stretched to one size; an image that resizing squeezes is named.
 
     Sgfr attaches one, which comes before anomalib's pre-processor. (Lightning warns of hooks of
     these names in a model that is used beside a data module.)

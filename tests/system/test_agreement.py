@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.agreement import EXACT, ROUTES, Answer, Way, by_engine, compare, draw, make_ways
+from benchmarks.agreement import (
+    EXACT,
+    ROUTES,
+    SHAPES,
+    Answer,
+    Way,
+    by_engine,
+    compare,
+    draw,
+    make_ways,
+    way_of_shapes,
+)
 from tests.conftest import engine_in
 
 # An export takes seconds, so files are compared for two checkpoints only: other banks, and another
@@ -109,14 +120,56 @@ def test_exported_files_agree(
     engine_says: dict[str, dict[str, Answer]],
     tmp_path: Path,
 ) -> None:
-    way = ways[name]
+    _exported_files_agree(ways[name], parts, engine_says[name], tmp_path)
+
+
+def _exported_files_agree(
+    way: Way, parts: Path, engine_says: dict[str, Answer], folder: Path
+) -> None:
     for route in [route for route in ROUTES if route in OF_FILES]:
         ask, _, tolerance = ROUTES[route]
-        found = compare(engine_says[name], ask(way, parts / "asked", tmp_path), way.threshold)
+        found = compare(engine_says, ask(way, parts / "asked", folder), way.threshold)
         assert found.score <= tolerance, route
         assert found.labels <= (0 if tolerance == EXACT else found.near), route
         assert math.isnan(found.map) or found.map <= 4 * tolerance, route
         assert math.isnan(found.pixels) or found.pixels < tolerance, route
+
+
+@pytest.fixture(scope="module")
+def of_shapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Way, Path, dict[str, Answer]]:
+    """A model of images of several aspect ratios, images, and the Engine's answers."""
+    folder = tmp_path_factory.mktemp("shapes")
+    root = draw(folder / "parts", SHAPES)
+    way = way_of_shapes(root, folder / "fitted")
+    answers = by_engine(way, root / "asked", folder / "asked")
+    assert {answer.map.shape for answer in answers.values() if answer.map is not None} == {*SHAPES}
+    assert {answer.label for answer in answers.values()} == {False, True}
+    return way, root, answers
+
+
+@pytest.mark.parametrize("route", [name for name in ROUTES if name not in OF_FILES])
+def test_routes_in_python_agree_on_images_of_several_aspect_ratios(
+    route: str,
+    of_shapes: tuple[Way, Path, dict[str, Answer]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    del capfd  # keeps the tables that Lightning prints
+    way, root, engine_says = of_shapes
+    ask, _, tolerance = ROUTES[route]
+    found = compare(engine_says, ask(way, root / "asked", tmp_path), way.threshold)
+    assert found.score <= tolerance
+    assert found.labels == 0
+    assert math.isnan(found.map) or found.map <= tolerance
+    assert math.isnan(found.pixels) or found.pixels == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced_once")
+def test_exported_files_agree_on_images_of_several_aspect_ratios(
+    of_shapes: tuple[Way, Path, dict[str, Answer]], tmp_path: Path
+) -> None:
+    _exported_files_agree(*of_shapes, tmp_path)
 
 
 @pytest.mark.parametrize("name", WAYS)

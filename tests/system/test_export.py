@@ -21,9 +21,8 @@ from PIL import Image
 from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
-from anomalib_sgfr.export import compare_labels
 from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, ThresholdState
-from anomalib_sgfr.quantisation import float_operations, keeping_in_float
+from anomalib_sgfr.quantisation import compare_labels, float_operations, keeping_in_float
 from tests.conftest import engine_in, folder_datamodule, small, stored_bytes, write_image
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -1,5 +1,8 @@
 """An export of a model that keeps each image's aspect ratio, run on images of any shape."""
 
+import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer
 from anomalib_sgfr import Inspector, Sgfr
 from tests.conftest import engine_in, folder_datamodule, small, write_image
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
 SHAPES = [(96, 96), (200, 80), (80, 200), (60, 300), (401, 333)]
 
 
@@ -82,6 +86,26 @@ def test_a_batch_of_one_shape_is_scored_at_once(exported: tuple[Sgfr, Path, Path
     (scores, *_) = onnx.run(["pred_score"], {"input": images})
     for image, score in zip(images, scores, strict=True):
         assert float(model(image.transpose(1, 2, 0)).pred_score) == pytest.approx(score, abs=1e-3)
+
+
+def test_the_example_finds_the_peak_in_the_images_own_pixels(
+    exported: tuple[Sgfr, Path, Path], tmp_path: Path
+) -> None:
+    _, _, weights = exported
+    for number, shape in enumerate(SHAPES):
+        write_image(tmp_path / "asked" / f"{number}.png", number, shape, defect=True)
+    file = weights / "openvino" / "model.xml"
+    given = [sys.executable, EXAMPLE, file, tmp_path / "asked", "--out", tmp_path / "out"]
+    subprocess.run(list(map(str, given)), check=True)
+    inspector = Inspector.load(file)
+    with (tmp_path / "out" / "scores.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == len(SHAPES)
+    for row in rows:
+        found = inspector(row["image"])
+        assert float(row["score"]) == pytest.approx(found.score, abs=1e-3)
+        assert bool(int(row["label"])) == found.label
+        assert (int(row["row"]), int(row["column"])) == found.place
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the sampling callback is given, what it makes of it, and what it asks of a trainer."""
 
+import itertools
 import logging
 import threading
 from pathlib import Path
@@ -71,6 +72,28 @@ def test_embeddings_that_are_overwritten_by_the_next_batch_were_learnt_from(
         fit(model, folder_datamodule(parts), tmp_path)
         found.append(atoms(model))
     assert torch.equal(*found)
+
+
+def test_batches_of_one_image_are_sampled_together(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    observe = SubspaceSampler.observe
+
+    def observed(self: Any, patches: torch.Tensor, origin: torch.Tensor) -> None:
+        if patches.shape[1] == 24:  # of one scale
+            seen.append(sorted(set(origin[:, 0].tolist())))
+            assert len(patches) == len(seen[-1]) * 64  # 8 x 8 patches an image
+        observe(self, patches, origin)
+
+    monkeypatch.setattr(SubspaceSampler, "observe", observed)
+    monkeypatch.setattr(callbacks, "_JOINED", 5)
+    for size, groups in ((1, [5, 5, 2]), (4, [4, 4, 4])):
+        seen.clear()
+        model = small(image_size=64, seed=3)
+        fit(model, folder_datamodule(parts, train_batch_size=size), tmp_path)
+        assert [len(images) for images in seen] == groups
+        assert sorted(itertools.chain(*seen)) == list(range(12))
 
 
 def plain(folder: Path, **arguments: Any) -> Trainer:

@@ -33,6 +33,19 @@ def test_each_image_keeps_its_aspect_ratio(size: tuple[int, int]) -> None:
     assert grid.shape[-2:] == tuple(length // 32 for length in expected.shape[-2:])
 
 
+@pytest.mark.parametrize("rule", [(256, 32), (392, 14)])
+def test_python_and_an_exported_graph_choose_the_same_size_of_every_image(
+    rule: tuple[int, int],
+) -> None:
+    resize = GridResize(*rule)
+    lengths = torch.arange(1, 1200, 7)
+    height, width = torch.meshgrid(lengths.float(), lengths.float(), indexing="ij")
+    index = (height[..., None] > resize.bounds * width[..., None]).sum(-1)
+    by_graph = resize.sizes[index].flatten(0, 1).tolist()
+    sizes = torch.cartesian_prod(lengths, lengths).tolist()
+    assert by_graph == [list(size_of_aspect(*size, *rule)) for size in sizes]
+
+
 def test_masks_are_resized_with_their_image() -> None:
     mask = tv_tensors.Mask(torch.ones(1, 200, 80, dtype=torch.uint8))
     image, found = AspectResize((128, 128), RULE)(torch.rand(1, 3, 200, 80), mask)
