@@ -47,7 +47,8 @@ demo: $(INSTALLED)-demo
 	@echo "    --export_type openvino --export_root $(RESULT)"
 
 # A file's tests share what they fitted, so a file goes to one worker; in this order, the long files first.
-TESTS := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A worker that dies ends the run: with a new one in its place it would wait for ever at its end.
+TESTS := $(BIN)/python -m pytest -n logical --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 LAYERS := tests/system tests/benchmarks tests/engine tests/conformance tests/unit
 
 check: lint

@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,26 @@ def _threshold_of(post_processor: Any) -> float | None:  # noqa: ANN401
     return value if is_applied and not math.isnan(value) else None
 
 
+@cache
+def _openvino_core() -> Any:  # noqa: ANN401
+    """OpenVINO's core, one for the process.
+
+    OpenVINO 2026.4 gives the thread that first uses a core a signal stack and takes it back when
+    the core ends. Of two cores that end in the order in which they began, or in another thread, it
+    leaves the stack of one that is gone: the next signal, such as Ctrl-C, ends the process.
+    """
+    import openvino as ov
+
+    return ov.Core()
+
+
 class OpenVinoBackend(Backend):
     """An exported file; needs only openvino, NumPy and Pillow."""
 
     def __init__(self, file: Path, device: str) -> None:
         import openvino as ov
 
-        core = ov.Core()
+        core = _openvino_core()
         model = _read_openvino(core, file, device)
         self._outputs = {
             name: number

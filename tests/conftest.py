@@ -7,9 +7,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for w
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from anomalib.data import Folder
@@ -22,6 +24,8 @@ from benchmarks.common import tracing
 from tests.warm import warmed
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; fail at once
+# anomalib makes several in a process, which `backends._openvino_core` says the fault of
+openvino.Core = cache(openvino.Core)  # type: ignore[misc]
 
 
 def write_image(

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,26 @@ def test_images_of_any_size_score_as_through_the_engine(
             found["pred_score"].ravel(), batch.pred_score.numpy().ravel(), atol=1e-3
         )
         assert bool(found["pred_label"].ravel()[0]) == bool(batch.pred_label)
+
+
+_TWO = """
+import os, signal, sys
+from anomalib_sgfr import Inspector
+signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
+first, second = (Inspector.load(sys.argv[1]) for _ in range(2))
+del first
+del second
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interruption_after_two_inspectors_is_handled(exported: tuple[Sgfr, Path]) -> None:
+    """OpenVINO's signal stack is that of a core which is still there."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TWO, exported[1]], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_a_file_compiled_as_openvino_chooses_labels_as_the_engine_does(
