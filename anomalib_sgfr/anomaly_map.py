@@ -25,8 +25,8 @@ class ScoreMaps(NamedTuple):
 
     Attributes:
         anomaly_map (Tensor): Sum over the scales of the map, shape ``(B, 1, H, W)``.
-        score_map (Tensor): Sum over the scales of the score, of the same shape; its maximum is the
-            image score.
+        score_map (Tensor): Weighted sum over the scales of the score, of the same shape; its
+            maximum is the image score.
         residuals (list[Tensor]): Residual of each patch over the bank's residual scale, of each
             scale of shape ``(B, 1, h, w)``, the finest first; zero outside the region.
     """
@@ -176,13 +176,17 @@ class AnomalyMapGenerator(nn.Module):
         ]
 
     def _sums(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Sum over the scales of the map and over those of the score."""
+        """Sum over the scales of the map, and weighted sum over those of the score."""
         anomaly_map = reduce(
             torch.add, [part for part, scale in zip(maps, self.scales, strict=True) if scale.in_map]
         )
-        if all(scale.in_map == scale.in_score for scale in self.scales):
+        if all(float(scale.in_map) == scale.score_weight for scale in self.scales):
             return anomaly_map, anomaly_map
-        score = [part for part, scale in zip(maps, self.scales, strict=True) if scale.in_score]
+        score = [
+            part if scale.score_weight == 1.0 else scale.score_weight * part
+            for part, scale in zip(maps, self.scales, strict=True)
+            if scale.score_weight
+        ]
         return anomaly_map, reduce(torch.add, score)
 
     def _upsample(self, residuals: Tensor, size: Sequence[int]) -> Tensor:

@@ -21,6 +21,7 @@ from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.solvers import SOLVERS, SolverName
 from anomalib_sgfr.features.backbone import default_size
 from anomalib_sgfr.features.embedding import Copies
+from anomalib_sgfr.features.layers import ScoreLayers
 from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.bit_depth import to_batch
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
@@ -85,9 +86,10 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             nor scored.
         bit_depth (int | None): Bits of the camera, 8 to 16; ``None`` infers it from the training
             images. Given, it also confirms training images that are nearly constant.
-        score_layers (Sequence[str] | None): Layers that contribute to the image score. ``None`` for
-            ``layers``, if these are given or the backbone is a plain transformer; otherwise for
-            the stages of stride 8, 16 and 32 (of the last, the first block if it has several).
+        score_layers (ScoreLayers): Layers that contribute to the image score, or a weight for each.
+            ``None`` for ``layers``, if these are given or the backbone is a plain transformer;
+            otherwise for the stages of stride 8, 16 and 32 (of the last, the first block if it has
+            several), and by a weight of 0.25 for that of stride 4.
         copies (Copies): Augmentation of the training images: ``"mirrored"`` by flips, ``"turned"``
             by right angles. Takes four times as long.
         pre_processor (nn.Module | bool): Pre-processor, or whether to use the default one.
@@ -143,7 +145,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         tile_stride: int | tuple[int, int] | None = None,
         roi: str | None = None,
         bit_depth: int | None = None,
-        score_layers: Sequence[str] | None = None,
+        score_layers: ScoreLayers = None,
         copies: Copies = "none",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,

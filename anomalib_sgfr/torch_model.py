@@ -14,6 +14,7 @@ from anomalib_sgfr.anomaly_map import AnomalyMapGenerator, ScoreMaps
 from anomalib_sgfr.core.certificate import Certificate
 from anomalib_sgfr.core.linear_algebra import projected_out, require_finite
 from anomalib_sgfr.features.embedding import Copies, PatchEmbedder, embed_copies
+from anomalib_sgfr.features.layers import ScoreLayers
 from anomalib_sgfr.features.tiling import embed_tiles
 from anomalib_sgfr.memory_bank import MemoryBank, MemoryBankState, residual_maps
 
@@ -48,8 +49,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         regularisation (float): Strength of the ridge penalty. Defaults to ``0.001``.
         blur (float): Standard deviation of the Gaussian that smooths the map, in pixels of the
             model's input; ``0`` for none. Defaults to ``4.0``.
-        score_layers (Sequence[str] | None): Layers that contribute to the score; ``None`` for
-            ``layers``, if these are given, or the stages of stride 8, 16 and 32.
+        score_layers (ScoreLayers): Layers that contribute to the score, or a weight for each. See
+            :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
 
     Attributes:
         banks (Sequence[MemoryBank]): Memory bank of each scale, the finest first.
@@ -84,7 +85,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         num_atoms: int = 5,
         regularisation: float = 1e-3,
         blur: float = 4.0,
-        score_layers: Sequence[str] | None = None,
+        score_layers: ScoreLayers = None,
     ) -> None:
         super().__init__()
         self.tiler: Tiler | None = None
@@ -193,7 +194,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         return Certificate(
             tuple(bank.certificate() for bank in self.banks),
             tuple(scale.in_map for scale in scales),
-            tuple(scale.in_score for scale in scales),
+            tuple(scale.score_weight for scale in scales),
         )
 
     def forward(self, images: Tensor) -> list[Tensor] | InferenceBatch:

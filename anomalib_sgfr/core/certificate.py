@@ -1,7 +1,8 @@
 """Certificate of a memory bank: bounds on the residuals of all patches that it was fitted to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -71,18 +72,18 @@ class Certificate:
     """Bounds of all scales together, in the units of the anomaly map.
 
     The map is the sum of the residuals of its scales, each averaged with weights that sum to one;
-    the score is the maximum of such a sum over the scales of the score map. So ``largest`` and
+    the score is the maximum of such a sum, in which each scale has its weight. So ``largest`` and
     ``largest_score`` bound the maps and the scores of the training images.
 
     Attributes:
         scales (tuple[ScaleCertificate, ...]): Of each scale, the finest first.
         in_map (tuple[bool, ...]): Which of them contribute to the map.
-        in_score (tuple[bool, ...]): Which of them contribute to the score.
+        score_weights (tuple[float, ...]): Weight of each in the score.
     """
 
     scales: tuple[ScaleCertificate, ...]
     in_map: tuple[bool, ...]
-    in_score: tuple[bool, ...]
+    score_weights: tuple[float, ...]
 
     @property
     def patches(self) -> int:
@@ -92,20 +93,23 @@ class Certificate:
     @property
     def largest(self) -> float:
         """No sum of residuals over the map's scales is larger."""
-        return sum(scale.largest for scale in self._contributing(self.in_map))
+        return sum(scale.largest for scale in self._in_map())
 
     @property
     def mean(self) -> float:
         """Sum over the map's scales of what the residuals average to at most."""
-        return sum(scale.mean for scale in self._contributing(self.in_map))
+        return sum(scale.mean for scale in self._in_map())
 
     @property
     def largest_score(self) -> float:
         """No training image has a larger score."""
-        return sum(scale.largest for scale in self._contributing(self.in_score))
+        return sum(
+            weight * scale.largest
+            for scale, weight in zip(self.scales, self.score_weights, strict=True)
+        )
 
-    def _contributing(self, flags: Sequence[bool]) -> list[ScaleCertificate]:
-        return [scale for scale, flag in zip(self.scales, flags, strict=True) if flag]
+    def _in_map(self) -> Iterable[ScaleCertificate]:
+        return compress(self.scales, self.in_map)
 
 
 @torch.no_grad()

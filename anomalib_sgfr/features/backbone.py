@@ -9,6 +9,7 @@ from anomalib.models.components import TimmFeatureExtractor
 from torch import Tensor, nn
 
 from anomalib_sgfr.features.layers import (
+    ScoreLayers,
     backbone_layers,
     has_one_stride,
     is_sequential,
@@ -149,7 +150,7 @@ def _sizes_to_try(backbone: str, size: tuple[int, int]) -> Iterator[tuple[int, i
 
 
 def default_size(
-    backbone: str, layers: Sequence[str] | None = None, score_layers: Sequence[str] | None = None
+    backbone: str, layers: Sequence[str] | None = None, score_layers: ScoreLayers = None
 ) -> tuple[int, int]:
     """Height and width to resize images to: 256 x 256, or a size near it that a backbone accepts.
 
@@ -159,7 +160,7 @@ def default_size(
     Args:
         backbone (str): Name of a timm model.
         layers (Sequence[str] | None): See :func:`~anomalib_sgfr.features.layers.resolve_layers`.
-        score_layers (Sequence[str] | None): See
+        score_layers (ScoreLayers): See
             :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
 
     Returns:
@@ -168,11 +169,11 @@ def default_size(
     """
     try:
         map_layers = resolve_layers(backbone, layers)
-        score_layers = resolve_score_layers(backbone, layers, score_layers)
+        scored = resolve_score_layers(backbone, layers, score_layers)
     except ValueError:
         return _DEFAULT_SIZE
     known = backbone_layers(backbone)
-    chosen = tuple(layer.name for layer in known if layer.name in {*map_layers, *score_layers})
+    chosen = tuple(layer.name for layer in known if layer.name in {*map_layers, *scored})
     patch = max(layer.stride for layer in known if layer.name in map_layers)
     *_, trained = _sizes_to_try(backbone, _DEFAULT_SIZE)
     for size in (_DEFAULT_SIZE, (_PATCHES * patch, _PATCHES * patch), trained):

@@ -11,6 +11,7 @@ from anomalib_sgfr.core import gpu
 from anomalib_sgfr.features.backbone import build_extractor, require_size
 from anomalib_sgfr.features.layers import (
     Scale,
+    ScoreLayers,
     backbone_layers,
     build_scales,
     resolve_layers,
@@ -116,7 +117,7 @@ class PatchEmbedder(nn.Module):
         backbone (str): Name of a timm model, convolutional or transformer.
         layers (Sequence[str] | None): Of the anomaly map, see
             :func:`~anomalib_sgfr.features.layers.resolve_layers`.
-        score_layers (Sequence[str] | None): Of the image score, see
+        score_layers (ScoreLayers): Of the image score, see
             :func:`~anomalib_sgfr.features.layers.resolve_score_layers`.
 
     Attributes:
@@ -131,17 +132,17 @@ class PatchEmbedder(nn.Module):
         self,
         backbone: str,
         layers: Sequence[str] | None = None,
-        score_layers: Sequence[str] | None = None,
+        score_layers: ScoreLayers = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         in_map = resolve_layers(backbone, layers)
-        in_score = resolve_score_layers(backbone, layers, score_layers)
-        chosen = [layer for layer in backbone_layers(backbone) if layer.name in in_map + in_score]
+        weights = resolve_score_layers(backbone, layers, score_layers)
+        chosen = [layer for layer in backbone_layers(backbone) if layer.name in {*in_map, *weights}]
         self.layers = [layer.name for layer in chosen]
         self.channels = [layer.channels for layer in chosen]
         self.strides = [layer.stride for layer in chosen]
-        roles = [(layer in in_map, layer in in_score) for layer in self.layers]
+        roles = [(layer in in_map, weights.get(layer, 0.0)) for layer in self.layers]
         self.scales = build_scales(self.strides, roles)
         self.extractor = build_extractor(backbone, self.layers)
 

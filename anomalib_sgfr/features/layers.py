@@ -1,8 +1,8 @@
 """Layers of a backbone that features can be taken from, and the scales that they make."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import timm
 import torch
@@ -15,8 +15,10 @@ from anomalib_sgfr.features.weights import require_backbone
 __all__ = [
     "LayerInfo",
     "Scale",
+    "ScoreLayers",
     "backbone_layers",
     "build_scales",
+    "earlier_score_layers",
     "has_one_stride",
     "is_sequential",
     "layers_of_strides",
@@ -25,8 +27,12 @@ __all__ = [
     "sequential_features",
 ]
 
+ScoreLayers: TypeAlias = Sequence[str] | dict[str, float] | None
+
 _MAP_STRIDES = (4, 8, 16)
 _SCORE_STRIDES = (8, 16, 32)
+# Of the image score. Stride 4 sees defects that no other does, and is the noisiest on textures.
+_WEIGHTS = {4: 0.25}
 _SEQUENTIAL = (EfficientNetFeatures, MobileNetV3Features)
 _TRACED_SIDE = 256  # pixels: a multiple of every stride
 _FINEST_GRID = 8  # stride of the finest scale, if there is a layer of it
@@ -53,13 +59,20 @@ class Scale(NamedTuple):
         layer_indices (tuple[int, ...]): Layers whose features are concatenated, in network order.
         stride (int): Pixels of the image per patch, along each axis.
         in_map (bool): Whether it contributes to the anomaly map.
-        in_score (bool): Whether it contributes to the image score.
+        score_weight (float): Weight of its residuals in the image score; zero for none.
     """
 
     layer_indices: tuple[int, ...]
     stride: int
     in_map: bool = True
-    in_score: bool = True
+    score_weight: float = 1.0
+
+    @property
+    def contributes_to(self) -> str:
+        """Anomaly map, image score or both, in words."""
+        weight = "" if self.score_weight == 1.0 else f" by {self.score_weight:g}"
+        parts = (("map", self.in_map), (f"score{weight}", self.score_weight > 0.0))
+        return " and ".join(name for name, takes_part in parts if takes_part)
 
 
 def _weightless_network(backbone: str) -> Any:  # noqa: ANN401
@@ -184,29 +197,55 @@ def resolve_layers(backbone: str, layers: Sequence[str] | None = None) -> list[s
 
 
 def resolve_score_layers(
-    backbone: str, layers: Sequence[str] | None = None, score_layers: Sequence[str] | None = None
-) -> list[str]:
-    """Choose or validate the layers that contribute to the image score.
+    backbone: str, layers: Sequence[str] | None = None, score_layers: ScoreLayers = None
+) -> dict[str, float]:
+    """Choose or validate the layers that contribute to the image score, and their weights.
 
     Args:
         backbone (str): Name of a timm model.
         layers (Sequence[str] | None): As given for the map.
-        score_layers (Sequence[str] | None): Layer names, in any order. ``None`` for those of the
-            map, if these were given or the backbone has one stride; otherwise for layers of stride
-            8, 16 and 32.
+        score_layers (ScoreLayers): Layer names in any order, of weight 1, or a weight for each.
+            ``None`` for those of the map, if these were given or the backbone has one stride;
+            otherwise for layers of stride 8, 16 and 32, and of stride 4 with a weight of 0.25.
 
     Returns:
-        list[str]: Layer names in network order.
+        dict[str, float]: Weights of layers, in network order.
 
     Raises:
-        ValueError: As :func:`resolve_layers`.
+        ValueError: As :func:`resolve_layers`, or if a weight is not positive and finite.
     """
+    if isinstance(score_layers, Mapping):
+        names = _validated(backbone, "score_layers", list(score_layers))
+        for name, weight in score_layers.items():
+            if not 0.0 < weight < float("inf"):
+                msg = (
+                    "score_layers must have weights that are positive and finite, got"
+                    f" {weight!r} for {name}."
+                )
+                raise ValueError(msg)
+        return {name: float(score_layers[name]) for name in names}
     if score_layers is not None:
-        return _validated(backbone, "score_layers", score_layers)
+        return dict.fromkeys(_validated(backbone, "score_layers", score_layers), 1.0)
     map_layers = resolve_layers(backbone, layers)
     if layers is not None or has_one_stride(backbone):
-        return map_layers
-    return layers_of_strides(backbone, _SCORE_STRIDES)
+        return dict.fromkeys(map_layers, 1.0)
+    strides = {layer.name: layer.stride for layer in backbone_layers(backbone)}
+    names = layers_of_strides(backbone, (*_WEIGHTS, *_SCORE_STRIDES))
+    return {name: _WEIGHTS.get(strides[name], 1.0) for name in names}
+
+
+def earlier_score_layers(backbone: str, layers: Sequence[str] | None = None) -> list[str]:
+    """Default layers of the image score before layers had weights.
+
+    Args:
+        backbone (str): Name of a timm model.
+        layers (Sequence[str] | None): As given for the map.
+
+    Returns:
+        list[str]: Layer names in network order, all of weight 1.
+    """
+    weights = resolve_score_layers(backbone, layers)
+    return [name for name, weight in weights.items() if weight == 1.0]
 
 
 def _validated(backbone: str, argument: str, layers: Sequence[str]) -> list[str]:
@@ -231,7 +270,7 @@ def _listed(layers: Sequence[LayerInfo]) -> str:
 
 def build_scales(
     strides: Sequence[int],
-    roles: Sequence[tuple[bool, bool]] | None = None,
+    roles: Sequence[tuple[bool, float]] | None = None,
 ) -> list[Scale]:
     """Scales of some layers, one for each.
 
@@ -240,13 +279,13 @@ def build_scales(
 
     Args:
         strides (Sequence[int]): Of the layers, in network order.
-        roles (Sequence[tuple[bool, bool]] | None): Of each, whether it contributes to the
-            map, and to the score; ``None`` for both.
+        roles (Sequence[tuple[bool, float]] | None): Of each, whether it contributes to the map,
+            and its weight in the score; ``None`` for all, of weight 1.
 
     Returns:
         list[Scale]: The finest first.
     """
-    roles = [(True, True)] * len(strides) if roles is None else list(roles)
+    roles = [(True, 1.0)] * len(strides) if roles is None else list(roles)
     grids = [max(stride, _FINEST_GRID) if _FINEST_GRID in strides else stride for stride in strides]
     order = sorted(range(len(strides)), key=lambda index: (grids[index], strides[index], index))
     return [Scale((index,), grids[index], *roles[index]) for index in order]

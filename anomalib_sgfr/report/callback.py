@@ -281,7 +281,7 @@ def _row(
         number=number,
         box=box,
         pixels=round(shown.shape[0] / part.grid[0]),
-        residual=part.residual,
+        residual=part.residual_text,
         nominal=part.nominal,
         crop=webp(crop_around(shown, patch), _CROP_SIDE),
         atoms=atoms,

@@ -94,7 +94,7 @@ class ExplanationRow(NamedTuple):
         box (tuple[float, float, float, float]): Left, top, width and height of the region as shares
             of the image.
         pixels (int): Height of the patch.
-        residual (float): Residual of the patch.
+        residual (str): Residual of the patch, and its weight in the score unless that is 1.
         nominal (float): Upper bound of the mean residual of the nominal patches that the atoms
             stand for.
         crop (bytes): Crop around the patch, WebP.
@@ -104,7 +104,7 @@ class ExplanationRow(NamedTuple):
     number: int
     box: tuple[float, float, float, float]
     pixels: int
-    residual: float
+    residual: str
     nominal: float
     crop: bytes
     atoms: list[AtomCrop]

@@ -57,6 +57,7 @@ class Reconstruction:
         nominal_largest (float): Certified upper bound of the largest residual of those patches.
         contributions (tuple[Contribution, ...]): Atoms of the reconstruction, the largest
             coefficient first.
+        weight (float): Weight of the residual in the image score.
     """
 
     scale: int
@@ -67,6 +68,13 @@ class Reconstruction:
     nominal: float
     nominal_largest: float
     contributions: tuple[Contribution, ...]
+    weight: float = 1.0
+
+    @property
+    def residual_text(self) -> str:
+        """The residual, and its weight in the score unless that is 1."""
+        weight = "" if self.weight == 1.0 else f" (of weight {self.weight:g})"
+        return f"{self.residual:.3g}{weight}"
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,8 @@ class Region:
 
     @property
     def residual(self) -> float:
-        """Sum of the residuals over scales, as in the score map."""
-        return sum(part.residual for part in self.reconstructions)
+        """Weighted sum of the residuals over scales, as in the score map."""
+        return sum(part.weight * part.residual for part in self.reconstructions)
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     embeddings = model.embed(image[None])
     maps = model.score_embeddings(embeddings, image.shape[1:])
     residuals = maps.residuals
-    scored = [number for number, scale in enumerate(model.embedder.scales) if scale.in_score]
+    scored = [number for number, scale in enumerate(model.embedder.scales) if scale.score_weight]
     rows, columns = residuals[scored[0]].shape[2:]
     # score map at the resolution of patches: its largest value over each
     coarse = torch.nn.functional.adaptive_max_pool2d(maps.score_map[0], (rows, columns))[0]
@@ -207,6 +215,7 @@ def _reconstructions(
                 ),
                 nominal_largest=float(certificate.bounds[its_support].amax()),
                 contributions=_contributions(model, scale, patch, its_support, its_code),
+                weight=model.embedder.scales[scale].score_weight,
             )
         )
     return found

@@ -113,7 +113,8 @@ def _draw_reconstruction(
     axes: list[Axes] = list(np.atleast_1d(subfigure.subplots(1, columns)))
     subfigure.suptitle(
         f"region {number}, patches of {shown.shape[0] / part.grid[0]:.0f} pixels: residual"
-        f" {part.residual:.3g}; similar nominal patches: at most {part.nominal:.3g} on average,"
+        f" {part.residual_text}; similar nominal patches: at most"
+        f" {part.nominal:.3g} on average,"
         f" {part.nominal_largest:.3g} each",
         fontsize="small",
     )

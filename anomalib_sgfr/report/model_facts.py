@@ -142,13 +142,12 @@ def _scales(model: SgfrModel) -> list[ScaleFacts]:
     found = []
     embedder, bounds = model.embedder, model.certificate().scales
     for scale, bank, bound in zip(embedder.scales, model.banks, bounds, strict=True):
-        parts = (("map", scale.in_map), ("score", scale.in_score))
         counts, _ = bound.histogram(_BINS)
         found.append(
             ScaleFacts(
                 layers=", ".join(embedder.layers[index] for index in scale.layer_indices),
                 stride=scale.stride,
-                contributes_to=" and ".join(name for name, takes_part in parts if takes_part),
+                contributes_to=scale.contributes_to,
                 atoms=len(bank.atoms),
                 width=bank.atoms.shape[1],
                 patches=bound.patches,

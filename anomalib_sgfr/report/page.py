@@ -329,7 +329,7 @@ def _explanation(explanation: ImageExplanation) -> dict[str, Any]:
             "number": row.number,
             "box": [round(part, 4) for part in row.box],
             "pixels": row.pixels,
-            "residual": f"{row.residual:.3g}",
+            "residual": row.residual,
             "nominal": f"{row.nominal:.3g}",
             "crop": data_uri(row.crop),
             "atoms": [

@@ -160,7 +160,7 @@ def find_new_atoms(
     scales = model.embedder.scales
     # of the map, and of the score
     limits = (threshold if mask_threshold is None else mask_threshold, threshold)
-    scales_of = (sum(scale.in_map for scale in scales), sum(scale.in_score for scale in scales))
+    weights = (sum(scale.in_map for scale in scales), sum(scale.score_weight for scale in scales))
     embeddings = model.embed(image[None])
     found = model.score_embeddings(embeddings, image.shape[-2:])
     if float(found.score_map.amax()) <= threshold:
@@ -171,14 +171,15 @@ def find_new_atoms(
         atoms, places = [], []
         for bank, scale, embedding in zip(model.banks, scales, embeddings, strict=True):
             grid = embedding.shape[-2:]
-            used = [index for index, flag in enumerate((scale.in_map, scale.in_score)) if flag]
+            takes_part = (scale.in_map, scale.score_weight > 0.0)
+            used = [index for index, flag in enumerate(takes_part) if flag]
             near_limit = [
                 functional.adaptive_max_pool2d(maps[index], grid).flatten() > share * limits[index]
                 for index in used
             ]
             there = torch.stack(near_limit).any(0)
             where = origins(torch.zeros(1, dtype=torch.int64, device=image.device), grid)[there]
-            resolved = min(limits[index] / scales_of[index] for index in used) * float(
+            resolved = min(limits[index] / weights[index] for index in used) * float(
                 bank.residual_scale
             )
             near = max(float(bank.threshold), _NEAR * resolved)

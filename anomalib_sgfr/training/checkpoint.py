@@ -12,7 +12,12 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from anomalib_sgfr.core.solvers import SOLVERS
-from anomalib_sgfr.features.layers import layers_of_strides, resolve_layers, resolve_score_layers
+from anomalib_sgfr.features.layers import (
+    earlier_score_layers,
+    layers_of_strides,
+    resolve_layers,
+    resolve_score_layers,
+)
 from anomalib_sgfr.post_processing.calibration import remove_threshold, upgrade_checkpoint
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
@@ -93,8 +98,28 @@ def score_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
             arguments[name] for name in ("backbone", "layers", "score_layers")
         )
         found["layers"] = resolve_layers(backbone, layers)
-        found["score_layers"] = resolve_score_layers(backbone, layers, score_layers)
+        weights = resolve_score_layers(backbone, layers, score_layers)
+        whole = all(weight == 1.0 for weight in weights.values())
+        found["score_layers"] = list(weights) if whole else weights
     return found
+
+
+def fitted_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that the scores of a checkpoint depend on, as :func:`score_arguments` gives them.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As Lightning read it.
+    """
+    arguments = checkpoint.get("hyper_parameters", {})
+    found = score_arguments(arguments)
+    stored = checkpoint.get(_ARGUMENTS, {}).get("score_layers")
+    if arguments.get("score_layers", ()) is None and not isinstance(stored, Mapping):
+        found["score_layers"] = _earlier_score_layers(arguments)
+    return found
+
+
+def _earlier_score_layers(arguments: Mapping[str, Any]) -> list[str]:
+    return earlier_score_layers(arguments["backbone"], arguments["layers"])
 
 
 def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
@@ -118,16 +143,30 @@ def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
 
 
 def build_earlier(
-    model: SgfrModel, layers: list[str], arguments: MutableMapping[str, Any]
+    model: SgfrModel, checkpoint: Mapping[str, Any], arguments: MutableMapping[str, Any]
 ) -> SgfrModel:
-    """Model of version 0.1, in which map and score share layers, with a bank for each of them.
+    """Model with the layers of an earlier version's checkpoint, unless others were asked for.
+
+    In version 0.1 map and score shared their layers; before layers had weights, the score had none
+    of stride 4.
 
     Args:
         model (SgfrModel): Of this version; not changed.
-        layers (list[str]): From :func:`earlier_layers`.
-        arguments (MutableMapping[str, Any]): Of the model; changed in place.
+        checkpoint (Mapping[str, Any]): That :func:`check` let pass.
+        arguments (MutableMapping[str, Any]): Of the model; changed in place where the model is
+            another.
+
+    Returns:
+        SgfrModel: The same one if its layers are the checkpoint's.
     """
-    arguments.update({"layers": layers, "score_layers": layers})
+    earlier = earlier_layers(checkpoint)
+    if earlier is not None:
+        arguments.update({"layers": earlier, "score_layers": earlier})
+    else:
+        fitted = fitted_arguments(checkpoint).get("score_layers")
+        if fitted is None or fitted == score_arguments(arguments).get("score_layers"):
+            return model
+        arguments["score_layers"] = fitted
     names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "layers")
     own = {name: arguments[name] for name in (*names, "score_layers")}
     other = SgfrModel(**own)
@@ -173,22 +212,35 @@ def check(
     if earlier is not None and len(banks) < len(earlier):
         msg = f"{name} has one bank for several layers of {earlier}: {_EARLIER_READER}."
         raise ValueError(msg)
-    ours, theirs = (
-        score_arguments(arguments),
-        score_arguments(checkpoint.get("hyper_parameters", {})),
-    )
+    _require_same_arguments(checkpoint, arguments, earlier, name)
+    if not all(bool(torch.isfinite(bank).all()) for bank in banks):
+        msg = f"the bank in {name} holds NaN or infinite values: the file is damaged; fit again."
+        raise ValueError(msg)
+
+
+def _require_same_arguments(
+    checkpoint: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    earlier: list[str] | None,
+    name: str,
+) -> None:
+    """A bank is of no use to other embeddings, nor a threshold to other scores."""
+    ours, theirs = score_arguments(arguments), fitted_arguments(checkpoint)
     if earlier is not None:  # not asked for: as it was then
         asked = {
             key: ours[key] for key in ("layers", "score_layers") if arguments.get(key) is not None
         }
         then = {"layers": earlier, "score_layers": earlier}
         ours, theirs = {**ours, **then, **asked}, {**theirs, **then}
-    # a bank is of no use to other embeddings, nor a threshold to other scores
+    elif arguments.get("score_layers", ()) is None:
+        before = _earlier_score_layers(arguments)
+        if before == theirs.get("score_layers"):  # not asked for: as it was then
+            ours["score_layers"] = before
     for argument, wanted in theirs.items():
         if ours.get(argument) == wanted:
             continue
-        if isinstance(wanted, list):
-            option = f'--model.{argument} "[{", ".join(wanted)}]"'
+        if isinstance(wanted, list | dict):
+            option = f'--model.{argument} "{_in_yaml(wanted)}"'
             msg = (
                 f"{name} was fitted with {argument} {wanted}, the model has {ours.get(argument)}:"
                 f" pass {option}."
@@ -199,9 +251,12 @@ def check(
                 f" '{ours.get(argument)}': pass --model.{argument} {wanted}."
             )
         raise ValueError(msg)
-    if not all(bool(torch.isfinite(bank).all()) for bank in banks):
-        msg = f"the bank in {name} holds NaN or infinite values: the file is damaged; fit again."
-        raise ValueError(msg)
+
+
+def _in_yaml(layers: list[str] | dict[str, float]) -> str:
+    if isinstance(layers, list):
+        return f"[{', '.join(layers)}]"
+    return f"{{{', '.join(f'{name}: {weight:g}' for name, weight in layers.items())}}}"
 
 
 def _refuse_removed_arguments(checkpoint: Mapping[str, Any], name: str) -> None:

@@ -330,10 +330,15 @@ def report_certificate(model: SgfrModel, trainer: Trainer) -> None:
     """Log the sizes of a fitted model's banks and its certificate; send it to the loggers."""
     found = model.certificate()
     if trainer.is_global_zero:
-        for bank, scale in zip(model.banks, found.scales, strict=True):
+        embedder = model.embedder
+        for bank, scale, of in zip(model.banks, embedder.scales, found.scales, strict=True):
             _warn_of_outliers(bank, model.images)
             logger.info(
-                "Learnt a bank of %d atoms x %d from %d patches.", *bank.atoms.shape, scale.patches
+                "Learnt a bank of %d atoms x %d from %d patches of %s, for %s.",
+                *bank.atoms.shape,
+                of.patches,
+                ", ".join(embedder.layers[index] for index in scale.layer_indices),
+                scale.contributes_to,
             )
         logger.info(
             "Certified: each rebuilt to within %.4g, on average within %.4g.",

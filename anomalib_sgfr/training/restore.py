@@ -44,9 +44,7 @@ def restore(
     trainer = module._trainer  # noqa: SLF001  # may be none
     try:
         checkpoints.check(checkpoint, module.hparams, getattr(trainer, "ckpt_path", None))
-        earlier = checkpoints.earlier_layers(checkpoint)
-        if earlier is not None:
-            module.model = checkpoints.build_earlier(module.model, earlier, module.hparams)
+        module.model = checkpoints.build_earlier(module.model, checkpoint, module.hparams)
         checkpoints.require_widths(checkpoint, module.model.embedder.widths)
         checkpoints.prepare(checkpoint, module.post_processor, trainer)
         inputs.check(checkpoint, module.pre_processor)

@@ -48,9 +48,9 @@ class Features:
 
     def scales(self, in_map: Sequence[int], in_score: Sequence[int]) -> list[Scale]:
         """Scales of a model with layers of these strides for its map and for its score."""
-        flags = [(stride in in_map, stride in in_score) for stride in self.strides]
+        flags = [(stride in in_map, float(stride in in_score)) for stride in self.strides]
         found = build_scales(self.strides, flags)
-        return [scale for scale in found if scale.in_map or scale.in_score]
+        return [scale for scale in found if scale.in_map or scale.score_weight]
 
     def batches(self, members: Sequence[int], seed: int) -> list[Tensor]:
         """Training patches of a scale as a fit sees them: batches of 32 images in random order."""

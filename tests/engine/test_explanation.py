@@ -99,13 +99,14 @@ def test_contributions_rebuild_the_patch(fitted: Sgfr, parts: Path) -> None:
         embeddings = fitted.model.eval().embed(image[None])
     certificate = fitted.certificate()
     for region in found.regions:
-        assert [part.scale for part in region.reconstructions] == [1, 2, 3]  # that the score hears
+        assert [part.scale for part in region.reconstructions] == [0, 1, 2, 3]
+        assert [part.weight for part in region.reconstructions] == [0.25, 1.0, 1.0, 1.0]
         assert region.residual == pytest.approx(
-            sum(part.residual for part in region.reconstructions)
+            sum(part.weight * part.residual for part in region.reconstructions)
         )
         for part in region.reconstructions:
             bank = fitted.model.banks[part.scale]
-            times = 2 ** (part.scale - 1)
+            times = STRIDES[part.scale] // 8
             assert (part.row, part.column, part.grid) == (
                 region.row // times,
                 region.column // times,

@@ -28,7 +28,7 @@ def test_a_preset_has_a_bank_for_each_layer(name: str, side: int) -> None:
     model = Sgfr(**given, pre_trained=False)
     assert model.model.embedder.layers == given["layers"]
     assert len(model.model.banks) == 4
-    assert all(scale.in_map and scale.in_score for scale in model.model.embedder.scales)
+    assert all(scale.in_map and scale.score_weight == 1.0 for scale in model.model.embedder.scales)
     prepared = model.pre_processor(torch.rand(1, 3, 100, 80))
     assert prepared.shape == (1, 3, side, side)
     with torch.no_grad():

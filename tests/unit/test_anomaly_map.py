@@ -15,7 +15,7 @@ from anomalib_sgfr.anomaly_map import AnomalyMapGenerator
 from anomalib_sgfr.features.layers import Scale
 
 WHOLE = torch.empty(0)
-SCALES = [Scale((0,), 4, in_score=False), Scale((1,), 8), Scale((2,), 16)]
+SCALES = [Scale((0,), 4, score_weight=0.0), Scale((1,), 8, score_weight=0.25), Scale((2,), 16)]
 
 
 def generator(sigma: float = 4.0) -> AnomalyMapGenerator:
@@ -42,7 +42,7 @@ def test_maps_are_sums_of_interpolated_and_blurred_residuals(
         torch.testing.assert_close(upsampled(maps, scores, after), expected)
         found = maps([scores] * 3, after, WHOLE)
         torch.testing.assert_close(found.anomaly_map, 3 * expected)
-        torch.testing.assert_close(found.score_map, 2 * expected)
+        torch.testing.assert_close(found.score_map, 1.25 * expected)
     assert not maps.state_dict()
 
 

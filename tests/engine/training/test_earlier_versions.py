@@ -173,6 +173,52 @@ def test_what_one_of_shared_layers_cannot_be_is_refused(
         )
 
 
+def test_one_of_before_weights_scores_as_it_did_and_is_kept_so(parts: Path, tmp_path: Path) -> None:
+    """Without layers of stride 4 in the score, and all others of weight 1."""
+    before = ["blocks.2", "blocks.4", "blocks.5"]
+    module = folder_datamodule(parts)
+    expected = small(score_layers=before, seed=0, image_size=64)
+    state = torch.load(fit(expected, module, tmp_path / "fit").best_model_path, weights_only=True)
+    assert state["sgfr_arguments"]["score_layers"] == before
+    state["hyper_parameters"]["score_layers"] = None
+    torch.save(state, path := tmp_path / "earlier.ckpt")
+    images = torch.rand(2, 3, 64, 64)
+    restored = Sgfr.load_from_checkpoint(path)
+    by_trainer = small(image_size=None)
+    engine = engine_in(tmp_path)
+    engine.predict(by_trainer, dataset=PredictDataset(parts / "bad"), ckpt_path=path)
+    engine.trainer.save_checkpoint(tmp_path / "again.ckpt")
+    again = Sgfr.load_from_checkpoint(tmp_path / "again.ckpt")
+    threshold = float(expected.post_processor.image_threshold)
+    for model in (restored, by_trainer, again):
+        found, wanted = model.eval()(images), expected.eval()(images)
+        assert torch.equal(found.pred_score, wanted.pred_score)
+        assert torch.equal(found.anomaly_map, wanted.anomaly_map)
+        assert float(model.post_processor.image_threshold) == threshold
+        assert model.hparams["score_layers"] == before
+        assert model.certificate().largest_score == expected.certificate().largest_score
+    weights = {"blocks.1": 0.25, **dict.fromkeys(before[1:], 1.0)}
+    asked = Sgfr.load_from_checkpoint(path, score_layers=weights)
+    assert [scale.score_weight for scale in asked.model.embedder.scales] == [0.25, 0.0, 1.0, 1.0]
+    assert not asked.post_processor.is_set  # its scores were others
+
+
+def test_weights_of_layers_are_kept(parts: Path, tmp_path: Path) -> None:
+    weights = {"blocks.4": 0.5, "blocks.1": 0.25}
+    model = small(score_layers=weights, seed=0, image_size=64)
+    path = fit(model, folder_datamodule(parts), tmp_path / "fit").best_model_path
+    images = torch.rand(2, 3, 64, 64)
+    restored = Sgfr.load_from_checkpoint(path)
+    assert torch.equal(restored.eval()(images).pred_score, model.eval()(images).pred_score)
+    message = (
+        r"with score_layers .*: pass --model.score_layers \"\{blocks.1: 0.25, blocks.4: 0.5\}\""
+    )
+    with pytest.raises(ValueError, match=message):
+        engine_in(tmp_path).predict(
+            small(image_size=None), dataset=PredictDataset(parts / "bad"), ckpt_path=path
+        )
+
+
 @pytest.mark.parametrize("kept", ["hyper_parameters", "sgfr_arguments"])
 def test_removed_arguments_are_read_at_their_only_value_and_refused_at_another(
     of_shared_layers: tuple[Path, Sgfr], tmp_path: Path, kept: str

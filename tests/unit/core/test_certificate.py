@@ -211,10 +211,10 @@ def test_scales_add_up() -> None:
         ScaleCertificate(patches, *sums, *3 * [torch.ones(1)])
         for patches, *sums in ((3, 2, 1), (7, 5, 4))
     )
-    certificate = Certificate((one, other), (True, True), (False, True))
+    certificate = Certificate((one, other), (True, True), (0.25, 1.0))
     assert (certificate.patches, certificate.largest, certificate.mean) == (10, 7, 5)
-    assert certificate.largest_score == 5
-    assert Certificate((one, other), (True, False), (True, True)).largest == 2
+    assert certificate.largest_score == 5.5
+    assert Certificate((one, other), (True, False), (1.0, 1.0)).largest == 2
 
 
 def test_bounds_in_another_unit_hold_there() -> None:

@@ -77,7 +77,7 @@ def test_each_layer_is_a_scale(strides: list[int], grids: list[int]) -> None:
 def test_a_scale_contributes_to_what_its_layer_does() -> None:
     assert build_scales([16] * 3, [(True, True), (True, False), (False, True)]) == [
         Scale((0,), 16),
-        Scale((1,), 16, in_score=False),
+        Scale((1,), 16, score_weight=0.0),
         Scale((2,), 16, in_map=False),
     ]
 

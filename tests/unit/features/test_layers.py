@@ -10,6 +10,7 @@ from torch import nn
 from anomalib_sgfr.features.embedding import PatchEmbedder
 from anomalib_sgfr.features.layers import (
     backbone_layers,
+    earlier_score_layers,
     layers_of_strides,
     resolve_layers,
     resolve_score_layers,
@@ -29,16 +30,36 @@ def test_the_map_has_fine_layers_by_default_and_the_score_deep_ones(
 ) -> None:
     deep = [*layers[1:], score_layers]
     assert resolve_layers(backbone) == layers
-    assert resolve_score_layers(backbone) == deep
-    assert resolve_score_layers(backbone, layers[:1]) == layers[:1]  # what is given is for both
-    assert resolve_score_layers(backbone, layers, deep[::-1]) == deep
+    weights = resolve_score_layers(backbone)
+    assert weights == {layers[0]: 0.25} | dict.fromkeys(deep, 1.0)
+    assert list(weights) == [*layers, score_layers]
+    assert earlier_score_layers(backbone) == deep
+    # what is given is for both
+    assert resolve_score_layers(backbone, layers[:1]) == {layers[0]: 1.0}
+    assert earlier_score_layers(backbone, layers[:1]) == layers[:1]
+    given = resolve_score_layers(backbone, layers, deep[::-1])
+    assert list(given.items()) == [(name, 1.0) for name in deep]
+    given = resolve_score_layers(backbone, layers, dict.fromkeys(deep[::-1], 0.5))
+    assert list(given.items()) == [(name, 0.5) for name in deep]
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_weights_that_cannot_be_are_refused(weight: float) -> None:
+    message = "score_layers must have weights that are positive and finite, got .* for blocks.2"
+    with pytest.raises(ValueError, match=message):
+        resolve_score_layers("tf_efficientnet_lite0", None, {"blocks.4": 1.0, "blocks.2": weight})
+    with pytest.raises(ValueError, match=r"score_layers \['stem'\] are not in backbone"):
+        resolve_score_layers("tf_efficientnet_lite0", None, {"stem": 1.0})
+    with pytest.raises(ValueError, match="score_layers must be a list of one or more"):
+        resolve_score_layers("tf_efficientnet_lite0", None, {})
 
 
 def test_a_plain_transformer_has_the_same_layers_for_map_and_score() -> None:
     backbone, layers = "vit_tiny_patch16_224", ["blocks.5", "blocks.8"]
-    assert resolve_layers(backbone) == resolve_score_layers(backbone) == layers
-    assert resolve_score_layers(backbone, layers[:1]) == layers[:1]
-    assert resolve_score_layers(backbone, layers, layers[::-1]) == layers
+    assert resolve_layers(backbone) == layers
+    assert resolve_score_layers(backbone) == dict.fromkeys(layers, 1.0)
+    assert list(resolve_score_layers(backbone, layers[:1])) == layers[:1]
+    assert list(resolve_score_layers(backbone, layers, layers[::-1])) == layers
 
 
 def test_layers_are_those_of_timm_and_the_blocks_between() -> None:
