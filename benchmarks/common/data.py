@@ -211,17 +211,32 @@ def _in_folders(root: Path, num_workers: int, seed: int) -> AlteredData:
     """Data in the layout of MVTec AD whose files anomalib's own class does not read."""
     kinds = sorted(path.name for path in (root / "test").iterdir() if path.name != "good")
     masks = [f"ground_truth/{kind}" for kind in kinds if (root / "ground_truth" / kind).is_dir()]
-    return _Folder(
+    module = _Folder(
         name=root.name,
         root=root,
         normal_dir="train/good",
         normal_test_dir="test/good",
         abnormal_dir=[f"test/{kind}" for kind in kinds],
-        mask_dir=masks or None,
         val_split_mode=ValSplitMode.SAME_AS_TEST,
         num_workers=num_workers,
         seed=seed,
     )
+    if masks:  # by name: anomalib's class pairs them in order, which `1`, `10` and `1_mask` upset
+        module.changes.append(lambda: _add_masks(module.test_data, root))
+    return module
+
+
+def _add_masks(dataset: AnomalibDataset, root: Path) -> None:
+    """Give the defective images of a folder in the layout of MVTec AD their masks."""
+    samples = dataset.samples
+    found = {
+        (path.parent.name, path.stem.removesuffix("_mask")): str(path)
+        for path in (root / "ground_truth").rglob("*.*")
+    }
+    names = ((path.parent.name, path.stem) for path in map(Path, samples["image_path"]))
+    samples["mask_path"] = [found.get(name, "") for name in names]
+    samples.attrs["task"] = "segmentation"
+    dataset.samples = samples
 
 
 def _there(folder: Path, dataset: str) -> Path:

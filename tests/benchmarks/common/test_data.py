@@ -101,3 +101,18 @@ def test_surfaces_of_one_commutator_are_on_one_side(tmp_path: Path) -> None:
         assert (train.label_index.sum(), test.label_index.sum()) == (0, 3)
         sides.append(tuple(sorted(set(train["item"]))))
     assert len(set(sides)) > 1
+
+
+def test_masks_of_folders_are_paired_by_name(tmp_path: Path) -> None:
+    """In order they would not be: `1_mask` comes after `10_mask`, and `1` before `10`."""
+    root = tmp_path / "cookies"
+    for name in ("train/good/0", "test/good/0", "test/broken/1", "test/broken/10"):
+        write_image(root / f"{name}.png", 0)
+    for name in ("1", "10"):
+        write_image(root / f"ground_truth/broken/{name}_mask.png", 1)
+    module = data.build("small", tmp_path, "cookies", num_workers=0)
+    module.setup()  # as a trainer does once more
+    samples = module.test_data.samples
+    masks = {Path(row.image_path).stem: Path(row.mask_path).name for row in samples.itertuples()}
+    assert masks == {"0": "", "1": "1_mask.png", "10": "10_mask.png"}
+    assert samples.attrs["task"] == "segmentation"
