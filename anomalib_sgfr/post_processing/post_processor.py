@@ -215,6 +215,14 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
         """Raw score of a normalised one."""
         return self._raw("image", score) if self.normalises else score
 
+    def reported_score(self, raw: float) -> float:
+        """Score as predictions hold it, of a raw one."""
+        if not self.normalises or bool(self.image_threshold.isnan()):
+            return raw
+        score = torch.tensor(raw, dtype=torch.float32, device=self.image_threshold.device)
+        normalised = self._normalize(score, self.image_min, self.image_max, self.image_threshold)
+        return raw if normalised is None else float(normalised)
+
     def _raw(self, which: str, normalised: float) -> float:
         least, most, threshold = (
             getattr(self, f"{which}_{name}") for name in ("min", "max", "threshold")

@@ -16,6 +16,7 @@ from anomalib_sgfr.post_processing.calibration import (
     real_path,
     select_evenly,
 )
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.report.crops import displayable
 from anomalib_sgfr.report.fit_record import FitRecord, versions
 from anomalib_sgfr.report.media import webp
@@ -171,7 +172,8 @@ def _suspected(module: Any) -> tuple[list[SuspectedImage], int]:  # noqa: ANN401
     """Training images with the highest scores, and the number of images with such a score."""
     model, prepare = module.model, module.pre_processor
     scores = _leave_one_out_scores(module)
-    normalise = getattr(module.post_processor, "reported", float)
+    processor = module.post_processor
+    normalise = processor.reported_score if isinstance(processor, SgfrPostProcessor) else float
     worst = sorted(scores, key=lambda item: -item[1])[:_SUSPECTED]
     suspected = [
         SuspectedImage(path, normalise(score), _training_image(path, prepare, model.bit_depth))

@@ -22,7 +22,7 @@ from anomalib_sgfr.cli.report import main, truths_in
 from anomalib_sgfr.cli.threshold import main as threshold_main
 from anomalib_sgfr.post_processing.calibration import ThresholdState
 from anomalib_sgfr.report.fit_record import FitRecord
-from anomalib_sgfr.report.model_facts import sha256_of
+from anomalib_sgfr.report.model_facts import facts_of, sha256_of
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 
@@ -148,8 +148,24 @@ def test_raw_scores_set_a_first_threshold(run: Path) -> None:
         InferenceBatch(pred_score=torch.tensor([3.0]), anomaly_map=torch.zeros(1, 1, 2, 2))
     ).pred_score
     assert processor.raw_score(float(normalised)) == pytest.approx(3.0, rel=1e-4)
+    assert processor.reported_score(3.0) == pytest.approx(float(normalised), rel=1e-6)
     processor.use(ThresholdState())
-    assert processor.raw_threshold_at(3.0) == 3.0
+    assert processor.raw_threshold_at(3.0) == processor.reported_score(3.0) == 3.0
+
+
+def test_suspected_images_are_listed_by_their_scores_as_predictions_hold_them(run: Path) -> None:
+    model = loaded(run / "model.ckpt")
+    suspected = facts_of(model).suspected
+    raw = dict(
+        zip(
+            model.post_processor.calibration_scores.paths,
+            model.post_processor.calibration_scores.scores,
+            strict=True,
+        )
+    )
+    for image in suspected:
+        assert image.score == pytest.approx(model.post_processor.reported_score(raw[image.path]))
+        assert 0.0 < image.score < 0.6
 
 
 def test_the_command_reads_mvtecs_layout(
