@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from anomalib_sgfr.core.sampler import SubspaceSampler
     from anomalib_sgfr.inspector import Inspection, Inspector
     from anomalib_sgfr.lightning_model import Sgfr
+    from anomalib_sgfr.monitor import Monitor, MonitorReading
     from anomalib_sgfr.post_processing.post_processor import NominalPostProcessor, SgfrPostProcessor
     from anomalib_sgfr.report.callback import Report
     from anomalib_sgfr.report.explanation import explain
@@ -28,6 +29,8 @@ _HOME = {
     "Inspection": "inspector",
     "Inspector": "inspector",
     "MimicView": "report.figure",
+    "Monitor": "monitor",
+    "MonitorReading": "monitor",
     "NominalPostProcessor": "post_processing.post_processor",
     "Predictions": "report.visualizer",
     "Report": "report.callback",
@@ -44,6 +47,8 @@ __all__ = [
     "Inspection",
     "Inspector",
     "MimicView",
+    "Monitor",
+    "MonitorReading",
     "NominalPostProcessor",
     "Predictions",
     "Report",

@@ -34,6 +34,8 @@ class Backend(ABC):
             :func:`~anomalib_sgfr.images.frame_geometry.frame_transform`.
         bit_depth (int): Bits of the camera.
         threshold (float | None): Of normalised scores.
+        raw_threshold (float | None): Of raw scores, that scores are normalised by; ``None`` if
+            there is none or the file does not tell.
         warning (str | None): That too few images support the threshold.
         max_batch (int): Images that the model takes at once.
     """
@@ -41,6 +43,7 @@ class Backend(ABC):
     steps: Sequence[Sequence[Any]]
     bit_depth: int
     threshold: float | None
+    raw_threshold: float | None
     warning: str | None
     max_batch: int = _MAX_FRAMES
 
@@ -82,6 +85,8 @@ class TorchBackend(Backend):
         self.steps = geometric_steps(self._transform)
         self.bit_depth = model.model.bit_depth
         self.threshold = _threshold_of(model.post_processor)
+        raw = float(getattr(model.post_processor, "image_threshold", math.nan))
+        self.raw_threshold = None if math.isnan(raw) else raw
         self.warning = getattr(model.post_processor, "warning", None)
 
     def pre_process(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -167,6 +172,7 @@ class OpenVinoBackend(Backend):
             raise ValueError(msg)
         self.steps = [tuple(step) for step in settings["steps"]]
         self.bit_depth, self.warning = settings.get("bit_depth", 8), settings.get("warning")
+        self.raw_threshold = settings.get("threshold")
         batch, _, height, width = self._compiled.input(0).partial_shape
         self.max_batch = batch.get_length() if batch.is_static else _MAX_FRAMES
         # images are resized here rather than in the graph, which then compiles for few sizes

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -311,6 +312,9 @@ def _write_metadata(file: Path, module: AnomalibModule) -> None:
         "bit_depth": int(getattr(module.model, "bit_depth", 8)),
         "warning": getattr(module.post_processor, "warning", None),
     }
+    threshold = float(getattr(module.post_processor, "image_threshold", math.nan))
+    if not math.isnan(threshold):
+        about["threshold"] = threshold  # raw, that scores are normalised by
     with suppress(ValueError):  # unknown steps; the file is of use without them
         about["steps"] = geometric_steps(getattr(module.pre_processor, "transform", None))
     model = onnx.load(file, load_external_data=False)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from anomalib_sgfr.backends import Backend, OpenVinoBackend, TorchBackend
 from anomalib_sgfr.images.frame_geometry import frame_transform
 from anomalib_sgfr.images.reading import read_image
+from anomalib_sgfr.monitor import Monitor
 
 __all__ = ["Inspection", "Inspector"]
 
@@ -60,6 +61,11 @@ class Inspector:
 
     Args:
         backend (Backend): What :meth:`load` makes from a file.
+        monitor (Monitor | None): Takes every score, in the order of the frames. Defaults to
+            ``None``.
+
+    Raises:
+        ValueError: If the monitor is of a model with another threshold.
 
     Examples:
         >>> from anomalib_sgfr import Inspector
@@ -71,11 +77,21 @@ class Inspector:
         2
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, monitor: Monitor | None = None) -> None:
         self._open_backend: Backend | None = backend
+        self.monitor = monitor
+        known = (None if monitor is None else monitor.threshold, backend.raw_threshold)
+        if None not in known and not math.isclose(*known, rel_tol=1e-5):  # type: ignore[arg-type]
+            msg = (
+                f"the monitor is of scores with the threshold {known[0]:.6g}, the model's is"
+                f" {known[1]:.6g}: make it anew with Monitor.of_checkpoint."
+            )
+            raise ValueError(msg)
 
     @classmethod
-    def load(cls, path: str | Path, device: str | None = None) -> "Inspector":
+    def load(
+        cls, path: str | Path, device: str | None = None, monitor: Monitor | None = None
+    ) -> "Inspector":
         """Load a model.
 
         Args:
@@ -83,6 +99,7 @@ class Inspector:
                 Torch (``.pt``, which can run any code: load none that you do not trust), OpenVINO
                 (``.xml``) or ONNX (``.onnx``, run by OpenVINO).
             device (str | None): PyTorch's or OpenVINO's name of the device. Defaults to the CPU.
+            monitor (Monitor | None): As of the class.
 
         Returns:
             Inspector: Ready to use.
@@ -99,9 +116,9 @@ class Inspector:
             )
             raise FileNotFoundError(msg)
         if file.suffix in {".xml", ".onnx"}:
-            return cls(OpenVinoBackend(file, (device or "CPU").upper()))
+            return cls(OpenVinoBackend(file, (device or "CPU").upper()), monitor)
         if file.suffix in {".ckpt", ".pt"}:
-            return cls(TorchBackend(file, device or "cpu"))
+            return cls(TorchBackend(file, device or "cpu"), monitor)
         msg = f"'{file}' must be a checkpoint (.ckpt) or an exported file (.pt, .xml, .onnx)."
         raise ValueError(msg)
 
@@ -178,8 +195,12 @@ class Inspector:
         while batch := list(islice(remaining, backend.max_batch)):
             images = [read_image(frame, backend.bit_depth) for frame in batch]
             predictions = _predict(backend, [backend.pre_process(image) for image in images])
-            for image, prediction in zip(images, predictions, strict=True):
-                yield _to_inspection(backend.steps, prediction, image.shape[:2])
+            for frame, image, prediction in zip(batch, images, predictions, strict=True):
+                found = _to_inspection(backend.steps, prediction, image.shape[:2])
+                if self.monitor is not None:
+                    path = str(frame) if isinstance(frame, str | Path) else ""
+                    self.monitor.update(found.score, path)
+                yield found
 
 
 def _predict(

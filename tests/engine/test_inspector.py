@@ -14,7 +14,7 @@ from anomalib.deploy import ExportType
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_sgfr import Inspection, Inspector, Sgfr
+from anomalib_sgfr import Inspection, Inspector, Monitor, Sgfr
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, read_prepared
 from tests.conftest import engine_in, fit, small, write_image
 
@@ -221,3 +221,51 @@ def test_one_inspector_serves_threads(fitted: tuple[Sgfr, Path], root: Path) -> 
             for one, other in zip(alone, found, strict=True):
                 assert (one.score, one.label, one.place) == (other.score, other.label, other.place)
                 np.testing.assert_array_equal(one.map, other.map)
+
+
+def test_a_monitor_takes_every_score(fitted: tuple[Sgfr, Path], root: Path) -> None:
+    model, checkpoint = fitted
+    raw = np.linspace(1.0, 2.0, 40).tolist()
+    processor = model.post_processor
+    scores = [processor.reported_score(score) for score in raw]
+    monitor = Monitor(scores, threshold=float(processor.image_threshold))
+    inspector = Inspector.load(checkpoint, monitor=monitor)
+    found = inspector([root / "bad" / "wide.png", np.zeros((70, 70, 3), np.uint8)])
+    assert len(found) == monitor.images == 2
+    expected = Monitor(scores)
+    for each in found:
+        expected.update(each.score)
+    assert monitor.evidence == expected.evidence
+    other = Monitor(scores, threshold=1.1 * float(processor.image_threshold))
+    with pytest.raises(ValueError, match=r"the model's is .*: make it anew"):
+        Inspector.load(checkpoint, monitor=other)
+
+
+def test_a_checkpoints_monitor_has_its_calibration_scores(tmp_path: Path) -> None:
+    for number in range(12, 30):
+        write_image(tmp_path / "good" / f"{number}.png", number)
+    model = small(seed=0, image_size=64)
+
+    def fitted_to_all() -> str:
+        module = Folder("p", root=tmp_path, normal_dir="good", num_workers=0)
+        return str(fit(model, module, tmp_path / "fit").best_model_path)
+
+    path = fitted_to_all()
+    with pytest.raises(ValueError, match="at least 20 good images of different parts, got 16 of"):
+        Monitor.of_checkpoint(path)
+    for number in range(12):
+        write_image(tmp_path / "good" / f"{number}.png", number)
+    path = fitted_to_all()
+    monitor = Monitor.of_checkpoint(path, defect_share=0.0)
+    raw = model.post_processor.calibration_scores.scores
+    expected = sorted(model.post_processor.reported_score(score) for score in raw)
+    assert list(monitor.calibration) == pytest.approx(expected)
+    assert (monitor.parts, monitor.defect_share) == (len(raw), 0.0)
+    inspector = Inspector.load(path, monitor=monitor)
+    inspector(sorted((tmp_path / "good").iterdir()))
+    assert not monitor.reading.changed
+    rng = np.random.default_rng(0)
+    for _ in range(80):
+        inspector(rng.integers(0, 255, (96, 96, 3), np.uint8))
+    assert monitor.reading.changed
+    assert monitor.reading.direction == "higher"

@@ -1,0 +1,186 @@
+"""The monitor's alarm: its probability, what it finds, and its state."""
+
+import itertools
+import json
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomalib_sgfr.monitor import Monitor
+
+RNG = np.random.default_rng
+
+
+def alarm(monitor: Monitor, scores: Sequence[float]) -> int | None:
+    """Number of images until the alarm."""
+    for score in scores:
+        if monitor.update(score).changed:
+            return monitor.changed_at
+    return None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.1])
+def test_ordinary_streams_raise_no_alarm(share: float) -> None:
+    rng, alarms = RNG(0), 0
+    for _ in range(60):
+        scores = rng.normal(size=1500)
+        scores[rng.random(1500) < share] += 20.0
+        alarms += alarm(Monitor(rng.normal(size=50)), scores.tolist()) is not None
+    assert alarms <= 2  # of 60, at a probability of 1%
+
+
+@given(
+    number=st.integers(20, 400),
+    rate=st.floats(1e-4, 0.9),
+    share=st.floats(0.0, 0.49),
+    seed=st.integers(0, 10**6),
+)
+@settings(deadline=None, max_examples=60)
+def test_no_bet_gains_on_the_mean(number: int, rate: float, share: float, seed: int) -> None:
+    """Of a stream with as many defects as may be, and calibration scores as rare as may be."""
+    uniform = RNG(seed).random(number)
+    margin = math.sqrt(math.log(4 / rate) / (6 * number))
+    # the mean p-value of a good image is the mean of the calibration scores' quantiles
+    extreme = np.clip(uniform - uniform.mean() + 0.5 - margin, 0.0, 1.0)
+    for quantiles in (extreme, 1.0 - extreme):
+        if abs(quantiles.mean() - 0.5) > margin:
+            continue
+        monitor = Monitor(quantiles.tolist(), false_alarm_probability=rate, defect_share=share)
+        grid = (np.arange(4000) + 0.5) / 4000  # good images, by their quantiles
+        below = np.searchsorted(np.sort(quantiles), grid) / number
+        returns = np.array([monitor._returns(1.0 - place) for place in np.unique(below)])
+        weights = np.unique(below, return_counts=True)[1] / 4000
+        good, defective = weights @ returns, np.array(monitor._returns(0.0))
+        for defects in (0.0, share):
+            mean = (1.0 - defects) * good + defects * defective
+            assert (mean <= 1.0 + 1e-3).all()
+        assert (returns >= 0.0).all()
+
+
+@pytest.mark.parametrize(("shift", "direction"), [(2.0, "higher"), (-2.0, "lower")])
+@pytest.mark.parametrize("before", [0, 500])
+def test_a_sudden_change_is_found_soon(shift: float, direction: str, before: int) -> None:
+    rng = RNG(1)
+    monitor = Monitor(rng.normal(size=300))
+    assert alarm(monitor, rng.normal(size=before).tolist()) is None
+    found = alarm(monitor, (shift + rng.normal(size=300)).tolist())
+    assert found is not None
+    assert before < found <= before + 60
+    assert monitor.reading.direction == direction
+    assert monitor.update(0.0).changed  # and it stays
+    monitor.reset()
+    assert not monitor.reading.changed
+    assert monitor.evidence == 1.0
+
+
+def test_a_slow_change_is_found() -> None:
+    rng = RNG(2)
+    monitor = Monitor(rng.normal(size=300))
+    found = alarm(monitor, (np.linspace(0, 2, 2000) + rng.normal(size=2000)).tolist())
+    assert found is not None
+    assert found < 1500
+
+
+def test_images_of_one_part_count_as_one() -> None:
+    rng = RNG(3)
+    calibration = rng.normal(size=100).tolist()
+    one, many = (Monitor(calibration, group=r"part(\d+)") for _ in range(2))
+    alone = Monitor(calibration)  # each image for itself
+    for part, score in enumerate(rng.normal(1.5, size=30).tolist()):
+        one.update(score, f"line/part{part}.png")
+        for view in range(4):  # four times the same picture
+            many.update(score, f"line\\part{part}-{view}.png")
+            alone.update(score, f"line\\part{part}-{view}.png")
+    assert many.evidence == pytest.approx(one.evidence)
+    assert many.images == 4 * one.images
+    assert alone.evidence > one.evidence
+
+
+@pytest.mark.parametrize("cut", [0, 7, 13])
+def test_the_state_is_a_file_that_goes_on(cut: int, tmp_path: Path) -> None:
+    rng = RNG(5)
+    scores = rng.normal(0.5, size=40).tolist()
+    paths = [f"{number // 3}/x.png" for number in range(40)]
+    whole = Monitor(rng.normal(size=60), group=r"(\d+)/", parts=30, threshold=2.5)
+    halves = Monitor(whole.calibration, group=r"(\d+)/", parts=30, threshold=2.5)
+    for score, path in zip(scores[:cut], paths[:cut], strict=True):
+        halves.update(score, path)
+    halves.save(tmp_path / "line.json")
+    halves = Monitor.read(tmp_path / "line.json")
+    for score, path in zip(scores[cut:], paths[cut:], strict=True):
+        halves.update(score, path)
+    for score, path in zip(scores, paths, strict=True):
+        whole.update(score, path)
+    whole.save(tmp_path / "whole.json")
+    halves.save(tmp_path / "halves.json")
+    assert json.loads((tmp_path / "whole.json").read_text()) == json.loads(
+        (tmp_path / "halves.json").read_text()
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"line.json", "whole.json", "halves.json"}
+
+
+def test_ties_count_by_half() -> None:
+    monitor = Monitor([1.0] * 10 + [2.0] * 10)
+    assert [monitor.update(score).p_value for score in (0.0, 1.0, 1.5, 2.0, 3.0)] == [
+        1.0,
+        0.75,
+        0.5,
+        0.25,
+        0.0,
+    ]
+
+
+def test_threads_lose_no_image() -> None:
+    scores = RNG(6).normal(size=200).tolist()
+    monitor = Monitor(scores)
+    threads = [
+        threading.Thread(target=lambda: [monitor.update(score) for score in scores])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert monitor.images == 800
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"calibration": [1.0] * 19}, "at least 20 good images of different parts, got 19 of 19"),
+        ({"parts": 5}, "at least 20 good images of different parts, got 30 of 5"),
+        ({"calibration": [math.nan] * 30}, "calibration must be finite scores"),
+        ({"false_alarm_probability": 0.0}, "false_alarm_probability must lie between 0 and 1"),
+        ({"defect_share": 0.5}, "defect_share must lie between 0 and 0.5, got 0.5"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Monitor(**{"calibration": [float(number) for number in range(30)], **arguments})  # type: ignore[arg-type]
+
+
+def test_a_score_that_is_not_finite_changes_nothing() -> None:
+    monitor = Monitor([float(number) for number in range(30)])
+    with pytest.raises(ValueError, match="score must be a finite number, got nan"):
+        monitor.update(math.nan)
+    assert monitor.images == 0
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"version": 1}', '{"version": 9}', "\xff"])
+def test_another_file_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "line.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"line.json' is (not a file that a Monitor|of another)"):
+        Monitor.read(tmp_path / "line.json")
+
+
+def test_evidence_does_not_overflow() -> None:
+    monitor = Monitor([float(number) for number in range(300)])
+    for _ in itertools.repeat(None, 5000):
+        reading = monitor.update(1000.0)
+    assert math.isfinite(reading.evidence)
