@@ -16,7 +16,6 @@ __all__ = ["Monitor", "MonitorReading"]
 # Stakes of the bets on low and on high p-values; the last bet stakes nothing.
 _STAKES = ((0.5, 0.0), (1.5, 0.0), (0.0, 0.5), (0.0, 1.5), (0.0, 0.0))
 _MOVED = 0.001  # share of the capital that is dealt out anew at each part
-_LEAST_SCORES = 20
 _VERSION = 1
 
 
@@ -31,6 +30,12 @@ class MonitorReading(NamedTuple):
         changed (bool): Whether conditions have changed, at this image or before.
         direction (Literal["higher", "lower"] | None): Which way scores moved; ``None`` if they did
             not.
+
+    Examples:
+        >>> from anomalib_sgfr import Monitor, MonitorReading
+        >>> reading = Monitor([0.01 * index for index in range(100)]).update(0.25)
+        >>> isinstance(reading, MonitorReading), reading.p_value
+        (True, 0.745)
     """
 
     p_value: float
@@ -66,7 +71,7 @@ class Monitor:
         threshold (float | None): Raw threshold that the scores are normalised by, if known.
 
     Raises:
-        ValueError: If an argument is out of range, or there are fewer than 20 scores.
+        ValueError: If an argument is out of range, or there are too few scores for any alarm.
 
     Examples:
         >>> from anomalib_sgfr import Monitor
@@ -96,8 +101,14 @@ class Monitor:
         self._check()
         self._expression = None if group is None else re.compile(group)
         # of the mean of `parts` uniform numbers; half of the probability, both ways
-        above = math.sqrt(math.log(4.0 / false_alarm_probability) / (6.0 * self.parts))
+        above = math.sqrt(math.log(4.0 / false_alarm_probability) / (6.0 * max(1, self.parts)))
         self._margins = (above + defect_share / 2.0, above)
+        if self._margins[0] >= 0.5:  # noqa: PLR2004  # of the mean p-value
+            msg = (
+                f"{self.parts} calibration images of different parts are too few for an alarm with"
+                f" a probability of {false_alarm_probability:g}: calibrate on more."
+            )
+            raise ValueError(msg)
         # no bet may lose more than all
         low, high = (1.0 / (0.5 + margin) for margin in self._margins)
         self._stakes = [(min(first, low), min(second, high)) for first, second in _STAKES]
@@ -114,10 +125,10 @@ class Monitor:
             if not (least_fits and value < most):
                 msg = f"{name} must lie between 0 and {most:g}, got {value}."
                 raise ValueError(msg)
-        if not _LEAST_SCORES <= self.parts <= len(self.calibration):
+        if not 0 <= self.parts <= len(self.calibration):
             msg = (
-                f"a monitor needs the scores of at least {_LEAST_SCORES} good images of different"
-                f" parts, got {len(self.calibration)} of {self.parts}: calibrate on more."
+                f"parts must not exceed the {len(self.calibration)} calibration scores, got"
+                f" {self.parts}."
             )
             raise ValueError(msg)
 
@@ -125,6 +136,7 @@ class Monitor:
         """Start a new stream."""
         self.images = 0
         self.changed_at: int | None = None
+        self._p_value = math.nan
         self._log_capital = 0.0
         self._shares = [1.0 / len(_STAKES)] * len(_STAKES)
         self._part: str | None = None  # whose images are still coming
@@ -167,14 +179,25 @@ class Monitor:
         )
 
     @property
+    def fastest(self) -> int:
+        """Number of parts that an alarm takes where every score is above all calibration scores."""
+        bets = zip(self._stakes, self._returns(0.0), strict=True)
+        most = max(factor for (low, _), factor in bets if low > 0.0)
+        return math.ceil(
+            math.log(2.0 * len(_STAKES) / self.false_alarm_probability)
+            / math.log((1.0 - _MOVED) * most)
+        )
+
+    @property
     def evidence(self) -> float:
         """Evidence against unchanged conditions, of all parts that are complete."""
         return math.exp(min(self._log_capital, 700.0))
 
     @property
     def reading(self) -> MonitorReading:
-        """The latest reading, without an image's p-value."""
-        return MonitorReading(math.nan, self.evidence, self.changed_at is not None, self._direction)
+        """The latest reading; its p-value is NaN before the first image of this process."""
+        changed = self.changed_at is not None
+        return MonitorReading(self._p_value, self.evidence, changed, self._direction)
 
     @property
     def _direction(self) -> Literal["higher", "lower"] | None:
@@ -216,7 +239,8 @@ class Monitor:
             self.images += 1
             if part is None:
                 self._settle()
-            return self.reading._replace(p_value=p_value)
+            self._p_value = p_value
+            return self.reading
 
     def _part_of(self, path: str) -> str | None:
         found = self._expression.search(path.replace("\\", "/")) if self._expression else None

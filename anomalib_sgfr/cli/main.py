@@ -47,6 +47,7 @@ OWN = {
         "explain": "draw why images are anomalous: the mimic view",
         "report": "one page to inspect and share, of any folder of images",
         "threshold": "show what a threshold is calibrated on, or choose another without a fit",
+        "watch": "score images as they arrive in a folder, tell when conditions change",
     }.items()
 }
 ANOMALIBS = ("train", "fit", "validate", "test", "predict", "export", "benchmark", "install")

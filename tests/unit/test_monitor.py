@@ -36,7 +36,7 @@ def test_ordinary_streams_raise_no_alarm(share: float) -> None:
 
 
 @given(
-    number=st.integers(20, 400),
+    number=st.integers(10, 400),
     rate=st.floats(1e-4, 0.9),
     share=st.floats(0.0, 0.49),
     seed=st.integers(0, 10**6),
@@ -77,6 +77,14 @@ def test_a_sudden_change_is_found_soon(shift: float, direction: str, before: int
     monitor.reset()
     assert not monitor.reading.changed
     assert monitor.evidence == 1.0
+
+
+@pytest.mark.parametrize("number", [6, 30, 300])
+def test_the_fastest_alarm_is_as_said(number: int) -> None:
+    monitor = Monitor([float(score) for score in range(number)])
+    found = alarm(monitor, [1e6] * (monitor.fastest + 1))
+    assert found is not None
+    assert monitor.fastest - 3 <= found <= monitor.fastest + 1
 
 
 def test_a_slow_change_is_found() -> None:
@@ -153,8 +161,10 @@ def test_threads_lose_no_image() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"calibration": [1.0] * 19}, "at least 20 good images of different parts, got 19 of 19"),
-        ({"parts": 5}, "at least 20 good images of different parts, got 30 of 5"),
+        ({"calibration": [1.0] * 4}, "4 calibration images of different parts are too few for an"),
+        ({"calibration": []}, "0 calibration images of different parts are too few for an alarm"),
+        ({"parts": 4}, "4 calibration images of different parts are too few for an alarm"),
+        ({"parts": 31}, "parts must not exceed the 30 calibration scores, got 31"),
         ({"calibration": [math.nan] * 30}, "calibration must be finite scores"),
         ({"false_alarm_probability": 0.0}, "false_alarm_probability must lie between 0 and 1"),
         ({"defect_share": 0.5}, "defect_share must lie between 0 and 0.5, got 0.5"),

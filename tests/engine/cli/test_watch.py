@@ -1,0 +1,183 @@
+"""``anomalib-sgfr watch``: each image once, across restarts, and what an alarm does."""
+
+import csv
+import itertools
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalib_sgfr import Monitor
+from anomalib_sgfr.cli import watch
+from anomalib_sgfr.cli.watch import CHANGED, main
+from tests.conftest import fit, folder_datamodule, small, write_image
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a fit to 24 images."""
+    root = tmp_path_factory.mktemp("watch")
+    for number in range(24):
+        write_image(root / "good" / f"{number:02}.png", number)
+    for number in range(4):
+        write_image(root / "good_test" / f"{number}.png", 200 + number)
+    module = folder_datamodule(root, abnormal_dir=None, mask_dir=None)
+    return Path(str(fit(small(image_size=64, seed=0), module, root / "fit").best_model_path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder with three good images, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        write_image(tmp_path / "in" / "line" / f"{number}.png", 50 + number)
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    return tmp_path / "in"
+
+
+def table(path: str = "watch.csv") -> list[dict[str, str]]:
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def noise(folder: Path, number: int, first: int = 0) -> None:
+    rng = np.random.default_rng(number)
+    for index in range(first, first + number):
+        pixels = rng.integers(0, 255, (96, 96, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"noise{index:03}.png")
+
+
+def test_each_image_is_scored_once_across_restarts(checkpoint: Path, folder: Path) -> None:
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    assert [row["image"] for row in table()] == [f"in/line/{number}.png" for number in range(3)]
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    assert len(table()) == 3
+    write_image(folder / "new.png", 60)
+    (folder / "broken.png").write_bytes(b"no image")
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    rows = table()
+    assert len(rows) == 5
+    (broken,) = (row for row in rows if row["error"])
+    assert broken["image"] == "in/broken.png"
+    assert broken["score"] == ""
+    monitor = Monitor.read("watch.json")
+    assert monitor.images == 4
+    expected = Monitor.of_checkpoint(checkpoint)
+    for row in rows:
+        if row["score"]:
+            reading = expected.update(float(row["score"]), row["image"])
+            assert float(row["p_value"]) == pytest.approx(reading.p_value, rel=1e-3)
+    assert monitor.evidence == expected.evidence
+
+
+def test_what_a_killed_process_did_not_keep_is_taken_from_the_table(
+    checkpoint: Path, folder: Path
+) -> None:
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    whole = Path("watch.json").read_bytes()
+    Monitor.of_checkpoint(checkpoint).save("watch.json")  # as it was before the first image
+    write_image(folder / "new.png", 60)
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    again = Monitor.read("watch.json")
+    assert again.images == 4
+    Path("watch.json").write_bytes(whole)
+    expected = Monitor.read("watch.json")
+    expected.update(float(table()[-1]["score"]))
+    assert again.evidence == expected.evidence
+
+
+def test_changed_conditions_are_told_once_and_end_the_watch(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise(folder, 90)
+    script = "import sys; open('ran', 'a').write(sys.argv[1])"
+    run = f'{sys.executable} -c "{script}"'
+    assert main([str(checkpoint), "in", "--once", "--stop", "--run", run]) == CHANGED
+    rows = table()
+    assert len(rows) < 93
+    assert [row["changed"] for row in rows] == ["0"] * (len(rows) - 1) + ["1"]
+    assert Path("ran").read_text() == rows[-1]["image"]
+    told = capsys.readouterr().err
+    assert told.count("Conditions have changed: scores are higher") == 1
+    assert f"anomalib-sgfr adapt {checkpoint}" in told
+    assert main([str(checkpoint), "in", "--once", "--run", run]) == CHANGED  # it stays changed
+    assert len(table()) == 93
+    assert Path("ran").read_text() == rows[-1]["image"]
+    assert "Conditions" not in capsys.readouterr().err
+
+
+def test_an_image_is_taken_when_it_is_whole(
+    checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count()
+    source = (folder / "line" / "0.png").read_bytes()
+
+    def camera(_: float) -> None:
+        look = next(looks)
+        if look < 4:  # it writes in pieces
+            (folder / "late.png").write_bytes(source[: (look + 1) * len(source) // 4])
+        elif look == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", camera)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(checkpoint), "in"])
+    rows = table()
+    assert [row["image"] for row in rows].count("in/late.png") == 1
+    assert len(rows) == 4
+    assert not any(row["error"] for row in rows)
+
+
+def test_a_real_camera(checkpoint: Path, folder: Path) -> None:
+    """Images that arrive while the command runs, until an alarm ends it."""
+    (folder / "line").rename(folder.parent / "away")
+
+    def shoot() -> None:
+        for number in range(100):
+            noise(folder, 1, number)
+            time.sleep(0.01)
+
+    camera = threading.Thread(target=shoot)
+    camera.start()
+    assert main([str(checkpoint), "in", "--every", "0.05", "--stop"]) == CHANGED
+    camera.join()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.xml", "in"], "watch.json: no such file, and model.xml has no calibration scores"),
+        (["model.xml", "in/notes.txt"], "in/notes.txt is a file: name the folder"),
+        (["model.xml", "in", "--every", "0"], "--every must be a positive number of seconds"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder.parent / "model.xml").write_text("<net/>")
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_another_table_is_not_appended_to(checkpoint: Path, folder: Path) -> None:
+    del folder
+    Path("watch.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"watch.csv is another table"):
+        main([str(checkpoint), "in", "--once"])
+    assert Path("watch.csv").read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("command", ["no-such-command", "false", '"'])
+def test_a_command_that_fails_does_not_end_the_watch(
+    command: str, checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise(folder, 60)
+    assert main([str(checkpoint), "in", "--once", "--run", command]) == CHANGED
+    assert "--run" in capsys.readouterr().err
+    assert len(table()) == 63
