@@ -7,7 +7,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, and for w
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,16 @@ from tests.warm import warmed
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; fail at once
 # anomalib makes several in a process, which `backends._openvino_core` says the fault of
-openvino.Core = cache(openvino.Core)  # type: ignore[misc]
+_make_core, _kept_cores = openvino.Core, list[openvino.Core]()
+
+
+def _kept_core(*arguments: str) -> openvino.Core:
+    """A core that does not end before the process does."""
+    _kept_cores.append(_make_core(*arguments))
+    return _kept_cores[-1]
+
+
+openvino.Core = _kept_core  # type: ignore[misc,assignment]
 
 
 def write_image(

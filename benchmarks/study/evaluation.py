@@ -118,7 +118,9 @@ def _evaluated(spec: Spec, found: features.Features, parts: dict[str, _Part]) ->
     # of these the own maximum is added to that of the others
     alone = [spec.arguments["deep"] == "maximum" and not scale.in_map for scale in scales]
     in_map = [scale.in_map for scale in scales]
-    together = [scale.in_score and not its for scale, its in zip(scales, alone, strict=True)]
+    together = [
+        scale.score_weight > 0.0 and not its for scale, its in zip(scales, alone, strict=True)
+    ]
     generator, no_region = AnomalyMapGenerator(scales, spec.arguments["blur"]), torch.empty(0)
     maps, scores = [], []
     for start in range(0, len(found.kinds), _CHUNK_IMAGES):

@@ -16,7 +16,8 @@ _DEFAULTS: dict[str, Any] = {
         for name, item in inspect.signature(Sgfr).parameters.items()
         if name in _VARIED
     },
-    # Sgfr's ``layers`` and ``score_layers``, whatever the backbone calls them
+    # Sgfr's ``layers`` and ``score_layers``, whatever the backbone calls them; without stride 4,
+    # whose weight is the subject of `benchmarks.score_weights`
     "strides": [4, 8, 16],
     "score_strides": [8, 16, 32],
     # what Sgfr does not leave to choose: each scale over its ``residual_scale``, or as it is;

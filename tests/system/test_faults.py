@@ -103,7 +103,7 @@ def test_other_layers_are_refused_by_name(checkpoint: Path, parts: Path, tmp_pat
         )
     with pytest.raises(
         ValueError,
-        match=r'with score_layers .*--model.score_layers "\[blocks.2, blocks.4, blocks.5\]"',
+        match=r'--model.score_layers "\{blocks.1: 0.25, blocks.2: 1, blocks.4: 1, blocks.5: 1\}"',
     ):
         engine_in(tmp_path).predict(
             small(layers=["blocks.1", "blocks.2", "blocks.4"]),
@@ -113,7 +113,7 @@ def test_other_layers_are_refused_by_name(checkpoint: Path, parts: Path, tmp_pat
     # the default, spelt out
     same = small(
         layers=["blocks.4", "blocks.2", "blocks.1"],
-        score_layers=["blocks.5", "blocks.4", "blocks.2"],
+        score_layers={"blocks.1": 0.25, "blocks.5": 1.0, "blocks.4": 1.0, "blocks.2": 1.0},
     )
     engine_in(tmp_path).predict(
         same, dataset=PredictDataset(parts / "bad"), ckpt_path=str(checkpoint)

@@ -22,7 +22,8 @@ def test_the_default_variant_is_what_the_engine_gives(parts: Path, tmp_path: Pat
     spec = spec_of(variant, "folder", None, 0)
     (from_study,) = evaluate([spec], parts, tmp_path / "cache")
 
-    arguments = resolve_arguments("sgfr", changes)
+    layers = ["blocks.2", "blocks.4", "blocks.5"]  # strides 8, 16 and 32, each of weight 1
+    arguments = resolve_arguments("sgfr", {**changes, "score_layers": layers})
     engine_spec = Spec(**{**vars(spec), "arguments": arguments})
     benchmark_run.main(json.dumps({**vars(engine_spec), "root": str(parts)}), str(tmp_path))
     from_engine = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
