@@ -274,7 +274,7 @@ def _rows(table: list[list[str]]) -> list[list[str]]:
 def _nearly(value: Any) -> Any:
     """Equal but for rounding, within lists and mappings."""
     if isinstance(value, float):
-        # merging may choose another of two atoms that are as far: one score in 60 moves by 0.2%
+        # of an update, one score that stride 4 contributes to differs by 0.2%
         return pytest.approx(value, rel=5e-3)
     if isinstance(value, list):
         return [_nearly(part) for part in value]
