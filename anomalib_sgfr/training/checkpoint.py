@@ -71,7 +71,7 @@ def damage(path: Path | str | None) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()  # PyTorch does not verify the checksums that it writes
-    # zipfile raises NotImplementedError where a changed byte asks for an unknown compression
+    # zipfile's, not ours: NotImplementedError where a changed byte names an unknown compression
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
         return f"'{path}' is not a whole checkpoint: it was cut short, or is another kind of file."
     except OSError:  # its reader will say why

@@ -329,8 +329,8 @@ def test_the_map_is_the_sum_of_the_scales_residuals(solver: str) -> None:
     assert result.anomaly_map.shape == (3, 1, 64, 96)
 
 
-def test_map_and_score_hear_each_their_own() -> None:
-    """Against models of the same banks that hear one thing each."""
+def test_map_and_score_have_layers_of_their_own() -> None:
+    """Against models of the same banks of one layer each."""
     torch.manual_seed(0)
     whole = fitted(layers=None, blur=4.0)
     images = torch.randn(3, 3, 64, 96)
@@ -343,16 +343,16 @@ def test_map_and_score_hear_each_their_own() -> None:
         )
         spread = functional.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
         alone[whole.embedder.layers[scale.layer_indices[0]]] = GaussianBlur2d(sigma=4.0)(spread)
-    heard = whole.score_maps(images)
+    maps = whole.score_maps(images)
     torch.testing.assert_close(
-        heard.anomaly_map, alone["layer1"] + alone["layer2"] + alone["layer3"]
+        maps.anomaly_map, alone["layer1"] + alone["layer2"] + alone["layer3"]
     )
     deep = alone["layer2"] + alone["layer3"] + alone["layer4"]
-    torch.testing.assert_close(heard.score_map, 0.25 * alone["layer1"] + deep)
+    torch.testing.assert_close(maps.score_map, 0.25 * alone["layer1"] + deep)
     found = whole(images)
-    torch.testing.assert_close(found.pred_score, heard.score_map.amax((1, 2, 3)))
-    for number, (row, column) in enumerate(heard.peak.tolist()):
-        assert heard.score_map[number, 0, row, column] == found.pred_score[number]
+    torch.testing.assert_close(found.pred_score, maps.score_map.amax((1, 2, 3)))
+    for number, (row, column) in enumerate(maps.peak.tolist()):
+        assert maps.score_map[number, 0, row, column] == found.pred_score[number]
     certificate = whole.certificate()
     of_bank = [bank.certificate() for bank in whole.banks]
     assert certificate.largest == pytest.approx(sum(part.largest for part in of_bank[:3]))
