@@ -243,8 +243,11 @@ class Monitor:
             return self.reading
 
     def _part_of(self, path: str) -> str | None:
+        """The part that an image shows, as in `calibration.group_of`, which needs PyTorch."""
         found = self._expression.search(path.replace("\\", "/")) if self._expression else None
-        return None if found is None else "\0".join(filter(None, found.groups())) or found[0]
+        if found is None:
+            return None
+        return "\0".join(part or "" for part in found.groups()) if found.re.groups else found[0]
 
     def _returns(self, p_value: float) -> list[float]:
         """What each bet multiplies by; of mean 1 at most while conditions are as they were."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_sgfr.monitor import Monitor
+from anomalib_sgfr.post_processing.calibration import group_of
 
 RNG = np.random.default_rng
 
@@ -131,6 +132,14 @@ def test_the_state_is_a_file_that_goes_on(cut: int, tmp_path: Path) -> None:
         (tmp_path / "halves.json").read_text()
     )
     assert {path.name for path in tmp_path.iterdir()} == {"line.json", "whole.json", "halves.json"}
+
+
+@pytest.mark.parametrize("group", [r"part\d", r"(part)(\d)?", r"(x)?(\d)", r"()part"])
+@pytest.mark.parametrize("path", ["in/part1-2.png", "in\\part1.png", "part.png"])
+def test_parts_are_the_groups_of_the_calibration(group: str, path: str) -> None:
+    monitor = Monitor([float(number) for number in range(30)], group=group)
+    part = monitor._part_of(path)
+    assert (path if part is None else part) == group_of(path, group)
 
 
 def test_ties_count_by_half() -> None:
