@@ -50,6 +50,15 @@ def test_every_module_says_what_it_is() -> None:
         assert len(line.split()) > 2, line
 
 
+def test_api_pages_list_every_public_module() -> None:
+    """The site's build refuses a page that lacks one, minutes later."""
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        listed = re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        for module in (ROOT / "anomalib_sgfr" / page.stem).glob("[!_]*.py"):
+            if "__all__" in module.read_text(encoding="utf-8"):
+                assert f"anomalib_sgfr.{page.stem}.{module.stem}" in listed, page.name
+
+
 def test_pyproject_names_files_that_exist() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     build = tool["hatch"]["build"]["targets"]
