@@ -98,6 +98,18 @@ def test_a_square_set_is_scored_as_before(tmp_path: Path) -> None:
     assert scores[0] == scores[1]
 
 
+def test_tiles_of_images_of_several_aspect_ratios(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", SHAPES["several"])
+    model, engine = small(seed=0, tile_size=64, tile_stride=32), engine_in(tmp_path / "run")
+    engine.fit(model, datamodule=folder_datamodule(root))
+    found = answers(model, root, tmp_path)
+    assert len({anomaly_map.shape for _, _, anomaly_map, _ in found.values()}) == 3
+    inspector = Inspector.load(engine.best_model_path)
+    for path, (score, label, _, _) in found.items():
+        inspected = inspector(path)
+        assert (inspected.score, inspected.label) == (pytest.approx(score, abs=1e-6), label)
+
+
 def test_the_size_may_be_fixed(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", SHAPES["tall"])
     model = small(image_size="square", bank_size=50, layers=["blocks.1"])
