@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 import sys
 import threading
 import time
@@ -15,6 +16,11 @@ from anomalib_sgfr import Monitor
 from anomalib_sgfr.cli import watch
 from anomalib_sgfr.cli.watch import CHANGED, main
 from tests.conftest import fit, folder_datamodule, small, write_image
+
+WHOLE = (
+    b"image,score,label,p_value,evidence,changed,error\r\n"
+    b'in/broken.png,,,,,,"cut, short"\r\nin/line/0.png,0.25,0,0.5,1,0,\r\n'
+)
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +153,104 @@ def test_a_real_camera(checkpoint: Path, folder: Path) -> None:
     camera.join()
 
 
+def test_an_alarm_names_the_stream_that_has_changed(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for camera in ("new line", "cam2"):
+        (folder / camera).mkdir()
+    noise(folder / "cam2", 90)
+    write_image(folder / "new line" / "0.png", 70)
+    by = ["--by", "in/([^/]+)/"]
+    assert main([str(checkpoint), "in", "--once", "--run", "touch", *by]) == CHANGED
+    told = capsys.readouterr().err
+    assert told.count("have changed") == 1
+    assert "Conditions of the stream 'cam2' have changed: scores are higher" in told
+    assert "Stream 'line', compared with all 28 calibration images: an alarm takes" in told
+    assert f"anomalib-sgfr report {checkpoint} --watched watch.csv --out watch.html" in told
+    monitor = Monitor.read("watch.json")
+    assert {name: its.images for name, its in monitor.streams.items()} == {
+        "line": 3,
+        "cam2": 90,
+        "new line": 1,
+    }
+    assert main([str(checkpoint), "in", "--once"]) == CHANGED  # by the state's expression
+    assert "have changed" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(checkpoint), "in", "--once", "--by", "other"])
+    assert "watch.json was made with --by 'in/([^/]+)/'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "complete"),
+    [
+        (b"image,sco", 0),
+        (b"", 0),
+        (WHOLE, 2),
+        (WHOLE + b"in/line/1.png,0.25", 2),
+        (WHOLE + b'"in/line/1', 2),
+        (WHOLE + b"in/line/1.p\0\0\0\0", 2),
+        (WHOLE + b"in/line/\xd0", 2),
+        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,", 2),
+        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,0,", 3),
+        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,0,\r", 3),
+    ],
+)
+def test_a_row_that_was_cut_off_is_removed_and_its_image_scored_again(
+    content: bytes,
+    complete: int,
+    checkpoint: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_image(folder / "a,b.png", 80)
+    Path("watch.csv").write_bytes(content)
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    rows = table()
+    assert len(rows) == 4 + (complete > 1)  # an image of these is gone
+    assert len({row["image"] for row in rows}) == len(rows)
+    assert all(row["changed"] in {"0", ""} and None not in row for row in rows)
+    assert Path("watch.csv").read_bytes().startswith(WHOLE if complete else b"image,score,")
+    assert Monitor.read("watch.json").images == len(rows) - (complete > 1)
+    is_cut = complete == 2 and content != WHOLE
+    assert capsys.readouterr().err.count("the last row of watch.csv was cut off") == is_cut
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    assert table() == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (b"in/a.png,0.3in/b.png,0.25,0,0.5,1,0,\r\n", r"line 4: 8 columns in place of 7"),
+        (b"in/a.png,0.25\r\nin/b.png,0.25,0,0.5,1,0,\r\n", "line 4: 2 columns in place of 7"),
+        (b'"in/a\r\nin/b.png,0.25,0,0.5,1,0,\r\n', "line 5: 1 columns in place of 7"),
+    ],
+)
+def test_a_damaged_row_is_named(rows: bytes, message: str, checkpoint: Path, folder: Path) -> None:
+    del folder
+    Path("watch.csv").write_bytes(WHOLE + rows)
+    with pytest.raises(ValueError, match=f"watch.csv, {message}. Correct or remove"):
+        main([str(checkpoint), "in", "--once"])
+    assert Path("watch.csv").read_bytes() == WHOLE + rows
+
+
+def test_a_file_name_that_is_not_text(checkpoint: Path, folder: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    try:
+        (folder / "line" / "0.png").rename(folder / name)
+    except OSError:  # a file system of text only
+        pytest.skip("no such names here")
+    for _ in range(2):
+        assert main([str(checkpoint), "in", "--once"]) == 0
+        rows, _ = watch.read_table(Path("watch.csv"))
+        assert sorted(row["image"] for row in rows) == sorted(
+            ["in/line/1.png", "in/line/2.png", f"in/{name}"]
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["model.xml", "in", "--by", "cam("], "argument --by: 'cam(' is not a regular expression"),
         (["model.xml", "in"], "watch.json: no such file, and model.xml has no calibration scores"),
         (["model.xml", "in/notes.txt"], "in/notes.txt is a file: name the folder"),
         (["model.xml", "in", "--every", "0"], "--every must be a positive number of seconds"),
