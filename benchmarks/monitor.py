@@ -189,13 +189,12 @@ def _label_rows(
     ]
     again = conformal_threshold(_scores(own, new).tolist(), _RATE)
     both = conformal_threshold(without_own, _RATE)
-    other = adapted(total)
     rows = []
-    for model_, thresholds in (
+    for each, thresholds in (
         (own, {"changed": threshold, "threshold": again}),
-        (other, {"adapted": threshold, "both": both}),
+        (adapted(total), {"adapted": threshold, "both": both}),
     ):
-        good_scores, bad_scores = _scores(model_, good), _scores(model_, bad)
+        good_scores, bad_scores = _scores(each, good), _scores(each, bad)
         rows += [
             _label_row(name, good_scores, bad_scores, value) for name, value in thresholds.items()
         ]
