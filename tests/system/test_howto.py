@@ -38,7 +38,7 @@ LEAVES = {
     "Change the threshold later": "where_results_show_0.6.ckpt",
     "Learn from false alarms": "*.ckpt",
     "Domain shift": "adapted_threshold.ckpt",
-    "Notice changed conditions": "line.csv",
+    "Notice changed conditions": "line.html",
     "Explain": "figures/**/*.png",
     "Report": "report.html",
     "OpenVINO and ONNX Runtime": "heatmaps/**/*.png",

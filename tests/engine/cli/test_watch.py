@@ -2,7 +2,9 @@
 
 import csv
 import itertools
+import json
 import os
+import re
 import sys
 import threading
 import time
@@ -10,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from anomalib_sgfr import Monitor
+from anomalib_sgfr import Monitor, Sgfr
 from anomalib_sgfr.cli import watch
+from anomalib_sgfr.cli.report import main as report
 from anomalib_sgfr.cli.watch import CHANGED, main
+from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.memory_bank import residual_maps
 from tests.conftest import fit, folder_datamodule, small, write_image
 
 WHOLE = (
@@ -114,6 +120,105 @@ def test_changed_conditions_are_told_once_and_end_the_watch(
     assert len(table()) == 93
     assert Path("ran").read_text() == rows[-1]["image"]
     assert "Conditions" not in capsys.readouterr().err
+
+
+def darkened(folder: Path, number: int) -> None:
+    """An image whose right half has lost its light."""
+    path = folder / f"{number:03}.png"
+    write_image(path, 400 + number)
+    with Image.open(path) as image:
+        pixels = np.asarray(image).copy()
+    pixels[:, pixels.shape[1] // 2 :] //= 3
+    Image.fromarray(pixels).save(path)
+
+
+def test_the_report_says_what_has_changed_and_where(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(20):
+        write_image(folder / "a" / f"{number:03}.png", 300 + number)
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    (folder / "b").mkdir()
+    for number in range(60):
+        darkened(folder / "b", number)
+    (folder / "b" / "000.png").rename(folder / "b" / "no image.txt")
+    assert main([str(checkpoint), "in", "--once"]) == CHANGED
+    (folder / "b" / "059.png").unlink()
+    files = ["--out", "page.html", "--json", "figures.json"]
+    assert report([str(checkpoint), "--watched", "watch.csv", *files]) == 0
+    figures = json.loads(Path("figures.json").read_text(encoding="utf-8"))
+    (stream,) = figures["streams"]
+    assert (stream["stream"], stream["images"], stream["direction"]) == ("", 82, "higher")
+    assert stream["unchanged_before"] == 23
+    assert stream["changed_at"] == Monitor.read("watch.json").changed_at
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert re.search("The anomaly map has changed most at the (top|middle|bottom) right", page)
+    assert "1 of the" in page  # the last image is gone
+    assert "Mean image after" in page
+
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False).eval()
+    rows = table()
+    after = [row["image"] for row in rows[23:]]
+    chosen = [after[round(place)] for place in np.linspace(0, len(after) - 1, 32)][:-1]
+    means = {}
+    for name, paths in (("before", [row["image"] for row in rows[:23]]), ("after", chosen)):
+        found = []
+        for path in paths:
+            image = read_prepared(path, model.pre_processor)[None]
+            with torch.no_grad():
+                maps = residual_maps(list(model.model.banks), model.model.embed(image))
+            found.append([float(part.mean()) for part in maps])
+        means[name] = np.array(found)
+    for number, layer in enumerate(stream["layers"]):
+        early, late = (means[name][:, number] for name in ("before", "after"))
+        assert layer["before"] == pytest.approx(early.mean(), rel=1e-4)
+        assert layer["after"] == pytest.approx(late.mean(), rel=1e-4)
+        deviations = (late.mean() - early.mean()) / early.std()
+        assert layer["deviations"] == pytest.approx(deviations, rel=1e-3)
+        assert deviations > 1.0
+    capsys.readouterr()
+
+
+def test_a_stream_that_was_changed_from_the_start_is_compared_with_calibration_images(
+    checkpoint: Path, folder: Path
+) -> None:
+    (folder / "line").rename(folder.parent / "away")
+    for camera in ("cam1", "cam2"):
+        (folder / camera).mkdir()
+    for number in range(80):
+        darkened(folder / "cam2", number)
+    write_image(folder / "cam1" / "0.png", 70)
+    by = ["--by", r"cam\d", "--monitor", "state.json"]
+    assert main([str(checkpoint), "in", "--once", *by]) == CHANGED
+    watched = ["--watched", "watch.csv", "--monitor", "state.json"]
+    assert report([str(checkpoint), *watched, "--out", "page.html"]) == 0
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert "32 images after the change and 28 calibration images, without their own atoms" in page
+    assert page.index("<bdi>cam2</bdi>") < page.index("<bdi>cam1</bdi>")
+    assert "Conditions have not changed in 1 images" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--watched", "watch.csv", "--monitor", "in/notes.txt"], "is not a file that a Monitor"),
+        (["--watched", "in/notes.txt"], "in/notes.json: no such file; name the state of the watch"),
+        (["--watched", "in/notes.txt", "--monitor", "watch.json"], "notes.txt is another table"),
+        (["--watched", "empty.csv", "--monitor", "watch.json"], "empty.csv: no image was scored"),
+        (["--watched", "watch.csv", "--monitor", "other.json"], "the watch was of a model with"),
+    ],
+)
+def test_a_report_on_another_watch_is_refused(
+    arguments: list[str], message: str, checkpoint: Path, folder: Path
+) -> None:
+    del folder
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    Path("empty.csv").write_bytes(WHOLE.partition(b"\n")[0] + b"\n")
+    state = json.loads(Path("watch.json").read_text(encoding="utf-8"))
+    Path("other.json").write_text(json.dumps({**state, "threshold": 77.0}), encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        report([str(checkpoint), *arguments, "--out", "page.html"])
+    assert not Path("page.html").exists()
 
 
 def test_an_image_is_taken_when_it_is_whole(
