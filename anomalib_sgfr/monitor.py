@@ -188,7 +188,8 @@ class Monitor:
     Attributes:
         images (int): Number of images taken.
         changed_at (int | None): That number at the first alarm; ``None`` without one.
-        streams (dict[str, _Stream]): Each stream's martingale by name, in order of appearance.
+        streams (dict[str, _Stream]): Each stream's martingale by name, in order of appearance, with
+            ``images``, ``evidence``, ``limit``, ``changed_at`` and ``direction``.
 
     Raises:
         ValueError: If an argument is out of range, or there are too few scores for any alarm.

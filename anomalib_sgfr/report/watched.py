@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from anomalib_sgfr.console import progress
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.memory_bank import residual_maps
-from anomalib_sgfr.post_processing.calibration import CalibrationScores, group_of
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, ThresholdState, group_of
 from anomalib_sgfr.report.contents import ChangeExample, ChangeMaps, LayerChange, WatchedStream
 from anomalib_sgfr.report.crops import displayable
 from anomalib_sgfr.report.media import webp
@@ -195,8 +195,8 @@ class _Reader:
 
     def __init__(self, module: Any, paths: Sequence[str], *, shown: bool) -> None:  # noqa: ANN401
         self.module = module
-        model, processor = module.model, module.post_processor
-        self.group = getattr(processor, "group", None)
+        model: SgfrModel = module.model
+        self.group = getattr(module.post_processor, "state", ThresholdState()).group
         self.numbers: dict[str, list[int]] = {}  # training images of each group
         for number, image in enumerate(model.images):
             self.numbers.setdefault(group_of(image, self.group), []).append(number)

@@ -123,12 +123,12 @@ def test_changed_conditions_are_told_once_and_end_the_watch(
 
 
 def darkened(folder: Path, number: int) -> None:
-    """An image whose right half has lost its light."""
+    """An image whose right quarter has lost its light."""
     path = folder / f"{number:03}.png"
     write_image(path, 400 + number)
     with Image.open(path) as image:
         pixels = np.asarray(image).copy()
-    pixels[:, pixels.shape[1] // 2 :] //= 3
+    pixels[:, 3 * pixels.shape[1] // 4 :] //= 3
     Image.fromarray(pixels).save(path)
 
 
