@@ -114,13 +114,11 @@ def change_commands(stream: WatchedStream, checkpoint: str) -> list[tuple[str, s
     images = shlex.join(paths) if paths else "GOOD_IMAGES"
     lasting = "Light, camera, focus or position has changed, and will stay so: adapt the model."
     level = "Only the level of the scores has moved: calibrate the threshold on good images of now."
+    many = "The threshold stays. If there are a hundred further good images of now, calibrate it."
     again = "Then watch with the new checkpoint, with a new table and monitor."
     return [
         (lasting, f"anomalib-sgfr adapt {ckpt} {images}"),
-        (
-            "And calibrate its threshold, on further good images of now.",
-            f"anomalib-sgfr threshold {adapted} --held_out GOOD_FOLDER",
-        ),
+        (many, f"anomalib-sgfr threshold {adapted} --held_out GOOD_FOLDER"),
         ("Some parts are new, but good: accept them.", f"anomalib-sgfr accept {ckpt} {images}"),
         (level, f"anomalib-sgfr threshold {ckpt} --held_out GOOD_FOLDER"),
         (again, "anomalib-sgfr watch NEW_CKPT FOLDER --out new.csv"),
