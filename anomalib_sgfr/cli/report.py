@@ -53,16 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from anomalib_sgfr.report.callback import Report
 
     truths = truths_in(options.data, options.good, options.bad, options.masks)
-    rows: list[dict[str, str]] = []
-    monitor = None
-    if options.watched:
-        rows, monitor = _read_watched(options.watched, options.monitor)
-    model = load(checkpoint, visualizer=False, evaluator=False)
-    tables = _stream_tables(model, rows, monitor) if monitor else []
-    if not truths:
-        shown = (Path(path) for table in tables for path in table.shown)
-        truths = {path: Truth() for path in shown if path.is_file()}
     require_named_group("--group", options.group, [str(path) for path in truths])
+    watched = _read_watched(options.watched, options.monitor) if options.watched else None
+    model = load(checkpoint, visualizer=False, evaluator=False)
+    tables = _stream_tables(model, *watched) if watched else []
+    truths = truths or _shown(options.watched, tables)
     report = Report(options.out, options.group, options.pictures)
     report.checkpoint = str(checkpoint)
     report.watched = tables
@@ -88,8 +83,8 @@ def _parser() -> Parser:
         prog="anomalib-sgfr report",
         description=__doc__.partition(": ")[2],
         usage=(
-            "anomalib-sgfr report CKPT (--data | --good | --bad) FOLDER ... [--watched TABLE] --out"
-            " PAGE [options]"
+            "anomalib-sgfr report CKPT (--data | --good | --bad) FOLDER ... --out PAGE [options]\n"
+            "       anomalib-sgfr report CKPT --watched TABLE --out PAGE [options]"
         ),
     )
     add = parser.add_argument
@@ -151,6 +146,23 @@ def _read_watched(table: Path, state: Path | None) -> tuple[list[dict[str, str]]
         msg = f"{table}: no image was scored"
         raise ValueError(msg)
     return rows, Monitor.read(state)
+
+
+def _shown(table: Path, streams: Sequence["StreamTable"]) -> dict[Path, Truth]:
+    """Images of a watch that its report shows, as far as they are there.
+
+    Raises:
+        ValueError: If none is.
+    """
+    paths = [Path(path) for stream in streams for path in stream.shown]
+    found = {path: Truth() for path in paths if path.is_file()}
+    if not found:
+        msg = (
+            f"{table}: no image of it is there, as {paths[0]}: run the command in the folder that"
+            " the watch ran in, or name images by --data"
+        )
+        raise ValueError(msg)
+    return found
 
 
 def _stream_tables(

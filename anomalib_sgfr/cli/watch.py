@@ -62,26 +62,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = _intact(options.out)
     monitor = _monitor(parser, state, options.model, options.by)
     inspector = Inspector.load(options.model, monitor=monitor)
-    _replay(monitor, rows)
+    told = _watch(options, state, rows, monitor, inspector)
+    print(f"{monitor.images} images; table: {options.out}")
+    return CHANGED if told and (options.stop or options.once) else 0
+
+
+def _watch(
+    options: argparse.Namespace,
+    state: Path,
+    rows: Sequence[Mapping[str, str]],
+    monitor: Monitor,
+    inspector: "Inspector",
+) -> bool:
+    """Score images as they arrive; returns whether conditions have changed."""
     if monitor.by is None:
         _introduce(monitor)
-    told = _changed(monitor)
-    known = {row["image"] for row in rows}
-    for path in _arriving(options.folder, known, options.every, once=options.once):
-        before = len(monitor.streams)
-        _append(options.out, _row(inspector, monitor, path))
-        monitor.save(state)
-        if len(monitor.streams) > before:
+    introduced, told = set(monitor.streams), _changed(monitor)
+
+    def tell(path: str) -> None:
+        if set(monitor.streams) - introduced:
+            introduced.update(monitor.streams)
             _introduce(monitor)
-        for stream in _changed(monitor) - told:
-            told.add(stream)
+        if _changed(monitor) - told:
+            told.update(_changed(monitor))
             _tell(monitor, options.model, options.out, state)
             if options.run:
                 _run(options.run, path)
+
+    # what the table has and the monitor has not: the process ended in between
+    scored = [row for row in rows if row["score"]]
+    for row in scored[monitor.images :]:
+        monitor.update(float(row["score"]), row["image"])
+        tell(row["image"])
+    known = {row["image"] for row in rows}
+    for path in _arriving(options.folder, known, options.every, once=options.once):
+        _append(options.out, _row(inspector, monitor, path))
+        monitor.save(state)
+        tell(path)
         if told and options.stop:
             break
-    print(f"{monitor.images} images; table: {options.out}")
-    return CHANGED if told and (options.stop or options.once) else 0
+    return bool(told)
 
 
 def _expression(text: str) -> str:
@@ -195,13 +215,6 @@ def _monitor(parser: Parser, state: Path, model: Path, by: str | None) -> Monito
     monitor = Monitor.of_checkpoint(model, by=by)
     monitor.save(state)
     return monitor
-
-
-def _replay(monitor: Monitor, rows: Sequence[Mapping[str, str]]) -> None:
-    """Take what the table has and the monitor has not: the process ended in between."""
-    scored = [row for row in rows if row["score"]]
-    for row in scored[monitor.images :]:
-        monitor.update(float(row["score"]), row["image"])
 
 
 def _arriving(folder: Path, known: set[str], every: float, *, once: bool) -> Iterator[str]:

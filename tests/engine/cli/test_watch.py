@@ -102,6 +102,24 @@ def test_what_a_killed_process_did_not_keep_is_taken_from_the_table(
     assert again.evidence == expected.evidence
 
 
+def test_an_alarm_that_a_killed_process_did_not_tell_is_told_at_the_next_start(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise(folder, 90)
+    Monitor.of_checkpoint(checkpoint).save("watch.json")
+    before = Path("watch.json").read_bytes()
+    assert main([str(checkpoint), "in", "--once", "--stop"]) == CHANGED
+    rows = table()
+    Path("watch.json").write_bytes(before)
+    script = "import sys; open('ran', 'a').write(sys.argv[1])"
+    run = f'{sys.executable} -c "{script}"'
+    capsys.readouterr()
+    assert main([str(checkpoint), "in", "--once", "--run", run]) == CHANGED
+    assert capsys.readouterr().err.count("Conditions have changed") == 1
+    assert Path("ran").read_text() == rows[-1]["image"]
+    assert Monitor.read("watch.json").changed_at == len(rows)
+
+
 def test_changed_conditions_are_told_once_and_end_the_watch(
     checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +224,8 @@ def test_a_stream_that_was_changed_from_the_start_is_compared_with_calibration_i
         (["--watched", "in/notes.txt", "--monitor", "watch.json"], "notes.txt is another table"),
         (["--watched", "empty.csv", "--monitor", "watch.json"], "empty.csv: no image was scored"),
         (["--watched", "watch.csv", "--monitor", "other.json"], "the watch was of a model with"),
+        (["--watched", "moved.csv", "--monitor", "watch.json"], "no image of it is there, as away"),
+        (["--watched", "watch.csv", "--group", "["], "--group '[' is not a regular expression"),
     ],
 )
 def test_a_report_on_another_watch_is_refused(
@@ -215,6 +235,8 @@ def test_a_report_on_another_watch_is_refused(
     assert main([str(checkpoint), "in", "--once"]) == 0
     Path("empty.csv").write_bytes(WHOLE.partition(b"\n")[0] + b"\n")
     state = json.loads(Path("watch.json").read_text(encoding="utf-8"))
+    moved = Path("watch.csv").read_bytes().replace(b"in/", b"away/")
+    Path("moved.csv").write_bytes(moved)
     Path("other.json").write_text(json.dumps({**state, "threshold": 77.0}), encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)):
         report([str(checkpoint), *arguments, "--out", "page.html"])
