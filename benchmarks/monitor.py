@@ -282,6 +282,7 @@ def report(folder: Path) -> None:
     """Write ``README.md`` from ``monitor.json``: means over seeds, and medians of delays."""
     every = read_rows(folder / "monitor.json")
     found = [row for row in every if row["way"] != "labels"]
+    labels = alike(every, way="labels")
     keys = dict.fromkeys(
         (row["dataset"], row["split"], row["calibration"], row["condition"], row["way"])
         for row in found
@@ -321,10 +322,10 @@ it / median number of images until then.
 
 {table(["data", "condition", "change", *_RULES.values()], changing)}
 
-Labels at the threshold for {100 * _RATE:g}% of good images: percent of good images called anomalous
-/ of defective images missed, under each condition in full.
+Labels, of seeds {seeds(labels)}, at the threshold for {100 * _RATE:g}% of good images: percent of
+good images called anomalous / of defective images missed, under each condition in full.
 
-{table(["data", "condition", *_LABELS.values()], _label_cells(alike(every, way="labels")))}
+{table(["data", "condition", *_LABELS.values()], _label_cells(labels))}
 """,
     )
 
