@@ -141,7 +141,7 @@ def describe_streams(
     """
     ordered = sorted(tables, key=lambda table: table.changed_at is None)
     jobs = [table for table in ordered if table.changed_at is not None][:_DESCRIBED]
-    reader = _Reader(module, [path for table in jobs for path in _needed(table)], shown=shown)
+    reader = _Reader(module, jobs, shown=shown)
     return [_described(reader, table, with_images=table in jobs) for table in ordered]
 
 
@@ -193,7 +193,13 @@ def _needed(table: StreamTable) -> list[str]:
 class _Reader:
     """Measures images, each once; those that cannot be read are left out."""
 
-    def __init__(self, module: Any, paths: Sequence[str], *, shown: bool) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        module: Any,  # noqa: ANN401
+        tables: Sequence[StreamTable],
+        *,
+        shown: bool,
+    ) -> None:
         self.module = module
         model: SgfrModel = module.model
         self.group = getattr(module.post_processor, "state", ThresholdState()).group
@@ -202,7 +208,9 @@ class _Reader:
             self.numbers.setdefault(group_of(image, self.group), []).append(number)
         self.found: dict[str, _Measured] = {}
         self.gone: set[str] = set()
-        paths = list(dict.fromkeys(paths))
+        self.calibration = {path for table in tables for path in table.calibration}
+        self.calibration -= {path for table in tables for path in table.paths}
+        paths = list(dict.fromkeys(path for table in tables for path in _needed(table)))
         for path in progress(paths, len(paths), "Watched images", shown=shown):
             try:
                 self.found[path] = self._measure(path)
@@ -214,8 +222,9 @@ class _Reader:
         model: SgfrModel = self.module.model
         image = read_prepared(path, self.module.pre_processor, model.bit_depth)
         embeddings = model.embed(image[None].to(model.image_paths.device))
-        # a training image is compared as it was calibrated: without its own atoms
-        own = self.numbers.get(group_of(path, self.group), [])
+        # as it was calibrated: a training image without the atoms of its part
+        is_calibration = path in self.calibration
+        own = self.numbers.get(group_of(path, self.group), []) if is_calibration else []
         banks = (model.banks_without(own) if own else None) or list(model.banks)
         residuals = residual_maps(banks, embeddings)
         inside = model.patches_inside([part.shape[-2:] for part in residuals])

@@ -150,6 +150,21 @@ def darkened(folder: Path, number: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
+def mean_residuals(checkpoint: Path, paths: list[str]) -> np.ndarray:
+    """Mean residual of each scale of images, of training images without their own atoms."""
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False).eval()
+    found = []
+    for path in paths:
+        image = read_prepared(path, model.pre_processor)[None]
+        own = [number for number, name in enumerate(model.model.images) if name == path]
+        with torch.no_grad():
+            banks = model.model.banks_without(own)
+            assert banks is not None
+            maps = residual_maps(banks, model.model.embed(image))
+        found.append([float(part.mean()) for part in maps])
+    return np.array(found)
+
+
 def test_the_report_says_what_has_changed_and_where(
     checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,19 +189,13 @@ def test_the_report_says_what_has_changed_and_where(
     assert "1 of the" in page  # the last image is gone
     assert "Mean image after" in page
 
-    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False).eval()
     rows = table()
     after = [row["image"] for row in rows[23:]]
     chosen = [after[round(place)] for place in np.linspace(0, len(after) - 1, 32)][:-1]
-    means = {}
-    for name, paths in (("before", [row["image"] for row in rows[:23]]), ("after", chosen)):
-        found = []
-        for path in paths:
-            image = read_prepared(path, model.pre_processor)[None]
-            with torch.no_grad():
-                maps = residual_maps(list(model.model.banks), model.model.embed(image))
-            found.append([float(part.mean()) for part in maps])
-        means[name] = np.array(found)
+    means = {
+        "before": mean_residuals(checkpoint, [row["image"] for row in rows[:23]]),
+        "after": mean_residuals(checkpoint, chosen),
+    }
     for number, layer in enumerate(stream["layers"]):
         early, late = (means[name][:, number] for name in ("before", "after"))
         assert layer["before"] == pytest.approx(early.mean(), rel=1e-4)
@@ -209,7 +218,13 @@ def test_a_stream_that_was_changed_from_the_start_is_compared_with_calibration_i
     by = ["--by", r"cam\d", "--monitor", "state.json"]
     assert main([str(checkpoint), "in", "--once", *by]) == CHANGED
     watched = ["--watched", "watch.csv", "--monitor", "state.json"]
-    assert report([str(checkpoint), *watched, "--out", "page.html"]) == 0
+    files = ["--out", "page.html", "--json", "figures.json"]
+    assert report([str(checkpoint), *watched, *files]) == 0
+    changed, steady = json.loads(Path("figures.json").read_text(encoding="utf-8"))["streams"]
+    good = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu").post_processor.state.scores
+    expected = mean_residuals(checkpoint, good.good.paths).mean(0)
+    assert [layer["before"] for layer in changed["layers"]] == pytest.approx(expected, rel=1e-4)
+    assert steady["layers"] == []
     page = Path("page.html").read_text(encoding="utf-8")
     assert "32 images after the change and 28 calibration images, without their own atoms" in page
     assert page.index("<bdi>cam2</bdi>") < page.index("<bdi>cam1</bdi>")
