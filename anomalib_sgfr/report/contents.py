@@ -386,7 +386,8 @@ def as_json(contents: ReportContents) -> dict[str, Any]:
     Returns:
         dict[str, Any]: ``new`` counts the images that neither chose the threshold nor were trained
         on, ``all`` all images; rates come with intervals of 95%. ``images`` has the columns of the
-        table of scores, ``kind``, ``group``, ``trained_on`` and ``chose_threshold``.
+        table of scores, ``kind``, ``group``, ``trained_on`` and ``chose_threshold``. ``streams``,
+        of a watch, has the evidence and the change of each scale's mean residual.
     """
     images, threshold, group = contents.images, contents.threshold, contents.group
     new = [image for image in images if image.is_new]
