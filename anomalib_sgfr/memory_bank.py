@@ -13,6 +13,7 @@ from anomalib_sgfr.core.clusters import Clusters, moved
 from anomalib_sgfr.core.linear_algebra import KeepsDtype, float64_device
 from anomalib_sgfr.core.self_expression import nominal_residual
 from anomalib_sgfr.core.solvers import find_solver
+from anomalib_sgfr.defect_bank import DefectBank, DefectPatches, raised
 
 __all__ = ["MemoryBank", "MemoryBankState", "residual_maps"]
 
@@ -34,6 +35,7 @@ class MemoryBankState(NamedTuple):
             :func:`~anomalib_sgfr.core.self_expression.nominal_residual`; ``None`` to compute it.
         nuisance (Tensor | None): Directions that atoms and patches are compared without,
             orthonormal rows ``(n, d)``; see :mod:`~anomalib_sgfr.core.linear_algebra`.
+        defects (DefectPatches | None): Patches of rejected defects.
     """
 
     clusters: Clusters
@@ -41,6 +43,7 @@ class MemoryBankState(NamedTuple):
     thumbnails: Tensor | None = None
     residual_scale: float | None = None
     nuisance: Tensor | None = None
+    defects: DefectPatches | None = None
 
     def rows(self, index: Tensor) -> "MemoryBankState":
         """Some of the atoms, by index or mask."""
@@ -71,6 +74,8 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             embedded.
         solver (Solver): Rebuilds patches, and holds what follows from the atoms, which is never
             stored.
+        defects (DefectBank): Patches of rejected defects, which raise the residuals of patches that
+            resemble them.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -95,6 +100,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         super().__init__()
         self.solver_name = solver
         self.solver = find_solver(solver)(num_atoms, regularisation)
+        self.defects = DefectBank()
         for name, dtype in (
             ("stored", torch.float16),
             ("radius", torch.float32),
@@ -148,7 +154,12 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         thumbnails = self.thumbnails.clone() if self.thumbnails.numel() else None
         nuisance = self.nuisance.clone() if self.nuisance.numel() else None
         return MemoryBankState(
-            self.clusters, float(self.threshold), thumbnails, float(self.residual_scale), nuisance
+            self.clusters,
+            float(self.threshold),
+            thumbnails,
+            float(self.residual_scale),
+            nuisance,
+            self.defects.state,
         )
 
     def set(
@@ -158,6 +169,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         thumbnails: Tensor | None = None,
         residual_scale: float | None = None,
         nuisance: Tensor | None = None,
+        defects: DefectPatches | None = None,
     ) -> None:
         """Replace the atoms; they are rounded to 16 bits, which the statistics account for.
 
@@ -167,6 +179,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             thumbnails (Tensor | None): As in :class:`MemoryBankState`.
             residual_scale (float | None): As in :class:`MemoryBankState`.
             nuisance (Tensor | None): As in :class:`MemoryBankState`.
+            defects (DefectPatches | None): As in :class:`MemoryBankState`.
         """
         clusters = (
             bank
@@ -195,6 +208,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             )
         self.nominal = torch.tensor(residual_scale, dtype=torch.float32, device=device)
         self.nuisance = none.float() if nuisance is None else nuisance.float().clone().to(device)
+        self.defects.set(defects, device)
         self._derive()
 
     def empty_like(self) -> "MemoryBank":
@@ -212,6 +226,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         fewer = self.empty_like()
         fewer.stored, fewer.unit = self.stored[atoms.to(self.stored.device)], self.unit.clone()
         fewer.nominal = self.nominal.clone()
+        fewer.defects.set(self.defects.state, self.stored.device)
         fewer._derive()  # noqa: SLF001  # of this class
         return fewer
 
@@ -247,6 +262,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             solver = find_solver(state["solver_name"])(*arguments)
             for name in ("operator", "index_atoms", "index_centre"):
                 state["_buffers"].pop(name, None)
+        state["_modules"].setdefault("defects", DefectBank())
         super().__setstate__(state)
         if solver is not None:
             self.solver = solver
@@ -259,7 +275,10 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
     def certificate(self) -> ScaleCertificate:
         """Bounds on the residuals of all nominal patches, over ``residual_scale``."""
         clusters = self.clusters
-        return certify(clusters, self.solver.bound(clusters)).over(float(self.residual_scale))
+        bound = self.solver.bound(clusters)
+        if self.defects.size:
+            bound = self.defects.bound(clusters, bound)
+        return certify(clusters, bound).over(float(self.residual_scale))
 
     def residuals(self, patches: Tensor) -> Tensor:
         """Length of the residual of each patch, in chunks of bounded memory.
@@ -294,14 +313,28 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         found = in_chunks(step, patches.flatten(0, 1), self._values_per_patch)
         return found.unflatten(0, patches.shape[:2])
 
+    def defect_distance(self, embedding: Tensor) -> Tensor:
+        """Least distance of each patch from one of a defect, with limits, over ``residual_scale``.
+
+        Args:
+            embedding (Tensor): Shape ``(B, d, h, w)``.
+
+        Returns:
+            Tensor: Shape ``(B, 1, h, w)``, ``float32``.
+        """
+        return self.defects.distance_map(self.map_patches, embedding) / self.residual_scale
+
     @property
     def _values_per_patch(self) -> int:
         """Values in temporary tensors while a patch is rebuilt."""
-        return self.size + 4 * self.solver.num_atoms * self.stored.shape[1]
+        atoms = self.size + self.defects.size
+        return atoms + 4 * self.solver.num_atoms * self.stored.shape[1]
 
 
 def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> list[Tensor]:
     """Residual maps of all scales, each over its bank's ``residual_scale``.
+
+    Residuals of patches that resemble rejected defects are raised.
 
     Args:
         banks (Sequence[MemoryBank]): One of each scale, with solvers of one class.
@@ -313,4 +346,8 @@ def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> 
     """
     # half precision would blur small residuals
     with torch.autocast(embeddings[0].device.type, enabled=False):
-        return banks[0].solver.residual_maps(banks, embeddings)
+        residuals = banks[0].solver.residual_maps(banks, embeddings)
+        return [
+            raised(part, bank.defect_distance(embedding)) if bank.defects.size else part
+            for part, bank, embedding in zip(residuals, banks, embeddings, strict=True)
+        ]

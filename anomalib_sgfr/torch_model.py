@@ -27,10 +27,18 @@ class FittedState(NamedTuple):
     Attributes:
         states (list[MemoryBankState]): State of each scale's bank, the finest first.
         images (list[str]): Paths of the training images, by the numbers in the atoms' origins.
+        rejected (list[str]): Date and path of each image of a rejected defect, by the numbers in
+            the origins of its patches.
     """
 
     states: list[MemoryBankState]
     images: list[str]
+    rejected: list[str] = []  # noqa: RUF012  # of a NamedTuple, never changed
+
+    def without_defects(self) -> "FittedState":
+        """The same memory banks without defect banks."""
+        states = [state._replace(defects=None) for state in self.states]
+        return self._replace(states=states, rejected=[])
 
 
 class SgfrModel(DynamicBufferMixin, nn.Module):
@@ -55,6 +63,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     Attributes:
         banks (Sequence[MemoryBank]): Memory bank of each scale, the finest first.
         image_paths (Tensor): Encoded ``images``.
+        rejected_images (Tensor): Encoded ``rejected``.
         region (Tensor): Pixels to inspect, one inside and zero outside, shape ``(H, W)``,
             ``uint8``; empty for all.
         tiler (Tiler | None): Lengths of tiles to embed images in; what else it holds is not used.
@@ -74,6 +83,7 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
 
     banks: Sequence[MemoryBank]
     image_paths: Tensor
+    rejected_images: Tensor
     region: Tensor
     bit_depth: int = 8
 
@@ -95,8 +105,8 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         self.banks = nn.ModuleList(  # type: ignore[assignment]
             MemoryBank(solver, num_atoms, regularisation) for _ in self.embedder.scales
         )
-        self.register_buffer("image_paths", torch.empty(0, dtype=torch.uint8))
-        self.register_buffer("region", torch.empty(0, dtype=torch.uint8))
+        for name in ("image_paths", "rejected_images", "region"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(SgfrModel._adopt_earlier)
 
     def _adopt_earlier(self, state: dict[str, Any], prefix: str, *_: object) -> None:
@@ -104,9 +114,23 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         state.setdefault(f"{prefix}region", torch.empty(0, dtype=torch.uint8))
         state.pop(f"{prefix}blur.kernel", None)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401
+        """Store no list of rejected images where it is empty."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.rejected_images.numel():
+            destination.pop(f"{prefix}rejected_images", None)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        # no hook: those of a copy get the module that it was copied from
+        if f"{prefix}rejected_images" not in state:
+            self.rejected_images = torch.empty_like(self.rejected_images[:0])
+            state[f"{prefix}rejected_images"] = self.rejected_images
+        super()._load_from_state_dict(state, prefix, *args)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Read a pickle of version 0.2, which had the Gaussian blur as a module of its own."""
+        """Read an earlier pickle: the Gaussian blur as a module of its own, no defects."""
         modules = state["_modules"]
+        state["_buffers"].setdefault("rejected_images", torch.empty(0, dtype=torch.uint8))
         if "blur" in modules:
             blur = modules.pop("blur")
             generator = AnomalyMapGenerator(modules["embedder"].scales, 0.0)
@@ -123,20 +147,21 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
     @property
     def images(self) -> list[str]:
         """Paths of the training images that atoms come from, by the numbers in their origins."""
-        encoded = bytes(self.image_paths.tolist()).decode("utf-8", "surrogateescape")
-        return encoded.split("\0") if encoded else []
+        return _decoded(self.image_paths)
 
     @images.setter
     def images(self, paths: Sequence[str]) -> None:
-        encoded = "\0".join(paths).encode("utf-8", "surrogateescape")
-        self.image_paths = torch.tensor(
-            list(encoded), dtype=torch.uint8, device=self.image_paths.device
-        )
+        self.image_paths = _encoded(paths).to(self.image_paths.device)
+
+    @property
+    def rejected(self) -> list[str]:
+        """Date and path of each image of a rejected defect, by the numbers in the origins."""
+        return _decoded(self.rejected_images)
 
     @property
     def fitted_state(self) -> FittedState:
         """Copy of what the banks hold."""
-        return FittedState([bank.state for bank in self.banks], self.images)
+        return FittedState([bank.state for bank in self.banks], self.images, self.rejected)
 
     def load_fitted_state(self, fitted_state: FittedState) -> None:
         """Replace what the banks hold.
@@ -147,6 +172,17 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
         for bank, state in zip(self.banks, fitted_state.states, strict=True):
             bank.set(*state)
         self.images = fitted_state.images
+        self.load_defects(fitted_state)
+
+    def load_defects(self, fitted_state: FittedState) -> None:
+        """Replace the defect banks alone.
+
+        Args:
+            fitted_state (FittedState): With defects for each bank.
+        """
+        for bank, state in zip(self.banks, fitted_state.states, strict=True):
+            bank.defects.set(state.defects, bank.stored.device)
+        self.rejected_images = _encoded(fitted_state.rejected).to(self.image_paths.device)
 
     def with_banks(self, fitted_state: FittedState) -> "SgfrModel":
         """Copy with other banks, which shares all other modules and leaves this model as it is.
@@ -324,3 +360,16 @@ class SgfrModel(DynamicBufferMixin, nn.Module):
                 " fit ended."
             )
             raise RuntimeError(msg)
+
+
+def _encoded(texts: Sequence[str]) -> Tensor:
+    """Texts as bytes ``(n,)``, ``uint8``, which a state dict can store."""
+    return torch.tensor(
+        list("\0".join(texts).encode("utf-8", "surrogateescape")), dtype=torch.uint8
+    )
+
+
+def _decoded(stored: Tensor) -> list[str]:
+    """Inverse of :func:`_encoded`."""
+    text = bytes(stored.tolist()).decode("utf-8", "surrogateescape")
+    return text.split("\0") if text else []

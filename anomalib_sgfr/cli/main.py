@@ -45,6 +45,7 @@ OWN = {
         "adapt": "go on after a domain shift (light, camera), from a few good images",
         "doctor": "check this machine and say what to do where a check fails",
         "explain": "draw why images are anomalous: the mimic view",
+        "reject": "learn from missed defects, or take that back",
         "report": "one page to inspect and share, of any folder of images",
         "threshold": "show what a threshold is calibrated on, or choose another without a fit",
         "watch": "score images as they arrive in a folder, tell when conditions change",

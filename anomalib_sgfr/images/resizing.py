@@ -198,7 +198,9 @@ def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
             continue
         matrix = resize_matrix(before, after, images.device).to(images.dtype)
         matrix = matrix if images.ndim == 4 else matrix[0, 0]  # noqa: PLR2004
-        images = matrix @ images if axis == -2 else images @ matrix.mT  # noqa: PLR2004
+        # the matrix first along both axes: OpenVINO (2026.4) cannot compile a product by a constant
+        # behind it that a subtraction follows
+        images = matrix @ images if axis == -2 else (matrix @ images.mT).mT  # noqa: PLR2004
     return images
 
 

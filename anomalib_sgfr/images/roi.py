@@ -9,16 +9,25 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-__all__ = ["read_roi", "roi_at_input"]
+__all__ = ["mask_at_input", "read_roi", "roi_at_input"]
 
+_COVERED = 0.1  # share of a pixel inside a mask, of a pixel that counts as inside
 _ROUNDING = 1e-5  # difference of two transformed pixels by rounding alone
 
 
-def read_roi(path: str | Path) -> Tensor:
+def read_roi(
+    path: str | Path,
+    name: str = "roi",
+    nothing: str = "leaves nothing to inspect",
+    white_means: str = "where to inspect",
+) -> Tensor:
     """Read a mask image: a pixel is inside if it is brighter than half of white.
 
     Args:
         path (str | Path): The file.
+        name (str): What messages call it.
+        nothing (str): What they say of one without a pixel inside.
+        white_means (str): What its white means.
 
     Returns:
         Tensor: Shape ``(H, W)``, ``bool``.
@@ -33,13 +42,13 @@ def read_roi(path: str | Path) -> Tensor:
     except (OSError, ValueError, SyntaxError) as error:  # of Pillow's readers
         missing = isinstance(error, FileNotFoundError)
         reason = "there is no such file" if missing else f"{type(error).__name__}: {error}"
-        msg = f"roi '{path}' cannot be read: {reason}. It must be an image, white where to inspect."
+        msg = f"{name} '{path}' cannot be read: {reason}. It must be an image, white {white_means}."
         raise ValueError(msg) from error
     white = 65535 if is_16_bits else 255
     inside = torch.from_numpy(2 * pixels.astype(np.int64) > white)
     if not inside.any():
         msg = (
-            f"roi '{path}' leaves nothing to inspect: its brightest pixel is {int(pixels.max())}, "
+            f"{name} '{path}' {nothing}: its brightest pixel is {int(pixels.max())}, "
             f"inside is what is brighter than {white // 2}, and white is {white}."
         )
         raise ValueError(msg)
@@ -79,3 +88,25 @@ def roi_at_input(inside: Tensor, pre_processor: Any, name: str = "roi") -> Tenso
         )
         raise ValueError(msg)
     return found.to(torch.uint8)
+
+
+def mask_at_input(inside: Tensor, pre_processor: Any) -> Tensor:  # noqa: ANN401
+    """Mask of a defect in pixels of the model's input, also of one that is less than a pixel.
+
+    Args:
+        inside (Tensor): Shape ``(H, W)``, ``bool``, in pixels of the image file.
+        pre_processor (Any): anomalib's or one like it, or ``None``.
+
+    Returns:
+        Tensor: Shape of the model's input, ``bool``; none inside if the defect is cropped.
+    """
+    transform = getattr(pre_processor, "transform", None)
+    if transform is None:
+        return inside
+    black, white, mask = (
+        transform(tv_tensors.Image(values.expand(3, -1, -1))).as_subclass(Tensor)[0]
+        for values in (torch.zeros(inside.shape), torch.ones(inside.shape), inside.float())
+    )
+    span = white - black  # zero where a pre-processor pads
+    share = (mask - black) / torch.where(span == 0, torch.ones_like(span), span)
+    return share > min(_COVERED, float(share.amax()) / 2) if bool((share > 0).any()) else share > 0

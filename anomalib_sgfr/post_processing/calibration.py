@@ -18,6 +18,7 @@ from torch import Tensor
 from anomalib_sgfr.console import progress
 from anomalib_sgfr.core.processes import failing_together, gathered, share
 from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.thresholds import (
     combined_threshold,
     conformal_threshold,
@@ -27,7 +28,7 @@ from anomalib_sgfr.post_processing.thresholds import (
     supported_rate,
     with_margin,
 )
-from anomalib_sgfr.torch_model import ScoreMaps, SgfrModel
+from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = [
     "DEFAULT_RATE",
@@ -40,6 +41,7 @@ __all__ = [
     "gather_scores",
     "group_label",
     "group_of",
+    "leave_one_out",
     "nominal_scores",
     "real_path",
     "remove_threshold",
@@ -182,6 +184,39 @@ def nominal_scores(
     Returns:
         NominalScores: In the order of ``paths``.
     """
+    found = leave_one_out(
+        model, pre_processor, paths, _scores_and_peaks_of(model), leave_out=leave_out, group=group
+    )
+    return NominalScores(*found.tolist())
+
+
+@torch.no_grad()
+def leave_one_out(
+    model: SgfrModel,
+    pre_processor: Any,  # noqa: ANN401
+    paths: Sequence[str],
+    measure: Callable[[list[Tensor], Sequence[int], list[MemoryBank] | None], Tensor],
+    *,
+    leave_out: bool = True,
+    group: Group = None,
+) -> Tensor:
+    """Measurements of images, each without the atoms of its group.
+
+    Where no other atoms would be left, the largest value of three mirror images is taken.
+
+    Args:
+        model (SgfrModel): A fitted model.
+        pre_processor (Any): Its pre-processor.
+        paths (Sequence[str]): Image files.
+        measure (Callable): From embeddings of ``B`` images, as
+            :meth:`~anomalib_sgfr.torch_model.SgfrModel.embed` gives them, height and width, and
+            memory banks (``None`` for the model's) to values of shape ``(n, B)``.
+        leave_out (bool): Whether to leave out the group's atoms.
+        group (Group): What names an image's group, see :func:`group_of`.
+
+    Returns:
+        Tensor: Shape ``(n, N)``, ``float32``, in the order of ``paths``.
+    """
     numbers_of: dict[str, list[int]] = {}  # numbers of the training images of each group
     for number, image in enumerate(model.images if leave_out else ()):
         numbers_of.setdefault(group_of(image, group), []).append(number)
@@ -190,28 +225,37 @@ def nominal_scores(
     order = sorted(
         range(len(paths)), key=lambda index: (groups[index] in numbers_of, groups[index], index)
     )
-    found = torch.zeros(2, len(paths), dtype=torch.float32)
+    values: list[Tensor] = []
+    indices_of: list[int] = []
     for batch, images in _batches(order, paths, pre_processor, model):
-        embeddings = model.embed(images)
+        embeddings, size = model.embed(images), images.shape[-2:]
         for left_out, rows_and_indices in groupby(
             enumerate(batch), lambda item: numbers_of.get(groups[item[1]], [])
         ):
             rows, indices = map(list, zip(*rows_and_indices, strict=True))
             banks = model.banks_without(left_out)
             if banks is not None:
-                part = [scale[rows] for scale in embeddings]
-                result = model.score_embeddings(part, images.shape[-2:], banks)
-                found[:, indices] = _scores_and_peaks(result)
+                found = measure([scale[rows] for scale in embeddings], size, banks)
             else:
                 ways = [images[rows].flip(axes) for axes in ((-1,), (-2,), (-2, -1))]
-                mirrored = [_scores_and_peaks(model.score_maps(way)) for way in ways]
-                found[:, indices] = torch.stack(mirrored).amax(0)
-    return NominalScores(*found.tolist())
+                found = torch.stack([measure(model.embed(way), size, None) for way in ways]).amax(0)
+            values.append(found.cpu().float())
+            indices_of += indices
+    if not values:
+        return torch.zeros(2, 0)
+    return torch.cat(values, 1)[:, torch.tensor(indices_of).argsort()]
 
 
-def _scores_and_peaks(result: ScoreMaps) -> Tensor:
-    """Raw scores and largest map values, shape ``(2, B)``."""
-    return torch.stack((result.pred_score, result.anomaly_map.amax(dim=(1, 2, 3)))).cpu()
+def _scores_and_peaks_of(model: SgfrModel) -> Callable[..., Tensor]:
+    """Measure of :func:`leave_one_out`: raw scores and largest map values, shape ``(2, B)``."""
+
+    def measure(
+        embeddings: list[Tensor], size: Sequence[int], banks: list[MemoryBank] | None
+    ) -> Tensor:
+        result = model.score_embeddings(embeddings, size, banks)
+        return torch.stack((result.pred_score, result.anomaly_map.amax(dim=(1, 2, 3))))
+
+    return measure
 
 
 def _batches(

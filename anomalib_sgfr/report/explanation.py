@@ -1,7 +1,9 @@
 """Explanation of an image's worst regions: atoms, coefficients and residuals of their patches."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -58,6 +60,10 @@ class Reconstruction:
         contributions (tuple[Contribution, ...]): Atoms of the reconstruction, the largest
             coefficient first.
         weight (float): Weight of the residual in the image score.
+        raised (float): What the residual was multiplied by, as the patch resembles a rejected
+            defect; 1 where it does not.
+        resembles (str): Number, date and file of that defect, as in the list of rejected ones;
+            empty where the residual was not raised.
     """
 
     scale: int
@@ -69,12 +75,15 @@ class Reconstruction:
     nominal_largest: float
     contributions: tuple[Contribution, ...]
     weight: float = 1.0
+    raised: float = 1.0
+    resembles: str = ""
 
     @property
     def residual_text(self) -> str:
-        """The residual, and its weight in the score unless that is 1."""
+        """The residual, its weight in the score unless that is 1, and why it was raised."""
         weight = "" if self.weight == 1.0 else f" (of weight {self.weight:g})"
-        return f"{self.residual:.3g}{weight}"
+        why = f", x {self.raised:.3g} as it resembles {self.resembles}" if self.resembles else ""
+        return f"{self.residual:.3g}{weight}{why}"
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
     embeddings = model.embed(image[None])
     maps = model.score_embeddings(embeddings, image.shape[1:])
     residuals = maps.residuals
+    before = _before_raised(model, embeddings, image.shape[1:]) or residuals
     scored = [number for number, scale in enumerate(model.embedder.scales) if scale.score_weight]
     rows, columns = residuals[scored[0]].shape[2:]
     # score map at the resolution of patches: its largest value over each
@@ -168,6 +178,7 @@ def explain(model: SgfrModel, image: Tensor, regions: int = 3) -> Explanation:
             certificate.scales[scale],
             embeddings[scale],
             residuals[scale],
+            before[scale],
             peaks,
             (rows, columns),
         )
@@ -189,6 +200,7 @@ def _reconstructions(
     certificate: ScaleCertificate,
     embedding: Tensor,
     residual: Tensor,
+    before: Tensor,
     peaks: list[tuple[int, int]],
     finest: tuple[int, int],
 ) -> list[Reconstruction]:
@@ -203,6 +215,9 @@ def _reconstructions(
         own, chosen, support, code, strict=True
     ):
         counts = certificate.counts[its_support]
+        share, defect = _resemblance(
+            model, scale, patch, residual[0, 0, row, column], before[0, 0, row, column]
+        )
         found.append(
             Reconstruction(
                 scale=scale,
@@ -216,9 +231,35 @@ def _reconstructions(
                 nominal_largest=float(certificate.bounds[its_support].amax()),
                 contributions=_contributions(model, scale, patch, its_support, its_code),
                 weight=model.embedder.scales[scale].score_weight,
+                raised=share,
+                resembles=defect,
             )
         )
     return found
+
+
+def _before_raised(
+    model: SgfrModel, embeddings: list[Tensor], size: Sequence[int]
+) -> list[Tensor] | None:
+    """Residuals before any was raised; ``None`` if there is no defect to resemble."""
+    if not model.rejected:
+        return None
+    plain = model.with_banks(model.fitted_state.without_defects())
+    return plain.score_embeddings(embeddings, size).residuals
+
+
+def _resemblance(
+    model: SgfrModel, scale: int, patch: Tensor, residual: Tensor, before: Tensor
+) -> tuple[float, str]:
+    """What a residual was multiplied by, and the rejected defect nearest to its patch."""
+    if not bool(residual > before):
+        return 1.0, ""
+    defects = model.banks[scale].defects
+    nearest = ((defects.stored - patch).norm(dim=1).log() + defects.limits).argmin()
+    number = int(defects.origin[nearest, 0])
+    date, _, path = model.rejected[number].partition(" ")
+    name = f"rejected defect {number + 1} of {date[:10]}, {Path(path).name}"
+    return float(residual / before), name
 
 
 def _worst(scores: Tensor, number: int) -> list[tuple[int, int]]:

@@ -111,9 +111,10 @@ def _draw_reconstruction(
 ) -> None:
     """Draw a patch of a region beside the nominal patches that reconstruct it."""
     axes: list[Axes] = list(np.atleast_1d(subfigure.subplots(1, columns)))
+    apart = "\n" if part.resembles else "; "
     subfigure.suptitle(
         f"region {number}, patches of {shown.shape[0] / part.grid[0]:.0f} pixels: residual"
-        f" {part.residual_text}; similar nominal patches: at most"
+        f" {part.residual_text}{apart}similar nominal patches: at most"
         f" {part.nominal:.3g} on average,"
         f" {part.nominal_largest:.3g} each",
         fontsize="small",

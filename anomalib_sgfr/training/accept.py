@@ -99,11 +99,17 @@ class AcceptanceHistory(NamedTuple):
         return cls(stored["base"], tuple(Acceptance(**step) for step in steps))
 
     def applied(self, model: SgfrModel) -> SgfrModel:
-        """Model after all steps, always made from the base, so that it is the same each time."""
+        """Model after all steps, always made from the base, so that it is the same each time.
+
+        Rejected defects stay as they are.
+        """
         made = model.with_banks(model.fitted_state)
         made.load_state_dict(self.base, strict=False)
         additions = [addition for step in self.steps for addition in step.additions]
-        return made.with_banks(add_atoms(made.fitted_state, additions)) if additions else made
+        if additions:
+            made = made.with_banks(add_atoms(made.fitted_state, additions))
+        made.load_defects(model.fitted_state)
+        return made
 
 
 def add_atoms(fitted_state: FittedState, additions: Sequence[NewAtoms]) -> FittedState:
@@ -130,7 +136,7 @@ def add_atoms(fitted_state: FittedState, additions: Sequence[NewAtoms]) -> Fitte
                 thumbnails.append(addition.thumbnails[scale].to(clusters.atoms.device))
         kept = torch.cat(thumbnails) if thumbnails else None
         states.append(state._replace(clusters=clusters, thumbnails=kept))
-    return FittedState(states, images)
+    return fitted_state._replace(states=states, images=images)
 
 
 @torch.no_grad()

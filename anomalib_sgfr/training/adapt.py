@@ -63,5 +63,12 @@ def project_out_shift(model: SgfrModel, moments: Sequence[Tensor], directions: i
         found = principal_directions(moment, directions).to(atoms)
         known = found if state.nuisance is None else torch.cat((state.nuisance.to(atoms), found))
         clusters = state.clusters._replace(atoms=projected_out(atoms, found))
-        states.append(state._replace(clusters=clusters, nuisance=known if len(known) else None))
-    return FittedState(states, model.images)
+        defects = state.defects
+        if defects is not None:
+            defects = defects._replace(atoms=projected_out(defects.atoms, found.float()))
+        states.append(
+            state._replace(
+                clusters=clusters, nuisance=known if len(known) else None, defects=defects
+            )
+        )
+    return model.fitted_state._replace(states=states)

@@ -253,9 +253,14 @@ def build_banks(
     united = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
     if earlier is not None:
         states = [
-            state._replace(residual_scale=before.residual_scale, nuisance=before.nuisance)
+            state._replace(
+                residual_scale=before.residual_scale,
+                nuisance=before.nuisance,
+                defects=before.defects,
+            )
             for state, before in zip(united.states, earlier.states, strict=True)
         ]
+        united = united._replace(rejected=earlier.rejected)
     else:
         states = [
             state._replace(
@@ -311,7 +316,7 @@ def exclude_suspects(
         state._replace(clusters=clusters)
         for state, clusters in zip(left, scale_clusters, strict=True)
     ]
-    return FittedState(states, kept), suspects
+    return model.fitted_state._replace(states=states, images=kept), suspects
 
 
 def write_suspects(suspects: Sequence[tuple[str, float]], trainer: Trainer) -> None:

@@ -243,6 +243,7 @@ MISTAKES = [
         "is a file, not a folder",
     ),
     (("accept", "CKPT", "--undo"), 1, "no image was accepted: there is nothing to take back."),
+    (("reject", "CKPT", "--undo"), 1, "no image was rejected: there is nothing to take back."),
 ]
 
 
@@ -388,6 +389,8 @@ SAMPLES = [
         ((name, "damaged.ckpt", *rest), 1, "'damaged.ckpt' is damaged: the checksum of ")
         for name, *rest in (("threshold",), ("accept", "parts/good"), ("adapt", "parts/good"))
     ),
+    (("reject", "CKPT", "parts/good"), 1, "calibrated on it as a good image"),
+    (("reject", "CKPT", "parts/good", "--region", "1,2"), 2, "must be four integers X,Y,W,H"),
     (("threshold", "empty.ckpt"), 1, "'empty.ckpt' is not a checkpoint that"),
     (
         ("predict", "--model", "Sgfr", "--data", "parts/good", "--ckpt_path", "damaged.ckpt"),

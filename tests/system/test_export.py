@@ -1,5 +1,6 @@
 """Exported models give the same answers, at any batch and image size, compressed or not."""
 
+import copy
 import csv
 import json
 import logging
@@ -22,8 +23,10 @@ from PIL import Image
 from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
+from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, ThresholdState
 from anomalib_sgfr.quantisation import compare_labels, float_operations, keeping_in_float
+from anomalib_sgfr.training.reject import add_defects, find_defect
 from tests.conftest import engine_in, folder_datamodule, small, stored_bytes, write_image
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -82,6 +85,31 @@ del first
 del second
 os.kill(os.getpid(), signal.SIGINT)
 """
+
+
+@pytest.mark.slow
+def test_an_export_knows_rejected_defects(exported: tuple[Sgfr, Path], tmp_path: Path) -> None:
+    plain, _ = exported
+    model = copy.deepcopy(plain)
+    for number in range(2):
+        write_image(tmp_path / f"{number}.png", number, (256, 256), defect=True)
+    prepared = read_prepared(str(tmp_path / "0.png"), model.pre_processor, 12)
+    own, region = model.model.eval(), torch.ones(256, 256, dtype=torch.bool)
+    defect = find_defect(own, prepared, "2026-01-01 0.png", region)
+    own.load_defects(add_defects(own.fitted_state, [defect], [0.1] * len(own.banks)))
+    # also of a size that the file has to resize
+    path = model.to_openvino(tmp_path, input_size=(200, 300))
+    compiled = openvino.Core().compile_model(path, "CPU", F32)
+    for number in range(2):
+        write_image(tmp_path / f"{number}.png", number, (200, 300), defect=True)
+        image: np.ndarray = read_image(tmp_path / f"{number}.png")
+        found, expected, before = (
+            compiled(image.transpose(2, 0, 1)[None])["pred_score"].item(),
+            float(model(image).pred_score),
+            float(plain(image).pred_score),
+        )
+        assert found == pytest.approx(expected, abs=1e-3)
+        assert expected > before + 0.01
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

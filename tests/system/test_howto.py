@@ -37,6 +37,7 @@ LEAVES = {
     "Threshold without defects": "results/Sgfr/calibrated/latest/**/model.ckpt",
     "Change the threshold later": "where_results_show_0.6.ckpt",
     "Learn from false alarms": "*.ckpt",
+    "Learn from missed defects": "untaught.ckpt",
     "Domain shift": "adapted_threshold.ckpt",
     "Notice changed conditions": "line.html",
     "Explain": "figures/**/*.png",

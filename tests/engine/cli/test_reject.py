@@ -1,0 +1,287 @@
+"""``anomalib-sgfr reject``: patches of missed defects, which can be taken back exactly."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalib_sgfr import Sgfr, explain
+from anomalib_sgfr.cli import accept, adapt, threshold
+from anomalib_sgfr.cli.reject import main
+from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.training import reject
+from tests.conftest import fit, folder_datamodule, small, write_image
+
+SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
+BOX = "8,40,17,16"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a fit to ``good`` with a threshold that misses ``faint``: good images with a
+    faint cross, whose masks are in ``masks``; ``clear`` has a dark one elsewhere.
+    """
+    folder = tmp_path_factory.mktemp("reject")
+    for index in range(12):
+        write_image(folder / "good" / f"{index:02}.png", index, (64, 64))
+    for index in range(4):
+        write_image(folder / "new" / f"{index}.png", 300 + index, (64, 64))
+        for name, value in (("faint", 90), ("clear", 10)):
+            write_image(folder / name / f"{index}.png", 200 + index, (64, 64))
+            cross(folder / name / f"{index}.png", value)
+        mask = np.zeros((64, 64), np.uint8)
+        mask[40:56, 8:25] = 255
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(folder / "masks" / f"{index}_mask.png")
+    module = folder_datamodule(folder, abnormal_dir=None, normal_test_dir=None, mask_dir=None)
+    model = small(bank_size=400, pre_processor=SMALL_IMAGES)
+    engine = fit(model, module, folder, limit_val_batches=0)
+    Path(str(engine.best_model_path)).replace(folder / "fitted.ckpt")
+    faint = [score(loaded(folder / "fitted.ckpt"), path) for path in images(folder / "faint")]
+    arguments = [folder / "fitted.ckpt", "--value", str(1.02 * max(faint))]
+    assert threshold.main([*map(str, arguments), "--out", str(folder / "model.ckpt")]) == 0
+    return folder
+
+
+def cross(path: Path, value: int) -> None:
+    """Draw a cross in the lower left quarter."""
+    pixels = np.array(Image.open(path))
+    pixels[40:56, 14:17] = pixels[46:49, 8:24] = value
+    Image.fromarray(pixels).save(path)
+
+
+def images(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+def loaded(path: Path) -> Sgfr:
+    return Sgfr.load_from_checkpoint(
+        path, map_location="cpu", visualizer=False, evaluator=False
+    ).eval()
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def score(model: Sgfr, path: Path) -> float:
+    image = read_prepared(str(path), model.pre_processor)[None]
+    with torch.no_grad():
+        return float(model.model(image).pred_score)
+
+
+@pytest.fixture(scope="module")
+def taught(root: Path) -> Path:
+    """The checkpoint after the first two faint images were rejected by their masks."""
+    out = root / "taught.ckpt"
+    given = [*images(root / "faint")[:2], "--masks", root / "masks", "--out", out]
+    assert run(root / "model.ckpt", *given) == 0
+    return out
+
+
+def same_state(one: Sgfr, other: Sgfr) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(value.nan_to_num(), theirs[name].nan_to_num()) for name, value in ours.items()
+    )
+
+
+def test_missed_defects_are_found_and_no_image_scores_less(root: Path, taught: Path) -> None:
+    before, after = loaded(root / "model.ckpt"), loaded(taught)
+    limit = after.post_processor.label_threshold
+    assert limit == before.post_processor.label_threshold
+    scores = {
+        path: (score(before, path), score(after, path))
+        for name in ("good", "new", "faint", "clear")
+        for path in images(root / name)
+    }
+    assert all(now >= then for then, now in scores.values())
+    faint = images(root / "faint")
+    assert all(scores[path][0] <= limit < scores[path][1] for path in faint[:2])
+    assert all(scores[path][1] > scores[path][0] for path in faint[2:])  # of the same kind
+    known = after.post_processor.calibration_scores.good.paths
+    assert len(known) == 10
+    assert all(scores[Path(path)][0] == scores[Path(path)][1] for path in known)
+    assert all(scores[path][1] <= limit for path in images(root / "new"))
+    assert before.post_processor.checkpoint_config() == after.post_processor.checkpoint_config()
+    assert after.certificate().largest_score >= before.certificate().largest_score
+
+
+def test_an_explanation_names_the_rejected_defect(root: Path, taught: Path) -> None:
+    model = loaded(taught)
+    path = images(root / "faint")[0]
+    image = read_prepared(str(path), model.pre_processor)
+    (region,) = explain(model.model, image, 1).regions
+    raised = [part for part in region.reconstructions if part.resembles]
+    assert raised
+    assert all(part.raised > 1.0 for part in raised)
+    assert all(part.resembles.startswith("rejected defect 1 of 20") for part in raised)
+    assert all(part.resembles.endswith(", 0.png") for part in raised)
+    assert "as it resembles rejected defect 1" in raised[0].residual_text
+    good = read_prepared(str(images(root / "good")[0]), model.pre_processor)
+    (region,) = explain(model.model, good, 1).regions
+    assert not any(part.resembles for part in region.reconstructions)
+
+
+def test_rejected_images_are_listed_and_taken_back(
+    root: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = tmp_path / "second.ckpt"
+    path = images(root / "faint")[2]
+    assert run(taught, path, "--region", BOX, "--out", second) == 0
+    capsys.readouterr()
+    assert run(second) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split(".")[0] for line in listed] == ["1", "2", "3"]
+    assert str(path) in listed[2]
+    states = [loaded(taught), loaded(root / "model.ckpt")]
+    dates = [image.partition(" ")[0] for image in loaded(second).model.rejected]
+    if len(set(dates)) == 1:  # within one second
+        states = states[1:]
+    for expected in states:
+        assert run(second, "--undo", "--out", second) == 0
+        back = loaded(second)
+        assert back.model.rejected == expected.model.rejected
+        for path in (*images(root / "good"), *images(root / "clear")):
+            assert score(back, path) == score(expected, path)
+    assert same_state(loaded(second), loaded(root / "model.ckpt"))
+    with pytest.raises(ValueError, match="there is nothing to take back"):
+        run(second, "--undo")
+
+
+def test_without_a_region_the_worst_is_shown_and_nothing_written(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new.ckpt"
+    path = images(root / "clear")[0]
+    assert run(root / "model.ckpt", path, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert not out.exists()
+    box = said.split("--region ")[1].split(",")[:4]
+    left, top, width, height = (int(value.split()[0]) for value in box)
+    assert left <= 15 <= left + width
+    assert top <= 47 <= top + height
+    drawn = np.asarray(Image.open(tmp_path / "new_regions" / "1_0.png"))
+    assert drawn.shape == (64, 64, 3)
+    assert (drawn == (0, 255, 255)).all(2).any()
+    assert run(root / "model.ckpt", path, "--yes", "--out", out) == 0
+    assert loaded(out).model.rejected[0].endswith(f" {path}")
+
+
+def test_acceptance_and_rejection_are_taken_back_in_any_order(root: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.png"
+    shutil.copy(images(root / "new")[0], odd)
+    pixels = np.array(Image.open(odd))
+    pixels[8:20, 40:56] = 255
+    Image.fromarray(pixels).save(odd)
+    file = tmp_path / "model.ckpt"
+    steps = [
+        lambda: accept.main([str(root / "model.ckpt"), str(odd), "--out", str(file)]),
+        lambda: run(file, images(root / "faint")[0], "--masks", root / "masks", "--out", file),
+    ]
+    for step in steps:
+        assert step() == 0
+    both = loaded(file)
+    assert both.accepted is not None
+    assert len(both.model.rejected) == 1
+    assert accept.main([str(file), "--undo", "--out", str(file)]) == 0
+    rejected = loaded(file)
+    assert rejected.accepted is None
+    plain = loaded(root / "model.ckpt")
+    for bank, ours, theirs in zip(
+        rejected.model.banks, both.model.banks, plain.model.banks, strict=True
+    ):
+        assert torch.equal(bank.defects.stored, ours.defects.stored)
+        assert torch.equal(bank.stored, theirs.stored)
+    assert run(file, "--undo", "--out", file) == 0
+    assert same_state(loaded(file), plain)
+
+
+def test_adapt_and_update_keep_the_defects(root: Path, taught: Path, tmp_path: Path) -> None:
+    adapted = tmp_path / "adapted.ckpt"
+    assert adapt.main([str(taught), str(root / "new"), "--out", str(adapted)]) == 0
+    before, after = loaded(taught), loaded(adapted)
+    assert after.model.rejected == before.model.rejected
+    for bank, old in zip(after.model.banks, before.model.banks, strict=True):
+        assert bank.defects.size == old.defects.size > 0
+        assert (bank.defects.stored @ bank.nuisance.T).abs().max() < 1e-3
+    module = folder_datamodule(root, normal_dir="new", abnormal_dir=None, normal_test_dir=None,
+                               mask_dir=None)  # fmt: skip
+    model = small(bank_size=400, pre_processor=SMALL_IMAGES, update=True)
+    checkpoint = torch.load(taught, map_location="cpu", weights_only=False)
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    fit(model, module, tmp_path, limit_val_batches=0)
+    assert model.model.rejected == before.model.rejected
+    for bank, old in zip(model.model.banks, before.model.banks, strict=True):
+        assert torch.equal(bank.defects.stored, old.defects.stored)
+
+
+def test_a_new_fit_knows_no_defects(root: Path, taught: Path, tmp_path: Path) -> None:
+    model = loaded(taught)
+    module = folder_datamodule(root, abnormal_dir=None, normal_test_dir=None, mask_dir=None)
+    fit(model, module, tmp_path, limit_val_batches=0)
+    assert model.model.rejected == []
+    assert not any(bank.defects.size for bank in model.model.banks)
+
+
+def test_an_interruption_leaves_the_checkpoint(
+    taught: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = taught.read_bytes()
+    monkeypatch.setattr(reject, "find_limits", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(taught, images(root / "faint")[3], "--region", BOX, "--out", taught)
+    assert taught.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["good/00.png", "--region", BOX], "calibrated on it as a good image"),
+        (["clear/0.png", "--region", "60,60,9,9"], "the box does not lie within"),
+        (["clear/0.png", "--masks", "good"], "2 masks|there is no mask for it"),
+        (["clear/0.png", "--masks", "black"], "shows no defect: its brightest pixel is 0"),
+        (["clear/0.png", "--masks", "large"], "is 80 x 64 pixels, its image 64 x 64"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(
+    root: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    for name, shape in (("black", (64, 64)), ("large", (80, 64))):
+        (tmp_path / name).mkdir()
+        pixels = np.full(shape, 255 * (name == "large"), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name / "0.png")
+    given = [
+        str((root if (root / item).exists() else tmp_path) / item)
+        if "/" in item or item in {"good", "black", "large"}
+        else item
+        for item in arguments
+    ]
+    with pytest.raises(ValueError, match=said):
+        run(root / "model.ckpt", *given, "--out", tmp_path / "out.ckpt")
+    assert not (tmp_path / "out.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["clear", "--region", BOX], "--region is of one image, there are 4"),
+        (["clear", "--undo"], "pass no images with it"),
+        (["clear/0.png", "--region", "1,2,3"], "must be four integers X,Y,W,H"),
+    ],
+)
+def test_wrong_arguments_end_with_code_2(
+    root: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(root / item) if item.startswith("clear") else item for item in arguments]
+    with pytest.raises(SystemExit) as end:
+        run(root / "model.ckpt", *given)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
