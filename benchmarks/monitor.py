@@ -1,4 +1,4 @@
-"""The monitor of a stream: false alarms, and images until it finds changed conditions.
+"""The monitor of a stream: false alarms, images until it finds a change, and labels after it.
 
     python -m benchmarks.monitor --root mtd=DIR --out DIR
 
@@ -8,8 +8,10 @@ only the rest is in the stream (``held out``). False alarms: 1,000 streams, each
 images of the stream in random order. Changed conditions, drawn into good test images: a stream of
 100 images as they were, then of 500 changed at once (``step``) or more and more (``ramp``), with 5%
 of defective images throughout. Beside it a rule of thumb: the mean of the latest 50 scores is more
-than three standard errors from that of the calibration scores. Writes ``monitor.json`` and
-``README.md``; an interrupted command, given again, goes on where it stopped.
+than three standard errors from that of the calibration scores. Labels: the share of good images
+called anomalous, and of defective ones missed, as they were, after the change, and after 16 good
+images of the new conditions have chosen another threshold, adapted the model, or both. Writes
+``monitor.json`` and ``README.md``; an interrupted command, given again, goes on where it stopped.
 """
 
 import io
@@ -29,6 +31,9 @@ from torchvision.transforms.v2 import functional
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.monitor import Monitor
 from anomalib_sgfr.post_processing.calibration import nominal_scores, select_evenly
+from anomalib_sgfr.post_processing.thresholds import conformal_threshold
+from anomalib_sgfr.torch_model import SgfrModel
+from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
 from benchmarks.common import data
 from benchmarks.common.cases import Case, alike, run_cases, seeds, title
 from benchmarks.common.engine import fitted
@@ -43,6 +48,15 @@ _ORDERS, _STREAMS = 1000, 100
 _BEFORE, _AFTER, _DEFECTS = 100, 500, 0.05
 _STRENGTHS = (1 / 3, 2 / 3, 1.0)
 _WINDOW = 50  # of the rule of thumb
+_NEW, _DEFECTIVE = 16, 60  # images of the new conditions, and defective ones
+_RATE, _DIRECTIONS = 0.01, 4  # defaults of the threshold and of `adapt`
+_LABELS = {
+    "before": "as it was",
+    "changed": "changed",
+    "threshold": "threshold of 16 images",
+    "adapted": "adapted by 16 images",
+    "both": "adapted, threshold of the 16",
+}
 _RULES = {"monitor": "monitor", "thumb": "mean of 50, 3 standard errors"}
 
 
@@ -96,7 +110,8 @@ def _evaluate(case: Case) -> list[Row]:
 
     kinds, paths = data.kinds(module.test_data.samples), module.test_data.samples["image_path"]
     good_paths = rng.permutation(paths[kinds == "good"]).tolist()
-    good, defective = scored(good_paths), scored(paths[kinds != "good"].tolist())
+    bad_paths = paths[kinds != "good"].tolist()
+    good, defective = scored(good_paths), scored(bad_paths)
     chosen = select_evenly(module.train_data.samples["image_path"].tolist(), _CALIBRATION)
     of_training = np.array(nominal_scores(model.model, model.pre_processor, chosen).scores)
     half = len(good) // 2
@@ -108,15 +123,24 @@ def _evaluate(case: Case) -> list[Row]:
         orders = (rng.permutation(stream) for _ in range(_ORDERS))
         rows += _rows(calibration, orders, 0, {"calibration": source, "condition": "none"})
     shown = good_paths[:_TESTED]
+    tested = slice(len(good) - _NEW)  # of those shown, without the new images
+    chosen_bad = slice(None, None, -(-len(bad_paths) // _DEFECTIVE))
+    threshold = conformal_threshold(of_training.tolist(), _RATE)
+    as_it_was = _label_row("before", good[:_TESTED][tested], defective[chosen_bad], threshold)
+    rows.append({"condition": "none", **as_it_was})
     by_strength: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _CONDITIONS}
     for name, change in _CONDITIONS.items():
         for strength in _STRENGTHS:
-            scores = []
-            for path in shown:
-                image = read_prepared(path, model.pre_processor, model.model.bit_depth)
-                altered = _altered(image, model, change, strength)
-                scores.append(float(model.model.score_maps(altered[None]).pred_score))
-            by_strength[name].append(np.array(scores))
+            images = _images(model, shown, change, strength)
+            by_strength[name].append(_scores(model.model, images))
+        labels = _label_rows(
+            model,
+            threshold,
+            _images(model, good_paths[-_NEW:], change),
+            _images(model, shown[tested], change),
+            _images(model, bad_paths[chosen_bad], change),
+        )
+        rows += [{"condition": name, **row} for row in labels]
         for way in ("step", "ramp"):
             streams = [
                 _stream(good, by_strength[name], defective, way, rng) for _ in range(_STREAMS)
@@ -126,16 +150,67 @@ def _evaluate(case: Case) -> list[Row]:
     return rows
 
 
-def _altered(
-    image: Tensor,
+def _images(
     model: Any,  # noqa: ANN401
+    paths: Sequence[str],
     change: Callable[[Tensor, float], Tensor],
-    strength: float,
-) -> Tensor:
-    """A pre-processed image under a condition: colours between 0 and 1, then back."""
+    strength: float = 1.0,
+) -> list[Tensor]:
+    """Pre-processed images under a condition: colours between 0 and 1, then back."""
     normalise = model.pre_processor.transform.transforms[-1]
     mean, std = (torch.tensor(values)[:, None, None] for values in (normalise.mean, normalise.std))
-    return (change(image * std + mean, strength).clamp(0.0, 1.0) - mean) / std
+    images = (read_prepared(path, model.pre_processor, model.model.bit_depth) for path in paths)
+    return [(change(image * std + mean, strength).clamp(0.0, 1.0) - mean) / std for image in images]
+
+
+def _scores(model: SgfrModel, images: Sequence[Tensor]) -> NDArray[np.float64]:
+    return np.array([float(model.score_maps(image[None]).pred_score) for image in images])
+
+
+def _label_rows(
+    model: Any,  # noqa: ANN401
+    threshold: float,
+    new: Sequence[Tensor],
+    good: Sequence[Tensor],
+    bad: Sequence[Tensor],
+) -> list[Row]:
+    """Mistakes after a change: of the model as it is, and with what new good images give."""
+    own = model.model
+    moments = [residual_moments(own, [image]) for image in new]
+    total = [torch.stack(scale).sum(0) for scale in zip(*moments, strict=True)]
+
+    def adapted(of: Sequence[Tensor]) -> SgfrModel:
+        found: SgfrModel = own.with_banks(project_out_shift(own, of, _DIRECTIONS))
+        return found
+
+    without_own = [
+        _scores(adapted([every - one for every, one in zip(total, its, strict=True)]), [image])[0]
+        for image, its in zip(new, moments, strict=True)
+    ]
+    again = conformal_threshold(_scores(own, new).tolist(), _RATE)
+    both = conformal_threshold(without_own, _RATE)
+    rows = []
+    for each, thresholds in (
+        (own, {"changed": threshold, "threshold": again}),
+        (adapted(total), {"adapted": threshold, "both": both}),
+    ):
+        good_scores, bad_scores = _scores(each, good), _scores(each, bad)
+        rows += [
+            _label_row(name, good_scores, bad_scores, value) for name, value in thresholds.items()
+        ]
+    return rows
+
+
+def _label_row(
+    name: str, good: NDArray[np.float64], bad: NDArray[np.float64], threshold: float
+) -> Row:
+    return {
+        "calibration": "training",
+        "way": "labels",
+        "rule": name,
+        "false_alarms": float((good > threshold).mean()),
+        "missed": float((bad <= threshold).mean()),
+    }
 
 
 def _stream(
@@ -205,7 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(folder: Path) -> None:
     """Write ``README.md`` from ``monitor.json``: means over seeds, and medians of delays."""
-    found = read_rows(folder / "monitor.json")
+    every = read_rows(folder / "monitor.json")
+    found = [row for row in every if row["way"] != "labels"]
+    labels = alike(every, way="labels")
     keys = dict.fromkeys(
         (row["dataset"], row["split"], row["calibration"], row["condition"], row["way"])
         for row in found
@@ -244,8 +321,31 @@ of defective images throughout: percent of streams with an alarm before the chan
 it / median number of images until then.
 
 {table(["data", "condition", "change", *_RULES.values()], changing)}
+
+Labels, of seeds {seeds(labels)}, at the threshold for {100 * _RATE:g}% of good images: percent of
+good images called anomalous / of defective images missed, under each condition in full.
+
+{table(["data", "condition", *_LABELS.values()], _label_cells(labels))}
 """,
     )
+
+
+def _label_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """A line for each data set and condition; means over seeds."""
+    cells = []
+    for dataset, split, condition in dict.fromkeys(
+        (row["dataset"], row["split"], row["condition"]) for row in rows
+    ):
+        if condition == "none":
+            continue
+        line = [title(dataset, split), condition]
+        for rule in _LABELS:
+            own = alike(rows, dataset=dataset, split=split, rule=rule)
+            its = own if rule == "before" else alike(own, condition=condition)
+            shares = [statistics.mean(row[n] for row in its) for n in ("false_alarms", "missed")]
+            line.append(" / ".join(f"{100 * share:.0f}" for share in shares))
+        cells.append(line)
+    return cells
 
 
 if __name__ == "__main__":

@@ -7,11 +7,15 @@ import numpy as np
 
 from anomalib_sgfr.report.contents import (
     AtomCrop,
+    ChangeExample,
+    ChangeMaps,
     ExplanationRow,
     ImageExplanation,
     ImageMedia,
     ImageRow,
+    LayerChange,
     ReportContents,
+    WatchedStream,
 )
 from anomalib_sgfr.report.media import outline, small_map, webp
 from anomalib_sgfr.report.model_facts import ModelFacts, ScaleFacts, SuspectedImage
@@ -63,6 +67,32 @@ def explanation() -> ImageExplanation:
     patch = webp(np.full((16, 16, 3), 0.5, np.float32), 16)
     atoms = [AtomCrop(patch, 0.7, "/parts/good/00.png"), AtomCrop(None, 0.3, "/parts/gone.png")]
     return ImageExplanation([ExplanationRow(1, (0.1, 0.2, 0.3, 0.3), 8, 3.0, 1.0, patch, atoms)])
+
+
+def stream(name: str = "", **others: Any) -> WatchedStream:
+    """A stream of 60 images that changed after 20, as an alarm after 50 says."""
+    patch = webp(np.full((16, 16, 3), 0.5, np.float32), 16)
+    values = {
+        "name": name,
+        "images": 60,
+        "evidence": [*[0.5] * 20, *[10.0 ** (0.1 * step - 1.0) for step in range(40)]],
+        "limit": 200.0,
+        "changed_at": 50,
+        "start": 20,
+        "direction": "higher",
+        "basis": "40 images after the change and 20 images before the change",
+        "layers": [
+            LayerChange("layer1", 8, "map and score", 1.0, 1.5, 2.5),
+            LayerChange("layer2", 16, "score", 2.0, 1.0, -9.25),
+        ],
+        "maps": ChangeMaps(patch, patch, patch, 2.0, 0.5, (0.9, 0.1)),
+        "examples": [
+            ChangeExample("typical after the change", f"in/{name}.png", 30, 0.6, patch, patch)
+        ],
+        "new_images": ["in/0 1.png", "in/2.png"],
+        "notes": ["1 image is gone."],
+    }
+    return WatchedStream(**{**values, **others})
 
 
 def contents(

@@ -1,9 +1,10 @@
 """``anomalib-sgfr report``: one page to inspect and share, of folders of images."""
 
 import json
+import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,13 @@ from anomalib_sgfr.cli.arguments import (
     take_checkpoint,
 )
 from anomalib_sgfr.cli.prediction import Truth, predict_images, report_damaged
+from anomalib_sgfr.cli.watch import read_table
+from anomalib_sgfr.monitor import Monitor
 
 if TYPE_CHECKING:
+    from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.report.contents import ReportContents
+    from anomalib_sgfr.report.watched import StreamTable
 
 __all__ = ["main", "truths_in"]
 
@@ -32,10 +37,55 @@ _MASK_FOLDERS = {*_MASKS, "gt", "mask"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Predict images and write the page; returns 1 if an image or the page failed."""
+    parser = _parser()
+    options = parser.parse_intermixed_args(arguments)
+    given, last = options.checkpoint or options.ckpt_path, [options.json] if options.json else []
+    checkpoint = take_checkpoint(parser, given, options.data, options.good, options.bad, last)
+    # where nothing is left of --json FILE, the file was the checkpoint
+    figures_file = last[0] if last else options.json and _STDOUT
+    if ".ckpt" in {options.out.suffix, figures_file.suffix if figures_file else ""}:
+        parser.error("--out and --json name new files, not a checkpoint")
+    if not (options.data or options.good or options.bad or options.watched):
+        parser.error("pass images: --data, --good or --bad FOLDER, or --watched TABLE")
+    if options.monitor and not options.watched:
+        parser.error("--monitor goes with --watched TABLE")
+
+    from anomalib_sgfr.report.callback import Report
+
+    truths = truths_in(options.data, options.good, options.bad, options.masks)
+    require_named_group("--group", options.group, [str(path) for path in truths])
+    watched = _read_watched(options.watched, options.monitor) if options.watched else None
+    model = load(checkpoint, visualizer=False, evaluator=False)
+    tables = _stream_tables(model, *watched) if watched else []
+    truths = truths or _shown(options.watched, tables)
+    report = Report(options.out, options.group, options.pictures)
+    report.checkpoint = str(checkpoint)
+    report.watched = tables
+    report.kinds = {str(path): truth.kind for path, truth in truths.items() if truth.kind}
+    damaged: dict[Path, str] = {}
+    report.unreadable = damaged
+    predict_images(model, report, list(truths), damaged, truths=truths)
+    code = report_damaged(damaged)
+    if len(damaged) == len(truths):
+        print(f"error: none of {len(truths)} images could be read", file=sys.stderr)
+    if figures_file and report.contents:
+        code |= _write_figures(report.contents, figures_file)
+    if report.written is None:
+        reason = report.failed or "no image was inspected: there is no report"
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    print(f"Report: {report.written}", file=sys.stderr if figures_file == _STDOUT else sys.stdout)
+    return code
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="anomalib-sgfr report",
         description=__doc__.partition(": ")[2],
-        usage="anomalib-sgfr report CKPT (--data | --good | --bad) FOLDER ... --out PAGE [options]",
+        usage=(
+            "anomalib-sgfr report CKPT (--data | --good | --bad) FOLDER ... --out PAGE [options]\n"
+            "       anomalib-sgfr report CKPT --watched TABLE --out PAGE [options]"
+        ),
     )
     add = parser.add_argument
     add("checkpoint", type=existing, nargs="?", help="checkpoint of a fitted Sgfr")
@@ -56,6 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bad = "folders of defective images, one of a kind"
     add("--bad", type=existing, nargs="+", default=[], help=bad)
     add("--masks", type=existing, help="folder of masks, named as the images or NAME_mask")
+    watched = (
+        "table that `anomalib-sgfr watch` wrote: evidence over time, and what has changed; without"
+        " other images the page shows some of the table's"
+    )
+    add("--watched", type=existing, metavar="TABLE", help=watched)
+    state = "state of that watch's monitor (default: TABLE with .json for its ending)"
+    add("--monitor", type=existing, metavar="STATE", help=state)
     add("--group", help="regular expression on the path: a row for each product, camera ...")
     most = "most images to show; the page lists the scores of all"
     add("--pictures", type=at_least(0), default=500, help=most)
@@ -71,38 +128,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
             " output"
         ),
     )
-    options = parser.parse_intermixed_args(arguments)
-    given, last = options.checkpoint or options.ckpt_path, [options.json] if options.json else []
-    checkpoint = take_checkpoint(parser, given, options.data, options.good, options.bad, last)
-    # where nothing is left of --json FILE, the file was the checkpoint
-    figures_file = last[0] if last else options.json and _STDOUT
-    if ".ckpt" in {options.out.suffix, figures_file.suffix if figures_file else ""}:
-        parser.error("--out and --json name new files, not a checkpoint")
-    if not (options.data or options.good or options.bad):
-        parser.error("pass images: --data, --good or --bad FOLDER")
+    return parser
 
-    from anomalib_sgfr.report.callback import Report
 
-    truths = truths_in(options.data, options.good, options.bad, options.masks)
-    require_named_group("--group", options.group, [str(path) for path in truths])
-    model = load(checkpoint, visualizer=False, evaluator=False)
-    report = Report(options.out, options.group, options.pictures)
-    report.checkpoint = str(checkpoint)
-    report.kinds = {str(path): truth.kind for path, truth in truths.items() if truth.kind}
-    damaged: dict[Path, str] = {}
-    report.unreadable = damaged
-    predict_images(model, report, list(truths), damaged, truths=truths)
-    code = report_damaged(damaged)
-    if len(damaged) == len(truths):
-        print(f"error: none of {len(truths)} images could be read", file=sys.stderr)
-    if figures_file and report.contents:
-        code |= _write_figures(report.contents, figures_file)
-    if report.written is None:
-        reason = report.failed or "no image was inspected: there is no report"
-        print(f"error: {reason}", file=sys.stderr)
-        return 1
-    print(f"Report: {report.written}", file=sys.stderr if figures_file == _STDOUT else sys.stdout)
-    return code
+def _read_watched(table: Path, state: Path | None) -> tuple[list[dict[str, str]], Monitor]:
+    """Scored rows of a watch's table, and its monitor.
+
+    Raises:
+        ValueError: If there is none of either.
+    """
+    state = state or table.with_suffix(".json")
+    if not state.is_file():
+        msg = f"{state}: no such file; name the state of the watch by --monitor"
+        raise ValueError(msg)
+    rows = [row for row in read_table(table)[0] if row["score"]]
+    if not rows:
+        msg = f"{table}: no image was scored"
+        raise ValueError(msg)
+    return rows, Monitor.read(state)
+
+
+def _shown(table: Path, streams: Sequence["StreamTable"]) -> dict[Path, Truth]:
+    """Images of a watch that its report shows, as far as they are there.
+
+    Raises:
+        ValueError: If none is.
+    """
+    paths = [Path(path) for stream in streams for path in stream.shown]
+    found = {path: Truth() for path in paths if path.is_file()}
+    if not found:
+        msg = (
+            f"{table}: no image of it is there, as {paths[0]}: run the command in the folder that"
+            " the watch ran in, or name images by --data"
+        )
+        raise ValueError(msg)
+    return found
+
+
+def _stream_tables(
+    model: "Sgfr", rows: Sequence[Mapping[str, str]], monitor: Monitor
+) -> list["StreamTable"]:
+    """Rows by stream, with what the monitor knows of each.
+
+    Raises:
+        ValueError: If the table is of another model than the checkpoint.
+    """
+    from anomalib_sgfr.report.watched import StreamTable, calibration_images
+
+    threshold = float(getattr(model.post_processor, "image_threshold", math.nan))
+    if monitor.threshold and not math.isclose(threshold, monitor.threshold, rel_tol=1e-5):
+        msg = (
+            f"the watch was of a model with the threshold {monitor.threshold:.6g}, the checkpoint's"
+            f" is {threshold:.6g}: name the checkpoint that was watched with."
+        )
+        raise ValueError(msg)
+    by_stream: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        by_stream.setdefault(monitor.stream_of(row["image"]), []).append(row)
+    calibration = calibration_images(model)
+    tables = []
+    for name, own in by_stream.items():
+        known = monitor.streams.get(name)
+        if known is None:  # the watch ended before it wrote its state
+            continue
+        changed = [row["changed"] for row in own]
+        its = [path for path in calibration if monitor.stream_of(path) == name]
+        tables.append(
+            StreamTable(
+                name=name,
+                paths=[row["image"] for row in own],
+                scores=[float(row["score"]) for row in own],
+                p_values=[float(row["p_value"]) for row in own],
+                evidence=[float(row["evidence"]) for row in own],
+                limit=known.limit,
+                changed_at=changed.index("1") + 1 if "1" in changed else None,
+                calibration=its or calibration,
+            )
+        )
+    return tables
 
 
 def _write_figures(contents: "ReportContents", file: Path) -> int:

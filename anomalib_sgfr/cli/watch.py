@@ -1,25 +1,31 @@
 """``anomalib-sgfr watch``: score images as they arrive in a folder, tell when conditions change."""
 
+import argparse
 import csv
+import os
+import re
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomalib_sgfr.cli.arguments import Parser, existing, new_file
 from anomalib_sgfr.monitor import Monitor
+from anomalib_sgfr.run_paths import atomic_write
 
 if TYPE_CHECKING:
     from anomalib_sgfr.inspector import Inspector
 
-__all__ = ["CHANGED", "main"]
+__all__ = ["CHANGED", "main", "read_table"]
 
 CHANGED = 3  # exit code
 _COLUMNS = ("image", "score", "label", "p_value", "evidence", "changed", "error")
+_HEADER = ",".join(_COLUMNS).encode() + b"\r\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,11 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=new_file, default=Path("watch.csv"), help=about)
     about = "state of the monitor; a checkpoint makes it (default: OUT with .json for its ending)"
     add("--monitor", type=new_file, help=about)
+    about = "regular expression on the path: a stream for each camera, product ..."
+    add("--by", type=_expression, help=about)
     add("--every", type=float, default=1.0, help="seconds from look to look (default: 1)")
     add("--once", action="store_true", help="score what is there, and end")
     about = f"end, with exit code {CHANGED}, when conditions have changed"
     add("--stop", action="store_true", help=about)
-    about = "command to run once when conditions have changed, with the image as last argument"
+    about = (
+        "command to run when conditions have changed, once for each stream, with the image as last"
+        " argument"
+    )
     add("--run", help=about)
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
@@ -48,72 +59,168 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from anomalib_sgfr.inspector import Inspector
 
     state = options.monitor or options.out.with_suffix(".json")
-    rows = _read(options.out)
-    monitor = _monitor(parser, state, options.model)
+    rows = _intact(options.out)
+    monitor = _monitor(parser, state, options.model, options.by)
     inspector = Inspector.load(options.model, monitor=monitor)
-    _replay(monitor, rows)
-    print(
-        f"Monitor of {monitor.parts} calibration images: an alarm takes {monitor.fastest} images at"
-        " least.",
-        file=sys.stderr,
-    )
-    told = monitor.changed_at is not None
-    known = {row["image"] for row in rows}
-    for path in _arriving(options.folder, known, options.every, once=options.once):
-        with options.out.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(_row(inspector, monitor, path))
-        monitor.save(state)
-        if monitor.changed_at is not None and not told:
-            told = True
-            _tell(monitor, options.model, options.out, state)
-            if options.run:
-                _run(options.run, path)
-        if told and options.stop:
-            break
+    told = _watch(options, state, rows, monitor, inspector)
     print(f"{monitor.images} images; table: {options.out}")
     return CHANGED if told and (options.stop or options.once) else 0
 
 
-def _read(table: Path) -> list[dict[str, str]]:
-    """Rows of the table, which is made if it is not there.
+def _watch(
+    options: argparse.Namespace,
+    state: Path,
+    rows: Sequence[Mapping[str, str]],
+    monitor: Monitor,
+    inspector: "Inspector",
+) -> bool:
+    """Score images as they arrive; returns whether conditions have changed."""
+    if monitor.by is None:
+        _introduce(monitor)
+    introduced, told = set(monitor.streams), _changed(monitor)
+
+    def tell(path: str) -> None:
+        if set(monitor.streams) - introduced:
+            introduced.update(monitor.streams)
+            _introduce(monitor)
+        if _changed(monitor) - told:
+            told.update(_changed(monitor))
+            _tell(monitor, options.model, options.out, state)
+            if options.run:
+                _run(options.run, path)
+
+    # what the table has and the monitor has not: the process ended in between
+    scored = [row for row in rows if row["score"]]
+    for row in scored[monitor.images :]:
+        monitor.update(float(row["score"]), row["image"])
+        tell(row["image"])
+    known = {row["image"] for row in rows}
+    for path in _arriving(options.folder, known, options.every, once=options.once):
+        _append(options.out, _row(inspector, monitor, path))
+        monitor.save(state)
+        tell(path)
+        if told and options.stop:
+            break
+    return bool(told)
+
+
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        msg = f"'{text}' is not a regular expression: {error}"
+        raise argparse.ArgumentTypeError(msg) from error
+    return text
+
+
+def _changed(monitor: Monitor) -> set[str]:
+    """Streams whose conditions have changed."""
+    return {name for name, its in monitor.streams.items() if its.changed_at is not None}
+
+
+def _introduce(monitor: Monitor) -> None:
+    """Say what the stream of the latest image is compared with."""
+    name, fastest = monitor.reading.stream, monitor.fastest
+    stream = monitor.streams[name]
+    least = f"an alarm takes {fastest} images at least." if fastest else "no alarm is possible."
+    about = f"Monitor of {stream.parts} calibration images"
+    if monitor.by is not None:
+        which = "all" if len(stream.calibration) == len(monitor.calibration) else "its own"
+        about = f"Stream '{name}', compared with {which} {stream.parts} calibration images"
+    print(f"{about}: {least}", file=sys.stderr)
+
+
+def read_table(table: Path) -> tuple[list[dict[str, str]], bytes]:
+    """Read the table of a watch, but for a last row whose write was cut off.
+
+    Args:
+        table (Path): The file.
+
+    Returns:
+        tuple[list[dict[str, str]], bytes]: The rows, and the content of the file without the
+        incomplete one.
 
     Raises:
-        ValueError: If it is another table.
+        OSError: If it cannot be read.
+        ValueError: If it is another table, or a row has another number of columns.
     """
-    if not table.exists():
-        with table.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(_COLUMNS)
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != _COLUMNS:
-            msg = f"{table} is another table, whose columns are not {', '.join(_COLUMNS)}."
+    content = table.read_bytes()
+    if len(content) < len(_HEADER) and _HEADER.startswith(content):
+        return [], _HEADER
+    lines = content.splitlines(keepends=True)
+    ends = [0, *accumulate(map(len, lines))]
+    # paths need not be text
+    reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in lines)
+    if tuple(next(reader, ())) != _COLUMNS:
+        msg = f"{table} is another table, whose columns are not {', '.join(_COLUMNS)}."
+        raise ValueError(msg)
+    rows, end = [], ends[reader.line_num]
+    for values in reader:
+        last = ends[reader.line_num]
+        if len(values) == len(_COLUMNS):
+            rows.append(dict(zip(_COLUMNS, values, strict=True)))
+            end = last
+        elif values and b"\n" in content[end:last]:  # more than what a write has left
+            msg = (
+                f"{table}, line {reader.line_num}: {len(values)} columns in place of"
+                f" {len(_COLUMNS)}. Correct or remove the line."
+            )
             raise ValueError(msg)
-        return list(reader)
+    whole = content[:end]
+    return rows, whole if whole.endswith(b"\n") else whole.rstrip(b"\r") + b"\r\n"
 
 
-def _monitor(parser: Parser, state: Path, model: Path) -> Monitor:
+def _intact(table: Path) -> list[dict[str, str]]:
+    """Rows of the table, which is made or repaired if need be."""
+    rows: list[dict[str, str]] = []
+    content, whole = b"", _HEADER
+    if table.exists():
+        content = table.read_bytes()
+        rows, whole = read_table(table)
+    if whole != content:
+        with atomic_write(table) as part:
+            part.write_bytes(whole)
+    if len(whole) < len(content):
+        print(
+            f"warning: the last row of {table} was cut off and is removed: its image is scored"
+            " again.",
+            file=sys.stderr,
+        )
+    return rows
+
+
+def _append(table: Path, row: Sequence[object]) -> None:
+    """Append a row, which is on the disk before the monitor's state is."""
+    with table.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerow(row)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _monitor(parser: Parser, state: Path, model: Path, by: str | None) -> Monitor:
     if state.exists():
-        return Monitor.read(state)
+        monitor = Monitor.read(state)
+        if by not in {None, monitor.by}:
+            kept = "without --by" if monitor.by is None else f"with --by '{monitor.by}'"
+            parser.error(
+                f"--by '{by}': {state} was made {kept}; for a new monitor name another state and"
+                " table by --monitor and --out"
+            )
+        return monitor
     if model.suffix != ".ckpt":
         parser.error(
             f"{state}: no such file, and {model.name} has no calibration scores to make it of: run"
             " the command once on the checkpoint, or save Monitor.of_checkpoint(CKPT) there"
         )
-    monitor = Monitor.of_checkpoint(model)
+    monitor = Monitor.of_checkpoint(model, by=by)
     monitor.save(state)
     return monitor
-
-
-def _replay(monitor: Monitor, rows: Sequence[Mapping[str, str]]) -> None:
-    """Take what the table has and the monitor has not: the process ended in between."""
-    scored = [row for row in rows if row["score"]]
-    for row in scored[monitor.images :]:
-        monitor.update(float(row["score"]), row["image"])
 
 
 def _arriving(folder: Path, known: set[str], every: float, *, once: bool) -> Iterator[str]:
     """Images that are not known, the oldest first, each when it is no longer being written."""
     from PIL import Image
+    from tqdm.auto import tqdm
 
     formats = Image.registered_extensions().items()
     endings = {ending for ending, name in formats if name in Image.OPEN}
@@ -125,9 +232,11 @@ def _arriving(folder: Path, known: set[str], every: float, *, once: bool) -> Ite
             if name in known or path.suffix.lower() not in endings or path.is_dir():
                 continue
             with suppress(FileNotFoundError):  # moved away in between
-                found = path.stat()
-                there[name] = (found.st_mtime_ns, found.st_size)
-        for name in sorted(there, key=lambda name: (there[name], name)):
+                status = path.stat()
+                there[name] = (status.st_mtime_ns, status.st_size)
+        found = sorted(there, key=lambda name: (there[name], name))
+        # a bar where there is an end
+        for name in tqdm(found, "Images", leave=False, disable=None if once else True):
             if once or sizes.get(name) == there[name]:
                 known.add(name)
                 yield name
@@ -151,14 +260,21 @@ def _row(inspector: "Inspector", monitor: Monitor, path: str) -> list[object]:
 
 
 def _tell(monitor: Monitor, model: Path, table: Path, state: Path) -> None:
-    """Say what has happened and what to do."""
+    """Say what has happened to the stream of the latest image, and what to do."""
+    name, stream = monitor.reading.stream, monitor.streams[monitor.reading.stream]
+    of = f" of the stream '{name}'" if monitor.by is not None else ""
+    checkpoint = shlex.quote(str(model)) if model.suffix == ".ckpt" else "CKPT"
+    watched, page = (shlex.quote(str(path)) for path in (table, table.with_suffix(".html")))
+    if state != table.with_suffix(".json"):
+        watched += f" --monitor {shlex.quote(str(state))}"
     print(
-        f"Conditions have changed: scores are {monitor.reading.direction} than those of the"
-        f" calibration images (after {monitor.images} images; evidence {monitor.evidence:.4g},"
-        f" alarm at {2.0 / monitor.false_alarm_probability:g}). Look at the latest images of"
-        f" {table}. If they are good:\n"
-        f"  anomalib-sgfr adapt {model} GOOD_IMAGES    # light or camera has changed\n"
-        f"  anomalib-sgfr accept {model} GOOD_IMAGES   # some parts look otherwise\n"
+        f"Conditions{of} have changed: scores are {stream.direction} than those of the calibration"
+        f" images (after {stream.images} images; evidence {stream.evidence:.4g}, alarm at"
+        f" {stream.limit:g}). See what has changed, and the latest images of {table}:\n"
+        f"  anomalib-sgfr report {checkpoint} --watched {watched} --out {page}\n"
+        f"If they are good:\n"
+        f"  anomalib-sgfr adapt {checkpoint} GOOD_IMAGES    # light or camera has changed\n"
+        f"  anomalib-sgfr accept {checkpoint} GOOD_IMAGES   # some parts look otherwise\n"
         f"and then, for a new monitor of the new checkpoint, remove {state} and {table}.",
         file=sys.stderr,
         flush=True,

@@ -33,6 +33,7 @@ from anomalib_sgfr.report.model_facts import facts_of, known_images
 from anomalib_sgfr.report.page import render, write_page
 from anomalib_sgfr.report.score_table import ScoreRow, each_once, normalised_threshold, score_rows
 from anomalib_sgfr.report.statistics import RegionOverlap
+from anomalib_sgfr.report.watched import StreamTable, describe_streams
 from anomalib_sgfr.run_folder import AfterPostProcessor
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -61,6 +62,7 @@ class Report(AfterPostProcessor):
         images (list[ImageRow]): Images that this process has seen in the run.
         checkpoint (str): Path of the model's checkpoint; found by the trainer if empty.
         kinds (Mapping[str, str]): Kind of defect by path, where it is not the name of the folder.
+        watched (Sequence[StreamTable]): Watched streams to describe.
         unreadable (Mapping[Any, str]): Reason by path of each image that could not be read. Read at
             the end of the run.
         contents (ReportContents | None): Contents of the latest report.
@@ -94,6 +96,7 @@ class Report(AfterPostProcessor):
         self.images: list[ImageRow] = []
         self.checkpoint = ""
         self.kinds: Mapping[str, str] = {}
+        self.watched: Sequence[StreamTable] = ()
         self.unreadable: Mapping[Any, str] = {}
         self.contents: ReportContents | None = None
         self.written: Path | None = None
@@ -218,6 +221,7 @@ class Report(AfterPostProcessor):
             known_by_name=known_by_name,
             unreadable=[(str(path), reason) for path, reason in self.unreadable.items()],
             notes=notes,
+            streams=describe_streams(module, self.watched, shown=bar_is_on(trainer)),
         )
 
 

@@ -14,12 +14,16 @@ from anomalib_sgfr.report.statistics import Counts, Curve, auroc, interval
 
 __all__ = [
     "AtomCrop",
+    "ChangeExample",
+    "ChangeMaps",
     "ExplanationRow",
     "GroupRow",
     "ImageExplanation",
     "ImageMedia",
     "ImageRow",
+    "LayerChange",
     "ReportContents",
+    "WatchedStream",
     "as_json",
     "counts_of",
     "most_important",
@@ -122,6 +126,100 @@ class ImageExplanation(NamedTuple):
     why_not: str = ""
 
 
+class LayerChange(NamedTuple):
+    """Residuals of a scale before and after a change of conditions.
+
+    Attributes:
+        layers (str): Layers of its features.
+        stride (int): Pixels from one patch to the next.
+        contributes_to (str): Anomaly map, image score or both.
+        before (float): Mean residual of images before the change.
+        after (float): Mean residual of images after it.
+        deviations (float): The difference, in standard deviations of the images before.
+    """
+
+    layers: str
+    stride: int
+    contributes_to: str
+    before: float
+    after: float
+    deviations: float
+
+
+class ChangeMaps(NamedTuple):
+    """Place of a change of conditions.
+
+    Attributes:
+        before (bytes): Mean image before the change, WebP.
+        after (bytes): Mean image after it, WebP.
+        change (bytes): Change of the mean raw anomaly map, red where it rose, WebP.
+        most (float): Largest change in size, at the ends of the colour scale.
+        mean (float): Mean change.
+        peak (tuple[float, float]): Place of the largest, as shares of width and height.
+    """
+
+    before: bytes
+    after: bytes
+    change: bytes
+    most: float
+    mean: float
+    peak: tuple[float, float]
+
+
+class ChangeExample(NamedTuple):
+    """Image that shows a change of conditions.
+
+    Attributes:
+        kind (str): What it is an example of.
+        path (str): The file.
+        number (int): Number in the stream, from 1.
+        score (float): Score, as predictions hold it.
+        image (bytes): Pre-processed image, WebP.
+        anomaly_map (bytes): Anomaly map in colours, WebP.
+    """
+
+    kind: str
+    path: str
+    number: int
+    score: float
+    image: bytes
+    anomaly_map: bytes
+
+
+class WatchedStream(NamedTuple):
+    """Stream that a monitor has watched, and what has changed in it.
+
+    Attributes:
+        name (str): Camera, product ...; empty where all images are one stream.
+        images (int): Number of images.
+        evidence (list[float]): Evidence against unchanged conditions after each image.
+        limit (float): Evidence at which the alarm is raised.
+        changed_at (int | None): Number of images at the alarm; ``None`` without one.
+        start (int | None): Number of images before the change, as estimated.
+        direction (str | None): Which way scores moved: ``"higher"`` or ``"lower"``.
+        basis (str): Images that layers and maps compare, in words.
+        layers (list[LayerChange]): Scales, the finest first.
+        maps (ChangeMaps | None): Place of the change.
+        examples (list[ChangeExample]): Example images.
+        new_images (list[str]): Images of after the change that may be good, for a command.
+        notes (list[str]): What is missing and why.
+    """
+
+    name: str
+    images: int
+    evidence: list[float]
+    limit: float
+    changed_at: int | None = None
+    start: int | None = None
+    direction: str | None = None
+    basis: str = ""
+    layers: list[LayerChange] = []  # noqa: RUF012  # never changed
+    maps: ChangeMaps | None = None
+    examples: list[ChangeExample] = []  # noqa: RUF012  # never changed
+    new_images: list[str] = []  # noqa: RUF012  # never changed
+    notes: list[str] = []  # noqa: RUF012  # never changed
+
+
 class ReportContents(NamedTuple):
     """Contents of a report.
 
@@ -141,6 +239,7 @@ class ReportContents(NamedTuple):
         known_by_name (int): Images that the checkpoint knows by their names alone.
         unreadable (list[tuple[str, str]]): File and reason of each image that cannot be read.
         notes (list[str]): Further notes.
+        streams (list[WatchedStream]): Watched streams, those that have changed first.
     """
 
     images: list[ImageRow]
@@ -158,6 +257,7 @@ class ReportContents(NamedTuple):
     known_by_name: int = 0
     unreadable: list[tuple[str, str]] = []  # noqa: RUF012  # never changed
     notes: list[str] = []  # noqa: RUF012  # never changed
+    streams: list[WatchedStream] = []  # noqa: RUF012  # never changed
 
 
 class GroupRow(NamedTuple):
@@ -286,7 +386,8 @@ def as_json(contents: ReportContents) -> dict[str, Any]:
     Returns:
         dict[str, Any]: ``new`` counts the images that neither chose the threshold nor were trained
         on, ``all`` all images; rates come with intervals of 95%. ``images`` has the columns of the
-        table of scores, ``kind``, ``group``, ``trained_on`` and ``chose_threshold``.
+        table of scores, ``kind``, ``group``, ``trained_on`` and ``chose_threshold``. ``streams``,
+        of a watch, has the evidence and the change of each scale's mean residual.
     """
     images, threshold, group = contents.images, contents.threshold, contents.group
     new = [image for image in images if image.is_new]
@@ -318,6 +419,20 @@ def as_json(contents: ReportContents) -> dict[str, Any]:
             for image in images
         ],
     }
+    if contents.streams:
+        found["streams"] = [
+            {
+                "stream": stream.name,
+                "images": stream.images,
+                "evidence": stream.evidence[-1] if stream.evidence else 1.0,
+                "limit": stream.limit,
+                "changed_at": stream.changed_at,
+                "unchanged_before": stream.start,
+                "direction": stream.direction,
+                "layers": [layer._asdict() for layer in stream.layers],
+            }
+            for stream in contents.streams
+        ]
     for by, table in tables_of(contents, threshold).items() if threshold is not None else ():
         found[f"by_{by}"] = {
             row.name: {**_rates(row.counts), "left_out": row.left_out, "auroc": row.auroc}

@@ -13,14 +13,18 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalib_sgfr.report.statistics import subsampled
+
 __all__ = [
     "BUDGET",
     "Bars",
+    "EvidenceChart",
     "ScoreAxis",
     "aspect_ratio",
     "bar_path",
     "curve_path",
     "data_uri",
+    "evidence_chart",
     "histogram",
     "map_uri",
     "outline",
@@ -73,6 +77,20 @@ class Bars(NamedTuple):
     path: str
 
 
+class EvidenceChart(NamedTuple):
+    """Chart of the evidence of a stream.
+
+    Attributes:
+        path (str): SVG path.
+        limit (float): Height of the limit, as a share of the chart's.
+        powers (list[tuple[float, str]]): Height and label of some powers of ten.
+    """
+
+    path: str
+    limit: float
+    powers: list[tuple[float, str]]
+
+
 def ticks(low: float, high: float, number: int = 8) -> list[tuple[float, str]]:
     """Positions, from 0 to 1, and labels of about ``number`` ticks at round numbers."""
     if not (math.isfinite(low) and math.isfinite(high) and high > low):
@@ -107,6 +125,28 @@ def curve_path(x: Sequence[float], y: Sequence[float], right: float = 1.0) -> st
         f"{_WIDTH * a / right:.1f} {_HEIGHT * (1 - b):.2f}" for a, b in zip(x, y, strict=True)
     ]
     return "M" + "L".join(points) if points else ""
+
+
+def evidence_chart(evidence: Sequence[float], limit: float) -> EvidenceChart:
+    """Chart of evidence on a logarithmic axis, which ends a hundred times above the limit.
+
+    Args:
+        evidence (Sequence[float]): Evidence after each image.
+        limit (float): Evidence at which the alarm is raised.
+
+    Returns:
+        EvidenceChart: The chart.
+    """
+    values = np.log10(np.clip(np.asarray([1.0, *evidence]), 1e-300, None))
+    low, high = min(float(values.min()), -1.0), math.log10(limit) + 2.0
+    heights = ((values - low) / (high - low)).clip(0.0, 1.0)
+    curve = subsampled(np.arange(len(values), dtype=float), heights, 0.0)
+    powers = range(math.ceil(low), math.floor(high) + 1, max(1, round((high - low) / 6)))
+    return EvidenceChart(
+        path=curve_path(curve.x, curve.y, max(len(evidence), 1)),
+        limit=(math.log10(limit) - low) / (high - low),
+        powers=[((power - low) / (high - low), f"{10.0**power:g}") for power in powers],
+    )
 
 
 def webp(pixels: NDArray[np.float32], side: int, most_bytes: int | None = None) -> bytes:

@@ -28,6 +28,7 @@ from anomalib_sgfr.report.media import (
     bar_path,
     curve_path,
     data_uri,
+    evidence_chart,
     histogram,
     map_uri,
     ticks,
@@ -37,12 +38,15 @@ from anomalib_sgfr.report.statistics import Counts, roc
 from anomalib_sgfr.report.wording import (
     Share,
     caveats,
+    change_commands,
     duration_text,
     images_shown,
+    layer_summary,
     memory_text,
     printable,
     product_name,
     relative_names,
+    stream_summary,
     summary,
     summary_of_all,
 )
@@ -76,7 +80,15 @@ def render(contents: ReportContents) -> str:
     environment.filters.update(
         bar_path=bar_path, data_uri=data_uri, file_name=_file_name, printable=printable
     )
-    environment.globals.update(curve_path=curve_path, share_of=Share.of, ticks=ticks)
+    environment.globals.update(
+        change_commands=change_commands,
+        curve_path=curve_path,
+        evidence_chart=evidence_chart,
+        layer_summary=layer_summary,
+        share_of=Share.of,
+        stream_summary=stream_summary,
+        ticks=ticks,
+    )
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     page = environment.get_template("page.html.j2").render(
         contents=contents,

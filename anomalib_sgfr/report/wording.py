@@ -1,23 +1,27 @@
 """Sentences and texts of a report."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
-from anomalib_sgfr.report.contents import ReportContents
+from anomalib_sgfr.report.contents import ReportContents, WatchedStream
 from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.statistics import Counts, interval
 
 __all__ = [
     "Share",
     "caveats",
+    "change_commands",
     "duration_text",
     "images_shown",
+    "layer_summary",
     "memory_text",
     "printable",
     "product_name",
     "relative_names",
+    "stream_summary",
     "summary",
     "summary_of_all",
 ]
@@ -51,6 +55,74 @@ def summary(counts: Counts, threshold: float | None, left_out: int = 0, unreadab
         "All images tested chose the threshold or were trained on, so the results on new images"
         " are unknown."
     )
+
+
+def stream_summary(stream: WatchedStream) -> str:
+    """What a monitor has found of a stream.
+
+    Args:
+        stream (WatchedStream): The stream.
+
+    Returns:
+        str: Two sentences at most.
+    """
+    if stream.changed_at is None:
+        latest = stream.evidence[-1] if stream.evidence else 1.0
+        return (
+            f"Conditions have not changed in {stream.images} images, as far as scores show it: the"
+            f" evidence is {latest:.3g}, the alarm comes at {stream.limit:.4g}."
+        )
+    return (
+        f"Conditions have changed: scores are {stream.direction} than those of the calibration"
+        f" images. The alarm came after {stream.changed_at} of {stream.images} images; the change"
+        f" began about image {(stream.start or 0) + 1}."
+    )
+
+
+def layer_summary(stream: WatchedStream) -> str:
+    """Which scale has changed most, and where; empty if that is not known."""
+    if not stream.layers:
+        return ""
+    most = max(stream.layers, key=lambda layer: abs(layer.deviations))
+    percent = 100.0 * (most.after / most.before - 1.0) if most.before else 0.0
+    said = (
+        f"The residuals of {most.layers} (stride {most.stride}) have changed most: by"
+        f" {percent:+.0f}%, {abs(most.deviations):.1f} standard deviations of the images before."
+    )
+    if stream.maps is not None:
+        across, down = (min(2, int(3 * share)) for share in stream.maps.peak)
+        rows, columns = ("top", "middle", "bottom"), ("left", "centre", "right")
+        said += f" The anomaly map has changed most at the {rows[down]} {columns[across]}."
+    return said
+
+
+def change_commands(stream: WatchedStream, checkpoint: str) -> list[tuple[str, str]]:
+    """What to do about a change: when, and the command.
+
+    Args:
+        stream (WatchedStream): A stream that has changed.
+        checkpoint (str): Path of the checkpoint; empty if unknown.
+
+    Returns:
+        list[tuple[str, str]]: Explanation and command of each way, for printing.
+    """
+    path = PurePath(checkpoint or "CKPT")
+    ckpt, adapted = (
+        printable(shlex.quote(str(file))) for file in (path, path.with_stem(f"{path.stem}_adapted"))
+    )
+    paths = [file for file in stream.new_images if printable(file) == file]
+    images = shlex.join(paths) if paths else "GOOD_IMAGES"
+    lasting = "Light, camera, focus or position has changed, and will stay so: adapt the model."
+    level = "Only the level of the scores has moved: calibrate the threshold on good images of now."
+    many = "The threshold stays. If there are a hundred further good images of now, calibrate it."
+    again = "Then watch with the new checkpoint, with a new table and monitor."
+    return [
+        (lasting, f"anomalib-sgfr adapt {ckpt} {images}"),
+        (many, f"anomalib-sgfr threshold {adapted} --held_out GOOD_FOLDER"),
+        ("Some parts are new, but good: accept them.", f"anomalib-sgfr accept {ckpt} {images}"),
+        (level, f"anomalib-sgfr threshold {ckpt} --held_out GOOD_FOLDER"),
+        (again, "anomalib-sgfr watch NEW_CKPT FOLDER --out new.csv"),
+    ]
 
 
 def summary_of_all(counts: Counts, left_out: int) -> str:

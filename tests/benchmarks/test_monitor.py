@@ -21,7 +21,13 @@ def test_measures_a_folder_of_ones_own(
     for number in range(44):
         write_image(root / "good_test" / f"{number:02}.png", 100 + number)
     (root / "bad").symlink_to(parts / "bad")
-    for name, value in (("_TESTED", 4), ("_ORDERS", 5), ("_STREAMS", 3), ("_AFTER", 120)):
+    for name, value in (
+        ("_NEW", 3),
+        ("_TESTED", 4),
+        ("_ORDERS", 5),
+        ("_STREAMS", 3),
+        ("_AFTER", 120),
+    ):
         monkeypatch.setattr(monitor, name, value)
     monkeypatch.setattr(monitor, "_CONDITIONS", {"blur": monitor._blur})
     out = tmp_path / "out"
@@ -33,11 +39,31 @@ def test_measures_a_folder_of_ones_own(
         ("held out", "none", ""),
         ("training", "blur", "step"),
         ("training", "blur", "ramp"),
+        ("training", "none", "labels"),
+        ("training", "blur", "labels"),
     }
+    labels = [row for row in rows if row["way"] == "labels"]
+    assert [row["rule"] for row in labels] == list(monitor._LABELS)
+    assert all(0.0 <= row[name] <= 1.0 for row in labels for name in ("false_alarms", "missed"))
     for row in rows:
         if row["rule"] == "monitor" and row["calibration"] == "held out":
             assert row["found"] == 0.0
-    assert "| folder | blur | step |" in (out / "README.md").read_text(encoding="utf-8")
+    page = (out / "README.md").read_text(encoding="utf-8")
+    assert "| folder | blur | step |" in page
+    (line,) = (
+        line
+        for line in page.splitlines()
+        if line.startswith("| folder | blur | ") and "ramp" not in line and "step" not in line
+    )
+    first = labels[0]
+    cell = f"{100 * first['false_alarms']:.0f} / {100 * first['missed']:.0f}"
+    assert line.split(" | ")[2] == cell
+
+
+def test_labels_are_counted_at_the_threshold() -> None:
+    good, bad = np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.0, 5.0])
+    row = monitor._label_row("changed", good, bad, 3.0)
+    assert (row["false_alarms"], row["missed"]) == (0.25, 0.5)
 
 
 def test_both_rules_find_a_step_and_neither_an_even_stream() -> None:

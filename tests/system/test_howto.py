@@ -39,7 +39,7 @@ LEAVES = {
     "Learn from false alarms": "*.ckpt",
     "Learn from missed defects": "untaught.ckpt",
     "Domain shift": "adapted_threshold.ckpt",
-    "Notice changed conditions": "line.csv",
+    "Notice changed conditions": "line.html",
     "Explain": "figures/**/*.png",
     "Report": "report.html",
     "OpenVINO and ONNX Runtime": "heatmaps/**/*.png",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from anomalib_sgfr.report.page import render, write_page
-from tests.example_report import HOSTILE, contents, drawn_scores, explanation
+from tests.example_report import HOSTILE, contents, drawn_scores, explanation, stream
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -359,6 +359,30 @@ def test_words_stand_out_from_the_paper(scheme: str, browser: Any, tmp_path: Pat
         for word in ("ink", "soft", "accent"):
             low, high = sorted((light(ground), light(word)))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, ground, word)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_to_do_about_a_change_is_copied(browser: Any, tmp_path: Path, width: int) -> None:
+    page = render(contents(*drawn_scores(20), streams=[stream("cam2"), stream("cam1")]))
+    opened(browser, page, tmp_path, width)
+    assert browser.execute_script("return document.body.scrollWidth") <= width
+    assert "alarm at 200" in text(browser, "#conditions .evidence")
+    line = browser.find_element("css selector", ".evidence .line")
+    assert line.rect["height"] > 100  # the evidence rises through the chart
+    chosen = browser.find_elements("css selector", "#conditions .command")[1]
+    button = chosen.find_element("css selector", "button")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
+    for _ in range(20):
+        if button.text != "Copy":
+            break
+        time.sleep(0.05)
+    assert button.text in {"Copied", "Press Ctrl+C"}
+    selected = browser.execute_script("return getSelection().toString()")
+    command = chosen.find_element("css selector", "code").text
+    assert command.startswith("anomalib-sgfr threshold")
+    assert selected in {"", command}
+    assert text(browser, "#copy") == "Copy"
 
 
 def test_it_prints(browser: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_sgfr.monitor import Monitor
-from anomalib_sgfr.post_processing.calibration import group_of
+from anomalib_sgfr.post_processing.calibration import group_label, group_of
 
 RNG = np.random.default_rng
 
@@ -53,11 +54,12 @@ def test_no_bet_gains_on_the_mean(number: int, rate: float, share: float, seed: 
         if abs(quantiles.mean() - 0.5) > margin:
             continue
         monitor = Monitor(quantiles.tolist(), false_alarm_probability=rate, defect_share=share)
+        bets = monitor.streams[""]
         grid = (np.arange(4000) + 0.5) / 4000  # good images, by their quantiles
         below = np.searchsorted(np.sort(quantiles), grid) / number
-        returns = np.array([monitor._returns(1.0 - place) for place in np.unique(below)])
+        returns = np.array([bets.returns(1.0 - place) for place in np.unique(below)])
         weights = np.unique(below, return_counts=True)[1] / 4000
-        good, defective = weights @ returns, np.array(monitor._returns(0.0))
+        good, defective = weights @ returns, np.array(bets.returns(0.0))
         for defects in (0.0, share):
             mean = (1.0 - defects) * good + defects * defective
             assert (mean <= 1.0 + 1e-3).all()
@@ -83,6 +85,7 @@ def test_a_sudden_change_is_found_soon(shift: float, direction: str, before: int
 @pytest.mark.parametrize("number", [6, 30, 300])
 def test_the_fastest_alarm_is_as_said(number: int) -> None:
     monitor = Monitor([float(score) for score in range(number)])
+    assert monitor.fastest is not None
     found = alarm(monitor, [1e6] * (monitor.fastest + 1))
     assert found is not None
     assert monitor.fastest - 3 <= found <= monitor.fastest + 1
@@ -142,6 +145,128 @@ def test_parts_are_the_groups_of_the_calibration(group: str, path: str) -> None:
     assert (path if part is None else part) == group_of(path, group)
 
 
+def test_each_stream_has_its_own_evidence_and_share_of_the_probability() -> None:
+    rng = RNG(7)
+    calibration = rng.normal(size=200).tolist()
+    monitor = Monitor(calibration, by=r"cam(\d)", false_alarm_probability=0.02)
+    alone = {
+        camera: Monitor(calibration, false_alarm_probability=0.02 / (k * (k + 1)))
+        for k, camera in enumerate("312", 1)
+    }
+    for camera in [*"312", *rng.choice(list("123"), 600).tolist()]:
+        score = float(rng.normal(2.0 if camera == "1" else 0.0))
+        reading = monitor.update(score, f"line\\cam{camera}\\x.png")
+        assert reading == alone[camera].update(score)._replace(stream=camera)
+    assert [name for name, its in monitor.streams.items() if its.changed_at is not None] == ["1"]
+    assert list(monitor.streams) == ["3", "1", "2"]
+    assert monitor.images == 603
+    assert monitor.changed_at is not None
+    assert monitor.changed_at > (monitor.streams["1"].changed_at or 0)
+    # the shares of any number of streams are at most the whole
+    shares = [2.0 / monitor._stream(f"more {number}").limit for number in range(500)]
+    assert sum(shares) + sum(2.0 / its.limit for its in list(monitor.streams.values())[:3]) <= 0.02
+
+
+def test_many_ordinary_streams_raise_no_alarm() -> None:
+    rng, alarms = RNG(8), 0
+    for _ in range(40):
+        monitor = Monitor(rng.normal(size=60).tolist(), by="(.*)")
+        for number, score in enumerate(rng.normal(size=3000)):
+            monitor.update(score, str(number % 6))
+        alarms += monitor.changed_at is not None
+    assert alarms <= 2  # of 40, at a probability of 1%
+
+
+def test_a_stream_is_compared_with_its_own_calibration_images_where_they_suffice() -> None:
+    rng = RNG(9)
+    offsets = {"a": 0.0, "b": 5.0, "few": 9.0}
+    names = ["a"] * 100 + ["b"] * 100 + ["few"] * 3
+    scores = [offsets[name] + float(rng.normal()) for name in names]
+    paths = [f"fit/{name}/{number // 2}.png" for number, name in enumerate(names)]
+    monitor = Monitor(scores, by="(a|b|few|new)/", group=r"(\w+/\d+)", paths=paths)
+    assert monitor.parts == 102  # two photographs of each
+    for _ in range(300):
+        for name in ("a", "b"):
+            monitor.update(offsets[name] + float(rng.normal()), f"in/{name}/x.png")
+    assert monitor.changed_at is None
+    assert [its.parts for its in monitor.streams.values()] == [50, 50]
+    assert monitor.streams["b"].calibration == tuple(sorted(scores[100:200]))
+    for name in ("few", "new"):
+        monitor.update(0.0, f"in/{name}/x.png")
+        assert monitor.streams[name].calibration == monitor.calibration
+        assert monitor.streams[name].parts == 102
+    # of one stream, each camera would seem to have changed
+    mixed = Monitor(scores)
+    assert alarm(mixed, [5.0 + float(rng.normal()) for _ in range(300)]) is not None
+
+
+def test_a_stream_that_comes_too_late_for_an_alarm_says_so() -> None:
+    monitor = Monitor([float(number) for number in range(8)], by="(.*)")
+    found = []
+    for name in range(30):
+        monitor.update(100.0, str(name))
+        found.append(monitor.fastest)
+    assert found[0] is not None
+    assert found[-1] is None
+    assert alarm(monitor, [100.0] * 2000) is None  # all of them in the stream ""
+    monitor.update(100.0, "0")
+    assert not monitor.reading.changed
+
+
+@pytest.mark.parametrize("by", [r"cam\d", r"(cam)(\d)?", r"(x)?(\d)", r"()part"])
+@pytest.mark.parametrize("path", ["in/cam1/2.png", "in\\cam1.png", "part.png"])
+def test_streams_are_named_as_reports_name_groups(by: str, path: str) -> None:
+    monitor = Monitor([float(number) for number in range(30)], by=by)
+    assert monitor.update(1.0, path).stream == group_label(path, by)
+
+
+def test_the_state_of_streams_goes_on(tmp_path: Path) -> None:
+    rng = RNG(10)
+    paths = [f"{name}/{number}.png" for name in "ab" for number in range(40)]
+    arguments: dict[str, Any] = {"by": "^(.)/", "group": r"(\d+)\.", "paths": paths}
+    calibration = rng.normal(size=80).tolist()
+    whole, halves = Monitor(calibration, **arguments), Monitor(calibration, **arguments)
+    for number, score in enumerate(rng.normal(3.0, size=300).tolist()):
+        path = f"{'abc'[number % 3]}/{number // 6}.png"
+        assert whole.update(score, path) == halves.update(score, path)
+        halves.save(tmp_path / "line.json")
+        halves = Monitor.read(tmp_path / "line.json")
+        assert halves.reading[1:] == whole.reading[1:]
+    assert whole.changed_at is not None
+    whole.save(tmp_path / "whole.json")
+    assert (tmp_path / "whole.json").read_text() == (tmp_path / "line.json").read_text()
+
+
+def test_a_state_of_one_stream_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    rng = RNG(11)
+    scores = rng.normal(0.8, size=60).tolist()
+    monitor = Monitor(rng.normal(size=60).tolist(), group=r"(\d+)/", parts=50, threshold=2.0)
+    for number in range(31):
+        monitor.update(scores[number], f"{number // 2}/x.png")
+    stream = monitor.streams[""]
+    first_version = {
+        "version": 1,
+        "calibration": list(monitor.calibration),
+        "false_alarm_probability": 0.01,
+        "defect_share": 0.1,
+        "group": r"(\d+)/",
+        "parts": 50,
+        "threshold": 2.0,
+        "images": 31,
+        "changed_at": None,
+        "log_capital": stream.log_capital,
+        "shares": stream.shares,
+        "part": "15",
+        "factors": stream.factors,
+    }
+    (tmp_path / "line.json").write_text(json.dumps(first_version))
+    again = Monitor.read(tmp_path / "line.json")
+    for number in range(31, 60):
+        path = f"{number // 2}/x.png"
+        assert again.update(scores[number], path) == monitor.update(scores[number], path)
+    assert again.threshold == 2.0
+
+
 def test_ties_count_by_half() -> None:
     monitor = Monitor([1.0] * 10 + [2.0] * 10)
     assert [monitor.update(score).p_value for score in (0.0, 1.0, 1.5, 2.0, 3.0)] == [
@@ -176,6 +301,10 @@ def test_threads_lose_no_image() -> None:
         ({"parts": 31}, "parts must not exceed the 30 calibration scores, got 31"),
         ({"calibration": [math.nan] * 30}, "calibration must be finite scores"),
         ({"false_alarm_probability": 0.0}, "false_alarm_probability must lie between 0 and 1"),
+        ({"by": "cam("}, r"by 'cam\(' is not a regular expression"),
+        ({"group": "["}, r"group '\[' is not a regular expression"),
+        ({"paths": ["a"]}, "paths must name 30 calibration images, got 1"),
+        ({"calibration": [1.0] * 5, "by": "x"}, "few for an alarm with a probability of 0.005"),
         ({"defect_share": 0.5}, "defect_share must lie between 0 and 0.5, got 0.5"),
     ],
 )

@@ -143,15 +143,15 @@
   });
   field.addEventListener("change", () => { field.value = exact(threshold); });
   by("reset").addEventListener("click", () => { setThreshold(data.start); arrange(); });
-  by("copy").addEventListener("click", async () => {
-    const code = by("command");
+  for (const button of document.querySelectorAll("button.copy")) button.addEventListener("click", async () => {
+    const code = button.previousElementSibling;
     let done = false;
     try { await navigator.clipboard.writeText(code.textContent); done = true; } catch {
       getSelection().selectAllChildren(code);
       done = document.execCommand("copy");
     }
-    by("copy").textContent = done ? "Copied" : "Press Ctrl+C";
-    setTimeout(() => { by("copy").textContent = "Copy"; }, 1500);
+    button.textContent = done ? "Copied" : "Press Ctrl+C";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 
   // Maps, coloured on one scale

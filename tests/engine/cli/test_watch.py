@@ -2,6 +2,9 @@
 
 import csv
 import itertools
+import json
+import os
+import re
 import sys
 import threading
 import time
@@ -9,12 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from anomalib_sgfr import Monitor
+from anomalib_sgfr import Monitor, Sgfr
 from anomalib_sgfr.cli import watch
+from anomalib_sgfr.cli.report import main as report
 from anomalib_sgfr.cli.watch import CHANGED, main
+from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.memory_bank import residual_maps
 from tests.conftest import fit, folder_datamodule, small, write_image
+
+WHOLE = (
+    b"image,score,label,p_value,evidence,changed,error\r\n"
+    b'in/broken.png,,,,,,"cut, short"\r\nin/line/0.png,0.25,0,0.5,1,0,\r\n'
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +102,24 @@ def test_what_a_killed_process_did_not_keep_is_taken_from_the_table(
     assert again.evidence == expected.evidence
 
 
+def test_an_alarm_that_a_killed_process_did_not_tell_is_told_at_the_next_start(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise(folder, 90)
+    Monitor.of_checkpoint(checkpoint).save("watch.json")
+    before = Path("watch.json").read_bytes()
+    assert main([str(checkpoint), "in", "--once", "--stop"]) == CHANGED
+    rows = table()
+    Path("watch.json").write_bytes(before)
+    script = "import sys; open('ran', 'a').write(sys.argv[1])"
+    run = f'{sys.executable} -c "{script}"'
+    capsys.readouterr()
+    assert main([str(checkpoint), "in", "--once", "--run", run]) == CHANGED
+    assert capsys.readouterr().err.count("Conditions have changed") == 1
+    assert Path("ran").read_text() == rows[-1]["image"]
+    assert Monitor.read("watch.json").changed_at == len(rows)
+
+
 def test_changed_conditions_are_told_once_and_end_the_watch(
     checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +138,124 @@ def test_changed_conditions_are_told_once_and_end_the_watch(
     assert len(table()) == 93
     assert Path("ran").read_text() == rows[-1]["image"]
     assert "Conditions" not in capsys.readouterr().err
+
+
+def darkened(folder: Path, number: int) -> None:
+    """An image whose right quarter has lost its light."""
+    path = folder / f"{number:03}.png"
+    write_image(path, 400 + number)
+    with Image.open(path) as image:
+        pixels = np.asarray(image).copy()
+    pixels[:, 3 * pixels.shape[1] // 4 :] //= 3
+    Image.fromarray(pixels).save(path)
+
+
+def mean_residuals(checkpoint: Path, paths: list[str]) -> np.ndarray:
+    """Mean residual of each scale of images, of training images without their own atoms."""
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False).eval()
+    found = []
+    for path in paths:
+        image = read_prepared(path, model.pre_processor)[None]
+        own = [number for number, name in enumerate(model.model.images) if name == path]
+        with torch.no_grad():
+            banks = model.model.banks_without(own)
+            assert banks is not None
+            maps = residual_maps(banks, model.model.embed(image))
+        found.append([float(part.mean()) for part in maps])
+    return np.array(found)
+
+
+def test_the_report_says_what_has_changed_and_where(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(20):
+        write_image(folder / "a" / f"{number:03}.png", 300 + number)
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    (folder / "b").mkdir()
+    for number in range(60):
+        darkened(folder / "b", number)
+    (folder / "b" / "000.png").rename(folder / "b" / "no image.txt")
+    assert main([str(checkpoint), "in", "--once"]) == CHANGED
+    (folder / "b" / "059.png").unlink()
+    files = ["--out", "page.html", "--json", "figures.json"]
+    assert report([str(checkpoint), "--watched", "watch.csv", *files]) == 0
+    figures = json.loads(Path("figures.json").read_text(encoding="utf-8"))
+    (stream,) = figures["streams"]
+    assert (stream["stream"], stream["images"], stream["direction"]) == ("", 82, "higher")
+    assert stream["unchanged_before"] == 23
+    assert stream["changed_at"] == Monitor.read("watch.json").changed_at
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert re.search("The anomaly map has changed most at the (top|middle|bottom) right", page)
+    assert "1 of the" in page  # the last image is gone
+    assert "Mean image after" in page
+
+    rows = table()
+    after = [row["image"] for row in rows[23:]]
+    chosen = [after[round(place)] for place in np.linspace(0, len(after) - 1, 32)][:-1]
+    means = {
+        "before": mean_residuals(checkpoint, [row["image"] for row in rows[:23]]),
+        "after": mean_residuals(checkpoint, chosen),
+    }
+    for number, layer in enumerate(stream["layers"]):
+        early, late = (means[name][:, number] for name in ("before", "after"))
+        assert layer["before"] == pytest.approx(early.mean(), rel=1e-4)
+        assert layer["after"] == pytest.approx(late.mean(), rel=1e-4)
+        deviations = (late.mean() - early.mean()) / early.std()
+        assert layer["deviations"] == pytest.approx(deviations, rel=1e-3)
+        assert deviations > 1.0
+    capsys.readouterr()
+
+
+def test_a_stream_that_was_changed_from_the_start_is_compared_with_calibration_images(
+    checkpoint: Path, folder: Path
+) -> None:
+    (folder / "line").rename(folder.parent / "away")
+    for camera in ("cam1", "cam2"):
+        (folder / camera).mkdir()
+    for number in range(80):
+        darkened(folder / "cam2", number)
+    write_image(folder / "cam1" / "0.png", 70)
+    by = ["--by", r"cam\d", "--monitor", "state.json"]
+    assert main([str(checkpoint), "in", "--once", *by]) == CHANGED
+    watched = ["--watched", "watch.csv", "--monitor", "state.json"]
+    files = ["--out", "page.html", "--json", "figures.json"]
+    assert report([str(checkpoint), *watched, *files]) == 0
+    changed, steady = json.loads(Path("figures.json").read_text(encoding="utf-8"))["streams"]
+    good = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu").post_processor.state.scores
+    expected = mean_residuals(checkpoint, good.good.paths).mean(0)
+    assert [layer["before"] for layer in changed["layers"]] == pytest.approx(expected, rel=1e-4)
+    assert steady["layers"] == []
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert "32 images after the change and 28 calibration images, without their own atoms" in page
+    assert page.index("<bdi>cam2</bdi>") < page.index("<bdi>cam1</bdi>")
+    assert "Conditions have not changed in 1 images" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--watched", "watch.csv", "--monitor", "in/notes.txt"], "is not a file that a Monitor"),
+        (["--watched", "in/notes.txt"], "in/notes.json: no such file; name the state of the watch"),
+        (["--watched", "in/notes.txt", "--monitor", "watch.json"], "notes.txt is another table"),
+        (["--watched", "empty.csv", "--monitor", "watch.json"], "empty.csv: no image was scored"),
+        (["--watched", "watch.csv", "--monitor", "other.json"], "the watch was of a model with"),
+        (["--watched", "moved.csv", "--monitor", "watch.json"], "no image of it is there, as away"),
+        (["--watched", "watch.csv", "--group", "["], "--group '[' is not a regular expression"),
+    ],
+)
+def test_a_report_on_another_watch_is_refused(
+    arguments: list[str], message: str, checkpoint: Path, folder: Path
+) -> None:
+    del folder
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    Path("empty.csv").write_bytes(WHOLE.partition(b"\n")[0] + b"\n")
+    state = json.loads(Path("watch.json").read_text(encoding="utf-8"))
+    moved = Path("watch.csv").read_bytes().replace(b"in/", b"away/")
+    Path("moved.csv").write_bytes(moved)
+    Path("other.json").write_text(json.dumps({**state, "threshold": 77.0}), encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        report([str(checkpoint), *arguments, "--out", "page.html"])
+    assert not Path("page.html").exists()
 
 
 def test_an_image_is_taken_when_it_is_whole(
@@ -147,9 +295,104 @@ def test_a_real_camera(checkpoint: Path, folder: Path) -> None:
     camera.join()
 
 
+def test_an_alarm_names_the_stream_that_has_changed(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for camera in ("new line", "cam2"):
+        (folder / camera).mkdir()
+    noise(folder / "cam2", 90)
+    write_image(folder / "new line" / "0.png", 70)
+    by = ["--by", "in/([^/]+)/"]
+    assert main([str(checkpoint), "in", "--once", "--run", "touch", *by]) == CHANGED
+    told = capsys.readouterr().err
+    assert told.count("have changed") == 1
+    assert "Conditions of the stream 'cam2' have changed: scores are higher" in told
+    assert "Stream 'line', compared with all 28 calibration images: an alarm takes" in told
+    assert f"anomalib-sgfr report {checkpoint} --watched watch.csv --out watch.html" in told
+    monitor = Monitor.read("watch.json")
+    assert {name: its.images for name, its in monitor.streams.items()} == {
+        "line": 3,
+        "cam2": 90,
+        "new line": 1,
+    }
+    assert main([str(checkpoint), "in", "--once"]) == CHANGED  # by the state's expression
+    assert "have changed" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(checkpoint), "in", "--once", "--by", "other"])
+    assert "watch.json was made with --by 'in/([^/]+)/'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "complete"),
+    [
+        (b"image,sco", 0),
+        (b"", 0),
+        (WHOLE, 2),
+        (WHOLE + b"in/line/1.png,0.25", 2),
+        (WHOLE + b'"in/line/1', 2),
+        (WHOLE + b"in/line/1.p\0\0\0\0", 2),
+        (WHOLE + b"in/line/\xd0", 2),
+        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,", 2),
+        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,0,", 3),
+        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,0,\r", 3),
+    ],
+)
+def test_a_row_that_was_cut_off_is_removed_and_its_image_scored_again(
+    content: bytes,
+    complete: int,
+    checkpoint: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_image(folder / "a,b.png", 80)
+    Path("watch.csv").write_bytes(content)
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    rows = table()
+    assert len(rows) == 4 + (complete > 1)  # an image of these is gone
+    assert len({row["image"] for row in rows}) == len(rows)
+    assert all(row["changed"] in {"0", ""} and None not in row for row in rows)
+    assert Path("watch.csv").read_bytes().startswith(WHOLE if complete else b"image,score,")
+    assert Monitor.read("watch.json").images == len(rows) - (complete > 1)
+    is_cut = complete == 2 and content != WHOLE
+    assert capsys.readouterr().err.count("the last row of watch.csv was cut off") == is_cut
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    assert table() == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (b"in/a.png,0.3in/b.png,0.25,0,0.5,1,0,\r\n", r"line 4: 8 columns in place of 7"),
+        (b"in/a.png,0.25\r\nin/b.png,0.25,0,0.5,1,0,\r\n", "line 4: 2 columns in place of 7"),
+        (b'"in/a\r\nin/b.png,0.25,0,0.5,1,0,\r\n', "line 5: 1 columns in place of 7"),
+    ],
+)
+def test_a_damaged_row_is_named(rows: bytes, message: str, checkpoint: Path, folder: Path) -> None:
+    del folder
+    Path("watch.csv").write_bytes(WHOLE + rows)
+    with pytest.raises(ValueError, match=f"watch.csv, {message}. Correct or remove"):
+        main([str(checkpoint), "in", "--once"])
+    assert Path("watch.csv").read_bytes() == WHOLE + rows
+
+
+def test_a_file_name_that_is_not_text(checkpoint: Path, folder: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    try:
+        (folder / "line" / "0.png").rename(folder / name)
+    except OSError:  # a file system of text only
+        pytest.skip("no such names here")
+    for _ in range(2):
+        assert main([str(checkpoint), "in", "--once"]) == 0
+        rows, _ = watch.read_table(Path("watch.csv"))
+        assert sorted(row["image"] for row in rows) == sorted(
+            ["in/line/1.png", "in/line/2.png", f"in/{name}"]
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["model.xml", "in", "--by", "cam("], "argument --by: 'cam(' is not a regular expression"),
         (["model.xml", "in"], "watch.json: no such file, and model.xml has no calibration scores"),
         (["model.xml", "in/notes.txt"], "in/notes.txt is a file: name the folder"),
         (["model.xml", "in", "--every", "0"], "--every must be a positive number of seconds"),

@@ -12,7 +12,7 @@ from anomalib_sgfr.report.contents import (
 )
 from anomalib_sgfr.report.score_table import ScoreRow
 from anomalib_sgfr.report.statistics import Counts, interval
-from tests.example_report import contents, drawn_scores, media
+from tests.example_report import contents, drawn_scores, media, stream
 
 
 def image_rows(scores: list[float], truths: list[int | None]) -> list[ImageRow]:
@@ -89,3 +89,12 @@ def test_a_kind_is_told_from_all_good_images_and_a_group_from_its_own() -> None:
         ("a", 1.0, 1, 0),
         ("b", 1.0, 0, 2),
     ]
+
+
+def test_json_has_the_figures_of_watched_streams() -> None:
+    found = as_json(contents([0.4, 0.6], [0, 1], streams=[stream("cam2")]))
+    (its,) = json.loads(json.dumps(found))["streams"]
+    assert (its["stream"], its["changed_at"], its["unchanged_before"]) == ("cam2", 50, 20)
+    assert its["limit"] == 200.0
+    assert [layer["deviations"] for layer in its["layers"]] == [2.5, -9.25]
+    assert "streams" not in as_json(contents([0.4, 0.6], [0, 1]))

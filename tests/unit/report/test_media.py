@@ -12,6 +12,7 @@ from anomalib_sgfr.report.media import (
     aspect_ratio,
     bar_path,
     curve_path,
+    evidence_chart,
     histogram,
     map_uri,
     outline,
@@ -48,6 +49,19 @@ def test_a_histogram_counts_every_score() -> None:
 
 def test_a_curve_begins_at_the_bottom() -> None:
     assert curve_path([0, 0.15, 0.3], [0, 0.5, 1], 0.3) == "M0.0 100.00L500.0 50.00L1000.0 0.00"
+
+
+def test_evidence_is_drawn_on_a_logarithmic_axis_up_to_a_hundred_limits() -> None:
+    chart = evidence_chart([10.0, 1e3, 1e300], 100.0)
+    heights = [100.0 - float(y) for y in re.findall(r" ([\d.]+)", chart.path)]
+    assert heights == pytest.approx([20.0, 40.0, 80.0, 100.0], abs=0.01)  # from 0.1 to 1e4
+    assert chart.limit == pytest.approx(0.6)
+    assert dict(zip("abcdef", chart.powers, strict=True))["a"] == (pytest.approx(0.0), "0.1")
+    for height, label in chart.powers:
+        assert 10.0 ** (5.0 * height - 1.0) == pytest.approx(float(label))
+    low = evidence_chart([1e-5, 0.0], 100.0)
+    assert low.powers[0][0] >= 0.0
+    assert len(evidence_chart(np.linspace(1, 50, 100_000).tolist(), 100.0).path) < 10_000
 
 
 def test_maps_are_on_one_scale() -> None:

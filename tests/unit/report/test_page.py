@@ -16,7 +16,7 @@ from anomalib_sgfr.report.media import BUDGET, outline, small_map, webp
 from anomalib_sgfr.report.page import render, write_page
 from anomalib_sgfr.report.statistics import Counts
 from anomalib_sgfr.report.wording import printable, relative_names
-from tests.example_report import HOSTILE, contents, drawn_scores, explanation, facts
+from tests.example_report import HOSTILE, contents, drawn_scores, explanation, facts, stream
 
 
 class Elements(HTMLParser):
@@ -81,6 +81,33 @@ def test_names_do_nothing_but_stand_there() -> None:
     )
     assert data_of(page)["path"][3].endswith("Бракованная 良品 عيب.png")
     page.encode("utf-8")  # no lone surrogate is left
+
+
+def test_a_watched_stream_is_described() -> None:
+    streams = [stream("cam2"), stream("cam1", changed_at=None, start=None, layers=[], maps=None)]
+    page = render(contents([0.4, 0.6], [0, 1], streams=streams))
+    words = " ".join(Elements(page).words)
+    assert "scores are higher than those of the calibration images" in words
+    assert "The alarm came after 50 of 60 images; the change began about image 21." in words
+    assert "The residuals of layer2 (stride 16) have changed most: by -50%, 9.2 standard" in words
+    assert "The anomaly map has changed most at the top right." in words
+    adapted = "'/models/my model_adapted.ckpt'"
+    commands = [re.sub("&#39;", "'", code) for code in re.findall(r"<code>(.*?)</code>", page)]
+    assert "anomalib-sgfr adapt '/models/my model.ckpt' 'in/0 1.png' in/2.png" in commands
+    assert f"anomalib-sgfr threshold {adapted} --held_out GOOD_FOLDER" in commands
+    assert "Conditions have not changed in 60 images" in words
+    assert words.count("What to do next") == 1
+    assert 'href="#conditions"' in page
+    without = render(contents([0.4, 0.6], [0, 1]))
+    assert "conditions" not in without.partition("</style>")[2].lower()
+
+
+def test_names_of_streams_do_nothing_but_stand_there() -> None:
+    plain = Elements(render(contents([0.4], [1], streams=[stream("a")] * 7)))
+    streams = [stream(name, new_images=HOSTILE) for name in HOSTILE]
+    page = render(contents([0.4], [1], streams=streams, model=facts(checkpoint=HOSTILE[0])))
+    assert [tag for tag, _ in Elements(page).found] == [tag for tag, _ in plain.found]
+    page.encode("utf-8")
 
 
 def test_only_the_pages_own_script_may_run_and_nothing_is_fetched() -> None:
