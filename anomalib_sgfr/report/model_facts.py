@@ -88,6 +88,7 @@ class ModelFacts(NamedTuple):
         checkpoint (str): Path of the checkpoint; empty if unknown.
         sha256 (str): SHA-256 of the checkpoint; empty if unknown.
         versions (dict[str, str]): Versions of the packages that made the report.
+        rejected (list[str]): Date and path of each image of a rejected defect.
     """
 
     backbone: str
@@ -101,6 +102,7 @@ class ModelFacts(NamedTuple):
     checkpoint: str
     sha256: str
     versions: dict[str, str]
+    rejected: list[str] = []  # noqa: RUF012  # of a NamedTuple, never changed
 
 
 def facts_of(module: Any, checkpoint: str = "") -> ModelFacts:  # noqa: ANN401
@@ -127,6 +129,7 @@ def facts_of(module: Any, checkpoint: str = "") -> ModelFacts:  # noqa: ANN401
         checkpoint=checkpoint,
         sha256=sha256_of(checkpoint),
         versions=versions(),
+        rejected=model.rejected,
     )
 
 

@@ -235,9 +235,14 @@ def _count_lines(which: str, counts: Counts) -> list[tuple[str, str, Share]]:
 def _facts(model: ModelFacts) -> list[tuple[str, str]]:
     """Names and values of the facts of a model."""
     fit, missing = model.fit, "not recorded"
+    rejected = ", ".join(
+        f"{number}. {_file_name(image.partition(' ')[2])} ({image[:10]})"
+        for number, image in enumerate(model.rejected, 1)
+    )
     return [
         ("Backbone", printable(model.backbone)),
         ("Training images", str(fit.images) if fit else missing),
+        *([("Rejected defects", rejected)] if rejected else []),
         ("Duration of the fit", duration_text(fit.seconds) if fit else missing),
         ("Peak memory of the fit", memory_text(fit) if fit else missing),
         ("Fitted with", _joined(fit.versions) if fit else missing),

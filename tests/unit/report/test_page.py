@@ -52,6 +52,14 @@ def test_the_first_screen_says_what_numpy_counts() -> None:
     assert data["kinds"] == ["good", "scratch"]
 
 
+def test_rejected_defects_are_among_the_facts_of_the_model() -> None:
+    rejected = ["2026-11-28T10:00:00+00:00 /parts/bad/a b.png", f"2026-11-29T10:00:00 {HOSTILE[0]}"]
+    words = " ".join(Elements(render(contents([0.4], [1], model=facts(rejected=rejected)))).words)
+    assert "Rejected defects" in words
+    assert "1. a b.png (2026-11-28), 2. " in words
+    assert "Rejected" not in render(contents([0.4], [1]))
+
+
 def test_names_do_nothing_but_stand_there() -> None:
     plain = Elements(
         render(contents([0.4] * 7, [1] * 7, names=[f"{number}.png" for number in range(7)]))
