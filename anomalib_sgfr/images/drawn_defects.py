@@ -33,9 +33,9 @@ _SOURCES = 8  # places tried for a pasted piece
 _LINE = 20.0  # length of a line over its width
 _FARTHEST = 0.3  # of the size, that texture is pushed: farther, and it would fold
 _VISIBLE = 0.01  # root of the mean squared change of brightness that pushed texture must show
-_SHARPEST = 0.995  # quantile of the gradients that the sharpness is measured at
+_STRONG, _SHARPEST = 0.98, 0.9  # quantiles: of gradients, and among these of their loss by a blur
 _BLURS = (0.5, 3.0)  # least and largest optical blur
-_REBLUR = 1.0  # standard deviation of the blur that sharpness is measured by
+_MEASURED = 1.0  # standard deviation of the gradient, and of what blurs the image once more
 
 
 class DrawnDefect(NamedTuple):
@@ -214,13 +214,15 @@ def sharpness(image: _Image) -> float:
     """
     grey = image.astype(float) @ _GREY
     before, after = (
-        ndimage.gaussian_gradient_magnitude(grey, sigma) for sigma in (0.5, np.hypot(0.5, _REBLUR))
+        ndimage.gaussian_gradient_magnitude(grey, sigma)
+        for sigma in (_MEASURED, _MEASURED * 2**0.5)
     )
-    strong = (before >= np.quantile(before, _SHARPEST)) & (before > 0.0)
+    strong = (before >= np.quantile(before, _STRONG)) & (before > 0.0)
     if not strong.any():
         return _BLURS[0]
-    ratio = float(np.median(before[strong] / np.maximum(after[strong], 1e-12)))
-    squared = _REBLUR**2 / max(ratio**2 - 1.0, 1e-6) - 0.25  # less the blur that measures it
+    # some strong edges are out of focus
+    ratio = float(np.quantile(before[strong] / np.maximum(after[strong], 1e-12), _SHARPEST))
+    squared = _MEASURED**2 * (1.0 / max(ratio**2 - 1.0, 1e-6) - 1.0)
     return float(np.clip(np.sqrt(max(squared, 0.0)), *_BLURS))
 
 
@@ -323,9 +325,10 @@ def _draw_thread(canvas: _Canvas) -> _Field:
 
 def _draw_dent(canvas: _Canvas) -> _Field:
     along, across = canvas.turned(canvas.rng.uniform(0.0, 2.0 * np.pi))
-    spread = canvas.size / 5.0  # what lies farther than 2.5 of it is a tenth as strong
     across = across / canvas.rng.uniform(0.6, 1.0)
-    slope = along / spread * np.exp(0.5 - (along**2 + across**2) / (2.0 * spread**2))
+    # slope of the height (1 - r^2)^2, whose largest is 1
+    inside = (1.0 - (along**2 + across**2) / (canvas.size / 2.0) ** 2).clip(0.0)
+    slope = along / (canvas.size / 2.0) * inside * 1.5 * 3.0**0.5
     shown = canvas.blurred(slope)
     # light falls on the dent as on the rest: at most all of it is lost
     weight = np.abs(shown)
@@ -371,9 +374,8 @@ def _elsewhere(canvas: _Canvas) -> _Field:
 
 def _draw_distortion(canvas: _Canvas) -> _Field | None:
     """Push texture aside; ``None`` where there is none."""
-    spread = canvas.size / 5.0
-    squared = canvas.rows**2 + canvas.columns**2
-    bump = np.exp(-squared / (2.0 * spread**2)) * (squared <= (canvas.size / 2.0) ** 2)
+    squared = (canvas.rows**2 + canvas.columns**2) / (canvas.size / 2.0) ** 2
+    bump = (1.0 - squared).clip(0.0) ** 2
     distance = canvas.size * min(canvas.contrast, _FARTHEST) * bump
     angle = canvas.rng.uniform(0.0, 2.0 * np.pi)
     margin = int(np.ceil(distance.max(initial=0.0))) + 3  # what the interpolation reaches

@@ -21,6 +21,7 @@ _NOT_REAL = (
     " how many of your defects it will find. Test on real defects wherever you have some."
 )
 _BLINDEST = 12  # places in the table
+_OPACITY = 0.8  # of the cell where most is missed
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -198,6 +199,7 @@ def render_sensitivity(sensitivity: Sensitivity, facts: SensitivityFacts) -> str
         kinds=[_kind_row(sensitivity, kind, facts) for kind in _kinds(sensitivity)],
         size_text=lambda pixels: _size_text(pixels, facts.mm_per_pixel),
         cells=[_cell(place, sensitivity) for place in sensitivity.places],
+        map_range=[f"{100.0 * share:.0f}%" for share in _range(sensitivity)],
         blind=[_cell(place, sensitivity) for place in sensitivity.blind_places[:_BLINDEST]],
         style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704
     )
@@ -321,8 +323,15 @@ def _paths(curve: DetectionCurve) -> dict[str, str]:
     }
 
 
+def _range(sensitivity: Sensitivity) -> tuple[float, float]:
+    """Least and largest share of missed defects in a cell of the map that has enough of them."""
+    shares = [place.missed / place.drawn for place in sensitivity.places if place.drawn >= FEW]
+    return min(shares, default=0.0), max(shares, default=0.0)
+
+
 def _cell(place: Place, sensitivity: Sensitivity) -> dict[str, Any]:
     """Cell of the map in pixels of the images, with its share of missed defects."""
+    least, most = _range(sensitivity)
     height, width = sensitivity.image_size
     top, bottom = round(place.top * height), round(place.bottom * height)
     left, right = round(place.left * width), round(place.right * width)
@@ -335,7 +344,7 @@ def _cell(place: Place, sensitivity: Sensitivity) -> dict[str, Any]:
         "width": right - left,
         "height": bottom - top,
         "few": few,
-        "share": share,
+        "opacity": f"{_OPACITY * (share - least) / max(most - least, 1e-9):.3f}",
         "rows": f"{top} to {bottom - 1}",
         "columns": f"{left} to {right - 1}",
         "text": f"{place.missed} of {place.drawn} missed"
