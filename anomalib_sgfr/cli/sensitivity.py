@@ -64,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from anomalib_sgfr.report.sensitivity_page import render_sensitivity, sensitivity_as_json
 
     model = load(options.ckpt_path, visualizer=False, evaluator=False)
+    is_set = post_processor_of(model).is_set
     inspector = Inspector.load(options.ckpt_path)
-    if inspector.threshold is None or not post_processor_of(model).is_set:
+    if inspector.threshold is None or not is_set:
         msg = (
             f"'{options.ckpt_path}' has no threshold, so nothing is found or missed: set one by"
             " `anomalib-sgfr threshold`."

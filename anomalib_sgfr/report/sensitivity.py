@@ -71,14 +71,16 @@ class SmallestSize(NamedTuple):
     Attributes:
         size (float | None): Pixels; ``None`` if it is not reached. If the smallest size that was
             drawn is found, that.
-        low (float | None): Lower bound of the interval of 95%; ``None`` if it is not reached.
-        high (float | None): Upper bound; ``None`` if it is not reached.
+        low (float): Lower bound of the interval of 95%, a drawn size; 0 if the smallest that was
+            drawn may be found.
+        high (float | None): Upper bound, a drawn size; ``None`` if the largest that was drawn may
+            be missed.
         is_bound (bool): Whether the smallest size that was drawn is found, so that ``size`` is only
             an upper bound.
     """
 
     size: float | None
-    low: float | None
+    low: float
     high: float | None
     is_bound: bool
 
@@ -247,8 +249,9 @@ def smallest_size(
     """Smallest size that is found with a probability of 90%.
 
     The rates are made monotone, and the size is interpolated between two drawn ones by its
-    logarithm. Its interval has 95% of the sizes that the same gives of rates drawn from their
-    posterior distributions, by Jeffreys' prior.
+    logarithm. For its interval the same is done of rates drawn from their posterior distributions
+    by Jeffreys' prior: of these, 95% reach 90% between two drawn sizes that lie within it. Nothing
+    is assumed of the probability between drawn sizes but that it grows.
 
     Args:
         sizes (Sequence[float]): Sizes in pixels, ascending.
@@ -261,30 +264,29 @@ def smallest_size(
     """
     use = np.array(drawn) > 0
     if not use.any():
-        return SmallestSize(None, None, None, is_bound=False)
+        return SmallestSize(None, 0.0, None, is_bound=False)
     tested, hits, trials = (np.array(values, float)[use] for values in (sizes, found, drawn))
-    size = float(_reached(tested, monotone(hits / trials, trials)[None])[0])
+    rates = monotone(hits / trials, trials)
+    size, at = None, _reached(rates[None])[0]
+    if at == 0:
+        size = float(tested[0])
+    elif at < len(tested):
+        share = (TARGET - rates[at - 1]) / (rates[at] - rates[at - 1])
+        logs = np.log(tested[at - 1 : at + 1])
+        size = float(np.exp(logs[0] + share * (logs[1] - logs[0])))
     rng = np.random.default_rng(seed)
-    rates = rng.beta(hits + 0.5, trials - hits + 0.5, (_DRAWS, len(tested)))
-    # the sizes in order: infinity, where it is not reached, comes last
-    reached = np.sort(_reached(tested, monotone(rates, trials)))
-    low, high = (float(reached[round(level * (_DRAWS - 1))]) for level in _LEVELS)
-    bounds = [size, min(low, size), max(high, size)]
-    known = [value if np.isfinite(value) else None for value in bounds]
-    return SmallestSize(known[0], known[1], known[2], is_bound=size == float(tested[0]))
+    draws = rng.beta(hits + 0.5, trials - hits + 0.5, (_DRAWS, len(tested)))
+    reached = np.sort(_reached(monotone(draws, trials)))
+    first, last = (int(reached[round(level * (_DRAWS - 1))]) for level in _LEVELS)
+    low = 0.0 if min(first, at) == 0 else float(tested[min(first, at) - 1])
+    high = None if max(last, at) == len(tested) else float(tested[max(last, at)])
+    return SmallestSize(size, low, high, is_bound=at == 0)
 
 
-def _reached(sizes: NDArray[np.float64], rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Size at which each row of monotone rates reaches 90%; infinity where it does not."""
-    above = rates >= TARGET - 1e-12
-    first = above.argmax(1)
-    before = np.maximum(first - 1, 0)
-    rows = np.arange(len(rates))
-    low, high = rates[rows, before], rates[rows, first]
-    share = np.where(first > 0, (TARGET - low) / np.maximum(high - low, 1e-12), 1.0)
-    logs = np.log(sizes)
-    size = np.exp(logs[before] + share.clip(0.0, 1.0) * (logs[first] - logs[before]))
-    return np.where(above.any(1), np.where(first > 0, size, sizes[0]), np.inf)
+def _reached(rates: NDArray[np.float64]) -> NDArray[np.int64]:
+    """First of each row of monotone rates that is 90% or more; their number where none is."""
+    found: NDArray[np.int64] = (rates < TARGET - 1e-12).sum(1)
+    return found
 
 
 def default_sizes(image_size: Sequence[int]) -> list[float]:

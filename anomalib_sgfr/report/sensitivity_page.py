@@ -220,12 +220,10 @@ def _smallest_text(curve: DetectionCurve, mm_per_pixel: float | None) -> tuple[s
     found = curve.smallest
     if not any(curve.drawn):
         return "not drawn", "the images have no texture that it could be seen in"
-    low, high = (
-        "more than the largest" if bound is None else _size_text(bound, mm_per_pixel)
-        for bound in (found.low, found.high)
-    )
+    low = _size_text(found.low, mm_per_pixel) if found.low else "0"
     if found.size is None:
-        return "not reached", f"95%: {low}{'' if found.low is None else ' or more'}"
+        return "not reached", f"95%: more than {low}"
+    high = "more" if found.high is None else _size_text(found.high, mm_per_pixel)
     size = _size_text(found.size, mm_per_pixel)
     return f"{'≤ ' if found.is_bound else ''}{size}", f"95%: {low} to {high}"
 
