@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anomalib_sgfr.cli.arguments import (
     Parser,
@@ -17,22 +17,77 @@ from anomalib_sgfr.cli.arguments import (
     post_processor_of,
 )
 from anomalib_sgfr.cli.prediction import report_damaged
+from anomalib_sgfr.cli.suggestion import compare_settings, training_images
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from anomalib_sgfr.inspector import Inspector
     from anomalib_sgfr.lightning_model import Sgfr
+    from anomalib_sgfr.report.sensitivity import Sensitivity
+    from anomalib_sgfr.report.sensitivity_page import SensitivityFacts
 
 __all__ = ["main"]
 
 _PAGES, _FIGURES = (".html", ".htm"), ".json"
 _IMAGES = 300  # most good images to draw into, as calibration takes
+_FEWER = 3  # times fewer defects for each setting than for the page
 _KINDS = ("spot", "scratch", "thread", "dent", "piece", "distortion")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, inspect and report; returns 1 if an image could not be read."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.out.suffix not in {*_PAGES, _FIGURES}:
+        parser.error(f"--out must end in .html or .json, got {options.out}")
+    files = list(dict.fromkeys(file for path in options.good for file in images_in(path)))
+
+    from anomalib_sgfr.inspector import Inspector
+    from anomalib_sgfr.post_processing.calibration import select_evenly
+    from anomalib_sgfr.report.page import write_page
+    from anomalib_sgfr.report.sensitivity_page import render_sensitivity, sensitivity_as_json
+
+    model = load(options.ckpt_path, visualizer=False, evaluator=False)
+    is_set = post_processor_of(model).is_set
+    inspector = Inspector.load(options.ckpt_path)
+    if inspector.threshold is None or not is_set:
+        msg = (
+            f"'{options.ckpt_path}' has no threshold, so nothing is found or missed: set one by"
+            " `anomalib-sgfr threshold`."
+        )
+        raise ValueError(msg)
+    if options.suggest:
+        training_images(model)  # refused before anything is computed
+    chosen = [Path(path) for path in select_evenly([str(file) for file in files], _IMAGES)]
+    damaged: dict[Path, str] = {}
+    settings = []
+    try:
+        found = _measure(inspector, model, chosen, options, damaged)
+        if options.suggest:
+            readable = [path for path in chosen if path not in damaged]
+            fewer = argparse.Namespace(**vars(options))
+            fewer.number = max(1, options.number // _FEWER)
+            settings = compare_settings(
+                model, lambda own, of: _measure(own, of, readable, fewer, {}), readable[0]
+            )
+    except ValueError as error:
+        report_damaged(damaged)
+        raise ValueError(str(error).replace("good:", "--good:", 1)) from error
+    code = report_damaged(damaged)
+    facts = _facts(model, options, inspector.threshold, len(files), chosen)
+    facts = facts._replace(settings=settings)
+    figures = f"{json.dumps(sensitivity_as_json(found, facts), indent=2)}\n"
+    if options.out.suffix in _PAGES:
+        write_page(render_sensitivity(found, facts), options.out)
+        print(f"Page: {options.out}")
+    write_page(figures, options.out.with_suffix(_FIGURES))
+    print(f"Figures: {options.out.with_suffix(_FIGURES)}")
+    return code
+
+
+def _parser() -> Parser:
     parser = Parser(prog="anomalib-sgfr sensitivity", description=__doc__.partition(": ")[2])
     add = parser.add_argument
     parser.add_checkpoint()
@@ -52,53 +107,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = "defects to draw of each kind, contrast and size (default: 30)"
     add("--number", type=at_least(1), default=30, help=about)
     add("--seed", type=at_least(0), default=0, help="of places and shapes (default: 0)")
-    options = parser.parse_args(arguments)
-    if options.out.suffix not in {*_PAGES, _FIGURES}:
-        parser.error(f"--out must end in .html or .json, got {options.out}")
-    files = list(dict.fromkeys(file for path in options.good for file in images_in(path)))
+    about = "compare other settings (blur, layers, image size), fitted to the training images anew"
+    add("--suggest", action="store_true", help=about)
+    return parser
 
-    from anomalib_sgfr.inspector import Inspector
-    from anomalib_sgfr.post_processing.calibration import select_evenly
-    from anomalib_sgfr.report.page import write_page
+
+def _measure(
+    inspector: "Inspector",
+    model: "Sgfr",
+    paths: Sequence[Path],
+    options: argparse.Namespace,
+    damaged: dict[Path, str],
+) -> "Sensitivity":
+    """Draw defects as the options say, and count those that a model finds."""
     from anomalib_sgfr.report.sensitivity import measure_sensitivity
-    from anomalib_sgfr.report.sensitivity_page import render_sensitivity, sensitivity_as_json
 
-    model = load(options.ckpt_path, visualizer=False, evaluator=False)
-    is_set = post_processor_of(model).is_set
-    inspector = Inspector.load(options.ckpt_path)
-    if inspector.threshold is None or not is_set:
-        msg = (
-            f"'{options.ckpt_path}' has no threshold, so nothing is found or missed: set one by"
-            " `anomalib-sgfr threshold`."
-        )
-        raise ValueError(msg)
-    chosen = [Path(path) for path in select_evenly([str(file) for file in files], _IMAGES)]
-    damaged: dict[Path, str] = {}
-    try:
-        found = measure_sensitivity(
-            inspector,
-            chosen,
-            _region_of(model, options.roi),
-            bit_depth=inspector.bit_depth,
-            kinds=options.kinds,
-            contrasts=sorted(set(options.contrasts)),
-            sizes=sorted(set(options.sizes)) if options.sizes else None,
-            number=options.number,
-            seed=options.seed,
-            damaged=damaged,
-        )
-    except ValueError as error:
-        report_damaged(damaged)
-        raise ValueError(str(error).replace("good:", "--good:", 1)) from error
-    code = report_damaged(damaged)
-    facts = _facts(model, options, inspector.threshold, len(files), chosen)
-    figures = f"{json.dumps(sensitivity_as_json(found, facts), indent=2)}\n"
-    if options.out.suffix in _PAGES:
-        write_page(render_sensitivity(found, facts), options.out)
-        print(f"Page: {options.out}")
-    write_page(figures, options.out.with_suffix(_FIGURES))
-    print(f"Figures: {options.out.with_suffix(_FIGURES)}")
-    return code
+    return measure_sensitivity(
+        inspector,
+        paths,
+        _region_of(model, options.roi),
+        bit_depth=inspector.bit_depth,
+        kinds=list(dict.fromkeys(options.kinds)),
+        contrasts=sorted(set(options.contrasts)),
+        sizes=sorted(set(options.sizes)) if options.sizes else None,
+        number=options.number,
+        seed=options.seed,
+        damaged=damaged,
+    )
 
 
 def _positive(text: str) -> float:
@@ -166,7 +201,7 @@ def _facts(
     threshold: float,
     number: int,
     chosen: Sequence[Path],
-) -> Any:  # noqa: ANN401
+) -> "SensitivityFacts":
     """What the page and the figures tell beside the counts."""
     from anomalib_sgfr.post_processing.calibration import Split
     from anomalib_sgfr.report.fit_record import versions

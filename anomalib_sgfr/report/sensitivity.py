@@ -28,10 +28,12 @@ __all__ = [
     "Inspected",
     "Place",
     "Sensitivity",
+    "SettingResult",
     "SmallestSize",
     "default_sizes",
     "measure_sensitivity",
     "monotone",
+    "recommend",
     "smallest_size",
 ]
 
@@ -40,6 +42,8 @@ _DRAWS = 1000  # of the posterior of a curve
 _LEVELS = (0.025, 0.975)
 _SIZES, _SMALLEST, _LARGEST = 7, 1 / 100, 1 / 5  # of a side
 _MIN_SIZE = 2.0  # pixels
+_SAME_COST = 1.25  # ratio of times per image
+_SIGNIFICANT = 2.326  # quantile of the normal distribution at 99%
 _TRIES = 5  # places for a distortion
 _NEAR = 1 / 32  # of a side: how far from the defect the peak may lie
 _MAX_PIXELS = 2**22  # of the frames that are inspected at once
@@ -199,6 +203,33 @@ class Sensitivity(NamedTuple):
         return sorted(worse, key=lambda place: -place.missed / place.drawn)
 
 
+class SettingResult(NamedTuple):
+    """What a model of other settings finds of the same drawn defects.
+
+    Attributes:
+        name (str): The setting, in words.
+        arguments (dict[str, Any]): Arguments of the model that differ from the present ones.
+        seconds (float): Time of the inspection of an image.
+        drawn (int): Number of drawn defects.
+        found (int): How many of them were found.
+        images (int): Number of good images.
+        alarms (int): How many of them are above the threshold without a defect.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    seconds: float
+    drawn: int
+    found: int
+    images: int
+    alarms: int
+
+    @property
+    def rate(self) -> float:
+        """Share of the drawn defects that were found."""
+        return self.found / max(self.drawn, 1)
+
+
 class _Planned(NamedTuple):
     """Defect to draw."""
 
@@ -287,6 +318,49 @@ def _reached(rates: NDArray[np.float64]) -> NDArray[np.int64]:
     """First of each row of monotone rates that is 90% or more; their number where none is."""
     found: NDArray[np.int64] = (rates < TARGET - 1e-12).sum(1)
     return found
+
+
+def recommend(results: Sequence[SettingResult]) -> str:
+    """Sentences that recommend a setting.
+
+    A setting is better if it finds significantly more of the drawn defects (two proportions, at
+    99%, as several are compared) and no more good images are alarms. It costs the same if it takes
+    at most a quarter more time.
+
+    Args:
+        results (Sequence[SettingResult]): That of the present settings first.
+
+    Returns:
+        str: The setting to take at the same cost, and the best of those that cost more.
+    """
+    now = results[0]
+    better = [
+        result
+        for result in results[1:]
+        if result.alarms * now.images <= now.alarms * result.images and _is_more(result, now)
+    ]
+    said = []
+    same = [result for result in better if result.seconds <= _SAME_COST * now.seconds]
+    for own, cost in ((same, "At the same cost"), ([r for r in better if r not in same], "")):
+        if own:
+            best = max(own, key=lambda result: result.rate)
+            start = cost or f"For {best.seconds / now.seconds:.1f} times the time per image"
+            said.append(
+                f"{start}, take {best.name}: it finds {100.0 * best.rate:.0f}% of the drawn"
+                f" defects, {100.0 * now.rate:.0f}% are found now."
+            )
+    if not same:
+        said.insert(0, "At the same cost, keep the settings: no other finds significantly more.")
+    if len(better) == len(same):
+        said.append("None that costs more finds significantly more.")
+    return " ".join(said)
+
+
+def _is_more(one: SettingResult, other: SettingResult) -> bool:
+    """Whether one finds significantly more: difference of two proportions."""
+    pooled = (one.found + other.found) / max(one.drawn + other.drawn, 1)
+    spread = pooled * (1.0 - pooled) * (1.0 / max(one.drawn, 1) + 1.0 / max(other.drawn, 1))
+    return one.rate - other.rate > _SIGNIFICANT * float(np.sqrt(spread))
 
 
 def default_sizes(image_size: Sequence[int]) -> list[float]:

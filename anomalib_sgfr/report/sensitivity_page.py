@@ -10,7 +10,15 @@ from markupsafe import Markup
 
 from anomalib_sgfr.images.drawn_defects import KINDS
 from anomalib_sgfr.report.media import data_uri
-from anomalib_sgfr.report.sensitivity import FEW, TARGET, DetectionCurve, Place, Sensitivity
+from anomalib_sgfr.report.sensitivity import (
+    FEW,
+    TARGET,
+    DetectionCurve,
+    Place,
+    Sensitivity,
+    SettingResult,
+    recommend,
+)
 from anomalib_sgfr.report.statistics import interval
 from anomalib_sgfr.report.wording import Share, printable
 
@@ -39,6 +47,8 @@ class SensitivityFacts(NamedTuple):
         has_region (bool): Whether defects were drawn in a region of interest alone.
         mm_per_pixel (float | None): Millimetres of a pixel of the images, if known.
         notes (list[str]): Sentences to read before relying on the figures.
+        settings (list[SettingResult]): Compared settings, the present ones first; empty if none
+            were compared.
     """
 
     made: str
@@ -51,6 +61,7 @@ class SensitivityFacts(NamedTuple):
     has_region: bool
     mm_per_pixel: float | None
     notes: list[str]
+    settings: list[SettingResult] = []  # noqa: RUF012  # never changed
 
 
 def caveats_of(sensitivity: Sensitivity, facts: SensitivityFacts) -> list[str]:
@@ -155,6 +166,14 @@ def sensitivity_as_json(sensitivity: Sensitivity, facts: SensitivityFacts) -> di
         "missed": sensitivity.missed,
         "notes": caveats_of(sensitivity, facts),
         "curves": curves,
+        **(
+            {
+                "settings": [row._asdict() for row in facts.settings],
+                "recommended": recommend(facts.settings),
+            }
+            if facts.settings
+            else {}
+        ),
         "places": [
             {
                 "top": round(place.top * height),
@@ -196,6 +215,8 @@ def render_sensitivity(sensitivity: Sensitivity, facts: SensitivityFacts) -> str
         caveats=caveats_of(sensitivity, facts),
         lead=_lead(sensitivity, facts),
         contrasts=contrasts,
+        recommended=recommend(facts.settings) if facts.settings else "",
+        share_of=Share.of,
         kinds=[_kind_row(sensitivity, kind, facts) for kind in _kinds(sensitivity)],
         size_text=lambda pixels: _size_text(pixels, facts.mm_per_pixel),
         cells=[_cell(place, sensitivity) for place in sensitivity.places],

@@ -8,9 +8,10 @@ import pytest
 from anomalib.post_processing import PostProcessor
 from PIL import Image
 
-from anomalib_sgfr import Inspector, SgfrPostProcessor
-from anomalib_sgfr.cli import sensitivity
+from anomalib_sgfr import Inspector, Sgfr, SgfrPostProcessor
+from anomalib_sgfr.cli import sensitivity, suggestion
 from anomalib_sgfr.cli.sensitivity import main
+from anomalib_sgfr.cli.suggestion import settings_to_try
 from anomalib_sgfr.cli.threshold import main as threshold
 from anomalib_sgfr.images.drawn_defects import KINDS
 from tests.conftest import fit, folder_datamodule, small, write_image
@@ -214,3 +215,44 @@ def test_a_checkpoint_without_a_threshold_is_refused(root: Path) -> None:
 
 def test_the_command_knows_every_kind() -> None:
     assert tuple(KINDS) == sensitivity._KINDS
+
+
+def test_settings_are_compared_on_the_training_images(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def two(model: Sgfr) -> dict:
+        tried = settings_to_try(model)
+        assert [next(iter(change), "") for change in tried.values()] == [
+            "",
+            "blur",
+            "blur",
+            "score_layers",
+            "image_size",
+            "image_size",
+        ]
+        assert tried["blur 2"] == {"blur": 2.0}
+        assert tried["image size 128 x 128"] == {"image_size": (128, 128)}
+        return {name: tried[name] for name in ("as now", "image size 128 x 128")}
+
+    monkeypatch.setattr(suggestion, "settings_to_try", two)
+    arguments = ["model.ckpt", "--good", "new", "--out", "out.html", "--suggest"]
+    assert main([*arguments, *FEW, "--number", "9"]) == 0
+    found = figures()
+    now, larger = found["settings"]
+    assert (now["name"], now["arguments"], now["drawn"]) == ("as now", {}, 12)
+    assert now["images"] == larger["images"] == 4
+    assert larger["arguments"] == {"image_size": [128, 128]}
+    assert now["seconds"] > 0.0
+    assert found["recommended"] in Path("out.html").read_text(encoding="utf-8")
+    assert not list(Path().glob("*lightning*"))
+    assert capsys.readouterr().out == "Page: out.html\nFigures: out.json\n"
+
+
+def test_no_training_images_no_comparison(root: Path, tmp_path: Path) -> None:
+    (root / "good").rename(root / "away")
+    try:
+        with pytest.raises(ValueError, match=r"--suggest fits to the training images again, but 0"):
+            main(["model.ckpt", "--good", "new", "--out", "out.json", "--suggest"])
+    finally:
+        (root / "away").rename(root / "good")
+    assert not (tmp_path / "out.json").exists()

@@ -12,9 +12,11 @@ from sklearn.isotonic import IsotonicRegression
 from anomalib_sgfr.report.sensitivity import (
     DetectionCurve,
     Sensitivity,
+    SettingResult,
     default_sizes,
     measure_sensitivity,
     monotone,
+    recommend,
     smallest_size,
 )
 from anomalib_sgfr.report.sensitivity_page import (
@@ -274,3 +276,22 @@ def test_a_curve_of_one_size() -> None:
     curve = DetectionCurve("spot", 0.1, [5.0], [10], [10], [10])
     assert curve.fitted.tolist() == [1.0]
     assert curve.smallest.is_bound
+
+
+def setting(name: str, found: int, seconds: float, alarms: int = 1) -> SettingResult:
+    return SettingResult(name, {}, seconds, drawn=400, found=found, images=50, alarms=alarms)
+
+
+def test_a_setting_is_recommended_if_it_finds_significantly_more() -> None:
+    now = setting("as now", 200, 0.1)
+    better, best = setting("blur 2", 260, 0.1), setting("blur 8", 280, 0.12)
+    slow, noisy = setting("larger", 300, 0.3), setting("noisy", 390, 0.1, alarms=9)
+    said = recommend([now, setting("same", 215, 0.1), better, best, slow, noisy])
+    assert said == (
+        "At the same cost, take blur 8: it finds 70% of the drawn defects, 50% are found now."
+        " For 3.0 times the time per image, take larger: it finds 75% of the drawn defects, 50% are"
+        " found now."
+    )
+    said = recommend([now, setting("same", 215, 0.1), setting("worse", 90, 0.3), noisy])
+    assert "keep the settings" in said
+    assert "None that costs more" in said
