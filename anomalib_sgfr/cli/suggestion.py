@@ -144,12 +144,24 @@ def _fitted(
     given = {**model.hparams, "seed": model.hparams["seed"] or 0, "trim": 0.0, "update": False}
     with tempfile.TemporaryDirectory(prefix="sgfr-") as scratch, redirect_stdout(sys.stderr):
         root = Path(scratch)
-        for path in paths:  # each under its own path, which may name its group
-            absolute = Path(path).absolute()
-            link = root / "good" / absolute.relative_to(absolute.anchor)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(absolute)
-        module = Folder(
+        (root / "good").mkdir()
+        originals = {}
+        for number, path in enumerate(paths):
+            link = root / "good" / f"{number}{Path(path).suffix}"
+            link.symlink_to(Path(path).absolute())
+            originals[link.name] = path
+
+        class Linked(Folder):
+            """Training images by their own paths, which name their groups."""
+
+            def _setup(self, stage: str | None = None) -> None:
+                super()._setup(stage)
+                samples = self.train_data.samples
+                names = (Path(link).name for link in samples["image_path"])
+                samples["image_path"] = [originals[name] for name in names]
+                self.train_data.samples = samples
+
+        module = Linked(
             name="settings",
             root=root,
             normal_dir="good",

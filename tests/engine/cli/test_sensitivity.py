@@ -248,6 +248,19 @@ def test_settings_are_compared_on_the_training_images(
     assert capsys.readouterr().out == "Page: out.html\nFigures: out.json\n"
 
 
+def test_a_setting_is_fitted_to_the_training_images_by_their_own_paths() -> None:
+    model = Sgfr.load_from_checkpoint("model.ckpt", visualizer=False, evaluator=False)
+    paths = suggestion.training_images(model)
+    assert len(paths) == 24
+    with suggestion._fitted(model, paths, {"blur": 2.0}) as (inspector, fitted):
+        assert sorted(fitted.model.images) == sorted(paths)
+        assert fitted.hparams["blur"] == 2.0
+        assert fitted.hparams["image_size"] == model.hparams["image_size"]
+        scores = fitted.post_processor.state.scores  # type: ignore[union-attr]
+        assert sorted(scores.paths) == sorted(paths)
+        assert inspector.threshold == 0.5
+
+
 def test_no_training_images_no_comparison(root: Path, tmp_path: Path) -> None:
     (root / "good").rename(root / "away")
     try:
