@@ -241,12 +241,15 @@ def _smallest_text(curve: DetectionCurve, mm_per_pixel: float | None) -> tuple[s
     found = curve.smallest
     if not any(curve.drawn):
         return "not drawn", "the images have no texture that it could be seen in"
-    low = _size_text(found.low, mm_per_pixel) if found.low else "0"
+    low, high = (
+        _size_text(bound, mm_per_pixel) if bound else "" for bound in (found.low, found.high)
+    )
+    between = f"{low} to {high}" if low and high else f"{low} or more" if low else ""
+    between = between or (f"at most {high}" if high else "any size")
     if found.size is None:
-        return "not reached", f"95%: more than {low}"
-    high = "more" if found.high is None else _size_text(found.high, mm_per_pixel)
+        return "not reached", f"95%: {between}"
     size = _size_text(found.size, mm_per_pixel)
-    return f"{'≤ ' if found.is_bound else ''}{size}", f"95%: {low} to {high}"
+    return f"{'≤ ' if found.is_bound else ''}{size}", f"95%: {between}"
 
 
 def _lead(sensitivity: Sensitivity, facts: SensitivityFacts) -> str:

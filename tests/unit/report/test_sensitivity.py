@@ -272,6 +272,24 @@ def test_a_kind_that_is_never_found_is_not_reached(good: list[Path]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("found", "texts"),
+    [
+        ([40, 40], ("≤ 4 px", "95%: at most 4 px")),
+        ([0, 40], ("26 px", "95%: 4 px to 32 px")),  # 4 x 8 ** 0.9
+        ([0, 0], ("not reached", "95%: 32 px or more")),
+        ([5, 37], ("30 px", "95%: 4 px or more")),  # 4 x 8 ** (0.775 / 0.8)
+    ],
+)
+def test_the_smallest_size_in_words(
+    good: list[Path], found: list[int], texts: tuple[str, str]
+) -> None:
+    curve = DetectionCurve("spot", 0.3, [4.0, 32.0], [40, 40], found, found)
+    page = render_sensitivity(measure(Counter(100), good)._replace(curves=[curve]), FACTS)
+    assert f"<b>{texts[0]}</b>" in page
+    assert texts[1] in page
+
+
 def test_a_curve_of_one_size() -> None:
     curve = DetectionCurve("spot", 0.1, [5.0], [10], [10], [10])
     assert curve.fitted.tolist() == [1.0]
