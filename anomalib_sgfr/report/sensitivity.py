@@ -192,7 +192,7 @@ class Sensitivity(NamedTuple):
         return self.drawn - sum(sum(curve.found) for curve in self.curves)
 
     @property
-    def blind_places(self) -> list[Place]:
+    def worst_places(self) -> list[Place]:
         """Cells where significantly more is missed than on the mean, the worst first."""
         share = self.missed / max(self.drawn, 1)
         worse = [

@@ -28,7 +28,7 @@ _NOT_REAL = (
     "Drawn defects are not real ones: they say which sizes and places are hard for this model, not"
     " how many of your defects it will find. Test on real defects wherever you have some."
 )
-_BLINDEST = 12  # places in the table
+_WORST = 12  # places in the table
 _OPACITY = 0.8  # of the cell where most is missed
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -221,7 +221,7 @@ def render_sensitivity(sensitivity: Sensitivity, facts: SensitivityFacts) -> str
         size_text=lambda pixels: _size_text(pixels, facts.mm_per_pixel),
         cells=[_cell(place, sensitivity) for place in sensitivity.places],
         map_range=[f"{100.0 * share:.0f}%" for share in _range(sensitivity)],
-        blind=[_cell(place, sensitivity) for place in sensitivity.blind_places[:_BLINDEST]],
+        worst=[_cell(place, sensitivity) for place in sensitivity.worst_places[:_WORST]],
         style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704
     )
     return page.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -175,11 +175,11 @@ def test_a_peak_elsewhere_is_found_but_not_at_its_place(good: list[Path]) -> Non
     assert curve.located[0] < 4
 
 
-def test_places_that_are_not_inspected_are_blind(good: list[Path]) -> None:
+def test_more_is_missed_where_nothing_is_inspected(good: list[Path]) -> None:
     found = measure(Counter(20, column=0.5), good, sizes=[10.0, 14.0], number=300)
-    blind = found.blind_places
-    assert blind
-    assert all(place.right <= 0.5 + 0.51 * (place.right - place.left) for place in blind)
+    worst = found.worst_places
+    assert worst
+    assert all(place.right <= 0.5 + 0.51 * (place.right - place.left) for place in worst)
     left = [place for place in found.places if place.right <= 0.5]
     assert all(place.missed == place.drawn for place in left)
     cells = {(place.bottom - place.top, place.right - place.left) for place in found.places}
