@@ -102,7 +102,7 @@ def draw_defect(
 
     Args:
         image (NDArray[np.float32]): Image of a good part, shape ``(H, W, 3)``, between 0 and 1.
-        kind (str): One of :data:`KINDS`.
+        kind (str): One of ``KINDS``.
         size (float): Largest extent in pixels, before the blur. Lines are a twentieth as wide, at
             least one pixel.
         contrast (float): Change of brightness as a share of white, before the blur; of a piece the
