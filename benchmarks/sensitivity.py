@@ -121,7 +121,9 @@ def _evaluate(case: Case) -> list[Row]:
         return region
 
     samples = module.test_data.samples
+    folders = np.array([Path(path).parent.name for path in samples["image_path"]])
     kinds = data.kinds(samples)
+    kinds = np.where(kinds == "abnormal", folders, kinds)
     good = samples["image_path"][kinds == "good"].tolist()
     drawn = measure_sensitivity(
         inspector,
@@ -186,16 +188,22 @@ def report(folder: Path) -> None:
         ]
         for (dataset, split, kind), row in zip(keys, means, strict=True)
     ]
+    ranks = [
+        [name, _rank([row[column] for row in means], means)]
+        for name, column in (
+            ("at the size, contrast and shape of the real defects", "predicted"),
+            ("rate of all drawn defects, which knows no real one", "drawn"),
+        )
+    ]
     write_text(
         folder / "README.md",
         f"""\
 # Drawn defects and real ones
 
-Seeds {seeds(found)}. Rank correlation (Spearman) with the recall, over {len(means)} kinds of defect
-of {len({key[:2] for key in keys})} data sets: {_rank([row["predicted"] for row in means], means)}
-for the prediction at the size, contrast and shape of the real defects,
-{_rank([row["drawn"] for row in means], means)} for the rate of all drawn defects that are found,
-which knows no real one. In brackets the 95% interval of resampled kinds.
+Seeds: {seeds(found)}. Rank correlation (Spearman) with the recall, over {len(means)} kinds of
+defect of {len({key[:2] for key in keys})} data sets, with the 95% interval of resampled kinds:
+
+{table(["prediction", "rank correlation"], ranks)}
 
 Size in pixels of the images and contrast as a share of white are medians; the other columns are
 percent.

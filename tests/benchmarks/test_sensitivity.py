@@ -20,14 +20,14 @@ def test_measures_a_folder_of_ones_own(
     arguments = ["--root", str(parts), "--data", "folder", "--seeds", "0", "--out", str(tmp_path)]
     assert sensitivity.main(arguments) == 0
     (row,) = json.loads((tmp_path / "sensitivity.json").read_text(encoding="utf-8"))
-    assert row["kind"] == "abnormal"
+    assert row["kind"] == "bad"  # the folder
     assert row["images"] == 6
     assert row["recall"] == 1.0
     assert row["size"] == pytest.approx(31, abs=2)  # of discs with a radius below 16 pixels
     assert row["contrast"] > 0.4
     assert row["predicted"] > row["drawn"]
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| folder | abnormal | 6 |" in page
+    assert "| folder | bad | 6 |" in page
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.6, 1.2])
