@@ -65,3 +65,15 @@ def test_curves_are_read_between_sizes_and_contrasts() -> None:
     assert at(curves, ["spot"], 1.0, 0.01) == 0.0
     assert at(curves, ["spot"], 500.0, 1.0) == pytest.approx(0.8)
     assert at(curves, ["spot", "dent"], 20.0, 0.2) == pytest.approx(0.7)
+
+
+def test_the_region_of_parts_is_a_box_or_the_ellipse_in_it() -> None:
+    box = sensitivity.region_of_parts("tire", (100, 200))
+    rows, columns = np.nonzero(box)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (15, 82, 44, 155)
+    assert box.sum() == 68 * 112
+    ellipse = sensitivity.region_of_parts("bottle", (100, 200))
+    assert ellipse[50, 100]
+    assert not ellipse[8, 15]
+    assert ellipse.mean() == pytest.approx(np.pi / 4 * 0.81, abs=0.01)
+    assert sensitivity.region_of_parts("grid", (3, 4)).all()
