@@ -47,6 +47,7 @@ OWN = {
         "explain": "draw why images are anomalous: the mimic view",
         "reject": "learn from missed defects, or take that back",
         "report": "one page to inspect and share, of any folder of images",
+        "sensitivity": "what would be missed, by defects drawn into good images",
         "threshold": "show what a threshold is calibrated on, or choose another without a fit",
         "watch": "score images as they arrive in a folder, tell when conditions change",
     }.items()

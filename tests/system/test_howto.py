@@ -42,6 +42,7 @@ LEAVES = {
     "Notice changed conditions": "line.html",
     "Explain": "figures/**/*.png",
     "Report": "report.html",
+    "What would be missed": "sensitivity.html",
     "OpenVINO and ONNX Runtime": "heatmaps/**/*.png",
     "Inspector and camera loop": "last_defect.png",
 }
