@@ -10,12 +10,15 @@ default; with another gain; with the limit that 98% of the calibration images st
 threshold calibrated again; beside it the threshold moved down to find the same images; and
 logistic regression from the same patches against the atoms, which alarms besides where a patch
 exceeds all of the calibration images. Writes ``rejecting.json`` and ``README.md``; an interrupted
-command, given again, goes on where it stopped.
+command, given again, goes on where it stopped. With ``--latency``, an exported model with and
+without defect banks is timed instead, and ``latency.json`` written.
 """
 
 import math
 import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,11 +39,11 @@ from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.images.roi import mask_at_input, read_roi
 from anomalib_sgfr.post_processing.calibration import leave_one_out
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
-from anomalib_sgfr.training.reject import MARGIN, Defect, find_defect, worst_region
+from anomalib_sgfr.training.reject import MARGIN, Defect, add_defects, find_defect, worst_region
 from benchmarks.common import data
-from benchmarks.common.cases import Case, alike, run_cases, seeds, title
+from benchmarks.common.cases import Case, alike, run_cases, seeds, show_page, title
 from benchmarks.common.engine import fitted
-from benchmarks.common.records import Row, read_rows, table, write_text
+from benchmarks.common.records import Row, read_rows, table, write_rows, write_text
 
 __all__ = ["main", "report"]
 
@@ -50,6 +53,8 @@ _CHOICES = 5
 _FEWEST = 3  # images of a kind beside the rejected ones
 _RATE = 0.01
 _QUANTILE = 0.98
+_PATCHES, _TIMES = (0, 100, 500), 100
+_OUT = Path("benchmarks/results/rejecting")
 _GAINS = {"reject": GAIN, "gain 1": 1.0, "gain 4": 4.0}
 
 
@@ -274,6 +279,54 @@ def _by_regression(
     return alarms
 
 
+def _timed() -> list[Row]:
+    """Milliseconds of an image, by OpenVINO on one thread, of files with defect banks of a size."""
+    import openvino
+
+    model = fitted(data.build("elpv-mono", num_workers=0), 0, image_size=(256, 256))
+    own, core, requests = model.model, openvino.Core(), []
+    for number in _PATCHES:
+        generator = torch.Generator().manual_seed(0)
+        atoms = [
+            bank.atoms[torch.randint(bank.size, (number,), generator=generator)]
+            for bank in own.banks
+        ]
+        places = torch.zeros(number, 4, dtype=torch.int32)
+        defects = [Defect("2026-01-01 drawn.png", atoms, [places] * len(atoms))] if number else []
+        plain = own.fitted_state.without_defects()
+        own.load_defects(add_defects(plain, defects, [0.0] * len(atoms)))
+        with tempfile.TemporaryDirectory() as folder:
+            file = model.to_openvino(folder, input_size=(256, 256))
+            options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+            requests.append(core.compile_model(file, "CPU", options).create_infer_request())
+    image = np.random.default_rng(0).random((1, 3, 256, 256), dtype=np.float32)
+    seconds: list[list[float]] = [[] for _ in requests]
+    for _ in range(_TIMES):
+        for request, found in zip(requests, seconds, strict=True):
+            start = time.perf_counter()
+            request.infer([image])
+            found.append(time.perf_counter() - start)
+    return [
+        {"patches": number, "milliseconds": 1000.0 * statistics.median(found)}
+        for number, found in zip(_PATCHES, seconds, strict=True)
+    ]
+
+
+def _latency(folder: Path) -> list[str]:
+    """Lines of the page on the time of an exported model."""
+    rows = read_rows(folder / "latency.json")
+    if not rows:
+        return []
+    least = rows[0]["milliseconds"]
+    lines = [
+        [str(row["patches"]), f"{row['milliseconds']:.1f}", f"{row['milliseconds'] / least:.3f}"]
+        for row in rows
+    ]
+    head = ["patches of each scale", "ms", "times as long"]
+    about = "An image of 256 x 256 pixels by OpenVINO on one thread, medians, the files in turns."
+    return ["## Latency", "", about, "", table(head, lines), ""]
+
+
 _INTRODUCTION = """# Learning from missed defects
 
 Recall and false alarms in percent, at the threshold of a false-alarm rate of 1%, before and after
@@ -312,6 +365,7 @@ def report(folder: Path) -> None:
                 "",
                 table(["data", "kind", "before", "after", "others before", "after"], lines_by_kind),
                 "",
+                *_latency(folder),
                 f"Seeds {seeds(rows)}; made by `python -m benchmarks.rejecting`.",
                 "",
             ]
@@ -339,6 +393,11 @@ def _mean(rows: Sequence[Row], name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if "--latency" in given:
+        out = Path(given[given.index("--out") + 1]) if "--out" in given else _OUT
+        write_rows(out / "latency.json", _timed())
+        return show_page(report, out)
     return run_cases("rejecting", __doc__, _DATA, _evaluate, report, arguments)
 
 
