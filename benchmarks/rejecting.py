@@ -53,7 +53,7 @@ _CHOICES = 5
 _FEWEST = 3  # images of a kind beside the rejected ones
 _RATE = 0.01
 _QUANTILE = 0.98
-_PATCHES, _TIMES = (0, 100, 500), 100
+_PATCHES, _TIMES = (0, 125, 500), 100
 _OUT = Path("benchmarks/results/rejecting")
 _GAINS = {"reject": GAIN, "gain 1": 1.0, "gain 4": 4.0}
 
