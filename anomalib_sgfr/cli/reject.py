@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse_known_good(model, files)
         rejected = [_read(model, path, options.masks, options.region) for path in files]
         if not (options.masks or options.region or options.yes):
-            _show(rejected, out.with_name(f"{out.stem}_regions"))
+            _show(rejected, out.with_name(f"{out.stem}_regions"), model.model.bit_depth)
             return 0
         if not _reject(model, rejected, options.good):
             return 1
@@ -214,7 +214,7 @@ def _box_of(region: "Tensor", steps: Sequence[tuple], size: tuple[int, int]) -> 
     return left, top, right - left + 1, bottom - top + 1
 
 
-def _show(rejected: Sequence[_Rejected], folder: Path) -> None:
+def _show(rejected: Sequence[_Rejected], folder: Path, bit_depth: int) -> None:
     """Show the worst region of each image, and how to take it or another."""
     import numpy as np
     from PIL import Image, ImageDraw
@@ -228,7 +228,7 @@ def _show(rejected: Sequence[_Rejected], folder: Path) -> None:
             continue
         left, top, width, height = item.box
         box = ",".join(map(str, item.box))
-        pixels = np.asarray(read_image(item.path))
+        pixels = np.asarray(read_image(item.path, bit_depth))
         drawn = Image.fromarray((255 * pixels).round().astype(np.uint8))
         stroke = max(1, round(max(drawn.size) / 300))
         corners = (
