@@ -179,7 +179,7 @@ def _evaluate(case: Case) -> list[Row]:
                     scorer, calibration, tested, chosen, scores, threshold, examples
                 ).items():
                     shares = {
-                        name: float(alarms[index].mean()) if len(index) else None
+                        name: round(float(alarms[index].mean()), 4) if len(index) else None
                         for name, index in rest.items()
                     }
                     found = int(alarms[examples].sum())
