@@ -36,7 +36,7 @@ from anomalib_sgfr import Sgfr
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.defect_bank import GAIN, defect_index, nearest_distance, raised, resemblance
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.images.roi import mask_at_input, read_roi
+from anomalib_sgfr.images.roi import mask_at_input, read_defect_mask
 from anomalib_sgfr.post_processing.calibration import leave_one_out
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
 from anomalib_sgfr.training.reject import MARGIN, Defect, add_defects, find_defect, worst_region
@@ -200,7 +200,7 @@ def _kinds(case: Case, samples: pd.DataFrame) -> NDArray[np.str_]:
 def _region(mask: str, model: Sgfr) -> Tensor | None:
     """A defect's mask at the model's input; ``None`` if there is none, or nothing in it."""
     try:
-        return mask_at_input(read_roi(mask), model.pre_processor) if mask else None
+        return mask_at_input(read_defect_mask(mask), model.pre_processor) if mask else None
     except ValueError:
         return None
 

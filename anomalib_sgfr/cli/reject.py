@@ -156,7 +156,7 @@ def _read(model: "Sgfr", path: str, masks: Path | None, box: _Box | None) -> _Re
 
     from anomalib_sgfr.images.pre_processor import geometric_steps, read_prepared
     from anomalib_sgfr.images.reading import upright_size
-    from anomalib_sgfr.images.roi import mask_at_input, read_roi
+    from anomalib_sgfr.images.roi import mask_at_input, read_defect_mask
     from anomalib_sgfr.training.reject import worst_region
 
     model.eval()
@@ -170,7 +170,7 @@ def _read(model: "Sgfr", path: str, masks: Path | None, box: _Box | None) -> _Re
         return _Rejected(path, image, region, before, box)
     if masks is not None:
         file = _mask_of(path, masks)
-        inside = read_roi(file, "mask", "shows no defect", "on the defect")
+        inside = read_defect_mask(file)
         if tuple(inside.shape) != size:
             height, width = inside.shape
             msg = f"mask '{file}' is {height} x {width} pixels, its image {size[0]} x {size[1]}."

@@ -9,25 +9,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-__all__ = ["mask_at_input", "read_roi", "roi_at_input"]
+__all__ = ["mask_at_input", "read_defect_mask", "read_roi", "roi_at_input"]
 
 _COVERED = 0.1  # share of a pixel inside a mask, of a pixel that counts as inside
 _ROUNDING = 1e-5  # difference of two transformed pixels by rounding alone
 
 
-def read_roi(
-    path: str | Path,
-    name: str = "roi",
-    nothing: str = "leaves nothing to inspect",
-    white_means: str = "where to inspect",
-) -> Tensor:
-    """Read a mask image: a pixel is inside if it is brighter than half of white.
+def read_roi(path: str | Path) -> Tensor:
+    """Read a region of interest: a pixel is inside if it is brighter than half of white.
 
     Args:
         path (str | Path): The file.
-        name (str): What messages call it.
-        nothing (str): What they say of one without a pixel inside.
-        white_means (str): What its white means.
 
     Returns:
         Tensor: Shape ``(H, W)``, ``bool``.
@@ -35,6 +27,34 @@ def read_roi(
     Raises:
         ValueError: If it cannot be read, or no pixel is inside.
     """
+    inside, found = _read(path, "roi", "where to inspect")
+    if not inside.any():
+        msg = f"roi '{path}' leaves nothing to inspect: {found}"
+        raise ValueError(msg)
+    return inside
+
+
+def read_defect_mask(path: str | Path) -> Tensor:
+    """Read the mask of a defect: a pixel shows it if it is brighter than half of white.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        Tensor: Shape ``(H, W)``, ``bool``.
+
+    Raises:
+        ValueError: If it cannot be read, or no pixel shows the defect.
+    """
+    inside, found = _read(path, "mask", "on the defect")
+    if not inside.any():
+        msg = f"mask '{path}' shows no defect: {found}"
+        raise ValueError(msg)
+    return inside
+
+
+def _read(path: str | Path, name: str, white_is: str) -> tuple[Tensor, str]:
+    """Mask of a file, and a sentence on what was found in it."""
     try:
         with Image.open(path) as opened:
             is_16_bits = opened.mode.startswith("I")
@@ -42,17 +62,15 @@ def read_roi(
     except (OSError, ValueError, SyntaxError) as error:  # of Pillow's readers
         missing = isinstance(error, FileNotFoundError)
         reason = "there is no such file" if missing else f"{type(error).__name__}: {error}"
-        msg = f"{name} '{path}' cannot be read: {reason}. It must be an image, white {white_means}."
+        msg = f"{name} '{path}' cannot be read: {reason}. It must be an image, white {white_is}."
         raise ValueError(msg) from error
     white = 65535 if is_16_bits else 255
     inside = torch.from_numpy(2 * pixels.astype(np.int64) > white)
-    if not inside.any():
-        msg = (
-            f"{name} '{path}' {nothing}: its brightest pixel is {int(pixels.max())}, "
-            f"inside is what is brighter than {white // 2}, and white is {white}."
-        )
-        raise ValueError(msg)
-    return inside
+    found = (
+        f"its brightest pixel is {int(pixels.max())}, inside is what is brighter than {white // 2},"
+        f" and white is {white}."
+    )
+    return inside, found
 
 
 def roi_at_input(inside: Tensor, pre_processor: Any, name: str = "roi") -> Tensor:  # noqa: ANN401
