@@ -11,7 +11,6 @@ good exceeds. So no residual is ever lowered, and those of known good images sta
 :math:`s_j - l_j` is that of the least :math:`d_j e^{l_j}`, the distance with its limit.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -203,24 +202,9 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         self.origin = kept.origin.int().clone().to(device)
         self._derive()
 
-    def distance_map(
-        self,
-        map_patches: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor],
-        embedding: Tensor,
-    ) -> Tensor:
-        """Least distance of each patch from a patch of a defect, with its limit.
-
-        Args:
-            map_patches (Callable): Applies a function of patches to embeddings in bounded memory,
-                see :meth:`~anomalib_sgfr.memory_bank.MemoryBank.map_patches`.
-            embedding (Tensor): Shape ``(B, d, h, w)``.
-
-        Returns:
-            Tensor: Shape ``(B, 1, h, w)``, ``float32``.
-        """
-        index = DefectIndex(self.index_rows, self.index_centre)
-        found = map_patches(lambda part: nearest_distance(part, index), embedding)
-        return found.reshape(embedding.shape[0], 1, *embedding.shape[2:])
+    def distance(self, patches: Tensor) -> Tensor:
+        """Least distance of each patch from a patch of a defect, see :func:`nearest_distance`."""
+        return nearest_distance(patches, DefectIndex(self.index_rows, self.index_centre))
 
     def bound(self, clusters: Clusters, bound: Bound) -> Bound:
         """Bound on raised residuals of the patches that atoms stand for.

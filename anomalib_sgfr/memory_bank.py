@@ -322,7 +322,8 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         Returns:
             Tensor: Shape ``(B, 1, h, w)``, ``float32``.
         """
-        return self.defects.distance_map(self.map_patches, embedding) / self.residual_scale
+        found = self.map_patches(self.defects.distance, embedding)
+        return found.reshape(len(embedding), 1, *embedding.shape[2:]) / self.residual_scale
 
     @property
     def _values_per_patch(self) -> int:

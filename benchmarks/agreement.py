@@ -245,6 +245,7 @@ def make_ways(parts: Path, folder: Path) -> dict[str, Way]:
         "accept --undo": Way(made("undone", "accept", "--undo", of=accepted)),
         "adapt": Way(made("adapted", "adapt", parts / "dim", of=fit)),
         "update": Way(fitted("update", "dim", fit)),
+        "reject": Way(made("rejected", "reject", parts / "asked/bad/bad0.png", "--yes", of=fit)),
         "false_alarm_rate asked for": Way(fit, {"false_alarm_rate": 0.2}),
         "image_sensitivity asked for": Way(fit, {"image_sensitivity": 0.7}),
     }

@@ -267,7 +267,9 @@ def _reject(model: "Sgfr", rejected: Sequence[_Rejected], more: Path | None) -> 
                 " images: at this image size the defect leaves no trace to learn from."
             )
             raise ValueError(msg)
-    good = [path for path in processor.calibration_scores.good.paths if Path(path or ".").is_file()]
+    known = processor.calibration_scores.good.paths
+    good = [path for path in known if Path(path or ".").is_file()]
+    gone = len(known) - len(good)
     good += [path for path in (image_files([more]) if more else []) if path not in good]
     if not good:
         msg = (
@@ -299,6 +301,12 @@ def _reject(model: "Sgfr", rejected: Sequence[_Rejected], more: Path | None) -> 
         print(_sentence(item, defect, score, threshold))
     _print_most_alike(limits, sys.stdout)
     print(f"The scores of {len(good)} known good images stay, and so does the threshold.")
+    if gone:
+        print(
+            f"warning: {gone} of the {len(known)} images that the threshold is calibrated on are"
+            " not there: their scores may rise. --good DIR names others.",
+            file=sys.stderr,
+        )
     return True
 
 

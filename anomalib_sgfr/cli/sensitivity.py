@@ -218,6 +218,14 @@ def _facts(
             f"{sum(known)} of {len(chosen)} good images were trained on: they score lower than new"
             " images, so that more is missed in them."
         )
+    state = model.model.fitted_state
+    if options.suggest and (
+        model.accepted or state.rejected or any(part.nuisance is not None for part in state.states)
+    ):
+        notes.append(
+            "Other settings, and the present ones beside them, are of new fits: without what this"
+            " checkpoint has learned by accept, reject or adapt."
+        )
     if number > len(chosen):
         notes.append(f"Of {number} good images, {len(chosen)} were used, chosen evenly.")
     return SensitivityFacts(

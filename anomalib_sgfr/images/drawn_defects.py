@@ -239,8 +239,8 @@ def _signed(canvas: _Canvas, coverage: _Field) -> float:
     weight = max(float(coverage.sum()), 1e-12)
     brightness = float((canvas.image @ _GREY * coverage).sum()) / weight
     sign = float(canvas.rng.choice([-1.0, 1.0]))
-    room = {-1.0: brightness, 1.0: 1.0 - brightness}
-    if room[sign] < canvas.contrast and room[-sign] > room[sign]:
+    possible = {-1.0: brightness, 1.0: 1.0 - brightness}  # largest change either way
+    if possible[sign] < canvas.contrast and possible[-sign] > possible[sign]:
         sign = -sign
     return sign * canvas.contrast
 

@@ -184,6 +184,8 @@ def nominal_scores(
     Returns:
         NominalScores: In the order of ``paths``.
     """
+    if not paths:
+        return NominalScores([], [])
     found = leave_one_out(
         model, pre_processor, paths, _scores_and_peaks_of(model), leave_out=leave_out, group=group
     )
@@ -207,7 +209,7 @@ def leave_one_out(
     Args:
         model (SgfrModel): A fitted model.
         pre_processor (Any): Its pre-processor.
-        paths (Sequence[str]): Image files.
+        paths (Sequence[str]): Image files, at least one.
         measure (Callable): From embeddings of ``B`` images, as
             :meth:`~anomalib_sgfr.torch_model.SgfrModel.embed` gives them, height and width, and
             memory banks (``None`` for the model's) to values of shape ``(n, B)``.
@@ -241,8 +243,6 @@ def leave_one_out(
                 found = torch.stack([measure(model.embed(way), size, None) for way in ways]).amax(0)
             values.append(found.cpu().float())
             indices_of += indices
-    if not values:
-        return torch.zeros(2, 0)
     return torch.cat(values, 1)[:, torch.tensor(indices_of).argsort()]
 
 

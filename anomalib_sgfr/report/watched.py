@@ -13,7 +13,6 @@ from torch.nn.functional import interpolate
 
 from anomalib_sgfr.console import progress
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.memory_bank import residual_maps
 from anomalib_sgfr.post_processing.calibration import CalibrationScores, ThresholdState, group_of
 from anomalib_sgfr.report.contents import ChangeExample, ChangeMaps, LayerChange, WatchedStream
 from anomalib_sgfr.report.crops import displayable
@@ -226,13 +225,13 @@ class _Reader:
         is_calibration = path in self.calibration
         own = self.numbers.get(group_of(path, self.group), []) if is_calibration else []
         banks = (model.banks_without(own) if own else None) or list(model.banks)
-        residuals = residual_maps(banks, embeddings)
+        maps = model.score_embeddings(embeddings, image.shape[-2:], banks)
+        residuals = maps.residuals
         inside = model.patches_inside([part.shape[-2:] for part in residuals])
         means = [
             part.mean() if inside is None else part[inside[number].expand_as(part) > 0].mean()
             for number, part in enumerate(residuals)
         ]
-        maps = model.score_embeddings(embeddings, image.shape[-2:], banks)
         predicted: Any = maps.prediction
         if self.module.post_processor is not None:
             predicted = self.module.post_processor(predicted)

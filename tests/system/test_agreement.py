@@ -21,7 +21,7 @@ from tests.conftest import engine_in
 
 # An export takes seconds, so files are compared for two checkpoints only: other banks, and another
 # threshold.
-EXPORTED = ("adapt", "image_sensitivity asked for")
+EXPORTED = ("adapt", "reject", "image_sensitivity asked for")
 OF_FILES = {
     name
     for name in ROUTES
@@ -48,6 +48,7 @@ WAYS = [
     "accept --undo",
     "adapt",
     "update",
+    "reject",
     "false_alarm_rate asked for",
     "image_sensitivity asked for",
 ]
@@ -77,6 +78,8 @@ def test_every_way_is_compared_and_makes_a_difference(
         for name, answers in engine_says.items()
     }
     assert len({tuple(round(score, 4) for score in each) for each in scores.values()}) >= 6
+    assert all(now >= then for now, then in zip(scores["reject"], scores["fit"], strict=True))
+    assert scores["reject"] != scores["fit"]
     assert labels["threshold --score"] > labels["fit"]
     assert labels["image_sensitivity asked for"] > labels["fit"]
     assert scores["image_sensitivity asked for"] == scores["fit"]

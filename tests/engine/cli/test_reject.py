@@ -171,6 +171,21 @@ def test_without_a_region_the_worst_is_shown_and_nothing_written(
     assert loaded(out).model.rejected[0].endswith(f" {path}")
 
 
+def test_calibration_images_that_are_gone_are_told(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = loaded(root / "model.ckpt").post_processor.calibration_scores.good.paths
+    moved = Path(known[0]).rename(tmp_path / "moved.png")
+    given = [images(root / "faint")[0], "--region", BOX, "--out", tmp_path / "new.ckpt"]
+    try:
+        assert run(root / "model.ckpt", *given) == 0
+        said = capsys.readouterr()
+        assert "The scores of 9 known good images stay" in said.out
+        assert "warning: 1 of the 10 images that the threshold is calibrated on" in said.err
+    finally:
+        moved.rename(known[0])
+
+
 def test_acceptance_and_rejection_are_taken_back_in_any_order(root: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd.png"
     shutil.copy(images(root / "new")[0], odd)
