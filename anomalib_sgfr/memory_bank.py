@@ -323,7 +323,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             Tensor: Shape ``(B, 1, h, w)``, ``float32``.
         """
         found = self.map_patches(self.defects.distance, embedding)
-        return found.reshape(len(embedding), 1, *embedding.shape[2:]) / self.residual_scale
+        return found.reshape(embedding.shape[0], 1, *embedding.shape[2:]) / self.residual_scale
 
     @property
     def _values_per_patch(self) -> int:
