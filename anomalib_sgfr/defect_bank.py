@@ -202,6 +202,11 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         self.origin = kept.origin.int().clone().to(device)
         self._derive()
 
+    def set_limits(self, limits: Tensor) -> None:
+        """Replace the limits, shape ``(K,)``."""
+        self.limits = limits.detach().float().clone().to(self.stored.device)
+        self._derive()
+
     def distance(self, patches: Tensor) -> Tensor:
         """Least distance of each patch from a patch of a defect, see :func:`nearest_distance`."""
         return nearest_distance(patches, DefectIndex(self.index_rows, self.index_centre))

@@ -37,6 +37,7 @@ from anomalib_sgfr.training.callback import ModelCallbacks, require_precision
 from anomalib_sgfr.training.fit_run import FitRun
 from anomalib_sgfr.training.image_size import ImageSize, as_size
 from anomalib_sgfr.training.input_settings import InputSettings
+from anomalib_sgfr.training.reject import hold_limits_for_validation
 from anomalib_sgfr.training.restore import Snapshot, load_file, restore
 
 __all__ = ["Sgfr"]
@@ -312,6 +313,12 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     ) -> STEP_OUTPUT:
         """Give a batch its ``anomaly_map`` and ``pred_score``; drop what other processes have."""
         return self._score(batch, "val_dataloaders", batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let rejected defects raise the score of no image that the threshold is calibrated on."""
+        super().on_validation_epoch_end()
+        if isinstance(self.post_processor, SgfrPostProcessor):
+            hold_limits_for_validation(self.model, self.pre_processor, self.post_processor)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
         """As :meth:`validation_step`."""

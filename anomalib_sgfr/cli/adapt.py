@@ -66,6 +66,7 @@ def _adapt(
     from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
+    from anomalib_sgfr.training.reject import hold_limits
 
     own = model.eval().model
 
@@ -81,10 +82,15 @@ def _adapt(
     good_now, peaks = [], []
     for path, own_moments in zip(files, moments, strict=True):
         others = [every - one for every, one in zip(total, own_moments, strict=True)]
-        found = scored(own.with_banks(project_out_shift(own, others, directions)), [path])
+        adapted = own.with_banks(project_out_shift(own, others, directions))
+        if hold_limits(adapted, model.pre_processor, [path], leave_out=False):
+            for bank, raised in zip(own.banks, adapted.banks, strict=True):
+                bank.defects.set_limits(raised.defects.limits)
+        found = scored(adapted, [path])
         good_now += found.scores
         peaks += found.peaks
     own.load_fitted_state(project_out_shift(own, total, directions))
+    hold_limits(own, model.pre_processor, files, leave_out=False)
     model.accepted = None  # the banks that it would restore are gone
     processor = model.post_processor
     processor = processor if isinstance(processor, SgfrPostProcessor) else None

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -252,11 +251,11 @@ def _reject(model: "Sgfr", rejected: Sequence[_Rejected], more: Path | None) -> 
     """Reject images, and print what becomes of each; returns whether anything was learned."""
     import torch
 
-    from anomalib_sgfr.training.reject import MOST, add_defects, find_defect, find_limits
+    from anomalib_sgfr.training.reject import MOST, add_defects, find_defect, find_limits, new_date
 
     processor = post_processor_of(model)
     own, threshold = model.model, processor.label_threshold
-    date = datetime.now(UTC).isoformat(timespec="seconds")
+    date = new_date(own.rejected)
     defects = [
         find_defect(own, item.image, f"{date} {item.path}", item.region) for item in rejected
     ]

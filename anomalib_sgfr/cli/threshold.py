@@ -149,6 +149,7 @@ def _held_out_state(
 ) -> "ThresholdState":
     """State with the scores of other good images."""
     from anomalib_sgfr.post_processing.calibration import Split, score_images
+    from anomalib_sgfr.training.reject import hold_limits
 
     state = processor.state
     group = options.group or state.group
@@ -158,6 +159,7 @@ def _held_out_state(
     if not options.force:
         refuse(against, "--held_out")
     processor.held_out = str(options.held_out)
+    hold_limits(model.model, model.pre_processor, paths, group)
     return state._replace(
         scores=score_images(model.model, model.pre_processor, paths, Split.HELD_OUT, group),
         group=group,
@@ -171,6 +173,7 @@ def _held_out_state(
 def _regrouped_state(model: "Sgfr", state: "ThresholdState", group: str | None) -> "ThresholdState":
     """State with training images scored without the atoms of another group."""
     from anomalib_sgfr.post_processing.calibration import Split, group_of, score_images
+    from anomalib_sgfr.training.reject import hold_limits
 
     good = state.scores.good
     require_named_group("--group", group, good.paths)
@@ -185,6 +188,7 @@ def _regrouped_state(model: "Sgfr", state: "ThresholdState", group: str | None) 
             f" {len(again)} are gone: {gone[0]}. Pass --held_out FOLDER with others."
         )
         raise ValueError(msg)
+    hold_limits(model.model, model.pre_processor, again, group)
     anew = score_images(model.model, model.pre_processor, again, Split.TRAINING, group)
     return state._replace(scores=state.scores.joined(anew), group=group)
 

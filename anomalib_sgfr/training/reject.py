@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +13,17 @@ from torch import Tensor
 
 from anomalib_sgfr.core.k_center import k_center_greedy
 from anomalib_sgfr.core.patch_grid import origins, patches_in_region, to_patches
-from anomalib_sgfr.defect_bank import DefectPatches, defect_index, nearest_distance, resemblance
+from anomalib_sgfr.core.processes import failing_together, gathered, share
+from anomalib_sgfr.defect_bank import (
+    DefectIndex,
+    DefectPatches,
+    defect_index,
+    nearest_distance,
+    resemblance,
+)
 from anomalib_sgfr.memory_bank import MemoryBank
-from anomalib_sgfr.post_processing.calibration import Group, leave_one_out
+from anomalib_sgfr.post_processing.calibration import Group, Split, leave_one_out, rescore
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
 
 __all__ = [
@@ -25,6 +35,9 @@ __all__ = [
     "date_of",
     "find_defect",
     "find_limits",
+    "hold_limits",
+    "hold_limits_for_validation",
+    "new_date",
     "without_last",
     "worst_region",
 ]
@@ -166,34 +179,118 @@ def find_limits(
     scales = range(len(model.banks))
     atoms = [torch.cat([defect.atoms[scale] for defect in defects]) for scale in scales]
     own = model.with_banks(model.fitted_state.without_defects())
-    found = leave_one_out(own, pre_processor, paths, _resemblance_to(own, atoms), group=group)
-    largest, at = found.max(1)
-    has = [len(part) > 0 for part in atoms]
-    return Limits(
-        [float(largest[scale]) + MARGIN if has[scale] else 0.0 for scale in scales],
-        [paths[int(at[scale])] if has[scale] else "" for scale in scales],
-    )
+    known = [(scale, defect_index(part)) for scale, part in enumerate(atoms) if len(part)]
+    found = leave_one_out(own, pre_processor, paths, _resemblance_to(own, known), group=group)
+    limits = Limits([0.0] * len(atoms), [""] * len(atoms))
+    for (scale, _), of_images in zip(known, found, strict=True):
+        limits.values[scale] = float(of_images.amax()) + MARGIN
+        limits.images[scale] = paths[int(of_images.argmax())]
+    return limits
 
 
-def _resemblance_to(model: SgfrModel, atoms: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """Measure of images: the largest resemblance of their patches at each scale, ``(S, B)``."""
+@torch.no_grad()
+def hold_limits(
+    model: SgfrModel,
+    pre_processor: Any,  # noqa: ANN401
+    paths: Sequence[str],
+    group: Group = None,
+    *,
+    leave_out: bool = True,
+) -> bool:
+    """Raise limits in place until they hold for these images too. A collective call.
+
+    Whatever changes the memory banks or the images that are known to be good ends with it, so that
+    rejected defects raise the score of none of them.
+
+    Args:
+        model (SgfrModel): A fitted model.
+        pre_processor (Any): Its pre-processor.
+        paths (Sequence[str]): Files of good images; those that are gone are left out.
+        group (Group): As in :func:`find_limits`.
+        leave_out (bool): Whether to leave out the atoms of an image's group.
+
+    Returns:
+        bool: Whether a limit was raised. None is ever lowered.
+    """
+    if not model.rejected:
+        return False
+    known = model.fitted_state
+    own = share([path for path in dict.fromkeys(paths) if Path(path or ".").is_file()])
+    plain = model.with_banks(known.without_defects())
+    steps = [
+        (scale, state.defects, of_step)
+        for scale, state in enumerate(known.states)
+        if state.defects is not None
+        for of_step in _steps(state.defects, known.rejected)
+    ]
+    indices = [
+        (scale, defect_index(defects.atoms[of_step], defects.limits[of_step]))
+        for scale, defects, of_step in steps
+    ]
+    excess = torch.full((len(steps),), -math.inf)
+    with failing_together():
+        if own:
+            measure = _resemblance_to(plain, indices)
+            found = leave_one_out(
+                plain, pre_processor, own, measure, leave_out=leave_out, group=group
+            )
+            excess = found.amax(1)
+    excess = torch.stack(gathered(excess)).amax(0)
+    exceeded = excess > -MARGIN / 2.0
+    for (_, defects, of_step), more in zip(steps, excess.where(exceeded, -MARGIN), strict=True):
+        defects.limits[of_step] += more.to(defects.limits) + MARGIN
+    model.load_defects(known)
+    return bool(exceeded.any())
+
+
+def hold_limits_for_validation(
+    model: SgfrModel,
+    pre_processor: Any,  # noqa: ANN401
+    post_processor: SgfrPostProcessor,
+) -> None:
+    """Hold limits for good validation images, and calibrate again if one was raised.
+
+    Args:
+        model (SgfrModel): A fitted model.
+        pre_processor (Any): Its pre-processor.
+        post_processor (SgfrPostProcessor): Its post-processor, calibrated with the validation.
+    """
+    state = post_processor.state
+    seen = state.scores.of_split(Split.HELD_OUT).paths
+    if state.uses_validation and hold_limits(model, pre_processor, seen, state.group):
+        scores = rescore(state.scores, model, pre_processor, state.group)
+        post_processor.use(state._replace(scores=scores).calibrated())
+
+
+def _steps(defects: DefectPatches, rejected: Sequence[str]) -> list[Tensor]:
+    """Masks of the patches that were rejected together, which have a limit in common."""
+    dates = [date_of(image) for image in rejected]
+    number = torch.tensor([dates.index(date) for date in dates]).to(defects.origin.device)
+    step = number[defects.origin[:, 0].long()]
+    return [step == each for each in step.unique()]
+
+
+def _resemblance_to(
+    model: SgfrModel, known: Sequence[tuple[int, DefectIndex]]
+) -> Callable[..., Tensor]:
+    """Measure of images: how much their patches exceed limits at most, ``(n, B)``.
+
+    Args:
+        model (SgfrModel): Without defects of its own.
+        known (Sequence[tuple[int, DefectIndex]]): Scale and patches of each of ``n`` defects.
+    """
 
     def measure(
         embeddings: list[Tensor], size: Sequence[int], banks: list[MemoryBank] | None
     ) -> Tensor:
         residuals = model.score_embeddings(embeddings, size, banks).residuals
-        found = []
-        for bank, part, embedding, residual in zip(
-            model.banks, atoms, embeddings, residuals, strict=True
-        ):
-            if not len(part):
-                found.append(residual.new_full((len(residual),), -math.inf))
-                continue
-            index = defect_index(part)
-            distance = bank.map_patches(partial(nearest_distance, index=index), embedding)
-            of_patches = resemblance(residual.flatten(1), distance.flatten(1) / bank.residual_scale)
-            found.append(of_patches.amax(1))
-        return torch.stack(found)
+        found = [residuals[0].new_empty(0, len(residuals[0]))]
+        for scale, index in known:
+            bank, residual = model.banks[scale], residuals[scale].flatten(1)
+            distance = bank.map_patches(partial(nearest_distance, index=index), embeddings[scale])
+            of_patches = resemblance(residual, distance.flatten(1) / bank.residual_scale)
+            found.append(of_patches.amax(1)[None])
+        return torch.cat(found)
 
     return measure
 
@@ -213,6 +310,14 @@ def without_last(fitted_state: FittedState) -> FittedState:
             defects = defects.rows(defects.origin[:, 0] < len(left))
         states.append(state._replace(defects=defects if defects and len(defects.atoms) else None))
     return fitted_state._replace(states=states, rejected=left)
+
+
+def new_date(rejected: Sequence[str]) -> str:
+    """Date of a rejection that comes now, in seconds, which no earlier one has."""
+    dates, now = {date_of(image) for image in rejected}, datetime.now(UTC)
+    while (date := now.isoformat(timespec="seconds")) in dates:
+        now += timedelta(seconds=1)
+    return date
 
 
 def date_of(image: str) -> str:
