@@ -134,8 +134,8 @@ def _fitted(
 ) -> Iterator[tuple["Inspector", "Sgfr"]]:
     """Inspector of a fit with changed arguments, and its model; files are removed at the end."""
     from anomalib.data import Folder
-    from anomalib.engine import Engine
 
+    from anomalib_sgfr.console import quiet_engine
     from anomalib_sgfr.inspector import Inspector
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
@@ -177,15 +177,7 @@ def _fitted(
             evaluator=False,
             visualizer=False,
         )
-        engine = Engine(
-            default_root_dir=root,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
+        engine = quiet_engine(root, limit_val_batches=0)
         own = logging.getLogger("anomalib_sgfr")
         level = own.level
         own.setLevel(logging.ERROR)  # warnings of few images, which the user has had of the fit
