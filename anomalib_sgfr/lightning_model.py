@@ -430,6 +430,20 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         load = super().load_from_checkpoint
         return load_file(cls, load, checkpoint_path, *args, **kwargs)
 
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Write the checkpoint that the model was loaded from, with its present state.
+
+        Args:
+            path (str | Path): The new file, or the same; written whole or not at all.
+
+        Raises:
+            RuntimeError: If the model was not loaded from a checkpoint: its trainer saves it.
+        """
+        if self.restored_from is None:
+            msg = "the model was not loaded from a checkpoint: save it by trainer.save_checkpoint."
+            raise RuntimeError(msg)
+        checkpoints.rewrite(self, self.restored_from, Path(path))
+
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as anomalib does; an earlier file stays until the new one is whole."""
         self.require_fitted("export")

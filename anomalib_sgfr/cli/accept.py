@@ -13,7 +13,6 @@ from anomalib_sgfr.cli.arguments import (
     load,
     objections,
     post_processor_of,
-    rewrite,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(_history(model.accepted))
         return 0
-    rewrite(options.ckpt_path, out, model)
+    model.save_checkpoint(out)
     print(f"Checkpoint: {out}")
     return code
 

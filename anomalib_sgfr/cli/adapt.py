@@ -12,7 +12,6 @@ from anomalib_sgfr.cli.arguments import (
     load,
     objections,
     refuse,
-    rewrite,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse(against, "images")
     _adapt(model, files, bad, options.directions, tuple(against))
     out = options.out or options.ckpt_path.with_stem(options.ckpt_path.stem + _SUFFIX)
-    rewrite(options.ckpt_path, out, model)
+    model.save_checkpoint(out)
     print(f"Checkpoint: {out}")
     return 0
 

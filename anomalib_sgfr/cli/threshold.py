@@ -16,7 +16,6 @@ from anomalib_sgfr.cli.arguments import (
     post_processor_of,
     refuse,
     require_named_group,
-    rewrite,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = processor.state
     if changes:
         processor.use(_changed_state(model, processor, options))
-        rewrite(options.ckpt_path, out, model)
+        model.save_checkpoint(out)
     if options.json:
         checkpoint = {"checkpoint": str(out)} if changes else {}
         print(json.dumps({**_facts(processor.state), **checkpoint}, indent=2))

@@ -1,7 +1,7 @@
 """Missed defects: patches of rejected images for the defect banks, and limits from good images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,13 @@ from anomalib_sgfr.defect_bank import (
     nearest_distance,
     resemblance,
 )
+from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.images.reading import upright_size
+from anomalib_sgfr.images.roi import mask_at_input
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.calibration import Group, Split, leave_one_out, rescore
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+from anomalib_sgfr.report.model_facts import known_images
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
 
 __all__ = [
@@ -31,13 +35,17 @@ __all__ = [
     "MOST",
     "Defect",
     "Limits",
+    "Rejection",
+    "Rejections",
     "add_defects",
+    "check_images",
     "date_of",
     "find_defect",
     "find_limits",
     "hold_limits",
     "hold_limits_for_validation",
     "new_date",
+    "reject",
     "without_last",
     "worst_region",
 ]
@@ -66,6 +74,157 @@ class Defect(NamedTuple):
     def number(self) -> int:
         """Number of patches."""
         return sum(map(len, self.atoms))
+
+
+class Rejection(NamedTuple):
+    """What became of an image of a missed defect.
+
+    Attributes:
+        image (str): Its file.
+        patches (list[int]): Number of patches that were learnt at each scale, the finest first.
+        before (float): Raw score before.
+        now (float): Raw score now.
+    """
+
+    image: str
+    patches: list[int]
+    before: float
+    now: float
+
+
+class Rejections(NamedTuple):
+    """What became of images that were rejected together.
+
+    Attributes:
+        images (list[Rejection]): In the given order.
+        most_alike (list[str]): Good images that resemble the defects most.
+        good (int): Number of good images whose scores stay.
+        gone (int): Number of calibration images that are not there, whose scores may rise.
+    """
+
+    images: list[Rejection]
+    most_alike: list[str]
+    good: int
+    gone: int
+
+
+@torch.no_grad()
+def reject(
+    module: Any,  # noqa: ANN401
+    regions: Mapping[str, Any],
+    good: Sequence[str] = (),
+) -> Rejections:
+    """Learn from images of a missed defect, in place.
+
+    Args:
+        module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr` with a threshold.
+        regions (Mapping[str, Any]): For each image file the mask of its defect, an array or tensor
+            of the image's height and width; ``None`` for the worst region of its score map.
+        good (Sequence[str]): Files of more good images, none of which may score higher.
+
+    Returns:
+        Rejections: Scores before and now.
+
+    Raises:
+        ValueError: If an image is known to be good, its region leaves no trace, good images
+            resemble the defect as much, or none is left to compare with.
+
+    Examples:
+        >>> from anomalib_sgfr import Sgfr, reject
+        >>> model = Sgfr.load_from_checkpoint(checkpoint)
+        >>> found = reject(model, {str(image): None})
+        >>> found.images[0].now > found.images[0].before
+        True
+        >>> model.save_checkpoint("taught.ckpt")
+    """
+    check_images(module, list(regions))
+    module.eval()
+    model, prepare = module.model, module.pre_processor
+    date, images = new_date(model.rejected), dict[str, Tensor]()
+    before, defects = list[float](), list[Defect]()
+    for path, mask in regions.items():
+        images[path] = image = read_prepared(path, prepare, model.bit_depth)[None].to(
+            model.image_paths.device
+        )
+        found = model.score_maps(image)
+        before.append(float(found.pred_score))
+        region = worst_region(found.score_map[0, 0])
+        if mask is not None:
+            region = _at_input(path, torch.as_tensor(mask) > 0, prepare).to(region.device)
+        defects.append(find_defect(model, image[0], f"{date} {path}", region))
+        if not defects[-1].number:
+            msg = (
+                f"{path}: the banks rebuild every patch of the region as well as those of good"
+                " images: at this image size the defect leaves no trace to learn from."
+            )
+            raise ValueError(msg)
+    known = module.post_processor.calibration_scores.good.paths
+    there = [path for path in known if Path(path or ".").is_file()]
+    compared = list(dict.fromkeys([*there, *good]))
+    if not compared:
+        msg = (
+            "none of the images that the checkpoint was calibrated on is there: pass other good"
+            " ones (--good DIR)."
+        )
+        raise ValueError(msg)
+    limits = find_limits(model, prepare, compared, defects, module.post_processor.state.group)
+    tried = model.with_banks(add_defects(model.fitted_state, defects, limits.values))
+    size = max(bank.defects.size for bank in tried.banks)
+    if size > MOST:
+        msg = (
+            f"the defect bank of a scale would hold {size} patches, more than {MOST}: take earlier"
+            " ones back by --undo, or reject fewer images."
+        )
+        raise ValueError(msg)
+    now = [float(tried.score_maps(image).pred_score) for image in images.values()]
+    most_alike = list(dict.fromkeys(filter(None, limits.images)))
+    if all(score <= earlier for score, earlier in zip(now, before, strict=True)):
+        msg = (
+            "nothing was learned: good images resemble the defect as much as the rejected ones do,"
+            f" {', '.join(most_alike)} most."
+        )
+        raise ValueError(msg)
+    model.load_defects(tried.fitted_state)
+    patches = [[len(atoms) for atoms in defect.atoms] for defect in defects]
+    found = [Rejection(*each) for each in zip(regions, patches, before, now, strict=True)]
+    return Rejections(found, most_alike, len(compared), len(known) - len(there))
+
+
+def check_images(module: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
+    """Refuse images that cannot show a missed defect.
+
+    Args:
+        module (Any): As in :func:`reject`.
+        paths (Sequence[str]): Image files.
+
+    Raises:
+        ValueError: If the model has no threshold, or knows one of them as good.
+    """
+    processor = module.post_processor
+    if not isinstance(processor, SgfrPostProcessor) or not processor.is_set:
+        msg = (
+            "the checkpoint has no threshold, so nothing was missed: `anomalib-sgfr threshold` sets"
+            " one."
+        )
+        raise ValueError(msg)
+    good = [*module.model.images, *processor.calibration_scores.good.paths]
+    for path, is_known in zip(paths, known_images(paths, good)[0], strict=True):
+        if is_known:
+            msg = (
+                f"{path}: the checkpoint was fitted to it or calibrated on it as a good image; if"
+                " it shows a defect, fit again without it."
+            )
+            raise ValueError(msg)
+
+
+def _at_input(path: str, mask: Tensor, pre_processor: Any) -> Tensor:  # noqa: ANN401
+    """Mask of an image file in pixels of the model's input."""
+    size = upright_size(path)
+    if tuple(mask.shape) != size:
+        of = " x ".join(map(str, mask.shape))
+        msg = f"{path}: the mask is {of} pixels, its image {size[0]} x {size[1]}."
+        raise ValueError(msg)
+    return mask_at_input(mask.cpu(), pre_processor)
 
 
 @torch.no_grad()

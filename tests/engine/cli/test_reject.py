@@ -112,6 +112,25 @@ def test_missed_defects_are_found_and_no_image_scores_less(root: Path, taught: P
     assert after.certificate().largest_score >= before.certificate().largest_score
 
 
+def test_python_learns_what_the_command_does(root: Path, taught: Path, tmp_path: Path) -> None:
+    model = loaded(root / "model.ckpt")
+    mask = np.array(Image.open(root / "masks" / "0_mask.png"))
+    paths = [str(path) for path in images(root / "faint")[:2]]
+    found = reject.reject(model, dict.fromkeys(paths, mask))
+    assert [image.image for image in found.images] == paths
+    assert all(image.before < image.now for image in found.images)
+    assert (found.good, found.gone) == (10, 0)
+    model.save_checkpoint(tmp_path / "saved.ckpt")
+    saved, expected = loaded(tmp_path / "saved.ckpt"), loaded(taught)
+    for bank, other in zip(saved.model.banks, expected.model.banks, strict=True):
+        assert torch.equal(bank.defects.stored, other.defects.stored)
+        assert torch.equal(bank.defects.limits, other.defects.limits)
+    with pytest.raises(ValueError, match="the mask is 3 x 3 pixels, its image 64 x 64"):
+        reject.reject(model, {str(images(root / "clear")[0]): np.ones((3, 3))})
+    with pytest.raises(RuntimeError, match="not loaded from a checkpoint"):
+        small().save_checkpoint(tmp_path / "other.ckpt")
+
+
 def test_an_explanation_names_the_rejected_defect(root: Path, taught: Path) -> None:
     model = loaded(taught)
     path = images(root / "faint")[0]
