@@ -15,6 +15,7 @@ from anomalib_sgfr.core.k_center import k_center_greedy
 from anomalib_sgfr.core.patch_grid import origins, patches_in_region, to_patches
 from anomalib_sgfr.core.processes import failing_together, gathered, share
 from anomalib_sgfr.defect_bank import (
+    GAIN,
     DefectIndex,
     DefectPatches,
     defect_index,
@@ -282,20 +283,22 @@ def find_defect(model: SgfrModel, image: Tensor, name: str, region: Tensor) -> D
 def add_defects(
     fitted_state: FittedState, defects: Sequence[Defect], limits: Sequence[float]
 ) -> FittedState:
-    """Memory banks with more defects.
+    """Memory banks with more defects; the gain of earlier ones stays.
 
     Args:
         fitted_state (FittedState): The banks.
         defects (Sequence[Defect]): New ones.
         limits (Sequence[float]): Limits of their patches, of each scale.
     """
+    gains = [state.defects.gain for state in fitted_state.states if state.defects]
+    gain = gains[0] if gains else GAIN
     states = []
     for scale, (state, limit) in enumerate(zip(fitted_state.states, limits, strict=True)):
         known = state.defects
         for number, defect in enumerate(defects, len(fitted_state.rejected)):
             atoms, places = defect.atoms[scale], defect.places[scale]
             origin = torch.cat((torch.full_like(places[:, :1], number), places), 1)
-            new = DefectPatches(atoms, torch.full_like(atoms[:, 0], limit), origin)
+            new = DefectPatches(atoms, torch.full_like(atoms[:, 0], limit), origin, gain)
             known = new if known is None else known.joined(new)
         states.append(state._replace(defects=known if known and len(known.atoms) else None))
     rejected = [*fitted_state.rejected, *(defect.image for defect in defects)]
