@@ -33,7 +33,7 @@ __all__ = [
     "resemblance",
 ]
 
-GAIN = 2.0  # of new defect banks
+GAIN = 3.0  # of new defect banks
 _EARLIER_GAIN = 2.0  # of state dicts that do not tell
 _LEAST = 1e-30  # of lengths under a logarithm
 

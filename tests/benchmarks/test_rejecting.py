@@ -34,7 +34,7 @@ def results(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def test_every_way_is_counted(results: Path) -> None:
     rows = json.loads((results / "rejecting.json").read_text(encoding="utf-8"))
     gains = [f"gain {gain:g}" for gain in rejecting._GAINS]
-    ways = ["before", *gains, "limit of 98%", "lower threshold", "logistic regression"]
+    ways = ["before", *gains, "gain 2, limit of 98%", "lower threshold", "logistic regression"]
     assert [row["examples"] for row in rows] == [1, 2]
     for row in rows:
         assert list(row["ways"]) == ways

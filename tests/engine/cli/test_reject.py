@@ -16,6 +16,7 @@ from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import Split, nominal_scores
 from anomalib_sgfr.training import reject
 from tests.conftest import fit, folder_datamodule, small, write_image
+from tests.threaded import in_threads
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
 BOX = "8,40,17,16"
@@ -345,6 +346,27 @@ def test_no_score_of_a_good_image_is_raised_whatever_changes_the_model(
     for bank, earlier in zip(own.banks, old.banks, strict=True):
         if changed is not by_taking_back:
             assert torch.all(bank.defects.limits >= earlier.defects.limits)
+
+
+@pytest.mark.parametrize("number", [2, 4])  # fewer than processes, and more
+def test_processes_that_share_the_images_raise_the_same_limits(
+    root: Path, taught: Path, number: int
+) -> None:
+    alone = loaded(taught)
+    before = [bank.defects.limits for bank in alone.model.banks]
+    paths = [str(path) for path in images(root / "faint")[-number:]]
+    assert reject.hold_limits(alone.model, alone.pre_processor, paths)
+    models = [loaded(taught) for _ in range(3)]
+    raised = in_threads(
+        lambda rank: reject.hold_limits(models[rank].model, alone.pre_processor, paths),
+        limit=120.0,
+    )
+    assert raised == [True] * 3
+    for number_of, expected in enumerate(alone.model.banks):
+        found = [model.model.banks[number_of].defects.limits for model in models]
+        assert all(torch.equal(limits, found[0]) for limits in found)
+        assert torch.allclose(found[0], expected.defects.limits, atol=1e-3)
+        assert torch.all(found[0] >= before[number_of])
 
 
 def test_a_new_fit_knows_no_defects(root: Path, taught: Path, tmp_path: Path) -> None:
