@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from anomalib_sgfr.report.explanation import explain
     from anomalib_sgfr.report.figure import MimicView
     from anomalib_sgfr.report.score_table import ScoreTable
+    from anomalib_sgfr.report.sensitivity import measure_sensitivity
     from anomalib_sgfr.report.visualizer import Predictions
     from anomalib_sgfr.torch_model import SgfrModel
     from anomalib_sgfr.training.callback import SubspaceSampling
+    from anomalib_sgfr.training.reject import reject
 
     __version__: str
 
@@ -42,6 +44,8 @@ _HOME = {
     "SubspaceSampler": "core.sampler",
     "SubspaceSampling": "training.callback",
     "explain": "report.explanation",
+    "measure_sensitivity": "report.sensitivity",
+    "reject": "training.reject",
 }
 
 __all__ = [
@@ -62,6 +66,8 @@ __all__ = [
     "SubspaceSampling",
     "__version__",
     "explain",
+    "measure_sensitivity",
+    "reject",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Progress bars and log filters."""
+"""Progress bars, log filters, and an Engine that shows nothing."""
 
 import logging
 import re
@@ -6,11 +6,15 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning.pytorch import Callback
 from lightning_utilities.core import rank_zero
 from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from anomalib.engine import Engine
 
 __all__ = [
     "LogFilters",
@@ -19,6 +23,7 @@ __all__ = [
     "configure_logging",
     "log_once",
     "progress",
+    "quiet_engine",
     "quiet_loggers",
     "quiet_warnings",
 ]
@@ -96,6 +101,25 @@ _IDLE_LINES = re.compile(
     r"\s*Detected KeyboardInterrupt|Restoring states from the checkpoint path|Loaded model weights"
     r" from the checkpoint"
 )
+
+
+def quiet_engine(folder: str | Path, **arguments: Any) -> "Engine":  # noqa: ANN401
+    """Build an Engine on one CPU that logs and shows nothing.
+
+    Args:
+        folder (str | Path): Where it writes.
+        **arguments (Any): Of the Engine, that shall differ or be added.
+    """
+    from anomalib.engine import Engine
+
+    quiet: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Engine(default_root_dir=folder, **{**quiet, **arguments})
 
 
 @contextmanager

@@ -33,7 +33,8 @@ __all__ = [
     "resemblance",
 ]
 
-GAIN = 2.0
+GAIN = 2.0  # of new defect banks
+_EARLIER_GAIN = 2.0  # of state dicts that do not tell
 _LEAST = 1e-30  # of lengths under a logarithm
 
 
@@ -45,19 +46,22 @@ class DefectPatches(NamedTuple):
         limits (Tensor): Resemblance to each above which residuals are raised, shape ``(K,)``.
         origin (Tensor): For each the number of the rejected image, row, column, and the grid's rows
             and columns, shape ``(K, 5)``, ``int32``.
+        gain (float): Share of itself by which a residual is raised at most.
     """
 
     atoms: Tensor
     limits: Tensor
     origin: Tensor
+    gain: float = GAIN
 
     def joined(self, other: "DefectPatches") -> "DefectPatches":
-        """These patches, and others after them."""
-        return DefectPatches(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+        """These patches, and others after them; the gain stays."""
+        atoms, limits, origin = (torch.cat(pair) for pair in zip(self[:3], other[:3], strict=True))
+        return DefectPatches(atoms, limits, origin, self.gain)
 
     def rows(self, index: Tensor) -> "DefectPatches":
         """Some of the patches, by index or mask."""
-        return DefectPatches(*(part[index] for part in self))
+        return DefectPatches(self.atoms[index], self.limits[index], self.origin[index], self.gain)
 
 
 class DefectIndex(NamedTuple):
@@ -120,14 +124,14 @@ def resemblance(residual: Tensor, distance: Tensor) -> Tensor:
     return residual.clamp_min(_LEAST).log() - distance.clamp_min(_LEAST).log()
 
 
-def raised(residual: Tensor, distance: Tensor, gain: float = GAIN) -> Tensor:
+def raised(residual: Tensor, distance: Tensor, gain: float | Tensor = GAIN) -> Tensor:
     """Residuals, raised where a patch resembles a defect by more than the limit.
 
     Args:
         residual (Tensor): Lengths of residuals.
         distance (Tensor): As :func:`nearest_distance` gives it, in the same unit and of the same
             shape.
-        gain (float): Share of itself by which a residual is raised at most.
+        gain (float | Tensor): Share of itself by which a residual is raised at most.
 
     Returns:
         Tensor: Of the same shape; none is smaller than it was.
@@ -142,12 +146,14 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         stored (Tensor): The patches, shape ``(K, d)``, ``float32``.
         limits (Tensor): As in :class:`DefectPatches`, ``float32``.
         origin (Tensor): As in :class:`DefectPatches`.
+        gain (Tensor): As in :class:`DefectPatches`, a scalar, ``float32``.
         index_rows, index_centre (Tensor): What the search for the nearest reads; never stored.
     """
 
     stored: Tensor
     limits: Tensor
     origin: Tensor
+    gain: Tensor
     index_rows: Tensor
     index_centre: Tensor
 
@@ -156,6 +162,7 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         self.register_buffer("stored", torch.empty(0, dtype=torch.float32))
         self.register_buffer("limits", torch.empty(0, dtype=torch.float32))
         self.register_buffer("origin", torch.empty(0, dtype=torch.int32))
+        self.register_buffer("gain", torch.tensor(GAIN, dtype=torch.float32))
         for name in ("index_rows", "index_centre"):
             self.register_buffer(name, torch.empty(0, dtype=torch.float32), persistent=False)
         self.register_load_state_dict_post_hook(DefectBank._derive)
@@ -169,7 +176,9 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         """Read also a state dict of an empty bank, or of a version without defect banks."""
         if f"{prefix}stored" not in state:
             self.set(None, self.stored.device)
-            state |= {prefix + name: getattr(self, name) for name in ("stored", "limits", "origin")}
+            names = ("stored", "limits", "origin", "gain")
+            state |= {prefix + name: getattr(self, name) for name in names}
+        state.setdefault(f"{prefix}gain", torch.tensor(_EARLIER_GAIN))
         super()._load_from_state_dict(state, prefix, *args)
 
     def _derive(self, *_: object) -> None:
@@ -186,7 +195,8 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         """Copy of the patches; ``None`` if there is none."""
         if not self.size:
             return None
-        return DefectPatches(self.stored.clone(), self.limits.clone(), self.origin.clone())
+        parts = (self.stored.clone(), self.limits.clone(), self.origin.clone())
+        return DefectPatches(*parts, float(self.gain))
 
     def set(self, patches: DefectPatches | None, device: torch.device) -> None:
         """Replace the patches.
@@ -195,11 +205,18 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             patches (DefectPatches | None): The new ones; ``None`` for none.
             device (torch.device): Where to keep them.
         """
-        kept = patches or DefectPatches(*(torch.empty(0) for _ in DefectPatches._fields))
+        none = torch.empty(0)
+        kept = patches or DefectPatches(none, none, none)
         self.stored, self.limits = (
             part.detach().float().clone().to(device) for part in (kept.atoms, kept.limits)
         )
         self.origin = kept.origin.int().clone().to(device)
+        self.gain = torch.tensor(kept.gain, dtype=torch.float32, device=device)
+        self._derive()
+
+    def set_limits(self, limits: Tensor) -> None:
+        """Replace the limits, shape ``(K,)``."""
+        self.limits = limits.detach().float().clone().to(self.stored.device)
         self._derive()
 
     def distance(self, patches: Tensor) -> Tensor:
@@ -222,5 +239,6 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         radius = clusters.radius.double()
         away = torch.cdist(clusters.atoms.double(), self.stored.to(radius)) - radius[:, None]
         distance = (away.clamp_min(0.0) * self.limits.to(radius).exp()).amin(1)
-        share = raised(torch.ones_like(radius), distance / bound(radius).clamp_min(_LEAST))
+        distance = distance / bound(radius).clamp_min(_LEAST)
+        share = raised(torch.ones_like(radius), distance, self.gain.to(radius))
         return lambda distance: share * bound(distance)

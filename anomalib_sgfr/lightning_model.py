@@ -37,6 +37,7 @@ from anomalib_sgfr.training.callback import ModelCallbacks, require_precision
 from anomalib_sgfr.training.fit_run import FitRun
 from anomalib_sgfr.training.image_size import ImageSize, as_size
 from anomalib_sgfr.training.input_settings import InputSettings
+from anomalib_sgfr.training.reject import hold_limits_for_validation
 from anomalib_sgfr.training.restore import Snapshot, load_file, restore
 
 __all__ = ["Sgfr"]
@@ -313,6 +314,12 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         """Give a batch its ``anomaly_map`` and ``pred_score``; drop what other processes have."""
         return self._score(batch, "val_dataloaders", batch_idx, dataloader_idx)
 
+    def on_validation_epoch_end(self) -> None:
+        """Let rejected defects raise the score of no image that the threshold is calibrated on."""
+        super().on_validation_epoch_end()
+        if isinstance(self.post_processor, SgfrPostProcessor):
+            hold_limits_for_validation(self.model, self.pre_processor, self.post_processor)
+
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:  # noqa: ANN401
         """As :meth:`validation_step`."""
         return self._score(batch, "test_dataloaders", batch_idx, dataloader_idx)
@@ -422,6 +429,20 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         """
         load = super().load_from_checkpoint
         return load_file(cls, load, checkpoint_path, *args, **kwargs)
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Write the checkpoint that the model was loaded from, with its present state.
+
+        Args:
+            path (str | Path): The new file, or the same; written whole or not at all.
+
+        Raises:
+            RuntimeError: If the model was not loaded from a checkpoint: its trainer saves it.
+        """
+        if self.restored_from is None:
+            msg = "the model was not loaded from a checkpoint: save it by trainer.save_checkpoint."
+            raise RuntimeError(msg)
+        checkpoints.rewrite(self, self.restored_from, Path(path))
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as anomalib does; an earlier file stays until the new one is whole."""

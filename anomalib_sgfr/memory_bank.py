@@ -349,6 +349,8 @@ def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> 
     with torch.autocast(embeddings[0].device.type, enabled=False):
         residuals = banks[0].solver.residual_maps(banks, embeddings)
         return [
-            raised(part, bank.defect_distance(embedding)) if bank.defects.size else part
+            raised(part, bank.defect_distance(embedding), bank.defects.gain)
+            if bank.defects.size
+            else part
             for part, bank, embedding in zip(residuals, banks, embeddings, strict=True)
         ]

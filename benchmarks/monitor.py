@@ -32,6 +32,7 @@ from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.monitor import Monitor
 from anomalib_sgfr.post_processing.calibration import nominal_scores, select_evenly
 from anomalib_sgfr.post_processing.thresholds import conformal_threshold
+from anomalib_sgfr.report.watched import NEW_IMAGES
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
 from benchmarks.common import data
@@ -48,7 +49,7 @@ _ORDERS, _STREAMS = 1000, 100
 _BEFORE, _AFTER, _DEFECTS = 100, 500, 0.05
 _STRENGTHS = (1 / 3, 2 / 3, 1.0)
 _WINDOW = 50  # of the rule of thumb
-_NEW, _DEFECTIVE = 16, 60  # images of the new conditions, and defective ones
+_DEFECTIVE = 60  # images of the new conditions
 _RATE, _DIRECTIONS = 0.01, 4  # defaults of the threshold and of `adapt`
 _LABELS = {
     "before": "as it was",
@@ -123,7 +124,7 @@ def _evaluate(case: Case) -> list[Row]:
         orders = (rng.permutation(stream) for _ in range(_ORDERS))
         rows += _rows(calibration, orders, 0, {"calibration": source, "condition": "none"})
     shown = good_paths[:_TESTED]
-    tested = slice(len(good) - _NEW)  # of those shown, without the new images
+    tested = slice(len(good) - NEW_IMAGES)  # of those shown, without the new images
     chosen_bad = slice(None, None, -(-len(bad_paths) // _DEFECTIVE))
     threshold = conformal_threshold(of_training.tolist(), _RATE)
     as_it_was = _label_row("before", good[:_TESTED][tested], defective[chosen_bad], threshold)
@@ -136,7 +137,7 @@ def _evaluate(case: Case) -> list[Row]:
         labels = _label_rows(
             model,
             threshold,
-            _images(model, good_paths[-_NEW:], change),
+            _images(model, good_paths[-NEW_IMAGES:], change),
             _images(model, shown[tested], change),
             _images(model, bad_paths[chosen_bad], change),
         )

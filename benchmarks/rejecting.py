@@ -5,13 +5,14 @@
 A model is fitted by default, with its threshold at a false-alarm rate of 1%. For each kind of
 defect 1, 2 or 5 of its images are rejected, missed ones first, each with its mask; five choices of
 them. Recall is that of the other images of the kind, and of the other kinds; false alarms are those
-of the good test images, none of which the threshold or a limit has seen. Ways: ``reject`` by
-default; with another gain; with the limit that 98% of the calibration images stay below, and the
-threshold calibrated again; beside it the threshold moved down to find the same images; and
-logistic regression from the same patches against the atoms, which alarms besides where a patch
-exceeds all of the calibration images. Writes ``rejecting.json`` and ``README.md``; an interrupted
-command, given again, goes on where it stopped. With ``--latency``, an exported model with and
-without defect banks is timed instead, and ``latency.json`` written.
+of the good test images, none of which the threshold or a limit has seen. Ways: ``reject`` with
+several gains, of which one is the default; with the limit that 98% of the calibration images stay
+below, and the threshold calibrated again; beside it the threshold moved down to find the same
+images; and logistic regression from the same patches against the atoms, which alarms besides where
+a patch exceeds all of the calibration images. Writes ``rejecting.json``, means over the choices,
+and ``README.md``; an interrupted command, given again, goes on where it stopped. With
+``--latency``, an exported model with and without defect banks is timed instead, and
+``latency.json`` written.
 """
 
 import math
@@ -19,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,9 @@ _RATE = 0.01
 _QUANTILE = 0.98
 _PATCHES, _TIMES = (0, 125, 500), 100
 _OUT = Path("benchmarks/results/rejecting")
-_GAINS = {"reject": GAIN, "gain 1": 1.0, "gain 4": 4.0}
+_GAINS = (1.0, 2.0, 3.0, 4.0)
+_BEFORE, _DEFAULT = "before", f"gain {GAIN:g}"
+_SHARES = ("same", "other", "good", "learned")
 
 
 class _Image(NamedTuple):
@@ -156,36 +159,70 @@ def _evaluate(case: Case) -> list[Row]:
         for number in _NUMBERS:
             if len(own) < number + _FEWEST:
                 continue
-            for choice in range(_CHOICES):
-                order = rng.permutation(own)
-                order = np.concatenate(
-                    (order[scores[order] <= threshold], order[scores[order] > threshold])
-                )
-                examples = order[:number]
-                rest = {
-                    "same": np.setdiff1d(own, examples),
-                    "other": np.flatnonzero((kinds != kind) & (kinds != "good")),
-                    "good": np.flatnonzero(kinds == "good"),
-                }
-                about = {
-                    "kind": kind,
-                    "examples": number,
-                    "choice": choice,
-                    "missed": int((scores[examples] <= threshold).sum()),
-                    "images": {name: len(index) for name, index in rest.items()},
-                }
-                chosen = [defects[index] for index in examples]
-                for way, alarms in _alarms(
-                    scorer, calibration, tested, chosen, scores, threshold, examples
-                ).items():
-                    shares = {
-                        name: round(float(alarms[index].mean()), 4) if len(index) else None
-                        for name, index in rest.items()
-                    }
-                    found = int(alarms[examples].sum())
-                    rows.append({**about, "way": way, "found": found, **shares})
+            shares = [
+                _shares(scorer, calibration, tested, defects, (kinds, kind), examples, threshold)
+                for examples in _choices(own, number, scores, threshold, rng)
+            ]
+            rows.append({"kind": kind, "examples": number, "ways": _means(shares)})
         print(kind, flush=True)
     return rows
+
+
+def _choices(
+    own: NDArray[np.int64],
+    number: int,
+    scores: NDArray[np.float64],
+    threshold: float,
+    rng: np.random.Generator,
+) -> Iterator[NDArray[np.int64]]:
+    """Images of a kind to reject, those that were missed first."""
+    for _ in range(_CHOICES):
+        order = rng.permutation(own)
+        yield order[np.argsort(scores[order] > threshold, kind="stable")][:number]
+
+
+def _shares(
+    scorer: _Scorer,
+    calibration: Sequence[_Image],
+    tested: Sequence[_Image],
+    defects: Sequence[Defect],
+    of: tuple[NDArray[np.str_], str],
+    examples: NDArray[np.int64],
+    threshold: float,
+) -> dict[str, Row]:
+    """Of each way, the shares of images with an alarm after some of a kind were rejected."""
+    kinds, kind = of
+    asked = {
+        "same": np.setdiff1d(np.flatnonzero(kinds == kind), examples),
+        "other": np.flatnonzero((kinds != kind) & (kinds != "good")),
+        "good": np.flatnonzero(kinds == "good"),
+        "learned": examples,
+    }
+    chosen = [defects[index] for index in examples]
+    alarms = _alarms(scorer, calibration, tested, chosen, threshold, examples)
+    return {
+        way: {
+            name: float(found[index].mean()) if len(index) else None
+            for name, index in asked.items()
+        }
+        for way, found in alarms.items()
+    }
+
+
+def _means(shares: Sequence[dict[str, Row]]) -> dict[str, Row]:
+    """Means over choices, and the most false alarms of one."""
+    return {
+        way: {
+            **{
+                name: None
+                if any(of[way][name] is None for of in shares)
+                else round(statistics.mean(of[way][name] for of in shares), 4)
+                for name in _SHARES
+            },
+            "most": round(max(of[way]["good"] for of in shares), 4),
+        }
+        for way in shares[0]
+    }
 
 
 def _kinds(case: Case, samples: pd.DataFrame) -> NDArray[np.str_]:
@@ -210,7 +247,6 @@ def _alarms(
     calibration: Sequence[_Image],
     tested: Sequence[_Image],
     chosen: Sequence[Defect],
-    scores: NDArray[np.float64],
     threshold: float,
     examples: NDArray[np.int64],
 ) -> dict[str, NDArray[np.bool_]]:
@@ -221,14 +257,15 @@ def _alarms(
     near = [scorer.distances(image, atoms) for image in calibration]
     largest = np.array([_largest(*pair) for pair in zip(calibration, near, strict=True)])
     distances = [scorer.distances(image, atoms) for image in tested]
-    found = {"before": scores > threshold}
+    scores = np.array([image.score for image in tested])
+    found = {_BEFORE: scores > threshold}
     limits = (largest.max(0) + MARGIN).tolist()
-    for way, gain in _GAINS.items():
+    for gain in _GAINS:
         raised_scores = [
             scorer.score(image, parts, limits, gain)
             for image, parts in zip(tested, distances, strict=True)
         ]
-        found[way] = np.array(raised_scores) > threshold
+        found[f"gain {gain:g}"] = np.array(raised_scores) > threshold
     limits = np.quantile(largest, _QUANTILE, axis=0).tolist()
     again, now = (
         [
@@ -241,7 +278,7 @@ def _alarms(
     moved = threshold * conformal_threshold(again, _RATE) / before
     found["limit of 98%"] = np.array(now) > moved
     found["lower threshold"] = scores > min(threshold, np.nextafter(scores[examples].min(), 0.0))
-    found["logistic regression"] = found["before"] | _by_regression(
+    found["logistic regression"] = found[_BEFORE] | _by_regression(
         scorer, calibration, tested, atoms
     )
     return found
@@ -327,68 +364,88 @@ def _latency(folder: Path) -> list[str]:
     return ["## Latency", "", about, "", table(head, lines), ""]
 
 
-_INTRODUCTION = """# Learning from missed defects
+_INTRODUCTION = f"""# Learning from missed defects
 
 Recall and false alarms in percent, at the threshold of a false-alarm rate of 1%, before and after
 images of one kind of defect are rejected: means over kinds and choices of images. *Kind* are the
 other images of that kind, *others* those of the other kinds, *learned* the share of the rejected
-images that is found then.
+images that is found then. The default of `reject` is a gain of {GAIN:g}.
+"""
+_ALL = """
+## In all
+
+*Median* and *mean* recall of the kind over the columns, which are data and numbers of images; false
+alarms of the worst column, and of the worst single choice.
+"""
+_KINDS = """
+## By kind
+
+Recall before and after five images are rejected, by default.
 """
 
 
 def report(folder: Path) -> None:
     """Write the page of the results in a folder."""
     rows = read_rows(folder / "rejecting.json")
-    ways = list(dict.fromkeys(row["way"] for row in rows))
-    lines = []
+    ways, lines = list(rows[0]["ways"]), []
+    columns: dict[str, list[list[float | None]]] = {way: [] for way in ways}
     for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in rows):
         for number in _NUMBERS:
-            for way in ways:
-                found = alike(rows, dataset=dataset, split=split, examples=number, way=way)
-                if found:
-                    learned = sum(row["found"] for row in found) / (number * len(found))
-                    shares = [_mean(found, name) for name in ("same", "other", "good")]
-                    cells = [title(dataset, split), str(number), way, *shares]
-                    lines.append([*cells, f"{100 * learned:.0f}"])
+            found = alike(rows, dataset=dataset, split=split, examples=number)
+            for way in ways if found else []:
+                means = [_mean(found, way, name) for name in _SHARES]
+                columns[way].append(means)
+                lines.append([title(dataset, split), str(number), way, *map(_percent, means)])
     head = ["data", "images", "way", "kind", "others", "false alarms", "learned"]
-    lines_by_kind = _by_kind(rows)
-    write_text(
-        folder / "README.md",
-        "\n".join(
-            [
-                _INTRODUCTION,
-                table(head, lines),
-                "",
-                "## By kind",
-                "",
-                "Recall before and after five images are rejected, by default.",
-                "",
-                table(["data", "kind", "before", "after", "others before", "after"], lines_by_kind),
-                "",
-                *_latency(folder),
-                f"Seeds {seeds(rows)}; made by `python -m benchmarks.rejecting`.",
-                "",
-            ]
-        ),
-    )
+    parts = [
+        _INTRODUCTION,
+        table(head, lines),
+        _ALL,
+        table(["way", "median", "mean", "worst column", "worst choice"], _in_all(rows, columns)),
+        _KINDS,
+        table(["data", "kind", "before", "after", "others before", "after"], _by_kind(rows)),
+        "",
+        *_latency(folder),
+        f"Seeds {seeds(rows)}; made by `python -m benchmarks.rejecting`.",
+        "",
+    ]
+    write_text(folder / "README.md", "\n".join(parts))
+
+
+def _in_all(rows: Sequence[Row], columns: dict[str, list[list[float | None]]]) -> list[list[str]]:
+    """Rows of the table over all data: of each way, recall and false alarms."""
+    lines = []
+    for way, means in columns.items():
+        recall, alarms = ([each[of] or 0.0 for each in means] for of in (0, 2))
+        worst = max(row["ways"][way]["most"] for row in rows)
+        values = (statistics.median(recall), statistics.mean(recall), max(alarms), worst)
+        lines.append([way, *map(_percent, values)])
+    return lines
 
 
 def _by_kind(rows: Sequence[Row]) -> list[list[str]]:
     """Rows of the table by kind of defect."""
     lines = []
-    keys = dict.fromkeys((row["dataset"], row["split"], row["kind"]) for row in rows)
-    for dataset, split, kind in keys:
-        of_kind = alike(rows, dataset=dataset, split=split, kind=kind, examples=_NUMBERS[-1])
-        before, after = (alike(of_kind, way=way) for way in ("before", "reject"))
-        if before:
-            shares = [_mean(part, name) for name in ("same", "other") for part in (before, after)]
-            lines.append([title(dataset, split), kind, *shares])
+    for dataset, split, kind in dict.fromkeys(
+        (row["dataset"], row["split"], row["kind"]) for row in rows
+    ):
+        found = alike(rows, dataset=dataset, split=split, kind=kind, examples=_NUMBERS[-1])
+        if found:
+            ways = (_BEFORE, _DEFAULT)
+            means = [_mean(found, way, name) for name in ("same", "other") for way in ways]
+            lines.append([title(dataset, split), kind, *map(_percent, means)])
     return lines
 
 
-def _mean(rows: Sequence[Row], name: str) -> str:
-    values = [row[name] for row in rows if row[name] is not None]
-    return f"{100 * statistics.mean(values):.1f}" if values else "-"
+def _mean(rows: Sequence[Row], way: str, name: str) -> float | None:
+    """Mean of a way over rows; ``None`` where there is nothing to count."""
+    values = [row["ways"][way][name] for row in rows]
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

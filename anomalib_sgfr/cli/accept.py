@@ -13,7 +13,6 @@ from anomalib_sgfr.cli.arguments import (
     load,
     objections,
     post_processor_of,
-    rewrite,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(_history(model.accepted))
         return 0
-    rewrite(options.ckpt_path, out, model)
+    model.save_checkpoint(out)
     print(f"Checkpoint: {out}")
     return code
 
@@ -95,6 +94,7 @@ def _undo(model: "Sgfr") -> str:
     processor.load_checkpoint_config(step.config)
     processor.load_state_dict(step.state)
     model.accepted = left if left.steps else None
+    _hold_limits(model)
     atoms = sum(part.number for part in step.additions)
     return (
         f"Taken back: {len(step.additions)} images and {atoms} atoms, accepted {step.time}; "
@@ -214,6 +214,19 @@ def _add_atoms(model: "Sgfr", additions: Sequence["NewAtoms"], forced: list[str]
     history = history._replace(steps=(*history.steps, step))
     model.model.load_state_dict(history.applied(model.model).state_dict())
     model.accepted = history
+    _hold_limits(model)
+
+
+def _hold_limits(model: "Sgfr") -> None:
+    """Let rejected defects raise the score of no image that is known to be good."""
+    from anomalib_sgfr.training.reject import hold_limits
+
+    state = post_processor_of(model).state
+    hold_limits(model.model, model.pre_processor, state.scores.good.paths, state.group)
+    steps = model.accepted.steps if model.accepted else ()
+    accepted = [addition.image for step in steps for addition in step.additions]
+    # beside their own atoms, unlike images to calibrate on
+    hold_limits(model.model, model.pre_processor, accepted, leave_out=False)
 
 
 def _with_thumbnails(model: "Sgfr", addition: "NewAtoms") -> "NewAtoms":
@@ -245,6 +258,13 @@ def _recalibrate(model: "Sgfr", defects: Sequence[_Scored], before: float) -> st
     from anomalib_sgfr.post_processing.calibration import rescore
 
     processor = post_processor_of(model)
+    missed = _become_good(defects, model.model, before, before)
+    if missed:  # none is by the new atoms alone
+        print(
+            f"warning: {len(missed)} known defects would be called good, as they resemble rejected"
+            f" ones no more than accepted images do: {', '.join(missed[:3])}",
+            file=sys.stderr,
+        )
     earlier = processor.state
     phrase = f"Threshold {earlier.image:.6g}"
     if earlier.by in {"hand", "unknown"}:

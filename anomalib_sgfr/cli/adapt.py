@@ -12,7 +12,6 @@ from anomalib_sgfr.cli.arguments import (
     load,
     objections,
     refuse,
-    rewrite,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse(against, "images")
     _adapt(model, files, bad, options.directions, tuple(against))
     out = options.out or options.ckpt_path.with_stem(options.ckpt_path.stem + _SUFFIX)
-    rewrite(options.ckpt_path, out, model)
+    model.save_checkpoint(out)
     print(f"Checkpoint: {out}")
     return 0
 
@@ -66,6 +65,7 @@ def _adapt(
     from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, nominal_scores
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.training.adapt import project_out_shift, residual_moments
+    from anomalib_sgfr.training.reject import hold_limits
 
     own = model.eval().model
 
@@ -81,10 +81,15 @@ def _adapt(
     good_now, peaks = [], []
     for path, own_moments in zip(files, moments, strict=True):
         others = [every - one for every, one in zip(total, own_moments, strict=True)]
-        found = scored(own.with_banks(project_out_shift(own, others, directions)), [path])
+        adapted = own.with_banks(project_out_shift(own, others, directions))
+        if hold_limits(adapted, model.pre_processor, [path], leave_out=False):
+            for bank, raised in zip(own.banks, adapted.banks, strict=True):
+                bank.defects.set_limits(raised.defects.limits)
+        found = scored(adapted, [path])
         good_now += found.scores
         peaks += found.peaks
     own.load_fitted_state(project_out_shift(own, total, directions))
+    hold_limits(own, model.pre_processor, files, leave_out=False)
     model.accepted = None  # the banks that it would restore are gone
     processor = model.post_processor
     processor = processor if isinstance(processor, SgfrPostProcessor) else None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from anomalib_sgfr.run_paths import atomic_write, complete_checkpoint
+from anomalib_sgfr.run_paths import complete_checkpoint
 
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
@@ -27,7 +27,6 @@ __all__ = [
     "post_processor_of",
     "refuse",
     "require_named_group",
-    "rewrite",
     "take_checkpoint",
 ]
 
@@ -286,24 +285,3 @@ def _is_mask(path: str) -> bool:
     except OSError:
         return False
     return not any(histogram[1:-1]) and bool(histogram[0]) and bool(histogram[-1])
-
-
-def rewrite(source: Path, target: Path, model: "Sgfr") -> None:
-    """Write a checkpoint with a model's new state, atomically.
-
-    Args:
-        source (Path): The checkpoint that the model was restored from.
-        target (Path): The new one; may be the same file.
-        model (Sgfr): The model, with another threshold or other memory banks.
-    """
-    import torch
-
-    stored = torch.load(source, map_location="cpu", weights_only=False)
-    enabled = stored.get("anomalib_components_enabled")  # of the run, not of this command
-    stored["state_dict"] = model.state_dict()
-    stored.pop("sgfr_accepted", None)
-    model.on_save_checkpoint(stored)
-    if enabled is not None:
-        stored["anomalib_components_enabled"] = enabled
-    with atomic_write(target) as part, part.open("wb") as file:
-        torch.save(stored, file)

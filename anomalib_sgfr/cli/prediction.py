@@ -93,16 +93,14 @@ def predict_images(
         truths (Mapping[Path, Truth] | None): Labels and masks of the images.
         folder (Path | None): Folder for the results; ``None`` for one that is removed afterwards.
     """
-    from anomalib.engine import Engine
-
+    from anomalib_sgfr.console import quiet_engine
     from anomalib_sgfr.run_folder import RunFolder
 
     # standard output is for the results of the command, not for the progress bar
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):
-        engine = Engine(
-            default_root_dir=scratch,
-            logger=False,
-            devices=1,
+        engine = quiet_engine(
+            scratch,
+            accelerator="auto",
             callbacks=[callback, RunFolder(folder or scratch)],
             enable_progress_bar=sys.stderr.isatty(),
         )

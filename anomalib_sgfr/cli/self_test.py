@@ -69,8 +69,8 @@ class SelfTest:
         """
         import numpy as np
         from anomalib.data import Folder, PredictDataset
-        from anomalib.engine import Engine
 
+        from anomalib_sgfr.console import quiet_engine
         from anomalib_sgfr.lightning_model import Sgfr
 
         begun = time.monotonic()
@@ -86,14 +86,7 @@ class SelfTest:
             visualizer=False,
             evaluator=False,
         )
-        engine = Engine(
-            default_root_dir=self._folder,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        engine = quiet_engine(self._folder)
         data = Folder(
             name="made",
             root=self._folder,

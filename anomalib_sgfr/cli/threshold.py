@@ -16,7 +16,6 @@ from anomalib_sgfr.cli.arguments import (
     post_processor_of,
     refuse,
     require_named_group,
-    rewrite,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = processor.state
     if changes:
         processor.use(_changed_state(model, processor, options))
-        rewrite(options.ckpt_path, out, model)
+        model.save_checkpoint(out)
     if options.json:
         checkpoint = {"checkpoint": str(out)} if changes else {}
         print(json.dumps({**_facts(processor.state), **checkpoint}, indent=2))
@@ -149,6 +148,7 @@ def _held_out_state(
 ) -> "ThresholdState":
     """State with the scores of other good images."""
     from anomalib_sgfr.post_processing.calibration import Split, score_images
+    from anomalib_sgfr.training.reject import hold_limits
 
     state = processor.state
     group = options.group or state.group
@@ -158,6 +158,7 @@ def _held_out_state(
     if not options.force:
         refuse(against, "--held_out")
     processor.held_out = str(options.held_out)
+    hold_limits(model.model, model.pre_processor, paths, group)
     return state._replace(
         scores=score_images(model.model, model.pre_processor, paths, Split.HELD_OUT, group),
         group=group,
@@ -171,6 +172,7 @@ def _held_out_state(
 def _regrouped_state(model: "Sgfr", state: "ThresholdState", group: str | None) -> "ThresholdState":
     """State with training images scored without the atoms of another group."""
     from anomalib_sgfr.post_processing.calibration import Split, group_of, score_images
+    from anomalib_sgfr.training.reject import hold_limits
 
     good = state.scores.good
     require_named_group("--group", group, good.paths)
@@ -185,6 +187,7 @@ def _regrouped_state(model: "Sgfr", state: "ThresholdState", group: str | None) 
             f" {len(again)} are gone: {gone[0]}. Pass --held_out FOLDER with others."
         )
         raise ValueError(msg)
+    hold_limits(model.model, model.pre_processor, again, group)
     anew = score_images(model.model, model.pre_processor, again, Split.TRAINING, group)
     return state._replace(scores=state.scores.joined(anew), group=group)
 

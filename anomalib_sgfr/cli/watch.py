@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--monitor", type=new_file, help=about)
     about = "regular expression on the path: a stream for each camera, product ..."
     add("--by", type=_expression, help=about)
+    about = "of an alarm over the whole life of the monitor, where nothing changes (default: 0.01)"
+    add("--false_alarm_probability", type=float, help=about)
     add("--every", type=float, default=1.0, help="seconds from look to look (default: 1)")
     add("--once", action="store_true", help="score what is there, and end")
     about = f"end, with exit code {CHANGED}, when conditions have changed"
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     state = options.monitor or options.out.with_suffix(".json")
     rows = _intact(options.out)
-    monitor = _monitor(parser, state, options.model, options.by)
+    monitor = _monitor(parser, state, options)
     inspector = Inspector.load(options.model, monitor=monitor)
     told = _watch(options, state, rows, monitor, inspector)
     print(f"{monitor.images} images; table: {options.out}")
@@ -197,22 +199,28 @@ def _append(table: Path, row: Sequence[object]) -> None:
         os.fsync(file.fileno())
 
 
-def _monitor(parser: Parser, state: Path, model: Path, by: str | None) -> Monitor:
+def _monitor(parser: Parser, state: Path, options: argparse.Namespace) -> Monitor:
+    names = ("by", "false_alarm_probability")
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
     if state.exists():
         monitor = Monitor.read(state)
-        if by not in {None, monitor.by}:
-            kept = "without --by" if monitor.by is None else f"with --by '{monitor.by}'"
-            parser.error(
-                f"--by '{by}': {state} was made {kept}; for a new monitor name another state and"
-                " table by --monitor and --out"
-            )
+        for name, value in given.items():
+            own = getattr(monitor, name)
+            if value != own:
+                kept = f"without --{name}" if own is None else f"with --{name} '{own}'"
+                parser.error(
+                    f"--{name} '{value}': {state} was made {kept}; for a new monitor name another"
+                    " state and table by --monitor and --out"
+                )
         return monitor
+    model: Path = options.model
     if model.suffix != ".ckpt":
         parser.error(
             f"{state}: no such file, and {model.name} has no calibration scores to make it of: run"
             " the command once on the checkpoint, or save Monitor.of_checkpoint(CKPT) there"
         )
-    monitor = Monitor.of_checkpoint(model, by=by)
+    monitor = Monitor.of_checkpoint(model, **given)
     monitor.save(state)
     return monitor
 

@@ -300,10 +300,8 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
             ValueError: If ``group`` matches no path.
         """
         state = self._state if update else self._fresh_state()
-        split, good = Split.TRAINING, paths
-        if self.held_out is not None:
-            split, good = Split.HELD_OUT, self._held_out_images()
-        chosen = select_evenly(good, self.images, self._state.group)
+        split = Split.TRAINING if self.held_out is None else Split.HELD_OUT
+        chosen = self._chosen(paths)
         require_group(self._state.group, chosen)
         new = score_images(model, pre_processor, chosen, split, self._state.group)
         earlier = state.scores.exclude([*excluded, *new.paths])
@@ -314,6 +312,19 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
                 "There is no image to choose a threshold from: the training images have no paths."
             )
         return state
+
+    def known_good(self, paths: Sequence[str], excluded: Sequence[str] = ()) -> list[str]:
+        """Good images that an update of a fit calibrates on.
+
+        Args:
+            paths (Sequence[str]): As in :meth:`calibrate`.
+            excluded (Sequence[str]): As in :meth:`calibrate`.
+        """
+        return [*self._state.scores.good.exclude(excluded).paths, *self._chosen(paths)]
+
+    def _chosen(self, paths: Sequence[str]) -> list[str]:
+        good = paths if self.held_out is None else self._held_out_images()
+        return select_evenly(good, self.images, self._state.group)
 
     def _held_out_images(self) -> list[str]:
         try:

@@ -381,7 +381,7 @@ def default_sizes(image_size: Sequence[int]) -> list[float]:
 def measure_sensitivity(
     inspect: Callable[[list[Any]], Sequence[Inspected]],
     paths: Sequence[Path],
-    region_of: Callable[[Path, tuple[int, int]], NDArray[np.bool_]],
+    region_of: Callable[[Path, tuple[int, int]], NDArray[np.bool_]] | None = None,
     *,
     bit_depth: int = 8,
     kinds: Sequence[str] = tuple(KINDS),
@@ -397,8 +397,8 @@ def measure_sensitivity(
         inspect (Callable): Inspects frames of shape ``(H, W, 3)``, as
             :class:`~anomalib_sgfr.inspector.Inspector` does.
         paths (Sequence[Path]): Good images.
-        region_of (Callable): From an image, and its height and width, to the pixels that a defect
-            may cover.
+        region_of (Callable | None): From an image, and its height and width, to the pixels that a
+            defect may cover; ``None`` for all.
         bit_depth (int): Bits of the camera.
         kinds (Sequence[str]): Kinds of defects.
         contrasts (Sequence[float]): Contrasts, shares of white.
@@ -412,6 +412,13 @@ def measure_sensitivity(
 
     Raises:
         ValueError: If no image is left to draw into.
+
+    Examples:
+        >>> from anomalib_sgfr import Inspector, measure_sensitivity
+        >>> good = sorted((image.parents[1] / "good").iterdir())
+        >>> found = measure_sensitivity(Inspector.load(checkpoint), good, kinds=["spot"], number=1)
+        >>> [curve.kind for curve in found.curves], found.missed <= found.drawn
+        (['spot', 'spot'], True)
     """
     good, shapes, alarms = _good_images(inspect, paths, bit_depth, damaged)
     if not good:
@@ -438,6 +445,7 @@ def measure_sensitivity(
     results: list[_Result] = []
     examples: dict[tuple[str, float, float], Example] = {}
     shown = _shown_sizes(chosen)
+    region_of = region_of or (lambda _, size: np.ones(size, bool))
     steps = _inspected(inspect, good, planned, region_of, bit_depth, seed)
     for result, defect in progress(steps, len(combinations), "Drawn defects"):
         results.append(result)

@@ -19,12 +19,18 @@ from anomalib_sgfr.report.crops import displayable
 from anomalib_sgfr.report.media import webp
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = ["StreamTable", "calibration_images", "describe_streams", "start_of_change"]
+__all__ = [
+    "NEW_IMAGES",
+    "StreamTable",
+    "calibration_images",
+    "describe_streams",
+    "start_of_change",
+]
 
+NEW_IMAGES = 16  # to name in the commands that adapt or accept
 _COMPARED = 32  # images before the change, and as many after it
 _FEWEST = 8  # earlier images; below that, calibration images are compared with
 _EXAMPLES = 3  # of a kind
-_NEW = 8  # images to name in a command: `adapt` takes 4 to 16
 _DESCRIBED = 6  # streams
 _SIDE = 224  # pixels of an image
 _MAP_SIDE = 64  # pixels of a map of change
@@ -179,7 +185,7 @@ def _new_images(table: StreamTable) -> list[str]:
     after = range(start, len(table.paths))
     limit = np.quantile([table.scores[index] for index in after], 0.75)
     usual = [index for index in after if table.scores[index] <= limit]
-    return [table.paths[index] for index in _evenly(usual, _NEW)]
+    return [table.paths[index] for index in _evenly(usual, NEW_IMAGES)]
 
 
 def _needed(table: StreamTable) -> list[str]:

@@ -21,6 +21,7 @@ from anomalib_sgfr.features.layers import (
 from anomalib_sgfr.post_processing.calibration import remove_threshold, upgrade_checkpoint
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
+from anomalib_sgfr.run_paths import atomic_write
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import AcceptanceHistory
 
@@ -315,6 +316,25 @@ def save(
         checkpoint[_ACCEPTED] = accepted.plain()
     if fit_record is not None:
         checkpoint[_FIT] = fit_record._asdict()
+
+
+def rewrite(module: Any, source: Path, target: Path) -> None:  # noqa: ANN401
+    """Write a checkpoint with a model's present state, atomically.
+
+    Args:
+        module (Any): The model, with another threshold or other memory banks.
+        source (Path): The checkpoint that it was loaded from.
+        target (Path): The new one; may be the same file.
+    """
+    stored = torch.load(source, map_location="cpu", weights_only=False)
+    enabled = stored.get("anomalib_components_enabled")  # of the run, which may have had others
+    stored["state_dict"] = module.state_dict()
+    stored.pop(_ACCEPTED, None)
+    module.on_save_checkpoint(stored)
+    if enabled is not None:
+        stored["anomalib_components_enabled"] = enabled
+    with atomic_write(target) as part, part.open("wb") as file:
+        torch.save(stored, file)
 
 
 def prepare(

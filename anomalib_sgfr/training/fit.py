@@ -26,6 +26,7 @@ from anomalib_sgfr.report.crops import thumbnails as make_thumbnails
 from anomalib_sgfr.run_paths import atomic_write
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
 from anomalib_sgfr.training.distributed import unite
+from anomalib_sgfr.training.reject import hold_limits
 
 __all__ = [
     "FitResult",
@@ -111,6 +112,9 @@ def fit(
         excluded = [path for path, _ in suspects]
         trusted = [path for path in paths if path not in set(excluded)]
         with bars(shown=bar_is_on(trainer)):
+            if fitted.rejected:  # what an update keeps
+                good = post_processor.known_good(trusted or paths, excluded if trusted else [])
+                hold_limits(fitted, pre_processor, good, post_processor.state.group)
             threshold = post_processor.calibrate(
                 fitted,
                 pre_processor,

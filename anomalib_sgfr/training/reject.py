@@ -1,8 +1,10 @@
 """Missed defects: patches of rejected images for the defect banks, and limits from good images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +13,22 @@ from torch import Tensor
 
 from anomalib_sgfr.core.k_center import k_center_greedy
 from anomalib_sgfr.core.patch_grid import origins, patches_in_region, to_patches
-from anomalib_sgfr.defect_bank import DefectPatches, defect_index, nearest_distance, resemblance
+from anomalib_sgfr.core.processes import failing_together, gathered, share
+from anomalib_sgfr.defect_bank import (
+    GAIN,
+    DefectIndex,
+    DefectPatches,
+    defect_index,
+    nearest_distance,
+    resemblance,
+)
+from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.images.reading import upright_size
+from anomalib_sgfr.images.roi import mask_at_input
 from anomalib_sgfr.memory_bank import MemoryBank
-from anomalib_sgfr.post_processing.calibration import Group, leave_one_out
+from anomalib_sgfr.post_processing.calibration import Group, Split, leave_one_out, rescore
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+from anomalib_sgfr.report.model_facts import known_images
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
 
 __all__ = [
@@ -21,10 +36,17 @@ __all__ = [
     "MOST",
     "Defect",
     "Limits",
+    "Rejection",
+    "Rejections",
     "add_defects",
+    "check_images",
     "date_of",
     "find_defect",
     "find_limits",
+    "hold_limits",
+    "hold_limits_for_validation",
+    "new_date",
+    "reject",
     "without_last",
     "worst_region",
 ]
@@ -53,6 +75,157 @@ class Defect(NamedTuple):
     def number(self) -> int:
         """Number of patches."""
         return sum(map(len, self.atoms))
+
+
+class Rejection(NamedTuple):
+    """What became of an image of a missed defect.
+
+    Attributes:
+        image (str): Its file.
+        patches (list[int]): Number of patches that were learnt at each scale, the finest first.
+        before (float): Raw score before.
+        now (float): Raw score now.
+    """
+
+    image: str
+    patches: list[int]
+    before: float
+    now: float
+
+
+class Rejections(NamedTuple):
+    """What became of images that were rejected together.
+
+    Attributes:
+        images (list[Rejection]): In the given order.
+        most_alike (list[str]): Good images that resemble the defects most.
+        good (int): Number of good images whose scores stay.
+        gone (int): Number of calibration images that are not there, whose scores may rise.
+    """
+
+    images: list[Rejection]
+    most_alike: list[str]
+    good: int
+    gone: int
+
+
+@torch.no_grad()
+def reject(
+    module: Any,  # noqa: ANN401
+    regions: Mapping[str, Any],
+    good: Sequence[str] = (),
+) -> Rejections:
+    """Learn from images of a missed defect, in place.
+
+    Args:
+        module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr` with a threshold.
+        regions (Mapping[str, Any]): For each image file the mask of its defect, an array or tensor
+            of the image's height and width; ``None`` for the worst region of its score map.
+        good (Sequence[str]): Files of more good images, none of which may score higher.
+
+    Returns:
+        Rejections: Scores before and now.
+
+    Raises:
+        ValueError: If an image is known to be good, its region leaves no trace, good images
+            resemble the defect as much, or none is left to compare with.
+
+    Examples:
+        >>> from anomalib_sgfr import Sgfr, reject
+        >>> model = Sgfr.load_from_checkpoint(checkpoint)
+        >>> found = reject(model, {str(image): None})
+        >>> found.images[0].now > found.images[0].before
+        True
+        >>> model.save_checkpoint("taught.ckpt")
+    """
+    check_images(module, list(regions))
+    module.eval()
+    model, prepare = module.model, module.pre_processor
+    date, images = new_date(model.rejected), dict[str, Tensor]()
+    before, defects = list[float](), list[Defect]()
+    for path, mask in regions.items():
+        images[path] = image = read_prepared(path, prepare, model.bit_depth)[None].to(
+            model.image_paths.device
+        )
+        found = model.score_maps(image)
+        before.append(float(found.pred_score))
+        region = worst_region(found.score_map[0, 0])
+        if mask is not None:
+            region = _at_input(path, torch.as_tensor(mask) > 0, prepare).to(region.device)
+        defects.append(find_defect(model, image[0], f"{date} {path}", region))
+        if not defects[-1].number:
+            msg = (
+                f"{path}: the banks rebuild every patch of the region as well as those of good"
+                " images: at this image size the defect leaves no trace to learn from."
+            )
+            raise ValueError(msg)
+    known = module.post_processor.calibration_scores.good.paths
+    there = [path for path in known if Path(path or ".").is_file()]
+    compared = list(dict.fromkeys([*there, *good]))
+    if not compared:
+        msg = (
+            "none of the images that the checkpoint was calibrated on is there: pass other good"
+            " ones (--good DIR)."
+        )
+        raise ValueError(msg)
+    limits = find_limits(model, prepare, compared, defects, module.post_processor.state.group)
+    tried = model.with_banks(add_defects(model.fitted_state, defects, limits.values))
+    size = max(bank.defects.size for bank in tried.banks)
+    if size > MOST:
+        msg = (
+            f"the defect bank of a scale would hold {size} patches, more than {MOST}: take earlier"
+            " ones back by --undo, or reject fewer images."
+        )
+        raise ValueError(msg)
+    now = [float(tried.score_maps(image).pred_score) for image in images.values()]
+    most_alike = list(dict.fromkeys(filter(None, limits.images)))
+    if all(score <= earlier for score, earlier in zip(now, before, strict=True)):
+        msg = (
+            "nothing was learned: good images resemble the defect as much as the rejected ones do,"
+            f" {', '.join(most_alike)} most."
+        )
+        raise ValueError(msg)
+    model.load_defects(tried.fitted_state)
+    patches = [[len(atoms) for atoms in defect.atoms] for defect in defects]
+    found = [Rejection(*each) for each in zip(regions, patches, before, now, strict=True)]
+    return Rejections(found, most_alike, len(compared), len(known) - len(there))
+
+
+def check_images(module: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
+    """Refuse images that cannot show a missed defect.
+
+    Args:
+        module (Any): As in :func:`reject`.
+        paths (Sequence[str]): Image files.
+
+    Raises:
+        ValueError: If the model has no threshold, or knows one of them as good.
+    """
+    processor = module.post_processor
+    if not isinstance(processor, SgfrPostProcessor) or not processor.is_set:
+        msg = (
+            "the checkpoint has no threshold, so nothing was missed: `anomalib-sgfr threshold` sets"
+            " one."
+        )
+        raise ValueError(msg)
+    good = [*module.model.images, *processor.calibration_scores.good.paths]
+    for path, is_known in zip(paths, known_images(paths, good)[0], strict=True):
+        if is_known:
+            msg = (
+                f"{path}: the checkpoint was fitted to it or calibrated on it as a good image; if"
+                " it shows a defect, fit again without it."
+            )
+            raise ValueError(msg)
+
+
+def _at_input(path: str, mask: Tensor, pre_processor: Any) -> Tensor:  # noqa: ANN401
+    """Mask of an image file in pixels of the model's input."""
+    size = upright_size(path)
+    if tuple(mask.shape) != size:
+        of = " x ".join(map(str, mask.shape))
+        msg = f"{path}: the mask is {of} pixels, its image {size[0]} x {size[1]}."
+        raise ValueError(msg)
+    return mask_at_input(mask.cpu(), pre_processor)
 
 
 @torch.no_grad()
@@ -110,20 +283,22 @@ def find_defect(model: SgfrModel, image: Tensor, name: str, region: Tensor) -> D
 def add_defects(
     fitted_state: FittedState, defects: Sequence[Defect], limits: Sequence[float]
 ) -> FittedState:
-    """Memory banks with more defects.
+    """Memory banks with more defects; the gain of earlier ones stays.
 
     Args:
         fitted_state (FittedState): The banks.
         defects (Sequence[Defect]): New ones.
         limits (Sequence[float]): Limits of their patches, of each scale.
     """
+    gains = [state.defects.gain for state in fitted_state.states if state.defects]
+    gain = gains[0] if gains else GAIN
     states = []
     for scale, (state, limit) in enumerate(zip(fitted_state.states, limits, strict=True)):
         known = state.defects
         for number, defect in enumerate(defects, len(fitted_state.rejected)):
             atoms, places = defect.atoms[scale], defect.places[scale]
             origin = torch.cat((torch.full_like(places[:, :1], number), places), 1)
-            new = DefectPatches(atoms, torch.full_like(atoms[:, 0], limit), origin)
+            new = DefectPatches(atoms, torch.full_like(atoms[:, 0], limit), origin, gain)
             known = new if known is None else known.joined(new)
         states.append(state._replace(defects=known if known and len(known.atoms) else None))
     rejected = [*fitted_state.rejected, *(defect.image for defect in defects)]
@@ -166,34 +341,118 @@ def find_limits(
     scales = range(len(model.banks))
     atoms = [torch.cat([defect.atoms[scale] for defect in defects]) for scale in scales]
     own = model.with_banks(model.fitted_state.without_defects())
-    found = leave_one_out(own, pre_processor, paths, _resemblance_to(own, atoms), group=group)
-    largest, at = found.max(1)
-    has = [len(part) > 0 for part in atoms]
-    return Limits(
-        [float(largest[scale]) + MARGIN if has[scale] else 0.0 for scale in scales],
-        [paths[int(at[scale])] if has[scale] else "" for scale in scales],
-    )
+    known = [(scale, defect_index(part)) for scale, part in enumerate(atoms) if len(part)]
+    found = leave_one_out(own, pre_processor, paths, _resemblance_to(own, known), group=group)
+    limits = Limits([0.0] * len(atoms), [""] * len(atoms))
+    for (scale, _), of_images in zip(known, found, strict=True):
+        limits.values[scale] = float(of_images.amax()) + MARGIN
+        limits.images[scale] = paths[int(of_images.argmax())]
+    return limits
 
 
-def _resemblance_to(model: SgfrModel, atoms: Sequence[Tensor]) -> Callable[..., Tensor]:
-    """Measure of images: the largest resemblance of their patches at each scale, ``(S, B)``."""
+@torch.no_grad()
+def hold_limits(
+    model: SgfrModel,
+    pre_processor: Any,  # noqa: ANN401
+    paths: Sequence[str],
+    group: Group = None,
+    *,
+    leave_out: bool = True,
+) -> bool:
+    """Raise limits in place until they hold for these images too. A collective call.
+
+    Whatever changes the memory banks or the images that are known to be good ends with it, so that
+    rejected defects raise the score of none of them.
+
+    Args:
+        model (SgfrModel): A fitted model.
+        pre_processor (Any): Its pre-processor.
+        paths (Sequence[str]): Files of good images; those that are gone are left out.
+        group (Group): As in :func:`find_limits`.
+        leave_out (bool): Whether to leave out the atoms of an image's group.
+
+    Returns:
+        bool: Whether a limit was raised. None is ever lowered.
+    """
+    if not model.rejected:
+        return False
+    known = model.fitted_state
+    own = share([path for path in dict.fromkeys(paths) if Path(path or ".").is_file()])
+    plain = model.with_banks(known.without_defects())
+    steps = [
+        (scale, state.defects, of_step)
+        for scale, state in enumerate(known.states)
+        if state.defects is not None
+        for of_step in _steps(state.defects, known.rejected)
+    ]
+    indices = [
+        (scale, defect_index(defects.atoms[of_step], defects.limits[of_step]))
+        for scale, defects, of_step in steps
+    ]
+    excess = torch.full((len(steps),), -math.inf)
+    with failing_together():
+        if own:
+            measure = _resemblance_to(plain, indices)
+            found = leave_one_out(
+                plain, pre_processor, own, measure, leave_out=leave_out, group=group
+            )
+            excess = found.amax(1)
+    excess = torch.stack(gathered(excess)).amax(0)
+    exceeded = excess > -MARGIN / 2.0
+    for (_, defects, of_step), more in zip(steps, excess.where(exceeded, -MARGIN), strict=True):
+        defects.limits[of_step] += more.to(defects.limits) + MARGIN
+    model.load_defects(known)
+    return bool(exceeded.any())
+
+
+def hold_limits_for_validation(
+    model: SgfrModel,
+    pre_processor: Any,  # noqa: ANN401
+    post_processor: SgfrPostProcessor,
+) -> None:
+    """Hold limits for good validation images, and calibrate again if one was raised.
+
+    Args:
+        model (SgfrModel): A fitted model.
+        pre_processor (Any): Its pre-processor.
+        post_processor (SgfrPostProcessor): Its post-processor, calibrated with the validation.
+    """
+    state = post_processor.state
+    seen = state.scores.of_split(Split.HELD_OUT).paths
+    if state.uses_validation and hold_limits(model, pre_processor, seen, state.group):
+        scores = rescore(state.scores, model, pre_processor, state.group)
+        post_processor.use(state._replace(scores=scores).calibrated())
+
+
+def _steps(defects: DefectPatches, rejected: Sequence[str]) -> list[Tensor]:
+    """Masks of the patches that were rejected together, which have a limit in common."""
+    dates = [date_of(image) for image in rejected]
+    number = torch.tensor([dates.index(date) for date in dates]).to(defects.origin.device)
+    step = number[defects.origin[:, 0].long()]
+    return [step == each for each in step.unique()]
+
+
+def _resemblance_to(
+    model: SgfrModel, known: Sequence[tuple[int, DefectIndex]]
+) -> Callable[..., Tensor]:
+    """Measure of images: how much their patches exceed limits at most, ``(n, B)``.
+
+    Args:
+        model (SgfrModel): Without defects of its own.
+        known (Sequence[tuple[int, DefectIndex]]): Scale and patches of each of ``n`` defects.
+    """
 
     def measure(
         embeddings: list[Tensor], size: Sequence[int], banks: list[MemoryBank] | None
     ) -> Tensor:
         residuals = model.score_embeddings(embeddings, size, banks).residuals
-        found = []
-        for bank, part, embedding, residual in zip(
-            model.banks, atoms, embeddings, residuals, strict=True
-        ):
-            if not len(part):
-                found.append(residual.new_full((len(residual),), -math.inf))
-                continue
-            index = defect_index(part)
-            distance = bank.map_patches(partial(nearest_distance, index=index), embedding)
-            of_patches = resemblance(residual.flatten(1), distance.flatten(1) / bank.residual_scale)
-            found.append(of_patches.amax(1))
-        return torch.stack(found)
+        found = [residuals[0].new_empty(0, len(residuals[0]))]
+        for scale, index in known:
+            bank, residual = model.banks[scale], residuals[scale].flatten(1)
+            distance = bank.map_patches(partial(nearest_distance, index=index), embeddings[scale])
+            of_patches = resemblance(residual, distance.flatten(1) / bank.residual_scale)
+            found.append(of_patches.amax(1)[None])
+        return torch.cat(found)
 
     return measure
 
@@ -213,6 +472,14 @@ def without_last(fitted_state: FittedState) -> FittedState:
             defects = defects.rows(defects.origin[:, 0] < len(left))
         states.append(state._replace(defects=defects if defects and len(defects.atoms) else None))
     return fitted_state._replace(states=states, rejected=left)
+
+
+def new_date(rejected: Sequence[str]) -> str:
+    """Date of a rejection that comes now, in seconds, which no earlier one has."""
+    dates, now = {date_of(image) for image in rejected}, datetime.now(UTC)
+    while (date := now.isoformat(timespec="seconds")) in dates:
+        now += timedelta(seconds=1)
+    return date
 
 
 def date_of(image: str) -> str:

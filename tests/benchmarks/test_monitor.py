@@ -22,7 +22,7 @@ def test_measures_a_folder_of_ones_own(
         write_image(root / "good_test" / f"{number:02}.png", 100 + number)
     (root / "bad").symlink_to(parts / "bad")
     for name, value in (
-        ("_NEW", 3),
+        ("NEW_IMAGES", 3),
         ("_TESTED", 4),
         ("_ORDERS", 5),
         ("_STREAMS", 3),

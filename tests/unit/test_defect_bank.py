@@ -108,6 +108,25 @@ def test_a_state_carries_the_defects() -> None:
     assert MemoryBankState(*bank_with(None).state).defects is None
 
 
+def test_a_bank_keeps_the_gain_that_it_was_made_with() -> None:
+    bank = MemoryBank()
+    bank.set(random(40, 6).double())
+    patches = patches_of(5.0 + random(3, 6, seed=3), 1.0)
+    bank.defects.set(patches._replace(gain=0.5), torch.device("cpu"))
+    state = bank.state_dict()
+    near = (patches.atoms + 0.01).T.reshape(1, 6, 1, 3)
+    other = MemoryBank()
+    other.load_state_dict(state)
+    for each, gain in ((bank, 0.5), (other, 0.5)):
+        (before,), (after,) = (residual_maps([one], [near]) for one in (bank_with(None), each))
+        assert torch.allclose(after, (1.0 + gain) * before)
+        assert each.defects.state.joined(patches).gain == gain
+        assert each.certificate().largest <= 1.5 * bank_with(None).certificate().largest
+    earlier = {name: value for name, value in state.items() if not name.endswith("gain")}
+    other.load_state_dict(earlier)
+    assert other.defects.state.gain == 2.0
+
+
 def test_a_state_dict_without_defects_is_read() -> None:
     taught = bank_with(random(3, 6, seed=3))
     earlier = {

@@ -1,6 +1,7 @@
 """``anomalib-sgfr reject``: patches of missed defects, which can be taken back exactly."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from anomalib_sgfr import Sgfr, explain
 from anomalib_sgfr.cli import accept, adapt, threshold
 from anomalib_sgfr.cli.reject import main
 from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.post_processing.calibration import Split, nominal_scores
 from anomalib_sgfr.training import reject
 from tests.conftest import fit, folder_datamodule, small, write_image
 
@@ -110,6 +112,25 @@ def test_missed_defects_are_found_and_no_image_scores_less(root: Path, taught: P
     assert after.certificate().largest_score >= before.certificate().largest_score
 
 
+def test_python_learns_what_the_command_does(root: Path, taught: Path, tmp_path: Path) -> None:
+    model = loaded(root / "model.ckpt")
+    mask = np.array(Image.open(root / "masks" / "0_mask.png"))
+    paths = [str(path) for path in images(root / "faint")[:2]]
+    found = reject.reject(model, dict.fromkeys(paths, mask))
+    assert [image.image for image in found.images] == paths
+    assert all(image.before < image.now for image in found.images)
+    assert (found.good, found.gone) == (10, 0)
+    model.save_checkpoint(tmp_path / "saved.ckpt")
+    saved, expected = loaded(tmp_path / "saved.ckpt"), loaded(taught)
+    for bank, other in zip(saved.model.banks, expected.model.banks, strict=True):
+        assert torch.equal(bank.defects.stored, other.defects.stored)
+        assert torch.equal(bank.defects.limits, other.defects.limits)
+    with pytest.raises(ValueError, match="the mask is 3 x 3 pixels, its image 64 x 64"):
+        reject.reject(model, {str(images(root / "clear")[0]): np.ones((3, 3))})
+    with pytest.raises(RuntimeError, match="not loaded from a checkpoint"):
+        small().save_checkpoint(tmp_path / "other.ckpt")
+
+
 def test_an_explanation_names_the_rejected_defect(root: Path, taught: Path) -> None:
     model = loaded(taught)
     path = images(root / "faint")[0]
@@ -139,8 +160,7 @@ def test_rejected_images_are_listed_and_taken_back(
     assert str(path) in listed[2]
     states = [loaded(taught), loaded(root / "model.ckpt")]
     dates = [image.partition(" ")[0] for image in loaded(second).model.rejected]
-    if len(set(dates)) == 1:  # within one second
-        states = states[1:]
+    assert len(set(dates)) == 2  # also within one second
     for expected in states:
         assert run(second, "--undo", "--out", second) == 0
         back = loaded(second)
@@ -223,16 +243,108 @@ def test_adapt_and_update_keep_the_defects(root: Path, taught: Path, tmp_path: P
     for bank, old in zip(after.model.banks, before.model.banks, strict=True):
         assert bank.defects.size == old.defects.size > 0
         assert (bank.defects.stored @ bank.nuisance.T).abs().max() < 1e-3
-    module = folder_datamodule(root, normal_dir="new", abnormal_dir=None, normal_test_dir=None,
-                               mask_dir=None)  # fmt: skip
+    model = updated(taught, root, tmp_path, normal_dir="new")
+    assert model.model.rejected == before.model.rejected
+    for bank, old in zip(model.model.banks, before.model.banks, strict=True):
+        assert torch.equal(bank.defects.stored, old.defects.stored)
+
+
+def updated(taught: Path, root: Path, folder: Path, **settings: object) -> Sgfr:
+    """The rejected checkpoint, without a threshold set by hand, after an update."""
+    data = {"mask_dir": None, "normal_test_dir": None, "abnormal_dir": None, **settings}
     model = small(bank_size=400, pre_processor=SMALL_IMAGES, update=True)
     checkpoint = torch.load(taught, map_location="cpu", weights_only=False)
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
-    fit(model, module, tmp_path, limit_val_batches=0)
-    assert model.model.rejected == before.model.rejected
-    for bank, old in zip(model.model.banks, before.model.banks, strict=True):
-        assert torch.equal(bank.defects.stored, old.defects.stored)
+    processor = model.post_processor
+    processor.use(processor.state._replace(value=None).calibrated())
+    validates = 0 if data["normal_test_dir"] is None else 1.0
+    fit(model, folder_datamodule(root, **data), folder, limit_val_batches=validates)
+    return model
+
+
+def by_accept(taught: Path, root: Path, folder: Path) -> Sgfr:
+    out = folder / "out.ckpt"
+    assert threshold.main([str(taught), "--value", "0.3", "--out", str(out)]) == 0
+    accept.main([str(out), str(root / "alike"), "--out", str(out)])
+    assert loaded(out).accepted
+    return loaded(out)
+
+
+def by_taking_back(taught: Path, root: Path, folder: Path) -> Sgfr:
+    """Accepted before the rejection, whose limits were found beside the new atoms."""
+    del taught
+    out = folder / "out.ckpt"
+    base = ["--value", "0.3", "--out", str(out)]
+    assert threshold.main([str(root / "model.ckpt"), *base]) == 0
+    accept.main([str(out), *map(str, images(root / "good")), "--force", "--out", str(out)])
+    given = [*images(root / "faint")[:2], "--masks", root / "masks", "--out", out]
+    assert run(out, *given) == 0
+    assert accept.main([str(out), "--undo", "--out", str(out)]) == 0
+    return loaded(out)
+
+
+def by_adapt(taught: Path, root: Path, folder: Path) -> Sgfr:
+    out = folder / "out.ckpt"
+    assert adapt.main([str(taught), str(root / "alike"), "--out", str(out)]) == 0
+    return loaded(out)
+
+
+def by_held_out(taught: Path, root: Path, folder: Path) -> Sgfr:
+    out = folder / "out.ckpt"
+    given = [str(taught), "--held_out", str(root / "alike"), "--out", str(out)]
+    assert threshold.main(given) == 0
+    return loaded(out)
+
+
+def by_group(taught: Path, root: Path, folder: Path) -> Sgfr:
+    del root
+    out = folder / "out.ckpt"
+    assert threshold.main([str(taught), "--group", r"good/\d", "--out", str(out)]) == 0
+    return loaded(out)
+
+
+def by_update(taught: Path, root: Path, folder: Path) -> Sgfr:
+    return updated(taught, root, folder, normal_dir="alike")
+
+
+def by_validation(taught: Path, root: Path, folder: Path) -> Sgfr:
+    data = {"normal_dir": "new", "normal_test_dir": "alike", "abnormal_dir": "clear"}
+    model = updated(taught, root, folder, **data)
+    assert Split.HELD_OUT in model.post_processor.calibration_scores.kinds
+    return model
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [by_accept, by_taking_back, by_adapt, by_held_out, by_group, by_update, by_validation],
+)
+def test_no_score_of_a_good_image_is_raised_whatever_changes_the_model(
+    changed: Callable[[Path, Path, Path], Sgfr], root: Path, taught: Path, tmp_path: Path
+) -> None:
+    for index in range(6):  # good images with something like the defect
+        path = root / "alike" / f"{index}.png"
+        if not path.exists():
+            write_image(path, 400 + index, (64, 64))
+            cross(path, 60 + 5 * index)
+    model = changed(taught, root, tmp_path).eval()
+    own, state = model.model, model.post_processor.state
+    assert len(own.rejected) == 2
+    plain = own.with_banks(own.fitted_state.without_defects())
+    steps = model.accepted.steps if model.accepted else ()
+    accepted = [part.image for step in steps for part in step.additions]
+    for paths, leave_out in ((state.scores.good.paths, True), (accepted, False)):
+        now, before = (
+            nominal_scores(each, model.pre_processor, paths, leave_out=leave_out, group=state.group)
+            for each in (own, plain)
+        )
+        assert now == before
+    if state.by == "good":
+        assert state.calibrated().image == state.image
+    old = loaded(taught).model
+    for bank, earlier in zip(own.banks, old.banks, strict=True):
+        if changed is not by_taking_back:
+            assert torch.all(bank.defects.limits >= earlier.defects.limits)
 
 
 def test_a_new_fit_knows_no_defects(root: Path, taught: Path, tmp_path: Path) -> None:

@@ -320,6 +320,13 @@ def test_an_alarm_names_the_stream_that_has_changed(
     with pytest.raises(SystemExit):
         main([str(checkpoint), "in", "--once", "--by", "other"])
     assert "watch.json was made with --by 'in/([^/]+)/'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(checkpoint), "in", "--once", "--false_alarm_probability", "0.05"])
+    said = capsys.readouterr().err
+    assert "watch.json was made with --false_alarm_probability '0.01'" in said
+    again = ["--out", "again.csv", "--false_alarm_probability", "0.05"]
+    assert main([str(checkpoint), "in", "--once", *again]) in {0, CHANGED}
+    assert Monitor.read("again.json").false_alarm_probability == 0.05
 
 
 @pytest.mark.parametrize(
