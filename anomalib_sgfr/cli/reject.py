@@ -178,7 +178,10 @@ def _read(model: "Sgfr", path: str, masks: Path | None, box: _Box | None) -> _Re
     elif box is not None:
         left, top, width, height = box
         if left + width > size[1] or top + height > size[0]:
-            msg = f"--region: the box does not lie within {path}, {size[1]} x {size[0]} pixels."
+            msg = (
+                f"--region: the box does not lie within {path}, which is {size[1]} pixels wide and"
+                f" {size[0]} high."
+            )
             raise ValueError(msg)
         inside = torch.zeros(size, dtype=torch.bool)
         inside[top : top + height, left : left + width] = True
