@@ -46,7 +46,7 @@ _WEIGHTS = {
 def _evaluate(case: Case) -> list[Row]:
     """Image AUROC for each choice of weights."""
     module = data.build(case.dataset, case.root, case.split, case.seed)
-    model = fitted(module, case.seed, image_size=None, post_processor=False).eval()
+    model = fitted(module, case.seed, post_processor=False).eval()
     generator, region = model.model.anomaly_map_generator, model.model.region
     scores: dict[str, list[float]] = {name: [] for name in _WEIGHTS}
     samples = module.test_data.samples
