@@ -86,7 +86,7 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
         else:
             module = data.build(case.dataset, case.root, case.split, case.seed)
         model = fitted(module, case.seed)
-        write_reference(model, module, folder, model.pre_processor.transform.transforms[0].size)
+        write_reference(model, module, folder)
         files = {}
         for name, compression in _COMPRESSIONS.items():
             exported = quiet_engine(scratch).export(

@@ -1,10 +1,10 @@
 """Exported models: agreement with PyTorch, size, and latency beside the bare backbone.
 
-    python -m benchmarks.edge --out DIR [--root DIR]
+    python -m benchmarks.edge --out DIR
 
-Fits and exports each model, then runs the files without PyTorch. With ``--root``, the folder of the
-magnetic tiles, on those; otherwise on solar cells. Writes ``edge.json`` as measurements come,
-``README.md`` and plots; an interrupted command, given again, goes on where it stopped.
+Fits and exports each model to solar cells, then runs the files without PyTorch. Writes
+``edge.json`` as measurements come, ``README.md`` and plots; an interrupted command, given again,
+goes on where it stopped.
 """
 
 import argparse
@@ -28,9 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code, which is 1 if a step failed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.edge", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--root", type=Path, help="folder of the magnetic tiles; solar cells without it"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/edge"))
     parser.add_argument("--cases", type=lambda text: text.split(","), default=list(CASES))
@@ -72,10 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _steps(options: argparse.Namespace, work: Path) -> list[tuple[str, ...]]:
     """Key, module and arguments of each step."""
-    root = [str(options.root.resolve())] if options.root else []
     folders = {name: (work / name).resolve() for name in options.cases}
     steps: list[tuple[str, ...]] = [
-        (f"export {name}", "benchmarks.edge.export", name, str(folder), *root)
+        (f"export {name}", "benchmarks.edge.export", name, str(folder))
         for name, folder in folders.items()
     ]
     jobs = _time_jobs(folders, options.runs)
