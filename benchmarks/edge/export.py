@@ -23,7 +23,7 @@ from anomalib_sgfr import NominalPostProcessor, Sgfr
 from benchmarks.common import data
 from benchmarks.common.engine import quiet_engine, silence
 from benchmarks.common.zoo import MODELS, resolve_arguments
-from benchmarks.edge.cases import CASES, Case
+from benchmarks.edge.cases import BACKBONE, CASES, Case
 
 __all__ = ["main", "move", "write_reference"]
 
@@ -56,9 +56,7 @@ def main(name: str, folder: str) -> None:
     height, width = case.size
     out.mkdir(parents=True, exist_ok=True)
     if case.model == "bare":
-        bare = _Bare(
-            Sgfr(backbone=case.backbone, evaluator=False, visualizer=False, **case.arguments)
-        ).eval()
+        bare = _Bare(Sgfr(backbone=BACKBONE, evaluator=False, visualizer=False)).eval()
         batch = torch.export.Dim("batch")
         torch.onnx.export(
             bare,
@@ -99,7 +97,7 @@ def main(name: str, folder: str) -> None:
         write_reference(model, datamodule, out)
         move(engine.export(model, ExportType.ONNX, scratch), out / "model.onnx")
         move(engine.export(model, ExportType.OPENVINO, scratch), out / "any_size.xml")
-        for suffix, compression in _COMPRESSIONS.items() if case.compressed else ():
+        for suffix, compression in _COMPRESSIONS.items():
             path = engine.export(
                 model,
                 ExportType.OPENVINO,
@@ -115,10 +113,9 @@ def _model(case: Case) -> AnomalibModule:
     if case.model != "sgfr":
         height, width = case.size
         arguments = resolve_arguments(case.model, case.arguments)
-        return MODELS[case.model].build(case.backbone, (height, width), 0, arguments)
+        return MODELS[case.model].build(BACKBONE, (height, width), 0, arguments)
     return Sgfr(
-        backbone=case.backbone,
-        pre_trained=case.pre_trained,
+        backbone=BACKBONE,
         image_size=None if case.side is None else (case.side, case.side),
         seed=0,
         post_processor=NominalPostProcessor(0.05),
