@@ -11,7 +11,7 @@ from anomalib_sgfr.plugin import install as _install
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from anomalib_sgfr.core.sampler import SubspaceSampler
-    from anomalib_sgfr.inspector import Inspection, Inspector
+    from anomalib_sgfr.inspector import Inspection, Inspector, ProductInspector
     from anomalib_sgfr.lightning_model import Sgfr
     from anomalib_sgfr.monitor import Monitor, MonitorReading
     from anomalib_sgfr.post_processing.post_processor import NominalPostProcessor, SgfrPostProcessor
@@ -35,6 +35,7 @@ _HOME = {
     "MonitorReading": "monitor",
     "NominalPostProcessor": "post_processing.post_processor",
     "Predictions": "report.visualizer",
+    "ProductInspector": "inspector",
     "Report": "report.callback",
     "ScoreTable": "report.score_table",
     "Sgfr": "lightning_model",
@@ -55,6 +56,7 @@ __all__ = [
     "MonitorReading",
     "NominalPostProcessor",
     "Predictions",
+    "ProductInspector",
     "Report",
     "ScoreTable",
     "Sgfr",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr.console import quiet_loggers
-from anomalib_sgfr.images.pre_processor import geometric_steps
+from anomalib_sgfr.images.pre_processor import geometric_steps, output_size
 from anomalib_sgfr.images.resizing import GridResize
 from anomalib_sgfr.quantisation import compare_with_file
 from anomalib_sgfr.run_paths import run_of_checkpoint
@@ -127,6 +127,12 @@ def export_onnx(
     _require_packages("onnx", "onnxscript")
 
     rule = None if input_size is not None else aspect_rule(module)
+    if input_size is not None and tuple(input_size) != output_size(module.pre_processor):
+        logger.warning(
+            "The file takes images of %s pixels (height x width). Others are resized to that first,"
+            " and then score otherwise than by the model.",
+            " x ".join(map(str, input_size)),
+        )
 
     def write(folder: Path) -> Path:
         try:

@@ -18,10 +18,11 @@ from anomalib_sgfr.images.frame_geometry import frame_transform
 from anomalib_sgfr.images.reading import read_image
 from anomalib_sgfr.monitor import Monitor
 
-__all__ = ["Inspection", "Inspector"]
+__all__ = ["Inspection", "Inspector", "ProductInspector", "choose_product"]
 
 _MAX_PIXELS = 16 * 256 * 256  # of a batch
 _TRIED_SIZES = ((31, 47), (64, 50))
+_HALF = 0.5  # normalised value at a threshold
 
 
 class Inspection(NamedTuple):
@@ -38,6 +39,8 @@ class Inspection(NamedTuple):
             frame unless the pre-processor crops.
         place (tuple[int, int] | None): Row and column of the score map's peak, which need not be
             the anomaly map's; ``None`` if an exported file does not tell.
+        product (str | None): Name of the product, of a :class:`ProductInspector`; ``None`` if it is
+            unknown.
 
     Examples:
         >>> from anomalib_sgfr import Inspection, Inspector
@@ -54,6 +57,7 @@ class Inspection(NamedTuple):
     mask: NDArray[np.bool_] | None
     window: tuple[int, int, int, int]
     place: tuple[int, int] | None = None
+    product: str | None = None
 
 
 class Inspector:
@@ -203,6 +207,105 @@ class Inspector:
                 yield found
 
 
+class ProductInspector:
+    """Inspects frames of several products, each by the model of its product.
+
+    Every model scores a frame. Its product is that of the model with the least median of the
+    anomaly map, in which 0.5 is the threshold of pixels. If the least median exceeds 0.5, more
+    than half of the frame is anomalous to every model, and the product is unknown.
+
+    Args:
+        inspectors (Mapping[str, Inspector]): The inspector of each product.
+
+    Raises:
+        ValueError: If there is none, or one of a model without a threshold.
+
+    Examples:
+        >>> from anomalib_sgfr import ProductInspector
+        >>> inspector = ProductInspector.load({"screws": checkpoint})
+        >>> inspector(image).product
+        'screws'
+    """
+
+    def __init__(self, inspectors: Mapping[str, Inspector]) -> None:
+        self.inspectors = dict(inspectors)
+        if not self.inspectors:
+            msg = "inspectors must hold the inspector of at least one product, got none."
+            raise ValueError(msg)
+        for product, inspector in self.inspectors.items():
+            if inspector.threshold is None:
+                msg = (
+                    f"the model of '{product}' has no threshold, so that its maps cannot be"
+                    " compared with those of others: choose one with `anomalib-sgfr threshold`."
+                )
+                raise ValueError(msg)
+
+    @classmethod
+    def load(cls, paths: Mapping[str, str | Path], device: str | None = None) -> "ProductInspector":
+        """Load the model of each product.
+
+        Args:
+            paths (Mapping[str, str | Path]): A file for each product, as :meth:`Inspector.load`
+                takes it.
+            device (str | None): As for :meth:`Inspector.load`.
+
+        Returns:
+            ProductInspector: Ready to use.
+
+        Raises:
+            FileNotFoundError: As :meth:`Inspector.load`.
+            ValueError: As :meth:`Inspector.load`, and as the class.
+        """
+        return cls({product: Inspector.load(path, device) for product, path in paths.items()})
+
+    @overload
+    def __call__(self, frame: list[Any] | tuple[Any, ...] | Iterator[Any]) -> list[Inspection]: ...
+
+    @overload
+    def __call__(self, frame: Any) -> Inspection: ...  # noqa: ANN401
+
+    def __call__(self, frame: Any) -> Inspection | list[Inspection]:
+        """Inspect a frame, or several.
+
+        Args:
+            frame (Any): As for :class:`Inspector`.
+
+        Returns:
+            Inspection | list[Inspection]: By the model of the product, with its name; of an
+            unknown one, by the model that finds the least of it anomalous. A list if there are
+            several frames.
+
+        Raises:
+            OSError: As :class:`Inspector`; so for ``TypeError`` and ``ValueError``.
+        """
+        if isinstance(frame, list | tuple | Iterator):
+            return [self._inspect(each) for each in frame]
+        return self._inspect(frame)
+
+    def _inspect(self, frame: Any) -> Inspection:  # noqa: ANN401
+        return choose_product({name: each(frame) for name, each in self.inspectors.items()})
+
+
+def choose_product(found: Mapping[str, Inspection]) -> Inspection:
+    """Inspection of a frame by the model of its product, see :class:`ProductInspector`.
+
+    Args:
+        found (Mapping[str, Inspection]): By the model of each product.
+
+    Returns:
+        Inspection: One of them, with the name of its product or ``None``.
+    """
+    medians = {product: _median_inside(its.map) for product, its in found.items()}
+    product = min(medians, key=medians.__getitem__)
+    return found[product]._replace(product=product if medians[product] <= _HALF else None)
+
+
+def _median_inside(anomaly_map: NDArray[np.float32]) -> float:
+    """Median of the inspected pixels: others are zero, and no residual is."""
+    inside = anomaly_map[anomaly_map > 0]
+    return float(np.median(inside)) if inside.size else 0.0
+
+
 def _predict(
     backend: Backend, images: Sequence[NDArray[np.float32]]
 ) -> list[Mapping[str, NDArray[Any]]]:
@@ -231,7 +334,7 @@ def _to_inspection(
         score=float(np.ravel(prediction["pred_score"])[0]),
         label=None if label is None else bool(np.ravel(label)[0]),
         map=transform.resample(anomaly_map),
-        mask=None if mask is None else transform.resample(_two_dimensional(mask)) > 0.5,  # noqa: PLR2004
+        mask=None if mask is None else transform.resample(_two_dimensional(mask)) > _HALF,
         window=transform.inspected_area,
         place=None if peak is None else transform.frame_pixel(peak.tolist(), anomaly_map.shape),
     )

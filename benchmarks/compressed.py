@@ -20,22 +20,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino
-import torch
 from anomalib.deploy import CompressionType, ExportType
 from PIL import Image
 
 from benchmarks.common import data
-from benchmarks.common.cases import DATA, DRAWN, Case, alike, median, run_cases, seeds, title
-from benchmarks.common.defects import draw_defect, surface
+from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
 from benchmarks.common.engine import fitted, quiet_engine, silence
 from benchmarks.common.records import read_rows, table, write_text
 from benchmarks.edge.cases import F32
 from benchmarks.edge.export import move, write_reference
 
-__all__ = ["draw", "main", "report"]
+__all__ = ["main", "report"]
 
+_DATA = ("mtd:canonical", "mvtec:grid", "kolektor")
 _RUNS = 40
 _COMPRESSIONS = {
     "f32": None,
@@ -48,45 +46,15 @@ _METRICS = ("image_AUROC", "pixel_AP", "AUPRO")
 _COUNTS = ("false_alarms", "good", "misses", "defective", "labels_changed")
 _COLUMNS = ["data set", "file", "false alarms", "misses", "labels changed"]
 _COLUMNS += ["image AUROC", "pixel AP", "AUPRO", "MiB", "time"]
-_DRAWN_SIZE, _DRAWN = (384, 512), {"good": 80, "good_test": 100, "bad": 100}
-_DRAWN_DEFECTS = (12, 64)  # pixels, of the smallest and the largest
-
-
-def draw(folder: Path, seed: int, images: dict[str, int] = _DRAWN) -> None:
-    """Draw a data set: brushed surfaces, some with a spot, scratch or smudge and its mask.
-
-    Args:
-        folder (Path): Gets the folders ``good``, ``good_test``, ``bad`` and ``masks``.
-        seed (int): Of all that is drawn.
-        images (dict[str, int]): Number of images of each of the first three.
-    """
-    rng = np.random.default_rng(seed)
-    for name in (*images, "masks"):
-        (folder / name).mkdir()
-    for name, number in images.items():
-        for index in range(number):
-            image = torch.from_numpy(surface(rng, _DRAWN_SIZE)).expand(3, -1, -1)
-            if name == "bad":
-                image, mask = draw_defect(image, int(rng.integers(*_DRAWN_DEFECTS)), rng)
-                Image.fromarray(mask.astype(np.uint8) * 255).save(
-                    folder / "masks" / f"{index:03}.png"
-                )
-            pixels = (255 * image.permute(1, 2, 0)).round().to(torch.uint8).numpy()
-            Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
 
 
 def _evaluate(case: Case) -> list[dict[str, Any]]:
     """Errors, accuracy, size and time of each file."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if case.dataset == DRAWN:
-            (folder / DRAWN).mkdir()
-            draw(folder / DRAWN, case.seed)
-            module = data.build("folder", folder / DRAWN, seed=case.seed)
-        else:
-            module = data.build(case.dataset, case.root, case.split, case.seed)
+        module = data.build(case.dataset, case.root, case.split, case.seed)
         model = fitted(module, case.seed)
-        write_reference(model, module, folder, model.pre_processor.transform.transforms[0].size)
+        write_reference(model, module, folder)
         files = {}
         for name, compression in _COMPRESSIONS.items():
             exported = quiet_engine(scratch).export(
@@ -158,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code."""
     silence()
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    return run_cases("compressed", __doc__, (*DATA, DRAWN), _evaluate, report, arguments)
+    return run_cases("compressed", __doc__, _DATA, _evaluate, report, arguments)
 
 
 def report(folder: Path) -> None:

@@ -11,7 +11,6 @@ where it stopped.
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ _IMAGES = 300
 _DATA = ("mtd:tile", "elpv-mono")
 _KEYS = ("dataset", "split", "seed", "way")
 _COLUMNS = ["data", "", "false alarms", "missed defects", "accepted ones that are alarms still"]
-_COLUMNS += ["atoms", "seconds"]
+_COLUMNS += ["atoms"]
 _WAYS = {"before": "before", "accepted": "20 accepted", "refit": "fitted again with the 20"}
 
 
@@ -67,20 +66,17 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
         : min(_ACCEPTED, len(alarms) // 2)
     ]
     rest = np.setdiff1d(np.flatnonzero(good), chosen)
-    start = time.perf_counter()
     additions = _accept(model, [paths[index] for index in chosen], threshold)
-    seconds = time.perf_counter() - start
     accepted = model.model.with_banks(add_atoms(model.model.fitted_state, additions))
 
     again = data.build(case.dataset, case.root, case.split, case.seed)
-    start = time.perf_counter()
     data.add_training_images(again, samples.iloc[chosen])
     refit = fitted(again, case.seed, post_processor=False)
     rows = []
-    for way, other, took in (
-        ("before", model.model, 0.0),
-        ("accepted", accepted, seconds),
-        ("refit", refit.model, time.perf_counter() - start),
+    for way, other in (
+        ("before", model.model),
+        ("accepted", accepted),
+        ("refit", refit.model),
     ):
         found = scores(other)
         anew = conformal_threshold(nominal(other), rate, units)
@@ -90,7 +86,6 @@ def _evaluate(case: Case) -> list[dict[str, Any]]:
             "good": len(rest),
             "defective": int((~good).sum()),
             "atoms": sum(addition.number for addition in additions) if way == "accepted" else 0,
-            "seconds": round(took, 2),
         }
         for kind, bound in (("kept", threshold), ("anew", threshold if way == "before" else anew)):
             row[f"alarms_{kind}"] = int((found[rest] > bound).sum())
@@ -131,9 +126,7 @@ def report(folder: Path) -> None:
                 f"{of[f'{column}_kept']:.0f} / {of[f'{column}_anew']:.0f} of {of[total]:.0f}"
                 for column, total in counts
             ]
-            rows.append(
-                [title(dataset, split), name, *cells, f"{of['atoms']:.0f}", f"{of['seconds']:.1f}"]
-            )
+            rows.append([title(dataset, split), name, *cells, f"{of['atoms']:.0f}"])
     write_text(
         folder / "README.md",
         f"""\

@@ -102,7 +102,7 @@ _CONDITIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 def _evaluate(case: Case) -> list[Row]:
     """Alarms of both rules, for each condition and way of change."""
     module = data.build(case.dataset, case.root, case.split, case.seed, num_workers=0)
-    model = fitted(module, case.seed, image_size=None, post_processor=False).eval()
+    model = fitted(module, case.seed, post_processor=False).eval()
     rng = np.random.default_rng(case.seed)
 
     def scored(paths: Sequence[str]) -> NDArray[np.float64]:

@@ -125,7 +125,7 @@ def _largest(image: _Image, distances: list[Tensor]) -> list[float]:
 @torch.no_grad()
 def _evaluate(case: Case) -> list[Row]:
     module = data.build(case.dataset, case.root, case.split, case.seed, num_workers=0)
-    model = fitted(module, case.seed, image_size=None).eval()
+    model = fitted(module, case.seed).eval()
     processor: Any = model.post_processor
     threshold = processor.label_threshold
     good = processor.calibration_scores.good

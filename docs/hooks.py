@@ -20,7 +20,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-STUDIES = "benchmarks/results/studies"
 # Besides docs/: pages, what they show, and what they link to.
 OTHERS = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "examples/run_openvino.py")
 RESULTS = ("**/README.md", "**/*.png")
@@ -60,20 +59,9 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     )
     chosen += [_file(path, config) for path in (*OTHERS, *found)]
     pages = sorted((path for path in found if path.endswith(".md")), key=_name)
-    studies = [path for path in pages if path.startswith(STUDIES)]
-    listing = "\n".join(
-        f"- [{_name(path)}]({posixpath.relpath(path, STUDIES)})" for path in studies
-    )
-    overview = File.generated(
-        config, f"{STUDIES}/README.md", content=f"# Studies\n\nOne choice varied:\n\n{listing}\n"
-    )
-    chosen.append(overview)
     for section in config.nav or []:
         if "Benchmarks" in section:
-            section["Benchmarks"] += [{_name(path): path} for path in pages if path not in studies]
-            section["Benchmarks"].append(
-                {"Studies": [overview.src_uri, *({_name(path): path} for path in studies)]},
-            )
+            section["Benchmarks"] += [{_name(path): path} for path in pages]
     return Files(chosen)
 
 

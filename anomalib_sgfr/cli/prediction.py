@@ -49,6 +49,7 @@ def readable(
     from anomalib.data import ImageBatch, ImageItem
 
     from anomalib_sgfr.images.bit_depth import READS_HIGH_BIT_DEPTH, read_tensor
+    from anomalib_sgfr.images.reading import why_unreadable
 
     class Readable:
         """Loader and data set in one: an iterable data set with a length makes Lightning warn."""
@@ -66,7 +67,7 @@ def readable(
                     image = read_tensor(str(path), bit_depth)
                     its = _known(truths.get(path, Truth()), image.shape[-2:]) if truths else {}
                 except Exception as error:  # noqa: BLE001  # whatever a reader of images may raise
-                    damaged[path] = f"{type(error).__name__}: {error}"
+                    damaged[path] = why_unreadable(path, error)
                 else:
                     yield ImageBatch.collate([ImageItem(image=image, image_path=str(path), **its)])
 

@@ -125,12 +125,21 @@ def _region(path: str, masks: Path | None, box: _Box | None) -> "Tensor | None":
     from anomalib_sgfr.images.roi import read_defect_mask
 
     if masks is not None:
-        return read_defect_mask(_mask_of(path, masks))
+        file = _mask_of(path, masks)
+        inside, size = read_defect_mask(file), upright_size(path)
+        if tuple(inside.shape) != size:
+            height, width = inside.shape
+            msg = f"mask '{file}' is {height} x {width} pixels, its image {size[0]} x {size[1]}."
+            raise ValueError(msg)
+        return inside
     if box is None:
         return None
     (left, top, width, height), size = box, upright_size(path)
     if left + width > size[1] or top + height > size[0]:
-        msg = f"--region: the box does not lie within {path}, {size[1]} x {size[0]} pixels."
+        msg = (
+            f"--region: the box does not lie within {path}, which is {size[1]} pixels wide and"
+            f" {size[0]} high."
+        )
         raise ValueError(msg)
     inside = torch.zeros(size, dtype=torch.bool)
     inside[top : top + height, left : left + width] = True

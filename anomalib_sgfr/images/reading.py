@@ -27,7 +27,7 @@ from anomalib_sgfr.images.headers import (
     warn_of_pages,
 )
 
-__all__ = ["ROUNDING", "RawImage", "read_image", "read_raw", "upright_size"]
+__all__ = ["ROUNDING", "RawImage", "read_image", "read_raw", "upright_size", "why_unreadable"]
 
 ROUNDING = 1e-3  # floats may exceed 1 by this much
 _CONTAINER_BITS = 16
@@ -71,7 +71,8 @@ def read_image(source: Any, bit_depth: int = 8) -> NDArray[np.float32]:  # noqa:
         TypeError: If ``source`` is something else.
     """
     if isinstance(source, str | Path):
-        header = read_header(source)
+        with _errors_name(source):
+            header = read_header(source)
         if header.has_more_pages:
             warn_of_pages(str(source))
         if header.high_bit_depth:
@@ -137,12 +138,25 @@ def upright_size(path: Path | str) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
+def why_unreadable(path: Path | str, error: Exception) -> str:
+    """Reason that an image file cannot be read, to follow its name and "cannot be read".
+
+    Args:
+        path (Path | str): The file.
+        error (Exception): Of :func:`read_image`.
+    """
+    return f"{type(error).__name__}: {str(error).removeprefix(f'{path} cannot be read: ')}"
+
+
 @contextmanager
 def _errors_name(path: Path | str) -> Iterator[None]:
     """Raise errors of image readers as ``OSError`` with the file's name."""
     try:
         yield
-    except (OSError, SyntaxError) as error:
+    except UnidentifiedImageError as error:
+        msg = f"{path} cannot be read: it is not an image, or it is damaged"
+        raise UnidentifiedImageError(msg) from error
+    except (OSError, SyntaxError, ValueError) as error:
         if str(path) in str(error):
             raise
         msg = f"{path} cannot be read: {error}"

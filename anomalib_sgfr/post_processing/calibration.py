@@ -20,6 +20,7 @@ from anomalib_sgfr.core.processes import failing_together, gathered, share
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.thresholds import (
+    LEAST_GROUPS,
     combined_threshold,
     conformal_threshold,
     f1_threshold,
@@ -513,7 +514,7 @@ class ThresholdState(NamedTuple):
                 " confidence"
             )
             if number < needed:
-                phrase += f", {100 * self.rate:g}% needs {needed}"
+                phrase += f", {100 * self.rate:g}% needs {max(LEAST_GROUPS, needed)}"
         outdated = self.scores.current.count(False)
         if outdated:
             phrase += f"; {outdated} of them could not be scored again after the banks changed"

@@ -18,6 +18,7 @@ from torch import Tensor
 from anomalib_sgfr.core.processes import summed
 
 __all__ = [
+    "LEAST_GROUPS",
     "LEAST_RATE",
     "Decision",
     "StreamingF1Threshold",
@@ -35,7 +36,7 @@ __all__ = [
 
 _CONFIDENCE = 0.95
 LEAST_RATE = 1e-6  # false-alarm rate: no number of images that anybody has supports a smaller one
-_LEAST_GROUPS = 30  # below it a threshold from good images alone is uncertain at any rate
+LEAST_GROUPS = 30  # below it a threshold from good images alone is uncertain at any rate
 _TAIL = 0.25  # share of the largest scores that a tail is fitted to
 _BOUND_TAIL = (1.0 - _CONFIDENCE) / 2.0  # of each of two bounds that hold together
 _CONTRADICTION = 0.01  # probability below which alarms among good images contradict a rate
@@ -434,11 +435,11 @@ def few_groups_warning(groups: int, rate: float) -> str | None:
         ValueError: If the rate is out of range.
     """
     require_rate(rate)
-    if groups >= max(_LEAST_GROUPS, 1.0 / rate - 1.0 - _ROUNDING):
+    if groups >= max(LEAST_GROUPS, 1.0 / rate - 1.0 - _ROUNDING):
         return None
     # scores that calibration leaves above the threshold
     alarms = max(math.floor((groups + 1) * (rate + _ROUNDING)) - 1, 0)
-    bound, needed = _upper_bound(alarms, groups), max(_LEAST_GROUPS, groups_needed(rate))
+    bound, needed = _upper_bound(alarms, groups), max(LEAST_GROUPS, groups_needed(rate))
     images = "1 good image" if groups == 1 else f"{groups} good images"
     return (
         f"{images}: at 95% confidence the false-alarm rate is {_percent(bound)} or less;"

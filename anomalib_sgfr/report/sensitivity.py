@@ -16,7 +16,7 @@ from anomalib_sgfr.images.drawn_defects import (
     draw_defect,
     sharpness,
 )
-from anomalib_sgfr.images.reading import read_image
+from anomalib_sgfr.images.reading import read_image, why_unreadable
 from anomalib_sgfr.report.media import webp
 from anomalib_sgfr.report.statistics import interval
 
@@ -483,7 +483,7 @@ def _good_images(
         except (OSError, SyntaxError, ValueError) as error:
             if damaged is None:
                 raise
-            damaged[path] = f"{type(error).__name__}: {error}"
+            damaged[path] = why_unreadable(path, error)
             continue
         if inspect([image])[0].label:
             alarms.append(str(path))

@@ -219,10 +219,10 @@ class SubspaceSampling(Callback):
             self.seen += [str(path) for path, its in zip(paths, new.tolist(), strict=True) if its]
         inside = outputs.get("inside") or [None] * len(embeddings)
         self._submit(partial(self._observe, embeddings, paths, numbers, new, inside), embeddings[0])
-        if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0:
+        # not `patches_seen`, which waits for the batches under way
+        seen = sum(sampler.patches_seen_ for sampler in self._samplers)
+        if self.log_every_n_steps and batch_idx % self.log_every_n_steps == 0 and seen:
             seconds = max(time.perf_counter() - self._started, 1e-9)
-            # not `patches_seen`, which waits for the batches under way
-            seen = sum(sampler.patches_seen_ for sampler in self._samplers)
             report = {
                 "candidates": float(sum(sampler.atoms_held for sampler in self._samplers)),
                 "admission_threshold": sum(sampler.threshold_ for sampler in self._samplers),

@@ -35,6 +35,14 @@ _REMEDIES = (
         ),
     ),
     (
+        r"Mismatch between anomalous images and mask images|cannot assign \d+ input values",
+        "anomalib/data/",
+        (
+            "--data.mask_dir must hold one mask for each image of --data.abnormal_dir, named as the"
+            " image is: 000.png for 000.jpg."
+        ),
+    ),
+    (
         r"Cannot update metric of type .*(?:name|field:) pred_(?:label|mask)",
         "anomalib/metrics/",
         (
@@ -62,13 +70,26 @@ def add_reasons(trainer: Trainer, exception: Exception) -> None:
         trainer (Trainer): Of the run that failed.
         exception (Exception): How it failed.
     """
-    wrong = damage(trainer.ckpt_path)
+    wrong = damage(trainer.ckpt_path) or _other_file(trainer, exception)
     images = [
         f"{path} cannot be read: {reason}" for path, reason in unreadable_images(trainer, exception)
     ]
     for text in (wrong, *images, remedy(exception)):
         if text:
             exception.add_note(Reason(text))
+
+
+def _other_file(trainer: Trainer, exception: Exception) -> str | None:
+    """That the file Lightning failed to read is not a checkpoint, but something PyTorch saved."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(exception.__traceback__))
+    reading = any(
+        code.co_name == "resume_start" and "checkpoint_connector" in code.co_filename
+        for code in frames
+    )
+    if not reading or isinstance(exception, OSError):  # which name the file
+        return None
+    what = "is not a checkpoint that `anomalib fit --model Sgfr` saved"
+    return f"'{trainer.ckpt_path}' {what} ({type(exception).__name__})."
 
 
 def remedy(exception: BaseException) -> str | None:

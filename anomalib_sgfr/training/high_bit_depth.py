@@ -16,7 +16,7 @@ from anomalib_sgfr.images.bit_depth import (
 )
 from anomalib_sgfr.images.headers import SUFFIXES, count_unread
 from anomalib_sgfr.torch_model import SgfrModel
-from anomalib_sgfr.training.image_size import require_one_size, squeezed
+from anomalib_sgfr.training.image_size import require_one_size, squeezed, stretched_mask
 
 __all__ = ["HighBitDepth"]
 
@@ -35,7 +35,7 @@ class HighBitDepth(Callback):
 
     def __init__(self) -> None:
         self._check: ConstantImageCheck | None = None
-        self._has_warned = False
+        self._has_warned = self._has_warned_of_mask = False
 
     def start_fit(
         self, trainer: Trainer, model: SgfrModel, bit_depth: int | None, *, update: bool
@@ -99,6 +99,7 @@ class HighBitDepth(Callback):
         if isinstance(batch, ImageBatch):
             model: Any = pl_module.model
             self._check_shapes(trainer, pl_module, batch.image_path or ())
+            self._check_masks(batch)
             reread_images(batch, running_dataset(trainer, dataloader_idx), model.bit_depth)
 
     def _check_shapes(self, trainer: Trainer, module: Any, paths: Sequence[Any]) -> None:  # noqa: ANN401
@@ -118,6 +119,14 @@ class HighBitDepth(Callback):
                 names[0],
                 aspect,
             )
+
+    def _check_masks(self, batch: ImageBatch) -> None:
+        """Warn once of a mask of another shape than its image."""
+        masks = None if self._has_warned_of_mask else batch.mask_path
+        warning = stretched_mask(masks or (), batch.image_path or ())
+        if warning:
+            self._has_warned_of_mask = True
+            logger.warning(warning)
 
     on_test_batch_start = on_validation_batch_start
     on_predict_batch_start = on_validation_batch_start

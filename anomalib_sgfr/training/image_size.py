@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -22,8 +23,10 @@ __all__ = [
     "SizeChoice",
     "as_size",
     "choose_size",
+    "require_drawn_on_image",
     "require_one_size",
     "squeezed",
+    "stretched_mask",
     "training_sizes",
 ]
 
@@ -252,6 +255,28 @@ def _common_aspect(sizes: Sequence[Sequence[int]]) -> float | None:
     return middle if ratios and sum(alike) >= _MOST * len(ratios) else None
 
 
+def require_drawn_on_image(
+    region: Sequence[int], sizes: Sequence[Sequence[int]], path: str | Path
+) -> None:
+    """Refuse a region of interest in another aspect ratio than the training images have in common.
+
+    Args:
+        region (Sequence[int]): Height and width of its mask image.
+        sizes (Sequence[Sequence[int]]): Heights and widths of training images.
+        path (str | Path): The mask image.
+
+    Raises:
+        ValueError: If it was not drawn on such an image.
+    """
+    aspect, ratio = _common_aspect(sizes), region[0] / region[1]
+    if aspect is not None and not 1.0 / _ONE_SHAPE <= ratio / aspect <= _ONE_SHAPE:
+        msg = (
+            f"roi '{path}' has {_by(region)} pixels (height x width), the training images have"
+            f" {_by(sizes[0])}: paint it on one of them."
+        )
+        raise ValueError(msg)
+
+
 def require_one_size(paths: Sequence[Any], rule: tuple[int, int]) -> None:
     """Refuse a batch of images of several sizes, which anomalib has stretched to one.
 
@@ -293,6 +318,30 @@ def squeezed(paths: Sequence[Any], aspect: float) -> list[str]:
             if not 1.0 / _SQUEEZED <= ratio <= _SQUEEZED:
                 found.append(str(path))
     return found
+
+
+def stretched_mask(masks: Sequence[Any], images: Sequence[Any]) -> str | None:
+    """Warning of the first mask that has another aspect ratio than its image.
+
+    Args:
+        masks (Sequence[Any]): Files of the ground truth, or nothing where there is none.
+        images (Sequence[Any]): Their images; files that cannot be read are passed over.
+
+    Returns:
+        str | None: ``None`` if there is none.
+    """
+    for mask, image in zip(masks, images, strict=False):
+        if not mask:
+            continue
+        with suppress(OSError, SyntaxError, ValueError):
+            its, wanted = upright_size(mask), upright_size(image)
+            if not 1.0 / _ONE_SHAPE <= its[0] / its[1] / (wanted[0] / wanted[1]) <= _ONE_SHAPE:
+                return (
+                    f"mask '{mask}' has {_by(its)} pixels (height x width), its image"
+                    f" {_by(wanted)}: it is stretched over the image, and pixel metrics may be"
+                    " wrong."
+                )
+    return None
 
 
 def _whole(side: int, step: int) -> int:

@@ -16,7 +16,11 @@ from anomalib_sgfr.features.tiling import Tiling
 from anomalib_sgfr.images.pre_processor import output_size
 from anomalib_sgfr.images.roi import read_roi, roi_at_input
 from anomalib_sgfr.torch_model import SgfrModel
-from anomalib_sgfr.training.image_size import SizeChoice
+from anomalib_sgfr.training.image_size import (
+    SizeChoice,
+    require_drawn_on_image,
+    training_sizes,
+)
 
 __all__ = ["FittedInput", "InputSettings", "tiler_callbacks"]
 
@@ -128,6 +132,9 @@ class InputSettings:
                 self.apply_fitted(model)
             elif fit:
                 drawn = None if self._roi is None else tuple(read_roi(self._roi).shape)
+                if drawn is not None:
+                    sizes = training_sizes(getattr(trainer, "datamodule", None))
+                    require_drawn_on_image(drawn, sizes, str(self._roi))
                 self._sizes.choose(model, pre_processor, trainer, drawn)
                 if self._roi is not None:
                     model.region = self._read_region(model, pre_processor)

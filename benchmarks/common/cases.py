@@ -10,7 +10,6 @@ from benchmarks.common.records import Row, read_rows, write_rows
 
 __all__ = [
     "DATA",
-    "DRAWN",
     "Case",
     "add_options",
     "alike",
@@ -31,8 +30,7 @@ DATA = (
     "mvtec:grid",
     "kolektor",
 )
-DRAWN = "drawn"  # made by the command itself
-_WITHOUT_FOLDER = ("elpv", DRAWN)
+_WITHOUT_FOLDER = "elpv"
 
 
 class Case(NamedTuple):

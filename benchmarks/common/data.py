@@ -35,6 +35,7 @@ __all__ = [
     "images",
     "keep_training_images",
     "kinds",
+    "mask",
     "masks",
     "part_of",
 ]
@@ -285,9 +286,14 @@ def images(dataset: AnomalibDataset, rows: Iterable[int], transform: Transform) 
 
 def masks(dataset: AnomalibDataset, transform: Transform) -> NDArray[np.bool_]:
     """Masks at the size a model sees, by the nearest pixel; shape ``(N, H, W)``."""
-    items = (cast("Any", dataset[row]) for row in range(len(dataset)))
-    resized = [transform(item.image[None], Mask(item.gt_mask[None]))[1] for item in items]
-    return torch.cat(resized).numpy() > 0
+    return np.stack([mask(dataset, row, transform) for row in range(len(dataset))])
+
+
+def mask(dataset: AnomalibDataset, row: int, transform: Transform) -> NDArray[np.bool_]:
+    """One of :func:`masks`, shape ``(H, W)``."""
+    item = cast("Any", dataset[row])
+    resized: Tensor = transform(item.image[None], Mask(item.gt_mask[None]))[1]
+    return resized[0].numpy() > 0
 
 
 def add_training_images(module: AlteredData, rows: pd.DataFrame) -> None:

@@ -43,12 +43,8 @@ def quiet_fit(model: AnomalibModule, datamodule: AnomalibDataModule, *callbacks:
 
 
 def fitted(module: AnomalibDataModule, seed: int, **arguments: Any) -> Sgfr:  # noqa: ANN401
-    """Fit Sgfr, with its defaults but for ``arguments``; for raw scores.
-
-    Images are squeezed to a square, as they were when the results were measured.
-    """
+    """Fit Sgfr, with its defaults but for ``arguments``; for raw scores."""
     torch.manual_seed(seed)
-    squeezed = {"image_size": "square", **arguments}
-    model = Sgfr(seed=seed, evaluator=False, visualizer=False, **squeezed)
+    model = Sgfr(seed=seed, evaluator=False, visualizer=False, **arguments)
     quiet_fit(model, module)
     return model

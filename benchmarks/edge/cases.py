@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ANSWERS", "BACKBONES", "CASES", "F32", "PRECISIONS", "SEARCHED", "Case"]
+__all__ = ["ANSWERS", "BACKBONE", "CASES", "F32", "PRECISIONS", "SEARCHED", "SIZE", "Case"]
 
-_LITE, _VIT = "tf_efficientnet_lite0", "vit_small_patch14_dinov2"
-_SIZES = {_LITE: [256, 256], _VIT: [392, 392]}
+BACKBONE, SIZE = "tf_efficientnet_lite0", [256, 256]
 
 
 @dataclass(frozen=True)
@@ -15,54 +14,36 @@ class Case:
 
     Attributes:
         model (str): As in :mod:`benchmarks.compare`, or ``bare`` for the backbone alone.
-        backbone (str): A timm name.
         atoms (int): Atoms of Patchcore's bank.
         arguments (dict[str, Any]): Arguments of the model that differ from its defaults.
         compared (bool): Whether its answers are compared.
-        compressed (bool): Whether those of its compressed files are.
-        side (int | None): Of its images, in pixels, where it is another than the backbone's; only
-            costs are measured.
+        side (int | None): Of its images, in pixels, where it is another than that of ``SIZE``;
+            only costs are measured.
     """
 
     model: str
-    backbone: str = _LITE
     atoms: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
     compared: bool = False
-    compressed: bool = False
     side: int | None = None
-
-    @property
-    def pre_trained(self) -> bool:
-        """Whether the backbone has weights without a network; without, only time is measured."""
-        return self.backbone == _LITE
 
     @property
     def size(self) -> list[int]:
         """Height and width of its images, in pixels."""
-        return [self.side, self.side] if self.side else _SIZES[self.backbone]
+        return [self.side, self.side] if self.side else SIZE
 
 
 _HALF, _QUARTER = [500, 500, 2500, 1500], [250, 250, 1250, 750]
-_FOUR_LAYERS = {
-    "layers": ["blocks.3", "blocks.4", "blocks.6", "blocks.9"]
-}  # as in configs/mvtecad_dinov2s.yaml
 CASES: dict[str, Case] = {
     "bare": Case("bare"),
-    "sgfr": Case("sgfr", compared=True, compressed=True),
+    "sgfr": Case("sgfr", compared=True),
     "sgfr-half": Case("sgfr", arguments={"bank_size": _HALF}),
     "sgfr-quarter": Case("sgfr", arguments={"bank_size": _QUARTER}),
-    **{f"sgfr-{side}": Case("sgfr", side=side) for side in (512, 1024, 2048)},
-    "sgfr-omp": Case("sgfr", arguments={"solver": "omp"}, compared=True),
-    "sgfr-ridge": Case("sgfr", arguments={"solver": "ridge"}, compared=True),
+    "sgfr-1024": Case("sgfr", side=1024),
+    "sgfr-2048": Case("sgfr", side=2048),
     "padim": Case("padim"),
-    "mhpatchcore": Case("mhpatchcore"),
     "patchcore-0.01": Case("patchcore", atoms=2048, arguments={"coreset_sampling_ratio": 0.001}),
-    "patchcore-0.1": Case("patchcore", atoms=20_480, arguments={"coreset_sampling_ratio": 0.001}),
-    "bare-vit": Case("bare", backbone=_VIT, arguments=_FOUR_LAYERS),
-    "sgfr-vit": Case("sgfr", backbone=_VIT, arguments={**_FOUR_LAYERS, "bank_size": 2000}),
 }
-BACKBONES = {_LITE: "bare", _VIT: "bare-vit"}  # and the case that is the backbone alone
 F32: dict[str, str] = {"INFERENCE_PRECISION_HINT": "f32"}
 PRECISIONS: dict[str, dict[str, str]] = {"f32": F32, "default": {}}
 
@@ -72,21 +53,18 @@ def _scales(*atoms: int) -> tuple[tuple[int, int, int], ...]:
 
 
 # of each scale, width of what is searched, patches of an image, atoms
-SEARCHED: dict[str, dict[str, tuple[tuple[int, int, int], ...]]] = {
-    _LITE: {
-        "sgfr": _scales(1000, 1000, 5000, 3000),
-        "sgfr-half": _scales(*_HALF),
-        "sgfr-quarter": _scales(*_QUARTER),
-    },
-    _VIT: {"sgfr-vit": ((385, 784, 2000),) * 4},
+SEARCHED = {
+    "sgfr": _scales(1000, 1000, 5000, 3000),
+    "sgfr-half": _scales(*_HALF),
+    "sgfr-quarter": _scales(*_QUARTER),
 }
 ANSWERS: dict[str, tuple[str, dict[str, str], list[int] | None]] = {
     "ONNX Runtime": ("model.onnx", {}, None),
     "OpenVINO f32": ("any_size.xml", F32, None),
-    "OpenVINO f32, fixed size": ("model.xml", F32, _SIZES[_LITE]),
-    "OpenVINO default": ("model.xml", {}, _SIZES[_LITE]),
-    "FP16, f32": ("fp16.xml", F32, _SIZES[_LITE]),
-    "FP16, default": ("fp16.xml", {}, _SIZES[_LITE]),
-    "INT8": ("int8.xml", {}, _SIZES[_LITE]),
-    "INT8_PTQ": ("int8_ptq.xml", {}, _SIZES[_LITE]),
+    "OpenVINO f32, fixed size": ("model.xml", F32, SIZE),
+    "OpenVINO default": ("model.xml", {}, SIZE),
+    "FP16, f32": ("fp16.xml", F32, SIZE),
+    "FP16, default": ("fp16.xml", {}, SIZE),
+    "INT8": ("int8.xml", {}, SIZE),
+    "INT8_PTQ": ("int8_ptq.xml", {}, SIZE),
 }

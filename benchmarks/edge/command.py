@@ -1,10 +1,10 @@
 """Exported models: agreement with PyTorch, size, and latency beside the bare backbone.
 
-    python -m benchmarks.edge --out DIR [--root DIR]
+    python -m benchmarks.edge --out DIR
 
-Fits and exports each model, then runs the files without PyTorch. With ``--root``, the folder of the
-magnetic tiles, on those; otherwise on solar cells. Writes ``edge.json`` as measurements come,
-``README.md`` and plots; an interrupted command, given again, goes on where it stopped.
+Fits and exports each model to solar cells, then runs the files without PyTorch. Writes
+``edge.json`` as measurements come, ``README.md`` and plots; an interrupted command, given again,
+goes on where it stopped.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import write_text
-from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, F32, PRECISIONS, SEARCHED
+from benchmarks.edge.cases import ANSWERS, CASES, F32, PRECISIONS, SEARCHED, SIZE
 from benchmarks.edge.report import report
 
 __all__ = ["main"]
@@ -28,9 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report; returns the exit code, which is 1 if a step failed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.edge", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--root", type=Path, help="folder of the magnetic tiles; solar cells without it"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/edge"))
     parser.add_argument("--cases", type=lambda text: text.split(","), default=list(CASES))
@@ -72,10 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _steps(options: argparse.Namespace, work: Path) -> list[tuple[str, ...]]:
     """Key, module and arguments of each step."""
-    root = [str(options.root.resolve())] if options.root else []
     folders = {name: (work / name).resolve() for name in options.cases}
     steps: list[tuple[str, ...]] = [
-        (f"export {name}", "benchmarks.edge.export", name, str(folder), *root)
+        (f"export {name}", "benchmarks.edge.export", name, str(folder))
         for name, folder in folders.items()
     ]
     jobs = _time_jobs(folders, options.runs)
@@ -86,31 +82,21 @@ def _steps(options: argparse.Namespace, work: Path) -> list[tuple[str, ...]]:
 
 
 def _time_jobs(folders: dict[str, Path], runs: int) -> list[tuple[str, str, dict[str, Any]]]:
-    jobs: list[tuple[str, str, dict[str, Any]]] = []
-    for backbone, bare in BACKBONES.items():
-        models = {
-            name: str(folder / "model.xml")
-            for name, folder in folders.items()
-            if CASES[name].backbone == backbone and not CASES[name].side
-        }
-        for precision, config in PRECISIONS.items():
-            job: dict[str, Any] = {
-                "models": models,
-                "config": config,
-                "runs": runs,
-                "size": CASES[bare].size,
-            }
-            if models:
-                jobs.append((f"latency {backbone} {precision}", "latency", job))
-        if models:
-            job = {"models": models, "config": F32, "runs": runs, "size": CASES[bare].size}
-            jobs.append((f"throughput {backbone}", "throughput", job))
-        if bare in models:
-            searched = {
-                name: scales for name, scales in SEARCHED[backbone].items() if name in models
-            }
-            job = {"bare": models[bare], "searched": searched, "size": CASES[bare].size}
-            jobs.append((f"products {backbone}", "products", {**job, "config": F32, "runs": runs}))
+    models = {
+        name: str(folder / "model.xml") for name, folder in folders.items() if not CASES[name].side
+    }
+    if not models:
+        return []
+    common: dict[str, Any] = {"runs": runs, "size": SIZE}
+    jobs = [
+        (f"latency {precision}", "latency", {**common, "models": models, "config": config})
+        for precision, config in PRECISIONS.items()
+    ]
+    jobs.append(("throughput", "throughput", {**common, "models": models, "config": F32}))
+    if "bare" in models:
+        searched = {name: scales for name, scales in SEARCHED.items() if name in models}
+        job = {**common, "bare": models["bare"], "searched": searched, "config": F32}
+        jobs.append(("products", "products", job))
     return jobs
 
 
@@ -130,11 +116,10 @@ def _memory_jobs(name: str, folder: Path) -> list[tuple[str, str, dict[str, Any]
 def _answers_jobs(name: str, folder: Path) -> list[tuple[str, str, dict[str, Any]]]:
     jobs: list[tuple[str, str, dict[str, Any]]] = []
     for label, (file, config, size) in ANSWERS.items() if CASES[name].compared else ():
-        if CASES[name].compressed or not file.startswith(("fp16", "int8")):
-            paths = {"model": str(folder / file), "reference": str(folder / "reference.npz")}
-            jobs.append(
-                (f"answers {name} {label}", "answers", {**paths, "config": config, "size": size})
-            )
+        paths = {"model": str(folder / file), "reference": str(folder / "reference.npz")}
+        jobs.append(
+            (f"answers {name} {label}", "answers", {**paths, "config": config, "size": size})
+        )
     return jobs
 
 

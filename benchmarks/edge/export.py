@@ -1,4 +1,4 @@
-"""Fit and export one model: ``python -m benchmarks.edge.export CASE FOLDER [ROOT]``.
+"""Fit and export one model: ``python -m benchmarks.edge.export CASE FOLDER``.
 
 ``CASE`` is a name of :data:`benchmarks.edge.cases.CASES`. Writes into ``FOLDER`` what is exported,
 and for a case whose answers are compared ``reference.npz``: scores, labels and maps of the test
@@ -7,7 +7,6 @@ images through anomalib's Engine.
 
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import seed_everything
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
 from benchmarks.common import data
 from benchmarks.common.engine import quiet_engine, silence
 from benchmarks.common.zoo import MODELS, resolve_arguments
-from benchmarks.edge.cases import CASES, Case
+from benchmarks.edge.cases import BACKBONE, CASES, Case
 
 __all__ = ["main", "move", "write_reference"]
 
@@ -48,18 +48,15 @@ class _Bare(nn.Module):
         return tuple(features.values()) if isinstance(features, dict) else tuple(features)
 
 
-def main(name: str, folder: str, root: str | None = None) -> None:
+def main(name: str, folder: str) -> None:
     """Fit and export."""
     silence()
     seed_everything(0, verbose=False)
     case, out = CASES[name], Path(folder)
     height, width = case.size
     out.mkdir(parents=True, exist_ok=True)
-    dataset, place = ("mtd", Path(root)) if root else ("elpv-mono", None)
     if case.model == "bare":
-        bare = _Bare(
-            Sgfr(backbone=case.backbone, evaluator=False, visualizer=False, **case.arguments)
-        ).eval()
+        bare = _Bare(Sgfr(backbone=BACKBONE, evaluator=False, visualizer=False)).eval()
         batch = torch.export.Dim("batch")
         torch.onnx.export(
             bare,
@@ -78,9 +75,8 @@ def main(name: str, folder: str, root: str | None = None) -> None:
         (out / "model.onnx").unlink()
         (out / "model.onnx.data").unlink(missing_ok=True)
         return
-    datamodule = data.build(
-        dataset, place, limit_train=_LARGE_IMAGES if case.side else _TRAIN_IMAGES
-    )
+    images = _LARGE_IMAGES if case.side else _TRAIN_IMAGES
+    datamodule = data.build("elpv-mono", limit_train=images)
     model = _model(case)
     with tempfile.TemporaryDirectory() as scratch:
         engine = quiet_engine(scratch, limit_val_batches=0)
@@ -98,10 +94,10 @@ def main(name: str, folder: str, root: str | None = None) -> None:
         )
         if not case.compared:
             return
-        write_reference(model, datamodule, out, case.size)
+        write_reference(model, datamodule, out)
         move(engine.export(model, ExportType.ONNX, scratch), out / "model.onnx")
         move(engine.export(model, ExportType.OPENVINO, scratch), out / "any_size.xml")
-        for suffix, compression in _COMPRESSIONS.items() if case.compressed else ():
+        for suffix, compression in _COMPRESSIONS.items():
             path = engine.export(
                 model,
                 ExportType.OPENVINO,
@@ -117,11 +113,10 @@ def _model(case: Case) -> AnomalibModule:
     if case.model != "sgfr":
         height, width = case.size
         arguments = resolve_arguments(case.model, case.arguments)
-        return MODELS[case.model].build(case.backbone, (height, width), 0, arguments)
+        return MODELS[case.model].build(BACKBONE, (height, width), 0, arguments)
     return Sgfr(
-        backbone=case.backbone,
-        pre_trained=case.pre_trained,
-        image_size="square" if case.side is None else (case.side, case.side),
+        backbone=BACKBONE,
+        image_size=None if case.side is None else (case.side, case.side),
         seed=0,
         post_processor=NominalPostProcessor(0.05),
         evaluator=False,
@@ -138,26 +133,32 @@ def _fill(model: Any, atoms: int) -> None:  # noqa: ANN401
     )
 
 
-def write_reference(
-    model: AnomalibModule, datamodule: AnomalibDataModule, out: Path, size: Sequence[int]
-) -> None:
-    """Write ``reference.npz``: what the model answers through anomalib's Engine."""
+def write_reference(model: AnomalibModule, datamodule: AnomalibDataModule, out: Path) -> None:
+    """Write ``reference.npz``: what the model answers through anomalib's Engine.
+
+    Maps and masks lie one after the other, as images may have several sizes.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        batches: Any = quiet_engine(scratch).predict(
-            model, dataloaders=datamodule.test_dataloader()
-        )
+        batches: Any = quiet_engine(scratch).predict(model, datamodule=datamodule)
     paths = [path for batch in batches for path in batch.image_path]
-    masks = [batch.gt_mask.numpy().astype(bool) for batch in batches if batch.gt_mask is not None]
-    arrays: dict[str, Any] = {"masks": np.concatenate(masks).reshape(-1, *size)} if masks else {}
-    np.savez(
-        out / "reference.npz",
-        paths=np.array(paths),
-        kinds=data.kinds(datamodule.test_data.samples, paths),
-        scores=np.concatenate([batch.pred_score.numpy().ravel() for batch in batches]),
-        labels=np.concatenate([batch.pred_label.numpy().ravel() for batch in batches]).astype(bool),
-        maps=np.concatenate([batch.anomaly_map.numpy().reshape(-1, *size) for batch in batches]),
-        **arrays,
-    )
+    sizes = [
+        batch.anomaly_map.shape[-2:] for batch in batches for _ in range(len(batch.image_path))
+    ]
+
+    def together(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(batch, name).numpy().ravel() for batch in batches])
+
+    arrays: dict[str, Any] = {
+        "paths": np.array(paths),
+        "kinds": data.kinds(datamodule.test_data.samples, paths),
+        "scores": together("pred_score"),
+        "labels": together("pred_label").astype(bool),
+        "sizes": np.array(sizes),
+        "maps": together("anomaly_map"),
+    }
+    if all(batch.gt_mask is not None for batch in batches):
+        arrays["masks"] = together("gt_mask").astype(bool)
+    np.savez(out / "reference.npz", **arrays)
 
 
 def move(path: Path | None, target: Path) -> None:

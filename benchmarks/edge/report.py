@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.records import write_text
-from benchmarks.edge.cases import ANSWERS, BACKBONES, CASES, PRECISIONS, SEARCHED
+from benchmarks.edge.cases import ANSWERS, CASES, PRECISIONS, SEARCHED
 
 __all__ = ["report"]
 
@@ -34,21 +34,21 @@ def _latency_table(found: dict[str, Any], folder: Path) -> str:
         "## Latency",
         "",
         (
-            "OpenVINO, one image of 256 px (392 px for the transformer), whole model, and beside"
-            " the bare backbone in the"
+            "OpenVINO, one image of 256 px, whole model, and beside the bare backbone in the same"
+            " process: medians,"
         ),
-        "same process: medians, and ratios of medians and of the least.",
+        "and ratios of medians and of the least.",
         "",
-        "| model | backbone | f32, ms | x bare | least x | default, ms | x bare | least x |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | f32, ms | x bare | least x | default, ms | x bare | least x |",
+        "|---|---|---|---|---|---|---|",
     ]
     names, bars = [], []
-    for name, case in CASES.items():
+    for name in CASES:
         cells, shown = [], 0.0
         for precision in PRECISIONS:
-            times = found.get(f"latency {case.backbone} {precision}", {})
-            if name in times and BACKBONES[case.backbone] in times:
-                own, bare = times[name], times[BACKBONES[case.backbone]]
+            times = found.get(f"latency {precision}", {})
+            if name in times and "bare" in times:
+                own, bare = times[name], times["bare"]
                 shown = shown or own["median_ms"] / bare["median_ms"]
                 cells += [f"{own['median_ms']:.2f}"]
                 cells += [f"{own[value] / bare[value]:.2f}" for value in ("median_ms", "least_ms")]
@@ -56,7 +56,7 @@ def _latency_table(found: dict[str, Any], folder: Path) -> str:
                 cells += ["-"] * 3
         if not shown:
             continue
-        lines.append(f"| {name} | {case.backbone} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
         names.append(name)
         bars.append(shown)
     lines += ["", *_bounds(found)]
@@ -87,20 +87,21 @@ def _bounds(found: dict[str, Any]) -> list[str]:
         "| model | atoms | GFLOP | product, ms | GFLOP/s | backbone, ms | no model below, x bare |",
         "|---|---|---|---|---|---|---|",
     ]
-    for backbone, searched in SEARCHED.items():
-        times = found.get(f"products {backbone}", {})
-        for name, scales in searched.items():
-            if name not in times:
-                continue
-            work = 2e-9 * sum(width * patches * atoms for width, patches, atoms in scales)
-            product, bare = times[name]["median_ms"], times["bare"]["median_ms"]
-            cells = [
-                ", ".join(f"{atoms:,}" for *_, atoms in scales),
-                f"{work:.2f}",
-                f"{product:.2f}",
-            ]
-            cells += [f"{1e3 * work / product:.0f}", f"{bare:.2f}", f"{1 + product / bare:.2f}"]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    times = found.get("products", {})
+    for name, scales in SEARCHED.items():
+        if name not in times:
+            continue
+        work = 2e-9 * sum(width * patches * atoms for width, patches, atoms in scales)
+        product, bare = times[name]["median_ms"], times["bare"]["median_ms"]
+        cells = [
+            ", ".join(f"{atoms:,}" for *_, atoms in scales),
+            f"{work:.2f}",
+            f"{product:.2f}",
+            f"{1e3 * work / product:.0f}",
+            f"{bare:.2f}",
+            f"{1 + product / bare:.2f}",
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -120,8 +121,8 @@ def _throughput_table(found: dict[str, Any]) -> str:
         "| model | one after the other | several at a time | requests | gain |",
         "|---|---|---|---|---|",
     ]
-    for name, case in CASES.items():
-        row = found.get(f"throughput {case.backbone}", {}).get(name)
+    for name in CASES:
+        row = found.get("throughput", {}).get(name)
         if row:
             gain = row["together"] / row["alone"]
             lines.append(
@@ -191,30 +192,23 @@ def _answers_table(found: dict[str, Any]) -> str:
             " difference of a map"
         ),
         (
-            "and of a score, as a fraction of their range; labels that change; accuracy in percent,"
-            " and its difference."
+            "and of a score, as a fraction of their range; labels that change; image AUROC in"
+            " percent, and its difference."
         ),
         "",
-        "| model | run as | map | score | labels | image AUROC | AUPRO |",
-        "|---|---|---|---|---|---|---|",
+        "| model | run as | map | score | labels | image AUROC |",
+        "|---|---|---|---|---|---|",
     ]
     for name in CASES:
         for label in ANSWERS:
             row = found.get(f"answers {name} {label}")
             if row is None:
                 continue
-            accuracy = [
-                (
-                    f"{100 * row[metric]:.2f}"
-                    f" ({100 * (row[metric] - row[f'reference_{metric}']):+.2f})"
-                    if metric in row
-                    else "-"
-                )
-                for metric in ("image_AUROC", "AUPRO")
-            ]
+            before, after = (100 * row[f"{of}image_AUROC"] for of in ("reference_", ""))
             lines.append(
                 f"| {name} | {label} | {row['map_difference']:.1e} | {row['score_difference']:.1e}"
-                f" | {row['labels_changed']} of {row['images']} | " + " | ".join(accuracy) + " |"
+                f" | {row['labels_changed']} of {row['images']} | {after:.2f}"
+                f" ({after - before:+.2f}) |"
             )
     return "\n".join(lines)
 

@@ -63,21 +63,6 @@ def test_the_copy_without_marks_is_the_same_model(tmp_path: Path) -> None:
     assert copy.with_suffix(".bin").read_bytes() == b"weights"
 
 
-def test_drawn_images_are_the_seeds(tmp_path: Path) -> None:
-    drawn = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        (tmp_path / name).mkdir()
-        compressed.draw(tmp_path / name, seed, {"good": 1, "good_test": 1, "bad": 2})
-        files = sorted((tmp_path / name).rglob("*.png"))
-        assert [str(file.relative_to(tmp_path / name)) for file in files] == [
-            "bad/000.png", "bad/001.png", "good/000.png", "good_test/000.png",
-            "masks/000.png", "masks/001.png",
-        ]  # fmt: skip
-        drawn.append([file.read_bytes() for file in files])
-    assert drawn[0] == drawn[1]
-    assert all(one != other for one, other in zip(drawn[0], drawn[2], strict=True))
-
-
 def test_the_report_is_beside_the_file_in_32_bits(tmp_path: Path) -> None:
     def row(file: str, seed: int, auroc: float, **values: Any) -> dict[str, Any]:
         common = {

@@ -14,8 +14,9 @@ from anomalib.deploy import ExportType
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize
 
-from anomalib_sgfr import Inspection, Inspector, Monitor, Sgfr
+from anomalib_sgfr import Inspection, Inspector, Monitor, ProductInspector, Sgfr
 from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, read_prepared
+from anomalib_sgfr.inspector import choose_product
 from tests.conftest import engine_in, fit, small, write_image
 
 SIZES = {"square": (96, 96), "wide": (80, 200), "tall": (150, 70)}
@@ -269,3 +270,72 @@ def test_a_checkpoints_monitor_has_its_calibration_scores(tmp_path: Path) -> Non
         inspector(rng.integers(0, 255, (96, 96, 3), np.uint8))
     assert monitor.reading.changed
     assert monitor.reading.direction == "higher"
+
+
+def stripes(path: Path, seed: int) -> None:
+    """Write an image of another product: broad diagonal stripes."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:96, :96]
+    grey = 128 + 90 * np.sign(np.sin((rows + columns) / 9)) + rng.normal(0, 6, (96, 96))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB").save(path)
+
+
+def test_products_are_told_apart(
+    checkpoint: Path, parts: Path, tmp_path: Path, frame_of_noise: np.ndarray
+) -> None:
+    for number in range(8):
+        stripes(tmp_path / "good" / f"{number}.png", number)
+    module = Folder("p", root=tmp_path, normal_dir="good", normal_test_dir="good", num_workers=0)
+    engine = fit(small(), module, tmp_path / "fit", limit_val_batches=0)
+    paths = {"grids": checkpoint, "stripes": str(engine.best_model_path)}
+    inspector = ProductInspector.load(paths)
+    frames = [*sorted((parts / "good_test").iterdir()), *sorted((parts / "bad").iterdir())]
+    found = inspector(frames)
+    assert [each.product for each in found] == ["grids"] * len(frames)
+    alone = Inspector.load(checkpoint)
+    for frame, each in zip(frames, found, strict=True):
+        expected = alone(frame)
+        assert (each.score, each.label, each.place) == (
+            expected.score,
+            expected.label,
+            expected.place,
+        )
+        np.testing.assert_array_equal(each.map, expected.map)
+    stripes(tmp_path / "new.png", 100)
+    assert inspector(tmp_path / "new.png").product == "stripes"
+    unknown = inspector(frame_of_noise)
+    assert (unknown.product, unknown.label) == (None, True)
+    # without the model of its product, a good frame is of none
+    only = ProductInspector.load({"stripes": paths["stripes"]})
+    assert only(frames[0]).product is None
+
+
+@pytest.fixture
+def frame_of_noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)
+
+
+def test_a_product_is_that_of_the_map_with_the_least_median_inside() -> None:
+    def inspection(value: float, score: float = 0.7) -> Inspection:
+        inside = np.full((4, 4), value, np.float32)
+        inside[0] = 0.99  # a defect
+        outside = np.zeros((40, 4), np.float32)  # of the region of interest
+        values = np.concatenate([inside, outside])
+        return Inspection(score, label=True, map=values, mask=None, window=(0, 0, 44, 4))
+
+    found = {"one": inspection(0.4), "two": inspection(0.3, 0.8), "three": inspection(0.6)}
+    assert choose_product(found) == found["two"]._replace(product="two")
+    assert choose_product({"three": found["three"]}).product is None
+    nothing = found["one"]._replace(map=np.zeros((4, 4), np.float32))
+    assert choose_product({"one": nothing}).product == "one"
+
+
+def test_products_that_cannot_be_compared_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="inspectors must hold the inspector of at least one"):
+        ProductInspector({})
+    model = small(image_size=64, post_processor=False)
+    module = Folder("p", root=root, normal_dir="good", normal_test_dir="good", num_workers=0)
+    engine = fit(model, module, tmp_path, limit_val_batches=0)
+    with pytest.raises(ValueError, match="the model of 'screws' has no threshold"):
+        ProductInspector.load({"screws": str(engine.best_model_path)})

@@ -326,6 +326,17 @@ class Watched(SubspaceSampling):
         super().on_train_end(trainer, pl_module)
 
 
+def test_nothing_is_reported_before_a_batch_is_sampled(
+    datamodule: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datamodule.train_batch_size = 1  # such batches are held, and sampled together
+    logged: list[dict[str, float]] = []
+    model = small()
+    monkeypatch.setattr(model, "log_dict", lambda report, **_: logged.append(report))
+    fit(model, datamodule, tmp_path)
+    assert all(report["candidates"] > 0 for report in logged)
+
+
 def test_sampling_reports_to_the_loggers(datamodule: Folder, tmp_path: Path) -> None:
     watched = Watched()
     model = small()

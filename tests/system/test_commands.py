@@ -347,12 +347,21 @@ def test_a_latest_that_did_not_end_is_passed_over(
 FIT = ("fit", "--model", "Sgfr", "--model.backbone", "test_resnet", "--model.layers", "[layer1]")
 FIT += ("--model.pre_trained", "false", "--model.image_size", "64", "--trainer.accelerator", "cpu")
 FOLDER = ("--data", "Folder", "--data.root", "parts", "--data.num_workers", "0")
+MASKS = ("--data.abnormal_dir", "two", "--data.mask_dir")
 SAMPLES = [
     ((*FIT, *FOLDER, "--data.normal_dir", "good"), 2, "--data.name is missing"),
     (
         (*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "two"),
         1,
         "too few good images: anomalib splits",
+    ),
+    *(
+        (
+            (*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "good", *MASKS, masks),
+            1,
+            "--data.mask_dir must hold one mask for each image of --data.abnormal_dir, named as",
+        )
+        for masks in ("good", "masks")
     ),
     ((*FIT, *FOLDER, "--data.name", "a", "--data.normal_dir", "mac"), 1, "-name '._*' -delete)"),
     (
@@ -414,6 +423,8 @@ def test_every_mistake_in_files_ends_in_one_line(
     for name, number in (("good", 5), ("two", 2), ("mac", 5), ("零件", 5)):
         for index in range(number):
             write_image(tmp_path / "parts" / name / f"{index}.png", index)
+    for name in "ab":
+        write_image(tmp_path / "parts" / "masks" / f"{name}.png", 0)
     (tmp_path / "parts" / "mac" / "._0.png").write_bytes(b"\0\5\26\7")
     (tmp_path / "results" / "Sgfr" / "old" / "latest").mkdir(parents=True)
     whole = bytearray(checkpoint.read_bytes())

@@ -110,13 +110,14 @@ def test_the_example_finds_the_peak_in_the_images_own_pixels(
 
 @pytest.mark.slow
 def test_a_file_of_one_size_and_a_compressed_one_answer_alike(
-    exported: tuple[Sgfr, Path, Path], tmp_path: Path
+    exported: tuple[Sgfr, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, folder, _ = exported
     engine = engine_in(tmp_path)
     path = engine.export(
         model, ExportType.ONNX, export_root=tmp_path / "fixed", input_size=(200, 80)
     )
+    assert "The file takes images of 200 x 80 pixels (height x width). Others" in caplog.text
     file = folder / "bad" / "01.png"
     image = read_image(file, as_tensor=True)[None].numpy()
     (score,) = onnxruntime.InferenceSession(path).run(["pred_score"], {"input": image})

@@ -46,6 +46,21 @@ def test_a_checkpoint_cut_short_is_named(
     assert any("cut.ckpt' is not a whole checkpoint" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [{"a": 1}, [1, 2], torch.zeros(3), torch.nn.Linear(2, 2)],
+    ids=["mapping", "list", "tensor", "module"],
+)
+def test_another_file_of_pytorch_is_named(content: object, parts: Path, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # Lightning's, of several types
+        engine_in(tmp_path).predict(
+            small(), dataset=PredictDataset(parts / "bad"), ckpt_path=str(tmp_path / "other.ckpt")
+        )
+    said = "other.ckpt' is not a checkpoint that `anomalib fit --model Sgfr` saved"
+    assert any(said in note for note in caught.value.__notes__)
+
+
 def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     foreign = changed(checkpoint, tmp_path, **{f"banks.{scale}.stored": None for scale in range(4)})
     with pytest.raises(ValueError, match="is not Sgfr's: it holds no bank"):

@@ -45,6 +45,7 @@ LEAVES = {
     "What would be missed": "sensitivity.html",
     "OpenVINO and ONNX Runtime": "heatmaps/**/*.png",
     "Inspector and camera loop": "last_defect.png",
+    "Several products on one line": "exported/**/model.xml",
 }
 
 

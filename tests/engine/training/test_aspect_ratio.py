@@ -193,6 +193,17 @@ def test_a_region_of_interest_gives_the_size(tmp_path: Path) -> None:
     assert model.model.region.shape == (160, 96)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"image_size": (96, 96)}])
+def test_a_region_of_interest_of_another_shape_is_refused(
+    arguments: dict[str, object], tmp_path: Path
+) -> None:
+    root = folder_of(tmp_path / "data", SHAPES["tall"])
+    Image.new("L", (80, 80), 255).save(tmp_path / "roi.png")
+    model = small(roi=str(tmp_path / "roi.png"), **arguments)
+    with pytest.raises(ValueError, match=r"roi\.png' has 80 x 80 pixels .* paint it on one"):
+        engine_in(tmp_path).fit(model, datamodule=folder_datamodule(root))
+
+
 def test_a_backbone_of_one_size_keeps_it(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", SHAPES["tall"])
     model = Sgfr(
@@ -225,6 +236,23 @@ def test_an_image_of_another_shape_is_named(
     caplog.clear()
     engine_in(tmp_path).predict(model, data_path=root / "good")
     assert "another aspect ratio" not in caplog.text
+
+
+def test_a_mask_of_another_shape_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = folder_of(tmp_path / "data", SHAPES["tall"])
+    model, engine = small(), engine_in(tmp_path)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for image in (root / "bad").iterdir():
+        Image.new("L", (80, 200), 255).save(masks / image.name)
+    data = {"mask_dir": masks}
+    engine.fit(model, datamodule=folder_datamodule(root, **data))
+    for size, times in (((40, 100), 0), ((60, 60), 1)):
+        Image.new("L", size, 255).save(masks / "00.png")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            engine_in(tmp_path).test(model, datamodule=folder_datamodule(root, **data))
+        assert caplog.text.count("00.png' has 60 x 60 pixels (height x width), its image") == times
 
 
 def test_images_are_drawn_in_their_aspect_ratio(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Images of every bit depth, container and shape are read in full, or refused by name."""
 
 import itertools
+import re
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps
 
 from anomalib_sgfr.images.bit_depth import evenly_spaced, infer_bit_depth
 from anomalib_sgfr.images.headers import FileHeader, read_header
-from anomalib_sgfr.images.reading import read_image, read_raw, upright_size
+from anomalib_sgfr.images.reading import read_image, read_raw, upright_size, why_unreadable
 
 SIZE = (5, 7)
 Values = NDArray[Any]
@@ -293,6 +294,23 @@ def test_a_file_that_was_cut_short_is_named(container: str, channels: int, tmp_p
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises((OSError, ValueError), match="cut"):
         read_image(path, 16)
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.jpg", "p.tif", "p.pgm", "p.webp", "p.bmp"])
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_a_file_that_is_no_image_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    said = f"{tmp_path / name} cannot be read: it is not an image, or it is damaged"
+    with pytest.raises(OSError, match=f"^{re.escape(said)}$") as raised:
+        read_image(tmp_path / name)
+    reason = why_unreadable(tmp_path / name, raised.value)
+    assert reason == "UnidentifiedImageError: it is not an image, or it is damaged"
+
+
+def test_a_file_whose_header_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_bytes(b"P5 no image")
+    with pytest.raises(OSError, match=r"^\S*p.png cannot be read: invalid literal"):
+        read_image(tmp_path / "p.png")
 
 
 def test_a_missing_reader_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,14 @@ def test_labels_choose_the_threshold_where_they_show_that_a_lower_one_is_better(
     assert (asked.by, asked.image) == ("good", fewer.image)
 
 
+def test_basis_and_warning_name_one_number_of_images() -> None:
+    good = CalibrationScores.of(range(1, 7), Split.HELD_OUT, list("abcdef"))
+    state = calibrated(good, false_alarm_rate=0.1)
+    assert state.basis.endswith("10% needs 30")
+    assert state.warning is not None
+    assert state.warning.endswith("10% needs 30 images")
+
+
 def test_pixels_are_measured_by_the_peaks_of_maps() -> None:
     """Other layers may contribute to the map than to the score."""
     good = CalibrationScores.of(

@@ -10,8 +10,10 @@ from torchvision.transforms.v2 import CenterCrop, RandomRotation
 
 from anomalib_sgfr.training.image_size import (
     choose_size,
+    require_drawn_on_image,
     require_one_size,
     squeezed,
+    stretched_mask,
     training_sizes,
 )
 
@@ -86,6 +88,22 @@ def test_a_batch_of_several_sizes_is_refused(files: list) -> None:
     require_one_size([*files[:2], "gone.png"], (128, 32))
     with pytest.raises(ValueError, match=r"different aspect ratios, '.*a.jpg' and '.*c.jpg'"):
         require_one_size(files, (128, 32))
+
+
+def test_a_region_of_another_shape_is_refused() -> None:
+    sizes = [(100, 40)] * 3
+    require_drawn_on_image((201, 80), sizes, "roi.png")
+    require_drawn_on_image((80, 80), [(100, 40), (80, 80)], "roi.png")
+    require_drawn_on_image((80, 80), [], "roi.png")
+    with pytest.raises(ValueError, match=r"roi 'roi.png' has 80 x 80 pixels .* have 100 x 40"):
+        require_drawn_on_image((80, 80), sizes, "roi.png")
+
+
+def test_a_mask_of_another_shape_is_named(files: list) -> None:
+    assert stretched_mask([files[1], "", None, "gone.png"], [files[0], *files]) is None
+    warning = stretched_mask(files, [files[1], files[2], files[2]])
+    assert warning is not None
+    assert f"mask '{files[1]}' has 100 x 40 pixels (height x width), its image 80 x 80" in warning
 
 
 def test_squeezed_images_are_named(files: list) -> None:
