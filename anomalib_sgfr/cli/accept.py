@@ -156,8 +156,8 @@ def _accept(model: "Sgfr", files: list[str], bad: list[str], *, force: bool) -> 
     threshold, peak = processor.label_threshold, processor.peak_threshold
     model.eval()
     against = objections(model, files)
-    known = processor.calibration_scores.defective.exclude(files).paths
-    bad = list(dict.fromkeys([*bad, *(path for path in known if Path(path).is_file())]))
+    known = processor.calibration_scores.defective.exclude([*files, *bad]).paths
+    bad = [*bad, *(path for path in known if Path(path).is_file())]
     additions: list[NewAtoms] = []
     before: dict[str, float] = {}
     refused = 0

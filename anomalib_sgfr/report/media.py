@@ -4,7 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalib_sgfr.images.reading import upright_size
 from anomalib_sgfr.report.statistics import subsampled
 
 __all__ = [
@@ -41,6 +42,7 @@ _MAP_SIDE = 64  # pixels of a small map
 _OUTLINE_SIDE = 160  # pixels of a map that an outline is drawn from
 _SPACING = 7.0  # thousandths of the image between points of an outline
 _LONGEST = 2500  # characters of an outline; a finer one is drawn coarser
+_LONGEST_ASPECT = 10.0  # of one side to the other that is drawn; longer images are squeezed to it
 _QUALITIES = (80, 70, 55, 40)
 
 
@@ -242,10 +244,7 @@ def _closed_path(points: NDArray[np.floating], spacing: float) -> str:
 
 
 def aspect_ratio(path: str, height: int, width: int) -> float:
-    """Width over height of an image file, or of ``height`` and ``width`` if it cannot be read."""
-    try:
-        with Image.open(Path(path)) as opened:
-            width, height = opened.size
-    except (OSError, ValueError, SyntaxError):
-        pass
-    return min(max(width / max(height, 1), 0.2), 5.0)
+    """Width over height of an image as it is shown, or of the sides if it cannot be read."""
+    with suppress(OSError, ValueError, SyntaxError):
+        height, width = upright_size(path)
+    return min(max(width / max(height, 1), 1.0 / _LONGEST_ASPECT), _LONGEST_ASPECT)

@@ -78,7 +78,8 @@ def caveats_of(sensitivity: Sensitivity, facts: SensitivityFacts) -> list[str]:
     said = [_NOT_REAL]
     said.append(
         "A defect counts as found if its image is above the current threshold. All were drawn into"
-        f" {images} images: the intervals do not tell how other images would differ."
+        f" {images} image{'s' if images != 1 else ''}: the intervals do not tell how other images"
+        " would differ."
     )
     if alarms:
         said.append(

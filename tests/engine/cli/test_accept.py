@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import Folder
+from PIL import Image
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.cli.accept import main
@@ -38,8 +39,6 @@ def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def marked(path: Path) -> None:
     """Draw a cross in the lower left quarter."""
-    from PIL import Image
-
     pixels = np.array(Image.open(path))
     pixels[40:56, 14:17] = pixels[46:49, 8:24] = 10
     Image.fromarray(pixels).save(path)
@@ -210,6 +209,20 @@ def test_what_the_checkpoint_knows_as_defective_is_refused(
         assert "atoms, by --force" in capsys.readouterr().out
     finally:
         (root / "bad" / "later.png").unlink()
+
+
+def test_a_defect_that_the_checkpoint_knows_counts_once(
+    validated: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By whatever path ``--bad`` names it."""
+    (tmp_path / "link").symlink_to(root / "bad")
+    pixels = np.array(Image.open(root / "bad" / "1.png"))
+    pixels[0, 0] ^= 1  # no copy
+    Image.fromarray(pixels).save(tmp_path / "looks_good.png")
+    out = tmp_path / "new.ckpt"
+    assert run(validated, tmp_path / "looks_good.png", "--bad", tmp_path / "link", "--out", out)
+    said = f"with it 1 of 3 known defects would be called good: {tmp_path / 'link' / '1.png'}\n"
+    assert said in capsys.readouterr().err
 
 
 def test_its_messages_are_about_what_is_written(

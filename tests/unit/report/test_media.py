@@ -102,3 +102,9 @@ def test_the_aspect_ratio_is_that_of_the_file(tmp_path: Path) -> None:
     Image.new("L", (300, 100)).save(tmp_path / "wide.png")
     assert aspect_ratio(str(tmp_path / "wide.png"), 64, 64) == 3.0
     assert aspect_ratio(str(tmp_path / "gone.png"), 50, 100) == 2.0
+    exif = Image.Exif()
+    exif[274] = 6  # shown turned by a right angle
+    Image.new("RGB", (30, 10)).save(tmp_path / "turned.jpg", exif=exif)
+    assert aspect_ratio(str(tmp_path / "turned.jpg"), 64, 64) == pytest.approx(1 / 3)
+    Image.new("RGB", (80, 10)).save(tmp_path / "wide.png")
+    assert aspect_ratio(str(tmp_path / "wide.png"), 64, 64) == 8.0

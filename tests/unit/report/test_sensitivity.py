@@ -262,6 +262,14 @@ def test_figures_and_page_say_the_same(good: list[Path]) -> None:
     assert "--roi" not in render_sensitivity(found, facts._replace(has_region=True))
 
 
+def test_the_page_of_one_tall_image(good: list[Path]) -> None:
+    Image.new("RGB", (100, 400), (GREY, GREY, GREY)).save(good[0])
+    page = render_sensitivity(measure(Counter(10), good[:1], sizes=[10.0]), FACTS)
+    assert "in 1 good image of 400 " in page
+    assert "All were drawn into 1 image: the" in page
+    assert ".map{display:block;width:min(640px,160px,100%)" in page  # no higher than 640
+
+
 def test_a_kind_that_is_never_found_is_not_reached(good: list[Path]) -> None:
     found = measure(Counter(10**6), good, sizes=[4.0, 32.0])
     page = render_sensitivity(found, FACTS)
