@@ -374,11 +374,9 @@ def hold_limits(
     Returns:
         bool: Whether a limit was raised. None is ever lowered.
     """
-    if not model.rejected:
-        return False
     known = model.fitted_state
-    own = share([path for path in dict.fromkeys(paths) if Path(path or ".").is_file()])
-    plain = model.with_banks(known.without_defects())
+    asked = dict.fromkeys(paths if known.rejected else [])
+    own = share([path for path in asked if Path(path or ".").is_file()])
     steps = [
         (scale, state.defects, of_step)
         for scale, state in enumerate(known.states)
@@ -392,6 +390,7 @@ def hold_limits(
     excess = torch.full((len(steps),), -math.inf)
     with failing_together():
         if own:
+            plain = model.with_banks(known.without_defects())
             measure = _resemblance_to(plain, indices)
             found = leave_one_out(
                 plain, pre_processor, own, measure, leave_out=leave_out, group=group
