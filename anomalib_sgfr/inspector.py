@@ -245,16 +245,16 @@ class ProductInspector:
         """Load the model of each product.
 
         Args:
-            paths (Mapping[str, str | Path]): A file for each product, as :meth:`Inspector.load`
+            paths (Mapping[str, str | Path]): A file for each product, as ``Inspector.load``
                 takes it.
-            device (str | None): As for :meth:`Inspector.load`.
+            device (str | None): As for ``Inspector.load``.
 
         Returns:
             ProductInspector: Ready to use.
 
         Raises:
-            FileNotFoundError: As :meth:`Inspector.load`.
-            ValueError: As :meth:`Inspector.load`, and as the class.
+            FileNotFoundError: As ``Inspector.load``.
+            ValueError: As ``Inspector.load``, and as the class.
         """
         return cls({product: Inspector.load(path, device) for product, path in paths.items()})
 
