@@ -64,7 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = _intact(options.out)
     monitor = _monitor(parser, state, options)
     inspector = Inspector.load(options.model, monitor=monitor)
-    told = _watch(options, state, rows, monitor, inspector)
+    told = False
+    try:
+        told = _watch(options, state, rows, monitor, inspector)
+    except KeyboardInterrupt:  # the end of a watch that has no other
+        if options.once:
+            raise
     print(f"{monitor.images} images; table: {options.out}")
     return CHANGED if told and (options.stop or options.once) else 0
 

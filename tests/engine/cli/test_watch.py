@@ -258,8 +258,11 @@ def test_a_report_on_another_watch_is_refused(
     assert not Path("page.html").exists()
 
 
-def test_an_image_is_taken_when_it_is_whole(
-    checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_image_is_taken_when_it_is_whole_and_ctrl_c_is_the_end(
+    checkpoint: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     looks = itertools.count()
     source = (folder / "line" / "0.png").read_bytes()
@@ -272,12 +275,24 @@ def test_an_image_is_taken_when_it_is_whole(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(watch.time, "sleep", camera)
-    with pytest.raises(KeyboardInterrupt):
-        main([str(checkpoint), "in"])
+    assert main([str(checkpoint), "in"]) == 0
+    assert "4 images; table: watch.csv" in capsys.readouterr().out
     rows = table()
     assert [row["image"] for row in rows].count("in/late.png") == 1
     assert len(rows) == 4
     assert not any(row["error"] for row in rows)
+
+
+@pytest.mark.usefixtures("folder")
+def test_ctrl_c_before_the_end_is_an_interruption(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "_row", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(checkpoint), "in", "--once"])
 
 
 def test_a_real_camera(checkpoint: Path, folder: Path) -> None:
