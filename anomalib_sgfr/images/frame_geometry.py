@@ -25,6 +25,7 @@ __all__ = [
 
 Step = Sequence[Any]  # name and numbers: plain data, which an exported file can keep
 
+_BOUND = 2**14  # the longer side of an aspect ratio in integers
 _AREA_TOLERANCE = 0.1  # of the number of pixels of a size that keeps an aspect ratio
 _MIN_SIDE = 64  # pixels: an image must be larger than the Gaussian that smooths its map reaches
 
@@ -180,18 +181,23 @@ def aspect_sizes(side: int, step: int) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache(maxsize=32)
-def aspect_bounds(side: int, step: int) -> NDArray[np.float32]:
+def aspect_bounds(side: int, step: int) -> NDArray[np.int64]:
     """Aspect ratios half-way, on a scale of logarithms, between neighbours of :func:`aspect_sizes`.
+
+    They are integers: a runtime that computes in bfloat16 would round the lengths that are compared
+    with them, and choose another size. Products with them fit 32 bits up to 131,071 pixels a side.
 
     Args:
         side (int): As there.
         step (int): As there.
 
     Returns:
-        NDArray[np.float32]: Height over width, one less than there are sizes.
+        NDArray[np.int64]: Height and width of each, shape ``(n - 1, 2)`` for ``n`` sizes.
     """
     ratios = [height / width for height, width in aspect_sizes(side, step)]
-    return np.array([math.sqrt(wider * taller) for wider, taller in pairwise(ratios)], np.float32)
+    bounds = [math.sqrt(wider * taller) for wider, taller in pairwise(ratios)]
+    pairs = [(min(1.0, ratio) * _BOUND, min(1.0, 1.0 / ratio) * _BOUND) for ratio in bounds]
+    return np.array(pairs).reshape(-1, 2).round().astype(np.int64)
 
 
 @lru_cache(maxsize=4096)
@@ -209,8 +215,8 @@ def size_of_aspect(height: int, width: int, side: int, step: int) -> tuple[int, 
     Returns:
         tuple[int, int]: Height and width.
     """
-    # in 32 bits, as an exported graph compares, so that both choose alike at a bound
-    passed = np.float32(height) > aspect_bounds(side, step) * np.float32(width)
+    heights, widths = aspect_bounds(side, step).T
+    passed = height * widths > width * heights
     return aspect_sizes(side, step)[int(passed.sum())]
 
 

@@ -176,9 +176,10 @@ class GridResize(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Resize images ``(B, 3, H, W)``; also returns a pixel for each cell of the grid."""
         height, width = (
-            torch.scalar_tensor(length, dtype=torch.float32) for length in images.shape[-2:]
+            torch.scalar_tensor(length, dtype=torch.int64) for length in images.shape[-2:]
         )
-        rows, columns = self.sizes[(height > self.bounds * width).sum()]
+        passed = height * self.bounds[:, 1] > width * self.bounds[:, 0]
+        rows, columns = self.sizes[passed.sum()]
         size = rows.item(), columns.item()
         margin = _margin(self.step)
         for length in size:

@@ -13,6 +13,7 @@ from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer
 
 from anomalib_sgfr import Inspector, Sgfr
+from anomalib_sgfr.images.frame_geometry import aspect_bounds, size_of_aspect
 from tests.conftest import engine_in, folder_datamodule, small, write_image
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_openvino.py"
@@ -75,6 +76,24 @@ def test_each_runtime_answers_as_the_model(
         assert np.ravel(inferencer.predict(path).pred_score).item() == pytest.approx(
             float(expected.pred_score), abs=0.005
         )
+
+
+def test_images_at_a_bound_of_aspect_ratios_get_the_model_s_size_in_any_precision(
+    exported: tuple[Sgfr, Path, Path],
+) -> None:
+    model, _, weights = exported
+    rule = model.pre_processor.resize.rule
+    # in bfloat16 on a processor that has it, where 371 is no number
+    compiled = openvino.Core().compile_model(weights / "openvino" / "model.xml", "CPU")
+    tried = set()
+    for heights, widths in aspect_bounds(*rule)[2:-2]:
+        width = 371
+        height = int(width * heights / widths)
+        for shape in ((height, width), (height + 1, width)):
+            found = compiled(np.zeros((1, 3, *shape), np.float32))["anomaly_map"]
+            assert found.shape[-2:] == size_of_aspect(*shape, *rule), shape
+            tried.add(found.shape)
+    assert len(tried) > 4
 
 
 def test_a_batch_of_one_shape_is_scored_at_once(exported: tuple[Sgfr, Path, Path]) -> None:

@@ -39,10 +39,13 @@ def test_python_and_an_exported_graph_choose_the_same_size_of_every_image(
 ) -> None:
     resize = GridResize(*rule)
     lengths = torch.arange(1, 1200, 7)
-    height, width = torch.meshgrid(lengths.float(), lengths.float(), indexing="ij")
-    index = (height[..., None] > resize.bounds * width[..., None]).sum(-1)
+    height, width = torch.meshgrid(lengths.int(), lengths.int(), indexing="ij")
+    # in 32 bits, as runtimes count
+    heights, widths = resize.bounds.int().T
+    index = (height[..., None] * widths > width[..., None] * heights).sum(-1)
     by_graph = resize.sizes[index].flatten(0, 1).tolist()
     sizes = torch.cartesian_prod(lengths, lengths).tolist()
+    assert int(resize.bounds.max()) * 131_071 < 2**31
     assert by_graph == [list(size_of_aspect(*size, *rule)) for size in sizes]
 
 
