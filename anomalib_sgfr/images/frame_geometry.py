@@ -6,6 +6,7 @@ whole sequence.
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ __all__ = [
 
 Step = Sequence[Any]  # name and numbers: plain data, which an exported file can keep
 
-_BOUND = 2**14  # the longer side of an aspect ratio in integers
+_BOUND = 2**14  # the longer side of an aspect ratio in integers, at most
 _AREA_TOLERANCE = 0.1  # of the number of pixels of a size that keeps an aspect ratio
 _MIN_SIDE = 64  # pixels: an image must be larger than the Gaussian that smooths its map reaches
 
@@ -196,8 +197,12 @@ def aspect_bounds(side: int, step: int) -> NDArray[np.int64]:
     """
     ratios = [height / width for height, width in aspect_sizes(side, step)]
     bounds = [math.sqrt(wider * taller) for wider, taller in pairwise(ratios)]
-    pairs = [(min(1.0, ratio) * _BOUND, min(1.0, 1.0 / ratio) * _BOUND) for ratio in bounds]
-    return np.array(pairs).reshape(-1, 2).round().astype(np.int64)
+    least = [Fraction(min(bound, 1.0 / bound)).limit_denominator(_BOUND) for bound in bounds]
+    sides = [
+        sorted(part.as_integer_ratio(), reverse=r > 1)
+        for part, r in zip(least, bounds, strict=True)
+    ]
+    return np.array(sides, np.int64).reshape(-1, 2)
 
 
 @lru_cache(maxsize=4096)
