@@ -6,7 +6,7 @@ Models that OpenVINO runs need neither PyTorch nor anomalib, and neither is impo
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple, Self, overload
 
@@ -195,16 +195,36 @@ class Inspector:
         return next(self._inspect([frame]))
 
     def _inspect(self, frames: Iterable[Any]) -> Iterator[Inspection]:
+        for frame, found in self.answers(frames):
+            self.tell_monitor(frame, found)
+            yield found
+
+    def answers(self, frames: Iterable[Any]) -> Iterator[tuple[Any, Inspection]]:
+        """Inspect frames in batches, as they are asked for, without telling the monitor.
+
+        Args:
+            frames (Iterable[Any]): Each as when the inspector is called.
+
+        Yields:
+            tuple[Any, Inspection]: Each frame and its inspection.
+        """
         backend, remaining = self._backend, iter(frames)
         while batch := list(islice(remaining, backend.max_batch)):
             images = [read_image(frame, backend.bit_depth) for frame in batch]
             predictions = _predict(backend, [backend.pre_process(image) for image in images])
             for frame, image, prediction in zip(batch, images, predictions, strict=True):
-                found = _to_inspection(backend.steps, prediction, image.shape[:2])
-                if self.monitor is not None:
-                    path = str(frame) if isinstance(frame, str | Path) else ""
-                    self.monitor.update(found.score, path)
-                yield found
+                yield frame, _to_inspection(backend.steps, prediction, image.shape[:2])
+
+    def tell_monitor(self, frame: Any, found: Inspection) -> None:  # noqa: ANN401
+        """Give the monitor, if there is one, the score of a frame.
+
+        Args:
+            frame (Any): As when the inspector is called.
+            found (Inspection): Its inspection.
+        """
+        if self.monitor is not None:
+            path = str(frame) if isinstance(frame, str | Path) else ""
+            self.monitor.update(found.score, path)
 
 
 class ProductInspector:
@@ -215,7 +235,8 @@ class ProductInspector:
     than half of the frame is anomalous to every model, and the product is unknown.
 
     Args:
-        inspectors (Mapping[str, Inspector]): The inspector of each product.
+        inspectors (Mapping[str, Inspector]): The inspector of each product. Their monitors take
+            the scores of frames of their own products alone.
 
     Raises:
         ValueError: If there is none, or one of a model without a threshold.
@@ -279,11 +300,19 @@ class ProductInspector:
             OSError: As :class:`Inspector`; so for ``TypeError`` and ``ValueError``.
         """
         if isinstance(frame, list | tuple | Iterator):
-            return [self._inspect(each) for each in frame]
-        return self._inspect(frame)
+            return list(self._inspect(frame))
+        return next(self._inspect([frame]))
 
-    def _inspect(self, frame: Any) -> Inspection:  # noqa: ANN401
-        return choose_product({name: each(frame) for name, each in self.inspectors.items()})
+    def _inspect(self, frames: Iterable[Any]) -> Iterator[Inspection]:
+        copies = tee(frames, len(self.inspectors))
+        by_model = map(Inspector.answers, self.inspectors.values(), copies)
+        for answers in zip(*by_model, strict=True):
+            frame = answers[0][0]
+            named = zip(self.inspectors, answers, strict=True)
+            found = choose_product({product: answer for product, (_, answer) in named})
+            if found.product is not None:
+                self.inspectors[found.product].tell_monitor(frame, found)
+            yield found
 
 
 def choose_product(found: Mapping[str, Inspection]) -> Inspection:

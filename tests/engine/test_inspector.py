@@ -306,6 +306,19 @@ def test_products_are_told_apart(
     assert inspector(tmp_path / "new.png").product == "stripes"
     unknown = inspector(frame_of_noise)
     assert (unknown.product, unknown.label) == (None, True)
+    # a monitor takes the scores of its own product, and no other
+    monitor = Monitor.of_checkpoint(checkpoint)
+    watched = ProductInspector(
+        {
+            "grids": Inspector.load(checkpoint, monitor=monitor),
+            "stripes": Inspector.load(paths["stripes"]),
+        }
+    )
+    watched(iter([frames[0], tmp_path / "new.png", frame_of_noise, frames[1]]))
+    expected = Monitor.of_checkpoint(checkpoint)
+    Inspector.load(checkpoint, monitor=expected)(frames[:2])
+    assert monitor.images == 2
+    assert monitor.evidence == pytest.approx(expected.evidence)
     # without the model of its product, a good frame is of none
     only = ProductInspector.load({"stripes": paths["stripes"]})
     assert only(frames[0]).product is None
