@@ -194,6 +194,12 @@ def test_a_changed_byte_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     whole[len(whole) // 2] ^= 1
     file.write_bytes(whole)
     assert "is damaged: the checksum of" in str(damage(file))
+    entry = whole.index(b"PK\x01\x02")  # of the archive's directory
+    whole[entry + 10] = (
+        99  # a compression that zipfile does not know, which it says by its own error
+    )
+    file.write_bytes(whole)
+    assert "is not a whole checkpoint" in str(damage(file))
 
 
 @pytest.mark.parametrize("seed", ["a", 1.5, 2**64])
