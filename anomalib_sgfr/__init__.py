@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anomalib_sgfr.post_processing.post_processor import NominalPostProcessor, SgfrPostProcessor
     from anomalib_sgfr.report.callback import Report
     from anomalib_sgfr.report.explanation import explain
-    from anomalib_sgfr.report.figure import MimicView
+    from anomalib_sgfr.report.figure import ExplanationFigure
     from anomalib_sgfr.report.score_table import ScoreTable
     from anomalib_sgfr.report.sensitivity import measure_sensitivity
     from anomalib_sgfr.report.visualizer import Predictions
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
+    "ExplanationFigure": "report.figure",
     "Inspection": "inspector",
     "Inspector": "inspector",
-    "MimicView": "report.figure",
     "Monitor": "monitor",
     "MonitorReading": "monitor",
     "NominalPostProcessor": "post_processing.post_processor",
@@ -47,11 +47,12 @@ _HOME = {
     "measure_sensitivity": "report.sensitivity",
     "reject": "training.reject",
 }
+_EARLIER = {"MimicView": "ExplanationFigure"}
 
 __all__ = [
+    "ExplanationFigure",
     "Inspection",
     "Inspector",
-    "MimicView",
     "Monitor",
     "MonitorReading",
     "NominalPostProcessor",
@@ -76,10 +77,11 @@ def __getattr__(name: str) -> object:
         from anomalib_sgfr.report.fit_record import installed
 
         return installed("anomalib-sgfr")
-    if name in _HOME:
+    own = _EARLIER.get(name, name)
+    if own in _HOME:
         from importlib import import_module
 
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_HOME[own]}"), own)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 

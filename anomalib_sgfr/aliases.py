@@ -152,6 +152,7 @@ NAMES = {
     "inspection.deep_visualizer": {"DeepVisualizer": "ResultVisualizer"},
     "inspection.evidence": {"Evidence": "CalibrationScores", "Kind": "Split"},
     "inspection.gallery": {"Gallery": "TrainingCrops"},
+    "inspection.mimic_view": {"MimicView": "ExplanationFigure"},
     "inspection.quiet": {"QuietRun": "LogFilters", "once": "log_once"},
     "inspection.runs": {
         "claim_folder": "make_results_folder",

@@ -16,7 +16,7 @@ again, goes on where it stopped.
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from benchmarks.common.cases import Case, alike, run_cases, seeds, title
 from benchmarks.common.engine import quiet_engine
 from benchmarks.common.records import Row, read_rows, table, write_text
 
-__all__ = ["curves_at", "main", "measures", "region_of_parts", "report"]
+__all__ = ["curves_at", "main", "measures", "region_of", "region_of_parts", "report"]
 
 _DATA = (
     "mtd:canonical",
@@ -131,6 +131,20 @@ def region_of_parts(split: str | None, size: tuple[int, int]) -> NDArray[np.bool
     return inside
 
 
+def region_of(
+    model: Sgfr, split: str | None
+) -> Callable[[Path, tuple[int, int]], NDArray[np.bool_]]:
+    """Pixels of an image that a model sees, and that may show a part."""
+    steps = geometric_steps(model.pre_processor.transform)
+
+    def inspected(_: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
+        transform = frame_transform(steps, size)
+        region: NDArray[np.bool_] = transform.resample(np.ones(transform.input_size)) > 0.5  # noqa: PLR2004
+        return region & region_of_parts(split, size)
+
+    return inspected
+
+
 @torch.no_grad()
 def _evaluate(case: Case) -> list[Row]:
     """Of each kind of defect, the recall and its predictions."""
@@ -143,13 +157,6 @@ def _evaluate(case: Case) -> list[Row]:
         checkpoint = Path(scratch) / "model.ckpt"
         engine.trainer.save_checkpoint(checkpoint)
         inspector = Inspector.load(checkpoint)
-    steps = geometric_steps(model.pre_processor.transform)
-
-    def inspected(_: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
-        transform = frame_transform(steps, size)
-        region: NDArray[np.bool_] = transform.resample(np.ones(transform.input_size)) > 0.5  # noqa: PLR2004
-        return region & region_of_parts(case.split, size)
-
     samples = module.test_data.samples
     folders = np.array([Path(path).parent.name for path in samples["image_path"]])
     kinds = data.kinds(samples)
@@ -158,7 +165,7 @@ def _evaluate(case: Case) -> list[Row]:
     drawn = measure_sensitivity(
         inspector,
         [Path(path) for path in select_evenly(good, _GOOD)],
-        inspected,
+        region_of(model, case.split),
         contrasts=_CONTRASTS,
         number=_NUMBER,
         seed=case.seed,

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = "checkpoint of a fitted Sgfr, and images or folders of images"
     add("images", type=existing, nargs="*", help=images)
     add("--ckpt_path", type=existing, help="the checkpoint, if not among the others")
-    add("--out", type=new_folder, default=Path("mimic"), help="folder of the figures")
+    add("--out", type=new_folder, default=Path("explanations"), help="folder of the figures")
     add("--regions", type=at_least(1), default=3, help="most regions of an image to explain")
     add("--only_anomalous", action="store_true", help="leave out images that are labelled normal")
     options = parser.parse_intermixed_args(arguments)

@@ -44,7 +44,7 @@ OWN = {
         "accept": "learn from false alarms: images that are good, or take that back",
         "adapt": "go on after a domain shift (light, camera), from a few good images",
         "doctor": "check this machine and say what to do where a check fails",
-        "explain": "draw why images are anomalous: the mimic view",
+        "explain": "draw why images are anomalous, with training crops beside",
         "reject": "learn from missed defects, or take that back",
         "report": "one page to inspect and share, of any folder of images",
         "sensitivity": "what would be missed, by defects drawn into good images",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["ExplanationFigure", "MimicView", "draw", "save"]
+__all__ = ["ExplanationFigure", "draw", "save"]
 
 
 def draw(
@@ -138,11 +138,10 @@ class ExplanationFigure(BatchCallback):
     """Draw an explanation of every image that is predicted or tested; for ``trainer.callbacks``.
 
     The folder repeats the folders of the images below the one that holds them all; if they are in
-    one folder, the figures are in a folder of its name. :data:`anomalib_sgfr.MimicView` is an
-    earlier name of this class.
+    one folder, the figures are in a folder of its name.
 
     Args:
-        folder (str | None): Folder of the figures; ``mimic`` in the run's folder by default.
+        folder (str | None): Folder of the figures; ``explanations`` in the run's folder by default.
         regions (int): Most regions of an image to explain.
         only_anomalous (bool): Whether to leave out images that are labelled normal.
 
@@ -151,8 +150,8 @@ class ExplanationFigure(BatchCallback):
 
     Examples:
         >>> from anomalib.engine import Engine
-        >>> from anomalib_sgfr import MimicView
-        >>> figures = MimicView(str(folder / "figures"), regions=1, only_anomalous=True)
+        >>> from anomalib_sgfr import ExplanationFigure
+        >>> figures = ExplanationFigure(str(folder / "figures"), regions=1, only_anomalous=True)
         >>> engine = Engine(callbacks=[figures], logger=False, enable_progress_bar=False)
         >>> _ = engine.predict(model, datamodule=datamodule, return_predictions=False)
         >>> any((folder / "figures").rglob("*.png"))
@@ -195,7 +194,9 @@ class ExplanationFigure(BatchCallback):
     def add_batch(self, trainer: Trainer, module: Any, outputs: Any, loader: int) -> None:  # noqa: ANN401
         """Draw the images of a batch."""
         peaks, _ = file_peaks(trainer, module, outputs, loader)
-        folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "mimic"
+        folder = (
+            Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "explanations"
+        )
         paths: Sequence[Any] = outputs.image_path or [
             f"image{len(self._drawn) + index}" for index in range(len(outputs.image))
         ]
@@ -230,9 +231,6 @@ class ExplanationFigure(BatchCallback):
             name = Path(*Path(path).absolute().parts[1:])
         self._drawn[name] = path
         return folder / name.with_name(f"{name.name}.png")
-
-
-MimicView = ExplanationFigure  # public name
 
 
 def _figure_names(paths: Sequence[str]) -> dict[str, Path]:

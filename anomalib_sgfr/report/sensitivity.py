@@ -30,6 +30,7 @@ __all__ = [
     "Sensitivity",
     "SettingResult",
     "SmallestSize",
+    "better_settings",
     "default_sizes",
     "measure_sensitivity",
     "monotone",
@@ -320,8 +321,8 @@ def _reached(rates: NDArray[np.float64]) -> NDArray[np.int64]:
     return found
 
 
-def recommend(results: Sequence[SettingResult]) -> str:
-    """Sentences that recommend a setting.
+def better_settings(results: Sequence[SettingResult]) -> tuple[list[SettingResult], ...]:
+    """Settings that are better than the present ones, those of the same cost first.
 
     A setting is better if it finds significantly more of the drawn defects (two proportions, at
     99%, as several are compared) and no more good images are alarms. It costs the same if it takes
@@ -331,19 +332,38 @@ def recommend(results: Sequence[SettingResult]) -> str:
         results (Sequence[SettingResult]): That of the present settings first.
 
     Returns:
+        tuple[list[SettingResult], ...]: Better ones of the same cost, and those that cost more;
+        each the best first.
+    """
+    now = results[0]
+    better = sorted(
+        (
+            result
+            for result in results[1:]
+            if result.alarms * now.images <= now.alarms * result.images and _is_more(result, now)
+        ),
+        key=lambda result: -result.rate,
+    )
+    limit = _SAME_COST * now.seconds
+    same = [result for result in better if result.seconds <= limit]
+    return same, [result for result in better if result.seconds > limit]
+
+
+def recommend(results: Sequence[SettingResult]) -> str:
+    """Sentences that recommend a setting, of :func:`better_settings`.
+
+    Args:
+        results (Sequence[SettingResult]): That of the present settings first.
+
+    Returns:
         str: The setting to take at the same cost, and the best of those that cost more.
     """
     now = results[0]
-    better = [
-        result
-        for result in results[1:]
-        if result.alarms * now.images <= now.alarms * result.images and _is_more(result, now)
-    ]
+    same, costlier = better_settings(results)
     said = []
-    same = [result for result in better if result.seconds <= _SAME_COST * now.seconds]
-    for own, cost in ((same, "At the same cost"), ([r for r in better if r not in same], "")):
+    for own, cost in ((same, "At the same cost"), (costlier, "")):
         if own:
-            best = max(own, key=lambda result: result.rate)
+            best = own[0]
             start = cost or f"For {best.seconds / now.seconds:.1f} times the time per image"
             said.append(
                 f"{start}, take {best.name}: it finds {100.0 * best.rate:.0f}% of the drawn"
@@ -351,7 +371,7 @@ def recommend(results: Sequence[SettingResult]) -> str:
             )
     if not same:
         said.insert(0, "At the same cost, keep the settings: no other finds significantly more.")
-    if len(better) == len(same):
+    if not costlier:
         said.append("None that costs more finds significantly more.")
     return " ".join(said)
 

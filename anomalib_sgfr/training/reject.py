@@ -165,7 +165,7 @@ def reject(
     if not compared:
         msg = (
             "none of the images that the checkpoint was calibrated on is there: pass other good"
-            " ones (--good DIR)."
+            " ones (`good`; of the command, --good DIR)."
         )
         raise ValueError(msg)
     limits = find_limits(model, prepare, compared, defects, module.post_processor.state.group)
@@ -174,7 +174,7 @@ def reject(
     if size > MOST:
         msg = (
             f"the defect bank of a scale would hold {size} patches, more than {MOST}: take earlier"
-            " ones back by --undo, or reject fewer images."
+            " ones back (`anomalib-sgfr reject CKPT --undo`), or reject fewer images."
         )
         raise ValueError(msg)
     now = [float(tried.score_maps(image).pred_score) for image in images.values()]

@@ -21,7 +21,7 @@ from anomalib_sgfr.post_processing.calibration import (
 )
 from anomalib_sgfr.report.crops import TrainingCrops, displayable
 from anomalib_sgfr.report.explanation import explain
-from anomalib_sgfr.report.figure import MimicView, draw, save
+from anomalib_sgfr.report.figure import ExplanationFigure, draw, save
 from tests.conftest import fit, folder_datamodule, small, write_image
 
 STRIDES = (8, 8, 16, 32)  # of the grids of each scale
@@ -207,7 +207,7 @@ def test_one_command_and_the_callback_draw_a_folder(parts: Path, tmp_path: Path)
             "l2/01.png",
         }
     with pytest.raises(ValueError, match="regions must be at least 1"):
-        MimicView(regions=0)
+        ExplanationFigure(regions=0)
 
 
 @pytest.fixture(scope="module")

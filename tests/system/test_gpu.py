@@ -32,7 +32,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 runs = pytest.mark.skipif(
     not INTERPRETED and DEVICE.type == "cpu",
-    reason="no card, and Triton is not interpreted in this process",
+    reason="no GPU, and Triton is not interpreted in this process",
 )
 
 
@@ -269,7 +269,7 @@ def test_nobody_waits_for_imports_of_a_compiler() -> None:
 def test_they_compile_for_cards_that_are_not_here(
     capability: int, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """What a card's program needs of it can be told without one."""
+    """What a GPU program needs can be told without a GPU."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -300,5 +300,5 @@ def test_they_compile_for_cards_that_are_not_here(
         places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         source = ASTSource(kernel, signature, places)
         made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        assert made.metadata.shared <= 99 * 1024  # what any card of these has
+        assert made.metadata.shared <= 99 * 1024  # what any GPU of these has
         assert np.frombuffer(made.asm["cubin"], np.uint8).any()

@@ -35,6 +35,12 @@ def test_an_earlier_name_belongs_to_its_module() -> None:
         assert not hasattr(import_module(f"anomalib_sgfr.{other}"), "Axis")
 
 
+def test_an_earlier_public_name_is_found_by_class_paths() -> None:
+    package = import_module("anomalib_sgfr")
+    assert package.MimicView is package.ExplanationFigure
+    assert "MimicView" not in dir(package)
+
+
 def test_other_names_are_unknown_as_ever() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"anomalib_sgfr\.fitting\.nothing"):
         import_module("anomalib_sgfr.fitting.nothing")
