@@ -22,7 +22,8 @@ _MOST_DRAWN = 4  # data sets; of more, only tables: figures would bury them
 _NOTES = (
     "Medians over seeds; metrics in percent, on raw scores. `DIR` stands for the folder of the"
     " images. Rows that name a size, or each image's own aspect ratio, do not squeeze images to a"
-    " square; where images are not square, Sgfr's default is such a row."
+    " square; where images are not square, Sgfr's default is such a row. Rows were run on several"
+    " days: compare times by `fit / bare pass`, whose two passes are of one process."
 )
 _PATCHCORE = """\
 Patchcore runs with `MALLOC_MMAP_THRESHOLD_=1048576`, without which its coreset selection can take
