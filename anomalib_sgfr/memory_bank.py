@@ -307,7 +307,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         Returns:
             Tensor: Shape ``(B, h * w, ...)``.
         """
-        patches = embedding.flatten(2).transpose(1, 2).float()  # (B, h * w, d)
+        patches = embedding.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B, h * w, d)
         if torch.compiler.is_exporting():
             return by_rows(step, patches, embedding.shape[-1])
         found = in_chunks(step, patches.flatten(0, 1), self._values_per_patch)

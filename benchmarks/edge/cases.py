@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ANSWERS", "BACKBONE", "CASES", "F32", "PRECISIONS", "SEARCHED", "SIZE", "Case"]
+__all__ = ["ANSWERS", "BACKBONE", "CASES", "F32", "LATENCIES", "SEARCHED", "SIZE", "Case"]
 
 BACKBONE, SIZE = "tf_efficientnet_lite0", [256, 256]
 
@@ -45,7 +45,12 @@ CASES: dict[str, Case] = {
     "patchcore-0.01": Case("patchcore", atoms=2048, arguments={"coreset_sampling_ratio": 0.001}),
 }
 F32: dict[str, str] = {"INFERENCE_PRECISION_HINT": "f32"}
-PRECISIONS: dict[str, dict[str, str]] = {"f32": F32, "default": {}}
+# by column: properties of the runtime, and whether models are reshaped to one image beforehand
+LATENCIES: dict[str, tuple[dict[str, str], bool]] = {
+    "f32": (F32, False),
+    "f32, one image": (F32, True),
+    "default": ({}, False),
+}
 
 
 def _scales(*atoms: int) -> tuple[tuple[int, int, int], ...]:

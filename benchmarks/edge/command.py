@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import write_text
-from benchmarks.edge.cases import ANSWERS, CASES, F32, PRECISIONS, SEARCHED, SIZE
+from benchmarks.edge.cases import ANSWERS, CASES, F32, LATENCIES, SEARCHED, SIZE
 from benchmarks.edge.report import report
 
 __all__ = ["main"]
@@ -89,8 +89,12 @@ def _time_jobs(folders: dict[str, Path], runs: int) -> list[tuple[str, str, dict
         return []
     common: dict[str, Any] = {"runs": runs, "size": SIZE}
     jobs = [
-        (f"latency {precision}", "latency", {**common, "models": models, "config": config})
-        for precision, config in PRECISIONS.items()
+        (
+            f"latency {how}",
+            "latency",
+            {**common, "models": models, "config": config, "fixed": fixed},
+        )
+        for how, (config, fixed) in LATENCIES.items()
     ]
     jobs.append(("throughput", "throughput", {**common, "models": models, "config": F32}))
     if "bare" in models:

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.common.figures import plt, save_figure
 from benchmarks.common.records import write_text
-from benchmarks.edge.cases import ANSWERS, CASES, PRECISIONS, SEARCHED
+from benchmarks.edge.cases import ANSWERS, CASES, LATENCIES, SEARCHED
 
 __all__ = ["report"]
 
@@ -37,16 +37,23 @@ def _latency_table(found: dict[str, Any], folder: Path) -> str:
             "OpenVINO, one image of 256 px, whole model, and beside the bare backbone in the same"
             " process: medians,"
         ),
-        "and ratios of medians and of the least.",
+        (
+            'and ratios of medians and of the least. Files take any number of images; for "one'
+            ' image", each, the bare'
+        ),
+        (
+            "backbone too, is reshaped to a batch of one before it is compiled, as `Inspector` does"
+            " for single frames."
+        ),
         "",
-        "| model | f32, ms | x bare | least x | default, ms | x bare | least x |",
-        "|---|---|---|---|---|---|---|",
+        f"| model | {' | '.join(f'{how}, ms | x bare | least x' for how in LATENCIES)} |",
+        "|---" * (1 + 3 * len(LATENCIES)) + "|",
     ]
     names, bars = [], []
     for name in CASES:
         cells, shown = [], 0.0
-        for precision in PRECISIONS:
-            times = found.get(f"latency {precision}", {})
+        for how in LATENCIES:
+            times = found.get(f"latency {how}", {})
             if name in times and "bare" in times:
                 own, bare = times[name], times["bare"]
                 shown = shown or own["median_ms"] / bare["median_ms"]

@@ -24,15 +24,19 @@ _BLOCK = 20  # runs in a row: what comes before a run changes what the caches ho
 
 
 def latency(job: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds for one image, of each model in turns; ``configs`` may give one its own."""
-    configs = job.get("configs", {})
-    compiled = {
-        name: openvino.Core()
-        .compile_model(path, "CPU", configs.get(name, job["config"]))
-        .create_infer_request()
-        for name, path in job["models"].items()
-    }
-    image = np.random.default_rng(0).random((1, 3, *job["size"]), np.float32)
+    """Milliseconds for one image, of each model in turns; ``configs`` may give one its own.
+
+    ``fixed`` reshapes the models to the shape of the image.
+    """
+    configs, shape, compiled = job.get("configs", {}), [1, 3, *job["size"]], {}
+    for name, path in job["models"].items():
+        core = openvino.Core()
+        model = core.read_model(path)
+        if job.get("fixed"):
+            model.reshape(shape)
+        config = configs.get(name, job["config"])
+        compiled[name] = core.compile_model(model, "CPU", config).create_infer_request()
+    image = np.random.default_rng(0).random(shape, np.float32)
     return _in_turns(compiled, {name: [image] for name in compiled}, job["runs"])
 
 

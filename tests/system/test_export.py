@@ -87,6 +87,21 @@ os.kill(os.getpid(), signal.SIGINT)
 """
 
 
+def test_one_frame_is_answered_by_a_graph_of_known_shapes(
+    exported: tuple[Sgfr, Path], parts: Path
+) -> None:
+    inspector = Inspector.load(exported[1])
+    files = sorted((parts / "bad").iterdir())[:3]
+    alone, together = [inspector(file) for file in files], inspector(files)
+    for one, other in zip(alone, together, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+        assert (one.label, one.place) == (other.label, other.place)
+        np.testing.assert_allclose(one.map, other.map, atol=1e-6)
+    one, several = (inspector._backend._models[number].compile() for number in (1, 16))
+    assert one.input(0).partial_shape.is_static
+    assert several.input(0).partial_shape[0].is_dynamic
+
+
 @pytest.mark.slow
 def test_an_export_knows_rejected_defects(exported: tuple[Sgfr, Path], tmp_path: Path) -> None:
     plain, _ = exported

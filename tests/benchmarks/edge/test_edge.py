@@ -42,7 +42,7 @@ def test_the_runner_measures_without_pytorch(tmp_path: Path) -> None:
     openvino.save_model(openvino.Model([ops.relu(image)], [image]), tmp_path / "model.xml")
     common = {"config": {}, "runs": 20, "size": [16, 16]}
     jobs = {
-        "latency": {"models": {"relu": str(tmp_path / "model.xml")}, **common},
+        "latency": {"models": {"relu": str(tmp_path / "model.xml")}, "fixed": True, **common},
         "products": {
             "bare": str(tmp_path / "model.xml"),
             "searched": {"sgfr": [[9, 12, 16], [5, 4, 19]]},
@@ -73,6 +73,7 @@ def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> Non
     found = {
         "export sgfr": {"bytes": {"model.xml": 3 * 2**20, "fp16.xml": 2**20}},
         "latency f32": times,
+        "latency f32, one image": {**times, "sgfr": {"median_ms": 4.0, "least_ms": 2.0}},
         "products": {
             "bare": {"median_ms": 2.0, "least_ms": 1.0},
             "sgfr": {"median_ms": 1.0, "least_ms": 1.0},
@@ -93,7 +94,7 @@ def test_the_report_holds_ratios_differences_and_failures(tmp_path: Path) -> Non
     (tmp_path / "edge.json").write_text(json.dumps(found), encoding="utf-8")
     report.report(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| sgfr | 5.00 | 2.50 | 3.00 | - | - | - |" in text
+    assert "| sgfr | 5.00 | 2.50 | 3.00 | 4.00 | 2.00 | 2.00 | - | - | - |" in text
     assert "| sgfr | 1,000, 1,000, 5,000, 3,000 | 0.50 | 1.00 | 499 | 2.00 | 1.50 |" in text
     assert "| sgfr | 50.0 | 75.0 | 2 | 1.50 |" in text
     assert "| 1024 x 1024 | 210 | 200 | 100 | 95 |" in text
