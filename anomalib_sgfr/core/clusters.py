@@ -104,9 +104,8 @@ class Clusters(NamedTuple):
         count = torch.ones_like(index) if other is None else other.count
         squares, offset = self.squares.clone(), self.offset.clone()
         most = _ROWS_ON_GPU if index.is_cuda else _ROWS
-        for rows in torch.arange(len(index), device=index.device).split(
-            most
-        ):  # float64 takes memory
+        # float64 takes memory
+        for rows in torch.arange(len(index), device=index.device).split(most):
             moved = difference[rows].double()
             if other is None:
                 about = moved.square().sum(1)
@@ -283,13 +282,11 @@ def recentred(clusters: Clusters, limit: float = torch.inf) -> Clusters:
     """
     count, radius = clusters.count.double().clamp_min(1.0), clusters.radius.double()
     shift = clusters.offset / count[:, None]
-    share = ((limit - radius) / shift.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)).clamp(
-        0.0, 1.0
-    )
+    length = shift.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    share = ((limit - radius) / length).clamp(0.0, 1.0)
     atoms = (clusters.atoms + shift * share[:, None]).to(clusters.atoms.dtype)
-    farthest = (squares_about(clusters, shift) * (1.0 - 1.0 / count)).sqrt() + (
-        clusters.atoms + shift - atoms
-    ).norm(dim=1)
+    farthest = (squares_about(clusters, shift) * (1.0 - 1.0 / count)).sqrt()
+    farthest = farthest + (clusters.atoms + shift - atoms).norm(dim=1)
     there = moved(clusters, atoms)
     return there._replace(radius=torch.minimum(there.radius, farthest.to(there.radius.dtype)))
 
