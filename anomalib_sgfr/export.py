@@ -26,13 +26,7 @@ from anomalib_sgfr.images.resizing import GridResize
 from anomalib_sgfr.quantisation import compare_with_file
 from anomalib_sgfr.run_paths import run_of_checkpoint
 
-__all__ = [
-    "aspect_rule",
-    "export_onnx",
-    "export_openvino",
-    "publish",
-    "resolve_root",
-]
+__all__ = ["aspect_rule", "export_onnx", "export_openvino", "publish", "resolve_root"]
 
 logger = logging.getLogger(__name__)
 

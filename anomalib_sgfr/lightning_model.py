@@ -175,13 +175,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self.copies: Copies = copies
         self.suspects: list[tuple[str, float]] = []
         self.model: SgfrModel = SgfrModel(
-            backbone,
-            layers,
-            solver,
-            num_atoms,
-            regularisation,
-            blur,
-            score_layers,
+            backbone, layers, solver, num_atoms, regularisation, blur, score_layers
         )
         fewest = min(fit.bank_sizes(self.model.embedder.scales, bank_size))
         if not SOLVERS[solver].uses_all_atoms and num_atoms > fewest:
@@ -204,8 +198,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
 
     @staticmethod
     def configure_pre_processor(
-        image_size: tuple[int, int] | None = None,
-        backbone: str = "tf_efficientnet_lite0",
+        image_size: tuple[int, int] | None = None, backbone: str = "tf_efficientnet_lite0"
     ) -> SgfrPreProcessor:
         """Default pre-processor: resizes, then normalises as the backbone was trained.
 

@@ -231,11 +231,7 @@ def _cards(contents: ReportContents, counts: Counts) -> list[tuple[str, str, str
 
 def _count_lines(which: str, counts: Counts) -> list[tuple[str, str, Share]]:
     """Identifier, name and share of the counts beside the threshold."""
-    names = {
-        "alarms": "false alarms",
-        "missed": "missed",
-        "called": "unlabelled, called anomalous",
-    }
+    names = {"alarms": "false alarms", "missed": "missed", "called": "unlabelled, called anomalous"}
     return [
         (f"{which}-{key}", name, Share.of(hits, number))
         for (key, name), (hits, number) in zip(names.items(), counts.rates, strict=True)

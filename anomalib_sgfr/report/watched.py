@@ -20,13 +20,7 @@ from anomalib_sgfr.report.media import webp
 from anomalib_sgfr.report.score_table import is_normalised
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = [
-    "NEW_IMAGES",
-    "StreamTable",
-    "calibration_images",
-    "describe_streams",
-    "start_of_change",
-]
+__all__ = ["NEW_IMAGES", "StreamTable", "calibration_images", "describe_streams", "start_of_change"]
 
 NEW_IMAGES = 16  # to name in the commands that adapt or accept
 _COMPARED = 32  # images before the change, and as many after it

@@ -87,12 +87,7 @@ def damage(path: Path | str | None) -> str | None:
 
 def score_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a model that its scores depend on, as plain data; layers by name."""
-    names = (
-        "backbone",
-        "solver",
-        *SOLVERS[arguments.get("solver", "affine")].arguments,
-        "blur",
-    )
+    names = ("backbone", "solver", *SOLVERS[arguments.get("solver", "affine")].arguments, "blur")
     found = {name: arguments[name] for name in names if name in arguments}
     if "score_layers" in arguments:
         backbone, layers, score_layers = (
@@ -364,9 +359,7 @@ def prepare(
 
 
 def drop_changed_threshold(
-    checkpoint: dict[str, Any],
-    arguments: Mapping[str, Any],
-    post_processor: nn.Module | None,
+    checkpoint: dict[str, Any], arguments: Mapping[str, Any], post_processor: nn.Module | None
 ) -> None:
     """Drop the threshold of a checkpoint whose scores other arguments change, and warn.
 
