@@ -247,13 +247,8 @@ def build_banks(
         for sampler in samplers
     ]
     scale_clusters, paths = renumber_images([clusters for clusters, _ in found], images)
-    own = FittedState(
-        [
-            MemoryBankState(clusters, threshold)
-            for clusters, (_, threshold) in zip(scale_clusters, found, strict=True)
-        ],
-        paths,
-    )
+    thresholds = [threshold for _, threshold in found]
+    own = FittedState(list(map(MemoryBankState, scale_clusters, thresholds)), paths)
     united = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
     if earlier is not None:
         states = [
