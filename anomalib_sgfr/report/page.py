@@ -277,16 +277,8 @@ def _script_data(
 ) -> Markup:
     """Data for the script of a page, as JSON that cannot end the script element.
 
-    Args:
-        contents (ReportContents): The report.
-        axis (ScoreAxis): Axis of scores.
-        start (float): Threshold to begin with.
-        map_range (tuple[float, float]): Lowest and highest value of the colour scale.
-        files (Sequence[str]): Printable name of each image.
-        command (tuple[str, str]): Parts of the command before and after the threshold.
-
-    Returns:
-        Markup: The data.
+    The script begins with the threshold ``start``, and puts others between the parts of
+    ``command``. The names in ``files`` are printable.
     """
     images, normalised, group = contents.images, contents.normalised, contents.group
     results = [image.result for image in images]

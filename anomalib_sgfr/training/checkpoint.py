@@ -322,12 +322,12 @@ def rewrite(module: Any, source: Path, target: Path) -> None:  # noqa: ANN401
         target (Path): The new one; may be the same file.
     """
     stored = torch.load(source, map_location="cpu", weights_only=False)
-    enabled = stored.get("anomalib_components_enabled")  # of the run, which may have had others
+    enabled = stored.get(_COMPONENTS)  # of the run, which may have had others
     stored["state_dict"] = module.state_dict()
     stored.pop(_ACCEPTED, None)
     module.on_save_checkpoint(stored)
     if enabled is not None:
-        stored["anomalib_components_enabled"] = enabled
+        stored[_COMPONENTS] = enabled
     with atomic_write(target) as part, part.open("wb") as file:
         torch.save(stored, file)
 
