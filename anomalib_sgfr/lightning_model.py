@@ -38,7 +38,6 @@ from anomalib_sgfr.training.fit_run import FitRun
 from anomalib_sgfr.training.image_size import ImageSize, as_size
 from anomalib_sgfr.training.input_settings import InputSettings
 from anomalib_sgfr.training.reject import hold_limits_for_validation
-from anomalib_sgfr.training.restore import Snapshot, load_file, restore
 
 __all__ = ["Sgfr"]
 
@@ -194,7 +193,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._callbacks = ModelCallbacks()
         self._run = FitRun(self._inputs, self._callbacks)
         self._anchor: distributed.DataParallelAnchor | None = None
-        self._before_load: Snapshot | None = None
+        self._before_load: checkpoints.Snapshot | None = None
 
     @staticmethod
     def configure_pre_processor(
@@ -402,11 +401,12 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If it is damaged, another model's, of a version that cannot be read, or of
                 other arguments that scores depend on.
         """
-        self._before_load = restore(self, checkpoint, self._inputs, super().on_load_checkpoint)
+        restore_components = super().on_load_checkpoint
+        self._before_load = checkpoints.restore(self, checkpoint, self._inputs, restore_components)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Load a state, and keep what :meth:`on_load_checkpoint` restored, or change nothing."""
-        before, self._before_load = self._before_load or Snapshot(self), None
+        before, self._before_load = self._before_load or checkpoints.Snapshot(self), None
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except BaseException:
@@ -421,7 +421,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If the file is not whole, or not one that Sgfr can use.
         """
         load = super().load_from_checkpoint
-        return load_file(cls, load, checkpoint_path, *args, **kwargs)
+        return checkpoints.load_file(cls, load, checkpoint_path, *args, **kwargs)
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write the checkpoint that the model was loaded from, with its present state.
