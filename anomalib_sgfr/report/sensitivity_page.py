@@ -20,7 +20,7 @@ from anomalib_sgfr.report.sensitivity import (
 from anomalib_sgfr.report.statistics import interval
 from anomalib_sgfr.report.wording import Share
 
-__all__ = ["SensitivityFacts", "caveats_of", "render_sensitivity", "sensitivity_as_json"]
+__all__ = ["SensitivityFacts", "render_sensitivity", "sensitivity_as_json"]
 
 _NOT_REAL = (
     "Drawn defects are not real ones: they say which sizes and places are hard for this model, not"
@@ -61,16 +61,8 @@ class SensitivityFacts(NamedTuple):
     settings: list[SettingResult] = []  # noqa: RUF012  # never changed
 
 
-def caveats_of(sensitivity: Sensitivity, facts: SensitivityFacts) -> list[str]:
-    """Sentences to read before relying on the figures.
-
-    Args:
-        sensitivity (Sensitivity): The counts.
-        facts (SensitivityFacts): What is known beside.
-
-    Returns:
-        list[str]: The sentences.
-    """
+def _caveats_of(sensitivity: Sensitivity, facts: SensitivityFacts) -> list[str]:
+    """Sentences to read before relying on the figures."""
     alarms, images = len(sensitivity.alarms), sensitivity.images
     said = [_NOT_REAL]
     said.append(
@@ -162,7 +154,7 @@ def sensitivity_as_json(sensitivity: Sensitivity, facts: SensitivityFacts) -> di
         "alarms": sensitivity.alarms,
         "drawn": sensitivity.drawn,
         "missed": sensitivity.missed,
-        "notes": caveats_of(sensitivity, facts),
+        "notes": _caveats_of(sensitivity, facts),
         "curves": curves,
         **(
             {
@@ -203,7 +195,7 @@ def render_sensitivity(sensitivity: Sensitivity, facts: SensitivityFacts) -> str
         facts=facts,
         sensitivity=sensitivity,
         about=KINDS,
-        caveats=caveats_of(sensitivity, facts),
+        caveats=_caveats_of(sensitivity, facts),
         lead=_lead(sensitivity, facts),
         contrasts=sorted({curve.contrast for curve in sensitivity.curves}),
         recommended=recommend(facts.settings) if facts.settings else "",
