@@ -24,7 +24,7 @@ from anomalib_sgfr.features.embedding import Copies
 from anomalib_sgfr.features.layers import ScoreLayers
 from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.bit_depth import to_batch
-from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, aspect_rule
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.quantisation import images_for, keeping_in_float
 from anomalib_sgfr.report.fit_record import FitRecord
@@ -497,7 +497,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     ) -> Any:  # noqa: ANN401
         """Compress as anomalib does, on the model's own images, but for what 8 bits would harm."""
         model = model.clone()  # without what no output needs: NNCF fails on such operations
-        images = images_for(model, datamodule, self.model.bit_depth, export.aspect_rule(self))
+        rule = aspect_rule(self.pre_processor)
+        images = images_for(model, datamodule, self.model.bit_depth, rule)
         with keeping_in_float(model), images:
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
 
