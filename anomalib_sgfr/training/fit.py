@@ -111,16 +111,15 @@ def fit(
     if post_processor is not None:
         excluded = [path for path, _ in suspects]
         trusted = [path for path in paths if path not in set(excluded)]
+        if not trusted:
+            trusted, excluded = list(paths), []
+        update = earlier is not None
         with bars(shown=bar_is_on(trainer)):
             if fitted.rejected:  # what an update keeps
-                good = post_processor.known_good(trusted or paths, excluded if trusted else [])
+                good = post_processor.known_good(trusted, excluded)
                 hold_limits(fitted, pre_processor, good, post_processor.state.group)
             threshold = post_processor.calibrate(
-                fitted,
-                pre_processor,
-                trusted or paths,
-                update=earlier is not None,
-                excluded=excluded if trusted else [],
+                fitted, pre_processor, trusted, update=update, excluded=excluded
             )
     return FitResult(fitted.fitted_state, suspects, threshold)
 
