@@ -14,7 +14,7 @@ from torch import Tensor
 from anomalib_sgfr.core import gpu
 from anomalib_sgfr.core.k_center import greedy_separated, k_center_greedy
 from anomalib_sgfr.core.linear_algebra import in_blocks, middle, row_argmin
-from anomalib_sgfr.core.patch_grid import unknown_origins
+from anomalib_sgfr.core.patch_grid import ORIGIN
 
 __all__ = [
     "Clusters",
@@ -66,16 +66,10 @@ class Clusters(NamedTuple):
         """
         zeros = torch.zeros_like(points[:, 0])
         if origin is None:
-            origin = unknown_origins(len(points), points.device)
+            origin = torch.full((len(points), ORIGIN), -1, dtype=torch.int32, device=points.device)
         nothing = points.new_zeros((), dtype=torch.float64).expand_as(points)  # takes no memory
-        return cls(
-            points,
-            zeros,
-            torch.ones_like(zeros, dtype=torch.int64),
-            zeros.double(),
-            origin,
-            nothing,
-        )
+        ones = torch.ones_like(zeros, dtype=torch.int64)
+        return cls(points, zeros, ones, zeros.double(), origin, nothing)
 
     @classmethod
     def empty(cls, device: torch.device | None = None) -> "Clusters":
@@ -160,13 +154,11 @@ def assign(
     Returns:
         Clusters: The atoms so far, with more members, followed by the new ones.
     """
-    if origin is None:
-        origin = unknown_origins(len(points), points.device)
     common = clusters.count.argsort(descending=True, stable=True)
     search = _on_gpu if gpu.serve(points) else _in_stages
     clusters, left, least = search(clusters, common, points, threshold)
     left = left[least.argsort(descending=True, stable=True)]
-    novel = Clusters.of(points[left], origin[left])
+    novel = Clusters.of(points[left], None if origin is None else origin[left])
     chosen = greedy_separated(novel.atoms, threshold)
     close = torch.ones_like(novel.count, dtype=torch.bool)
     close[chosen] = False
