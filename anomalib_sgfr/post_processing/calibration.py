@@ -572,22 +572,6 @@ class ThresholdState(NamedTuple):
         image, pixel, peak = (float(np.float32(each)) for each in (image, pixel, peak))
         return self._replace(image=image, pixel=pixel, peak=peak, by=by, linear=False)
 
-    def validated(
-        self, seen: CalibrationScores, masks: float | None, trained_on: Sequence[str]
-    ) -> "ThresholdState":
-        """State calibrated with labelled validation images.
-
-        Args:
-            seen (CalibrationScores): Their scores.
-            masks (float | None): Threshold of the raw map with the largest F1 score on their masks.
-            trained_on (Sequence[str]): Training images, which are no good images of ``seen``.
-
-        Returns:
-            ThresholdState: The state.
-        """
-        fresh = seen.defective.joined(seen.good.exclude(trained_on))
-        return self._replace(scores=self.scores.joined(fresh), masks=masks).calibrated()
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data by field, to store in a checkpoint."""
         lists = {"read_from": list(self.read_from), "forced": list(self.forced)}

@@ -390,7 +390,10 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
         model: Any = pl_module.model
         training = [*model.images, *self._state.scores.of_split(Split.TRAINING).paths]
         seen = self._rescored_groups(seen, pl_module, training)
-        self.use(self._state.validated(seen, masks, training))
+        # images that were trained on are no good images of a validation
+        new = seen.defective.joined(seen.good.exclude(training))
+        scores = self._state.scores.joined(new)
+        self.use(self._state._replace(scores=scores, masks=masks).calibrated())
         if trainer.state.fn != "fit":
             self._log_basis()
 
