@@ -69,7 +69,7 @@ MODULES = {
     "fitting.framing": "training.input_settings",
     "fitting.learning": "training.fit",
     "fitting.making": "training.fit",
-    "fitting.restoring": "training.restore",
+    "fitting.restoring": "training.checkpoint",
     "fitting.suspects": "training.fit",
     "inspection.afterwards": "run_folder",
     "inspection.calibration": "post_processing.calibration",
@@ -106,6 +106,7 @@ MODULES = {
     "report.words": "report.wording",
     "scoring": "memory_bank",
     "smoothing": "anomaly_map",
+    "training.restore": "training.checkpoint",
 }
 
 # Module of an earlier version: earlier names of its classes and functions, and their names now.

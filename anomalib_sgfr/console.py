@@ -202,10 +202,7 @@ class LogFilters(Callback):
         del args, kwargs
         self._left.close()
 
-    def on_exception(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """End."""
-        del args, kwargs
-        self._left.close()
+    on_exception = teardown
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without what lasts in this process alone."""

@@ -21,18 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anomalib_sgfr.console import quiet_loggers
-from anomalib_sgfr.images.pre_processor import geometric_steps, output_size
+from anomalib_sgfr.images.pre_processor import aspect_rule, geometric_steps, output_size
 from anomalib_sgfr.images.resizing import GridResize
 from anomalib_sgfr.quantisation import compare_with_file
 from anomalib_sgfr.run_paths import run_of_checkpoint
 
-__all__ = [
-    "aspect_rule",
-    "export_onnx",
-    "export_openvino",
-    "publish",
-    "resolve_root",
-]
+__all__ = ["export_onnx", "export_openvino", "publish", "resolve_root"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,19 +57,6 @@ def resolve_root(export_root: Path | str, checkpoint: Path | None) -> Path:
     root = run_of_checkpoint(checkpoint) or checkpoint.with_name(f"{checkpoint.stem}_export")
     logger.info("Exporting to %s, beside the checkpoint; --export_root names another folder.", root)
     return root
-
-
-def aspect_rule(module: AnomalibModule) -> tuple[int, int] | None:
-    """Rule of a model's pre-processor, if each image keeps its aspect ratio.
-
-    Args:
-        module (AnomalibModule): An Sgfr.
-
-    Returns:
-        tuple[int, int] | None: See :class:`~anomalib_sgfr.images.resizing.AspectResize`.
-    """
-    resize = getattr(module.pre_processor, "resize", None)
-    return None if resize is None else resize.rule
 
 
 def publish(root: Path, export: Callable[[Path], Path]) -> Path:
@@ -126,7 +107,7 @@ def export_onnx(
     """
     _require_packages("onnx", "onnxscript")
 
-    rule = None if input_size is not None else aspect_rule(module)
+    rule = None if input_size is not None else aspect_rule(module.pre_processor)
     if input_size is not None and tuple(input_size) != output_size(module.pre_processor):
         logger.warning(
             "The file takes images of %s pixels (height x width). Others are resized to that first,"
@@ -191,7 +172,7 @@ def export_openvino(
         return file
 
     path = publish(root, write)
-    compare_with_file(module, path, datamodule, compression, aspect_rule(module))
+    compare_with_file(module, path, datamodule, compression, aspect_rule(module.pre_processor))
     return path
 
 

@@ -24,7 +24,7 @@ from anomalib_sgfr.features.embedding import Copies
 from anomalib_sgfr.features.layers import ScoreLayers
 from anomalib_sgfr.features.weights import normalisation
 from anomalib_sgfr.images.bit_depth import to_batch
-from anomalib_sgfr.images.pre_processor import SgfrPreProcessor
+from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, aspect_rule
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
 from anomalib_sgfr.quantisation import images_for, keeping_in_float
 from anomalib_sgfr.report.fit_record import FitRecord
@@ -38,7 +38,6 @@ from anomalib_sgfr.training.fit_run import FitRun
 from anomalib_sgfr.training.image_size import ImageSize, as_size
 from anomalib_sgfr.training.input_settings import InputSettings
 from anomalib_sgfr.training.reject import hold_limits_for_validation
-from anomalib_sgfr.training.restore import Snapshot, load_file, restore
 
 __all__ = ["Sgfr"]
 
@@ -175,13 +174,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self.copies: Copies = copies
         self.suspects: list[tuple[str, float]] = []
         self.model: SgfrModel = SgfrModel(
-            backbone,
-            layers,
-            solver,
-            num_atoms,
-            regularisation,
-            blur,
-            score_layers,
+            backbone, layers, solver, num_atoms, regularisation, blur, score_layers
         )
         fewest = min(fit.bank_sizes(self.model.embedder.scales, bank_size))
         if not SOLVERS[solver].uses_all_atoms and num_atoms > fewest:
@@ -200,12 +193,11 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._callbacks = ModelCallbacks()
         self._run = FitRun(self._inputs, self._callbacks)
         self._anchor: distributed.DataParallelAnchor | None = None
-        self._before_load: Snapshot | None = None
+        self._before_load: checkpoints.Snapshot | None = None
 
     @staticmethod
     def configure_pre_processor(
-        image_size: tuple[int, int] | None = None,
-        backbone: str = "tf_efficientnet_lite0",
+        image_size: tuple[int, int] | None = None, backbone: str = "tf_efficientnet_lite0"
     ) -> SgfrPreProcessor:
         """Default pre-processor: resizes, then normalises as the backbone was trained.
 
@@ -409,11 +401,12 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If it is damaged, another model's, of a version that cannot be read, or of
                 other arguments that scores depend on.
         """
-        self._before_load = restore(self, checkpoint, self._inputs, super().on_load_checkpoint)
+        restore_components = super().on_load_checkpoint
+        self._before_load = checkpoints.restore(self, checkpoint, self._inputs, restore_components)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Load a state, and keep what :meth:`on_load_checkpoint` restored, or change nothing."""
-        before, self._before_load = self._before_load or Snapshot(self), None
+        before, self._before_load = self._before_load or checkpoints.Snapshot(self), None
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except BaseException:
@@ -428,7 +421,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             ValueError: If the file is not whole, or not one that Sgfr can use.
         """
         load = super().load_from_checkpoint
-        return load_file(cls, load, checkpoint_path, *args, **kwargs)
+        return checkpoints.load_file(cls, load, checkpoint_path, *args, **kwargs)
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write the checkpoint that the model was loaded from, with its present state.
@@ -504,7 +497,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     ) -> Any:  # noqa: ANN401
         """Compress as anomalib does, on the model's own images, but for what 8 bits would harm."""
         model = model.clone()  # without what no output needs: NNCF fails on such operations
-        images = images_for(model, datamodule, self.model.bit_depth, export.aspect_rule(self))
+        rule = aspect_rule(self.pre_processor)
+        images = images_for(model, datamodule, self.model.bit_depth, rule)
         with keeping_in_float(model), images:
             return super()._compress_ov_model(model, compression_type, datamodule, *args, **kwargs)
 

@@ -96,13 +96,9 @@ class _Stream:
     def direction(self) -> Literal["higher", "lower"] | None:
         if self.changed_at is None:
             return None
-        higher = sum(
-            share for share, (low, _) in zip(self.shares, _STAKES, strict=True) if low > 0.0
-        )
-        lower = sum(
-            share for share, (_, high) in zip(self.shares, _STAKES, strict=True) if high > 0.0
-        )
-        return "higher" if higher >= lower else "lower"
+        bets = list(zip(self.shares, _STAKES, strict=True))
+        on_low, on_high = (sum(share for share, stakes in bets if stakes[end]) for end in (0, 1))
+        return "higher" if on_low >= on_high else "lower"
 
     def take(self, score: float, part: str | None) -> float:
         """Take an image of a part, or one for itself; returns its p-value."""

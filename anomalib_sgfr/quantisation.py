@@ -254,10 +254,7 @@ def compare_with_file(
 
 @torch.no_grad()
 def _compare(
-    module: AnomalibModule,
-    file: Path,
-    datamodule: AnomalibDataModule,
-    rule: tuple[int, int] | None,
+    module: AnomalibModule, file: Path, datamodule: AnomalibDataModule, rule: tuple[int, int] | None
 ) -> None:
     import openvino
 

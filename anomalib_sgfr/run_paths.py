@@ -14,7 +14,6 @@ from pathlib import Path, PurePath
 __all__ = [
     "LATEST",
     "atomic_write",
-    "checkpoint_in",
     "complete_checkpoint",
     "make_results_folder",
     "names_of",
@@ -50,15 +49,8 @@ def atomic_write(file: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def checkpoint_in(run: Path) -> Path | None:
-    """Checkpoint of a run: ``weights/lightning/model.ckpt``, else another file in that folder.
-
-    Args:
-        run (Path): Folder of the run.
-
-    Returns:
-        Path | None: The file; ``None`` if there is none.
-    """
+def _checkpoint_in(run: Path) -> Path | None:
+    """Checkpoint of a run: ``weights/lightning/model.ckpt``, else another file in that folder."""
     usual = run / _CHECKPOINT
     return usual if usual.is_file() else min(usual.parent.glob("*.ckpt"), default=None)
 
@@ -90,7 +82,7 @@ def newest_complete_run(root: Path) -> Path | None:
     """
     numbered = ((re.fullmatch(r"v(\d+)", path.name), path) for path in root.glob("v*"))
     runs = sorted(((int(found[1]), path) for found, path in numbered if found), reverse=True)
-    return next((run for _, run in runs if checkpoint_in(run)), None)
+    return next((run for _, run in runs if _checkpoint_in(run)), None)
 
 
 def set_latest(run: Path) -> None:
@@ -118,7 +110,7 @@ def restore_latest(run: Path) -> None:
     """
     link = run.parent / LATEST
     complete = newest_complete_run(run.parent)
-    if complete is not None and link.is_symlink() and checkpoint_in(link) is None:
+    if complete is not None and link.is_symlink() and _checkpoint_in(link) is None:
         set_latest(complete)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from anomalib_sgfr.core import gpu
 from anomalib_sgfr.core.k_center import greedy_separated, k_center_greedy
 from anomalib_sgfr.core.linear_algebra import in_blocks, middle, row_argmin
-from anomalib_sgfr.core.patch_grid import unknown_origins
+from anomalib_sgfr.core.patch_grid import ORIGIN
 
 __all__ = [
     "Clusters",
@@ -66,16 +66,10 @@ class Clusters(NamedTuple):
         """
         zeros = torch.zeros_like(points[:, 0])
         if origin is None:
-            origin = unknown_origins(len(points), points.device)
+            origin = torch.full((len(points), ORIGIN), -1, dtype=torch.int32, device=points.device)
         nothing = points.new_zeros((), dtype=torch.float64).expand_as(points)  # takes no memory
-        return cls(
-            points,
-            zeros,
-            torch.ones_like(zeros, dtype=torch.int64),
-            zeros.double(),
-            origin,
-            nothing,
-        )
+        ones = torch.ones_like(zeros, dtype=torch.int64)
+        return cls(points, zeros, ones, zeros.double(), origin, nothing)
 
     @classmethod
     def empty(cls, device: torch.device | None = None) -> "Clusters":
@@ -104,9 +98,8 @@ class Clusters(NamedTuple):
         count = torch.ones_like(index) if other is None else other.count
         squares, offset = self.squares.clone(), self.offset.clone()
         most = _ROWS_ON_GPU if index.is_cuda else _ROWS
-        for rows in torch.arange(len(index), device=index.device).split(
-            most
-        ):  # float64 takes memory
+        # float64 takes memory
+        for rows in torch.arange(len(index), device=index.device).split(most):
             moved = difference[rows].double()
             if other is None:
                 about = moved.square().sum(1)
@@ -161,13 +154,11 @@ def assign(
     Returns:
         Clusters: The atoms so far, with more members, followed by the new ones.
     """
-    if origin is None:
-        origin = unknown_origins(len(points), points.device)
     common = clusters.count.argsort(descending=True, stable=True)
     search = _on_gpu if gpu.serve(points) else _in_stages
     clusters, left, least = search(clusters, common, points, threshold)
     left = left[least.argsort(descending=True, stable=True)]
-    novel = Clusters.of(points[left], origin[left])
+    novel = Clusters.of(points[left], None if origin is None else origin[left])
     chosen = greedy_separated(novel.atoms, threshold)
     close = torch.ones_like(novel.count, dtype=torch.bool)
     close[chosen] = False
@@ -283,13 +274,11 @@ def recentred(clusters: Clusters, limit: float = torch.inf) -> Clusters:
     """
     count, radius = clusters.count.double().clamp_min(1.0), clusters.radius.double()
     shift = clusters.offset / count[:, None]
-    share = ((limit - radius) / shift.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)).clamp(
-        0.0, 1.0
-    )
+    length = shift.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    share = ((limit - radius) / length).clamp(0.0, 1.0)
     atoms = (clusters.atoms + shift * share[:, None]).to(clusters.atoms.dtype)
-    farthest = (squares_about(clusters, shift) * (1.0 - 1.0 / count)).sqrt() + (
-        clusters.atoms + shift - atoms
-    ).norm(dim=1)
+    farthest = (squares_about(clusters, shift) * (1.0 - 1.0 / count)).sqrt()
+    farthest = farthest + (clusters.atoms + shift - atoms).norm(dim=1)
     there = moved(clusters, atoms)
     return there._replace(radius=torch.minimum(there.radius, farthest.to(there.radius.dtype)))
 

@@ -244,9 +244,8 @@ def principal_directions(moment: Tensor, number: int) -> Tensor:
         )
         raise ValueError(msg)
     strength, vectors = torch.linalg.eigh(moment)
-    chosen = strength[-number:] > width * torch.finfo(moment.dtype).eps * strength[-1].clamp_min(
-        0.0
-    )
+    rounding = width * torch.finfo(moment.dtype).eps * strength[-1].clamp_min(0.0)
+    chosen = strength[-number:] > rounding
     return vectors[:, -number:].T[chosen].flip(0)
 
 

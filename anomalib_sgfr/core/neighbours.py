@@ -77,8 +77,7 @@ def nearest(target: Tensor, index: Index, k: int) -> Tensor:
     ).flatten(0, 1)
     # by their places in one row: runtimes have a fast routine for that, and a plain loop for a
     # gather along an axis
-    places = members * points.shape[0] + torch.arange(
-        points.shape[0], device=closest.device
-    )  # (8 k, N)
+    number = points.shape[0]
+    places = members * number + torch.arange(number, device=closest.device)  # (8 k, N)
     within = distance.flatten().index_select(0, places.flatten()).reshape(places.shape)
     return members.gather(0, within.topk(k, dim=0, largest=False).indices).T

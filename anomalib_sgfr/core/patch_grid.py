@@ -25,7 +25,6 @@ __all__ = [
     "stitched",
     "tile_spans",
     "to_patches",
-    "unknown_origins",
 ]
 
 ORIGIN = 5  # numbers of an origin: image, row, column, rows and columns of the grid
@@ -111,19 +110,6 @@ def origins(images: Tensor, grid: Sequence[int]) -> Tensor:
     )
     found = torch.cartesian_prod(numbers, *places)
     return torch.cat((found, found.new_tensor(list(grid)).expand(len(found), -1)), 1)
-
-
-def unknown_origins(number: int, device: torch.device | None = None) -> Tensor:
-    """Origins of patches whose image is unknown.
-
-    Args:
-        number (int): Number of patches.
-        device (torch.device | None): Device of the result.
-
-    Returns:
-        Tensor: Shape ``(number, 5)``, ``int32``, all -1.
-    """
-    return torch.full((number, ORIGIN), -1, dtype=torch.int32, device=device)
 
 
 def require_whole_tiles(tile: Sequence[int], step: Sequence[int], stride: int) -> None:

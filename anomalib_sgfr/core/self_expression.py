@@ -46,9 +46,8 @@ __all__ = [
 
 
 _TIE = 1e-6  # relative difference of squared distances that rounding may turn round
-_WELL_CONDITIONED = (
-    1e-4  # regularisation from which float32 solves the normal equations as they are
-)
+# regularisation from which float32 solves the normal equations as they are
+_WELL_CONDITIONED = 1e-4
 _ROWS = 1024
 
 
@@ -108,9 +107,8 @@ def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float =
     target_, bank_ = _working(target), _working(bank)
     k = min(num_atoms, bank.shape[0])
     found = nearest(target_, search_index(bank_), min(k + 1, bank.shape[0]))
-    found = found.clamp_max(
-        bank.shape[0] - 1
-    )  # nothing is nearest to NaN, not even an atom that fills a group
+    # nothing is nearest to NaN, not even an atom that fills a group
+    found = found.clamp_max(bank.shape[0] - 1)
     support = found[:, :k]
     atoms = bank_[support]  # (N, k, d)
     offset = target_ - atoms[:, 0]  # (N, d), from the nearest atom
@@ -120,12 +118,9 @@ def affine(target: Tensor, bank: Tensor, num_atoms: int, regularisation: float =
         )
 
     directions = atoms[:, 1:] - atoms[:, :1]  # (N, k-1, d) span the hull
-    squared = (
-        (target_.unsqueeze(1) - bank_[found]).square().sum(2)
-    )  # (N, k+1), or (N, k) if that is the bank
-    penalty = (
-        regularisation * squared[:, :k].mean(1, keepdim=True) * _weights(squared.T, k).T
-    )  # (N, k)
+    # (N, k+1), or (N, k) if that is the bank
+    squared = (target_.unsqueeze(1) - bank_[found]).square().sum(2)
+    penalty = regularisation * squared[:, :k].mean(1, keepdim=True) * _weights(squared.T, k).T
 
     # In these coordinates c = (1 - sum(z), z): the penalty on c becomes diag(p_2, ..., p_k) + p_1 1
     # 1' on z.
@@ -272,10 +267,9 @@ def length_of_products(products: Tensor, k: int, regularisation: float) -> Tenso
     squared = torch.stack([gram[row, row] for row in range(len(gram))])
     scale = squared[:k].mean(0).clamp_min(torch.finfo(gram.dtype).tiny)
     gram = gram[:k, :k] / scale
-    # of distances as they are: where all k are zero, the next would be infinite in their scale
-    penalty = regularisation * _weights(squared, k).clamp_min(
-        0.5
-    )  # below one where rounding mistook the nearest
+    # of distances as they are: where all k are zero, the next would be infinite in their scale;
+    # no weight is below one, but where rounding mistook the nearest
+    penalty = regularisation * _weights(squared, k).clamp_min(0.5)
 
     eye = torch.eye(k, dtype=gram.dtype, device=gram.device)[:, :, None]
     work = torch.cat((gram + eye * penalty, torch.ones_like(gram[:, :1])), 1)  # (k, k+1, N)
@@ -327,21 +321,18 @@ def omp(target: Tensor, bank: Tensor, num_atoms: int) -> Expression:
     order = torch.arange(bank.shape[0], device=bank.device)
 
     residual = target_
-    barred: Tensor | None = (
-        None  # (N, M), where an atom was taken; zeros to begin with would swell an exported graph
-    )
+    # (N, M), where an atom was taken; zeros to begin with would swell an exported graph
+    barred: Tensor | None = None
     support: list[Tensor] = []
     basis: list[Tensor] = []
-    combinations: list[
-        Tensor
-    ] = []  # q_j as a combination of the first j+1 chosen unit atoms, each (N, k)
+    # q_j as a combination of the first j+1 chosen unit atoms, each (N, k)
+    combinations: list[Tensor] = []
     eye = torch.eye(k, dtype=target_.dtype, device=target_.device)
     code = torch.zeros_like(target_[:, :1]).repeat(1, k)
     for step in range(k):
         correlation = (residual @ unit.T).abs()  # at least zero, so that a barred atom never wins
-        chosen = (correlation if barred is None else torch.where(barred, -1.0, correlation)).argmax(
-            1
-        )
+        free = correlation if barred is None else torch.where(barred, -1.0, correlation)
+        chosen = free.argmax(1)
         taken = order == chosen[:, None]
         barred = taken if barred is None else barred | taken
         support.append(chosen)
@@ -361,9 +352,8 @@ def omp(target: Tensor, bank: Tensor, num_atoms: int) -> Expression:
         residual = residual - share * basis[-1]
         code = code + share * combinations[-1]
     index = torch.stack(support, 1)
-    code = (
-        code * safe_reciprocal(length, torch.zeros_like(length))[index]
-    )  # back from unit atoms to the bank's own
+    # back from unit atoms to the bank's own
+    code = code * safe_reciprocal(length, torch.zeros_like(length))[index]
     return Expression(residual.to(target.dtype), index, code.to(target.dtype))
 
 
@@ -499,11 +489,5 @@ def nominal_residual(atoms: Tensor, num_atoms: int, regularisation: float) -> fl
         no other; of atoms that are all zero, one.
     """
     length = float(atoms.double().square().sum(1).mean().sqrt())
-    found = (
-        float(left_out_distance(atoms, num_atoms, regularisation).double().mean())
-        if len(atoms) > 1
-        else 0.0
-    )
-    if found == 0.0:
-        found = length
-    return max(found, _LEAST_SHARE * length) or 1.0
+    found = float(left_out_distance(atoms, num_atoms, regularisation).double().mean())
+    return max(found or length, _LEAST_SHARE * length) or 1.0

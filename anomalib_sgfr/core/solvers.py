@@ -367,11 +367,7 @@ class RidgeSolver(Solver):
 
 
 SolverName = Literal["affine", "omp", "ridge"]  # what the command line offers
-SOLVERS: dict[str, type[Solver]] = {
-    "affine": AffineSolver,
-    "omp": OmpSolver,
-    "ridge": RidgeSolver,
-}
+SOLVERS: dict[str, type[Solver]] = {"affine": AffineSolver, "omp": OmpSolver, "ridge": RidgeSolver}
 
 
 def find_solver(name: str) -> type[Solver]:

@@ -26,7 +26,7 @@ def _offset(points_ptr, centre_ptr, point, inside, value, value_stride, width):
         "width",
         "image_stride",
         "value_stride",
-    ],
+    ]
 )
 def affine_lengths(
     points_ptr,
@@ -273,13 +273,7 @@ def staged_nearest(
 
 
 @triton.jit(do_not_specialize=["number"])
-def separated_points(
-    mutual_ptr,
-    kept_ptr,
-    number,
-    nearest,
-    SIZE: tl.constexpr,
-):
+def separated_points(mutual_ptr, kept_ptr, number, nearest, SIZE: tl.constexpr):
     place = tl.arange(0, SIZE)
     inside = place < number
     alive = inside.to(tl.int32)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 from anomalib.data import AnomalibDataset
-from anomalib.data.utils import LabelName, Split
+from anomalib.data.utils import Split
 from torchvision.transforms.v2 import Transform
 
 from anomalib_sgfr.data.datamodule import SplitDataModule
@@ -95,18 +95,14 @@ def make_elpv_samples(
     # the table rounds thirds; cells between normal and the threshold are neither
     defect = samples["probability"] >= threshold - 1e-6
     samples = samples[normal | defect].copy()
-    samples["label_index"] = (samples["probability"] > 0).map(
-        {False: LabelName.NORMAL, True: LabelName.ABNORMAL}
-    )
-    samples["label_index"] = samples["label_index"].astype(int)
+    samples["label_index"] = (samples["probability"] > 0).astype(int)  # as anomalib's LabelName
     samples["label"] = samples["label_index"].map({0: "good", 1: "defect"})
     samples["image_path"] = [str(root / file) for file in samples["file"]]
     samples["mask_path"] = ""
-    held_out = (
-        samples[samples["label_index"] == 0].sample(frac=test_ratio, random_state=split_seed).index
-    )
+    good = samples["label_index"] == 0
+    held_out = samples[good].sample(frac=test_ratio, random_state=split_seed).index
     samples["split"] = Split.TRAIN.value
-    samples.loc[samples["label_index"] == 1, "split"] = Split.TEST.value
+    samples.loc[~good, "split"] = Split.TEST.value
     samples.loc[held_out, "split"] = Split.TEST.value
     if split is not None:
         samples = samples[samples["split"] == Split(split).value]

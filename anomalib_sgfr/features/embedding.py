@@ -50,9 +50,7 @@ def pool(feature: Tensor) -> Tensor:
 
 
 def align_features(
-    features: Sequence[Tensor],
-    strides: Sequence[int],
-    scales: Sequence[Scale],
+    features: Sequence[Tensor], strides: Sequence[int], scales: Sequence[Scale]
 ) -> list[Tensor]:
     """Patch embeddings of each scale from feature maps of several strides.
 
@@ -129,10 +127,7 @@ class PatchEmbedder(nn.Module):
     """
 
     def __init__(
-        self,
-        backbone: str,
-        layers: Sequence[str] | None = None,
-        score_layers: ScoreLayers = None,
+        self, backbone: str, layers: Sequence[str] | None = None, score_layers: ScoreLayers = None
     ) -> None:
         super().__init__()
         self.backbone = backbone

@@ -269,8 +269,7 @@ def _listed(layers: Sequence[LayerInfo]) -> str:
 
 
 def build_scales(
-    strides: Sequence[int],
-    roles: Sequence[tuple[bool, float]] | None = None,
+    strides: Sequence[int], roles: Sequence[tuple[bool, float]] | None = None
 ) -> list[Scale]:
     """Scales of some layers, one for each.
 

@@ -34,31 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Image files of a folder that are read, as anomalib does, and that are not.
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-NOT_READ = frozenset(
-    f".{suffix}"
-    for suffix in (
-        [
-            "apng",
-            "avif",
-            "dib",
-            "dng",
-            "exr",
-            "gif",
-            "heic",
-            "heif",
-            "jfif",
-            "jp2",
-            "jpe",
-            "jxl",
-            "pbm",
-            "pcx",
-            "pfm",
-            "pnm",
-            "raw",
-            "tga",
-        ]
-    )
-)
+_OTHERS = "apng avif dib dng exr gif heic heif jfif jp2 jpe jxl pbm pcx pfm pnm raw tga"
+NOT_READ = frozenset(f".{name}" for name in _OTHERS.split())
 
 ORIENTATION = ExifTags.Base.Orientation
 UPRIGHT = 1

@@ -31,6 +31,7 @@ from anomalib_sgfr.images.resizing import (
 
 __all__ = [
     "SgfrPreProcessor",
+    "aspect_rule",
     "geometric_steps",
     "output_size",
     "read_prepared",
@@ -79,7 +80,7 @@ class SgfrPreProcessor(PreProcessor):
     def checkpoint_config(self) -> dict[str, Any]:
         """Configuration to store: anomalib's, and the rule if images keep their aspect ratios."""
         config = PreProcessor(plain(self.transform)).checkpoint_config()
-        rule = None if self.resize is None else self.resize.rule
+        rule = aspect_rule(self)
         return config if rule is None else {**config, _RULE: list(rule)}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
@@ -140,6 +141,19 @@ def output_size(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
     except (RuntimeError, TypeError, ValueError):  # not a transform of images
         return None
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def aspect_rule(pre_processor: Any) -> tuple[int, int] | None:  # noqa: ANN401
+    """Rule of a pre-processor, if each image keeps its aspect ratio.
+
+    Args:
+        pre_processor (Any): Sgfr's or another one, ``None`` for none.
+
+    Returns:
+        tuple[int, int] | None: Side and step, see
+        :class:`~anomalib_sgfr.images.resizing.AspectResize`.
+    """
+    return getattr(getattr(pre_processor, "resize", None), "rule", None)
 
 
 def geometric_steps(transform: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401

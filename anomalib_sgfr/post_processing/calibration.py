@@ -187,9 +187,14 @@ def nominal_scores(
     """
     if not paths:
         return NominalScores([], [])
-    found = leave_one_out(
-        model, pre_processor, paths, _scores_and_peaks_of(model), leave_out=leave_out, group=group
-    )
+
+    def measure(
+        embeddings: list[Tensor], size: Sequence[int], banks: list[MemoryBank] | None
+    ) -> Tensor:
+        result = model.score_embeddings(embeddings, size, banks)
+        return torch.stack((result.pred_score, result.anomaly_map.amax(dim=(1, 2, 3))))
+
+    found = leave_one_out(model, pre_processor, paths, measure, leave_out=leave_out, group=group)
     return NominalScores(*found.tolist())
 
 
@@ -245,18 +250,6 @@ def leave_one_out(
             values.append(found.cpu().float())
             indices_of += indices
     return torch.cat(values, 1)[:, torch.tensor(indices_of).argsort()]
-
-
-def _scores_and_peaks_of(model: SgfrModel) -> Callable[..., Tensor]:
-    """Measure of :func:`leave_one_out`: raw scores and largest map values, shape ``(2, B)``."""
-
-    def measure(
-        embeddings: list[Tensor], size: Sequence[int], banks: list[MemoryBank] | None
-    ) -> Tensor:
-        result = model.score_embeddings(embeddings, size, banks)
-        return torch.stack((result.pred_score, result.anomaly_map.amax(dim=(1, 2, 3))))
-
-    return measure
 
 
 def _batches(
@@ -578,22 +571,6 @@ class ThresholdState(NamedTuple):
         pixel = self.masks if from_masks else peak
         image, pixel, peak = (float(np.float32(each)) for each in (image, pixel, peak))
         return self._replace(image=image, pixel=pixel, peak=peak, by=by, linear=False)
-
-    def validated(
-        self, seen: CalibrationScores, masks: float | None, trained_on: Sequence[str]
-    ) -> "ThresholdState":
-        """State calibrated with labelled validation images.
-
-        Args:
-            seen (CalibrationScores): Their scores.
-            masks (float | None): Threshold of the raw map with the largest F1 score on their masks.
-            trained_on (Sequence[str]): Training images, which are no good images of ``seen``.
-
-        Returns:
-            ThresholdState: The state.
-        """
-        fresh = seen.defective.joined(seen.good.exclude(trained_on))
-        return self._replace(scores=self.scores.joined(fresh), masks=masks).calibrated()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data by field, to store in a checkpoint."""

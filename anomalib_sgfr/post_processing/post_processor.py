@@ -229,11 +229,7 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
         )
         if self._state.linear:
             return float(threshold) + (normalised - 0.5) * float(most - least)
-        return float(threshold) * self._ratio(normalised)
-
-    def _ratio(self, normalised: float) -> float:
-        """Ratio of the raw score of a normalised one to the threshold."""
-        return raw_ratio(normalised, self._state.power)
+        return float(threshold) * raw_ratio(normalised, self._state.power)
 
     def raw_threshold_at(self, score: float) -> float:
         """Threshold that labels anomalous what now has a larger normalised score.
@@ -245,7 +241,7 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
             float: A threshold of the raw score, to set by hand.
         """
         raw = score if bool(self.image_threshold.isnan()) else self.raw_score(score)
-        ratio = self._ratio(1.0 - self.image_sensitivity)
+        ratio = raw_ratio(1.0 - self.image_sensitivity, self._state.power)
         # at the ends of sensitivity all images are anomalous, or none
         return raw / ratio if 0.0 < ratio < math.inf else raw
 
@@ -269,7 +265,7 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
     def _prediction_threshold(self, threshold: Tensor, sensitivity: float) -> Tensor:
         if self.normalises:
             return torch.tensor(1.0 - sensitivity, dtype=torch.float32)
-        return threshold * self._ratio(1.0 - sensitivity)
+        return threshold * raw_ratio(1.0 - sensitivity, self._state.power)
 
     # Calibration by a fit
 
@@ -394,7 +390,10 @@ class SgfrPostProcessor(KeepsDtype, PostProcessor):
         model: Any = pl_module.model
         training = [*model.images, *self._state.scores.of_split(Split.TRAINING).paths]
         seen = self._rescored_groups(seen, pl_module, training)
-        self.use(self._state.validated(seen, masks, training))
+        # images that were trained on are no good images of a validation
+        new = seen.defective.joined(seen.good.exclude(training))
+        scores = self._state.scores.joined(new)
+        self.use(self._state._replace(scores=scores, masks=masks).calibrated())
         if trainer.state.fn != "fit":
             self._log_basis()
 

@@ -7,12 +7,12 @@ confidence bounds count groups, and the images of a group share its weight.
 
 import math
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr, bdtri
 from torch import Tensor
 
 from anomalib_sgfr.core.processes import summed
@@ -252,14 +252,8 @@ class _Weighted(NamedTuple):
 
 def _least_uncontradicted(good: _Weighted, rate: float) -> float:
     """Smallest score that no more groups exceed than the rate explains; minus infinity for all."""
-    numbers = np.arange(good.groups + 1)
-    log_chances = (
-        _log_binomials(numbers, good.groups)
-        + numbers * math.log(rate)
-        + (good.groups - numbers) * math.log1p(-rate)
-    )
-    explained = np.exp(log_chances).cumsum() > 1.0 - _CONTRADICTION + _ROUNDING
-    alarms = int(explained.argmax()) if explained.any() else good.groups
+    chances = bdtr(np.arange(good.groups + 1.0), good.groups, rate)  # of so many alarms or fewer
+    alarms = int((chances > 1.0 - _CONTRADICTION + _ROUNDING).argmax())
     if alarms >= good.groups:
         return -math.inf
     return float(good.scores[good.above(good.scores) < alarms + 1 - _ROUNDING][0])
@@ -499,26 +493,9 @@ def _rounded_up(value: float) -> float:
     return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))
 
 
-@lru_cache(maxsize=4096)
 def _upper_bound(alarms: int, groups: int, tail: float = 1.0 - _CONFIDENCE) -> float:
     """Largest rate that gives so few alarms with a probability of ``tail`` (Clopper & Pearson)."""
-    if alarms >= groups:
-        return 1.0
-    numbers = np.arange(alarms + 1)
-    ways = _log_binomials(numbers, groups)
-    low, high = alarms / groups, 1.0
-    for _ in range(32):  # to less than 1e-9
-        middle = (low + high) / 2.0
-        few = np.exp(
-            ways + numbers * math.log(middle) + (groups - numbers) * math.log1p(-middle)
-        ).sum()
-        low, high = (middle, high) if few > tail else (low, middle)
-    return high
-
-
-def _log_binomials(numbers: NDArray[np.int64], total: int) -> NDArray[np.float64]:
-    """Logarithms of binomial coefficients, for numbers that count up from zero."""
-    return np.append(0.0, np.log((total + 1 - numbers[1:]) / numbers[1:]).cumsum())
+    return float(bdtri(alarms, groups, tail)) if alarms < groups else 1.0
 
 
 def _percent(share: float) -> str:

@@ -31,7 +31,13 @@ from anomalib_sgfr.report.explanation import Reconstruction, explain
 from anomalib_sgfr.report.media import BUDGET, aspect_ratio, outline, small_map, webp
 from anomalib_sgfr.report.model_facts import facts_of, known_images
 from anomalib_sgfr.report.page import render, write_page
-from anomalib_sgfr.report.score_table import ScoreRow, each_once, normalised_threshold, score_rows
+from anomalib_sgfr.report.score_table import (
+    ScoreRow,
+    each_once,
+    is_normalised,
+    normalised_threshold,
+    score_rows,
+)
 from anomalib_sgfr.report.statistics import RegionOverlap
 from anomalib_sgfr.report.watched import StreamTable, describe_streams
 from anomalib_sgfr.run_folder import AfterPostProcessor
@@ -205,10 +211,7 @@ class Report(AfterPostProcessor):
         return ReportContents(
             images=images,
             threshold=threshold,
-            normalised=bool(
-                getattr(processor, "is_set", True)
-                and getattr(processor, "enable_normalization", True)
-            ),
+            normalised=is_normalised(processor),
             basis=getattr(processor, "basis", "anomalib's post-processor"),
             independent_images=state.independent_images,
             model=facts_of(module, self.checkpoint or _checkpoint(trainer)),

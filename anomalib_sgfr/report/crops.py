@@ -68,9 +68,10 @@ class TrainingCrops:
         self._images = model.images
         self._bit_depth = model.bit_depth
         self._banks = list(model.banks)
-        self._read = lru_cache(_CACHED_IMAGES)(self._load)
+        self._read = lru_cache(_CACHED_IMAGES)(self.read)
 
-    def _load(self, path: str) -> NDArray[np.float32] | None:
+    def read(self, path: str) -> NDArray[np.float32] | None:
+        """Training image as the model sees it, ``(H, W, 3)``; ``None`` if it cannot be read."""
         try:
             image = read_prepared(path, self._pre_processor, self._bit_depth)
         except (OSError, ValueError, SyntaxError):  # gone, or no image any more

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.post_processing.calibration import (
     CalibrationScores,
     Split,
@@ -17,7 +14,7 @@ from anomalib_sgfr.post_processing.calibration import (
     select_evenly,
 )
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-from anomalib_sgfr.report.crops import displayable
+from anomalib_sgfr.report.crops import TrainingCrops
 from anomalib_sgfr.report.fit_record import FitRecord, versions
 from anomalib_sgfr.report.media import webp
 from anomalib_sgfr.torch_model import SgfrModel
@@ -173,15 +170,16 @@ def _arguments(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _suspected(module: Any) -> tuple[list[SuspectedImage], int]:  # noqa: ANN401
     """Training images with the highest scores, and the number of images with such a score."""
-    model, prepare = module.model, module.pre_processor
+    crops = TrainingCrops(module.model, module.pre_processor)
     scores = _leave_one_out_scores(module)
     processor = module.post_processor
     normalise = processor.reported_score if isinstance(processor, SgfrPostProcessor) else float
     worst = sorted(scores, key=lambda item: -item[1])[:_SUSPECTED]
-    suspected = [
-        SuspectedImage(path, normalise(score), _training_image(path, prepare, model.bit_depth))
-        for path, score in worst
-    ]
+    suspected = []
+    for path, score in worst:
+        shown = crops.read(path)
+        image = None if shown is None else webp(shown, _SIDE)
+        suspected.append(SuspectedImage(path, normalise(score), image))
     return suspected, len(scores)
 
 
@@ -191,7 +189,7 @@ def _leave_one_out_scores(module: Any) -> list[tuple[str, float]]:  # noqa: ANN4
     if getattr(module, "suspects", None):
         return list(module.suspects)
     stored = getattr(processor, "calibration_scores", CalibrationScores())
-    training = stored.subset([kind == Split.TRAINING for kind in stored.kinds])
+    training = stored.of_split(Split.TRAINING)
     if training.scores:
         return list(zip(training.paths, training.scores, strict=True))
     present = [path for path in model.images if Path(path).is_file()]
@@ -201,16 +199,6 @@ def _leave_one_out_scores(module: Any) -> list[tuple[str, float]]:  # noqa: ANN4
         return []
     found = nominal_scores(model, module.pre_processor, chosen, group=group).scores
     return list(zip(chosen, found, strict=True))
-
-
-def _training_image(path: str, pre_processor: Any, bit_depth: int) -> bytes | None:  # noqa: ANN401
-    """A training image as the model sees it, WebP; ``None`` if it cannot be read."""
-    try:
-        with torch.no_grad():
-            image = read_prepared(path, pre_processor, bit_depth)
-            return webp(displayable(pre_processor, image), _SIDE)
-    except (OSError, ValueError, SyntaxError):
-        return None
 
 
 def known_images(files: Sequence[str], known: Iterable[str]) -> tuple[list[bool], int]:

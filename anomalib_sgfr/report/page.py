@@ -52,7 +52,7 @@ from anomalib_sgfr.report.wording import (
 )
 from anomalib_sgfr.run_paths import atomic_write
 
-__all__ = ["render", "write_page"]
+__all__ = ["render", "render_template", "write_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _FOLDERS = 8  # in a command, at most
@@ -68,36 +68,47 @@ def render(contents: ReportContents) -> str:
     Returns:
         str: HTML.
     """
-    style, script = (
-        (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return render_template(
+        "page.html.j2",
+        contents=contents,
+        model=contents.model,
+        **_context(contents),
+        change_commands=change_commands,
+        curve_path=curve_path,
+        evidence_chart=evidence_chart,
+        layer_summary=layer_summary,
+        stream_summary=stream_summary,
+        ticks=ticks,
+        script=Markup(script),  # noqa: S704  # this package's own
+        script_hash=f"sha256-{script_hash}",
     )
+
+
+def render_template(name: str, *, lstrip_blocks: bool = False, **values: Any) -> str:  # noqa: ANN401
+    """Render a template of this package, with the style that all pages have.
+
+    Args:
+        name (str): File of the template.
+        lstrip_blocks (bool): Whether to leave out what stands before a block on its line.
+        **values (Any): Variables of the template.
+
+    Returns:
+        str: HTML that can be encoded.
+    """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=lstrip_blocks,
     )
     environment.filters.update(
         bar_path=bar_path, data_uri=data_uri, file_name=_file_name, printable=printable
     )
-    environment.globals.update(
-        change_commands=change_commands,
-        curve_path=curve_path,
-        evidence_chart=evidence_chart,
-        layer_summary=layer_summary,
-        share_of=Share.of,
-        stream_summary=stream_summary,
-        ticks=ticks,
-    )
-    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    page = environment.get_template("page.html.j2").render(
-        contents=contents,
-        model=contents.model,
-        **_context(contents),
-        style=Markup(style),  # noqa: S704  # this package's own
-        script=Markup(script),  # noqa: S704
-        script_hash=f"sha256-{script_hash}",
-    )
+    style = Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8"))  # noqa: S704  # our own
+    page = environment.get_template(name).render(style=style, share_of=Share.of, **values)
     # escape what did not go through `printable`
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -220,11 +231,7 @@ def _cards(contents: ReportContents, counts: Counts) -> list[tuple[str, str, str
 
 def _count_lines(which: str, counts: Counts) -> list[tuple[str, str, Share]]:
     """Identifier, name and share of the counts beside the threshold."""
-    names = {
-        "alarms": "false alarms",
-        "missed": "missed",
-        "called": "unlabelled, called anomalous",
-    }
+    names = {"alarms": "false alarms", "missed": "missed", "called": "unlabelled, called anomalous"}
     return [
         (f"{which}-{key}", name, Share.of(hits, number))
         for (key, name), (hits, number) in zip(names.items(), counts.rates, strict=True)
@@ -270,16 +277,8 @@ def _script_data(
 ) -> Markup:
     """Data for the script of a page, as JSON that cannot end the script element.
 
-    Args:
-        contents (ReportContents): The report.
-        axis (ScoreAxis): Axis of scores.
-        start (float): Threshold to begin with.
-        map_range (tuple[float, float]): Lowest and highest value of the colour scale.
-        files (Sequence[str]): Printable name of each image.
-        command (tuple[str, str]): Parts of the command before and after the threshold.
-
-    Returns:
-        Markup: The data.
+    The script begins with the threshold ``start``, and puts others between the parts of
+    ``command``. The names in ``files`` are printable.
     """
     images, normalised, group = contents.images, contents.normalised, contents.group
     results = [image.result for image in images]

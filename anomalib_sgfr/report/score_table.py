@@ -20,6 +20,7 @@ __all__ = [
     "ScoreRow",
     "ScoreTable",
     "each_once",
+    "is_normalised",
     "normalised_threshold",
     "score_rows",
     "write_scores",
@@ -174,6 +175,12 @@ def normalised_threshold(post_processor: Any, level: str = "image") -> float | N
     """Current threshold of normalised scores, at the level of images or pixels; else ``None``."""
     value = float(getattr(post_processor, f"normalized_{level}_threshold", math.nan))
     return None if math.isnan(value) or not getattr(post_processor, "is_set", True) else value
+
+
+def is_normalised(post_processor: Any) -> bool:  # noqa: ANN401
+    """Whether predictions hold normalised scores."""
+    normalises = getattr(post_processor, "enable_normalization", True)
+    return bool(getattr(post_processor, "is_set", True) and normalises)
 
 
 def _integers(values: torch.Tensor | None, number: int) -> list[int | None]:

@@ -1,15 +1,13 @@
 """Page and figures of the sensitivity of a model to drawn defects."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from anomalib_sgfr.images.drawn_defects import KINDS
-from anomalib_sgfr.report.media import data_uri
+from anomalib_sgfr.report.media import curve_path
+from anomalib_sgfr.report.page import render_template
 from anomalib_sgfr.report.sensitivity import (
     FEW,
     TARGET,
@@ -20,9 +18,9 @@ from anomalib_sgfr.report.sensitivity import (
     recommend,
 )
 from anomalib_sgfr.report.statistics import interval
-from anomalib_sgfr.report.wording import Share, printable
+from anomalib_sgfr.report.wording import Share
 
-__all__ = ["SensitivityFacts", "caveats_of", "render_sensitivity", "sensitivity_as_json"]
+__all__ = ["SensitivityFacts", "render_sensitivity", "sensitivity_as_json"]
 
 _NOT_REAL = (
     "Drawn defects are not real ones: they say which sizes and places are hard for this model, not"
@@ -30,7 +28,6 @@ _NOT_REAL = (
 )
 _WORST = 12  # places in the table
 _OPACITY = 0.8  # of the cell where most is missed
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 class SensitivityFacts(NamedTuple):
@@ -64,16 +61,8 @@ class SensitivityFacts(NamedTuple):
     settings: list[SettingResult] = []  # noqa: RUF012  # never changed
 
 
-def caveats_of(sensitivity: Sensitivity, facts: SensitivityFacts) -> list[str]:
-    """Sentences to read before relying on the figures.
-
-    Args:
-        sensitivity (Sensitivity): The counts.
-        facts (SensitivityFacts): What is known beside.
-
-    Returns:
-        list[str]: The sentences.
-    """
+def _caveats_of(sensitivity: Sensitivity, facts: SensitivityFacts) -> list[str]:
+    """Sentences to read before relying on the figures."""
     alarms, images = len(sensitivity.alarms), sensitivity.images
     said = [_NOT_REAL]
     said.append(
@@ -165,7 +154,7 @@ def sensitivity_as_json(sensitivity: Sensitivity, facts: SensitivityFacts) -> di
         "alarms": sensitivity.alarms,
         "drawn": sensitivity.drawn,
         "missed": sensitivity.missed,
-        "notes": caveats_of(sensitivity, facts),
+        "notes": _caveats_of(sensitivity, facts),
         "curves": curves,
         **(
             {
@@ -200,32 +189,22 @@ def render_sensitivity(sensitivity: Sensitivity, facts: SensitivityFacts) -> str
     Returns:
         str: HTML.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+    return render_template(
+        "sensitivity.html.j2",
         lstrip_blocks=True,
-    )
-    environment.filters.update(data_uri=data_uri, printable=printable)
-    contrasts = sorted({curve.contrast for curve in sensitivity.curves})
-    page = environment.get_template("sensitivity.html.j2").render(
         facts=facts,
         sensitivity=sensitivity,
         about=KINDS,
-        caveats=caveats_of(sensitivity, facts),
+        caveats=_caveats_of(sensitivity, facts),
         lead=_lead(sensitivity, facts),
-        contrasts=contrasts,
+        contrasts=sorted({curve.contrast for curve in sensitivity.curves}),
         recommended=recommend(facts.settings) if facts.settings else "",
-        share_of=Share.of,
         kinds=[_kind_row(sensitivity, kind, facts) for kind in _kinds(sensitivity)],
         size_text=lambda pixels: _size_text(pixels, facts.mm_per_pixel),
         cells=[_cell(place, sensitivity) for place in sensitivity.places],
         map_range=[f"{100.0 * share:.0f}%" for share in _range(sensitivity)],
         worst=[_cell(place, sensitivity) for place in sensitivity.worst_places[:_WORST]],
-        style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704
     )
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _kinds(sensitivity: Sensitivity) -> list[str]:
@@ -325,24 +304,15 @@ def _ticks(sizes: Sequence[float], mm_per_pixel: float | None) -> list[tuple[flo
 def _paths(curve: DetectionCurve) -> dict[str, str]:
     """SVG paths of a curve in a view box of 1000 by 100: line, band of intervals, and points."""
     use = [at for at, drawn in enumerate(curve.drawn) if drawn]
-    x = [1000.0 * _share_of_axis(curve.sizes, curve.sizes[at]) for at in use]
-    fitted = curve.fitted
-    bounds = [interval(curve.found[at], curve.drawn[at]) for at in use]
-    rates = [curve.found[at] / curve.drawn[at] for at in use]
-
-    def path(points: Sequence[tuple[float, float]]) -> str:
-        return "M" + "L".join(f"{a:.1f} {100.0 * (1.0 - b):.2f}" for a, b in points)
-
     if not use:
         return {"line": "", "band": "", "points": ""}
-    lower = list(zip(x, (low for low, _ in bounds), strict=True))
-    upper = list(zip(x, (high for _, high in bounds), strict=True))
+    x = [_share_of_axis(curve.sizes, curve.sizes[at]) for at in use]
+    rates = [curve.found[at] / curve.drawn[at] for at in use]
+    low, high = zip(*(interval(curve.found[at], curve.drawn[at]) for at in use), strict=True)
     return {
-        "line": path([(a, float(fitted[at])) for a, at in zip(x, use, strict=True)]),
-        "band": path([*lower, *reversed(upper)]) + "z",
-        "points": "".join(
-            f"M{a:.1f} {100.0 * (1.0 - b):.2f}h0" for a, b in zip(x, rates, strict=True)
-        ),
+        "line": curve_path(x, curve.fitted[use].tolist()),
+        "band": curve_path([*x, *x[::-1]], [*low, *high[::-1]]) + "z",
+        "points": "".join(f"{curve_path([a], [b])}h0" for a, b in zip(x, rates, strict=True)),
     }
 
 

@@ -10,15 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-__all__ = [
-    "Counts",
-    "Curve",
-    "RegionOverlap",
-    "auroc",
-    "interval",
-    "roc",
-    "subsampled",
-]
+__all__ = ["Counts", "Curve", "RegionOverlap", "auroc", "interval", "roc", "subsampled"]
 
 _Z = 1.959963984540054  # quantile of the normal distribution for a two-sided interval of 95%
 _POINTS = 400  # drawn points of a curve

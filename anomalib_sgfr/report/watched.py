@@ -17,15 +17,10 @@ from anomalib_sgfr.post_processing.calibration import CalibrationScores, Thresho
 from anomalib_sgfr.report.contents import ChangeExample, ChangeMaps, LayerChange, WatchedStream
 from anomalib_sgfr.report.crops import displayable
 from anomalib_sgfr.report.media import webp
+from anomalib_sgfr.report.score_table import is_normalised
 from anomalib_sgfr.torch_model import SgfrModel
 
-__all__ = [
-    "NEW_IMAGES",
-    "StreamTable",
-    "calibration_images",
-    "describe_streams",
-    "start_of_change",
-]
+__all__ = ["NEW_IMAGES", "StreamTable", "calibration_images", "describe_streams", "start_of_change"]
 
 NEW_IMAGES = 16  # to name in the commands that adapt or accept
 _COMPARED = 32  # images before the change, and as many after it
@@ -347,7 +342,7 @@ def _drawn(reader: _Reader, table: StreamTable) -> list[ChangeExample]:
     held.sort(key=lambda index: (kinds[index] != "largest score after the change", kinds[index]))
     maps = {index: reader.found[table.paths[index]].shown_map for index in held}
     most = max((float(part.max()) for part in maps.values()), default=1.0)
-    most = 1.0 if _is_normalised(reader.module) else most or 1.0
+    most = 1.0 if is_normalised(reader.module.post_processor) else most or 1.0
     return [
         ChangeExample(
             kind=kinds[index],
@@ -364,13 +359,6 @@ def _drawn(reader: _Reader, table: StreamTable) -> list[ChangeExample]:
         )
         for index in held
     ]
-
-
-def _is_normalised(module: Any) -> bool:  # noqa: ANN401
-    processor = module.post_processor
-    return bool(
-        getattr(processor, "is_set", True) and getattr(processor, "enable_normalization", True)
-    )
 
 
 def calibration_images(module: Any) -> list[str]:  # noqa: ANN401

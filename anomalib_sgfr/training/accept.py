@@ -185,12 +185,11 @@ def find_new_atoms(
             ]
             there = torch.stack(near_limit).any(0)
             where = origins(torch.zeros(1, dtype=torch.int64, device=image.device), grid)[there]
-            resolved = min(limits[index] / weights[index] for index in used) * float(
-                bank.residual_scale
-            )
-            near = max(float(bank.threshold), _NEAR * resolved)
-            taken = _taken(bank, to_patches(embedding)[there], distance * near)
-            atoms.append(to_patches(embedding)[there][taken])
+            least = min(limits[index] / weights[index] for index in used)
+            near = max(float(bank.threshold), _NEAR * least * float(bank.residual_scale))
+            patches = to_patches(embedding)[there]
+            taken = _taken(bank, patches, distance * near)
+            atoms.append(patches[taken])
             places.append(where[taken, 1:])
         addition = NewAtoms(path, atoms, places)
         banks = model.with_banks(add_atoms(model.fitted_state, [addition])).banks

@@ -26,7 +26,7 @@ from anomalib_sgfr.training.fit import bank_sizes, build_samplers
 from anomalib_sgfr.training.high_bit_depth import HighBitDepth
 from anomalib_sgfr.training.input_settings import tiler_callbacks
 
-__all__ = ["ModelCallbacks", "SubspaceSampling", "require_precision", "require_whole_pass"]
+__all__ = ["ModelCallbacks", "SubspaceSampling", "require_precision"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +55,11 @@ def require_precision(trainer: Trainer) -> None:
         raise ValueError(msg)
 
 
-def require_whole_pass(trainer: Trainer) -> None:
+def _require_whole_pass(trainer: Trainer) -> None:
     """Refuse a trainer that validates, and so fits, before all training images were seen.
 
     anomalib's Engine takes the model's ``trainer_arguments``; a trainer of Lightning's own has to
     be given them.
-
-    Args:
-        trainer (Trainer): With its data loaders set up.
-
-    Raises:
-        ValueError: If validation comes earlier in the first epoch than at its end.
     """
     in_first_epoch = trainer.enable_validation and trainer.check_val_every_n_epoch in {None, 1}
     every = trainer.val_check_batch  # None if validation comes after a time
@@ -172,7 +166,7 @@ class SubspaceSampling(Callback):
             ValueError: If the trainer validates before all images were seen.
         """
         self._restore_seed()
-        require_whole_pass(trainer)
+        _require_whole_pass(trainer)
         self._batches = 0
         self._has_warned = self._has_validated = False
         module: Any = pl_module

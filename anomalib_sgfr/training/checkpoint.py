@@ -1,16 +1,22 @@
-"""Checkpoint of a fitted model: checked before it is used, read from earlier formats, restored."""
+"""Checkpoint of a fitted model: written, checked, read from earlier formats, and restored."""
 
+import copy
+import inspect
 import logging
 import re
+import sys
 import zipfile
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from anomalib.models.components import AnomalibModule
+from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import Trainer
 from torch import nn
 
+from anomalib_sgfr.core.linear_algebra import float64_device
 from anomalib_sgfr.core.solvers import SOLVERS
 from anomalib_sgfr.features.layers import (
     earlier_score_layers,
@@ -24,20 +30,9 @@ from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.run_paths import atomic_write
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import AcceptanceHistory
+from anomalib_sgfr.training.input_settings import InputSettings
 
-__all__ = [
-    "build_earlier",
-    "check",
-    "damage",
-    "drop_changed_threshold",
-    "earlier_layers",
-    "prepare",
-    "require_widths",
-    "restore_records",
-    "save",
-    "score_arguments",
-    "store_current_threshold",
-]
+__all__ = ["Snapshot", "damage", "load_file", "restore", "rewrite", "save"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +80,196 @@ def damage(path: Path | str | None) -> str | None:
     )
 
 
-def score_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def save(
+    checkpoint: dict[str, Any],
+    arguments: Mapping[str, Any],
+    post_processor: nn.Module | None,
+    accepted: AcceptanceHistory | None,
+    fit_record: FitRecord | None,
+) -> None:
+    """Put into a checkpoint what scores depend on and the records of the fit.
+
+    Args:
+        checkpoint (dict[str, Any]): As anomalib saves it; changed in place.
+        arguments (Mapping[str, Any]): Of the model.
+        post_processor (nn.Module | None): Of the model.
+        accepted (AcceptanceHistory | None): New atoms of false alarms.
+        fit_record (FitRecord | None): How the fit went.
+    """
+    _drop_callback_state(checkpoint, post_processor)
+    checkpoint[_ARGUMENTS] = _score_arguments(arguments)
+    if accepted is not None:
+        checkpoint[_ACCEPTED] = accepted.plain()
+    if fit_record is not None:
+        checkpoint[_FIT] = fit_record._asdict()
+
+
+def rewrite(module: Any, source: Path, target: Path) -> None:  # noqa: ANN401
+    """Write a checkpoint with a model's present state, atomically.
+
+    Args:
+        module (Any): The model, with another threshold or other memory banks.
+        source (Path): The checkpoint that it was loaded from.
+        target (Path): The new one; may be the same file.
+    """
+    stored = torch.load(source, map_location="cpu", weights_only=False)
+    enabled = stored.get(_COMPONENTS)  # of the run, which may have had others
+    stored["state_dict"] = module.state_dict()
+    stored.pop(_ACCEPTED, None)
+    module.on_save_checkpoint(stored)
+    if enabled is not None:
+        stored[_COMPONENTS] = enabled
+    with atomic_write(target) as part, part.open("wb") as file:
+        torch.save(stored, file)
+
+
+def restore(
+    module: Any,  # noqa: ANN401
+    checkpoint: dict[str, Any],
+    inputs: InputSettings,
+    restore_components: Callable[[dict[str, Any]], None],
+) -> "Snapshot":
+    """Restore all but the state of a checkpoint; one that is refused changes nothing.
+
+    Args:
+        module (Sgfr): The model.
+        checkpoint (dict[str, Any]): As Lightning read it; changed in place.
+        inputs (InputSettings): Of the model.
+        restore_components (Callable): anomalib's ``on_load_checkpoint``.
+
+    Returns:
+        Snapshot: The model before, in case its state cannot be loaded.
+
+    Raises:
+        ValueError: If the checkpoint cannot be used.
+    """
+    resize = getattr(module.pre_processor, "resize", None)  # in a list, not among the modules
+    before = Snapshot(module, inputs, *([] if resize is None else [resize]))
+    trainer = module._trainer  # noqa: SLF001  # may be none
+    try:
+        _check(checkpoint, module.hparams, getattr(trainer, "ckpt_path", None))
+        module.model = _build_earlier(module.model, checkpoint, module.hparams)
+        _require_widths(checkpoint, module.model.embedder.widths)
+        _prepare(checkpoint, module.post_processor, trainer)
+        inputs.check(checkpoint, module.pre_processor)
+        _drop_changed_threshold(checkpoint, module.hparams, module.post_processor)
+        restore_components(checkpoint)
+        inputs.restore(checkpoint, module.model, module.pre_processor, trainer)
+        _store_current_threshold(checkpoint, module.post_processor)
+        accepted = checkpoint.get(_ACCEPTED)
+        module.accepted = None if accepted is None else AcceptanceHistory.restored(accepted)
+        module.fit_record = FitRecord.restored(checkpoint.get(_FIT))
+        if module.update:  # the pass over the images starts from the beginning
+            checkpoint.pop("loops", None)
+    except BaseException:
+        before.put_back()
+        raise
+    return before
+
+
+def load_file(
+    kind: type[AnomalibModule],
+    load: Callable[..., Any],
+    source: Any,  # noqa: ANN401
+    *args: Any,  # noqa: ANN401
+    **kwargs: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Model from a checkpoint file, made on the CPU if the device lacks 64-bit floats.
+
+    Args:
+        kind (type[AnomalibModule]): Class of the model.
+        load (Callable): anomalib's ``load_from_checkpoint``.
+        source (Path | str | IO): The file.
+        *args: For ``load``, as ``kwargs`` are.
+        **kwargs: See ``args``.
+
+    Returns:
+        Sgfr: The model, on the device that was asked for.
+
+    Raises:
+        ValueError: If the file is not whole, or not one that Sgfr can use.
+    """
+    is_file = isinstance(source, str | Path)
+    wrong = damage(source) if is_file else None
+    if wrong:
+        raise ValueError(wrong)
+    given = _given_to_export()
+    if isinstance(given, kind) and not args and not kwargs:
+        device: torch.device | None = given.device
+        restored: Any = _restored_copy(given, source)
+    else:
+        asked = kwargs.get("map_location")
+        device = torch.device(asked) if isinstance(asked, str | torch.device) else None
+        if device is not None:
+            kwargs["map_location"] = float64_device(device)
+        restored = load(source, *args, **kwargs)
+    if is_file:
+        restored.restored_from = Path(source).resolve()
+    return restored if device is None else restored.to(device)
+
+
+def _given_to_export() -> Any:  # noqa: ANN401
+    """Model that ``Engine.export`` was given, where it asks for a checkpoint to be loaded.
+
+    It would load one without the arguments of that model, and offers no other way.
+    """
+    frame, engine = sys._getframe(3), sys.modules.get("anomalib.engine")  # noqa: SLF001
+    export = getattr(getattr(engine, "Engine", None), "export", None)
+    if export and frame.f_code is inspect.unwrap(export).__code__:
+        return frame.f_locals.get("model")
+    return None
+
+
+def _restored_copy(module: AnomalibModule, path: Path | str) -> AnomalibModule:
+    """Copy of a model with a checkpoint restored, as a trainer would restore it."""
+    other = copy.deepcopy(module)
+    with anomalib_safe_globals(extra=type(module).checkpoint_safe_globals()):
+        device = float64_device(module.device)
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    other.on_load_checkpoint(checkpoint)
+    other.load_state_dict(checkpoint["state_dict"])
+    return other
+
+
+class Snapshot:
+    """All that a tree of modules holds, to put back exactly after a change that failed.
+
+    Args:
+        root (nn.Module): The tree.
+        *parts (object): Other objects that the change may give new attributes.
+    """
+
+    def __init__(self, root: nn.Module, *parts: object) -> None:
+        self._attributes = [(item, dict(vars(item))) for item in (*root.modules(), *parts)]
+        self._parameters = [(item, item.detach().clone()) for item in root.parameters()]
+        # others may hold the containers too: their contents are put back
+        self._containers: list[tuple[Any, Any]] = []
+        for _, attributes in self._attributes:
+            for name, value in attributes.items():
+                if name == "_buffers":
+                    clones = {
+                        key: None if buffer is None else buffer.clone()
+                        for key, buffer in value.items()
+                    }
+                    self._containers.append((value, clones))
+                elif isinstance(value, dict | list | set):
+                    self._containers.append((value, copy.copy(value)))
+
+    def put_back(self) -> None:
+        """Put everything back."""
+        for item, attributes in self._attributes:
+            vars(item).clear()
+            vars(item).update(attributes)
+        for container, contents in self._containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(contents)
+        for parameter, value in self._parameters:
+            parameter.data = value
+
+
+def _score_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a model that its scores depend on, as plain data; layers by name."""
-    names = (
-        "backbone",
-        "solver",
-        *SOLVERS[arguments.get("solver", "affine")].arguments,
-        "blur",
-    )
+    names = ("backbone", "solver", *SOLVERS[arguments.get("solver", "affine")].arguments, "blur")
     found = {name: arguments[name] for name in names if name in arguments}
     if "score_layers" in arguments:
         backbone, layers, score_layers = (
@@ -105,14 +282,10 @@ def score_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def fitted_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that the scores of a checkpoint depend on, as :func:`score_arguments` gives them.
-
-    Args:
-        checkpoint (Mapping[str, Any]): As Lightning read it.
-    """
+def _fitted_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that the scores of a checkpoint depend on, as of a model."""
     arguments = checkpoint.get("hyper_parameters", {})
-    found = score_arguments(arguments)
+    found = _score_arguments(arguments)
     stored = checkpoint.get(_ARGUMENTS, {}).get("score_layers")
     if arguments.get("score_layers", ()) is None and not isinstance(stored, Mapping):
         found["score_layers"] = _earlier_score_layers(arguments)
@@ -123,15 +296,8 @@ def _earlier_score_layers(arguments: Mapping[str, Any]) -> list[str]:
     return earlier_score_layers(arguments["backbone"], arguments["layers"])
 
 
-def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
-    """Layers of a checkpoint of version 0.1, in which map and score shared layers and banks.
-
-    Args:
-        checkpoint (Mapping[str, Any]): As Lightning read it.
-
-    Returns:
-        list[str] | None: Names; ``None`` if the checkpoint is a later one.
-    """
+def _earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
+    """Layers of version 0.1, in which map and score shared them; ``None`` for a later version."""
     if (
         "model.banks.0.stored" not in checkpoint["state_dict"]
         or "model.banks.0.nominal" in checkpoint["state_dict"]
@@ -143,29 +309,20 @@ def earlier_layers(checkpoint: Mapping[str, Any]) -> list[str] | None:
     return resolve_layers(backbone, layers if layers is not None else strided or None)
 
 
-def build_earlier(
+def _build_earlier(
     model: SgfrModel, checkpoint: Mapping[str, Any], arguments: MutableMapping[str, Any]
 ) -> SgfrModel:
     """Model with the layers of an earlier version's checkpoint, unless others were asked for.
 
     In version 0.1 map and score shared their layers; before layers had weights, the score had none
-    of stride 4.
-
-    Args:
-        model (SgfrModel): Of this version; not changed.
-        checkpoint (Mapping[str, Any]): That :func:`check` let pass.
-        arguments (MutableMapping[str, Any]): Of the model; changed in place where the model is
-            another.
-
-    Returns:
-        SgfrModel: The same one if its layers are the checkpoint's.
+    of stride 4. The arguments are changed where the model is another one.
     """
-    earlier = earlier_layers(checkpoint)
+    earlier = _earlier_layers(checkpoint)
     if earlier is not None:
         arguments.update({"layers": earlier, "score_layers": earlier})
     else:
-        fitted = fitted_arguments(checkpoint).get("score_layers")
-        if fitted is None or fitted == score_arguments(arguments).get("score_layers"):
+        fitted = _fitted_arguments(checkpoint).get("score_layers")
+        if fitted is None or fitted == _score_arguments(arguments).get("score_layers"):
             return model
         arguments["score_layers"] = fitted
     names = ("backbone", "solver", "num_atoms", "regularisation", "blur", "layers")
@@ -175,20 +332,10 @@ def build_earlier(
     return other.to(model.region.device).train(model.training)
 
 
-def check(
-    checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Path | str | None = None
+def _check(
+    checkpoint: Mapping[str, Any], arguments: Mapping[str, Any], path: Path | str | None
 ) -> None:
-    """Refuse a checkpoint that a model cannot use, and say why.
-
-    Args:
-        checkpoint (Mapping[str, Any]): As Lightning read it.
-        arguments (Mapping[str, Any]): Of the model to restore.
-        path (Path | str | None): Its file, if that is known.
-
-    Raises:
-        ValueError: If it is damaged, of another model, of other arguments that scores depend on, or
-            of a version that cannot be read.
-    """
+    """Refuse a checkpoint that a model cannot use, and say why."""
     name = f"checkpoint '{path}'" if path else "the checkpoint"
     wrong = damage(path)
     if wrong:
@@ -208,7 +355,7 @@ def check(
             " saved."
         )
         raise ValueError(msg)
-    earlier = earlier_layers(checkpoint)
+    earlier = _earlier_layers(checkpoint)
     _refuse_removed_arguments(checkpoint, name)
     if earlier is not None and len(banks) < len(earlier):
         msg = f"{name} has one bank for several layers of {earlier}: {_EARLIER_READER}."
@@ -226,7 +373,7 @@ def _require_same_arguments(
     name: str,
 ) -> None:
     """A bank is of no use to other embeddings, nor a threshold to other scores."""
-    ours, theirs = score_arguments(arguments), fitted_arguments(checkpoint)
+    ours, theirs = _score_arguments(arguments), _fitted_arguments(checkpoint)
     if earlier is not None:  # not asked for: as it was then
         asked = {
             key: ours[key] for key in ("layers", "score_layers") if arguments.get(key) is not None
@@ -271,16 +418,8 @@ def _refuse_removed_arguments(checkpoint: Mapping[str, Any], name: str) -> None:
                 raise ValueError(msg)
 
 
-def require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None:
-    """Refuse memory banks of other embeddings than the model's.
-
-    Args:
-        checkpoint (Mapping[str, Any]): That :func:`check` let pass.
-        widths (Sequence[int]): Values of the model's embeddings, scale by scale.
-
-    Raises:
-        ValueError: If they differ.
-    """
+def _require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None:
+    """Refuse memory banks of other embeddings than the model's."""
     state = checkpoint["state_dict"]
     keys = (re.fullmatch(r"model\.banks\.(\d+)\.stored", key) for key in state)
     scales = sorted(int(key[1]) for key in keys if key)
@@ -294,62 +433,10 @@ def require_widths(checkpoint: Mapping[str, Any], widths: Sequence[int]) -> None
         raise ValueError(msg)
 
 
-def save(
-    checkpoint: dict[str, Any],
-    arguments: Mapping[str, Any],
-    post_processor: nn.Module | None,
-    accepted: AcceptanceHistory | None,
-    fit_record: FitRecord | None,
-) -> None:
-    """Put into a checkpoint what scores depend on and the records of the fit.
-
-    Args:
-        checkpoint (dict[str, Any]): As anomalib saves it; changed in place.
-        arguments (Mapping[str, Any]): Of the model.
-        post_processor (nn.Module | None): Of the model.
-        accepted (AcceptanceHistory | None): New atoms of false alarms.
-        fit_record (FitRecord | None): How the fit went.
-    """
-    _drop_callback_state(checkpoint, post_processor)
-    checkpoint[_ARGUMENTS] = score_arguments(arguments)
-    if accepted is not None:
-        checkpoint[_ACCEPTED] = accepted.plain()
-    if fit_record is not None:
-        checkpoint[_FIT] = fit_record._asdict()
-
-
-def rewrite(module: Any, source: Path, target: Path) -> None:  # noqa: ANN401
-    """Write a checkpoint with a model's present state, atomically.
-
-    Args:
-        module (Any): The model, with another threshold or other memory banks.
-        source (Path): The checkpoint that it was loaded from.
-        target (Path): The new one; may be the same file.
-    """
-    stored = torch.load(source, map_location="cpu", weights_only=False)
-    enabled = stored.get("anomalib_components_enabled")  # of the run, which may have had others
-    stored["state_dict"] = module.state_dict()
-    stored.pop(_ACCEPTED, None)
-    module.on_save_checkpoint(stored)
-    if enabled is not None:
-        stored["anomalib_components_enabled"] = enabled
-    with atomic_write(target) as part, part.open("wb") as file:
-        torch.save(stored, file)
-
-
-def prepare(
+def _prepare(
     checkpoint: dict[str, Any], post_processor: nn.Module | None, trainer: Trainer | None
 ) -> None:
-    """Bring a checkpoint into this version's form, with the post-processor that was asked for.
-
-    Args:
-        checkpoint (dict[str, Any]): That :func:`check` let pass; changed in place.
-        post_processor (nn.Module | None): Of the model to restore.
-        trainer (Trainer | None): That restores it, if one does.
-
-    Raises:
-        ValueError: If the post-processor cannot have what was asked for.
-    """
+    """Bring a checkpoint into this version's form, with the post-processor that was asked for."""
     upgrade_checkpoint(checkpoint)
     _drop_callback_state(checkpoint, post_processor)
     if checkpoint.get(_COMPONENTS) and trainer is not None:  # the run has its own
@@ -363,19 +450,11 @@ def prepare(
         post_processor.require_compatible(config)
 
 
-def drop_changed_threshold(
-    checkpoint: dict[str, Any],
-    arguments: Mapping[str, Any],
-    post_processor: nn.Module | None,
+def _drop_changed_threshold(
+    checkpoint: dict[str, Any], arguments: Mapping[str, Any], post_processor: nn.Module | None
 ) -> None:
-    """Drop the threshold of a checkpoint whose scores other arguments change, and warn.
-
-    Args:
-        checkpoint (dict[str, Any]): That :func:`prepare` has prepared; changed in place.
-        arguments (Mapping[str, Any]): Of the model to restore.
-        post_processor (nn.Module | None): Of the model to restore.
-    """
-    ours = score_arguments(arguments)
+    """Drop the threshold of a checkpoint whose scores other arguments change, and warn."""
+    ours = _score_arguments(arguments)
     changed = [
         f"{name} is {ours[name]!r}, and was {fitted!r} in the fit"
         for name, fitted in checkpoint.get(_ARGUMENTS, {}).items()
@@ -389,7 +468,7 @@ def drop_changed_threshold(
             remove_threshold(checkpoint)
 
 
-def store_current_threshold(checkpoint: dict[str, Any], post_processor: nn.Module | None) -> None:
+def _store_current_threshold(checkpoint: dict[str, Any], post_processor: nn.Module | None) -> None:
     """Put the buffers of a restored post-processor into the state that is loaded after it.
 
     Its threshold may be another than the checkpoint's, if another rate was asked for.
@@ -399,16 +478,6 @@ def store_current_threshold(checkpoint: dict[str, Any], post_processor: nn.Modul
         for name, value in post_processor.named_buffers():
             if f"post_processor.{name}" in state:
                 state[f"post_processor.{name}"] = value.clone()
-
-
-def restore_records(
-    checkpoint: Mapping[str, Any],
-) -> tuple[AcceptanceHistory | None, FitRecord | None]:
-    """New atoms of false alarms, and the record of the fit, from a checkpoint."""
-    accepted = (
-        AcceptanceHistory.restored(checkpoint[_ACCEPTED]) if _ACCEPTED in checkpoint else None
-    )
-    return accepted, FitRecord.restored(checkpoint.get(_FIT))
 
 
 def _drop_callback_state(checkpoint: dict[str, Any], post_processor: nn.Module | None) -> None:

@@ -22,7 +22,6 @@ __all__ = [
     "DataParallelAnchor",
     "drop_padding",
     "is_padding",
-    "pad_predict_loaders",
     "prepare",
     "support_idle_processes",
     "unite",
@@ -103,10 +102,10 @@ def prepare(
         if owner is not None:
             support_idle_processes(owner)
     if stage == "predict":
-        pad_predict_loaders(trainer)
+        _pad_predict_loaders(trainer)
 
 
-def pad_predict_loaders(trainer: Trainer) -> None:
+def _pad_predict_loaders(trainer: Trainer) -> None:
     """Repeat images of data sets with fewer images than processes, so that each predicts some.
 
     Lightning would stop the processes without an image while the others wait for them.

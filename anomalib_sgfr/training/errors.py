@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from anomalib_sgfr.run_folder import image_paths_of
 from anomalib_sgfr.training.checkpoint import damage
 
-__all__ = ["Reason", "add_reasons", "remedy", "unreadable_images"]
+__all__ = ["Reason", "add_reasons", "remedy"]
 
 _SEARCHED_S = 30.0  # seconds spent to find images that cannot be read
 _LOADERS = ("train_dataloader", "val_dataloaders", "test_dataloaders", "predict_dataloaders")
@@ -72,7 +72,8 @@ def add_reasons(trainer: Trainer, exception: Exception) -> None:
     """
     wrong = damage(trainer.ckpt_path) or _other_file(trainer, exception)
     images = [
-        f"{path} cannot be read: {reason}" for path, reason in unreadable_images(trainer, exception)
+        f"{path} cannot be read: {reason}"
+        for path, reason in _unreadable_images(trainer, exception)
     ]
     for text in (wrong, *images, remedy(exception)):
         if text:
@@ -111,15 +112,10 @@ def remedy(exception: BaseException) -> str | None:
     return None
 
 
-def unreadable_images(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:
-    """First image of each data set that cannot be read; errors of readers seldom name the file.
+def _unreadable_images(trainer: Trainer, exception: Exception) -> list[tuple[str, str]]:
+    """First image of each data set that cannot be read, and why, if an image was being read.
 
-    Args:
-        trainer (Trainer): Of the run that failed.
-        exception (Exception): How it failed; unless an image was being read, nothing is searched.
-
-    Returns:
-        list[tuple[str, str]]: Paths and reasons; the search takes half a minute at most.
+    Errors of readers seldom name the file. The search takes half a minute at most.
     """
     # an exception from another process has its traceback as text only
     if read_image.__name__ not in "".join(traceback.format_exception(exception)):

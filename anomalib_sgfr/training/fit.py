@@ -111,16 +111,15 @@ def fit(
     if post_processor is not None:
         excluded = [path for path, _ in suspects]
         trusted = [path for path in paths if path not in set(excluded)]
+        if not trusted:
+            trusted, excluded = list(paths), []
+        update = earlier is not None
         with bars(shown=bar_is_on(trainer)):
             if fitted.rejected:  # what an update keeps
-                good = post_processor.known_good(trusted or paths, excluded if trusted else [])
+                good = post_processor.known_good(trusted, excluded)
                 hold_limits(fitted, pre_processor, good, post_processor.state.group)
             threshold = post_processor.calibrate(
-                fitted,
-                pre_processor,
-                trusted or paths,
-                update=earlier is not None,
-                excluded=excluded if trusted else [],
+                fitted, pre_processor, trusted, update=update, excluded=excluded
             )
     return FitResult(fitted.fitted_state, suspects, threshold)
 
@@ -247,13 +246,8 @@ def build_banks(
         for sampler in samplers
     ]
     scale_clusters, paths = renumber_images([clusters for clusters, _ in found], images)
-    own = FittedState(
-        [
-            MemoryBankState(clusters, threshold)
-            for clusters, (_, threshold) in zip(scale_clusters, found, strict=True)
-        ],
-        paths,
-    )
+    thresholds = [threshold for _, threshold in found]
+    own = FittedState(list(map(MemoryBankState, scale_clusters, thresholds)), paths)
     united = unite(own, [sampler.bank_size for sampler in samplers], samplers[0].tolerance)
     if earlier is not None:
         states = [

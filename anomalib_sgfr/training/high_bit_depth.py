@@ -15,6 +15,7 @@ from anomalib_sgfr.images.bit_depth import (
     running_dataset,
 )
 from anomalib_sgfr.images.headers import SUFFIXES, count_unread
+from anomalib_sgfr.images.pre_processor import aspect_rule
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.image_size import require_one_size, squeezed, stretched_mask
 
@@ -104,7 +105,7 @@ class HighBitDepth(Callback):
 
     def _check_shapes(self, trainer: Trainer, module: Any, paths: Sequence[Any]) -> None:  # noqa: ANN401
         """Refuse a batch of images of several sizes; warn once of images that are squeezed."""
-        rule = getattr(getattr(module.pre_processor, "resize", None), "rule", None)
+        rule = aspect_rule(module.pre_processor)
         if rule is not None and len(paths) > 1:
             require_one_size(paths, rule)
         aspect = getattr(module, "trained_aspect", None)

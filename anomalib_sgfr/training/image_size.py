@@ -14,7 +14,12 @@ from torch import nn
 from anomalib_sgfr.features.backbone import accepts_size
 from anomalib_sgfr.images.bit_depth import evenly_spaced
 from anomalib_sgfr.images.frame_geometry import frame_transform, size_of_aspect
-from anomalib_sgfr.images.pre_processor import SgfrPreProcessor, geometric_steps, output_size
+from anomalib_sgfr.images.pre_processor import (
+    SgfrPreProcessor,
+    aspect_rule,
+    geometric_steps,
+    output_size,
+)
 from anomalib_sgfr.images.reading import upright_size
 from anomalib_sgfr.torch_model import SgfrModel
 
@@ -167,7 +172,7 @@ class SizeChoice:
         Raises:
             ValueError: If another one was asked for.
         """
-        rule = _rule_of(pre_processor)
+        rule = aspect_rule(pre_processor)
         size = output_size(pre_processor) if rule is None else (rule[0], rule[0])
         if size is None or not (self._asked or self._square):
             return
@@ -201,7 +206,7 @@ class SizeChoice:
             trainer (Trainer | None): Of the run.
         """
         datamodule: Any = getattr(trainer, "datamodule", None)
-        if _rule_of(pre_processor) is None or not hasattr(datamodule, "eval_batch_size"):
+        if aspect_rule(pre_processor) is None or not hasattr(datamodule, "eval_batch_size"):
             return
         self.release()
         self._batch_sizes = datamodule, datamodule.train_batch_size, datamodule.eval_batch_size
@@ -213,11 +218,6 @@ class SizeChoice:
             datamodule, training, evaluation = self._batch_sizes
             datamodule.train_batch_size, datamodule.eval_batch_size = training, evaluation
             self._batch_sizes = None
-
-
-def _rule_of(pre_processor: nn.Module | None) -> tuple[int, int] | None:
-    resize = getattr(pre_processor, "resize", None)
-    return None if resize is None else resize.rule
 
 
 def choose_size(

@@ -16,11 +16,7 @@ from anomalib_sgfr.features.tiling import Tiling
 from anomalib_sgfr.images.pre_processor import output_size
 from anomalib_sgfr.images.roi import read_roi, roi_at_input
 from anomalib_sgfr.torch_model import SgfrModel
-from anomalib_sgfr.training.image_size import (
-    SizeChoice,
-    require_drawn_on_image,
-    training_sizes,
-)
+from anomalib_sgfr.training.image_size import SizeChoice, require_drawn_on_image, training_sizes
 
 __all__ = ["FittedInput", "InputSettings", "tiler_callbacks"]
 

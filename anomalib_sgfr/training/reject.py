@@ -434,12 +434,7 @@ def _steps(defects: DefectPatches, rejected: Sequence[str]) -> list[Tensor]:
 def _resemblance_to(
     model: SgfrModel, known: Sequence[tuple[int, DefectIndex]]
 ) -> Callable[..., Tensor]:
-    """Measure of images: how much their patches exceed limits at most, ``(n, B)``.
-
-    Args:
-        model (SgfrModel): Without defects of its own.
-        known (Sequence[tuple[int, DefectIndex]]): Scale and patches of each of ``n`` defects.
-    """
+    """Measure of images: how much their patches exceed the limits of ``n`` defects, ``(n, B)``."""
 
     def measure(
         embeddings: list[Tensor], size: Sequence[int], banks: list[MemoryBank] | None

@@ -136,7 +136,7 @@ def test_every_tool_reads_the_same(
     assert Inspector.load(fitted[1])(np.array(Image.open(path))).score == pytest.approx(
         score, abs=1e-5
     )
-    shown = TrainingCrops(model.model, model.pre_processor)._load(str(camera / "good" / "0.png"))
+    shown = TrainingCrops(model.model, model.pre_processor).read(str(camera / "good" / "0.png"))
     assert shown is not None
     np.testing.assert_allclose(shown[..., 0], frame(0) / 4095, atol=1e-5)
 
