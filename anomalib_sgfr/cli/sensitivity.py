@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import statistics
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     except ValueError as error:
         report_damaged(damaged)
-        raise ValueError(str(error).replace("good:", "--good:", 1)) from error
+        raise ValueError(re.sub("^(good|sizes):", r"--\1:", str(error))) from error
     code = report_damaged(damaged)
     facts = _facts(model, options, inspector.threshold, len(files), chosen)
     facts = facts._replace(settings=settings)

@@ -197,6 +197,9 @@ def test_input_that_cannot_be_used_is_refused(capsys: pytest.CaptureFixture[str]
     Image.new("L", (50, 50), 255).save("mask.png")
     with pytest.raises(ValueError, match="is of 96 x 96 pixels, the mask of --roi of 50 x 50"):
         main(["model.ckpt", "--good", "new", "--roi", "mask.png", *out])
+    for size in ("0.5", "97"):
+        with pytest.raises(ValueError, match=f"--sizes: they must be of 1 to 96 pixels.*{size}"):
+            main(["model.ckpt", "--good", "new", *out, "--sizes", "8", size])
     assert not Path("out.json").exists()
 
 
