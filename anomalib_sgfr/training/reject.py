@@ -158,7 +158,7 @@ def reject(
         before.append(float(found.pred_score))
         region = worst_region(found.score_map[0, 0])
         if mask is not None:
-            region = _at_input(path, torch.as_tensor(mask) > 0, prepare).to(region.device)
+            region = _region(path, mask, module).to(region.device)
         defects.append(find_defect(model, image[0], f"{date} {path}", region))
         if not defects[-1].number:
             msg = (
@@ -218,8 +218,11 @@ def check_images(module: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
         paths (Sequence[str]): Image files.
 
     Raises:
-        ValueError: If the model has no threshold, or knows one of them as good.
+        ValueError: If there is none, the model has no threshold, or knows one of them as good.
     """
+    if not paths:
+        msg = "regions must name at least one image, got none."
+        raise ValueError(msg)
     processor = module.post_processor
     if not isinstance(processor, SgfrPostProcessor) or not processor.is_set:
         msg = (
@@ -259,14 +262,26 @@ def _accepted(module: Any) -> list[str]:  # noqa: ANN401
     return [addition.image for step in steps for addition in step.additions]
 
 
-def _at_input(path: str, mask: Tensor, pre_processor: Any) -> Tensor:  # noqa: ANN401
-    """Mask of an image file in pixels of the model's input."""
+def _region(path: str, mask: Any, module: Any) -> Tensor:  # noqa: ANN401
+    """Mask of an image file in pixels of the model's input, where it is inspected."""
+    try:
+        given = torch.as_tensor(mask) > 0
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"{path}: the mask must be an array or a tensor, or None, got {type(mask).__name__}."
+        raise TypeError(msg) from error
     size = upright_size(path)
-    if tuple(mask.shape) != size:
-        of = " x ".join(map(str, mask.shape))
+    if tuple(given.shape) != size:
+        of = " x ".join(map(str, given.shape))
         msg = f"{path}: the mask is {of} pixels, its image {size[0]} x {size[1]}."
         raise ValueError(msg)
-    return mask_at_input(mask.cpu(), pre_processor)
+    region, inspected = mask_at_input(given.cpu(), module.pre_processor), module.model.region.cpu()
+    if inspected.numel():
+        region = region & (inspected > 0)
+    if not bool(region.any()):
+        of_it = "lies outside of what the model inspects"
+        msg = f"{path}: its region {of_it if bool(given.any()) else 'is empty: the mask is black'}."
+        raise ValueError(msg)
+    return region
 
 
 @torch.no_grad()

@@ -441,6 +441,27 @@ def test_a_rejected_image_is_no_good_one(
     assert run(out, "--undo") == 0
 
 
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ("mask.png", TypeError, "the mask must be an array or a tensor, or None, got str"),
+        (np.zeros((64, 64)), ValueError, "its region is empty: the mask is black"),
+        (np.eye(64)[::-1].copy(), ValueError, "its region lies outside of what the model inspects"),
+        (np.ones((64, 64, 3)), ValueError, "the mask is 64 x 64 x 3 pixels, its image 64 x 64"),
+    ],
+)
+def test_a_region_that_cannot_be_is_named(
+    mask: object, error: type[Exception], message: str, root: Path
+) -> None:
+    model = loaded(root / "model.ckpt")
+    model.model.region = torch.zeros((64, 64), dtype=torch.uint8)
+    model.model.region[:30, :30] = 1
+    with pytest.raises(error, match=f"0.png: {message}"):
+        reject.reject(model, {str(images(root / "clear")[0]): mask})
+    with pytest.raises(ValueError, match="regions must name at least one image, got none"):
+        reject.reject(model, {})
+
+
 def test_a_rejection_raises_no_score_of_an_accepted_image(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

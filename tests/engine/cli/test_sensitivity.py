@@ -180,6 +180,18 @@ def test_wrong_arguments_end_in_one_line(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", ['{"calibration": [0.1]}', "no JSON", "[]"])
+def test_a_file_of_another_command_is_not_replaced(
+    content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("line.json").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["model.ckpt", "--good", "new", "--out", "line.html", *FEW])
+    assert ended.value.code == 2
+    assert "--out: line.json has something else than the figures" in capsys.readouterr().err
+    assert Path("line.json").read_text() == content
+
+
 def test_input_that_cannot_be_used_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", "out.json", *FEW]
     Path("empty").mkdir()
