@@ -8,9 +8,11 @@ what nominal patches rebuild. Its residual becomes
 
 with the gain :math:`g` and limits :math:`l_j`, which no patch of the images that are known to be
 good exceeds. So no residual is ever lowered, and those of known good images stay. The largest
-:math:`s_j - l_j` is that of the least :math:`d_j e^{l_j}`, the distance with its limit.
+:math:`s_j - l_j` is that of the least :math:`d_j e^{l_j}`, the distance with its limit. Patches
+with a limit of more than :data:`SAME` raise nothing: a good image has the same.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from anomalib_sgfr.core.solvers import Bound
 
 __all__ = [
     "GAIN",
+    "SAME",
     "DefectBank",
     "DefectIndex",
     "DefectPatches",
@@ -35,6 +38,9 @@ __all__ = [
 
 GAIN = 3.0  # of new defect banks
 _EARLIER_GAIN = 2.0  # of state dicts that do not tell
+# Resemblance from which on a patch is the same as the defect's: it lies nearer than a hundredth of
+# its residual, where rounding decides which of two patches lies nearer.
+SAME = math.log(100.0)
 _LEAST = 1e-30  # of lengths under a logarithm
 
 
@@ -147,7 +153,8 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         limits (Tensor): As in :class:`DefectPatches`, ``float32``.
         origin (Tensor): As in :class:`DefectPatches`.
         gain (Tensor): As in :class:`DefectPatches`, a scalar, ``float32``.
-        index_rows, index_centre (Tensor): What the search for the nearest reads; never stored.
+        index_rows, index_centre (Tensor): What the search for the nearest reads, empty where no
+            patch raises a residual; never stored.
     """
 
     stored: Tensor
@@ -182,13 +189,27 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         super()._load_from_state_dict(state, prefix, *args)
 
     def _derive(self, *_: object) -> None:
-        if self.size:
-            self.index_rows, self.index_centre = defect_index(self.stored, self.limits)
+        able = self.able
+        if bool(able.any()):
+            index = defect_index(self.stored[able], self.limits[able])
+            self.index_rows, self.index_centre = index
+        else:
+            self.index_rows, self.index_centre = self.stored[:0], self.stored[:0]
 
     @property
     def size(self) -> int:
         """Number of patches."""
         return len(self.stored)
+
+    @property
+    def able(self) -> Tensor:
+        """Mask of the patches that can raise a residual."""
+        return self.limits <= SAME
+
+    @property
+    def is_able(self) -> bool:
+        """Whether a patch can raise a residual."""
+        return bool(len(self.index_rows))
 
     @property
     def state(self) -> DefectPatches | None:

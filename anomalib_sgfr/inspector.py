@@ -69,7 +69,8 @@ class Inspector:
             ``None``.
 
     Raises:
-        ValueError: If the monitor is of a model with another threshold.
+        TypeError: If the monitor is none.
+        ValueError: If it is of a model with another threshold.
 
     Examples:
         >>> from anomalib_sgfr import Inspector
@@ -82,6 +83,9 @@ class Inspector:
     """
 
     def __init__(self, backend: Backend, monitor: Monitor | None = None) -> None:
+        if not isinstance(monitor, Monitor | None):
+            msg = f"monitor must be a Monitor, got {monitor!r}: Monitor.read reads a saved one."
+            raise TypeError(msg)
         self._open_backend: Backend | None = backend
         self.monitor = monitor
         known = (None if monitor is None else monitor.threshold, backend.raw_threshold)
@@ -239,6 +243,7 @@ class ProductInspector:
             the scores of frames of their own products alone.
 
     Raises:
+        TypeError: If it is no mapping of names to inspectors.
         ValueError: If there is none, or one of a model without a threshold.
 
     Examples:
@@ -249,11 +254,18 @@ class ProductInspector:
     """
 
     def __init__(self, inspectors: Mapping[str, Inspector]) -> None:
+        _require_mapping("inspectors", inspectors)
         self.inspectors = dict(inspectors)
         if not self.inspectors:
             msg = "inspectors must hold the inspector of at least one product, got none."
             raise ValueError(msg)
         for product, inspector in self.inspectors.items():
+            if not isinstance(inspector, Inspector):
+                msg = (
+                    f"the inspector of '{product}' must be an Inspector, got {inspector!r}:"
+                    " ProductInspector.load takes files."
+                )
+                raise TypeError(msg)
             if inspector.threshold is None:
                 msg = (
                     f"the model of '{product}' has no threshold, so that its maps cannot be"
@@ -275,8 +287,10 @@ class ProductInspector:
 
         Raises:
             FileNotFoundError: As ``Inspector.load``.
+            TypeError: As the class.
             ValueError: As ``Inspector.load``, and as the class.
         """
+        _require_mapping("paths", paths)
         return cls({product: Inspector.load(path, device) for product, path in paths.items()})
 
     @overload
@@ -313,6 +327,13 @@ class ProductInspector:
             if found.product is not None:
                 self.inspectors[found.product].tell_monitor(frame, found)
             yield found
+
+
+def _require_mapping(name: str, given: object) -> None:
+    if not isinstance(given, Mapping):
+        kind = type(given).__name__
+        msg = f'{name} must name each product, as in {{"screws": ..., "nuts": ...}}, got a {kind}.'
+        raise TypeError(msg)
 
 
 def choose_product(found: Mapping[str, Inspection]) -> Inspection:

@@ -350,7 +350,7 @@ def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> 
         residuals = banks[0].solver.residual_maps(banks, embeddings)
         return [
             raised(part, bank.defect_distance(embedding), bank.defects.gain)
-            if bank.defects.size
+            if bank.defects.is_able
             else part
             for part, bank, embedding in zip(residuals, banks, embeddings, strict=True)
         ]

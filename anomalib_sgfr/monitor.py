@@ -6,6 +6,8 @@ import re
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -141,6 +143,14 @@ class _Stream:
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
+        _require_counts(state)
+        shares, factors = state["shares"], state["factors"]
+        if not all(len(part) == len(_STAKES) for part in (shares, *factors)):
+            msg = f"shares and factors must be lists of {len(_STAKES)}"
+            raise ValueError(msg)
+        if not all(map(math.isfinite, (state["log_capital"], *shares, *chain(*factors)))):
+            msg = "a number is not finite"
+            raise ValueError(msg)
         for name in self._STATE:
             setattr(self, name, state[name])
 
@@ -436,32 +446,50 @@ class Monitor:
             ValueError: If the file is not a monitor's.
         """
         try:
-            state = json.loads(Path(file).read_text(encoding="utf-8"))
-            if state["version"] not in {1, _VERSION}:
-                msg = f"'{file}' is of another version's monitor: make a new one."
-                raise ValueError(msg)
-            if state["version"] == 1:  # of one stream, whose state lay beside the rest
-                state |= {"by": None, "own": {}, "latest": "", "streams": {"": state}}
-            arguments = {name: state[name] for name in (*_ARGUMENTS, "by")}
-            monitor = cls(state["calibration"], **arguments)
-            monitor._own = {name: (scores, parts) for name, (scores, parts) in state["own"].items()}
-            monitor.images, monitor.changed_at = state["images"], state["changed_at"]
-            monitor._latest = state["latest"]
-            for name, its in state["streams"].items():
-                monitor._stream(name).state = its
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            UnicodeDecodeError,
-            json.JSONDecodeError,
-        ) as error:
-            msg = f"'{file}' is not a file that a Monitor saved: {error!r}."
+            state = json.loads(Path(file).read_bytes())
+            monitor = cls._restored(state) if state["version"] in {1, _VERSION} else None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            msg = (
+                f"'{file}' is not a file that a Monitor saved, or is damaged ({error!r}): make a"
+                " new one with Monitor.of_checkpoint."
+            )
             raise ValueError(msg) from error
+        if monitor is None:
+            msg = f"'{file}' is of another version's monitor: make a new one."
+            raise ValueError(msg)
+        return monitor
+
+    @classmethod
+    def _restored(cls, state: Mapping[str, Any]) -> "Monitor":
+        """Monitor of the content of a file; whatever is wrong with it raises an exception."""
+        if state["version"] == 1:  # of one stream, whose state lay beside the rest
+            state = {**state, "by": None, "own": {}, "latest": "", "streams": {"": state}}
+        _require_counts(state)
+        arguments = {name: state[name] for name in (*_ARGUMENTS, "by")}
+        if arguments["threshold"] is not None:
+            arguments["threshold"] = float(arguments["threshold"])
+        monitor = cls(state["calibration"], **arguments)
+        monitor._own = {
+            name: ([float(score) for score in scores], int(parts))
+            for name, (scores, parts) in state["own"].items()
+        }
+        monitor.images, monitor.changed_at = state["images"], state["changed_at"]
+        monitor._latest = state["latest"]
+        for name, its in state["streams"].items():
+            monitor._stream(name).state = its
         return monitor
 
 
 _ARGUMENTS = ("false_alarm_probability", "defect_share", "group", "parts", "threshold")
+
+
+def _require_counts(state: Mapping[str, Any]) -> None:
+    """Require numbers of images that can be."""
+    images, changed_at = state["images"], state["changed_at"]
+    least = 0 if changed_at is None else 1
+    if not least <= (changed_at or 0) <= index(images):
+        msg = f"images is {images!r}, and changed_at {changed_at!r}"
+        raise ValueError(msg)
 
 
 def _margin(parts: int, probability: float) -> float:

@@ -13,6 +13,7 @@ from anomalib_sgfr.cli.arguments import (
     load,
     objections,
     post_processor_of,
+    require_images,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.undo and options.images:
         parser.error("--undo takes back what was accepted last: pass no images with it")
+    require_images(parser, options, "bad", "force")
 
     code = 0
     model = load(options.ckpt_path, visualizer=False, evaluator=False)

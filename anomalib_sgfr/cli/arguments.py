@@ -26,6 +26,7 @@ __all__ = [
     "objections",
     "post_processor_of",
     "refuse",
+    "require_images",
     "require_named_group",
     "take_checkpoint",
 ]
@@ -128,6 +129,21 @@ def take_checkpoint(
     ((values, path),) = found
     values.remove(path)
     return path
+
+
+def require_images(parser: Parser, options: argparse.Namespace, *names: str) -> None:
+    """Require images where options are given that say how to learn from them.
+
+    Args:
+        parser (Parser): Ends the command if there are none.
+        options (Namespace): With ``images``, ``undo`` and ``out``.
+        *names (str): Those options. ``out`` is one too, unless a step is taken back.
+    """
+    given = [name for name in names if getattr(options, name)]
+    if options.out and not options.undo:
+        given.append("out")
+    if given and not options.images:
+        parser.error(f"--{given[0]} goes with images, and there are none")
 
 
 def require_named_group(option: str, expression: str | None, paths: Sequence[str] = ()) -> None:
@@ -234,20 +250,26 @@ def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
     from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, real_path
     from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
     from anomalib_sgfr.report.model_facts import known_images
+    from anomalib_sgfr.training.reject import path_of
 
     processor, scores = model.post_processor, CalibrationScores()
     if isinstance(processor, SgfrPostProcessor):
         scores = processor.state.scores
     training = [*model.model.images, *scores.of_split(Split.TRAINING).paths]
     defective, _ = known_images(files, scores.defective.paths)
+    rejected, _ = known_images(files, [path_of(image) for image in model.model.rejected])
     trained, _ = known_images(files, training)
     bad, good = (
         {Path(real_path(path)).parent for path in paths if path}
         for paths in (scores.defective.paths, [*scores.good.paths, *training])
     )
     found: dict[str, str] = {}
-    for path, is_defective, is_trained in zip(files, defective, trained, strict=True):
-        if is_defective:
+    for path, is_rejected, is_defective, is_trained in zip(
+        files, rejected, defective, trained, strict=True
+    ):
+        if is_rejected:
+            found[path] = "it was rejected as a defect (`anomalib-sgfr reject CKPT --undo`)"
+        elif is_defective:
             found[path] = "the checkpoint knows it as defective"
         elif Path(real_path(path)).parent in bad - good:
             found[path] = "all that the checkpoint knows of its folder is defective"

@@ -13,6 +13,7 @@ from anomalib_sgfr.cli.arguments import (
     images_in,
     load,
     post_processor_of,
+    require_images,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.undo and options.images:
         parser.error("--undo takes back what was rejected last: pass no images with it")
+    require_images(parser, options, "masks", "region", "yes", "good")
     files = image_files(options.images)
     if len(files) > _MOST_IMAGES:
         parser.error(f"{len(files)} images: reject at most {_MOST_IMAGES} at a time, the clearest")

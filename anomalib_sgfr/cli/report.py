@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from anomalib_sgfr.report.callback import Report
 
     truths = truths_in(options.data, options.good, options.bad, options.masks)
+    if options.masks:
+        _require_masks(options.masks, truths)
     require_named_group("--group", options.group, [str(path) for path in truths])
     watched = _read_watched(options.watched, options.monitor) if options.watched else None
     model = load(checkpoint, visualizer=False, evaluator=False)
@@ -129,6 +131,29 @@ def _parser() -> Parser:
         ),
     )
     return parser
+
+
+def _require_masks(folder: Path, truths: Mapping[Path, Truth]) -> None:
+    """Require that a folder has masks of the defective images, and say if it has not of all.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    defective = [path for path, truth in truths.items() if truth.defective]
+    without = [path for path in defective if truths[path].mask is None]
+    if not any(truth.mask and folder in truth.mask.parents for truth in truths.values()):
+        of = f"of the {len(defective)} defective images" if defective else "as --bad names no image"
+        msg = f"--masks: {folder} has no mask {of}{_masks_of(without)}."
+        raise ValueError(msg)
+    if without:
+        some = f"{len(without)} of {len(defective)} defective images have no mask"
+        print(f"warning: --masks: {some}{_masks_of(without)}.", file=sys.stderr)
+
+
+def _masks_of(paths: Sequence[Path]) -> str:
+    if not paths:
+        return ""
+    return f"; that of {paths[0]} is named {paths[0].stem}.png or {paths[0].stem}_mask.png"
 
 
 def _read_watched(table: Path, state: Path | None) -> tuple[list[dict[str, str]], Monitor]:

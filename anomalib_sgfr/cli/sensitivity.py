@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import statistics
 import sys
 import tempfile
@@ -54,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.out.suffix not in {*_PAGES, _FIGURES}:
         parser.error(f"--out must end in .html or .json, got {options.out}")
+    if not _may_replace(options.out.with_suffix(_FIGURES)):
+        parser.error(
+            f"--out: {options.out.with_suffix(_FIGURES)} has something else than the figures of"
+            " this command: name another file"
+        )
     files = list(dict.fromkeys(file for path in options.good for file in images_in(path)))
 
     from anomalib_sgfr.inspector import Inspector
@@ -86,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     except ValueError as error:
         report_damaged(damaged)
-        raise ValueError(str(error).replace("good:", "--good:", 1)) from error
+        raise ValueError(re.sub("^(good|sizes):", r"--\1:", str(error))) from error
     code = report_damaged(damaged)
     facts = _facts(model, options, inspector.threshold, len(files), chosen)
     facts = facts._replace(settings=settings)
@@ -122,6 +128,20 @@ def _parser() -> Parser:
     about = "compare other settings (blur, layers, image size), fitted to the training images anew"
     add("--suggest", action="store_true", help=about)
     return parser
+
+
+def _may_replace(figures: Path) -> bool:
+    """Whether a file is not there, or is of this command; others have such names too.
+
+    A watch of ``line.csv`` has its state in ``line.json``.
+    """
+    if not figures.exists():
+        return True
+    try:
+        found = json.loads(figures.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(found, dict) and (not found or "curves" in found)
 
 
 def _measure(

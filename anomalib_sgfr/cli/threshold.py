@@ -67,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "there is nothing to change: pass --false_alarm_rate, --held_out, --group, --value or"
             " --score"
         )
+    if options.by and options.json:
+        msg = "--by shows its lines as text: pass it without --json."
+        raise ValueError(msg)
     require_named_group("--by", options.by, processor.state.scores.paths)
     out = options.out or options.ckpt_path.with_stem(options.ckpt_path.stem + _SUFFIX)
     before = processor.state
@@ -97,6 +100,8 @@ def _require_valid(processor: "SgfrPostProcessor", options: Any) -> None:  # noq
         msg = f"{' and '.join(given)} are ways to say one thing: pass one of them."
     elif options.read_from and options.value is None and options.score is None:
         msg = "--read_from goes with --value or --score."
+    elif options.force and options.held_out is None:
+        msg = "--force goes with --held_out."
     elif options.value is not None and not 0.0 < options.value < infinity:
         msg = f"--value must be a finite number above 0, got {options.value}"
         msg += ": at 0 every image is an alarm."

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import math
 import os
 import re
 import shlex
@@ -61,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from anomalib_sgfr.inspector import Inspector
 
     state = options.monitor or options.out.with_suffix(".json")
+    if state.absolute() == options.out.absolute():
+        parser.error(
+            f"{state} cannot be both the table (--out) and the state of the monitor (--monitor):"
+            " name a table that ends in .csv"
+        )
     rows = _intact(options.out)
     monitor = _monitor(parser, state, options)
     inspector = Inspector.load(options.model, monitor=monitor)
@@ -98,10 +104,17 @@ def _watch(
 
     # what the table has and the monitor has not: the process ended in between
     scored = [row for row in rows if row["score"]]
+    if monitor.images > len(scored):
+        print(
+            f"warning: {state} has taken {monitor.images} images, and {options.out} has"
+            f" {len(scored)} of them: the others count twice where they are in the folder still."
+            " For a new watch remove both files.",
+            file=sys.stderr,
+        )
     for row in scored[monitor.images :]:
         monitor.update(float(row["score"]), row["image"])
         tell(row["image"])
-    known = {row["image"] for row in rows}
+    known = {_place(row["image"]) for row in rows}
     for path in _arriving(options.folder, known, options.every, once=options.once):
         _append(options.out, _row(inspector, monitor, path))
         monitor.save(state)
@@ -166,6 +179,7 @@ def read_table(table: Path) -> tuple[list[dict[str, str]], bytes]:
         last = ends[reader.line_num]
         if len(values) == len(_COLUMNS):
             rows.append(dict(zip(_COLUMNS, values, strict=True)))
+            _require_numbers(rows[-1], f"{table}, line {reader.line_num}")
             end = last
         elif values and b"\n" in content[end:last]:  # more than what a write has left
             msg = (
@@ -175,6 +189,20 @@ def read_table(table: Path) -> tuple[list[dict[str, str]], bytes]:
             raise ValueError(msg)
     whole = content[:end]
     return rows, whole if whole.endswith(b"\n") else whole.rstrip(b"\r") + b"\r\n"
+
+
+def _require_numbers(row: Mapping[str, str], where: str) -> None:
+    """Require that a row with a score has numbers."""
+    for name in ("score", "p_value", "evidence") if row["score"] else ():
+        try:
+            is_number = math.isfinite(float(row[name]))
+        except ValueError:
+            is_number = False
+        if not is_number:
+            msg = (
+                f"{where}: {name} must be a number, got '{row[name]}'. Correct or remove the line."
+            )
+            raise ValueError(msg)
 
 
 def _intact(table: Path) -> list[dict[str, str]]:
@@ -208,6 +236,7 @@ def _monitor(parser: Parser, state: Path, options: argparse.Namespace) -> Monito
     names = ("by", "false_alarm_probability")
     given = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
+    model: Path = options.model
     if state.exists():
         monitor = Monitor.read(state)
         for name, value in given.items():
@@ -218,8 +247,13 @@ def _monitor(parser: Parser, state: Path, options: argparse.Namespace) -> Monito
                     f"--{name} '{value}': {state} was made {kept}; for a new monitor name another"
                     " state and table by --monitor and --out"
                 )
+        if model.suffix == ".ckpt" and not _is_of(monitor, model):
+            parser.error(
+                f"{state} was made of another checkpoint than {model}, whose calibration scores"
+                f" differ: for a new monitor remove {state} and {options.out}, or name others by"
+                " --monitor and --out"
+            )
         return monitor
-    model: Path = options.model
     if model.suffix != ".ckpt":
         parser.error(
             f"{state}: no such file, and {model.name} has no calibration scores to make it of: run"
@@ -230,8 +264,26 @@ def _monitor(parser: Parser, state: Path, options: argparse.Namespace) -> Monito
     return monitor
 
 
+def _is_of(monitor: Monitor, checkpoint: Path) -> bool:
+    """Whether a monitor can be the checkpoint's; one that names no threshold is the user's own."""
+    if monitor.threshold is None:
+        return True
+    arguments = {name: getattr(monitor, name) for name in ("false_alarm_probability", "by")}
+    its = Monitor.of_checkpoint(checkpoint, **arguments)
+    return len(its.calibration) == len(monitor.calibration) and all(
+        math.isclose(*pair, rel_tol=1e-5)
+        for pair in zip(its.calibration, monitor.calibration, strict=True)
+    )
+
+
+def _place(path: str) -> str:
+    """Where an image lies, by whatever path its folder was named."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)  # noqa: PTH118  # a name need not be text
+
+
 def _arriving(folder: Path, known: set[str], every: float, *, once: bool) -> Iterator[str]:
-    """Images that are not known, the oldest first, each when it is no longer being written."""
+    """Images whose place is not known, the oldest first, each when it is no longer written to."""
     from PIL import Image
     from tqdm.auto import tqdm
 
@@ -242,7 +294,7 @@ def _arriving(folder: Path, known: set[str], every: float, *, once: bool) -> Ite
         there = {}
         for path in folder.rglob("*"):
             name = str(path)
-            if name in known or path.suffix.lower() not in endings or path.is_dir():
+            if _place(name) in known or path.suffix.lower() not in endings or path.is_dir():
                 continue
             with suppress(FileNotFoundError):  # moved away in between
                 status = path.stat()
@@ -251,7 +303,7 @@ def _arriving(folder: Path, known: set[str], every: float, *, once: bool) -> Ite
         # a bar where there is an end
         for name in tqdm(found, "Images", leave=False, disable=None if once else True):
             if once or sizes.get(name) == there[name]:
-                known.add(name)
+                known.add(_place(name))
                 yield name
         sizes = there
         if once:

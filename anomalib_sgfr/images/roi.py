@@ -12,6 +12,9 @@ from torchvision import tv_tensors
 __all__ = ["mask_at_input", "read_defect_mask", "read_roi", "roi_at_input"]
 
 _COVERED = 0.1  # share of a pixel inside a mask, of a pixel that counts as inside
+# a mask may have grey edges, a photograph has grey anywhere
+_MOST_GREY = 0.1  # share of pixels
+_MOST_LEVELS = 16
 _ROUNDING = 1e-5  # difference of two transformed pixels by rounding alone
 
 
@@ -25,7 +28,7 @@ def read_roi(path: str | Path) -> Tensor:
         Tensor: Shape ``(H, W)``, ``bool``.
 
     Raises:
-        ValueError: If it cannot be read, or no pixel is inside.
+        ValueError: If it cannot be read, is a photograph, or no pixel is inside.
     """
     inside, found = _read(path, "roi", "where to inspect")
     if not inside.any():
@@ -44,7 +47,7 @@ def read_defect_mask(path: str | Path) -> Tensor:
         Tensor: Shape ``(H, W)``, ``bool``.
 
     Raises:
-        ValueError: If it cannot be read, or no pixel shows the defect.
+        ValueError: If it cannot be read, is a photograph, or no pixel shows the defect.
     """
     inside, found = _read(path, "mask", "on the defect")
     if not inside.any():
@@ -65,6 +68,13 @@ def _read(path: str | Path, name: str, white_is: str) -> tuple[Tensor, str]:
         msg = f"{name} '{path}' cannot be read: {reason}. It must be an image, white {white_is}."
         raise ValueError(msg) from error
     white = 65535 if is_16_bits else 255
+    grey = pixels[(pixels > white // 10) & (pixels < white - white // 10)]
+    if grey.size > _MOST_GREY * pixels.size and len(np.unique(grey)) > _MOST_LEVELS:
+        msg = (
+            f"{name} '{path}' is no mask: {100 * grey.size / pixels.size:.0f}% of its pixels are"
+            f" grey. It must be black, and white {white_is}."
+        )
+        raise ValueError(msg)
     inside = torch.from_numpy(2 * pixels.astype(np.int64) > white)
     found = (
         f"its brightest pixel is {int(pixels.max())}, inside is what is brighter than {white // 2},"

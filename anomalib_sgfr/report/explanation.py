@@ -255,7 +255,8 @@ def _resemblance(
     if not bool(residual > before):
         return 1.0, ""
     defects = model.banks[scale].defects
-    nearest = ((defects.stored - patch).norm(dim=1).log() + defects.limits).argmin()
+    distance = (defects.stored - patch).norm(dim=1).log() + defects.limits
+    nearest = distance.where(defects.able, torch.inf).argmin()
     number = int(defects.origin[nearest, 0])
     date, _, path = model.rejected[number].partition(" ")
     name = f"rejected defect {number + 1} of {date[:10]}, {Path(path).name}"

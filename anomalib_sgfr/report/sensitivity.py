@@ -431,7 +431,7 @@ def measure_sensitivity(
         Sensitivity: The counts.
 
     Raises:
-        ValueError: If no image is left to draw into.
+        ValueError: If no image is left to draw into, or a size cannot be in one.
 
     Examples:
         >>> from anomalib_sgfr import Inspector, measure_sensitivity
@@ -449,6 +449,11 @@ def measure_sensitivity(
         raise ValueError(msg)
     height, width = (int(np.median([shape[axis] for shape in shapes])) for axis in (0, 1))
     chosen = sorted(default_sizes((height, width)) if sizes is None else sizes)
+    most = min(max(shape[:2]) for shape in shapes)
+    if not 1.0 <= chosen[0] <= chosen[-1] <= most:
+        wrong = chosen[0] if chosen[0] < 1.0 else chosen[-1]
+        msg = f"sizes: they must be of 1 to {most} pixels, the side of an image, got {wrong:g}"
+        raise ValueError(msg)
     rng = np.random.default_rng(seed)
     combinations = [
         (kind, contrast, size)

@@ -1,5 +1,6 @@
 """Missed defects: patches of rejected images for the defect banks, and limits from good images."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from anomalib_sgfr.core.patch_grid import origins, patches_in_region, to_patches
 from anomalib_sgfr.core.processes import failing_together, gathered, share
 from anomalib_sgfr.defect_bank import (
     GAIN,
+    SAME,
     DefectIndex,
     DefectPatches,
     defect_index,
@@ -46,6 +48,7 @@ __all__ = [
     "hold_limits",
     "hold_limits_for_validation",
     "new_date",
+    "path_of",
     "reject",
     "without_last",
     "worst_region",
@@ -56,6 +59,8 @@ _MOST_OF_IMAGE = 50
 _LEAST = 0.8  # residual, over that of nominal patches, of a patch that shows the defect
 _SHARE = 0.5  # of the way from the median of the score map to its peak
 MARGIN = 0.01  # of the limits, for what precision and formats differ in
+
+logger = logging.getLogger(__name__)
 
 
 class Defect(NamedTuple):
@@ -127,8 +132,9 @@ def reject(
         Rejections: Scores before and now.
 
     Raises:
-        ValueError: If an image is known to be good, its region leaves no trace, good images
-            resemble the defect as much, or none is left to compare with.
+        ValueError: If an image is known to be good, one of ``good`` is known to be defective, a
+            region leaves no trace, good images resemble the defect as much, or none is left to
+            compare with.
 
     Examples:
         >>> from anomalib_sgfr import Sgfr, reject
@@ -139,6 +145,7 @@ def reject(
         >>> model.save_checkpoint("taught.ckpt")
     """
     check_images(module, list(regions))
+    _check_good(module, list(regions), good)
     module.eval()
     model, prepare = module.model, module.pre_processor
     date, images = new_date(model.rejected), dict[str, Tensor]()
@@ -151,7 +158,7 @@ def reject(
         before.append(float(found.pred_score))
         region = worst_region(found.score_map[0, 0])
         if mask is not None:
-            region = _at_input(path, torch.as_tensor(mask) > 0, prepare).to(region.device)
+            region = _region(path, mask, module).to(region.device)
         defects.append(find_defect(model, image[0], f"{date} {path}", region))
         if not defects[-1].number:
             msg = (
@@ -169,6 +176,17 @@ def reject(
         )
         raise ValueError(msg)
     limits = find_limits(model, prepare, compared, defects, module.post_processor.state.group)
+    # accepted images keep their own atoms, unlike images to calibrate on
+    accepted = [path for path in _accepted(module) if Path(path).is_file()]
+    if accepted:
+        limits = limits.joined(find_limits(model, prepare, accepted, defects, leave_out=False))
+    for value, alike in zip(limits.values, limits.images, strict=True):
+        if value > SAME:
+            msg = (
+                f"{alike} is known to be good and shows the same patches as the defect: it is a"
+                " copy of the image, or the region has more than the defect."
+            )
+            raise ValueError(msg)
     tried = model.with_banks(add_defects(model.fitted_state, defects, limits.values))
     size = max(bank.defects.size for bank in tried.banks)
     if size > MOST:
@@ -188,7 +206,8 @@ def reject(
     model.load_defects(tried.fitted_state)
     patches = [[len(atoms) for atoms in defect.atoms] for defect in defects]
     found = [Rejection(*each) for each in zip(regions, patches, before, now, strict=True)]
-    return Rejections(found, most_alike, len(compared), len(known) - len(there))
+    number = len(dict.fromkeys([*compared, *accepted]))
+    return Rejections(found, most_alike, number, len(known) - len(there))
 
 
 def check_images(module: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
@@ -199,8 +218,11 @@ def check_images(module: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
         paths (Sequence[str]): Image files.
 
     Raises:
-        ValueError: If the model has no threshold, or knows one of them as good.
+        ValueError: If there is none, the model has no threshold, or knows one of them as good.
     """
+    if not paths:
+        msg = "regions must name at least one image, got none."
+        raise ValueError(msg)
     processor = module.post_processor
     if not isinstance(processor, SgfrPostProcessor) or not processor.is_set:
         msg = (
@@ -218,14 +240,48 @@ def check_images(module: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
             raise ValueError(msg)
 
 
-def _at_input(path: str, mask: Tensor, pre_processor: Any) -> Tensor:  # noqa: ANN401
-    """Mask of an image file in pixels of the model's input."""
+def _check_good(module: Any, rejected: Sequence[str], good: Sequence[str]) -> None:  # noqa: ANN401
+    """Refuse images that cannot be compared with as good ones."""
+    defective = module.post_processor.calibration_scores.defective.paths
+    earlier = [path_of(image) for image in module.model.rejected]
+    reasons = {
+        "it is rejected by this step": rejected,
+        "it was rejected as a defect": earlier,
+        "the checkpoint knows it as defective": defective,
+    }
+    for reason, paths in reasons.items():
+        for path, is_known in zip(good, known_images(good, paths)[0], strict=True):
+            if is_known:
+                msg = f"{path} cannot be taken for a good image: {reason}."
+                raise ValueError(msg)
+
+
+def _accepted(module: Any) -> list[str]:  # noqa: ANN401
+    """Images that were accepted as good."""
+    steps = module.accepted.steps if module.accepted else ()
+    return [addition.image for step in steps for addition in step.additions]
+
+
+def _region(path: str, mask: Any, module: Any) -> Tensor:  # noqa: ANN401
+    """Mask of an image file in pixels of the model's input, where it is inspected."""
+    try:
+        given = torch.as_tensor(mask) > 0
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"{path}: the mask must be an array or a tensor, or None, got {type(mask).__name__}."
+        raise TypeError(msg) from error
     size = upright_size(path)
-    if tuple(mask.shape) != size:
-        of = " x ".join(map(str, mask.shape))
+    if tuple(given.shape) != size:
+        of = " x ".join(map(str, given.shape))
         msg = f"{path}: the mask is {of} pixels, its image {size[0]} x {size[1]}."
         raise ValueError(msg)
-    return mask_at_input(mask.cpu(), pre_processor)
+    region, inspected = mask_at_input(given.cpu(), module.pre_processor), module.model.region.cpu()
+    if inspected.numel():
+        region = region & (inspected > 0)
+    if not bool(region.any()):
+        of_it = "lies outside of what the model inspects"
+        msg = f"{path}: its region {of_it if bool(given.any()) else 'is empty: the mask is black'}."
+        raise ValueError(msg)
+    return region
 
 
 @torch.no_grad()
@@ -317,6 +373,12 @@ class Limits(NamedTuple):
     values: list[float]
     images: list[str]
 
+    def joined(self, other: "Limits") -> "Limits":
+        """The larger limit of each scale, with its image."""
+        pairs = zip(zip(*self, strict=True), zip(*other, strict=True), strict=True)
+        largest = [max(pair, key=lambda limit: limit[0]) for pair in pairs]
+        return Limits([value for value, _ in largest], [image for _, image in largest])
+
 
 def find_limits(
     model: SgfrModel,
@@ -324,8 +386,10 @@ def find_limits(
     paths: Sequence[str],
     defects: Sequence[Defect],
     group: Group = None,
+    *,
+    leave_out: bool = True,
 ) -> Limits:
-    """Limits of resemblance to new defects from good images, each without the atoms of its group.
+    """Limits of resemblance to new defects from good images.
 
     Args:
         model (SgfrModel): A fitted model; its own defect banks do not matter.
@@ -334,6 +398,7 @@ def find_limits(
         defects (Sequence[Defect]): The new ones.
         group (Group): What names an image's group, see
             :func:`~anomalib_sgfr.post_processing.calibration.group_of`.
+        leave_out (bool): Whether to leave out the atoms of an image's group.
 
     Returns:
         Limits: Of each scale.
@@ -342,7 +407,8 @@ def find_limits(
     atoms = [torch.cat([defect.atoms[scale] for defect in defects]) for scale in scales]
     own = model.with_banks(model.fitted_state.without_defects())
     known = [(scale, defect_index(part)) for scale, part in enumerate(atoms) if len(part)]
-    found = leave_one_out(own, pre_processor, paths, _resemblance_to(own, known), group=group)
+    measure = _resemblance_to(own, known)
+    found = leave_one_out(own, pre_processor, paths, measure, leave_out=leave_out, group=group)
     limits = Limits([0.0] * len(atoms), [""] * len(atoms))
     for (scale, _), of_images in zip(known, found, strict=True):
         limits.values[scale] = float(of_images.amax()) + MARGIN
@@ -362,7 +428,8 @@ def hold_limits(
     """Raise limits in place until they hold for these images too. A collective call.
 
     Whatever changes the memory banks or the images that are known to be good ends with it, so that
-    rejected defects raise the score of none of them.
+    rejected defects raise the score of none of them. Where a good image shows the same patches as a
+    defect, these raise nothing any more, and a warning says so.
 
     Args:
         model (SgfrModel): A fitted model.
@@ -382,6 +449,7 @@ def hold_limits(
         for scale, state in enumerate(known.states)
         if state.defects is not None
         for of_step in _steps(state.defects, known.rejected)
+        if float(state.defects.limits[of_step].amax()) <= SAME
     ]
     indices = [
         (scale, defect_index(defects.atoms[of_step], defects.limits[of_step]))
@@ -397,9 +465,20 @@ def hold_limits(
             )
             excess = found.amax(1)
     excess = torch.stack(gathered(excess)).amax(0)
-    exceeded = excess > -MARGIN / 2.0
+    exceeded, dates = excess > -MARGIN / 2.0, set[str]()
     for (_, defects, of_step), more in zip(steps, excess.where(exceeded, -MARGIN), strict=True):
-        defects.limits[of_step] += more.to(defects.limits) + MARGIN
+        limits = defects.limits[of_step] + more.to(defects.limits) + MARGIN
+        # beyond, rounding decides; one value is the same on all processes
+        defects.limits[of_step] = limits.clamp_max(2.0 * SAME)
+        if float(defects.limits[of_step].amax()) > SAME:
+            number = int(defects.origin[of_step, 0][0])
+            dates.add(date_of(known.rejected[number]))
+    for date in sorted(dates):
+        logger.warning(
+            "Images known to be good show the same patches as defects rejected %s: these patches"
+            " raise no score any more.",
+            date,
+        )
     model.load_defects(known)
     return bool(exceeded.any())
 
@@ -479,3 +558,8 @@ def new_date(rejected: Sequence[str]) -> str:
 def date_of(image: str) -> str:
     """Date of a rejected image, in front of its path."""
     return image.partition(" ")[0]
+
+
+def path_of(image: str) -> str:
+    """Path of a rejected image, behind its date."""
+    return image.partition(" ")[2]

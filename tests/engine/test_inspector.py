@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -352,3 +353,22 @@ def test_products_that_cannot_be_compared_are_refused(root: Path, tmp_path: Path
     engine = fit(model, module, tmp_path, limit_val_batches=0)
     with pytest.raises(ValueError, match="the model of 'screws' has no threshold"):
         ProductInspector.load({"screws": str(engine.best_model_path)})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (ProductInspector, "inspectors must name each product.*a Inspector"),
+        (lambda _: ProductInspector({"a": "m.ckpt"}), "of 'a' must be an Inspector, got 'm.ck"),
+        (lambda _: ProductInspector.load(["m.ckpt"]), "paths must name each product.*a list"),
+        (
+            lambda found: Inspector(found._open_backend, "line.json"),
+            "monitor must be a Monitor, got 'l",
+        ),
+    ],
+)
+def test_other_arguments_are_named(
+    make: Callable[[Inspector], object], message: str, fitted: tuple[Sgfr, Path]
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        make(Inspector.load(fitted[1]))

@@ -195,6 +195,27 @@ def test_the_command_reads_mvtecs_layout(
     assert "Per-region overlap, AUPRO <b>" in page.read_text(encoding="utf-8")
 
 
+def test_masks_that_do_not_belong_to_the_images_are_told(
+    run: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(run / "model.ckpt"), "--out", str(tmp_path / "report.html"), "--masks"]
+    number, first = len(list((parts / "bad").iterdir())), min((parts / "bad").iterdir())
+    bad = ["--bad", str(parts / "bad")]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=f"none has no mask of the {number} defective images; th"):
+        main([*given, str(tmp_path / "none"), *bad])
+    with pytest.raises(ValueError, match="masks has no mask as --bad names no image"):
+        main([*given, str(parts / "masks"), "--good", str(parts / "good_test")])
+    assert not (tmp_path / "report.html").exists()
+    shutil.copytree(parts / "masks", tmp_path / "some")
+    (tmp_path / "some" / first.name).unlink()
+    assert main([*given, str(tmp_path / "some"), *bad]) == 0
+    assert (
+        f"warning: --masks: 1 of {number} defective images have no mask; that of {first} is named"
+        f" {first.stem}.png or {first.stem}_mask.png" in capsys.readouterr().err
+    )
+
+
 def test_what_folders_say(tmp_path: Path) -> None:
     for name in (
         "flat/1.png",

@@ -327,6 +327,40 @@ def test_another_file_is_refused(content: str, tmp_path: Path) -> None:
         Monitor.read(tmp_path / "line.json")
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (["images"], None),
+        (["images"], -1),
+        (["changed_at"], 9),
+        (["calibration"], ["a"]),
+        (["threshold"], "a"),
+        (["own"], {"a": [["b"], 2]}),
+        (["by"], "("),
+        *[(["streams", "", "log_capital"], value) for value in ("1", None, math.nan)],
+        *[(["streams", "", "shares"], value) for value in ([], ["a"] * 5, [math.inf] * 5, 3)],
+        *[(["streams", "", "factors"], value) for value in (3, [3], [[1.0]], [["a"] * 5])],
+        (["streams", "", "images"], "4"),
+        (["streams", "", "changed_at"], "1"),
+    ],
+)
+def test_a_damaged_state_is_named(keys: list[str], value: object, tmp_path: Path) -> None:
+    file = tmp_path / "line.json"
+    monitor = Monitor([float(number) for number in range(30)], threshold=1.0)
+    monitor.update(3.0)
+    monitor.save(file)
+    state = json.loads(file.read_text())
+    part = state
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    file.write_text(json.dumps(state))
+    with pytest.raises(
+        ValueError, match=r"line.json' is not a file that a Monitor saved, or is damaged"
+    ):
+        Monitor.read(file)
+
+
 def test_evidence_does_not_overflow() -> None:
     monitor = Monitor([float(number) for number in range(300)])
     for _ in itertools.repeat(None, 5000):

@@ -157,7 +157,12 @@ def test_the_threshold_is_calibrated_on_the_same_images(root: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--undo"], "there is nothing to take back"), (["README"], "no such file or folder")],
+    [
+        (["--undo"], "there is nothing to take back"),
+        (["README"], "no such file or folder"),
+        (["--force"], "--force goes with images, and there are none"),
+        (["--out", "new.ckpt"], "--out goes with images"),
+    ],
 )
 def test_mistakes_are_named(
     arguments: list[str], message: str, root: Path, capsys: pytest.CaptureFixture[str]

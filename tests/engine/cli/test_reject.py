@@ -377,6 +377,108 @@ def test_a_new_fit_knows_no_defects(root: Path, taught: Path, tmp_path: Path) ->
     assert not any(bank.defects.size for bank in model.model.banks)
 
 
+def encoded_again(path: Path, file: Path) -> Path:
+    """The same pixels in a file of other bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(path).save(file, compress_level=1)
+    return file
+
+
+def test_good_images_that_show_the_defect_are_refused(
+    root: Path, taught: Path, tmp_path: Path
+) -> None:
+    first, other = images(root / "faint")[0], images(root / "clear")[0]
+    given = [taught, other, "--region", BOX, "--out", tmp_path / "out.ckpt", "--good"]
+    copy = tmp_path / "copy.png"
+    shutil.copy(other, copy)
+    with pytest.raises(ValueError, match=r"copy.png cannot be taken for a good image: it is rejec"):
+        run(*given, copy)
+    with pytest.raises(
+        ValueError, match=r"0.png cannot be taken for a good image: it was rejected"
+    ):
+        run(*given, first)
+    again = encoded_again(other, tmp_path / "again.png")
+    with pytest.raises(ValueError, match=r"again.png is known to be good and shows the same patch"):
+        run(*given, again)
+    assert not (tmp_path / "out.ckpt").exists()
+
+
+@pytest.mark.parametrize("command", [accept, adapt, threshold])
+def test_a_rejected_image_is_no_good_one(
+    command: object,
+    root: Path,
+    taught: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Unless by ``--force``, which ends what is raised for it, with a warning."""
+    rejected = images(root / "faint")[0]
+    path = tmp_path / "good" / "copy.png"
+    path.parent.mkdir()
+    shutil.copy(rejected, path)
+    out = tmp_path / "out.ckpt"
+    more = [*images(root / "new")] if command is adapt else []
+    given = [taught, "--held_out", path.parent] if command is threshold else [taught, path, *more]
+    arguments = [*map(str, given), "--out", str(out)]
+    try:
+        refused = command.main(arguments)  # type: ignore[attr-defined]
+        said = capsys.readouterr().err
+    except ValueError as error:
+        refused, said = 1, str(error)
+    assert refused == 1
+    assert "it was rejected as a defect" in said
+    assert not out.exists()
+    assert command.main([*arguments, "--force"]) == 0  # type: ignore[attr-defined]
+    assert "show the same patches as defects rejected" in caplog.text
+    found = loaded(out)
+    plain = found.model.with_banks(found.model.fitted_state.without_defects())
+    image = read_prepared(str(path), found.pre_processor)[None]
+    with torch.no_grad():
+        expected = float(plain.eval()(image).pred_score)
+        # rounding alone tells patches from those of the same image
+        assert float(found.model(image).pred_score) == pytest.approx(expected, rel=0.01)
+    assert run(out, "--undo") == 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ("mask.png", TypeError, "the mask must be an array or a tensor, or None, got str"),
+        (np.zeros((64, 64)), ValueError, "its region is empty: the mask is black"),
+        (np.eye(64)[::-1].copy(), ValueError, "its region lies outside of what the model inspects"),
+        (np.ones((64, 64, 3)), ValueError, "the mask is 64 x 64 x 3 pixels, its image 64 x 64"),
+    ],
+)
+def test_a_region_that_cannot_be_is_named(
+    mask: object, error: type[Exception], message: str, root: Path
+) -> None:
+    model = loaded(root / "model.ckpt")
+    model.model.region = torch.zeros((64, 64), dtype=torch.uint8)
+    model.model.region[:30, :30] = 1
+    with pytest.raises(error, match=f"0.png: {message}"):
+        reject.reject(model, {str(images(root / "clear")[0]): mask})
+    with pytest.raises(ValueError, match="regions must name at least one image, got none"):
+        reject.reject(model, {})
+
+
+def test_a_rejection_raises_no_score_of_an_accepted_image(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd, alike = tmp_path / "odd.png", tmp_path / "alike.png"
+    for number, path in enumerate((odd, alike)):
+        shutil.copy(images(root / "new")[number], path)
+        pixels = np.array(Image.open(path))
+        pixels[8:20, 40:56] = 255
+        Image.fromarray(pixels).save(path)
+    accepted, rejected = tmp_path / "accepted.ckpt", tmp_path / "rejected.ckpt"
+    assert accept.main([str(root / "model.ckpt"), str(odd), "--out", str(accepted)]) == 0
+    before = score(loaded(accepted), odd)
+    assert run(accepted, alike, "--region", "40,8,16,12", "--out", rejected) == 0
+    assert "The scores of 11 known good images stay" in capsys.readouterr().out
+    assert score(loaded(rejected), odd) == before
+
+
 def test_an_interruption_leaves_the_checkpoint(
     taught: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +499,10 @@ def test_an_interruption_leaves_the_checkpoint(
         (["clear/0.png", "--region", "60,60,9,9"], "the box does not lie within"),
         (["clear/0.png", "--masks", "good"], "2 masks|there is no mask for it"),
         (["clear/0.png", "--masks", "black"], "shows no defect: its brightest pixel is 0"),
+        (
+            ["clear/0.png", "--masks", "photographs"],
+            "0.png' is no mask: .*% of its pixels are grey",
+        ),
         (["clear/0.png", "--masks", "large"], "is 80 x 64 pixels, its image 64 x 64"),
     ],
 )
@@ -407,9 +513,10 @@ def test_what_cannot_be_used_is_refused(
         (tmp_path / name).mkdir()
         pixels = np.full(shape, 255 * (name == "large"), np.uint8)
         Image.fromarray(pixels).save(tmp_path / name / "0.png")
+    write_image(tmp_path / "photographs" / "0.png", 5, (64, 64))
     given = [
         str((root if (root / item).exists() else tmp_path) / item)
-        if "/" in item or item in {"good", "black", "large"}
+        if "/" in item or item in {"good", "black", "large", "photographs"}
         else item
         for item in arguments
     ]
@@ -424,6 +531,10 @@ def test_what_cannot_be_used_is_refused(
         (["clear", "--region", BOX], "--region is of one image, there are 4"),
         (["clear", "--undo"], "pass no images with it"),
         (["clear/0.png", "--region", "1,2,3"], "must be four integers X,Y,W,H"),
+        (["--yes"], "--yes goes with images, and there are none"),
+        (["--masks", "clear"], "--masks goes with images"),
+        (["--good", "clear", "--undo"], "--good goes with images"),
+        (["--out", "clear.ckpt"], "--out goes with images"),
     ],
 )
 def test_wrong_arguments_end_with_code_2(

@@ -180,6 +180,18 @@ def test_wrong_arguments_end_in_one_line(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", ['{"calibration": [0.1]}', "no JSON", "[]"])
+def test_a_file_of_another_command_is_not_replaced(
+    content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("line.json").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["model.ckpt", "--good", "new", "--out", "line.html", *FEW])
+    assert ended.value.code == 2
+    assert "--out: line.json has something else than the figures" in capsys.readouterr().err
+    assert Path("line.json").read_text() == content
+
+
 def test_input_that_cannot_be_used_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", "out.json", *FEW]
     Path("empty").mkdir()
@@ -197,6 +209,9 @@ def test_input_that_cannot_be_used_is_refused(capsys: pytest.CaptureFixture[str]
     Image.new("L", (50, 50), 255).save("mask.png")
     with pytest.raises(ValueError, match="is of 96 x 96 pixels, the mask of --roi of 50 x 50"):
         main(["model.ckpt", "--good", "new", "--roi", "mask.png", *out])
+    for size in ("0.5", "97"):
+        with pytest.raises(ValueError, match=f"--sizes: they must be of 1 to 96 pixels.*{size}"):
+            main(["model.ckpt", "--good", "new", *out, "--sizes", "8", size])
     assert not Path("out.json").exists()
 
 

@@ -129,6 +129,8 @@ def test_other_images_and_other_groups(root: Path, tmp_path: Path) -> None:
             "--read_from goes with --value or --score",
         ),
         (["--held_out", "."], "no image in this folder"),
+        (["--value", "3", "--force"], "--force goes with --held_out"),
+        (["--by", "part", "--json"], "--by shows its lines as text: pass it without --json"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from anomalib_sgfr import Monitor, Sgfr
-from anomalib_sgfr.cli import watch
+from anomalib_sgfr.cli import adapt, threshold, watch
 from anomalib_sgfr.cli.report import main as report
 from anomalib_sgfr.cli.watch import CHANGED, main
 from anomalib_sgfr.images.pre_processor import read_prepared
@@ -387,6 +387,9 @@ def test_a_row_that_was_cut_off_is_removed_and_its_image_scored_again(
         (b"in/a.png,0.3in/b.png,0.25,0,0.5,1,0,\r\n", r"line 4: 8 columns in place of 7"),
         (b"in/a.png,0.25\r\nin/b.png,0.25,0,0.5,1,0,\r\n", "line 4: 2 columns in place of 7"),
         (b'"in/a\r\nin/b.png,0.25,0,0.5,1,0,\r\n', "line 5: 1 columns in place of 7"),
+        (b"in/a.png,high,0,0.5,1,0,\r\n", "line 4: score must be a number, got 'high'"),
+        (b"in/a.png,nan,0,0.5,1,0,\r\n", "line 4: score must be a number, got 'nan'"),
+        (b"in/a.png,0.5,0,0.5,,0,\r\n", "line 4: evidence must be a number, got ''"),
     ],
 )
 def test_a_damaged_row_is_named(rows: bytes, message: str, checkpoint: Path, folder: Path) -> None:
@@ -417,6 +420,10 @@ def test_a_file_name_that_is_not_text(checkpoint: Path, folder: Path) -> None:
         (["model.xml", "in", "--by", "cam("], "argument --by: 'cam(' is not a regular expression"),
         (["model.xml", "in"], "watch.json: no such file, and model.xml has no calibration scores"),
         (["model.xml", "in/notes.txt"], "in/notes.txt is a file: name the folder"),
+        (
+            ["model.xml", "in", "--out", "line.json"],
+            "line.json cannot be both the table (--out) and",
+        ),
         (["model.xml", "in", "--every", "0"], "--every must be a positive number of seconds"),
     ],
 )
@@ -428,6 +435,48 @@ def test_what_cannot_be_is_refused(
         main(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_image_is_scored_once_by_whatever_path(checkpoint: Path, folder: Path) -> None:
+    for path in ("in", str(folder), "in/line", f"../{folder.parent.name}/in"):
+        assert main([str(checkpoint), path, "--once"]) == 0
+        assert len(table()) == 3
+    assert Monitor.read("watch.json").images == 3
+
+
+def test_a_table_that_is_gone_is_told(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del folder
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    Path("watch.csv").unlink()
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    said = "watch.json has taken 3 images, and watch.csv has 0 of them"
+    assert said in capsys.readouterr().err
+
+
+def test_the_state_of_another_checkpoint_is_refused(
+    checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of one with the same threshold, as ``adapt`` writes."""
+    assert main([str(checkpoint), "in", "--once"]) == 0
+    before = Path("watch.json").read_bytes()
+    images = [str(path) for path in sorted((folder / "line").iterdir())]
+    assert adapt.main([str(checkpoint), *images, "--out", "adapted.ckpt"]) == 0
+    calibrated = ["adapted.ckpt", "--held_out", "good", "--out", "calibrated.ckpt"]
+    (folder.parent / "good").mkdir()
+    for number in range(24):
+        write_image(folder.parent / "good" / f"{number}.png", 500 + number)
+    assert threshold.main(calibrated) == 0
+    value = str(Sgfr.load_from_checkpoint(checkpoint).post_processor.state.image)
+    assert threshold.main(["calibrated.ckpt", "--value", value, "--out", "new.ckpt"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["new.ckpt", "in", "--once"])
+    assert ended.value.code == 2
+    assert "watch.json was made of another checkpoint than new.ckpt" in capsys.readouterr().err
+    assert Path("watch.json").read_bytes() == before
 
 
 def test_another_table_is_not_appended_to(checkpoint: Path, folder: Path) -> None:

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, Resiz
 
 from anomalib_sgfr import Sgfr
 from anomalib_sgfr.images.roi import read_roi, roi_at_input
+from tests.conftest import write_image
 
 
 def mask(size: tuple[int, int]) -> np.ndarray:
@@ -44,6 +45,10 @@ def test_a_mask_of_any_mode_is_read(mode: str, tmp_path: Path) -> None:
         (
             lambda path: Image.fromarray(np.ones((9, 9), np.uint8)).save(path),
             "leaves nothing to inspect: its brightest pixel is 1.*white is 255",
+        ),
+        (
+            lambda path: write_image(path, 0),
+            "mask.png' is no mask: .*% of its pixels are grey",
         ),
     ],
 )
