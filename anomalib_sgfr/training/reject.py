@@ -467,7 +467,7 @@ def hold_limits(
     excess = torch.stack(gathered(excess)).amax(0)
     exceeded, dates = excess > -MARGIN / 2.0, set[str]()
     for (_, defects, of_step), more in zip(steps, excess.where(exceeded, -MARGIN), strict=True):
-        limits = defects.limits[of_step] + more.to(defects.limits) + MARGIN
+        limits = defects.limits[of_step] + (more.to(defects.limits) + MARGIN)  # zero is exact
         # beyond, rounding decides; one value is the same on all processes
         defects.limits[of_step] = limits.clamp_max(2.0 * SAME)
         if float(defects.limits[of_step].amax()) > SAME:
