@@ -149,7 +149,7 @@ and their range. Gain: of the recommended setting, or the present one where none
 over the present one. Regret: what the best setting by the real defects has more than the
 recommended one; its choice knows the test images, so that it is above 0 by chance alone. Mean of
 all: the gain of a setting taken by chance. At the same cost only settings that take at most a
-quarter more time count.
+quarter more time count; times that were taken beside other work are rough.
 
 {table(["real defects", "gain", "regret", "mean of all"], summary)}
 
