@@ -9,7 +9,7 @@ what nominal patches rebuild. Its residual becomes
 with the gain :math:`g` and limits :math:`l_j`, which no patch of the images that are known to be
 good exceeds. So no residual is ever lowered, and those of known good images stay. The largest
 :math:`s_j - l_j` is that of the least :math:`d_j e^{l_j}`, the distance with its limit. Patches
-with a limit of more than :data:`SAME` raise nothing: a good image has the same.
+with a limit of more than ``SAME`` raise nothing: a good image has the same.
 """
 
 import math
