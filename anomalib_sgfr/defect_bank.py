@@ -190,7 +190,7 @@ class DefectBank(KeepsDtype, DynamicBufferMixin, nn.Module):
 
     def _derive(self, *_: object) -> None:
         able = self.able
-        if bool(able.any()):
+        if self.size and bool(able.any()):
             index = defect_index(self.stored[able], self.limits[able])
             self.index_rows, self.index_centre = index
         else:
