@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ def damage(path: Path | str | None) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             broken = file.testzip()  # PyTorch does not verify the checksums that it writes
-    # zipfile's, not ours: NotImplementedError where a changed byte names an unknown compression
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
+    # changed bytes may name a compression, known or not, or a password
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError):
         return f"'{path}' is not a whole checkpoint: it was cut short, or is another kind of file."
     except OSError:  # its reader will say why
         return None

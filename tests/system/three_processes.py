@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +185,8 @@ class Tasks:
 
     def fit_with_damaged(self, images: int) -> dict[str, Any]:
         """Calibrate a model on held-out images that one process cannot read."""
-        held_out = self.out / "held_out"
-        held_out.mkdir(parents=True, exist_ok=True)
-        for path in self.data.train_data.samples.image_path[:3]:
-            shutil.copy(path, held_out)
-        damaged = sorted(held_out.iterdir())[1]  # of the second of three processes
-        damaged.write_bytes(damaged.read_bytes()[:200])
-        model = small(image_size=64, post_processor=SgfrPostProcessor(held_out=str(held_out)))
+        held_out = str(self.out / "held_out")
+        model = small(image_size=64, post_processor=SgfrPostProcessor(held_out=held_out))
         engine = engine_in(self.own / "damaged", limit_val_batches=0, **self.arguments)
         engine.fit(model, train_dataloaders=loader(self.data.train_data, images))
         return self._learnt(model)
@@ -224,6 +219,15 @@ _NAMES = [
 TASKS = [*((name, images) for name in _NAMES for images in range(3)), ("fit_with_damaged", 2)]
 
 
+def write_held_out(folder: Path, images: Sequence[str]) -> None:
+    """Copy three images, of which the second process of three cannot read its own."""
+    folder.mkdir(parents=True)
+    for path in images[:3]:
+        shutil.copy(path, folder)
+    damaged = sorted(folder.iterdir())[1]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+
+
 def main(parts: Path, out: Path) -> int:
     """Fit, fork, and wait for all; the first that fails ends the others."""
     data = folder_datamodule(parts)
@@ -235,6 +239,8 @@ def main(parts: Path, out: Path) -> int:
     engine = engine_in(out / "fitted", limit_val_batches=0)
     engine.fit(fitted, train_dataloaders=loader(data.train_data, 8))
     fitted._trainer = None
+    for name in ("alone", "group"):  # before there are processes that share it
+        write_held_out(out / name / "held_out", data.train_data.samples.image_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -195,11 +195,15 @@ def test_a_changed_byte_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
     file.write_bytes(whole)
     assert "is damaged: the checksum of" in str(damage(file))
     entry = whole.index(b"PK\x01\x02")  # of the archive's directory
-    whole[entry + 10] = (
-        99  # a compression that zipfile does not know, which it says by its own error
-    )
-    file.write_bytes(whole)
-    assert "is not a whole checkpoint" in str(damage(file))
+    # bytes of its entries that name an unknown compression, another one, a password
+    for byte, value in ((10, 99), (10, 8), (8, 1)):
+        changed = whole.copy()
+        while entry > 0:
+            changed[entry + byte] = value
+            entry = changed.find(b"PK\x01\x02", entry + 1)
+        entry = whole.index(b"PK\x01\x02")
+        file.write_bytes(changed)
+        assert "is not a whole checkpoint" in str(damage(file))
 
 
 @pytest.mark.parametrize("seed", ["a", 1.5, 2**64])
