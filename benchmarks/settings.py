@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from anomalib_sgfr import Inspector, Sgfr
-from anomalib_sgfr.cli.sensitivity import compare_settings
+from anomalib_sgfr.cli.settings import compare_settings
 from anomalib_sgfr.post_processing.calibration import select_evenly
 from anomalib_sgfr.report.sensitivity import (
     Sensitivity,

@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--by", type=_expression, help=about)
     about = "of an alarm over the whole life of the monitor, where nothing changes (default: 0.01)"
     add("--false_alarm_probability", type=float, help=about)
-    add("--every", type=float, default=1.0, help="seconds from look to look (default: 1)")
+    add(
+        "--every",
+        type=float,
+        default=1.0,
+        help="seconds between two scans of the folder (default: 1)",
+    )
     add("--once", action="store_true", help="score what is there, and end")
     about = f"end, with exit code {CHANGED}, when conditions have changed"
     add("--stop", action="store_true", help=about)

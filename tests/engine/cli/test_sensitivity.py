@@ -9,8 +9,9 @@ from anomalib.post_processing import PostProcessor
 from PIL import Image
 
 from anomalib_sgfr import Inspector, Sgfr, SgfrPostProcessor
-from anomalib_sgfr.cli import sensitivity
-from anomalib_sgfr.cli.sensitivity import main, settings_to_try
+from anomalib_sgfr.cli import sensitivity, settings
+from anomalib_sgfr.cli.sensitivity import main
+from anomalib_sgfr.cli.settings import settings_to_try
 from anomalib_sgfr.cli.threshold import main as threshold
 from anomalib_sgfr.images.drawn_defects import KINDS
 from tests.conftest import fit, folder_datamodule, small, write_image
@@ -248,7 +249,7 @@ def test_settings_are_compared_on_the_training_images(
         assert tried["image size 128 x 128"] == {"image_size": (128, 128)}
         return {name: tried[name] for name in ("as now", "image size 128 x 128")}
 
-    monkeypatch.setattr(sensitivity, "settings_to_try", two)
+    monkeypatch.setattr(settings, "settings_to_try", two)
     arguments = ["model.ckpt", "--good", "new", "--out", "out.html", "--suggest"]
     assert main([*arguments, *FEW, "--number", "9"]) == 0
     found = figures()
@@ -264,9 +265,9 @@ def test_settings_are_compared_on_the_training_images(
 
 def test_a_setting_is_fitted_to_the_training_images_by_their_own_paths() -> None:
     model = Sgfr.load_from_checkpoint("model.ckpt", visualizer=False, evaluator=False)
-    paths = sensitivity.training_images(model)
+    paths = settings.training_images(model)
     assert len(paths) == 24
-    with sensitivity._fitted(model, paths, {"blur": 2.0}) as (inspector, fitted):
+    with settings._fitted(model, paths, {"blur": 2.0}) as (inspector, fitted):
         assert sorted(fitted.model.images) == sorted(paths)
         assert fitted.hparams["blur"] == 2.0
         assert fitted.hparams["image_size"] == model.hparams["image_size"]
