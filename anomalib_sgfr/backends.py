@@ -185,7 +185,7 @@ class OpenVinoBackend(Backend):
         if self.max_batch > 1:
             self._models[self.max_batch] = self._models[1]
             if self._first_step is not None and self._first_step[0] == "resize":
-                # shapes that are known save a tenth of the time or more
+                # shapes that are known save a fifth of the time
                 one = model.clone()
                 one.reshape([1, channels.get_length(), *self._first_step[1:]])
                 self._models[1] = _Compiled(core, one, device)
