@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from anomalib_sgfr.report.sensitivity import measure_sensitivity
     from anomalib_sgfr.report.visualizer import Predictions
     from anomalib_sgfr.torch_model import SgfrModel
+    from anomalib_sgfr.training.accept import accept
+    from anomalib_sgfr.training.adapt import adapt
     from anomalib_sgfr.training.callback import SubspaceSampling
     from anomalib_sgfr.training.reject import reject
 
@@ -43,6 +45,8 @@ _HOME = {
     "SgfrPostProcessor": "post_processing.post_processor",
     "SubspaceSampler": "core.sampler",
     "SubspaceSampling": "training.callback",
+    "accept": "training.accept",
+    "adapt": "training.adapt",
     "explain": "report.explanation",
     "measure_sensitivity": "report.sensitivity",
     "reject": "training.reject",
@@ -66,6 +70,8 @@ __all__ = [
     "SubspaceSampler",
     "SubspaceSampling",
     "__version__",
+    "accept",
+    "adapt",
     "explain",
     "measure_sensitivity",
     "reject",

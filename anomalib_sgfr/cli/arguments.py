@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,9 +23,7 @@ __all__ = [
     "load",
     "new_file",
     "new_folder",
-    "objections",
     "post_processor_of",
-    "refuse",
     "require_images",
     "require_named_group",
     "take_checkpoint",
@@ -235,75 +233,3 @@ def post_processor_of(model: "Sgfr") -> "SgfrPostProcessor":
         msg = "the checkpoint was saved without a post-processor: there is no threshold in it."
         raise ValueError(msg)  # noqa: TRY004  # of the user's, not of the caller's
     return model.post_processor
-
-
-def objections(model: "Sgfr", files: Sequence[str]) -> dict[str, str]:
-    """Reasons, known from a checkpoint, not to accept images as new good ones.
-
-    Args:
-        model (Sgfr): The restored model.
-        files (Sequence[str]): Images that the user says are good.
-
-    Returns:
-        dict[str, str]: Reasons, by file.
-    """
-    from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, real_path
-    from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
-    from anomalib_sgfr.report.model_facts import known_images
-    from anomalib_sgfr.training.reject import path_of
-
-    processor, scores = model.post_processor, CalibrationScores()
-    if isinstance(processor, SgfrPostProcessor):
-        scores = processor.state.scores
-    training = [*model.model.images, *scores.of_split(Split.TRAINING).paths]
-    defective, _ = known_images(files, scores.defective.paths)
-    rejected, _ = known_images(files, [path_of(image) for image in model.model.rejected])
-    trained, _ = known_images(files, training)
-    bad, good = (
-        {Path(real_path(path)).parent for path in paths if path}
-        for paths in (scores.defective.paths, [*scores.good.paths, *training])
-    )
-    found: dict[str, str] = {}
-    for path, is_rejected, is_defective, is_trained in zip(
-        files, rejected, defective, trained, strict=True
-    ):
-        if is_rejected:
-            found[path] = "it was rejected as a defect (`anomalib-sgfr reject CKPT --undo`)"
-        elif is_defective:
-            found[path] = "the checkpoint knows it as defective"
-        elif Path(real_path(path)).parent in bad - good:
-            found[path] = "all that the checkpoint knows of its folder is defective"
-        elif is_trained:
-            found[path] = "it was trained on"
-        elif _is_mask(path):
-            found[path] = "it is black and white, as a mask is"
-    return found
-
-
-def refuse(found: Mapping[str, str], option: str) -> None:
-    """Refuse images that there are objections to.
-
-    Args:
-        found (Mapping[str, str]): As :func:`objections` gives it.
-        option (str): Where they were given.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    if found:
-        path, reason = next(iter(found.items()))
-        refused = f"{len(found)} of the images cannot be taken for good ones"
-        msg = f"{option}: {refused}; {path}: {reason}. --force takes them."
-        raise ValueError(msg)
-
-
-def _is_mask(path: str) -> bool:
-    """Whether an image that can be read has black and white pixels only."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            histogram = image.convert("L").histogram()
-    except OSError:
-        return False
-    return not any(histogram[1:-1]) and bool(histogram[0]) and bool(histogram[-1])

@@ -255,6 +255,7 @@ def _facts(
         versions=versions(),
         threshold=threshold,
         basis=processor.basis,
+        false_alarm_rate=processor.state.rate,
         seed=options.seed,
         has_region=options.roi is not None or bool(model.model.region.numel()),
         mm_per_pixel=options.mm_per_pixel,

@@ -21,7 +21,7 @@ __all__ = ["compare_settings", "settings_to_try", "training_images"]
 
 _TRAINING = 100  # most images to fit to
 _FEWEST = 4  # training images that are still there
-_TIMED = 5  # inspections of an image
+_TIMED = 7  # inspections of an image
 _LARGER = (1.4, 2.0)  # factors of the image size: twice and four times the pixels
 _STEP = 32  # sides are multiples of it
 _BLUR = 4.0  # tried where there is none
@@ -50,18 +50,21 @@ def compare_settings(
 
     paths = training_images(model)
     tried = settings_to_try(model)
-    results = []
+    results, present = list[SettingResult](), None
     for name, change in progress(list(tried.items()), len(tried), "Settings"):
         with _fitted(model, paths, change) as (inspector, fitted):
             if not change and output_size(fitted.pre_processor) != output_size(model.pre_processor):
                 msg = "--suggest cannot repeat this fit: its images were pre-processed otherwise."
                 raise ValueError(msg)
             found = measure(inspector, fitted)
+            present = present or inspector
+            now, own = _seconds([present, inspector], image)
+            first = results[0].seconds if results else now
             results.append(
                 SettingResult(
                     name=name,
                     arguments=dict(change),
-                    seconds=_seconds(inspector, image),
+                    seconds=first * own / now,  # beside the present ones, whatever else runs
                     drawn=found.drawn,
                     found=found.drawn - found.missed,
                     images=found.images + len(found.alarms),
@@ -190,11 +193,12 @@ def _fitted(
         yield Inspector.load(checkpoint), fitted
 
 
-def _seconds(inspector: "Inspector", image: Path) -> float:
-    """Median time of the inspection of an image."""
-    seconds = []
+def _seconds(inspectors: Sequence["Inspector"], image: Path) -> list[float]:
+    """Median time of the inspection of an image by each, in turns."""
+    seconds: list[list[float]] = [[] for _ in inspectors]
     for _ in range(_TIMED):
-        begun = time.perf_counter()
-        inspector(image)
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds)
+        for inspector, own in zip(inspectors, seconds, strict=True):
+            begun = time.perf_counter()
+            inspector(image)
+            own.append(time.perf_counter() - begun)
+    return [statistics.median(own) for own in seconds]

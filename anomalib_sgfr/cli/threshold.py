@@ -12,9 +12,7 @@ from anomalib_sgfr.cli.arguments import (
     existing,
     image_files,
     load,
-    objections,
     post_processor_of,
-    refuse,
     require_named_group,
 )
 
@@ -153,15 +151,14 @@ def _held_out_state(
 ) -> "ThresholdState":
     """State with the scores of other good images."""
     from anomalib_sgfr.post_processing.calibration import Split, score_images
+    from anomalib_sgfr.training.accept import require_good
     from anomalib_sgfr.training.reject import hold_limits
 
     state = processor.state
     group = options.group or state.group
     paths = image_files([options.held_out])
     require_named_group("--group", group, paths)
-    against = objections(model, paths)
-    if not options.force:
-        refuse(against, "--held_out")
+    against = require_good(model, paths, "--held_out", force=options.force)
     processor.held_out = str(options.held_out)
     hold_limits(model.model, model.pre_processor, paths, group)
     return state._replace(

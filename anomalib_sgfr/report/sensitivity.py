@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtr
 
 from anomalib_sgfr.console import progress
 from anomalib_sgfr.images.drawn_defects import (
@@ -17,6 +18,7 @@ from anomalib_sgfr.images.drawn_defects import (
     sharpness,
 )
 from anomalib_sgfr.images.reading import read_image, why_unreadable
+from anomalib_sgfr.post_processing.calibration import DEFAULT_RATE
 from anomalib_sgfr.report.media import webp
 from anomalib_sgfr.report.statistics import interval
 
@@ -44,6 +46,7 @@ _LEVELS = (0.025, 0.975)
 _SIZES, _SMALLEST, _LARGEST = 7, 1 / 100, 1 / 5  # of a side
 _MIN_SIZE = 2.0  # pixels
 _SAME_COST = 1.25  # ratio of times per image
+_ALLOWED = 0.05  # probability of as many alarms, from which on the rate explains them
 _SIGNIFICANT = 2.326  # quantile of the normal distribution at 99%
 _TRIES = 5  # places for a distortion
 _NEAR = 1 / 32  # of a side: how far from the defect the peak may lie
@@ -321,15 +324,19 @@ def _reached(rates: NDArray[np.float64]) -> NDArray[np.int64]:
     return found
 
 
-def better_settings(results: Sequence[SettingResult]) -> tuple[list[SettingResult], ...]:
+def better_settings(
+    results: Sequence[SettingResult], rate: float = DEFAULT_RATE
+) -> tuple[list[SettingResult], ...]:
     """Settings that are better than the present ones, those of the same cost first.
 
     A setting is better if it finds significantly more of the drawn defects (two proportions, at
-    99%, as several are compared) and no more good images are alarms. It costs the same if it takes
-    at most a quarter more time.
+    99%, as several are compared), and if either no more good images are alarms or so many are to
+    be expected at the false-alarm rate (binomial, at 95%): each setting has its own threshold for
+    that rate. It costs the same if it takes at most a quarter more time.
 
     Args:
         results (Sequence[SettingResult]): That of the present settings first.
+        rate (float): False-alarm rate that the thresholds are calibrated for.
 
     Returns:
         tuple[list[SettingResult], ...]: Better ones of the same cost, and those that cost more;
@@ -340,7 +347,8 @@ def better_settings(results: Sequence[SettingResult]) -> tuple[list[SettingResul
         (
             result
             for result in results[1:]
-            if result.alarms * now.images <= now.alarms * result.images and _is_more(result, now)
+            if _is_more(result, now)
+            and (not _alarms_more(result, now) or _alarms_allowed(result, rate))
         ),
         key=lambda result: -result.rate,
     )
@@ -349,17 +357,18 @@ def better_settings(results: Sequence[SettingResult]) -> tuple[list[SettingResul
     return same, [result for result in better if result.seconds > limit]
 
 
-def recommend(results: Sequence[SettingResult]) -> str:
+def recommend(results: Sequence[SettingResult], rate: float = DEFAULT_RATE) -> str:
     """Sentences that recommend a setting, of :func:`better_settings`.
 
     Args:
         results (Sequence[SettingResult]): That of the present settings first.
+        rate (float): False-alarm rate that the thresholds are calibrated for.
 
     Returns:
         str: The setting to take at the same cost, and the best of those that cost more.
     """
     now = results[0]
-    same, costlier = better_settings(results)
+    same, costlier = better_settings(results, rate)
     said = []
     for own, cost in ((same, "At the same cost"), (costlier, "")):
         if own:
@@ -369,11 +378,27 @@ def recommend(results: Sequence[SettingResult]) -> str:
                 f"{start}, take {best.name}: it finds {100.0 * best.rate:.0f}% of the drawn"
                 f" defects, {100.0 * now.rate:.0f}% are found now."
             )
+            if _alarms_more(best, now):
+                said.append(
+                    f"Of {best.images} good images {best.alarms} would be above its threshold, of"
+                    f" {now.images} now {now.alarms}: so few images cannot tell that from a"
+                    f" false-alarm rate of {100.0 * rate:.2g}%."
+                )
     if not same:
         said.insert(0, "At the same cost, keep the settings: no other finds significantly more.")
     if not costlier:
         said.append("None that costs more finds significantly more.")
     return " ".join(said)
+
+
+def _alarms_more(one: SettingResult, other: SettingResult) -> bool:
+    """Whether a larger share of the good images is above the threshold."""
+    return one.alarms * other.images > other.alarms * one.images
+
+
+def _alarms_allowed(result: SettingResult, rate: float) -> bool:
+    """Whether so many alarms or more have a probability of at least 5% at a false-alarm rate."""
+    return result.alarms == 0 or 1.0 - bdtr(result.alarms - 1, result.images, rate) >= _ALLOWED
 
 
 def _is_more(one: SettingResult, other: SettingResult) -> bool:

@@ -40,6 +40,7 @@ class SensitivityFacts(NamedTuple):
         versions (dict[str, str]): Versions of Python and packages.
         threshold (float): Current threshold of normalised scores.
         basis (str): What the threshold is calibrated on, in words.
+        false_alarm_rate (float): That it is calibrated for.
         seed (int): Seed of the drawings.
         has_region (bool): Whether defects were drawn in a region of interest alone.
         mm_per_pixel (float | None): Millimetres of a pixel of the images, if known.
@@ -54,6 +55,7 @@ class SensitivityFacts(NamedTuple):
     versions: dict[str, str]
     threshold: float
     basis: str
+    false_alarm_rate: float
     seed: int
     has_region: bool
     mm_per_pixel: float | None
@@ -159,7 +161,7 @@ def sensitivity_as_json(sensitivity: Sensitivity, facts: SensitivityFacts) -> di
         **(
             {
                 "settings": [row._asdict() for row in facts.settings],
-                "recommended": recommend(facts.settings),
+                "recommended": recommend(facts.settings, facts.false_alarm_rate),
             }
             if facts.settings
             else {}
@@ -198,7 +200,7 @@ def render_sensitivity(sensitivity: Sensitivity, facts: SensitivityFacts) -> str
         caveats=_caveats_of(sensitivity, facts),
         lead=_lead(sensitivity, facts),
         contrasts=sorted({curve.contrast for curve in sensitivity.curves}),
-        recommended=recommend(facts.settings) if facts.settings else "",
+        recommended=recommend(facts.settings, facts.false_alarm_rate) if facts.settings else "",
         kinds=[_kind_row(sensitivity, kind, facts) for kind in _kinds(sensitivity)],
         size_text=lambda pixels: _size_text(pixels, facts.mm_per_pixel),
         cells=[_cell(place, sensitivity) for place in sensitivity.places],

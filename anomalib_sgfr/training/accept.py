@@ -1,19 +1,41 @@
 """False-alarm feedback: new atoms from good images called anomalous, and a history to undo it."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from anomalib_sgfr.console import progress
 from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.k_center import k_center_greedy
 from anomalib_sgfr.core.patch_grid import origins, to_patches
+from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.memory_bank import MemoryBank
+from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, real_path, rescore
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+from anomalib_sgfr.report.crops import thumbnails
+from anomalib_sgfr.report.model_facts import known_images
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
+from anomalib_sgfr.training.reject import hold_limits, path_of
 
-__all__ = ["Acceptance", "AcceptanceHistory", "NewAtoms", "add_atoms", "find_new_atoms"]
+__all__ = [
+    "Acceptance",
+    "AcceptanceHistory",
+    "Accepted",
+    "AcceptedImage",
+    "NewAtoms",
+    "accept",
+    "add_atoms",
+    "find_new_atoms",
+    "objections",
+    "require_good",
+    "take_back",
+]
 
 # attempts, until the image is no alarm: the share of the threshold that the map must exceed where
 # patches are taken, and how far these must lie from all atoms, in units of what the bank resolves
@@ -110,6 +132,228 @@ class AcceptanceHistory(NamedTuple):
             made = made.with_banks(add_atoms(made.fitted_state, additions))
         made.load_defects(model.fitted_state)
         return made
+
+
+class AcceptedImage(NamedTuple):
+    """An image that was accepted.
+
+    Attributes:
+        image (str): Its file.
+        atoms (int): Number of new atoms, of all scales.
+        before (float): Raw score before.
+        now (float): Raw score now.
+    """
+
+    image: str
+    atoms: int
+    before: float
+    now: float
+
+
+class Accepted(NamedTuple):
+    """What became of images that were to be accepted together.
+
+    Attributes:
+        images (list[AcceptedImage]): Those that were accepted, in the given order.
+        no_alarms (dict[str, float]): Raw scores of those that are no alarms, by file.
+        refused (dict[str, str]): Reasons for those that were refused, by file.
+        thresholds (tuple[float, float]): Of the raw score, before and now.
+        kept (str): Why the threshold was not calibrated again; empty if it was.
+        missed (list[str]): Known defects that are called good now, though not by the new atoms:
+            they resemble rejected ones no more than accepted images do.
+    """
+
+    images: list[AcceptedImage]
+    no_alarms: dict[str, float]
+    refused: dict[str, str]
+    thresholds: tuple[float, float]
+    kept: str = ""
+    missed: Sequence[str] = ()
+
+
+@torch.no_grad()
+def accept(
+    module: Any,  # noqa: ANN401
+    images: Sequence[str],
+    bad: Sequence[str] = (),
+    *,
+    force: bool = False,
+) -> Accepted:
+    """Learn from false alarms that images are good, in place, and calibrate the threshold again.
+
+    An image with which a known defect would be called good is refused, and so is one that
+    :func:`objections` names.
+
+    Args:
+        module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr` with a threshold.
+        images (Sequence[str]): Image files that are good.
+        bad (Sequence[str]): Files of defective images, none of which may become good; beside those
+            that the model knows.
+        force (bool): Accept images despite objections; never if a defect becomes good by it.
+
+    Returns:
+        Accepted: What became of each image. Where none was accepted, nothing has changed.
+
+    Raises:
+        ValueError: If the model has no threshold.
+
+    Examples:
+        >>> from anomalib_sgfr import Sgfr, accept
+        >>> model = Sgfr.load_from_checkpoint(checkpoint)
+        >>> found = accept(model, [str(image)])
+        >>> len(found.images) + len(found.no_alarms) + len(found.refused)
+        1
+        >>> model.save_checkpoint("accepted.ckpt")
+    """
+    processor = module.post_processor
+    if not isinstance(processor, SgfrPostProcessor) or not processor.is_set:
+        msg = (
+            "the checkpoint has no threshold, so nothing was called anomalous: `anomalib-sgfr"
+            " threshold` sets one."
+        )
+        raise ValueError(msg)
+    model = module.eval().model
+    threshold, peak = processor.label_threshold, processor.peak_threshold
+    against = objections(module, images)
+    known = processor.calibration_scores.defective.exclude([*images, *bad]).paths
+    bad = [*bad, *(path for path in known if Path(path).is_file())]
+    defects = [_Scored.of(model, _read(module, path), path) for path in bad]
+    additions, before = list[NewAtoms](), dict[str, float]()
+    no_alarms, refused = dict[str, float](), dict[str, str]()
+    current = model
+    for path in progress(images, len(images), "Accepting"):
+        image = _read(module, path)
+        score = _Scored.of(current, image, path).score
+        addition = find_new_atoms(current, image, path, threshold, peak)
+        if addition is None:
+            no_alarms[path] = score
+            continue
+        if path in against and not force:
+            refused[path] = f"{against[path]}; --force accepts it (in Python `force=True`)"
+            continue
+        tried = model.with_banks(add_atoms(model.fitted_state, [*additions, addition]))
+        good = _become_good(defects, tried, threshold, threshold)
+        if good:
+            known_good = f"{len(good)} of {len(bad)} known defects would be called good"
+            refused[path] = f"with it {known_good}: {', '.join(good[:3])}"
+            continue
+        additions.append(addition)
+        before[path] = score
+        current = tried
+    if not additions:
+        return Accepted([], no_alarms, refused, (processor.state.image,) * 2)
+    earlier = processor.state.image
+    _add_step(module, additions, [path for path in before if path in against])
+    # none is by the new atoms alone
+    missed = _become_good(defects, model, threshold, threshold)
+    kept = _recalibrate(module, defects, threshold)
+    accepted = [
+        AcceptedImage(
+            part.image,
+            part.number,
+            before[part.image],
+            _Scored.of(model, _read(module, part.image), part.image).score,
+        )
+        for part in additions
+    ]
+    return Accepted(
+        accepted, no_alarms, refused, (earlier, processor.state.image), kept, tuple(missed)
+    )
+
+
+def take_back(module: Any) -> Acceptance:  # noqa: ANN401
+    """Take back what was accepted last, in place; all else is as it was before it.
+
+    Args:
+        module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr`.
+
+    Returns:
+        Acceptance: The step that was taken back.
+
+    Raises:
+        ValueError: If no image was accepted.
+    """
+    history = module.accepted
+    if history is None:
+        msg = "no image was accepted: there is nothing to take back."
+        raise ValueError(msg)
+    step, left = history.steps[-1], history._replace(steps=history.steps[:-1])
+    module.model.load_state_dict(left.applied(module.model).state_dict())
+    module.post_processor.load_checkpoint_config(step.config)
+    module.post_processor.load_state_dict(step.state)
+    module.accepted = left if left.steps else None
+    _hold_limits(module)
+    return step
+
+
+def objections(module: Any, images: Sequence[str]) -> dict[str, str]:  # noqa: ANN401
+    """Reasons, known from a model, not to accept images as new good ones.
+
+    Args:
+        module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr`.
+        images (Sequence[str]): Image files that the user says are good.
+
+    Returns:
+        dict[str, str]: Reasons, by file.
+    """
+    processor, scores = module.post_processor, CalibrationScores()
+    if isinstance(processor, SgfrPostProcessor):
+        scores = processor.state.scores
+    training = [*module.model.images, *scores.of_split(Split.TRAINING).paths]
+    defective, _ = known_images(images, scores.defective.paths)
+    rejected, _ = known_images(images, [path_of(image) for image in module.model.rejected])
+    trained, _ = known_images(images, training)
+    bad, good = (
+        {Path(real_path(path)).parent for path in paths if path}
+        for paths in (scores.defective.paths, [*scores.good.paths, *training])
+    )
+    found: dict[str, str] = {}
+    for path, is_rejected, is_defective, is_trained in zip(
+        images, rejected, defective, trained, strict=True
+    ):
+        if is_rejected:
+            found[path] = "it was rejected as a defect (`anomalib-sgfr reject CKPT --undo`)"
+        elif is_defective:
+            found[path] = "the checkpoint knows it as defective"
+        elif Path(real_path(path)).parent in bad - good:
+            found[path] = "all that the checkpoint knows of its folder is defective"
+        elif is_trained:
+            found[path] = "it was trained on"
+        elif _is_mask(path):
+            found[path] = "it is black and white, as a mask is"
+    return found
+
+
+def require_good(
+    module: Any,  # noqa: ANN401
+    images: Sequence[str],
+    argument: str,
+    *,
+    force: bool,
+) -> dict[str, str]:
+    """Refuse images that there are :func:`objections` to, or pass them on.
+
+    Args:
+        module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr`.
+        images (Sequence[str]): Image files that the user says are good.
+        argument (str): Where they were given.
+        force (bool): Whether to take them for good all the same.
+
+    Returns:
+        dict[str, str]: The objections, by file; empty unless ``force``.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    found = objections(module, images)
+    if found and not force:
+        path, reason = next(iter(found.items()))
+        refused = f"{len(found)} of the images cannot be taken for good ones"
+        msg = (
+            f"{argument}: {refused}; {path}: {reason}. --force takes them (in Python `force=True`)."
+        )
+        raise ValueError(msg)
+    return found
 
 
 def add_atoms(fitted_state: FittedState, additions: Sequence[NewAtoms]) -> FittedState:
@@ -210,3 +454,103 @@ def _taken(bank: MemoryBank, patches: Tensor, near: float) -> Tensor:
         return start[:0]
     chosen, _ = k_center_greedy(torch.cat((atoms, patches)), len(atoms) + len(patches), start, near)
     return chosen[len(atoms) :] - len(atoms)
+
+
+class _Scored(NamedTuple):
+    """Image file with its embeddings, size and raw score."""
+
+    path: str
+    embeddings: list[Tensor]
+    size: Sequence[int]
+    score: float
+
+    @classmethod
+    def of(cls, model: SgfrModel, image: Tensor, path: str) -> "_Scored":
+        """Embed and score a pre-processed image of shape ``(3, H, W)``."""
+        embeddings, size = model.embed(image[None]), image.shape[-2:]
+        score = float(model.score_embeddings(embeddings, size).pred_score)
+        return cls(path, embeddings, size, score)
+
+    def score_by(self, model: SgfrModel) -> float:
+        """Raw score by the memory banks of another model with the same backbone."""
+        return float(model.score_embeddings(self.embeddings, self.size).pred_score)
+
+
+def _read(module: Any, path: str) -> Tensor:  # noqa: ANN401
+    image = read_prepared(path, module.pre_processor, module.model.bit_depth)
+    return image.to(module.model.image_paths.device)
+
+
+def _become_good(
+    defects: Sequence[_Scored], model: SgfrModel, before: float, threshold: float
+) -> list[str]:
+    """Defective images that exceeded the threshold before, and do not exceed the new one."""
+    return [
+        defect.path
+        for defect in defects
+        if defect.score > before and defect.score_by(model) <= threshold
+    ]
+
+
+def _add_step(module: Any, additions: Sequence[NewAtoms], forced: list[str]) -> None:  # noqa: ANN401
+    """Add atoms, and a step to the history that takes them back."""
+    processor = module.post_processor
+    history = module.accepted or AcceptanceHistory.begun(module.model)
+    step = Acceptance(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        additions=[_with_thumbnails(module, addition) for addition in additions],
+        state={name: value.clone() for name, value in processor.state_dict().items()},
+        config=processor.checkpoint_config(),
+        forced=forced,
+    )
+    history = history._replace(steps=(*history.steps, step))
+    module.model.load_state_dict(history.applied(module.model).state_dict())
+    module.accepted = history
+    _hold_limits(module)
+
+
+def _hold_limits(module: Any) -> None:  # noqa: ANN401
+    """Let rejected defects raise the score of no image that is known to be good."""
+    model, prepare, state = module.model, module.pre_processor, module.post_processor.state
+    hold_limits(model, prepare, state.scores.good.paths, state.group)
+    steps = module.accepted.steps if module.accepted else ()
+    accepted = [addition.image for step in steps for addition in step.additions]
+    # beside their own atoms, unlike images to calibrate on
+    hold_limits(model, prepare, accepted, leave_out=False)
+
+
+def _with_thumbnails(module: Any, addition: NewAtoms) -> NewAtoms:  # noqa: ANN401
+    """New atoms with their thumbnails, where the memory banks keep some."""
+    model = module.model
+    if not any(bank.thumbnails.numel() for bank in model.banks):
+        return addition
+    earlier = model.fitted_state
+    extended = model.with_banks(add_atoms(earlier, [addition]))
+    pairs = zip(thumbnails(extended, module.pre_processor, earlier), earlier.states, strict=True)
+    new = [part[len(state.clusters.atoms) :] for part, state in pairs]
+    return addition._replace(thumbnails=new)
+
+
+def _recalibrate(module: Any, defects: Sequence[_Scored], before: float) -> str:  # noqa: ANN401
+    """Calibrate the threshold with the present memory banks; why not, where it stays."""
+    processor = module.post_processor
+    earlier = processor.state
+    if earlier.by in {"hand", "unknown"}:
+        return f"it is {earlier.basis}"
+    scores = rescore(earlier.scores, module.model, module.pre_processor, earlier.group)
+    processor.use(earlier._replace(scores=scores).calibrated())
+    good = len(_become_good(defects, module.model, before, processor.label_threshold))
+    if good:
+        processor.use(earlier)
+        return f"with a new one {good} known defects would be called good"
+    return ""
+
+
+def _is_mask(path: str) -> bool:
+    """Whether an image that can be read has black and white pixels only."""
+    try:
+        with Image.open(path) as image:
+            histogram = image.convert("L").histogram()
+    except OSError:
+        return False
+    return not any(histogram[1:-1]) and bool(histogram[0]) and bool(histogram[-1])

@@ -28,6 +28,7 @@ def test_the_example_in_the_docstring_runs(
         "model": Sgfr.load_from_checkpoint(checkpoint),
         "checkpoint": checkpoint,
         "datamodule": datamodule,
+        "parts": parts,
         "image": parts / "bad" / "00.png",
         "folder": tmp_path,
         "engine": engine_in(tmp_path),

@@ -10,9 +10,10 @@ import torch
 from anomalib.data import Folder
 from PIL import Image
 
-from anomalib_sgfr import Sgfr
+from anomalib_sgfr import Sgfr, accept
 from anomalib_sgfr.cli.accept import main
 from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.training.accept import take_back
 from tests.conftest import fit, small, write_image
 
 SMALL_IMAGES = Sgfr.configure_pre_processor((64, 64))
@@ -246,3 +247,33 @@ def test_its_messages_are_about_what_is_written(
             score(model, Path(path)) > model.post_processor.label_threshold
         )
     assert f"{model.post_processor.state.image:.6g} now" in said
+
+
+def test_the_function_tells_what_became_of_each_image(root: Path, tmp_path: Path) -> None:
+    """And changes nothing where no image is accepted."""
+    model = loaded(root / "model.ckpt")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    good, odd = str(root / "good" / "00.png"), [str(root / "odd" / f"{i}.png") for i in range(2)]
+    copy = tmp_path / "looks_good.png"
+    shutil.copy(root / "bad" / "1.png", copy)
+    bad = [str(path) for path in sorted((root / "bad").iterdir())]
+    found = accept(model, [good, str(copy)], bad)
+    assert found.images == []
+    assert found.no_alarms == {good: pytest.approx(score(model, Path(good)))}
+    assert list(found.refused) == [str(copy)]
+    assert found.thresholds[0] == found.thresholds[1]
+    assert all(same(model.state_dict()[name], value) for name, value in before.items())
+    assert model.accepted is None
+
+    found = accept(model, odd, bad)
+    assert [image.image for image in found.images] == odd
+    for image in found.images:
+        assert image.atoms > 0
+        assert image.now == pytest.approx(score(model, Path(image.image)), rel=1e-3)
+        assert image.now < image.before
+    assert found.thresholds[1] == model.post_processor.state.image
+    step = take_back(model)
+    assert [part.image for part in step.additions] == odd
+    assert all(same(model.state_dict()[name], value) for name, value in before.items())
+    with pytest.raises(ValueError, match="nothing was called anomalous"):
+        accept(small(), odd)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_sgfr import Sgfr
+from anomalib_sgfr import Sgfr, adapt
 from anomalib_sgfr.cli.adapt import main
 from anomalib_sgfr.cli.threshold import main as threshold
 from anomalib_sgfr.images.pre_processor import read_prepared
@@ -193,3 +193,19 @@ def test_mistakes_are_named_in_one_line(root: Path, capsys: pytest.CaptureFixtur
         ValueError, match="directions must lie between 1 and 12, half of the 24 values"
     ):
         main([str(root / "model.ckpt"), str(root / "now/good"), "--directions", "13"])
+
+
+def test_the_function_and_the_command_adapt_alike(root: Path, adapted: Path) -> None:
+    images = [str(root / "now/good" / f"{index:02}.png") for index in range(4)]
+    bad = [str(path) for path in sorted((root / "now/bad").glob("*.png"))]
+    model, expected = loaded(root / "model.ckpt"), loaded(adapted)
+    found = adapt(model, images, bad)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name].nan_to_num(), value.nan_to_num()), name
+    assert tuple(found.good[1]) == expected.post_processor.calibration_scores.good.scores
+    assert found.bad[0] == pytest.approx(scores(loaded(root / "model.ckpt"), root / "now/bad"))
+    assert found.bad[1] == pytest.approx(scores(model, root / "now/bad"))
+    with pytest.raises(ValueError, match=r"at least 2 good images are needed.*got 1"):
+        adapt(model, images[:1] * 2)
+    with pytest.raises(ValueError, match=r"images: 1 of the images cannot be taken.*trained on"):
+        adapt(model, [*images, str(root / "good/00.png")])

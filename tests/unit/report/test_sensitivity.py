@@ -34,6 +34,7 @@ FACTS = SensitivityFacts(
     versions={"anomalib-sgfr": "1"},
     threshold=0.5,
     basis="40 good images",
+    false_alarm_rate=0.01,
     seed=0,
     has_region=False,
     mm_per_pixel=None,
@@ -321,3 +322,25 @@ def test_a_setting_is_recommended_if_it_finds_significantly_more() -> None:
     said = recommend([now, setting("same", 215, 0.1), setting("worse", 90, 0.3), noisy])
     assert "keep the settings" in said
     assert "None that costs more" in said
+
+
+@pytest.mark.parametrize(
+    ("before", "alarms", "rate", "recommended"),
+    [  # of 50 images: probabilities of so many or more by scipy.stats.binom.sf
+        (0, 0, 0.01, True),
+        (0, 1, 0.01, True),  # 39%
+        (0, 2, 0.01, True),  # 8.9%
+        (0, 3, 0.01, False),  # 1.4%
+        (3, 3, 0.01, True),  # no more than now
+        (0, 5, 0.05, True),  # 10.4%
+        (0, 6, 0.05, False),  # 3.8%
+    ],
+)
+def test_alarms_that_the_rate_explains_do_not_count_against_a_setting(
+    before: int, alarms: int, rate: float, recommended: bool
+) -> None:
+    now, other = setting("as now", 200, 0.1, before), setting("blur 2", 280, 0.1, alarms)
+    said = recommend([now, other], rate)
+    assert ("take blur 2" in said) is recommended
+    more = f"Of 50 good images {alarms} would be above its threshold, of 50 now {before}: so few"
+    assert (more in said) is (recommended and alarms > before)
