@@ -5,7 +5,7 @@ as their EXIF orientation says.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +27,15 @@ from anomalib_sgfr.images.headers import (
     warn_of_pages,
 )
 
-__all__ = ["ROUNDING", "RawImage", "read_image", "read_raw", "upright_size", "why_unreadable"]
+__all__ = [
+    "ROUNDING",
+    "RawImage",
+    "image_list",
+    "read_image",
+    "read_raw",
+    "upright_size",
+    "why_unreadable",
+]
 
 ROUNDING = 1e-3  # floats may exceed 1 by this much
 _CONTAINER_BITS = 16
@@ -107,6 +115,22 @@ def read_raw(path: Path | str) -> RawImage:
                 if not file.read(4).startswith(TIFF_SIGNATURES):
                     raise
         return _read_tiff(path)
+
+
+def image_list(images: Iterable[str | Path], argument: str) -> list[str]:
+    """Image files that a caller passed, as text and each once.
+
+    Args:
+        images (Iterable[str | Path]): The files.
+        argument (str): What the caller passed them as.
+
+    Raises:
+        TypeError: If it is one file, whose letters would be taken for files.
+    """
+    if isinstance(images, str | Path):
+        msg = f"{argument} must be a list of image files, got '{images}'."
+        raise TypeError(msg)
+    return list(dict.fromkeys(map(str, images)))
 
 
 def upright_size(path: Path | str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.k_center import k_center_greedy
 from anomalib_sgfr.core.patch_grid import origins, to_patches
 from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.images.reading import image_list
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, real_path, rescore
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
@@ -174,8 +175,8 @@ class Accepted(NamedTuple):
 @torch.no_grad()
 def accept(
     module: Any,  # noqa: ANN401
-    images: Sequence[str],
-    bad: Sequence[str] = (),
+    images: Sequence[str | Path],
+    bad: Sequence[str | Path] = (),
     *,
     force: bool = False,
 ) -> Accepted:
@@ -186,9 +187,9 @@ def accept(
 
     Args:
         module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr` with a threshold.
-        images (Sequence[str]): Image files that are good.
-        bad (Sequence[str]): Files of defective images, none of which may become good; beside those
-            that the model knows.
+        images (Sequence[str | Path]): Image files that are good.
+        bad (Sequence[str | Path]): Files of defective images, none of which may become good; beside
+            those that the model knows.
         force (bool): Accept images despite objections; never if a defect becomes good by it.
 
     Returns:
@@ -196,6 +197,7 @@ def accept(
 
     Raises:
         ValueError: If the model has no threshold.
+        TypeError: If images are not a list.
 
     Examples:
         >>> from anomalib_sgfr import Sgfr, accept
@@ -205,6 +207,7 @@ def accept(
         1
         >>> model.save_checkpoint("accepted.ckpt")
     """
+    files, bad = image_list(images, "images"), image_list(bad, "bad")
     processor = module.post_processor
     if not isinstance(processor, SgfrPostProcessor) or not processor.is_set:
         msg = (
@@ -214,14 +217,14 @@ def accept(
         raise ValueError(msg)
     model = module.eval().model
     threshold, peak = processor.label_threshold, processor.peak_threshold
-    against = objections(module, images)
-    known = processor.calibration_scores.defective.exclude([*images, *bad]).paths
-    bad = [*bad, *(path for path in known if Path(path).is_file())]
-    defects = [_Scored.of(model, _read(module, path), path) for path in bad]
+    against = objections(module, files)
+    known = processor.calibration_scores.defective.exclude([*files, *bad]).paths
+    there = [path for path in known if Path(path).is_file()]
+    defects = [_Scored.of(model, _read(module, path), path) for path in [*bad, *there]]
     additions, before = list[NewAtoms](), dict[str, float]()
     no_alarms, refused = dict[str, float](), dict[str, str]()
     current = model
-    for path in progress(images, len(images), "Accepting"):
+    for path in progress(files, len(files), "Accepting"):
         image = _read(module, path)
         score = _Scored.of(current, image, path).score
         addition = find_new_atoms(current, image, path, threshold, peak)
@@ -234,7 +237,7 @@ def accept(
         tried = model.with_banks(add_atoms(model.fitted_state, [*additions, addition]))
         good = _become_good(defects, tried, threshold, threshold)
         if good:
-            known_good = f"{len(good)} of {len(bad)} known defects would be called good"
+            known_good = f"{len(good)} of {len(defects)} known defects would be called good"
             refused[path] = f"with it {known_good}: {', '.join(good[:3])}"
             continue
         additions.append(addition)

@@ -1,6 +1,7 @@
 """Domain shift: directions in which good images differ from the fit are projected out."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from anomalib_sgfr.core.linear_algebra import principal_directions, projected_ou
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.self_expression import affine
 from anomalib_sgfr.images.pre_processor import read_prepared
+from anomalib_sgfr.images.reading import image_list
 from anomalib_sgfr.post_processing.calibration import (
     CalibrationScores,
     NominalScores,
@@ -43,8 +45,8 @@ class Adaptation(NamedTuple):
 @torch.no_grad()
 def adapt(
     module: Any,  # noqa: ANN401
-    images: Sequence[str],
-    bad: Sequence[str] = (),
+    images: Sequence[str | Path],
+    bad: Sequence[str | Path] = (),
     *,
     directions: int = 4,
     force: bool = False,
@@ -56,8 +58,10 @@ def adapt(
 
     Args:
         module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr`.
-        images (Sequence[str]): Files of at least 2 good images as they look now, better 4 to 16.
-        bad (Sequence[str]): Files of defective images as they look now, to see what is found.
+        images (Sequence[str | Path]): Files of at least 2 good images as they look now, better 4 to
+            16.
+        bad (Sequence[str | Path]): Files of defective images as they look now, to see what is
+            found.
         directions (int): How many to project out of the patches of each scale.
         force (bool): Take the images for good despite
             :func:`~anomalib_sgfr.training.accept.objections`.
@@ -68,6 +72,8 @@ def adapt(
     Raises:
         ValueError: If there are too few images, one cannot be taken for good, or there are more
             directions than a scale has.
+        RuntimeError: If the model is not fitted.
+        TypeError: If images are not a list.
 
     Examples:
         >>> from anomalib_sgfr import Sgfr, adapt
@@ -78,7 +84,8 @@ def adapt(
         True
         >>> model.save_checkpoint("adapted.ckpt")
     """
-    images = list(dict.fromkeys(images))
+    module.require_fitted("adapt")
+    images, bad = image_list(images, "images"), image_list(bad, "bad")
     if len(images) < FEWEST:
         msg = f"at least {FEWEST} good images are needed, better 4 to 16, got {len(images)}."
         raise ValueError(msg)

@@ -277,3 +277,5 @@ def test_the_function_tells_what_became_of_each_image(root: Path, tmp_path: Path
     assert all(same(model.state_dict()[name], value) for name, value in before.items())
     with pytest.raises(ValueError, match="nothing was called anomalous"):
         accept(small(), odd)
+    with pytest.raises(TypeError, match="bad must be a list of image files"):
+        accept(model, odd, odd[0])

@@ -209,3 +209,7 @@ def test_the_function_and_the_command_adapt_alike(root: Path, adapted: Path) -> 
         adapt(model, images[:1] * 2)
     with pytest.raises(ValueError, match=r"images: 1 of the images cannot be taken.*trained on"):
         adapt(model, [*images, str(root / "good/00.png")])
+    with pytest.raises(TypeError, match="images must be a list of image files, got '/tmp'"):
+        adapt(model, Path("/tmp"))
+    with pytest.raises(RuntimeError, match="cannot adapt an Sgfr that is not fitted"):
+        adapt(small(), images)
