@@ -8,7 +8,7 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
-from anomalib_sgfr.core.chunks import by_rows, in_chunks
+from anomalib_sgfr.core.chunks import by_parts, in_chunks, mapped
 from anomalib_sgfr.core.clusters import Clusters, moved
 from anomalib_sgfr.core.linear_algebra import KeepsDtype, float64_device
 from anomalib_sgfr.core.self_expression import nominal_residual
@@ -291,45 +291,25 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
         """
         # half precision would blur small residuals
         with torch.autocast(patches.device.type, enabled=False):
-            return in_chunks(
-                lambda part: self.solver.residual_norm(part, self.atoms),
-                patches,
-                self._values_per_patch,
+            return self.map_patches(
+                lambda part: self.solver.residual_norm(part, self.atoms), patches
             )
 
-    def map_patches(self, step: Callable[[Tensor], Tensor], embedding: Tensor) -> Tensor:
-        """Apply a function of patches to embedding maps, in bounded memory.
+    def map_patches(self, step: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
+        """Apply a function to patches, in bounded memory.
 
         Args:
-            step (Callable[[Tensor], Tensor]): From patches ``(N, d)`` to results ``(N, ...)``.
-            embedding (Tensor): Shape ``(B, d, h, w)``.
+            step (Callable[[Tensor], Tensor]): From patches ``(n, d)`` to results ``(n, ...)``.
+            patches (Tensor): Embeddings, shape ``(N, d)``, ``float32``.
 
         Returns:
-            Tensor: Shape ``(B, h * w, ...)``.
+            Tensor: Shape ``(N, ...)``.
         """
-        patches = embedding.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B, h * w, d)
         if torch.compiler.is_exporting():
-            return by_rows(step, patches, embedding.shape[-1])
-        found = in_chunks(step, patches.flatten(0, 1), self._values_per_patch)
-        return found.unflatten(0, patches.shape[:2])
-
-    def defect_distance(self, embedding: Tensor) -> Tensor:
-        """Least distance of each patch from one of a defect, with limits, over ``residual_scale``.
-
-        Args:
-            embedding (Tensor): Shape ``(B, d, h, w)``.
-
-        Returns:
-            Tensor: Shape ``(B, 1, h, w)``, ``float32``.
-        """
-        found = self.map_patches(self.defects.distance, embedding)
-        return found.reshape(embedding.shape[0], 1, *embedding.shape[2:]) / self.residual_scale
-
-    @property
-    def _values_per_patch(self) -> int:
-        """Values in temporary tensors while a patch is rebuilt."""
-        atoms = self.size + self.defects.size
-        return atoms + 4 * self.solver.num_atoms * self.stored.shape[1]
+            return by_parts(step, patches)
+        # values in temporary tensors while a patch is rebuilt
+        values = self.size + self.defects.size + 4 * self.solver.num_atoms * self.stored.shape[1]
+        return in_chunks(step, patches, values)
 
 
 def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> list[Tensor]:
@@ -345,12 +325,42 @@ def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> 
         list[Tensor]: Of each scale, shape ``(B, 1, h, w)``, ``float32``; not finite where an
         embedding is not.
     """
+    solver, exporting = banks[0].solver, torch.compiler.is_exporting()
     # half precision would blur small residuals
     with torch.autocast(embeddings[0].device.type, enabled=False):
-        residuals = banks[0].solver.residual_maps(banks, embeddings)
-        return [
-            raised(part, bank.defect_distance(embedding), bank.defects.gain)
-            if bank.defects.is_able
-            else part
-            for part, bank, embedding in zip(residuals, banks, embeddings, strict=True)
-        ]
+        maps = None if exporting else solver.gpu_maps(banks, embeddings)
+        if maps is not None and not any(bank.defects.is_able for bank in banks):
+            return maps
+        # as the channels-last memory of a backbone has them: (B, h * w, d)
+        patches = [part.permute(0, 2, 3, 1).flatten(1, 2).float() for part in embeddings]
+        if exporting:  # one loop over the images for all scales
+
+            def of_image(*parts: Tensor) -> Tensor:
+                return torch.cat(_raised(banks, solver.residuals(banks, parts), parts))
+
+            found = mapped(of_image, *patches)
+            residuals = list(found.split([part.shape[1] for part in patches], 1))
+        else:
+            patches = [part.flatten(0, 1) for part in patches]
+            plain = solver.residuals(banks, patches) if maps is None else maps
+            residuals = _raised(banks, [part.flatten() for part in plain], patches)
+    return [
+        residual.reshape(part.shape[0], 1, *part.shape[2:])
+        for residual, part in zip(residuals, embeddings, strict=True)
+    ]
+
+
+def _raised(
+    banks: Sequence[MemoryBank], residuals: Sequence[Tensor], patches: Sequence[Tensor]
+) -> list[Tensor]:
+    """Residuals ``(N,)`` of each scale, raised where patches ``(N, d)`` resemble rejected ones."""
+
+    def distance(bank: MemoryBank, part: Tensor) -> Tensor:
+        return bank.map_patches(bank.defects.distance, part) / bank.residual_scale
+
+    return [
+        raised(residual, distance(bank, part), bank.defects.gain)
+        if bank.defects.is_able
+        else residual
+        for bank, residual, part in zip(banks, residuals, patches, strict=True)
+    ]

@@ -10,11 +10,12 @@ from torch import Tensor
 # parts])` is right for a fixed batch alone.
 from torch._higher_order_ops import scan
 
-__all__ = ["by_rows", "in_chunks", "mapped"]
+__all__ = ["by_parts", "in_chunks", "mapped"]
 
 # Largest number of values that one chunk may hold in temporary tensors: 64 MiB of float32.
 _CHUNK_VALUES = 2**24
 _EXPORTED_PATCHES = 2048  # at once in an exported graph
+_FEWEST_EXPORTED = 16
 
 
 def in_chunks(step: Callable[[Tensor], Tensor], parts: Tensor, values_each: int) -> Tensor:
@@ -31,48 +32,42 @@ def in_chunks(step: Callable[[Tensor], Tensor], parts: Tensor, values_each: int)
     return torch.cat([step(chunk) for chunk in parts.split(max(1, _CHUNK_VALUES // values_each))])
 
 
-def mapped(step: Callable[[Tensor], Tensor], parts: Tensor) -> Tensor:
+def mapped(step: Callable[..., Tensor], *parts: Tensor) -> Tensor:
     """Apply a function to each part, one at a time: memory does not grow with their number.
 
     A loop of Python's over a batch-derived size would bake the batch into an exported graph.
 
     Args:
-        step (Callable[[Tensor], Tensor]): From a part, shape ``(...)``, to a result; of operations
-            that export.
-        parts (Tensor): Shape ``(n, ...)``.
+        step (Callable[..., Tensor]): From a part of each tensor, shape ``(...)``, to a result; of
+            operations that export.
+        *parts (Tensor): One or more, each of shape ``(n, ...)``.
 
     Returns:
         Tensor: Results, one after the other in a new first dimension.
     """
 
-    def carry_on(carry: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-        return carry.clone(), step(part)
+    def carry_on(carry: Tensor, part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return carry.clone(), step(*part)
 
-    _, found = scan(carry_on, torch.zeros(1, device=parts.device), parts, dim=0)
+    _, found = scan(carry_on, torch.zeros(1, device=parts[0].device), parts, dim=0)
     return found
 
 
-def by_rows(step: Callable[[Tensor], Tensor], patches: Tensor, columns: int) -> Tensor:
-    """Apply a function to patches in an exported graph, by image or by some rows of a large one.
+def by_parts(step: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
+    """Apply a function to the patches of an image in an exported graph; in parts, if they are many.
 
     Args:
         step (Callable[[Tensor], Tensor]): As :func:`mapped` takes it: from patches, ``(n, d)``, to
             as many results.
-        patches (Tensor): Of images, row after row, shape ``(B, h * w, d)``.
-        columns (int): Of an image, ``w``.
+        patches (Tensor): Shape ``(N, d)``.
 
     Returns:
-        Tensor: Results, shape ``(B, h * w, ...)``.
+        Tensor: Results, shape ``(N, ...)``.
     """
-    batch, number, width = patches.shape
-    if isinstance(number, int):
-        rows = number // columns
-        fitting = (
-            size
-            for size in range(rows, 1, -1)
-            if rows % size == 0 and size * columns <= _EXPORTED_PATCHES
-        )
-        part = next(fitting, 1)
-        patches = patches.reshape(-1, part * columns, width)
-    found = mapped(step, patches)
-    return found.reshape(batch, number, *found.shape[2:])
+    number, part = patches.shape[0], None
+    if isinstance(number, int) and number > _EXPORTED_PATCHES:
+        sizes = range(_EXPORTED_PATCHES, _FEWEST_EXPORTED, -1)
+        part = next((size for size in sizes if number % size == 0), None)
+    if part is None:
+        return step(patches)
+    return mapped(step, patches.unflatten(0, (-1, part))).flatten(0, 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anomalib_sgfr.core import gpu, self_expression
-from anomalib_sgfr.core.chunks import in_chunks, mapped
+from anomalib_sgfr.core.chunks import in_chunks
 from anomalib_sgfr.core.clusters import Clusters
 from anomalib_sgfr.core.linear_algebra import KeepsDtype, middle, ridge_spectrum
 from anomalib_sgfr.core.neighbours import Index, nearest, search_index
@@ -59,8 +59,8 @@ class Bank(Protocol):
     def residual_scale(self) -> Tensor:
         """What residuals are divided by."""
 
-    def map_patches(self, step: Callable[[Tensor], Tensor], embedding: Tensor) -> Tensor:
-        """Apply a function of patches ``(N, d)`` to embedding maps, in bounded memory."""
+    def map_patches(self, step: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
+        """Apply a function to patches ``(N, d)``, in bounded memory."""
 
 
 class Solver(KeepsDtype, ABC):
@@ -141,21 +141,35 @@ class Solver(KeepsDtype, ABC):
         """
 
     @classmethod
-    def residual_maps(cls, banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[Tensor]:
-        """Residual maps of all scales, over each bank's residual scale.
+    def residuals(cls, banks: Sequence[Bank], patches: Sequence[Tensor]) -> list[Tensor]:
+        """Lengths of what is left of the patches of all scales, over each bank's residual scale.
 
         Args:
             banks (Sequence[Bank]): One of each scale, with solvers of this class.
-            embeddings (Sequence[Tensor]): Of each scale, shape ``(B, d, h, w)``.
+            patches (Sequence[Tensor]): Of each scale, shape ``(N, d)``, ``float32``.
 
         Returns:
-            list[Tensor]: Of each scale, shape ``(B, 1, h, w)``, ``float32``.
+            list[Tensor]: Of each scale, shape ``(N,)``, ``float32``.
         """
-        norms = [
+        return [
             bank.map_patches(_with_atoms(bank.solver.residual_norm, bank), part)
-            for bank, part in zip(banks, embeddings, strict=True)
+            / bank.residual_scale
+            for bank, part in zip(banks, patches, strict=True)
         ]
-        return _as_maps(norms, banks, embeddings)
+
+    @classmethod
+    def gpu_maps(cls, banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[Tensor] | None:
+        """The same of embedding maps ``(B, d, h, w)`` by a GPU kernel; ``None`` without one.
+
+        Args:
+            banks (Sequence[Bank]): As :meth:`residuals`.
+            embeddings (Sequence[Tensor]): Of each scale.
+
+        Returns:
+            list[Tensor] | None: Of each scale, shape ``(B, 1, h, w)``, ``float32``.
+        """
+        del banks, embeddings
+        return None
 
 
 class AffineSolver(Solver):
@@ -232,43 +246,45 @@ class AffineSolver(Solver):
         return bound
 
     @classmethod
-    def residual_maps(cls, banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[Tensor]:
-        """Residual maps: by a GPU kernel, or the equations of all scales at once, where possible.
+    def residuals(cls, banks: Sequence[Bank], patches: Sequence[Tensor]) -> list[Tensor]:
+        """Lengths of what is left, by the equations of all scales at once where possible.
 
         The steps of a solution are many, and each is short for one scale.
         """
-        pairs = list(zip(banks, embeddings, strict=True))
-        if all(bank.solver._runs_on_gpu(bank, part) for bank, part in pairs):  # noqa: SLF001
-            return [bank.solver._gpu_map(bank, part) for bank, part in pairs]  # noqa: SLF001
         solver = banks[0].solver
         alike = {(bank.solver.num_atoms, bank.solver.regularisation) for bank in banks}
         if len(alike) > 1 or not solver._by_products:  # noqa: SLF001
-            return super().residual_maps(banks, embeddings)
+            return super().residuals(banks, patches)
         if not all(bank.size > solver.num_atoms for bank in banks):
-            return super().residual_maps(banks, embeddings)
+            return super().residuals(banks, patches)
         products = [
             bank.map_patches(_with_atoms(bank.solver._products, bank), part)  # noqa: SLF001
-            for bank, part in pairs
+            for bank, part in zip(banks, patches, strict=True)
         ]
-        return _as_maps(solver._solve(products), banks, embeddings)  # noqa: SLF001
+        lengths = solver._solve(torch.cat(products))  # noqa: SLF001
+        parts = lengths.split([part.shape[0] for part in patches])
+        return [part / bank.residual_scale for part, bank in zip(parts, banks, strict=True)]
+
+    @classmethod
+    def gpu_maps(cls, banks: Sequence[Bank], embeddings: Sequence[Tensor]) -> list[Tensor] | None:
+        """The same by a GPU kernel, where all scales fit it."""
+        pairs = list(zip(banks, embeddings, strict=True))
+        if not all(bank.solver._runs_on_gpu(bank, part) for bank, part in pairs):  # noqa: SLF001
+            return None
+        return [bank.solver._gpu_map(bank, part) for bank, part in pairs]  # noqa: SLF001
 
     def _products(self, patches: Tensor, atoms: Tensor) -> Tensor:
         return self_expression.affine_products(patches, atoms, self.num_atoms, self._index)
 
-    def _solve(self, products: Sequence[Tensor]) -> list[Tensor]:
-        """Lengths of each scale, shape ``(B, h * w)``, from products ``(B, h * w, k', k')``."""
+    def _solve(self, products: Tensor) -> Tensor:
+        """Lengths, shape ``(N,)``, from products ``(N, k', k')``."""
 
         def solve(part: Tensor) -> Tensor:
             return self_expression.length_of_products(part, self.num_atoms, self.regularisation)
 
-        together = torch.cat(list(products), 1)
         if torch.compiler.is_exporting():
-            lengths = mapped(solve, together)
-        else:
-            values = 4 * (self.num_atoms + 1) ** 2
-            lengths = in_chunks(solve, together.flatten(0, 1), values)
-            lengths = lengths.unflatten(0, together.shape[:2])
-        return list(lengths.split([part.shape[1] for part in products], 1))
+            return solve(products)
+        return in_chunks(solve, products, 4 * (self.num_atoms + 1) ** 2)
 
     def _runs_on_gpu(self, bank: Bank, embedding: Tensor) -> bool:
         if torch.compiler.is_exporting() or not self._by_products:
@@ -388,16 +404,6 @@ def find_solver(name: str) -> type[Solver]:
 def _with_atoms(step: Callable[[Tensor, Tensor], Tensor], bank: Bank) -> Callable[[Tensor], Tensor]:
     """A function of patches and atoms as one of patches; of atoms computed for each call."""
     return lambda patches: step(patches, bank.atoms)
-
-
-def _as_maps(
-    norms: Sequence[Tensor], banks: Sequence[Bank], embeddings: Sequence[Tensor]
-) -> list[Tensor]:
-    """Lengths ``(B, h * w)`` as maps ``(B, 1, h, w)``, over the residual scales."""
-    return [
-        part.reshape(embedding.shape[0], 1, *embedding.shape[2:]) / bank.residual_scale
-        for part, embedding, bank in zip(norms, embeddings, banks, strict=True)
-    ]
 
 
 def _lengths(clusters: Clusters) -> tuple[Tensor, float]:

@@ -522,8 +522,9 @@ def _resemblance_to(
         found = [residuals[0].new_empty(0, len(residuals[0]))]
         for scale, index in known:
             bank, residual = model.banks[scale], residuals[scale].flatten(1)
-            distance = bank.map_patches(partial(nearest_distance, index=index), embeddings[scale])
-            of_patches = resemblance(residual, distance.flatten(1) / bank.residual_scale)
+            nearest = partial(nearest_distance, index=index)
+            distance = bank.map_patches(nearest, to_patches(embeddings[scale]))
+            of_patches = resemblance(residual, distance.view_as(residual) / bank.residual_scale)
             found.append(of_patches.amax(1)[None])
         return torch.cat(found)
 
