@@ -9,6 +9,7 @@ from anomalib.data.utils import read_image
 from lightning.pytorch import Trainer
 
 from anomalib_sgfr.run_folder import image_paths_of
+from anomalib_sgfr.run_paths import no_checkpoint
 from anomalib_sgfr.training.checkpoint import damage
 
 __all__ = ["Reason", "add_reasons", "remedy"]
@@ -89,8 +90,7 @@ def _other_file(trainer: Trainer, exception: Exception) -> str | None:
     )
     if not reading or isinstance(exception, OSError):  # which name the file
         return None
-    what = "is not a checkpoint that `anomalib fit --model Sgfr` saved"
-    return f"'{trainer.ckpt_path}' {what} ({type(exception).__name__})."
+    return no_checkpoint(str(trainer.ckpt_path), exception)
 
 
 def remedy(exception: BaseException) -> str | None:
