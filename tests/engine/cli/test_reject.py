@@ -479,6 +479,20 @@ def test_a_rejection_raises_no_score_of_an_accepted_image(
     assert score(loaded(rejected), odd) == before
 
 
+def test_a_mask_is_found_in_the_folder_of_its_kind(root: Path, tmp_path: Path) -> None:
+    """Each kind has an image of this name, as in MVTec AD."""
+    for kind, number in (("cross", 0), ("other", 1)):
+        (tmp_path / "test" / kind).mkdir(parents=True)
+        shutil.copy(root / "faint" / f"{number}.png", tmp_path / "test" / kind / "000.png")
+        (tmp_path / "ground_truth" / kind).mkdir(parents=True)
+    shutil.copy(root / "masks" / "0_mask.png", tmp_path / "ground_truth" / "cross" / "000_mask.png")
+    masks, out = ["--masks", tmp_path / "ground_truth"], ["--out", tmp_path / "out.ckpt"]
+    with pytest.raises(ValueError, match=r"other/000.png: there is no mask for it, named 000 or"):
+        run(root / "model.ckpt", tmp_path / "test" / "other" / "000.png", *masks, *out)
+    shutil.copy(root / "masks" / "1_mask.png", tmp_path / "ground_truth" / "other" / "000_mask.png")
+    assert run(root / "model.ckpt", tmp_path / "test" / "cross" / "000.png", *masks, *out) == 0
+
+
 def test_an_interruption_leaves_the_checkpoint(
     taught: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
