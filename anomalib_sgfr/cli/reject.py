@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         masks = MaskFolder(options.masks) if options.masks else None
         regions = {path: _region(path, masks, options.region) for path in files}
-        _reject(model, regions, options.good)
+        if not _reject(model, regions, options.good):
+            print("Nothing was added.")
+            return 0
     else:
         print(_listed(model))
         return 0
@@ -203,20 +205,28 @@ def _show(model: "Sgfr", files: Sequence[str], folder: Path) -> None:
     )
 
 
-def _reject(model: "Sgfr", regions: "Mapping[str, Tensor | None]", more: Path | None) -> None:
-    """Reject images, and print what becomes of each."""
+def _reject(model: "Sgfr", regions: "Mapping[str, Tensor | None]", more: Path | None) -> bool:
+    """Reject images, and print what becomes of each; returns whether anything was added."""
     from anomalib_sgfr.training.reject import reject
 
     found = reject(model, regions, image_files([more]) if more else [])
     processor = post_processor_of(model)
     threshold, known = processor.label_threshold, len(processor.calibration_scores.good.paths)
-    for image, learnt, before, now in found.images:
+    for image, learnt, before, now, known_since in found.images:
+        if known_since:
+            print(
+                f"{image}: was rejected already, {known_since}: nothing to add. --region or --masks"
+                " mark more of it; --undo takes back what was rejected last."
+            )
+            continue
         verb = "was found before" if before > threshold else "was missed"
         still = "is found now" if now > threshold else "is still missed"
         print(
             f"{image}: {' + '.join(map(str, learnt))} patches, raw score {before:.4g} before,"
             f" {now:.4g} now, threshold {threshold:.4g}: {verb}, {still}"
         )
+    if not any(sum(image.patches) for image in found.images):
+        return False
     print(f"Good images most like the defects: {', '.join(found.most_alike)}")
     print(f"The scores of {found.good} known good images stay, and so does the threshold.")
     if found.gone:
@@ -225,3 +235,4 @@ def _reject(model: "Sgfr", regions: "Mapping[str, Tensor | None]", more: Path | 
             " not there: their scores may rise. --good DIR names others.",
             file=sys.stderr,
         )
+    return True
