@@ -470,6 +470,26 @@ def test_every_mistake_in_files_ends_in_one_line(
     assert not any("Traceback" in line for line in [*errors, *output.splitlines()]), errors
 
 
+def test_a_damaged_picture_does_not_keep_the_others_from_being_predicted(
+    checkpoint: Path, in_process: Command, tmp_path: Path
+) -> None:
+    for index in range(3):
+        write_image(tmp_path / "parts" / f"{index}.png", index)
+    (tmp_path / "parts" / "1.png").write_bytes(b"no image")
+    given = ("--data", "parts", "--ckpt_path", checkpoint, "--model.visualizer", "false")
+    code, _, errors = in_process("predict", "--model", "Sgfr", *given, "--out", "found")
+    assert code == 1
+    images = tmp_path.resolve() / "parts"
+    assert errors[-1].startswith(f"error: {images / '1.png'} cannot be read: UnidentifiedImageErr")
+    assert errors[-1].endswith(". 2 of 3 images were predicted.")
+    assert not any("Traceback" in line for line in errors)
+    maps = sorted(path.name for path in tmp_path.glob("found/maps/**/*.png"))
+    assert maps == ["0.png", "2.png"]
+    table = (tmp_path / "found" / "scores.csv").read_text(encoding="utf-8")
+    read = [Path(line.partition(",")[0]) for line in table.splitlines()[1:]]
+    assert read == [images / "0.png", images / "2.png"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("when", ["import", "run"])
 def test_an_interruption_is_one_line(
