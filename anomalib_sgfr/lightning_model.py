@@ -31,7 +31,7 @@ from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.visualizer import ResultVisualizer
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training import checkpoint as checkpoints
-from anomalib_sgfr.training import distributed, fit
+from anomalib_sgfr.training import distributed, errors, fit
 from anomalib_sgfr.training.accept import AcceptanceHistory
 from anomalib_sgfr.training.callback import ModelCallbacks, require_precision
 from anomalib_sgfr.training.fit_run import FitRun
@@ -247,6 +247,8 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
             self.model, self.pre_processor, self.trainer, fit=stage == "fit", update=self.update
         )
         distributed.prepare(self.trainer, stage, self.evaluator, self.post_processor)
+        if stage == "predict":
+            errors.leave_out_unreadable(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Drop the data-parallel anchor, and give the data module its batch sizes back."""
@@ -365,6 +367,14 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
     def on_predict_start(self) -> None:
         """Refuse to predict with a model that is not fitted."""
         self.require_fitted("predict with")
+
+    def on_predict_end(self) -> None:
+        """Name images that could not be read, when all others are predicted.
+
+        Raises:
+            OSError: If there is one.
+        """
+        errors.name_unreadable(self.trainer)
 
     def require_fitted(self, action: str) -> None:
         """Refuse what only a fitted model can do.

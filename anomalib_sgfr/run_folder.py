@@ -27,6 +27,7 @@ __all__ = [
     "image_paths",
     "image_paths_of",
     "results_folder",
+    "unreadable_images",
 ]
 
 logger = logging.getLogger(__name__)
@@ -250,6 +251,19 @@ def image_paths_of(loader: Any) -> list[str] | None:  # noqa: ANN401
     samples = getattr(dataset, "samples", None)
     paths = getattr(dataset, "image_filenames", None) if samples is None else samples["image_path"]
     return None if paths is None else list(map(str, paths))
+
+
+def unreadable_images(trainer: Any) -> dict[str, str]:  # noqa: ANN401
+    """Reason by path of each image that a prediction has left out.
+
+    Args:
+        trainer (Trainer): Of the run.
+    """
+    loaders = getattr(trainer, "predict_dataloaders", None)
+    found: dict[str, str] = {}
+    for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+        found |= getattr(loader, "unreadable", {})
+    return found
 
 
 def results_folder(trainer: Any) -> Path:  # noqa: ANN401

@@ -12,18 +12,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 
 __all__ = [
+    "EXPORTED",
     "LATEST",
     "atomic_write",
     "complete_checkpoint",
     "make_results_folder",
     "names_of",
     "newest_complete_run",
+    "no_checkpoint",
     "restore_latest",
     "results_base",
     "run_of_checkpoint",
     "set_latest",
 ]
 
+EXPORTED = {".bin", ".onnx", ".pt", ".xml"}  # endings of files that an export writes
 LATEST = "latest"
 _ABOUT = "about.json"
 _CHECKPOINT = PurePath("weights", "lightning", "model.ckpt")
@@ -47,6 +50,19 @@ def atomic_write(file: Path) -> Iterator[Path]:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def no_checkpoint(path: Path | str, error: BaseException | None = None) -> str:
+    """Message that a file is not a checkpoint, and of an exported file what to pass in its place.
+
+    Args:
+        path (Path | str): The file.
+        error (BaseException | None): What reading it has raised.
+    """
+    what = f"'{path}' is not a checkpoint that `anomalib fit --model Sgfr` saved"
+    if Path(path).suffix in EXPORTED:
+        return f"{what}: it is an exported file. Pass the checkpoint (.ckpt) that it was made from."
+    return f"{what} ({type(error).__name__})." if error else f"{what}."
 
 
 def _checkpoint_in(run: Path) -> Path | None:

@@ -24,9 +24,10 @@ import openvino
 from anomalib.deploy import CompressionType, ExportType
 from PIL import Image
 
+from anomalib_sgfr.console import quiet_engine
 from benchmarks.common import data
 from benchmarks.common.cases import Case, alike, median, run_cases, seeds, title
-from benchmarks.common.engine import fitted, quiet_engine, silence
+from benchmarks.common.engine import fitted, silence
 from benchmarks.common.records import read_rows, table, write_text
 from benchmarks.edge.cases import F32
 from benchmarks.edge.export import move, write_reference

@@ -26,6 +26,7 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from anomalib_sgfr import Inspector, Sgfr
+from anomalib_sgfr.console import quiet_engine
 from anomalib_sgfr.images.frame_geometry import frame_transform
 from anomalib_sgfr.images.pre_processor import geometric_steps
 from anomalib_sgfr.images.reading import read_image
@@ -33,7 +34,6 @@ from anomalib_sgfr.post_processing.calibration import select_evenly
 from anomalib_sgfr.report.sensitivity import DetectionCurve, measure_sensitivity
 from benchmarks.common import data
 from benchmarks.common.cases import Case, alike, run_cases, seeds, title
-from benchmarks.common.engine import quiet_engine
 from benchmarks.common.records import Row, read_rows, table, write_text
 
 __all__ = ["curves_at", "main", "measures", "region_of", "region_of_parts", "report"]

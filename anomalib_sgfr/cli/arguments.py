@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from anomalib_sgfr.run_paths import complete_checkpoint
+from anomalib_sgfr.run_paths import EXPORTED, complete_checkpoint, no_checkpoint
 
 if TYPE_CHECKING:
     from anomalib_sgfr.lightning_model import Sgfr
@@ -120,8 +120,11 @@ def take_checkpoint(
     """
     if given is not None:
         return given
-    every = ((values, path) for values in lists for path in values)
-    found = [pair for pair in every if pair[1].suffix == ".ckpt" and pair[1].is_file()]
+    every = [(values, path) for values in lists for path in values if path.is_file()]
+    found = [pair for pair in every if pair[1].suffix == ".ckpt"]
+    exported = next((path for _, path in every if path.suffix in EXPORTED), None)
+    if exported and not found:
+        parser.error(no_checkpoint(exported))
     if len(found) != 1:
         parser.error("the checkpoint is missing: put it first, or pass --ckpt_path CKPT")
     ((values, path),) = found
@@ -214,9 +217,7 @@ def load(checkpoint: Path, **overrides: Any) -> "Sgfr":  # noqa: ANN401
     except OSError:  # which name the file
         raise
     except Exception as error:
-        what = "is not a checkpoint that `anomalib fit --model Sgfr` saved"
-        msg = f"'{checkpoint}' {what} ({type(error).__name__})."
-        raise ValueError(msg) from error
+        raise ValueError(no_checkpoint(checkpoint, error)) from error
     model.require_fitted("use")
     return model
 

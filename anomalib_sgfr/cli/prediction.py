@@ -1,7 +1,9 @@
 """Prediction of images that a command was given, with what is known of them."""
 
+import os
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,7 +14,12 @@ if TYPE_CHECKING:
 
     from anomalib_sgfr.lightning_model import Sgfr
 
-__all__ = ["Truth", "predict_images", "readable", "report_damaged"]
+__all__ = ["MASKS_HELP", "MaskFolder", "Truth", "predict_images", "readable", "report_damaged"]
+
+MASKS_HELP = (
+    "folder of masks, white on the defect, named as the image or NAME_mask; in it or in folders"
+    " that repeat the image's, as dent/0.png for test/dent/0.png"
+)
 
 
 class Truth(NamedTuple):
@@ -27,6 +34,48 @@ class Truth(NamedTuple):
     defective: bool | None = None
     kind: str = ""
     mask: Path | None = None
+
+
+class MaskFolder:
+    """Folder of masks, paired with images by their names.
+
+    The mask of ``NAME.png`` is an image named ``NAME`` or else ``NAME_mask``, of any format. It
+    lies in the folder, or in one below that repeats the image's own folders: for
+    ``test/dent/0.png`` in ``test/dent``, else in ``dent``, else in the folder itself.
+
+    Args:
+        folder (Path): The folder, or the one mask.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from anomalib.data.utils.image import is_image_file
+
+        self._masks = defaultdict[tuple[tuple[str, ...], str], list[Path]](list)
+        top = folder if folder.is_dir() else folder.parent
+        for file in sorted(folder.rglob("*")) if folder.is_dir() else [folder]:
+            if file.is_file() and is_image_file(file):
+                self._masks[file.parent.relative_to(top).parts, file.stem].append(file)
+
+    def mask_of(self, image: Path) -> Path | None:
+        """Mask of an image; ``None`` if there is none.
+
+        Args:
+            image (Path): The image file.
+
+        Raises:
+            ValueError: If there are several.
+        """
+        folders = Path(os.path.abspath(image)).parent.parts[1:]  # noqa: PTH100  # links stay
+        for first in range(len(folders) + 1):
+            for stem in (image.stem, f"{image.stem}_mask"):
+                masks = self._masks.get((folders[first:], stem), ())
+                masks = [mask for mask in masks if not mask.samefile(image)]
+                if len(masks) > 1:
+                    msg = f"{image} has several masks: {', '.join(map(str, masks))}. Keep one."
+                    raise ValueError(msg)
+                if masks:
+                    return masks[0]
+        return None
 
 
 def readable(

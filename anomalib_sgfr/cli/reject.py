@@ -10,11 +10,11 @@ from anomalib_sgfr.cli.arguments import (
     Parser,
     existing,
     image_files,
-    images_in,
     load,
     post_processor_of,
     require_images,
 )
+from anomalib_sgfr.cli.prediction import MASKS_HELP, MaskFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("images", nargs="*", type=existing, help=about)
     where = parser.add_mutually_exclusive_group()
-    about = "folder of masks, white on the defect, with the images' names"
-    where.add_argument("--masks", type=existing, help=about)
+    where.add_argument("--masks", type=existing, help=MASKS_HELP)
     about = "box around the defect in pixels of the one image: left, top, width, height"
     where.add_argument("--region", type=_box, metavar="X,Y,W,H", help=about)
     about = "take the worst region of each image, which is shown without this option"
@@ -69,8 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not (options.masks or options.region or options.yes):
             _show(model, files, out.with_name(f"{out.stem}_regions"))
             return 0
-        regions = {path: _region(path, options.masks, options.region) for path in files}
-        _reject(model, regions, options.good)
+        masks = MaskFolder(options.masks) if options.masks else None
+        regions = {path: _region(path, masks, options.region) for path in files}
+        if not _reject(model, regions, options.good):
+            print("Nothing was added.")
+            return 0
     else:
         print(_listed(model))
         return 0
@@ -119,7 +121,7 @@ def _undo(model: "Sgfr") -> str:
     return f"Taken back: {number} images, rejected {before.rejected[-1].partition(' ')[0]}."
 
 
-def _region(path: str, masks: Path | None, box: _Box | None) -> "Tensor | None":
+def _region(path: str, masks: MaskFolder | None, box: _Box | None) -> "Tensor | None":
     """Mask of the defect in pixels of the file; ``None`` for the worst region."""
     import torch
 
@@ -127,7 +129,11 @@ def _region(path: str, masks: Path | None, box: _Box | None) -> "Tensor | None":
     from anomalib_sgfr.images.roi import read_defect_mask
 
     if masks is not None:
-        file = _mask_of(path, masks)
+        file = masks.mask_of(Path(path))
+        if file is None:
+            stem = Path(path).stem
+            msg = f"--masks: {path}: there is no mask for it, named {stem} or {stem}_mask."
+            raise ValueError(msg)
         inside, size = read_defect_mask(file), upright_size(path)
         if tuple(inside.shape) != size:
             height, width = inside.shape
@@ -146,20 +152,6 @@ def _region(path: str, masks: Path | None, box: _Box | None) -> "Tensor | None":
     inside = torch.zeros(size, dtype=torch.bool)
     inside[top : top + height, left : left + width] = True
     return inside
-
-
-def _mask_of(path: str, folder: Path) -> Path:
-    """Mask of an image: the file of its name, or of its name and ``_mask`` or the like."""
-    stem = Path(path).stem
-    masks = [folder] if folder.is_file() else images_in(folder)
-    found = [mask for mask in masks if mask.stem == stem] or [
-        mask for mask in masks if mask.stem.startswith(f"{stem}_")
-    ]
-    if len(found) == 1:
-        return found[0]
-    several = f"{len(found)} masks are named like it" if found else "there is no mask for it"
-    msg = f"--masks: {path}: {several} in {folder}; its name is {stem} or {stem}_mask."
-    raise ValueError(msg)
 
 
 def _worst_box(model: "Sgfr", path: str) -> _Box:
@@ -213,20 +205,28 @@ def _show(model: "Sgfr", files: Sequence[str], folder: Path) -> None:
     )
 
 
-def _reject(model: "Sgfr", regions: "Mapping[str, Tensor | None]", more: Path | None) -> None:
-    """Reject images, and print what becomes of each."""
+def _reject(model: "Sgfr", regions: "Mapping[str, Tensor | None]", more: Path | None) -> bool:
+    """Reject images, and print what becomes of each; returns whether anything was added."""
     from anomalib_sgfr.training.reject import reject
 
     found = reject(model, regions, image_files([more]) if more else [])
     processor = post_processor_of(model)
     threshold, known = processor.label_threshold, len(processor.calibration_scores.good.paths)
-    for image, learnt, before, now in found.images:
+    for image, learnt, before, now, known_since in found.images:
+        if known_since:
+            print(
+                f"{image}: was rejected already, {known_since}: nothing to add. --region or --masks"
+                " mark more of it; --undo takes back what was rejected last."
+            )
+            continue
         verb = "was found before" if before > threshold else "was missed"
         still = "is found now" if now > threshold else "is still missed"
         print(
             f"{image}: {' + '.join(map(str, learnt))} patches, raw score {before:.4g} before,"
             f" {now:.4g} now, threshold {threshold:.4g}: {verb}, {still}"
         )
+    if not any(sum(image.patches) for image in found.images):
+        return False
     print(f"Good images most like the defects: {', '.join(found.most_alike)}")
     print(f"The scores of {found.good} known good images stay, and so does the threshold.")
     if found.gone:
@@ -235,3 +235,4 @@ def _reject(model: "Sgfr", regions: "Mapping[str, Tensor | None]", more: Path | 
             " not there: their scores may rise. --good DIR names others.",
             file=sys.stderr,
         )
+    return True

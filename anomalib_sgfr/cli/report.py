@@ -18,7 +18,13 @@ from anomalib_sgfr.cli.arguments import (
     require_named_group,
     take_checkpoint,
 )
-from anomalib_sgfr.cli.prediction import Truth, predict_images, report_damaged
+from anomalib_sgfr.cli.prediction import (
+    MASKS_HELP,
+    MaskFolder,
+    Truth,
+    predict_images,
+    report_damaged,
+)
 from anomalib_sgfr.cli.watch import read_table
 from anomalib_sgfr.monitor import Monitor
 
@@ -31,6 +37,7 @@ __all__ = ["main", "truths_in"]
 
 _STDOUT = Path("-")
 _GOOD = "good"
+_GOOD_TRUTH = Truth(defective=False, kind=_GOOD)
 _MASKS = ("ground_truth", "masks")
 _MASK_FOLDERS = {*_MASKS, "gt", "mask"}
 
@@ -107,7 +114,7 @@ def _parser() -> Parser:
     add("--good", type=existing, nargs="+", default=[], help="folders of good images")
     bad = "folders of defective images, one of a kind"
     add("--bad", type=existing, nargs="+", default=[], help=bad)
-    add("--masks", type=existing, help="folder of masks, named as the images or NAME_mask")
+    add("--masks", type=existing, help=MASKS_HELP)
     watched = (
         "table that `anomalib-sgfr watch` wrote: evidence over time, and what has changed; without"
         " other images the page shows some of the table's"
@@ -141,7 +148,8 @@ def _require_masks(folder: Path, truths: Mapping[Path, Truth]) -> None:
     """
     defective = [path for path, truth in truths.items() if truth.defective]
     without = [path for path in defective if truths[path].mask is None]
-    if not any(truth.mask and folder in truth.mask.parents for truth in truths.values()):
+    masks = [truth.mask for truth in truths.values() if truth.mask]
+    if not any(folder in {mask, *mask.parents} for mask in masks):
         of = f"of the {len(defective)} defective images" if defective else "as --bad names no image"
         msg = f"--masks: {folder} has no mask {of}{_masks_of(without)}."
         raise ValueError(msg)
@@ -265,7 +273,8 @@ def truths_in(
             without ``good`` nothing is known.
         good (Sequence[Path]): Of good images.
         bad (Sequence[Path]): Of defective images, each of a kind.
-        masks (Path | None): Of masks.
+        masks (Path | None): Of masks, paired as :class:`~anomalib_sgfr.cli.prediction.MaskFolder`
+            does.
 
     Returns:
         dict[Path, Truth]: What was said last of an image counts.
@@ -275,6 +284,7 @@ def truths_in(
             defective.
     """
     found: dict[Path, Truth] = {}
+    own = MaskFolder(masks) if masks else None
     for folder in data:
         inside = folder / "test" if (folder / "test" / _GOOD).is_dir() else folder
         if (inside / _GOOD).is_dir():
@@ -282,10 +292,10 @@ def truths_in(
         else:
             found |= dict.fromkeys(images_in(folder), Truth())
     for folder in good:
-        found |= dict.fromkeys(images_in(folder), Truth(defective=False, kind=_GOOD))
+        found |= dict.fromkeys(images_in(folder), _GOOD_TRUTH)
     for folder in bad:
         kind = (folder.name if folder.is_dir() else folder.parent.name) or "defect"
-        found |= {path: _said(path, kind, masks, bad=True) for path in images_in(folder)}
+        found |= {path: _said(path, kind, own) for path in images_in(folder)}
     # by whatever path it was given last
     once = {path.resolve(): (path, truth) for path, truth in found.items()}
     return dict(once.values())
@@ -316,22 +326,18 @@ def _laid_out(inside: Path, masks: Path | None) -> dict[Path, Truth]:
         msg = f"--data {inside}: it holds good beside {names}, and {why}: name them by {ways}"
         raise ValueError(msg)
     found: dict[Path, Truth] = {}
+    paired = {place: MaskFolder(place) for place in set(where.values())}
     for path in images_in(inside):
-        parts = path.relative_to(inside).parts
-        if len(parts) > 1 and parts[0] not in _MASKS:
-            found[path] = _said(path, parts[0], where.get(parts[0]))
-        elif len(parts) == 1:
+        kind, *below = path.relative_to(inside).parts
+        if not below:
             found[path] = Truth()
+        elif kind == _GOOD:
+            found[path] = _GOOD_TRUTH
+        elif kind not in _MASKS:
+            found[path] = _said(path, kind, paired[where[kind]])
     return found
 
 
-def _said(path: Path, kind: str, masks: Path | None, *, bad: bool = False) -> Truth:
-    if kind == _GOOD and not bad:
-        return Truth(defective=False, kind=_GOOD)
-    stems = (path.stem, f"{path.stem}_mask")
-    suffixes = dict.fromkeys((".png", path.suffix, ".bmp", ".tif"))
-    names = [f"{stem}{suffix}" for stem in stems for suffix in suffixes]
-    folders = [masks / kind, masks] if masks else []
-    files = (folder / name for folder in folders for name in names)
-    mask = next((file for file in files if file.is_file()), None)
-    return Truth(defective=True, kind=kind, mask=mask)
+def _said(path: Path, kind: str, masks: MaskFolder | None) -> Truth:
+    """What is known of an image of a kind of defect."""
+    return Truth(defective=True, kind=kind, mask=masks.mask_of(path) if masks else None)

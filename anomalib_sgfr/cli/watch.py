@@ -2,6 +2,8 @@
 
 import argparse
 import csv
+import hashlib
+import io
 import math
 import os
 import re
@@ -25,8 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["CHANGED", "main", "read_table"]
 
 CHANGED = 3  # exit code
-_COLUMNS = ("image", "score", "label", "p_value", "evidence", "changed", "error")
+# a row that is cut off lacks the last column, so that no part of another passes for the whole
+_COLUMNS = ("image", "score", "label", "p_value", "evidence", "changed", "model", "error")
+_EARLIER_COLUMNS = tuple(name for name in _COLUMNS if name != "model")
 _HEADER = ",".join(_COLUMNS).encode() + b"\r\n"
+_DIGITS = 12  # of the hash that names a model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,8 +125,9 @@ def _watch(
         monitor.update(float(row["score"]), row["image"])
         tell(row["image"])
     known = {_place(row["image"]) for row in rows}
+    model = _name_of(options.model)
     for path in _arriving(options.folder, known, options.every, once=options.once):
-        _append(options.out, _row(inspector, monitor, path))
+        _append(options.out, _row(inspector, monitor, path, model))
         monitor.save(state)
         tell(path)
         if told and options.stop:
@@ -136,6 +142,15 @@ def _expression(text: str) -> str:
         msg = f"'{text}' is not a regular expression: {error}"
         raise argparse.ArgumentTypeError(msg) from error
     return text
+
+
+def _name_of(model: Path) -> str:
+    """First digits of the SHA-256 of a model's file, and of the weights that lie beside it."""
+    found = hashlib.sha256(model.read_bytes())
+    weights = model.with_suffix(".bin")
+    if model.suffix == ".xml" and weights.is_file():
+        found.update(weights.read_bytes())
+    return found.hexdigest()[:_DIGITS]
 
 
 def _changed(monitor: Monitor) -> set[str]:
@@ -163,7 +178,7 @@ def read_table(table: Path) -> tuple[list[dict[str, str]], bytes]:
 
     Returns:
         tuple[list[dict[str, str]], bytes]: The rows, and the content of the file without the
-        incomplete one.
+        incomplete one. In an earlier table no row names its model.
 
     Raises:
         OSError: If it cannot be read.
@@ -176,20 +191,21 @@ def read_table(table: Path) -> tuple[list[dict[str, str]], bytes]:
     ends = [0, *accumulate(map(len, lines))]
     # paths need not be text
     reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in lines)
-    if tuple(next(reader, ())) != _COLUMNS:
+    columns = tuple(next(reader, ()))
+    if columns not in {_COLUMNS, _EARLIER_COLUMNS}:
         msg = f"{table} is another table, whose columns are not {', '.join(_COLUMNS)}."
         raise ValueError(msg)
     rows, end = [], ends[reader.line_num]
     for values in reader:
         last = ends[reader.line_num]
-        if len(values) == len(_COLUMNS):
-            rows.append(dict(zip(_COLUMNS, values, strict=True)))
+        if len(values) == len(columns):
+            rows.append({"model": "", **dict(zip(columns, values, strict=True))})
             _require_numbers(rows[-1], f"{table}, line {reader.line_num}")
             end = last
         elif values and b"\n" in content[end:last]:  # more than what a write has left
             msg = (
                 f"{table}, line {reader.line_num}: {len(values)} columns in place of"
-                f" {len(_COLUMNS)}. Correct or remove the line."
+                f" {len(columns)}. Correct or remove the line."
             )
             raise ValueError(msg)
     whole = content[:end]
@@ -217,10 +233,15 @@ def _intact(table: Path) -> list[dict[str, str]]:
     if table.exists():
         content = table.read_bytes()
         rows, whole = read_table(table)
+    is_cut = len(whole) < len(content)
+    if not whole.startswith(_HEADER):  # an earlier table
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([_COLUMNS, *([row[name] for name in _COLUMNS] for row in rows)])
+        whole = text.getvalue().encode("utf-8", "surrogateescape")
     if whole != content:
         with atomic_write(table) as part:
             part.write_bytes(whole)
-    if len(whole) < len(content):
+    if is_cut:
         print(
             f"warning: the last row of {table} was cut off and is removed: its image is scored"
             " again.",
@@ -316,17 +337,17 @@ def _arriving(folder: Path, known: set[str], every: float, *, once: bool) -> Ite
         time.sleep(every)
 
 
-def _row(inspector: "Inspector", monitor: Monitor, path: str) -> list[object]:
+def _row(inspector: "Inspector", monitor: Monitor, path: str, model: str) -> list[object]:
     """Score an image; what cannot be read is a row that says why."""
     try:
         found = inspector(path)
     except (OSError, ValueError) as error:
         print(f"warning: {path} is left out: {error}", file=sys.stderr)
-        return [path, *[""] * (len(_COLUMNS) - 2), " ".join(str(error).split())]
+        return [path, *[""] * (len(_COLUMNS) - 3), model, " ".join(str(error).split())]
     reading = monitor.reading
     label = "" if found.label is None else int(found.label)
     numbers = [repr(found.score), label, f"{reading.p_value:.4g}", f"{reading.evidence:.4g}"]
-    return [path, *numbers, int(reading.changed), ""]
+    return [path, *numbers, int(reading.changed), model, ""]
 
 
 def _tell(monitor: Monitor, model: Path, table: Path, state: Path) -> None:

@@ -20,13 +20,11 @@ from anomalib_sgfr.core.processes import failing_together, gathered, share
 from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.thresholds import (
-    LEAST_GROUPS,
     combined_threshold,
     conformal_threshold,
+    describe_rate,
     f1_threshold,
     few_groups_warning,
-    groups_needed,
-    supported_rate,
     with_margin,
 )
 from anomalib_sgfr.torch_model import SgfrModel
@@ -500,14 +498,11 @@ class ThresholdState(NamedTuple):
         if self.by == "labels":
             phrase += f" and {len(self.scores.defective.scores)} defective images"
         else:
-            number, needed = self.independent_images, groups_needed(self.rate)
+            number = self.independent_images
             phrase += (
                 f" images ({number} independent) at a false-alarm rate of {100 * self.rate:g}%;"
-                f" they support a rate of {100 * supported_rate(number):.2g}% or more at 95%"
-                " confidence"
+                f" {describe_rate(number, self.rate)}"
             )
-            if number < needed:
-                phrase += f", {100 * self.rate:g}% needs {max(LEAST_GROUPS, needed)}"
         outdated = self.scores.current.count(False)
         if outdated:
             phrase += f"; {outdated} of them could not be scored again after the banks changed"

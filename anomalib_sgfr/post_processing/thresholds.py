@@ -24,13 +24,14 @@ __all__ = [
     "StreamingF1Threshold",
     "combined_threshold",
     "conformal_threshold",
+    "describe_rate",
     "f1_threshold",
     "few_groups_warning",
     "groups_needed",
     "normalise",
+    "rate_bound",
     "raw_ratio",
     "require_rate",
-    "supported_rate",
     "with_margin",
 ]
 
@@ -381,20 +382,6 @@ def raw_ratio(normalised: float, power: float) -> float:
     return (normalised / (1.0 - normalised)) ** (1.0 / power) if normalised < 1 else math.inf
 
 
-def supported_rate(groups: int) -> float:
-    """False-alarm rate that so many nominal groups without an alarm support at 95% confidence.
-
-    With a higher rate, the probability of no alarm would be below 5% (exact binomial test).
-
-    Args:
-        groups (int): Number of independent groups.
-
-    Returns:
-        float: The rate; 1 for no group.
-    """
-    return 1.0 - (1.0 - _CONFIDENCE) ** (1.0 / groups) if groups else 1.0
-
-
 def groups_needed(rate: float) -> int:
     """Number of independent nominal groups that support a false-alarm rate at 95% confidence.
 
@@ -411,16 +398,59 @@ def groups_needed(rate: float) -> int:
     return math.ceil(math.log(1.0 - _CONFIDENCE) / math.log1p(-rate))
 
 
-def few_groups_warning(groups: int, rate: float) -> str | None:
-    """Warning that good images are too few for a threshold at a false-alarm rate.
+def rate_bound(groups: int, rate: float) -> float:
+    """Upper bound, at 95% confidence, of the rate at which new nominal groups exceed a threshold.
 
-    It is given below 30 groups, and where the threshold is extrapolated: at 1% below 99 groups. Its
-    bound is exact: the rate of scores beyond the r-th largest of n has the distribution
-    Beta(r, n + 1 - r) (Vovk 2012).
+    It is exact for the order statistic of :func:`conformal_threshold`: the rate of scores beyond
+    the r-th largest of n has the distribution Beta(r, n + 1 - r) (Vovk 2012). Where a tail is
+    extrapolated, the rate is lower still.
 
     Args:
         groups (int): Number of independent good groups that the threshold is calibrated on.
-        rate (float): False-alarm rate, from 1e-6 up, below one.
+        rate (float): False-alarm rate that it was chosen for, from 1e-6 up, below one.
+
+    Returns:
+        float: The bound; 1 for no group.
+
+    Raises:
+        ValueError: If the rate is out of range.
+    """
+    require_rate(rate)
+    # scores that calibration leaves above the threshold
+    alarms = max(math.floor((groups + 1) * (rate + _ROUNDING)) - 1, 0)
+    return _upper_bound(alarms, groups)
+
+
+def describe_rate(groups: int, rate: float) -> str:
+    """Say what is known of the false-alarm rate of a threshold, in the same words everywhere.
+
+    Args:
+        groups (int): As for :func:`rate_bound`.
+        rate (float): As for :func:`rate_bound`.
+
+    Returns:
+        str: The bound, and with too few groups (:func:`few_groups_warning`) how many would show the
+        rate, without a full stop.
+
+    Raises:
+        ValueError: If the rate is out of range.
+    """
+    bound = _percent(rate_bound(groups, rate))
+    known = f"at {_CONFIDENCE:.0%} confidence the real false-alarm rate is {bound} or less"
+    if not _are_too_few(groups, rate):
+        return known
+    needed = max(LEAST_GROUPS, groups_needed(rate))
+    return f"{known}; {needed} images without an alarm would show {_percent(rate)} or less"
+
+
+def few_groups_warning(groups: int, rate: float) -> str | None:
+    """Warning that good images are too few for a threshold at a false-alarm rate.
+
+    It is given below 30 groups, and where the threshold is extrapolated: at 1% below 99 groups.
+
+    Args:
+        groups (int): As for :func:`rate_bound`.
+        rate (float): As for :func:`rate_bound`.
 
     Returns:
         str | None: One sentence without a full stop, or ``None`` where there are enough.
@@ -429,16 +459,14 @@ def few_groups_warning(groups: int, rate: float) -> str | None:
         ValueError: If the rate is out of range.
     """
     require_rate(rate)
-    if groups >= max(LEAST_GROUPS, 1.0 / rate - 1.0 - _ROUNDING):
+    if not _are_too_few(groups, rate):
         return None
-    # scores that calibration leaves above the threshold
-    alarms = max(math.floor((groups + 1) * (rate + _ROUNDING)) - 1, 0)
-    bound, needed = _upper_bound(alarms, groups), max(LEAST_GROUPS, groups_needed(rate))
     images = "1 good image" if groups == 1 else f"{groups} good images"
-    return (
-        f"{images}: at 95% confidence the false-alarm rate is {_percent(bound)} or less;"
-        f" {_percent(rate)} needs {needed} images"
-    )
+    return f"{images}: {describe_rate(groups, rate)}"
+
+
+def _are_too_few(groups: int, rate: float) -> bool:
+    return groups < max(LEAST_GROUPS, 1.0 / rate - 1.0 - _ROUNDING)
 
 
 def require_rate(rate: float, name: str = "rate") -> None:

@@ -40,7 +40,7 @@ from anomalib_sgfr.report.score_table import (
 )
 from anomalib_sgfr.report.statistics import RegionOverlap
 from anomalib_sgfr.report.watched import StreamTable, describe_streams
-from anomalib_sgfr.run_folder import AfterPostProcessor
+from anomalib_sgfr.run_folder import AfterPostProcessor, unreadable_images
 from anomalib_sgfr.torch_model import SgfrModel
 
 __all__ = ["Report"]
@@ -69,8 +69,8 @@ class Report(AfterPostProcessor):
         checkpoint (str): Path of the model's checkpoint; found by the trainer if empty.
         kinds (Mapping[str, str]): Kind of defect by path, where it is not the name of the folder.
         watched (Sequence[StreamTable]): Watched streams to describe.
-        unreadable (Mapping[Any, str]): Reason by path of each image that could not be read. Read at
-            the end of the run.
+        unreadable (Mapping[Any, str]): Reason by path of each image that could not be read, beside
+            those that a prediction leaves out. Read at the end of the run.
         contents (ReportContents | None): Contents of the latest report.
         written (Path | None): Page of the latest run, once it is written.
         failed (str): Why it is not.
@@ -208,6 +208,7 @@ class Report(AfterPostProcessor):
             if len(of_all) == 1
             else (None, "There is no per-region overlap of a run of several processes.")
         )
+        unreadable = {**unreadable_images(trainer), **self.unreadable}
         return ReportContents(
             images=images,
             threshold=threshold,
@@ -222,7 +223,7 @@ class Report(AfterPostProcessor):
             region_note=region_note,
             warning=getattr(processor, "warning", None),
             known_by_name=known_by_name,
-            unreadable=[(str(path), reason) for path, reason in self.unreadable.items()],
+            unreadable=[(str(path), reason) for path, reason in unreadable.items()],
             notes=notes,
             streams=describe_streams(module, self.watched, shown=bar_is_on(trainer)),
         )

@@ -15,7 +15,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from anomalib_sgfr.post_processing.calibration import group_label
-from anomalib_sgfr.post_processing.thresholds import supported_rate
 from anomalib_sgfr.report.contents import (
     ImageExplanation,
     ReportContents,
@@ -219,12 +218,7 @@ def _cards(contents: ReportContents, counts: Counts) -> list[tuple[str, str, str
     value = "none" if contents.threshold is None else f"{contents.threshold:.4g}"
     cards.append(("Current threshold", value, f"from {printable(contents.basis)}"))
     if contents.independent_images:
-        rate = 100 * supported_rate(contents.independent_images)
-        text = (
-            f"if none of them is an alarm, they support a false-alarm rate of {rate:.2g}% at 95%"
-            " confidence"
-        )
-        name = "Independent good images for calibration"
+        name, text = "Independent good images for calibration", "images of one part count as one"
         cards.append((name, str(contents.independent_images), text))
     return [(*card, card[0] in names[:2]) for card in cards]
 

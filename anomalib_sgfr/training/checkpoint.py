@@ -28,7 +28,7 @@ from anomalib_sgfr.features.layers import (
 from anomalib_sgfr.post_processing.calibration import remove_threshold, upgrade_checkpoint
 from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, requested_sensitivities
 from anomalib_sgfr.report.fit_record import FitRecord
-from anomalib_sgfr.run_paths import atomic_write
+from anomalib_sgfr.run_paths import EXPORTED, atomic_write, no_checkpoint
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training.accept import AcceptanceHistory
 from anomalib_sgfr.training.input_settings import InputSettings
@@ -70,6 +70,8 @@ def damage(path: Path | str | None) -> str | None:
             broken = file.testzip()  # PyTorch does not verify the checksums that it writes
     # changed bytes may name a compression, known or not, or a password
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError):
+        if Path(path).suffix in EXPORTED:
+            return no_checkpoint(path)
         return f"'{path}' is not a whole checkpoint: it was cut short, or is another kind of file."
     except OSError:  # its reader will say why
         return None

@@ -90,12 +90,15 @@ class Rejection(NamedTuple):
         patches (list[int]): Number of patches that were learnt at each scale, the finest first.
         before (float): Raw score before.
         now (float): Raw score now.
+        known_since (str | None): Date at which the image was rejected already, if so: then nothing
+            was added.
     """
 
     image: str
     patches: list[int]
     before: float
     now: float
+    known_since: str | None = None
 
 
 class Rejections(NamedTuple):
@@ -121,6 +124,9 @@ def reject(
     good: Sequence[str] = (),
 ) -> Rejections:
     """Learn from images of a missed defect, in place.
+
+    Of an image that was rejected before, only patches that the defect banks do not hold are added,
+    and none without a mask.
 
     Args:
         module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr` with a threshold.
@@ -148,24 +154,9 @@ def reject(
     _check_good(module, list(regions), good)
     module.eval()
     model, prepare = module.model, module.pre_processor
-    date, images = new_date(model.rejected), dict[str, Tensor]()
-    before, defects = list[float](), list[Defect]()
-    for path, mask in regions.items():
-        images[path] = image = read_prepared(path, prepare, model.bit_depth)[None].to(
-            model.image_paths.device
-        )
-        found = model.score_maps(image)
-        before.append(float(found.pred_score))
-        region = worst_region(found.score_map[0, 0])
-        if mask is not None:
-            region = _region(path, mask, module).to(region.device)
-        defects.append(find_defect(model, image[0], f"{date} {path}", region))
-        if not defects[-1].number:
-            msg = (
-                f"{path}: the banks rebuild every patch of the region as well as those of good"
-                " images: at this image size the defect leaves no trace to learn from."
-            )
-            raise ValueError(msg)
+    results, images, defects = _find_defects(module, regions)
+    if not defects:
+        return Rejections(list(results.values()), [], 0, 0)
     known = module.post_processor.calibration_scores.good.paths
     there = [path for path in known if Path(path or ".").is_file()]
     compared = list(dict.fromkeys([*there, *good]))
@@ -195,19 +186,54 @@ def reject(
             " ones back (`anomalib-sgfr reject CKPT --undo`), or reject fewer images."
         )
         raise ValueError(msg)
-    now = [float(tried.score_maps(image).pred_score) for image in images.values()]
+    for path, image in images.items():
+        now = float(tried.score_maps(image).pred_score)
+        results[path] = results[path]._replace(now=now)
     most_alike = list(dict.fromkeys(filter(None, limits.images)))
-    if all(score <= earlier for score, earlier in zip(now, before, strict=True)):
+    if all(found.now <= found.before for found in results.values()):
         msg = (
             "nothing was learned: good images resemble the defect as much as the rejected ones do,"
             f" {', '.join(most_alike)} most."
         )
         raise ValueError(msg)
     model.load_defects(tried.fitted_state)
-    patches = [[len(atoms) for atoms in defect.atoms] for defect in defects]
-    found = [Rejection(*each) for each in zip(regions, patches, before, now, strict=True)]
     number = len(dict.fromkeys([*compared, *accepted]))
-    return Rejections(found, most_alike, number, len(known) - len(there))
+    return Rejections(list(results.values()), most_alike, number, len(known) - len(there))
+
+
+def _find_defects(
+    module: Any,  # noqa: ANN401
+    regions: Mapping[str, Any],
+) -> tuple[dict[str, Rejection], dict[str, Tensor], list[Defect]]:
+    """What becomes of each image, and of those with new patches the images and the defects."""
+    model, prepare = module.model, module.pre_processor
+    results, images, defects = dict[str, Rejection](), dict[str, Tensor](), list[Defect]()
+    date = new_date(model.rejected)
+    earlier = known_images(list(regions), map(path_of, model.rejected))[0]
+    for (path, mask), is_known in zip(regions.items(), earlier, strict=True):
+        image = read_prepared(path, prepare, model.bit_depth)[None].to(model.image_paths.device)
+        found = model.score_maps(image)
+        region = worst_region(found.score_map[0, 0])
+        if mask is not None:
+            region = _region(path, mask, module).to(region.device)
+        defect = find_defect(model, image[0], f"{date} {path}", region)
+        if not defect.number:
+            msg = (
+                f"{path}: the banks rebuild every patch of the region as well as those of good"
+                " images: at this image size the defect leaves no trace to learn from."
+            )
+            raise ValueError(msg)
+        new, numbers = _without_stored(model, defect)
+        score = float(found.pred_score)
+        results[path] = Rejection(path, [len(atoms) for atoms in new.atoms], score, score)
+        if numbers and (not new.number or (mask is None and is_known)):
+            since = date_of(model.rejected[max(numbers)])
+            none = [0] * len(new.atoms)
+            results[path] = results[path]._replace(patches=none, known_since=since)
+        else:
+            images[path] = image
+            defects.append(new)
+    return results, images, defects
 
 
 def check_images(module: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
@@ -317,7 +343,9 @@ def find_defect(model: SgfrModel, image: Tensor, name: str, region: Tensor) -> D
         Defect: Its patches; a scale may have none.
     """
     embeddings = model.embed(image[None])
-    residuals = model.score_embeddings(embeddings, image.shape[-2:]).residuals
+    # not as earlier defects raise them, so that one region always has the same patches
+    plain = model.with_banks(model.fitted_state.without_defects())
+    residuals = plain.score_embeddings(embeddings, image.shape[-2:]).residuals
     defect = Defect(name, [], [])
     for scale, embedding, residual in zip(
         model.embedder.scales, embeddings, residuals, strict=True
@@ -334,6 +362,23 @@ def find_defect(model: SgfrModel, image: Tensor, name: str, region: Tensor) -> D
         defect.atoms.append(patches[there])
         defect.places.append(where[there, 1:])
     return defect
+
+
+def _without_stored(model: SgfrModel, defect: Defect) -> tuple[Defect, set[int]]:
+    """A defect without the patches that the defect banks hold, and the images these came from."""
+    numbers = set[int]()
+    new = defect._replace(atoms=[], places=[])
+    for bank, atoms, places in zip(model.banks, defect.atoms, defect.places, strict=True):
+        is_new = torch.ones(len(atoms), dtype=torch.bool, device=atoms.device)
+        if bank.defects.size and len(atoms):
+            exact = "donot_use_mm_for_euclid_dist"
+            distance = torch.cdist(atoms.float(), bank.defects.stored, compute_mode=exact)
+            least, nearest = distance.min(1)
+            is_new = least > math.exp(-SAME) * _LEAST * bank.residual_scale
+            numbers.update(bank.defects.origin[nearest[~is_new], 0].tolist())
+        new.atoms.append(atoms[is_new])
+        new.places.append(places[is_new])
+    return new, numbers
 
 
 def add_defects(

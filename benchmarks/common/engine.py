@@ -1,4 +1,4 @@
-"""anomalib's Engine, quiet and on the CPU."""
+"""Fits with anomalib's Engine, quiet and on the CPU."""
 
 import logging
 import tempfile
@@ -7,32 +7,19 @@ from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule
-from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback
 
 from anomalib_sgfr import Sgfr
+from anomalib_sgfr.console import quiet_engine
 
-__all__ = ["fitted", "quiet_engine", "quiet_fit", "silence"]
+__all__ = ["fitted", "quiet_fit", "silence"]
 
 
 def silence() -> None:
     """Keep warnings, and what Lightning says of each run, out of a run's log."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-
-def quiet_engine(folder: str, **arguments: Any) -> Engine:  # noqa: ANN401
-    """Build an Engine on the CPU that logs and shows nothing, and writes under a folder."""
-    return Engine(
-        default_root_dir=folder,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **arguments,
-    )
 
 
 def quiet_fit(model: AnomalibModule, datamodule: AnomalibDataModule, *callbacks: Callback) -> None:

@@ -23,8 +23,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
+from anomalib_sgfr.console import quiet_engine
 from benchmarks.common import data
-from benchmarks.common.engine import quiet_engine, quiet_fit, silence
+from benchmarks.common.engine import quiet_fit, silence
 from benchmarks.common.memory import peak_mb, reset_peak
 from benchmarks.common.records import Record, Spec, write_text
 from benchmarks.common.scores import accuracy, scores_of_sizes

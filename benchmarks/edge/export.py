@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomalib_sgfr import NominalPostProcessor, Sgfr
+from anomalib_sgfr.console import quiet_engine
 from benchmarks.common import data
-from benchmarks.common.engine import quiet_engine, silence
+from benchmarks.common.engine import silence
 from benchmarks.common.zoo import MODELS, resolve_arguments
 from benchmarks.edge.cases import BACKBONE, CASES, Case
 

@@ -17,7 +17,7 @@ from anomalib.data import InferenceBatch, PredictDataset
 from sklearn.metrics import roc_auc_score
 
 from anomalib_sgfr import Inspector, Report, Sgfr
-from anomalib_sgfr.cli.prediction import Truth, readable
+from anomalib_sgfr.cli.prediction import MaskFolder, Truth, readable
 from anomalib_sgfr.cli.report import main, truths_in
 from anomalib_sgfr.cli.threshold import main as threshold_main
 from anomalib_sgfr.post_processing.calibration import ThresholdState
@@ -247,6 +247,42 @@ def test_what_folders_say(tmp_path: Path) -> None:
         own[tmp_path / "set" / "hole" / "3.png"].mask
         == tmp_path / "set" / "masks" / "hole" / "3.png"
     )
+
+
+@pytest.mark.parametrize(
+    ("masks", "paired"),
+    [
+        (["0.png", "0_mask.png"], "0.png"),
+        (["0_mask.ppm", "0_more.png"], "0_mask.ppm"),
+        (["bent/0_mask.png", "cut/0.png", "0.png"], "bent/0_mask.png"),
+        (["test/bent/0.png", "bent/0.png"], "test/bent/0.png"),
+        (["cut/0.png", "0_more.png", "00.png", "0.txt"], None),
+        (["../test/bent/0_mask.png"], "../test/bent/0_mask.png"),
+    ],
+)
+def test_a_mask_is_the_one_of_its_image(
+    masks: list[str], paired: str | None, tmp_path: Path
+) -> None:
+    image, folder = tmp_path / "test" / "bent" / "0.png", tmp_path / "test"
+    if not masks[0].startswith(".."):
+        folder = tmp_path / "marks"
+    write_image(image, 0, (8, 8))
+    for name in masks:
+        if name.endswith(".txt"):
+            (folder / name).write_text("a note", encoding="utf-8")
+        else:
+            write_image(tmp_path / "marks" / name, 0, (8, 8))
+    mask = None if paired is None else (tmp_path / "marks" / paired).resolve()
+    found = truths_in([], [], [image.parent], folder)
+    assert found[image] == Truth(defective=True, kind="bent", mask=mask)
+    assert MaskFolder(folder).mask_of(image) == mask
+
+
+def test_two_masks_of_an_image_are_refused(tmp_path: Path) -> None:
+    for name in ("bent/0.png", "marks/0.png", "marks/0.bmp"):
+        write_image(tmp_path / name, 0, (8, 8))
+    with pytest.raises(ValueError, match=r"0.png has several masks: .*0.bmp, .*0.png. Keep one."):
+        truths_in([], [], [tmp_path / "bent"], tmp_path / "marks")
 
 
 @pytest.mark.parametrize(

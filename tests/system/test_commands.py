@@ -116,7 +116,11 @@ def test_what_is_not_a_checkpoint_of_sgfr_is_refused_in_one_line(
     assert "is not" in one_line([parts / "bad", "--ckpt_path", tmp_path / "other.ckpt"], capsys)
     torch.save(small(), tmp_path / "model.pt")  # as exports are
     said = one_line([parts / "bad", "--ckpt_path", tmp_path / "model.pt"], capsys)
-    assert "model.pt' is not a checkpoint that `anomalib fit --model Sgfr` saved" in said
+    exported = (
+        "' is not a checkpoint that `anomalib fit --model Sgfr` saved: it is an exported file. Pass"
+        " the checkpoint (.ckpt) that it was made from."
+    )
+    assert f"model.pt{exported}" in said
     content = torch.load(checkpoint, weights_only=True)
     for key in [key for key in content["state_dict"] if "banks" in key]:
         content["state_dict"].pop(key)
@@ -401,6 +405,30 @@ SAMPLES = [
     (("reject", "CKPT", "parts/good"), 1, "calibrated on it as a good image"),
     (("reject", "CKPT", "parts/good", "--region", "1,2"), 2, "must be four integers X,Y,W,H"),
     (("threshold", "empty.ckpt"), 1, "'empty.ckpt' is not a checkpoint that"),
+    *(
+        (
+            (*command, "--ckpt_path", "model.xml"),
+            1,
+            "it is an exported file. Pass the checkpoint (.ckpt) that",
+        )
+        for command in (
+            ("explain", "parts/good"),
+            ("report", "--good", "parts/good", "--out", "page.html"),
+            ("predict", "--model", "Sgfr", "--data", "parts/good"),
+        )
+    ),
+    *(
+        ((name, "model.xml", *rest), 1, "it is an exported file. Pass the checkpoint (.ckpt) that")
+        for name, *rest in (
+            ("accept", "parts/good"),
+            ("adapt", "parts/good"),
+            ("reject", "parts/good"),
+            ("threshold",),
+            ("report", "--good", "parts/good", "--out", "page.html"),
+            ("sensitivity", "--good", "parts/good", "--out", "page.html"),
+        )
+    ),
+    (("explain", "model.xml", "parts/good"), 2, "'model.xml' is not a checkpoint that"),
     (
         ("predict", "--model", "Sgfr", "--data", "parts/good", "--ckpt_path", "damaged.ckpt"),
         1,
@@ -432,6 +460,7 @@ def test_every_mistake_in_files_ends_in_one_line(
     whole[middle : middle + 100] = bytes(100)
     (tmp_path / "damaged.ckpt").write_bytes(whole)
     torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "empty.ckpt")
+    (tmp_path / "model.xml").write_text("<net/>", encoding="utf-8")
     found, output, errors = in_process(
         *(checkpoint if part == "CKPT" else part for part in arguments)
     )
@@ -439,6 +468,26 @@ def test_every_mistake_in_files_ends_in_one_line(
     assert errors[-1].startswith("error: ")
     assert said in errors[-1], errors
     assert not any("Traceback" in line for line in [*errors, *output.splitlines()]), errors
+
+
+def test_a_damaged_picture_does_not_keep_the_others_from_being_predicted(
+    checkpoint: Path, in_process: Command, tmp_path: Path
+) -> None:
+    for index in range(3):
+        write_image(tmp_path / "parts" / f"{index}.png", index)
+    (tmp_path / "parts" / "1.png").write_bytes(b"no image")
+    given = ("--data", "parts", "--ckpt_path", checkpoint, "--model.visualizer", "false")
+    code, _, errors = in_process("predict", "--model", "Sgfr", *given, "--out", "found")
+    assert code == 1
+    images = tmp_path.resolve() / "parts"
+    assert errors[-1].startswith(f"error: {images / '1.png'} cannot be read: UnidentifiedImageErr")
+    assert errors[-1].endswith(". 2 of 3 images were predicted.")
+    assert not any("Traceback" in line for line in errors)
+    maps = sorted(path.name for path in tmp_path.glob("found/maps/**/*.png"))
+    assert maps == ["0.png", "2.png"]
+    table = (tmp_path / "found" / "scores.csv").read_text(encoding="utf-8")
+    read = [Path(line.partition(",")[0]) for line in table.splitlines()[1:]]
+    assert read == [images / "0.png", images / "2.png"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -1,18 +1,21 @@
 """Faults of a plant: damaged files, killed processes, folders that cannot be written."""
 
+import csv
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
+from torch.utils.data import DataLoader
 
-from anomalib_sgfr import NominalPostProcessor, Sgfr, SgfrPostProcessor
+from anomalib_sgfr import NominalPostProcessor, Report, ScoreTable, Sgfr, SgfrPostProcessor
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -168,16 +171,67 @@ def test_another_image_size_is_scored(checkpoint: Path, parts: Path, tmp_path: P
     assert batch.anomaly_map.shape[-2:] == (128, 192)
 
 
-def test_an_image_that_cannot_be_read_is_named(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [None, 2], ids=["one by one", "batches of a worker"])
+def test_images_that_cannot_be_read_are_named_and_all_others_predicted(
+    batch: int | None, checkpoint: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "images"
-    for index in range(3):
+    for index in range(6):
         write_image(folder / f"{index}.png", index)
     whole = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(whole[: len(whole) // 2])
+    for name in "23":
+        (folder / f"{name}.png").write_bytes(b"no image")
+    images = PredictDataset(folder)
+    data: dict[str, Any] = {"dataset": images}
+    if batch:
+        loader = DataLoader(images, batch, num_workers=1, collate_fn=images.collate_fn)
+        data = {"dataloaders": loader}
     model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # the reader's, of several types
-        engine_in(tmp_path).predict(model, dataset=PredictDataset(folder))
-    assert any("1.png cannot be read" in note for note in caught.value.__notes__)
+    table, report = ScoreTable(tmp_path / "scores.csv"), Report(tmp_path / "page.html")
+    with pytest.raises(OSError, match=r"1\.png cannot be read: ") as caught:
+        engine_in(tmp_path, callbacks=[table, report]).predict(model, **data)
+    said = str(caught.value)
+    assert all(f"{folder / name}.png cannot be read: " in said for name in "123")
+    assert said.count("cannot be read") == 3
+    assert said.endswith(". 3 of 6 images were predicted.")
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["image"]).stem for row in rows] == ["0", "4", "5"]
+    assert report.contents is not None
+    assert [Path(path).stem for path, _ in report.contents.unreadable] == ["1", "2", "3"]
+    whole_folder = tmp_path / "whole"
+    for name in "045":
+        (whole_folder / f"{name}.png").parent.mkdir(exist_ok=True)
+        (folder / f"{name}.png").rename(whole_folder / f"{name}.png")
+    batches = engine_in(tmp_path).predict(model, dataset=PredictDataset(whole_folder))
+    expected = [float(each) for part in batches for each in part.pred_score]
+    assert [float(row["score"]) for row in rows] == pytest.approx(expected, rel=1e-5)
+
+
+def test_of_many_images_that_cannot_be_read_the_log_names_the_rest(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(12):
+        (tmp_path / f"{index:02}.png").write_bytes(b"no image")
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    with pytest.raises(OSError, match=r"2 more, see the log\. 0 of 12 images were predicted"):
+        engine_in(tmp_path).predict(model, dataset=PredictDataset(tmp_path))
+    logged = [record.message for record in caplog.records if "cannot be read" in record.message]
+    assert [Path(line.split(" cannot")[0]).stem for line in logged] == ["10", "11"]
+
+
+def test_another_error_of_a_data_set_ends_a_prediction(checkpoint: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "0.png", 0)
+
+    def broken(image: object) -> object:
+        msg = f"not an image's fault: {type(image)}"
+        raise ValueError(msg)
+
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    data = PredictDataset(tmp_path / "0.png", transform=broken)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not an image's fault"):
+        engine_in(tmp_path).predict(model, dataset=data)
 
 
 def test_no_image_is_looked_for_when_something_else_failed(
@@ -233,6 +287,7 @@ def test_a_folder_that_cannot_be_written_is_named(checkpoint: Path, tmp_path: Pa
 _KILLED = """
 import os, sys, torch
 from anomalib.deploy import ExportType
+from torch.utils.data import DataLoader
 from anomalib.engine import Engine
 from anomalib_sgfr import Sgfr
 save = torch.save

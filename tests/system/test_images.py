@@ -440,7 +440,7 @@ def test_an_exported_file_has_the_settings_of_the_checkpoint(model: Model, folde
     one, other = Inspector.load(model.checkpoint), Inspector.load(model.xml)
     assert other.threshold == pytest.approx(one.threshold)
     assert other.warning == one.warning is not None
-    assert " good images: at 95% confidence the false-alarm rate is " in one.warning
+    assert " good images: at 95% confidence the real false-alarm rate is " in one.warning
     assert (other.size, other.bit_depth) == (one.size, one.bit_depth) == ((64, 64), 16)
     path = folder / "colour.png"
     for value in (other, one):

@@ -173,6 +173,60 @@ def test_rejected_images_are_listed_and_taken_back(
         run(second, "--undo")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("box", "box"), ("box", "--yes"), ("--yes", "--yes"), ("masks", "masks")]
+)
+def test_an_image_that_was_rejected_adds_nothing_again(
+    first: str, second: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ways = {"box": ["--region", BOX], "--yes": ["--yes"], "masks": ["--masks", root / "masks"]}
+    path, copied = images(root / "faint")[0], tmp_path / "0.png"
+    shutil.copy(path, copied)
+    once, twice = tmp_path / "once.ckpt", tmp_path / "twice.ckpt"
+    assert run(root / "model.ckpt", path, *ways[first], "--out", once) == 0
+    (date,) = (image.partition(" ")[0] for image in loaded(once).model.rejected)
+    for same in (path, copied):
+        capsys.readouterr()
+        assert run(once, same, *ways[second], "--out", twice) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"{same}: was rejected already, {date}: nothing to add. --region or")
+        assert said.endswith("\nNothing was added.\n")
+        assert not twice.exists()
+
+
+def test_others_beside_a_rejected_image_are_learned_from(
+    root: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, out = [str(path) for path in images(root / "faint")[1:3]], tmp_path / "out.ckpt"
+    assert run(taught, *paths, "--yes", "--out", out) == 0
+    said = capsys.readouterr().out
+    assert f"{paths[0]}: was rejected already" in said
+    assert "Nothing was added" not in said
+    rejected = [image.partition(" ")[2] for image in loaded(out).model.rejected]
+    assert rejected[1:] == paths
+
+
+def test_another_region_of_a_rejected_image_adds_its_own_patches(root: Path) -> None:
+    path = str(images(root / "clear")[0])
+    upper, whole = np.zeros((2, 64, 64), bool)
+    upper[40:48, 8:25] = whole[40:56, 8:25] = True
+    model, expected = (loaded(root / "model.ckpt") for _ in range(2))
+    reject.reject(model, {path: upper})
+    reject.reject(model, {path: whole})
+    (repeated,) = reject.reject(model, {path: whole}).images
+    assert repeated.known_since == model.model.rejected[1].partition(" ")[0]
+    assert repeated.patches == [0] * len(model.model.banks)
+    assert repeated.before == repeated.now
+    reject.reject(expected, {path: whole})
+    for bank, other in zip(model.model.banks, expected.model.banks, strict=True):
+        ours, theirs = (
+            {tuple(place) for place in part.defects.origin[:, 1:].tolist()}
+            for part in (bank, other)
+        )
+        assert ours == theirs
+        assert bank.defects.size == other.defects.size
+
+
 def test_without_a_region_the_worst_is_shown_and_nothing_written(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -477,6 +531,20 @@ def test_a_rejection_raises_no_score_of_an_accepted_image(
     assert run(accepted, alike, "--region", "40,8,16,12", "--out", rejected) == 0
     assert "The scores of 11 known good images stay" in capsys.readouterr().out
     assert score(loaded(rejected), odd) == before
+
+
+def test_a_mask_is_found_in_the_folder_of_its_kind(root: Path, tmp_path: Path) -> None:
+    """Each kind has an image of this name, as in MVTec AD."""
+    for kind, number in (("cross", 0), ("other", 1)):
+        (tmp_path / "test" / kind).mkdir(parents=True)
+        shutil.copy(root / "faint" / f"{number}.png", tmp_path / "test" / kind / "000.png")
+        (tmp_path / "ground_truth" / kind).mkdir(parents=True)
+    shutil.copy(root / "masks" / "0_mask.png", tmp_path / "ground_truth" / "cross" / "000_mask.png")
+    masks, out = ["--masks", tmp_path / "ground_truth"], ["--out", tmp_path / "out.ckpt"]
+    with pytest.raises(ValueError, match=r"other/000.png: there is no mask for it, named 000 or"):
+        run(root / "model.ckpt", tmp_path / "test" / "other" / "000.png", *masks, *out)
+    shutil.copy(root / "masks" / "1_mask.png", tmp_path / "ground_truth" / "other" / "000_mask.png")
+    assert run(root / "model.ckpt", tmp_path / "test" / "cross" / "000.png", *masks, *out) == 0
 
 
 def test_an_interruption_leaves_the_checkpoint(

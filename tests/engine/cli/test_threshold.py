@@ -49,8 +49,8 @@ def test_it_shows_and_changes_nothing(root: Path, capsys: pytest.CaptureFixture[
         f"Threshold {float(processor.image_threshold):.6g} of the raw score, calibrated on 12 good "
     )
     assert (
-        "(12 independent) at a false-alarm rate of 1%; they support a rate of 22% or more at 95%"
-        " confidence" in shown
+        "(12 independent) at a false-alarm rate of 1%; at 95% confidence the real false-alarm rate"
+        " is 22% or less; 299 images without an alarm would show 1% or less." in shown
     )
     for line, number in (("0", 6), ("1", 6)):
         assert f"{line}: 0 of {number} good images are alarms (0%)" in shown
@@ -234,6 +234,6 @@ def test_few_images_are_warned_of(root: Path, capsys: pytest.CaptureFixture[str]
     assert main([str(root / "model.ckpt")]) == 0
     assert (
         capsys.readouterr().err
-        == "warning: 12 good images: at 95% confidence the false-alarm rate is 22% or less;"
-        " 1% needs 299 images\n"
+        == "warning: 12 good images: at 95% confidence the real false-alarm rate is 22% or less;"
+        " 299 images without an alarm would show 1% or less\n"
     )

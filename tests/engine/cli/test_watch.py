@@ -1,6 +1,7 @@
 """``anomalib-sgfr watch``: each image once, across restarts, and what an alarm does."""
 
 import csv
+import hashlib
 import itertools
 import json
 import os
@@ -24,9 +25,10 @@ from anomalib_sgfr.memory_bank import residual_maps
 from tests.conftest import fit, folder_datamodule, small, write_image
 
 WHOLE = (
-    b"image,score,label,p_value,evidence,changed,error\r\n"
-    b'in/broken.png,,,,,,"cut, short"\r\nin/line/0.png,0.25,0,0.5,1,0,\r\n'
+    b"image,score,label,p_value,evidence,changed,model,error\r\n"
+    b'in/broken.png,,,,,,12ab,"cut, short"\r\nin/line/0.png,0.25,0,0.5,1,0,12ab,\r\n'
 )
+EARLIER = WHOLE.replace(b",model", b"").replace(b",12ab", b"")
 
 
 @pytest.fixture(scope="module")
@@ -355,8 +357,12 @@ def test_an_alarm_names_the_stream_that_has_changed(
         (WHOLE + b"in/line/1.p\0\0\0\0", 2),
         (WHOLE + b"in/line/\xd0", 2),
         (WHOLE + b"in/line/1.png,0.25,0,0.5,1,", 2),
-        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,0,", 3),
-        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,0,\r", 3),
+        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,0,12a", 2),
+        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,0,12ab,", 3),
+        (WHOLE + b"in/line/1.png,0.25,0,0.5,1,0,12ab,\r", 3),
+        (EARLIER, 2),
+        (EARLIER + b"in/line/1.png,0.25,0,0.5,1,", 2),
+        (EARLIER + b"in/line/1.png,0.25,0,0.5,1,0,\r", 3),
     ],
 )
 def test_a_row_that_was_cut_off_is_removed_and_its_image_scored_again(
@@ -373,9 +379,10 @@ def test_a_row_that_was_cut_off_is_removed_and_its_image_scored_again(
     assert len(rows) == 4 + (complete > 1)  # an image of these is gone
     assert len({row["image"] for row in rows}) == len(rows)
     assert all(row["changed"] in {"0", ""} and None not in row for row in rows)
-    assert Path("watch.csv").read_bytes().startswith(WHOLE if complete else b"image,score,")
+    first = WHOLE if content.startswith(WHOLE) else WHOLE.replace(b",12ab", b",")
+    assert Path("watch.csv").read_bytes().startswith(first if complete else b"image,score,")
     assert Monitor.read("watch.json").images == len(rows) - (complete > 1)
-    is_cut = complete == 2 and content != WHOLE
+    is_cut = complete == 2 and content not in {WHOLE, EARLIER}
     assert capsys.readouterr().err.count("the last row of watch.csv was cut off") == is_cut
     assert main([str(checkpoint), "in", "--once"]) == 0
     assert table() == rows
@@ -384,12 +391,12 @@ def test_a_row_that_was_cut_off_is_removed_and_its_image_scored_again(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (b"in/a.png,0.3in/b.png,0.25,0,0.5,1,0,\r\n", r"line 4: 8 columns in place of 7"),
-        (b"in/a.png,0.25\r\nin/b.png,0.25,0,0.5,1,0,\r\n", "line 4: 2 columns in place of 7"),
-        (b'"in/a\r\nin/b.png,0.25,0,0.5,1,0,\r\n', "line 5: 1 columns in place of 7"),
-        (b"in/a.png,high,0,0.5,1,0,\r\n", "line 4: score must be a number, got 'high'"),
-        (b"in/a.png,nan,0,0.5,1,0,\r\n", "line 4: score must be a number, got 'nan'"),
-        (b"in/a.png,0.5,0,0.5,,0,\r\n", "line 4: evidence must be a number, got ''"),
+        (b"in/a.png,0.3in/b.png,0.25,0,0.5,1,0,,\r\n", r"line 4: 9 columns in place of 8"),
+        (b"in/a.png,0.25\r\nin/b.png,0.25,0,0.5,1,0,,\r\n", "line 4: 2 columns in place of 8"),
+        (b'"in/a\r\nin/b.png,0.25,0,0.5,1,0,,\r\n', "line 5: 1 columns in place of 8"),
+        (b"in/a.png,high,0,0.5,1,0,,\r\n", "line 4: score must be a number, got 'high'"),
+        (b"in/a.png,nan,0,0.5,1,0,,\r\n", "line 4: score must be a number, got 'nan'"),
+        (b"in/a.png,0.5,0,0.5,,0,,\r\n", "line 4: evidence must be a number, got ''"),
     ],
 )
 def test_a_damaged_row_is_named(rows: bytes, message: str, checkpoint: Path, folder: Path) -> None:
@@ -398,6 +405,28 @@ def test_a_damaged_row_is_named(rows: bytes, message: str, checkpoint: Path, fol
     with pytest.raises(ValueError, match=f"watch.csv, {message}. Correct or remove"):
         main([str(checkpoint), "in", "--once"])
     assert Path("watch.csv").read_bytes() == WHOLE + rows
+
+
+def test_each_row_names_its_model(checkpoint: Path, folder: Path) -> None:
+    """The state of a checkpoint is the state of its exported files too."""
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    names = {}
+    for file in (checkpoint, model.to_torch(folder.parent)):
+        write_image(folder / f"{file.suffix[1:]}.png", 70)
+        (folder / f"{file.suffix[1:]}_broken.png").write_bytes(b"no image")
+        assert main([str(file), "in", "--once"]) == 0
+        names[file] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    first, second = names.values()
+    assert [row["model"] for row in table()] == [first] * 5 + [second] * 2
+
+
+def test_weights_beside_a_model_are_part_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "model.xml").write_text("<net/>")
+    names = set()
+    for weights in (b"one", b"other"):
+        (tmp_path / "model.bin").write_bytes(weights)
+        names.add(watch._name_of(tmp_path / "model.xml"))
+    assert len(names) == 2
 
 
 def test_a_file_name_that_is_not_text(checkpoint: Path, folder: Path) -> None:

@@ -98,8 +98,8 @@ def test_good_images_alone_make_a_threshold(
     assert restored.post_processor.basis == model.post_processor.basis
     assert (
         model.post_processor.basis
-        == "16 good images (16 independent) at a false-alarm rate of 1%; they support a rate of"
-        " 17% or more at 95% confidence, 1% needs 299"
+        == "16 good images (16 independent) at a false-alarm rate of 1%; at 95% confidence the"
+        " real false-alarm rate is 17% or less; 299 images without an alarm would show 1% or less"
     )
 
 
@@ -112,8 +112,8 @@ def test_it_says_what_the_threshold_is_calibrated_on(
     said = [record.message for record in caplog.records if "is calibrated on" in record.message]
     assert len(said) == 1
     assert (
-        "16 good images (8 independent) at a false-alarm rate of 30%; they support a rate of"
-        " 31% or more" in said[0]
+        "16 good images (8 independent) at a false-alarm rate of 30%; at 95% confidence the"
+        " real false-alarm rate is 47% or less; 30 images without" in said[0]
     )
 
 

@@ -83,7 +83,8 @@ def test_a_line_for_each_image(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 def test_a_warning_of_the_threshold_is_the_last_column(tmp_path: Path) -> None:
     sentence = (
-        "16 good images: at 95% confidence the false-alarm rate is 17% or less; 5% needs 59 images"
+        "16 good images: at 95% confidence the real false-alarm rate is 17% or less; 59 images"
+        " without an alarm would show 5% or less"
     )
     head, *rows = told(tmp_path, outputs([0.25, 0.75]), 0.5, ScoreTable(), warning=sentence)
     assert head[-2:] == ["column", "warning"]

@@ -42,9 +42,21 @@ def test_labels_choose_the_threshold_where_they_show_that_a_lower_one_is_better(
 def test_basis_and_warning_name_one_number_of_images() -> None:
     good = CalibrationScores.of(range(1, 7), Split.HELD_OUT, list("abcdef"))
     state = calibrated(good, false_alarm_rate=0.1)
-    assert state.basis.endswith("10% needs 30")
+    assert state.basis.endswith("30 images without an alarm would show 10% or less")
     assert state.warning is not None
-    assert state.warning.endswith("10% needs 30 images")
+    assert state.warning.endswith("30 images without an alarm would show 10% or less")
+
+
+def test_basis_and_warning_name_one_bound() -> None:
+    """Calibration leaves some of the images above the threshold, which the bound counts."""
+    good = CalibrationScores.of(range(22), Split.HELD_OUT, [f"{index}" for index in range(22)])
+    state = calibrated(good, false_alarm_rate=0.2)
+    assert state.warning is not None
+    head, *known = state.warning.partition("at 95% confidence the real false-alarm rate is 32% or")
+    assert head == "22 good images: "
+    assert state.basis == (
+        f"22 good images (22 independent) at a false-alarm rate of 20%; {''.join(known)}"
+    )
 
 
 def test_pixels_are_measured_by_the_peaks_of_maps() -> None:

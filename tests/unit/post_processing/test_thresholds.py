@@ -20,8 +20,8 @@ from anomalib_sgfr.post_processing.thresholds import (
     f1_threshold,
     few_groups_warning,
     groups_needed,
+    rate_bound,
     require_rate,
-    supported_rate,
     with_margin,
 )
 
@@ -103,8 +103,8 @@ def test_three_copies_of_each_score_change_nothing(number: int, rate: float) -> 
 def test_so_many_groups_support_a_rate(rate: float, groups: int) -> None:
     assert groups_needed(rate) == groups
     assert binom.cdf(0, groups, rate) <= 0.05 < binom.cdf(0, groups - 1, rate)
-    assert supported_rate(groups) <= rate < supported_rate(groups - 1)
-    assert supported_rate(0) == 1.0
+    assert rate_bound(groups, 1e-6) <= rate < rate_bound(groups - 1, 1e-6)
+    assert rate_bound(0, rate) == 1.0
 
 
 @pytest.mark.parametrize("bad", [1, 4, 30])
@@ -267,16 +267,16 @@ def test_a_rate_that_nothing_supports_is_refused_by_name(rate: float) -> None:
 @pytest.mark.parametrize(
     ("groups", "rate", "bound", "needed"),
     [
-        (0, 0.01, "100%", "1% needs 299"),
-        (1, 0.01, "95%", "1% needs 299"),
-        (16, 0.05, "17%", "5% needs 59"),
-        (29, 0.05, "9.8%", "5% needs 59"),
+        (0, 0.01, "100%", "299 images without an alarm would show 1%"),
+        (1, 0.01, "95%", "299 images without an alarm would show 1%"),
+        (16, 0.05, "17%", "59 images without an alarm would show 5%"),
+        (29, 0.05, "9.8%", "59 images without an alarm would show 5%"),
         (30, 0.05, None, None),
-        (20, 0.2, "34%", "20% needs 30"),
-        (98, 0.01, "3%", "1% needs 299"),
+        (20, 0.2, "34%", "30 images without an alarm would show 20%"),
+        (98, 0.01, "3%", "299 images without an alarm would show 1%"),
         (99, 0.01, None, None),
         (200, 0.01, None, None),
-        (998, 0.001, "0.3%", "0.1% needs 2995"),
+        (998, 0.001, "0.3%", "2995 images without an alarm would show 0.1%"),
         (999, 0.001, None, None),
     ],
 )
@@ -284,8 +284,8 @@ def test_too_few_groups_are_warned_of_in_one_sentence(
     groups: int, rate: float, bound: str | None, needed: str | None
 ) -> None:
     images = "good image" if groups == 1 else "good images"
-    known = f"at 95% confidence the false-alarm rate is {bound} or less"
-    sentence = bound and f"{groups} {images}: {known}; {needed} images"
+    known = f"at 95% confidence the real false-alarm rate is {bound} or less"
+    sentence = bound and f"{groups} {images}: {known}; {needed} or less"
     assert few_groups_warning(groups, rate) == sentence
 
 
