@@ -8,7 +8,7 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
-from anomalib_sgfr.core.chunks import by_parts, in_chunks, mapped
+from anomalib_sgfr.core.chunks import equal_parts, in_chunks, mapped
 from anomalib_sgfr.core.clusters import Clusters, moved
 from anomalib_sgfr.core.linear_algebra import KeepsDtype, float64_device
 from anomalib_sgfr.core.self_expression import nominal_residual
@@ -306,7 +306,7 @@ class MemoryBank(KeepsDtype, DynamicBufferMixin, nn.Module):
             Tensor: Shape ``(N, ...)``.
         """
         if torch.compiler.is_exporting():
-            return by_parts(step, patches)
+            return step(patches)
         # values in temporary tensors while a patch is rebuilt
         values = self.size + self.defects.size + 4 * self.solver.num_atoms * self.stored.shape[1]
         return in_chunks(step, patches, values)
@@ -333,12 +333,15 @@ def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> 
             return maps
         # as the channels-last memory of a backbone has them: (B, h * w, d)
         patches = [part.permute(0, 2, 3, 1).flatten(1, 2).float() for part in embeddings]
-        if exporting:  # one loop over the images for all scales
+        if exporting:  # one loop over the images, or parts of large ones, for all scales
+            number = equal_parts([part.shape[1] for part in patches])
 
-            def of_image(*parts: Tensor) -> Tensor:
-                return torch.cat(_raised(banks, solver.residuals(banks, parts), parts))
+            def of_part(*part: Tensor) -> Tensor:
+                return torch.cat(_raised(banks, solver.residuals(banks, part), part))
 
-            found = mapped(of_image, *patches)
+            if number > 1:
+                patches = [part.unflatten(1, (number, -1)).flatten(0, 1) for part in patches]
+            found = mapped(of_part, *patches)
             residuals = list(found.split([part.shape[1] for part in patches], 1))
         else:
             patches = [part.flatten(0, 1) for part in patches]

@@ -1,6 +1,7 @@
 """Steps over many patches within a bounded memory: here, and as a loop in an exported graph."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,12 +11,11 @@ from torch import Tensor
 # parts])` is right for a fixed batch alone.
 from torch._higher_order_ops import scan
 
-__all__ = ["by_parts", "in_chunks", "mapped"]
+__all__ = ["equal_parts", "in_chunks", "mapped"]
 
 # Largest number of values that one chunk may hold in temporary tensors: 64 MiB of float32.
 _CHUNK_VALUES = 2**24
-_EXPORTED_PATCHES = 2048  # at once in an exported graph
-_FEWEST_EXPORTED = 16
+_EXPORTED_PATCHES = 2048  # of a scale at once in an exported graph
 
 
 def in_chunks(step: Callable[[Tensor], Tensor], parts: Tensor, values_each: int) -> Tensor:
@@ -53,21 +53,19 @@ def mapped(step: Callable[..., Tensor], *parts: Tensor) -> Tensor:
     return found
 
 
-def by_parts(step: Callable[[Tensor], Tensor], patches: Tensor) -> Tensor:
-    """Apply a function to the patches of an image in an exported graph; in parts, if they are many.
+def equal_parts(numbers: Sequence[int]) -> int:
+    """Number of equal parts in which an exported graph takes the patches of an image.
+
+    It divides the number of patches of each scale, so that one loop takes a part of all.
 
     Args:
-        step (Callable[[Tensor], Tensor]): As :func:`mapped` takes it: from patches, ``(n, d)``, to
-            as many results.
-        patches (Tensor): Shape ``(N, d)``.
+        numbers (Sequence[int]): Patches of each scale; symbols where an export does not know them.
 
     Returns:
-        Tensor: Results, shape ``(N, ...)``.
+        int: The least with which no part is too large; one for numbers that are not known.
     """
-    number, part = patches.shape[0], None
-    if isinstance(number, int) and number > _EXPORTED_PATCHES:
-        sizes = range(_EXPORTED_PATCHES, _FEWEST_EXPORTED, -1)
-        part = next((size for size in sizes if number % size == 0), None)
-    if part is None:
-        return step(patches)
-    return mapped(step, patches.unflatten(0, (-1, part))).flatten(0, 1)
+    if not all(isinstance(number, int) for number in numbers):
+        return 1
+    common = math.gcd(*numbers)
+    least = math.ceil(max(numbers) / _EXPORTED_PATCHES)
+    return next((part for part in range(least, common + 1) if common % part == 0), common)

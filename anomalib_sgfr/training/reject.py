@@ -25,7 +25,7 @@ from anomalib_sgfr.defect_bank import (
     resemblance,
 )
 from anomalib_sgfr.images.pre_processor import read_prepared
-from anomalib_sgfr.images.reading import upright_size
+from anomalib_sgfr.images.reading import image_list, upright_size
 from anomalib_sgfr.images.roi import mask_at_input
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.calibration import Group, Split, leave_one_out, rescore
@@ -120,8 +120,8 @@ class Rejections(NamedTuple):
 @torch.no_grad()
 def reject(
     module: Any,  # noqa: ANN401
-    regions: Mapping[str, Any],
-    good: Sequence[str] = (),
+    regions: Mapping[str, Any] | Mapping[Path, Any],
+    good: Sequence[str | Path] = (),
 ) -> Rejections:
     """Learn from images of a missed defect, in place.
 
@@ -130,9 +130,10 @@ def reject(
 
     Args:
         module (Any): A fitted :class:`~anomalib_sgfr.lightning_model.Sgfr` with a threshold.
-        regions (Mapping[str, Any]): For each image file the mask of its defect, an array or tensor
-            of the image's height and width; ``None`` for the worst region of its score map.
-        good (Sequence[str]): Files of more good images, none of which may score higher.
+        regions (Mapping[str, Any] | Mapping[Path, Any]): For each image file the mask of its
+            defect, an array or tensor of its height and width; ``None`` for the worst region of its
+            score map.
+        good (Sequence[str | Path]): Files of more good images, none of which may score higher.
 
     Returns:
         Rejections: Scores before and now.
@@ -141,6 +142,7 @@ def reject(
         ValueError: If an image is known to be good, one of ``good`` is known to be defective, a
             region leaves no trace, good images resemble the defect as much, or none is left to
             compare with.
+        TypeError: If ``regions`` is no mapping, or ``good`` no list.
 
     Examples:
         >>> from anomalib_sgfr import Sgfr, reject
@@ -150,11 +152,15 @@ def reject(
         True
         >>> model.save_checkpoint("taught.ckpt")
     """
-    check_images(module, list(regions))
-    _check_good(module, list(regions), good)
+    if not isinstance(regions, Mapping):
+        msg = f"regions must be a mask or None by image file, got {type(regions).__name__}."
+        raise TypeError(msg)
+    masks, good = {str(path): mask for path, mask in regions.items()}, image_list(good, "good")
+    check_images(module, list(masks))
+    _check_good(module, list(masks), good)
     module.eval()
     model, prepare = module.model, module.pre_processor
-    results, images, defects = _find_defects(module, regions)
+    results, images, defects = _find_defects(module, masks)
     if not defects:
         return Rejections(list(results.values()), [], 0, 0)
     known = module.post_processor.calibration_scores.good.paths

@@ -21,6 +21,7 @@ from anomalib.deploy import CompressionType, ExportType
 from PIL import Image
 
 from anomalib_sgfr import Inspector, NominalPostProcessor, Sgfr
+from anomalib_sgfr.core.chunks import equal_parts
 from anomalib_sgfr.core.patch_grid import to_patches
 from anomalib_sgfr.core.self_expression import affine_distance
 from anomalib_sgfr.images.pre_processor import read_prepared
@@ -106,12 +107,8 @@ def test_one_frame_is_answered_by_a_graph_of_known_shapes(
 def test_an_export_knows_rejected_defects(exported: tuple[Sgfr, Path], tmp_path: Path) -> None:
     plain, _ = exported
     model = copy.deepcopy(plain)
-    for number in range(2):
-        write_image(tmp_path / f"{number}.png", number, (256, 256), defect=True)
-    prepared = read_prepared(str(tmp_path / "0.png"), model.pre_processor, 12)
-    own, region = model.model.eval(), torch.ones(256, 256, dtype=torch.bool)
-    defect = find_defect(own, prepared, "2026-01-01 0.png", region)
-    own.load_defects(add_defects(own.fitted_state, [defect], [0.1] * len(own.banks)))
+    write_image(tmp_path / "defect.png", 0, (256, 256), defect=True)
+    load_defect(model, tmp_path / "defect.png")
     # also of a size that the file has to resize
     path = model.to_openvino(tmp_path, input_size=(200, 300))
     compiled = openvino.Core().compile_model(path, "CPU", F32)
@@ -125,6 +122,40 @@ def test_an_export_knows_rejected_defects(exported: tuple[Sgfr, Path], tmp_path:
         )
         assert found == pytest.approx(expected, abs=1e-3)
         assert expected > before + 0.01
+
+
+def load_defect(model: Sgfr, image: Path) -> None:
+    """Reject a whole image."""
+    own = model.model.eval()
+    prepared = read_prepared(str(image), model.pre_processor, own.bit_depth)
+    region = torch.ones(prepared.shape[1:], dtype=torch.bool)
+    defect = find_defect(own, prepared, f"2026-01-01 {image.name}", region)
+    own.load_defects(add_defects(own.fitted_state, [defect], [0.1] * len(own.banks)))
+
+
+@pytest.mark.slow
+def test_parts_of_large_images_answer_as_the_whole(tmp_path: Path) -> None:
+    """With 96 x 64 patches at the finest scale, of which a loop takes a third at a time."""
+    size = (768, 512)
+    for index in range(4):
+        write_image(tmp_path / "good" / f"{index}.png", index, size)
+        write_image(tmp_path / "bad" / f"{index}.png", 10 + index, size, defect=True)
+    module = folder_datamodule(tmp_path, normal_test_dir=None, mask_dir=None, train_batch_size=2)
+    model = small(bank_size=100, image_size=size)
+    engine_in(tmp_path, limit_val_batches=0).fit(model, datamodule=module)
+    load_defect(model, tmp_path / "bad" / "0.png")
+    embeddings = model.model.embed(torch.zeros(1, 3, *size))
+    assert equal_parts([part.shape[2] * part.shape[3] for part in embeddings]) == 3
+
+    path = model.to_openvino(tmp_path, input_size=size)
+    images = np.stack([read_image(file) for file in sorted((tmp_path / "bad").iterdir())])
+    found = openvino.Core().compile_model(path, "CPU", F32)(images.transpose(0, 3, 1, 2))
+    for number, image in enumerate(images):
+        expected = model(image)
+        assert found["pred_score"][number] == pytest.approx(float(expected.pred_score), abs=1e-3)
+        np.testing.assert_allclose(
+            found["anomaly_map"][number], expected.anomaly_map[0].numpy(), atol=2e-3
+        )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

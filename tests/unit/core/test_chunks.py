@@ -1,42 +1,27 @@
-"""Loops of exported graphs: the results of one step over everything, in bounded parts."""
+"""Loops of exported graphs."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from anomalib_sgfr.core.chunks import by_parts, mapped
-
-
-class Loop(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("atoms", torch.randn(7, 3))
-
-    def step(self, patches: Tensor) -> Tensor:
-        return (patches[:, None] - self.atoms).square().sum(2)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        return by_parts(self.step, patches)
+from anomalib_sgfr.core.chunks import equal_parts, mapped
 
 
 @pytest.mark.parametrize(
-    ("number", "part"),
+    ("numbers", "parts"),
     [
-        (1, None),
-        (2048, None),
-        (2050, 1025),
-        (4096, 2048),
-        (61 * 67, 67),
-        (4099, None),  # a prime: no equal parts
+        ([1024, 1024, 256, 64], 1),  # 256 x 256 pixels
+        ([2048], 1),
+        ([2050], 2),
+        ([128 * 128, 128 * 128, 64 * 64, 32 * 32], 8),  # 1024 x 1024 pixels
+        ([188 * 248, 94 * 124, 47 * 62], 31),  # 23 would do for the largest, but divides none
+        ([61 * 67], 61),
+        ([4099], 4099),  # a prime
+        ([4096, 1], 1),
     ],
 )
-def test_patches_are_taken_in_the_largest_equal_parts(number: int, part: int | None) -> None:
-    loop, patches = Loop(), torch.randn(number, 3)
-    program = torch.export.export(loop, (patches,))
-    loops = [node for node in program.graph.nodes if str(node.target) == "scan"]
-    shapes = [node.args[2][0].meta["val"].shape for node in loops]
-    assert shapes == ([(number // part, part, 3)] if part else [])
-    assert torch.equal(program.module()(patches), loop.step(patches))
+def test_parts_are_equal_and_as_few_as_memory_allows(numbers: list[int], parts: int) -> None:
+    assert equal_parts(numbers) == parts
 
 
 def test_parts_of_several_tensors_are_taken_together() -> None:
