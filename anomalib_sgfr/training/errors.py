@@ -240,17 +240,25 @@ def leave_out_unreadable(trainer: Trainer) -> None:
     each, and stop.
 
     Args:
-        trainer (Trainer): Of the run, before its loaders are prepared.
+        trainer (Trainer): Of the run, before its loaders are made.
     """
-    # Lightning has no hook between loaders and their use
+    # Lightning has no hook between loaders, which a checkpoint's batch sizes precede, and their use
     source = trainer.predict_loop._data_source  # noqa: SLF001
+    vars(source).pop("dataloader", None)  # of an earlier run
     if trainer.world_size > 1:
         return
-    loaders = source.dataloader()
-    if not isinstance(loaders, CombinedLoader):
-        loaders = CombinedLoader(loaders, "sequential")
-    loaders.flattened = list(map(_leaving_out, loaders.flattened))
-    source.instance = loaders
+    module, given = trainer.lightning_module, source.dataloader
+
+    def readable() -> Any:  # noqa: ANN401
+        loaders = given()
+        if trainer.lightning_module is not module:  # the run of another model
+            return loaders
+        if not isinstance(loaders, CombinedLoader):
+            loaders = CombinedLoader(loaders, "sequential")
+        loaders.flattened = list(map(_leaving_out, loaders.flattened))
+        return loaders
+
+    vars(source)["dataloader"] = readable
 
 
 def _leaving_out(loader: Any) -> Any:  # noqa: ANN401

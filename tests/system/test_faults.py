@@ -13,9 +13,12 @@ import pytest
 import torch
 from anomalib.data import PredictDataset
 from anomalib.deploy import ExportType
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from anomalib_sgfr import NominalPostProcessor, Report, ScoreTable, Sgfr, SgfrPostProcessor
+from anomalib_sgfr.training.errors import leave_out_unreadable
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -362,3 +365,15 @@ def test_odd_and_damaged_files_are_scored_or_named(
     assert thrown.returncode == 0, thrown.stdout + thrown.stderr
     assert "0 neither\nanomalib predict on the" in thrown.stdout
     assert thrown.stdout.rstrip().endswith("on 1 of those refused: 1 named")
+
+
+def test_another_model_of_the_same_trainer_gets_its_loaders_as_they_are() -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    source = trainer.predict_loop._data_source
+    source.instance = [1]
+    leave_out_unreadable(trainer)
+    assert isinstance(source.dataloader(), CombinedLoader)
+    trainer.strategy._lightning_module = LightningModule()
+    assert source.dataloader() is source.instance
+    leave_out_unreadable(trainer)
+    assert isinstance(source.dataloader(), CombinedLoader)
