@@ -31,7 +31,7 @@ from anomalib_sgfr.report.fit_record import FitRecord
 from anomalib_sgfr.report.visualizer import ResultVisualizer
 from anomalib_sgfr.torch_model import SgfrModel
 from anomalib_sgfr.training import checkpoint as checkpoints
-from anomalib_sgfr.training import distributed, errors, fit
+from anomalib_sgfr.training import distributed, fit, predict_loaders
 from anomalib_sgfr.training.accept import AcceptanceHistory
 from anomalib_sgfr.training.callback import ModelCallbacks, require_precision
 from anomalib_sgfr.training.fit_run import FitRun
@@ -246,9 +246,9 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         self._inputs.configure(
             self.model, self.pre_processor, self.trainer, fit=stage == "fit", update=self.update
         )
-        distributed.prepare(self.trainer, stage, self.evaluator, self.post_processor)
+        distributed.prepare(self.trainer, self.evaluator, self.post_processor)
         if stage == "predict":
-            errors.leave_out_unreadable(self.trainer)
+            predict_loaders.prepare(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Drop the data-parallel anchor, and give the data module its batch sizes back."""
@@ -374,7 +374,7 @@ class Sgfr(MemoryBankMixin, AnomalibModule):
         Raises:
             OSError: If there is one.
         """
-        errors.name_unreadable(self.trainer)
+        predict_loaders.name_unreadable(self.trainer)
 
     def require_fitted(self, action: str) -> None:
         """Refuse what only a fitted model can do.

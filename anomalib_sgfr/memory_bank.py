@@ -8,7 +8,7 @@ from anomalib.models.components import DynamicBufferMixin
 from torch import Tensor, nn
 
 from anomalib_sgfr.core.certificate import ScaleCertificate, certify
-from anomalib_sgfr.core.chunks import equal_parts, in_chunks, mapped
+from anomalib_sgfr.core.chunks import in_chunks, in_parts, mapped, number_of_parts
 from anomalib_sgfr.core.clusters import Clusters, moved
 from anomalib_sgfr.core.linear_algebra import KeepsDtype, float64_device
 from anomalib_sgfr.core.self_expression import nominal_residual
@@ -334,15 +334,17 @@ def residual_maps(banks: Sequence[MemoryBank], embeddings: Sequence[Tensor]) -> 
         # as the channels-last memory of a backbone has them: (B, h * w, d)
         patches = [part.permute(0, 2, 3, 1).flatten(1, 2).float() for part in embeddings]
         if exporting:  # one loop over the images, or parts of large ones, for all scales
-            number = equal_parts([part.shape[1] for part in patches])
+            number = number_of_parts([part.shape[1] for part in patches])
+            parts = [in_parts(part, number) for part in patches]
 
             def of_part(*part: Tensor) -> Tensor:
                 return torch.cat(_raised(banks, solver.residuals(banks, part), part))
 
-            if number > 1:
-                patches = [part.unflatten(1, (number, -1)).flatten(0, 1) for part in patches]
-            found = mapped(of_part, *patches)
-            residuals = list(found.split([part.shape[1] for part in patches], 1))
+            lengths = mapped(of_part, *parts).split([part.shape[1] for part in parts], 1)
+            residuals = [
+                length.reshape(part.shape[0], -1)[:, : part.shape[1]]
+                for length, part in zip(lengths, patches, strict=True)
+            ]
         else:
             patches = [part.flatten(0, 1) for part in patches]
             plain = solver.residuals(banks, patches) if maps is None else maps

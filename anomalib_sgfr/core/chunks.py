@@ -10,8 +10,9 @@ from torch import Tensor
 # When it moves, import it from where it is then; if it goes, `torch.stack([step(part) for part in
 # parts])` is right for a fixed batch alone.
 from torch._higher_order_ops import scan
+from torch.nn import functional
 
-__all__ = ["equal_parts", "in_chunks", "mapped"]
+__all__ = ["in_chunks", "in_parts", "mapped", "number_of_parts"]
 
 # Largest number of values that one chunk may hold in temporary tensors: 64 MiB of float32.
 _CHUNK_VALUES = 2**24
@@ -53,19 +54,31 @@ def mapped(step: Callable[..., Tensor], *parts: Tensor) -> Tensor:
     return found
 
 
-def equal_parts(numbers: Sequence[int]) -> int:
-    """Number of equal parts in which an exported graph takes the patches of an image.
-
-    It divides the number of patches of each scale, so that one loop takes a part of all.
+def number_of_parts(numbers: Sequence[int]) -> int:
+    """Number of parts in which an exported graph takes the patches of an image.
 
     Args:
         numbers (Sequence[int]): Patches of each scale; symbols where an export does not know them.
 
     Returns:
-        int: The least with which no part is too large; one for numbers that are not known.
+        int: So many that a part of no scale is too large; one for numbers that are not known.
     """
     if not all(isinstance(number, int) for number in numbers):
         return 1
-    common = math.gcd(*numbers)
-    least = math.ceil(max(numbers) / _EXPORTED_PATCHES)
-    return next((part for part in range(least, common + 1) if common % part == 0), common)
+    return math.ceil(max(numbers) / _EXPORTED_PATCHES)
+
+
+def in_parts(patches: Tensor, number: int) -> Tensor:
+    """Patches of images in parts of equal size; zeros fill the last one.
+
+    Args:
+        patches (Tensor): Shape ``(B, N, d)``.
+        number (int): Of parts of an image.
+
+    Returns:
+        Tensor: Shape ``(B * number, n, d)``, with ``n`` at least ``N / number``.
+    """
+    if number == 1:
+        return patches
+    filled = functional.pad(patches, (0, 0, 0, -patches.shape[1] % number))
+    return filled.unflatten(1, (number, -1)).flatten(0, 1)

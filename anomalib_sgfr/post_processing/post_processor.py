@@ -40,6 +40,22 @@ __all__ = ["NominalPostProcessor", "SgfrPostProcessor", "requested_sensitivities
 logger = logging.getLogger(__name__)
 
 
+def require_threshold(processor: Any, so: str) -> "SgfrPostProcessor":  # noqa: ANN401
+    """Post-processor of a model whose feedback needs a threshold.
+
+    Args:
+        processor (Any): Of the model.
+        so (str): What follows without one.
+
+    Raises:
+        ValueError: If there is no threshold.
+    """
+    if not isinstance(processor, SgfrPostProcessor) or not processor.is_set:
+        msg = f"the checkpoint has no threshold, so {so}: `anomalib-sgfr threshold` sets one."
+        raise ValueError(msg)
+    return processor
+
+
 def requested_sensitivities(processor: Any) -> dict[str, float]:  # noqa: ANN401
     """Sensitivities given to anomalib's own post-processor, which a checkpoint would replace."""
     if type(processor) is not PostProcessor:

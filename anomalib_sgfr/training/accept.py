@@ -18,7 +18,7 @@ from anomalib_sgfr.images.pre_processor import read_prepared
 from anomalib_sgfr.images.reading import image_list
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.calibration import CalibrationScores, Split, real_path, rescore
-from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, require_threshold
 from anomalib_sgfr.report.crops import thumbnails
 from anomalib_sgfr.report.model_facts import known_images
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
@@ -208,13 +208,7 @@ def accept(
         >>> model.save_checkpoint("accepted.ckpt")
     """
     files, bad = image_list(images, "images"), image_list(bad, "bad")
-    processor = module.post_processor
-    if not isinstance(processor, SgfrPostProcessor) or not processor.is_set:
-        msg = (
-            "the checkpoint has no threshold, so nothing was called anomalous: `anomalib-sgfr"
-            " threshold` sets one."
-        )
-        raise ValueError(msg)
+    processor = require_threshold(module.post_processor, "nothing was called anomalous")
     model = module.eval().model
     threshold, peak = processor.label_threshold, processor.peak_threshold
     against = objections(module, files)

@@ -7,10 +7,8 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.trainer.states import RunningStage
-from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 from torchmetrics import Metric
 
 from anomalib_sgfr.core.clusters import Clusters, merge, renumber_images, shift_images
@@ -86,13 +84,12 @@ def is_padding(loader: Any, batch: int, images: int) -> Tensor:  # noqa: ANN401
 
 
 def prepare(
-    trainer: Trainer, stage: str, evaluator: nn.Module | None, post_processor: nn.Module | None
+    trainer: Trainer, evaluator: nn.Module | None, post_processor: nn.Module | None
 ) -> None:
     """Prepare a run of several processes, of which some may have no images.
 
     Args:
         trainer (Trainer): Of the run.
-        stage (str): Such as ``"predict"``.
         evaluator (nn.Module | None): Of the model.
         post_processor (nn.Module | None): Of the model.
     """
@@ -101,35 +98,6 @@ def prepare(
     for owner in (evaluator, post_processor):
         if owner is not None:
             support_idle_processes(owner)
-    if stage == "predict":
-        _pad_predict_loaders(trainer)
-
-
-def _pad_predict_loaders(trainer: Trainer) -> None:
-    """Repeat images of data sets with fewer images than processes, so that each predicts some.
-
-    Lightning would stop the processes without an image while the others wait for them.
-    :func:`drop_padding` drops the repeated images.
-    """
-    # Lightning has no hook between loaders and samplers
-    source = trainer.predict_loop._data_source  # noqa: SLF001
-    loaders = source.dataloader()
-    if not isinstance(loaders, CombinedLoader):
-        loaders = CombinedLoader(loaders, "sequential")
-    few = [
-        isinstance(loader, DataLoader)
-        and isinstance(loader.sampler, Sized)
-        and len(loader.sampler) < trainer.world_size
-        for loader in loaders.flattened
-    ]
-    if not any(few):
-        return
-    prepare = trainer._data_connector._prepare_dataloader  # noqa: SLF001
-    loaders.flattened = [
-        prepare(loader, shuffle=False, mode=RunningStage.VALIDATING) if its_few else loader
-        for loader, its_few in zip(loaders.flattened, few, strict=True)
-    ]
-    source.instance = loaders
 
 
 def drop_padding(batch: Any, loaders: Any, number: int, loader: int = 0) -> None:  # noqa: ANN401

@@ -29,7 +29,7 @@ from anomalib_sgfr.images.reading import image_list, upright_size
 from anomalib_sgfr.images.roi import mask_at_input
 from anomalib_sgfr.memory_bank import MemoryBank
 from anomalib_sgfr.post_processing.calibration import Group, Split, leave_one_out, rescore
-from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor
+from anomalib_sgfr.post_processing.post_processor import SgfrPostProcessor, require_threshold
 from anomalib_sgfr.report.model_facts import known_images
 from anomalib_sgfr.torch_model import FittedState, SgfrModel
 
@@ -255,13 +255,7 @@ def check_images(module: Any, paths: Sequence[str]) -> None:  # noqa: ANN401
     if not paths:
         msg = "regions must name at least one image, got none."
         raise ValueError(msg)
-    processor = module.post_processor
-    if not isinstance(processor, SgfrPostProcessor) or not processor.is_set:
-        msg = (
-            "the checkpoint has no threshold, so nothing was missed: `anomalib-sgfr threshold` sets"
-            " one."
-        )
-        raise ValueError(msg)
+    processor = require_threshold(module.post_processor, "nothing was missed")
     good = [*module.model.images, *processor.calibration_scores.good.paths]
     for path, is_known in zip(paths, known_images(paths, good)[0], strict=True):
         if is_known:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from anomalib_sgfr import NominalPostProcessor, Report, ScoreTable, Sgfr, SgfrPostProcessor
-from anomalib_sgfr.training.errors import leave_out_unreadable
+from anomalib_sgfr.training import predict_loaders
 from tests.conftest import engine_in, fit, folder_datamodule, small, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -371,9 +371,9 @@ def test_another_model_of_the_same_trainer_gets_its_loaders_as_they_are() -> Non
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     source = trainer.predict_loop._data_source
     source.instance = [1]
-    leave_out_unreadable(trainer)
+    predict_loaders.prepare(trainer)
     assert isinstance(source.dataloader(), CombinedLoader)
     trainer.strategy._lightning_module = LightningModule()
     assert source.dataloader() is source.instance
-    leave_out_unreadable(trainer)
+    predict_loaders.prepare(trainer)
     assert isinstance(source.dataloader(), CombinedLoader)
