@@ -107,9 +107,8 @@ class _Guarded:
     def __getitem__(self, index: int) -> Any:  # noqa: ANN401
         try:
             return self._dataset[index]
-        except MemoryError:
-            raise
-        except Exception:  # whatever a reader may raise; if the file is not to blame, once more
+        except Exception:
+            # readers raise whatever they like: only a file that cannot be read by itself is left out
             reason = reason_unreadable(self._paths[index])
             if reason is None:
                 raise

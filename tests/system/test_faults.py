@@ -237,6 +237,22 @@ def test_another_error_of_a_data_set_ends_a_prediction(checkpoint: Path, tmp_pat
         engine_in(tmp_path).predict(model, dataset=data)
 
 
+def test_an_image_that_memory_lacks_for_is_not_left_out(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "0.png", 0)
+
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("anomalib.data.datasets.base.image.read_image", exhausted)
+    monkeypatch.setattr("anomalib.data.predict.read_image", exhausted)
+    monkeypatch.setattr(predict_loaders, "read_image", exhausted)
+    model = Sgfr.load_from_checkpoint(checkpoint, map_location="cpu", visualizer=False)
+    with pytest.raises(MemoryError):
+        engine_in(tmp_path).predict(model, dataset=PredictDataset(tmp_path / "0.png"))
+
+
 def test_no_image_is_looked_for_when_something_else_failed(
     checkpoint: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
