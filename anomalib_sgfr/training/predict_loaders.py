@@ -108,7 +108,7 @@ class _Guarded:
         try:
             return self._dataset[index]
         except Exception:
-            # readers raise whatever they like: only a file that cannot be read by itself is left out
+            # readers raise whatever they like; only a file that cannot be read is left out
             reason = reason_unreadable(self._paths[index])
             if reason is None:
                 raise
